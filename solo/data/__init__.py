@@ -1,0 +1,1 @@
+"""Records -> plan -> rows -> batch. Numpy only: nothing here imports jax."""

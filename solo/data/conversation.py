@@ -1,0 +1,128 @@
+"""The one normal form of data: a record is an id and turns; a turn is a role and texts and images in order.
+
+Roles: `system` and `user` are read, `assistant` is read and learned, `text` is a document without a speaker
+(a caption, a web page): learned throughout, without role tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from PIL import Image as PillowImage
+
+Role = Literal["system", "user", "assistant", "text"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An encoded image file (PNG, JPEG, ...), as bytes."""
+
+    data: bytes
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, from the header alone. Raises OSError where it is no image."""
+        with PillowImage.open(io.BytesIO(self.data)) as image:
+            return image.size
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says: texts and images in reading order."""
+
+    role: Role
+    content: tuple[str | Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One example of a source. `id` names it in reports and in `quarantine.jsonl`."""
+
+    id: str
+    turns: tuple[Turn, ...]
+
+    def images(self) -> list[Image]:
+        """All images in reading order."""
+        return [part for turn in self.turns for part in turn.content if isinstance(part, Image)]
+
+    def to_bytes(self) -> bytes:
+        """A JSON header with image sizes in place of images, then the images' bytes."""
+        turns = [
+            {"role": turn.role, "content": [part if isinstance(part, str) else len(part.data) for part in turn.content]}
+            for turn in self.turns
+        ]
+        header = json.dumps({"id": self.id, "turns": turns}, ensure_ascii=False).encode()
+        return b"".join([struct.pack("<I", len(header)), header, *(image.data for image in self.images())])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record:
+        """Inverse of `to_bytes`."""
+        (length,) = struct.unpack_from("<I", data)
+        header = json.loads(data[4 : 4 + length])
+        cursor = 4 + length
+        turns = []
+        for turn in header["turns"]:
+            content: list[str | Image] = []
+            for part in turn["content"]:
+                if isinstance(part, int):
+                    content.append(Image(data[cursor : cursor + part]))
+                    cursor += part
+                else:
+                    content.append(part)
+            turns.append(Turn(turn["role"], tuple(content)))
+        return cls(header["id"], tuple(turns))
+
+
+def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+    """Read `[{"role": ..., "content": ...}]` into turns.
+
+    Content is a string, or a list whose parts are strings, `{"type": "text", "text": ...}` or
+    `{"type": "image", "image": X}`, X being a path, encoded bytes, or a Pillow image.
+
+    Raises:
+        ValueError: an unknown role or part, or an image file that cannot be read; the message says which.
+    """
+    turns = []
+    for number, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"turn {number}: role {role!r} is none of {', '.join(ROLES)}")
+        parts = [content] if isinstance(content, str) or not isinstance(content, Sequence) else list(content)
+        turns.append(Turn(cast(Role, role), tuple(_parse_part(part, f"turn {number}") for part in parts)))
+    return tuple(turns)
+
+
+def _parse_part(part: Any, where: str) -> str | Image:
+    if isinstance(part, str | Image):
+        return part
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return cast(str, part["text"])
+    if isinstance(part, Mapping) and part.get("type") == "image" and "image" in part:
+        return _parse_image(part["image"], where)
+    raise ValueError(f"{where}: a part is a string, a text part or an image part, not {part!r:.80}")
+
+
+def _parse_image(image: Any, where: str) -> Image:
+    if isinstance(image, bytes):
+        return Image(image)
+    if isinstance(image, str | Path):
+        try:
+            return Image(Path(image).read_bytes())
+        except OSError as error:
+            raise ValueError(f"{where}: cannot read image {image}: {error.strerror}") from None
+    if isinstance(image, PillowImage.Image):
+        return encode_png(image)
+    raise ValueError(f"{where}: an image is a path, bytes, or a Pillow image, not {type(image).__name__}")
+
+
+def encode_png(image: PillowImage.Image) -> Image:
+    """A Pillow image as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return Image(buffer.getvalue())

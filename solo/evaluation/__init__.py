@@ -1,0 +1,1 @@
+"""Tasks answered by generation, their metrics, and the report."""

@@ -1,0 +1,1 @@
+"""What the network computes: pure functions of arrays and parameters. Knows no files."""

@@ -1,0 +1,1 @@
+"""Loss, optimizer, stages, step, loop, checkpoints, metrics."""
