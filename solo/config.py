@@ -165,7 +165,9 @@ class OptimizerConfig(Section):
     learning_rate: float = Field(ge=0, description="peak")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
-    decay_steps: int | None = Field(None, ge=1, description="wsd: length of the final decay; default a fifth of the stage")
+    decay_steps: int | None = Field(
+        None, ge=1, description="wsd: length of the final decay; default a fifth of the stage"
+    )
     final_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -274,7 +276,7 @@ class Config(Section):
 
         def check(name: str, where: str) -> None:
             if name not in known:
-                raise ValueError(f"{where}: no source {name!r} in data.sources{_nearest(name, known)}")
+                raise ValueError(f"{where}: no source {name!r} in data.sources{nearest(name, known)}")
 
         for stage in self.stages:
             for name in stage.mixture:
@@ -386,7 +388,7 @@ def _explain(fault: Any) -> str:
     where = ".".join(location) or "(top)"
     if fault["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        return f"{where}: unknown key{_nearest(location[-1], known) or f'; known keys: {sorted(known)}'}"
+        return f"{where}: unknown key{nearest(location[-1], known) or f'; known keys: {sorted(known)}'}"
     if fault["type"] == "missing":
         return f"{where}: missing"
     message = fault["msg"].removeprefix("Value error, ")
@@ -408,6 +410,7 @@ def _fields_at(location: list[str]) -> list[str]:
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A suggestion to end an error message with, or nothing where no known name is close."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,6 +21,17 @@ Role = Literal["system", "user", "assistant", "text"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "text")
 
 
+@contextmanager
+def _only_os_errors() -> Iterator[None]:
+    """Pillow reports a bad file by whatever its decoder ran into; callers need to catch one kind of error."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An encoded image file (PNG, JPEG, ...), as bytes."""
@@ -28,8 +40,13 @@ class Image:
 
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, from the header alone. Raises OSError where it is no image."""
-        with PillowImage.open(io.BytesIO(self.data)) as image:
+        with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
             return image.size
+
+    def decode(self) -> PillowImage.Image:
+        """The pixels as an RGB Pillow image; alpha is dropped. Raises OSError where they cannot be decoded."""
+        with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
+            return image.convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +143,8 @@ def encode_png(image: PillowImage.Image) -> Image:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return Image(buffer.getvalue())
+
+
+def blank(image: Image) -> Image:
+    """A uniform mid-grey image of the same size: what is left of a score with it, the pixels did not earn."""
+    return encode_png(PillowImage.new("RGB", image.size(), (128, 128, 128)))
