@@ -1,0 +1,84 @@
+"""Parameters as a plain mapping, path -> array, and the model as a function of it.
+
+Paths read like `layers/ffn/patches/gate`; layers are stacked along a first axis. Freezing, learning rates,
+sharding and checkpoints all speak of parameters by these paths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from solo.config import ImageConfig, ModelConfig
+from solo.model.transformer import Transformer
+
+Parameters = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter: shape, dtype float32, and a logical axis name per dimension."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+
+    def abstract(self) -> jax.ShapeDtypeStruct:
+        """The array without its values."""
+        return jax.ShapeDtypeStruct(self.shape, jnp.float32)
+
+
+@dataclass(frozen=True)
+class ModelDefinition:
+    """Everything about a model but its values. `vocab_size` counts the tokenizer's pieces, without padding."""
+
+    config: ModelConfig
+    image: ImageConfig
+    vocab_size: int
+
+    @cached_property
+    def _split(self) -> tuple[Any, dict[tuple[Any, ...], Any]]:
+        # Inside another trace, names of tracers would leak into the cached result.
+        with jax.ensure_compile_time_eval():
+            abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
+        graph, state = nnx.split(abstract)
+        return graph, dict(nnx.to_flat_state(state))
+
+    def _build(self, key: jax.Array) -> Transformer:
+        return Transformer(self.config, self.image, self.vocab_size, nnx.Rngs(params=key))
+
+    @cached_property
+    def specs(self) -> dict[str, ParameterSpec]:
+        """Path -> shape and axes of every parameter, sorted by path."""
+        found = {}
+        for path, variable in self._split[1].items():
+            axes = tuple(variable.get_metadata()["axes"])
+            stacked = ("layers",) if path[0] == "layers" else ()
+            found["/".join(map(str, path))] = ParameterSpec(tuple(variable.shape), stacked + axes)
+        return dict(sorted(found.items()))
+
+    def initialise(self, key: jax.Array) -> Parameters:
+        """Draw all parameters; a pure function of the key, to be jitted with the shardings it should have."""
+        state = nnx.to_flat_state(nnx.state(self._build(key), nnx.Param))
+        found = {"/".join(map(str, path)): variable[...] for path, variable in state}
+        return dict(sorted(found.items()))
+
+    def bind(self, parameters: Parameters) -> Transformer:
+        """The model with these values; call it inside the jitted function."""
+        graph, state = self._split
+        flat = [(path, variable.replace(parameters["/".join(map(str, path))])) for path, variable in state.items()]
+        return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    def num_parameters(self) -> int:
+        """All parameters, padded vocabulary rows included."""
+        total = 0
+        for spec in self.specs.values():
+            size = 1
+            for dimension in spec.shape:
+                size *= dimension
+            total += size
+        return total

@@ -1,0 +1,153 @@
+"""The mesh, and the one table from logical axes to mesh axes.
+
+The same table serves one device, eight virtual ones, and a pod. A mesh axis that does not divide a dimension
+is left out for that array, so that small models run on any mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from solo.batch import Batch
+from solo.config import ConfigError, MeshConfig, ModelConfig
+from solo.model.attention import interval_attention
+from solo.model.modules import Regions
+from solo.model.parameters import ParameterSpec
+from solo.model.transformer import Placement
+
+AXES = ("replica", "data", "fsdp", "context", "tensor")
+
+# Logical axis -> mesh axes. Parameters above, activations below.
+TABLE: Mapping[str, tuple[str, ...]] = {
+    "layers": (),
+    "embed": ("fsdp",),
+    "ffn": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "vocab": ("tensor",),
+    "pixels": (),
+    "norm": (),
+    "rows": ("replica", "data", "fsdp"),
+    "slots": ("context",),
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Lay devices out on the five axes.
+
+    Raises:
+        ConfigError: the axis sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    fixed = prod(size for size in sizes if size > 0)
+    if -1 in sizes and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if prod(sizes) != len(devices):
+        wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ConfigError(f"mesh: {wanted} does not make {len(devices)} devices; set one axis to -1 to take the rest")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Where an array with these logical axes lies on the mesh."""
+    entries: list[tuple[str, ...] | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        names = TABLE[axis] if axis else ()
+        entries.append(names if names and size % _extent(mesh, names) == 0 else None)
+    return PartitionSpec(*entries)
+
+
+def parameter_shardings(specs: Mapping[str, ParameterSpec], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Path -> sharding of every parameter."""
+    return {path: NamedSharding(mesh, partition(spec.axes, spec.shape, mesh)) for path, spec in specs.items()}
+
+
+def shardings_like(tree: Any, by_path: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
+    """Shardings of an optimizer state: a leaf filed under a parameter's path lies where the parameter lies."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [str(getattr(key, "key", "")) for key in path]
+        return next((by_path[name] for name in reversed(names) if name in by_path and leaf.ndim), replicated)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_shardings(mesh: Mesh) -> Batch:
+    """Rows over the data axes; the slots of patches and text over the context axis."""
+    rows = NamedSharding(mesh, PartitionSpec(TABLE["rows"]))
+    slots = NamedSharding(mesh, PartitionSpec(TABLE["rows"], TABLE["slots"]))
+    return Batch(*[rows] * len(Batch._fields))._replace(patches=slots, patch_grid=slots, text=slots)
+
+
+def device_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Bring this process's rows of a batch (numpy) to the devices, as a global batch."""
+    shardings = batch_shardings(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return Batch(*map(jax.make_array_from_process_local_data, shardings, batch))
+
+
+def placement(mesh: Mesh, config: ModelConfig) -> Placement:
+    """Constraints and attention for a mesh; plain local computation for one device.
+
+    Raises:
+        ConfigError: the tensor axis does not divide the heads.
+    """
+    if mesh.size == 1:
+        return Placement()
+    tensor = mesh.shape["tensor"]
+    if config.kv_heads % tensor:
+        raise ConfigError(f"mesh.tensor {tensor} does not divide model.kv_heads {config.kv_heads}")
+
+    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+    def attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
+        return _attention_on(mesh, q, k, v, attend_BS4, config)
+
+    return Placement(constrain, attention)
+
+
+def _attention_on(
+    mesh: Mesh, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig
+) -> Regions:
+    """Every device attends for its rows, its heads and its share of the queries, over all keys of the row."""
+    heads = PartitionSpec(TABLE["rows"], TABLE["slots"], TABLE["heads"])
+    slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
+    intervals = Regions.split(attend_BS4, q.patches.shape[1])
+
+    def local(q: Regions, k: Regions, v: Regions, intervals: Regions) -> Regions:
+        if mesh.shape["context"] > 1:
+            k, v = (part.map(lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True)) for part in (k, v))
+        out = interval_attention(
+            q.join(),
+            k.join(),
+            v.join(),
+            intervals.join(),
+            num_patches=k.patches.shape[1],
+            implementation=config.attention,
+            block=config.attention_block,
+        )
+        return Regions.split(out, q.patches.shape[1])
+
+    # The kernel's loops run as often as a device's own rows need: there is no replication to check.
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(Regions(heads, heads),) * 3 + (Regions(slots, slots),),
+        out_specs=Regions(heads, heads),
+        check_vma=False,
+    )(q, k, v, intervals)
+
+
+def _extent(mesh: Mesh, names: Sequence[str]) -> int:
+    return prod(mesh.shape[name] for name in names)

@@ -1,0 +1,92 @@
+"""AdamW over the trainable parameters only: schedules, weight-decay mask, per-component learning rates."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from solo.config import ConfigError, OptimizerConfig, StageConfig
+from solo.model.parameters import Parameters, ParameterSpec
+
+
+def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
+    """The parameters a stage trains. Raises ConfigError where a glob matches none."""
+    paths = list(paths)
+    chosen: set[str] = set()
+    for pattern in stage.train:
+        chosen |= set(_match(pattern, paths, f"stage {stage.name!r}, train"))
+    return sorted(chosen)
+
+
+def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:
+    """Factor on the learning rate of every path; the last glob that matches counts."""
+    paths = list(paths)
+    scales = dict.fromkeys(paths, 1.0)
+    for pattern, factor in stage.learning_rate_scale.items():
+        scales |= dict.fromkeys(_match(pattern, paths, f"stage {stage.name!r}, learning_rate_scale"), factor)
+    return scales
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> jax.Array:
+    """Learning rate of step 0, 1, ... of a stage of `num_steps`. Warm-up reaches the peak at `warmup_steps`.
+
+    The first step's rate is peak / warmup_steps, not 0: a step that does nothing helps nobody.
+    """
+    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+    step = step.astype(jnp.float32)
+    decay = num_steps - config.warmup_steps
+    if config.schedule == "wsd":
+        decay = min(decay, config.decay_steps or max(1, num_steps // 5))
+    done = jnp.clip((step + 1 - (num_steps - decay)) / max(decay, 1), 0.0, 1.0)
+    if config.schedule == "constant":
+        rate = jnp.full_like(step, peak)
+    elif config.schedule == "cosine":
+        rate = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    else:
+        rate = final + (peak - final) * (1 - done)
+    return rate * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+
+def decays(path: str, spec: ParameterSpec) -> bool:
+    """Whether weight decay applies: to matrices, not to norms, biases, or embeddings of text."""
+    return len(spec.axes) - spec.axes.count("layers") > 1 and path != "text_embed"
+
+
+def make_optimizer(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> optax.GradientTransformation:
+    """AdamW's direction; the caller multiplies it by minus the learning rate.
+
+    Gradients are clipped by their global norm first, over the trainable parameters.
+    """
+    mask = {path: decays(path, spec) for path, spec in specs.items()}
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, lambda tree: {path: mask[path] for path in tree}),
+    )
+
+
+def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptState:
+    """A new stage's optimizer state with the moments, by path, and the counts that the previous stage ended with."""
+    key = jax.tree_util.keystr
+    old = {key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(previous)}
+
+    def take(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
+        return jax.device_put(old[key(path)], leaf.sharding) if key(path) in old else leaf
+
+    return jax.tree_util.tree_map_with_path(take, fresh)
+
+
+def subset(parameters: Parameters, paths: Iterable[str]) -> Parameters:
+    """The parameters at these paths."""
+    return {path: parameters[path] for path in paths}
+
+
+def _match(pattern: str, paths: list[str], where: str) -> list[str]:
+    found = fnmatch.filter(paths, pattern)
+    if not found:
+        raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {', '.join(paths)}")
+    return found

@@ -1,0 +1,172 @@
+"""One training step: loss and gradients over micro-batches, a check, an update. Pure, jitted once per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from solo.batch import Batch
+from solo.config import SafetyConfig, StageConfig
+from solo.model.parameters import ModelDefinition, Parameters
+from solo.sharding.mesh import batch_shardings, parameter_shardings, placement, shardings_like
+from solo.training.loss import LossSums, normalised_weights, target_loss
+from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
+
+MEAN_DECAY = 0.98
+
+
+class Health(NamedTuple):
+    """What the check of the loss remembers: all on the device, so that it is resumed exactly.
+
+    mean      float32 []  running mean of good losses
+    good      int32 []    good steps in this stage
+    bad_run   int32 []    bad steps since the last good one
+    """
+
+    mean: jax.Array
+    good: jax.Array
+    bad_run: jax.Array
+
+
+class TrainState(NamedTuple):
+    """All that a stage changes, and what it leaves alone. `step` counts the stage's steps, int32 []."""
+
+    trainable: Parameters
+    frozen: Parameters
+    optimizer: Any
+    health: Health
+    step: jax.Array
+
+    @property
+    def parameters(self) -> Parameters:
+        """All parameters by path."""
+        return dict(sorted({**self.trainable, **self.frozen}.items()))
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports, float32 unless said otherwise. `ok` bool []: whether the update was applied."""
+
+    loss: jax.Array
+    by_source: jax.Array
+    by_modality: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    ok: jax.Array
+    bad_run: jax.Array
+
+
+class Stage(NamedTuple):
+    """A stage ready to run on a mesh.
+
+    step        (TrainState, Batch) -> (TrainState, StepMetrics), jitted; the state's buffers are reused
+    start       Parameters -> TrainState with a fresh optimizer state, jitted
+    shardings   of the TrainState
+    """
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    start: Callable[[Parameters], TrainState]
+    shardings: TrainState
+
+
+def loss_and_grads(
+    definition: ModelDefinition,
+    stage: StageConfig,
+    where: Any,
+    trainable: Parameters,
+    frozen: Parameters,
+    batch: Batch,
+) -> tuple[LossSums, Parameters]:
+    """Loss sums and gradients of the trainable parameters, over `stage.accumulate` micro-batches.
+
+    Micro-batch a takes rows a, a + A, a + 2A, ...: every device keeps the rows it holds.
+    """
+    batch = batch._replace(target_weights=normalised_weights(batch.target_weights, stage.loss))
+
+    def of_micro_batch(trainable: Parameters, micro: Batch) -> tuple[jax.Array, LossSums]:
+        model = definition.bind({**trainable, **frozen})
+        hidden, _ = model.hidden(micro, where)
+        sums = target_loss(model, hidden, micro, stage.loss, len(stage.mixture))
+        return sums.total, sums
+
+    gradient = jax.grad(of_micro_batch, has_aux=True)
+    if stage.accumulate == 1:
+        grads, sums = gradient(trainable, batch)
+        return sums, grads
+
+    def add(total: tuple[Any, Any], micro: Batch) -> tuple[tuple[Any, Any], None]:
+        return jax.tree.map(jnp.add, total, gradient(trainable, micro)), None
+
+    micro_batches = jax.tree.map(lambda x: x.reshape(-1, stage.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], micro_batches))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, sums), _ = jax.lax.scan(add, zeros, micro_batches)
+    return sums, grads
+
+
+def make_stage(
+    definition: ModelDefinition, stage: StageConfig, num_steps: int, safety: SafetyConfig, mesh: Mesh
+) -> Stage:
+    """Build a stage's step. Raises ConfigError where the stage does not fit the model or the mesh."""
+    specs = definition.specs
+    trained = trainable_paths(specs, stage)
+    frozen = sorted(set(specs) - set(trained))
+    scales = rate_scales(specs, stage)
+    optimizer = make_optimizer(stage.optimizer, specs)
+    where = placement(mesh, definition.config)
+
+    def start(parameters: Parameters) -> TrainState:
+        zero = jnp.zeros((), jnp.int32)
+        trainable = subset(parameters, trained)
+        health = Health(jnp.zeros((), jnp.float32), zero, zero)
+        return TrainState(trainable, subset(parameters, frozen), optimizer.init(trainable), health, zero)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        sums, grads = loss_and_grads(definition, stage, where, state.trainable, state.frozen, batch)
+        grad_norm = optax.global_norm(grads)
+        directions, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
+        rate = learning_rate(stage.optimizer, num_steps, state.step)
+        updated = {path: value - rate * scales[path] * directions[path] for path, value in state.trainable.items()}
+        ok = _is_good(sums.total, grad_norm, state.health, safety)
+        # A bad step changes nothing but the count of bad steps.
+        trainable, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old),
+            (updated, optimizer_state),
+            (state.trainable, state.optimizer),
+        )
+        health = _next_health(sums.total, ok, state.health)
+        metrics = StepMetrics(sums.total, sums.by_source, sums.by_modality, grad_norm, rate, ok, health.bad_run)
+        return TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1), metrics
+
+    by_path = parameter_shardings(specs, mesh)
+    abstract = jax.eval_shape(start, {path: spec.abstract() for path, spec in specs.items()})
+    shardings = shardings_like(abstract, by_path, mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return Stage(
+        jax.jit(
+            step,
+            in_shardings=(shardings, batch_shardings(mesh)),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+        ),
+        jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
+        shardings,
+    )
+
+
+def _is_good(loss: jax.Array, grad_norm: jax.Array, health: Health, safety: SafetyConfig) -> jax.Array:
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if safety.spike_factor is None:
+        return good
+    warm = health.good >= safety.spike_warmup_steps
+    return good & ~(warm & (loss > safety.spike_factor * health.mean))
+
+
+def _next_health(loss: jax.Array, ok: jax.Array, health: Health) -> Health:
+    decay = jnp.where(health.good == 0, 0.0, MEAN_DECAY)
+    mean = jnp.where(ok, decay * health.mean + (1 - decay) * loss, health.mean)
+    return Health(mean, health.good + ok, jnp.where(ok, 0, health.bad_run + 1).astype(jnp.int32))
