@@ -40,7 +40,7 @@ class Progress:
     stage: int
     stage_step: int
     plan: Mapping[str, Any]
-    totals: Mapping[str, float] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
 
 
 class Checkpoints:

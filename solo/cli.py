@@ -1,0 +1,193 @@
+"""The command line: one verb per function, thin over the Python API. Nothing heavy is imported for help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+EXIT_USER_ERROR = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 42
+
+OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit status: 0 done, 1 failed, 2 wrong use, 42 interrupted and resumable."""
+    parsed = _parser().parse_args(arguments)
+    from solo.config import ConfigError
+
+    try:
+        return parsed.verb(parsed)
+    except (ConfigError, ValueError) as error:
+        print(f"solo: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] != "solo":
+            raise
+        print(f"solo: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("solo: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Turn the sources of a config into shards and indexes."""
+    from rich.console import Console
+
+    from solo.config import load_config
+    from solo.data.prepare import prepare as prepare_data
+
+    console = Console()
+    config = load_config(arguments.config, arguments.overrides)
+    with console.status("preparing") as status:
+        prepared = prepare_data(config, status.update)
+    for name, source in prepared.sources.items():
+        patches, text, supervised = source.index.counts(config.image).sum(axis=0)
+        console.print(
+            f"{name}: {len(source):,} records, {patches:,} visual tokens, {text:,} text tokens, {supervised:,} learned"
+        )
+    console.print(f"vocabulary {prepared.tokenizer.vocab_size:,}; quarantined {prepared.quarantined:,}")
+    console.print(f"prepared data is in {config.data.folder}")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Prepare, train every stage, evaluate; or go on where an earlier try stopped."""
+    from rich.console import Console
+
+    from solo.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from solo.training.loop import Interrupted
+    from solo.training.loop import train as train_run
+    from solo.training.observer import ProgressBar
+
+    console = Console()
+    observer = ProgressBar(console)
+    observer.listen()
+    try:
+        train_run(config, observer)
+    except Interrupted:
+        print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        observer.finish()
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Answer the evaluation tasks of a run again and rewrite its report."""
+    from rich.console import Console
+
+    from solo.evaluation.run import evaluate_folder
+    from solo.training.observer import ProgressBar
+
+    observer = ProgressBar(Console())
+    try:
+        evaluate_folder(arguments.run, observer)
+    finally:
+        observer.finish()
+    return 0
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """Answer prompts about images."""
+    if not arguments.turns:
+        raise ValueError("generate needs a --prompt (after the --image options it speaks of)")
+    import solo
+
+    messages: list[dict[str, Any]] = []
+    images: list[Any] = []
+    model = solo.load(arguments.run)
+    for kind, value in arguments.turns:
+        if kind == "image":
+            images.append({"type": "image", "image": value})
+            continue
+        messages.append({"role": "user", "content": [*images, value] if value else images})
+        images = []
+        (answer,) = model.generate(
+            [messages],
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+        )
+        print(answer)
+        messages.append({"role": "assistant", "content": answer})
+    if images:
+        raise ValueError("the last --image has no --prompt after it")
+    return 0
+
+
+class _Turn(argparse.Action):
+    """Keeps --image and --prompt in the order in which they were given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.turns = [*(namespace.turns or []), (self.dest, values)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="solo",
+        description="Pretrain monolithic vision-language models: one transformer over text and raw image patches.",
+        epilog="solo VERB --help says more of each.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], help: str, description: str) -> Any:
+        added = verbs.add_parser(name, help=help, description=description)
+        added.set_defaults(verb=verb)
+        return added
+
+    for name, verb, help, description in (
+        (
+            "prepare",
+            prepare,
+            "turn a config's sources into shards and indexes",
+            "Reads every source of the config, trains or extends the tokenizer, and writes ArrayRecord shards with an"
+            " index of counts. What is already there and unchanged is kept. `solo train` does this by itself.",
+        ),
+        (
+            "train",
+            train,
+            "train a config's stages, evaluate, and write the report",
+            "Trains every stage in runs/NAME, saving checkpoints; the same command goes on after a stop of any kind."
+            " Exit status: 0 done, 1 failed, 2 wrong config or use, 42 saved after SIGTERM.",
+        ),
+    ):
+        added = add(name, verb, help, description)
+        added.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
+        added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
+
+    added = add(
+        "generate",
+        generate,
+        "answer a prompt about images",
+        "Each --prompt is a user turn with the --image options before it; the answer is printed and the next --prompt"
+        " continues the conversation.",
+    )
+    added.add_argument("run", metavar="RUN", help="a run's folder, or one of its checkpoints")
+    added.add_argument("--image", action=_Turn, metavar="FILE", help="an image; may be repeated")
+    added.add_argument("--prompt", action=_Turn, metavar="TEXT", help="what to ask; may be repeated, turn by turn")
+    added.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
+    added.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default) is greedy")
+    added.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from")
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling, default 0")
+    added.set_defaults(turns=None)
+
+    added = add(
+        "evaluate",
+        evaluate,
+        "evaluate a run again and rewrite its report",
+        "Answers the tasks of the run's config by generation, with the newest checkpoint.",
+    )
+    added.add_argument("run", metavar="RUN", help="a run's folder")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

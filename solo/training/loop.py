@@ -1,0 +1,270 @@
+"""The training loop: stages one after the other, from wherever the last checkpoint stands.
+
+records -> plan -> rows -> batch -> step -> metrics. The order of the data is a pure function of the config and
+the step, the step a pure function of state and batch: a run that is killed and resumed writes the same metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from solo.batch import Batch
+from solo.config import Config, StageConfig
+from solo.data.loader import Loader, batch_record_ids
+from solo.data.plan import StagePlan
+from solo.data.prepare import Prepared
+from solo.model.flops import Work, step_flops
+from solo.model.parameters import ModelDefinition
+from solo.sharding.hardware import peak_flops
+from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.training.checkpoint import Checkpoints, Progress, abstract_parameters
+from solo.training.observer import Observer
+from solo.training.optimizer import carry_state, trainable_paths
+from solo.training.run import MetricsStream, RunFolder, append_line
+from solo.training.step import Stage, StepMetrics, TrainState, make_stage
+
+
+class BadStepError(RuntimeError):
+    """A loss that is not finite, or that jumped, where the config says to stop."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not a fault
+    """SIGTERM came; the run is saved and can be resumed."""
+
+
+class Facts(NamedTuple):
+    """What the host knows of a batch before it is computed."""
+
+    step: int
+    stage_step: int
+    work: Work
+    slots: int
+    wait_seconds: float
+
+
+class Trainer:
+    """One run of a config on this process's devices."""
+
+    def __init__(self, config: Config, prepared: Prepared, run: RunFolder, observer: Observer):
+        self.config, self.prepared, self.run, self.observer = config, prepared, run, observer
+        self.definition = ModelDefinition(config.model, config.image, prepared.tokenizer.vocab_size)
+        self.mesh = make_mesh(config.mesh)
+        self.plans = [self._plan(stage) for stage in config.stages]
+        self.totals = {"tokens": 0, "flops": 0}
+        self._trained = [frozenset(trainable_paths(self.definition.specs, stage)) for stage in config.stages]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(plan.num_steps for plan in self.plans)
+
+    def train(self) -> None:
+        """Run every stage that is not done yet.
+
+        Raises:
+            Interrupted: after SIGTERM, once the step is finished and saved.
+            BadStepError: see `SafetyConfig`.
+            CheckpointError: a checkpoint could not be read or written.
+        """
+        checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint)
+        progress = checkpoints.latest() or Progress(0, 0, 0, {})
+        self.totals |= progress.totals
+        metrics = MetricsStream(self.run, progress.step)
+        try:
+            state: TrainState | None = None
+            for number in range(progress.stage, len(self.plans)):
+                at = progress if number == progress.stage else Progress(self._before(number), number, 0, {})
+                stage = self._stage(number)
+                state = self._enter(stage, number, at, state, checkpoints)
+                state = self._run_stage(stage, state, at, checkpoints, metrics)
+            checkpoints.wait()
+        finally:
+            metrics.close()
+            checkpoints.close()
+
+    def _enter(
+        self, stage: Stage, number: int, at: Progress, before: TrainState | None, checkpoints: Checkpoints
+    ) -> TrainState:
+        """The state a stage begins or goes on with: restored, handed on, or drawn."""
+        shardings = parameter_shardings(self.definition.specs, self.mesh)
+        if before is None and at.step > 0:
+            abstract = jax.eval_shape(stage.start, abstract_parameters(self.definition.specs, shardings))
+            placed = jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                abstract,
+                stage.shardings,
+            )
+            return checkpoints.restore(at, placed)
+        if before is None:
+            key = jax.random.key(self.config.seed)
+            return stage.start(jax.jit(self.definition.initialise, out_shardings=shardings)(key))
+        state = stage.start(before.parameters)
+        if self.config.stages[number].optimizer_state == "carry":
+            state = state._replace(optimizer=carry_state(state.optimizer, before.optimizer))
+        return state
+
+    def _run_stage(
+        self, stage: Stage, state: TrainState, at: Progress, checkpoints: Checkpoints, metrics: MetricsStream
+    ) -> TrainState:
+        """Steps `at.stage_step` to the end of stage `at.stage`, saving on the way."""
+        plan, config = self.plans[at.stage], self.config.stages[at.stage]
+        pending: tuple[Facts, StepMetrics] | None = None
+        clock = time.perf_counter()
+        for facts, batch in self._batches(plan, config, at):
+            state, measured = stage.step(state, device_batch(batch, self.mesh))
+            # The previous step is read while this one runs.
+            if pending:
+                clock = self._log(at.stage, *pending, metrics, clock)
+            pending = (facts, measured)
+            stopping = self.observer.stop_requested
+            last = facts.stage_step == plan.num_steps
+            if last or stopping or facts.step % self.config.checkpoint.every_steps == 0:
+                clock = self._log(at.stage, *pending, metrics, clock)
+                pending = None
+                snapshot = {} if last else plan.snapshot(facts.stage_step)
+                checkpoints.save(state, Progress(facts.step, at.stage, facts.stage_step, snapshot, dict(self.totals)))
+            if stopping:
+                checkpoints.wait()
+                raise Interrupted
+        return state
+
+    def _batches(self, plan: StagePlan, config: StageConfig, at: Progress) -> Iterator[tuple[Facts, Batch]]:
+        """Numpy batches with what the host knows of them, from the step after `at`."""
+        if at.plan:
+            plan.seek(at.plan)
+        loader = Loader(
+            plan,
+            {name: self.prepared.sources[name] for name in config.mixture},
+            self.prepared.tokenizer,
+            self.config.image,
+            self.config.data,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start_step=at.stage_step,
+            quarantine=self.run.quarantine_file,
+        )
+        with loader:
+            batches = iter(loader)
+            for stage_step in range(at.stage_step + 1, plan.num_steps + 1):
+                start = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - start
+                step = at.step - at.stage_step + stage_step
+                yield Facts(step, stage_step, count_work(batch), batch.positions.size, waited), batch
+
+    def _log(self, number: int, facts: Facts, measured: StepMetrics, metrics: MetricsStream, clock: float) -> float:
+        """Write the line of a step, and stop the run if the step was bad. Returns the time now."""
+        config, plan = self.config.stages[number], self.plans[number]
+        values: StepMetrics = jax.device_get(measured)
+        now = time.perf_counter()
+        seconds = now - clock
+        flops = sum(step_flops(self.definition, facts.work, self._trained[number]).values())
+        tokens = facts.work.patches + facts.work.text
+        self.totals = {"tokens": self.totals["tokens"] + tokens, "flops": self.totals["flops"] + flops}
+        peak = peak_flops(jax.devices()[0].device_kind)
+        line = {
+            "kind": "train",
+            "step": facts.step,
+            "stage": config.name,
+            "stage_step": facts.stage_step,
+            "loss": float(values.loss),
+            "loss_by_source": _means(list(config.mixture), values.by_source),
+            "loss_by_modality": _means(["text", "image"], values.by_modality),
+            "grad_norm": float(values.grad_norm),
+            "learning_rate": float(values.learning_rate),
+            "applied": bool(values.ok),
+            "tokens": tokens,
+            "visual_tokens": facts.work.patches,
+            "targets": facts.work.targets,
+            "useful_share": tokens / facts.slots,
+            "flops": flops,
+            "total_tokens": self.totals["tokens"],
+            "total_flops": self.totals["flops"],
+            "timing": {
+                "step_seconds": seconds,
+                "data_wait_seconds": facts.wait_seconds,
+                "tokens_per_second": tokens / seconds,
+                "mfu": flops / seconds / (peak * jax.device_count()) if peak else None,
+            },
+        }
+        metrics.write(line)
+        self.observer.step(line, self.num_steps)
+        if not values.ok:
+            self._quarantine(plan, config, facts, values)
+        return now
+
+    def _quarantine(self, plan: StagePlan, config: StageConfig, facts: Facts, values: StepMetrics) -> None:
+        sources = {name: self.prepared.sources[name] for name in config.mixture}
+        records = batch_record_ids(plan, sources, facts.stage_step - 1)
+        what = f"step {facts.step} of stage {config.name!r}: loss {values.loss}, gradient norm {values.grad_norm}"
+        append_line(
+            self.run.quarantine_file,
+            {"kind": "bad_step", "step": facts.step, "reason": what, "records": records},
+        )
+        skips = int(values.bad_run)
+        if self.config.safety.policy == "stop" or skips >= self.config.safety.max_skips:
+            raise BadStepError(
+                f"{what}. The update was not applied ({skips} in a row); the ids of its {len(records)} documents are in"
+                f" {self.run.quarantine_file}. safety.policy=skip goes on over such steps."
+            )
+
+    def _plan(self, stage: StageConfig) -> StagePlan:
+        indexes = {name: self.prepared.sources[name].index for name in stage.mixture}
+        return StagePlan(stage, indexes, self.config.image, self.config.data, self.config.seed)
+
+    def _stage(self, number: int) -> Stage:
+        config = self.config
+        return make_stage(
+            self.definition, config.stages[number], self.plans[number].num_steps, config.safety, self.mesh
+        )
+
+    def _before(self, number: int) -> int:
+        return sum(plan.num_steps for plan in self.plans[:number])
+
+
+def count_work(batch: Batch) -> Work:
+    """What of a batch (numpy) is useful: slots that hold something, targets, and query-key pairs that are seen."""
+    spans = batch.attend[..., 1] - batch.attend[..., 0], batch.attend[..., 3] - batch.attend[..., 2]
+    live = (spans[0] + spans[1]) > 0
+    num_patches = batch.patches.shape[1]
+    return Work(
+        patches=int(live[:, :num_patches].sum()),
+        text=int(live[:, num_patches:].sum()),
+        targets=int((batch.target_weights > 0).sum()),
+        pairs=int(spans[0].sum() + spans[1].sum()),
+    )
+
+
+def train(config: Config, observer: Observer | None = None) -> Path:
+    """Prepare the data, train every stage, evaluate, write the report; resume where an earlier try stopped.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ConfigError, CheckpointError, BadStepError, Interrupted: see `Trainer.train`.
+    """
+    from solo.data.prepare import prepare
+    from solo.evaluation.run import evaluate_run
+
+    observer = observer or Observer()
+    run = RunFolder.open(config)
+    prepared = prepare(config, observer.note)
+    prepared.tokenizer.save(run.tokenizer_file)
+    trainer = Trainer(config, prepared, run, observer)
+    observer.start(trainer.num_steps)
+    trainer.train()
+    observer.finish()
+    evaluate_run(run, config, prepared, observer)
+    return run.path
+
+
+def _means(names: list[str], sums_N2: np.ndarray) -> Mapping[str, float]:
+    """Mean per group, for the groups that had a target."""
+    return {name: float(total / count) for name, (total, count) in zip(names, sums_N2, strict=True) if count}

@@ -1,0 +1,83 @@
+"""Who watches a run: silent by default, a progress bar on the command line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Observer:
+    """Watches without a word. `stop_requested` is set by SIGTERM where `listen` was called."""
+
+    stop_requested: bool = False
+
+    def listen(self) -> None:
+        """Let SIGTERM ask for a stop: the step is finished and saved first. Main thread only."""
+        signal.signal(signal.SIGTERM, self._request_stop)
+
+    def note(self, text: str) -> None:
+        """Say what is being done before or after the steps."""
+
+    def start(self, num_steps: int) -> None:
+        """Training begins."""
+
+    def step(self, line: Mapping[str, Any], num_steps: int) -> None:
+        """A step is done; `line` is what `metrics.jsonl` got."""
+
+    def finish(self) -> None:
+        """Training is over."""
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+
+
+class ProgressBar(Observer):
+    """One line: stage, loss, tokens per second, useful share of positions, time left."""
+
+    def __init__(self, console: Console):
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._console = console
+        self._task: TaskID | None = None
+        self._status = console.status("starting")
+
+    def note(self, text: str) -> None:
+        """Show what is being done, in place of what was shown before."""
+        if self._task is None:
+            self._status.update(text)
+            self._status.start()
+
+    def start(self, num_steps: int) -> None:
+        """Put the bar up."""
+        self._status.stop()
+        self._task = self._bar.add_task("compiling", total=num_steps, figures="")
+        self._bar.start()
+
+    def step(self, line: Mapping[str, Any], num_steps: int) -> None:
+        """Move the bar."""
+        assert self._task is not None
+        figures = (
+            f"loss {line['loss']:.3f}  {line['timing']['tokens_per_second']:,.0f} tokens/s"
+            f"  useful {line['useful_share']:.1%}"
+        )
+        self._bar.update(self._task, completed=line["step"], description=line["stage"], figures=figures)
+
+    def finish(self) -> None:
+        """Take the bar down."""
+        self._bar.stop()
+        self._task = None

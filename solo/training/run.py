@@ -1,0 +1,169 @@
+"""The folder of a run, and its one stream of metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from solo.config import Config, ConfigError, dump_config, load_config
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>/` and what lies in it."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config: enough to repeat the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The SentencePiece model, special tokens included."""
+        return self.path / "tokenizer.model"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def quarantine_file(self) -> Path:
+        """What was skipped, with its id and the reason, one JSON object a line."""
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def report_file(self) -> Path:
+        """The evaluation as a page."""
+        return self.path / "report.html"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, made from the metrics."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per saved step."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    def open(cls, config: Config) -> RunFolder:
+        """Make the folder, or open the one that an equal config made.
+
+        Raises:
+            ConfigError: the folder was made by another config; the message names the keys that differ.
+        """
+        run = cls(config.run_folder)
+        if run.config_file.exists():
+            changes = _changes(load_config(run.config_file).model_dump(), config.model_dump())
+            if changes:
+                raise ConfigError(
+                    f"{run.path} was made by another config:\n"
+                    + "\n".join(f"  {change}" for change in changes[:10])
+                    + "\nchoose another name (name=...), or delete that folder"
+                )
+            return run
+        run.path.mkdir(parents=True, exist_ok=True)
+        partial = run.config_file.with_suffix(".partial")
+        partial.write_text(dump_config(config))
+        partial.rename(run.config_file)
+        return run
+
+
+class MetricsStream:
+    """`metrics.jsonl`, and the TensorBoard files made from its lines.
+
+    Opened after a restart, it drops the lines past the step that the run resumes from; the TensorBoard files
+    are made anew from what is left, so that both always tell one story.
+    """
+
+    def __init__(self, run: RunFolder, resume_step: int):
+        # Imported here: it is slow, and help does not need it.
+        from tensorboardX import SummaryWriter
+
+        kept = [line for line in read_metrics(run.metrics_file) if line["step"] <= resume_step]
+        partial = run.metrics_file.with_suffix(".partial")
+        partial.write_text("".join(_dump(line) for line in kept))
+        partial.rename(run.metrics_file)
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
+        self._board = SummaryWriter(str(run.tensorboard))
+        self._file: IO[str] = run.metrics_file.open("a")
+        for line in kept:
+            self._show(line)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line; it has a `kind` and a `step`. Numbers that are not finite are written as null."""
+        self._file.write(_dump(line))
+        self._file.flush()
+        self._show(line)
+
+    def close(self) -> None:
+        """Close the file and TensorBoard's."""
+        self._file.close()
+        self._board.close()
+
+    def _show(self, line: Mapping[str, Any]) -> None:
+        prefix = str(line["kind"])
+        for name, value in _scalars(line, prefix):
+            self._board.add_scalar(name, value, line["step"])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a metrics file; a line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text().split("\n")[:-1]:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one JSON line in a single write, so that several processes may share the file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, _dump(line).encode())
+    finally:
+        os.close(descriptor)
+
+
+def _dump(line: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(line), ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+            yield f"{prefix}/{name}", value
+
+
+def _changes(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{where}.{key}".strip("."))]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for number, (a, b) in pairs for line in _changes(a, b, f"{where}.{number}")]
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} here"]

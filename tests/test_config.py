@@ -1,0 +1,98 @@
+"""The schema refuses what it does not know, says where and what was expected, and repeats itself exactly."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from solo.config import Config, ConfigError, dump_config, load_config, parse_config
+
+MINIMAL = {
+    "name": "tiny",
+    "data": {"sources": {"digits": {"reader": "digits"}}},
+    "model": {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 64},
+    "stages": [
+        {"name": "one", "mixture": {"digits": 1.0}, "steps": 2, "batch_rows": 2, "optimizer": {"learning_rate": 1e-3}}
+    ],
+}
+
+
+def write(path: Path, data: dict) -> Path:
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_the_resolved_config_alone_gives_the_same_config(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path / "a.yaml", MINIMAL), ["seed=7", "stages.0.optimizer.beta2=0.99"])
+    (tmp_path / "resolved.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "resolved.yaml") == config
+    assert config.seed == 7
+    assert config.stages[0].optimizer.beta2 == 0.99
+
+
+def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", MINIMAL)
+    child = {"extends": "base.yaml", "name": "child", "model": {"layers": 5}}
+    config = load_config(write(tmp_path / "child.yaml", child))
+    assert (config.name, config.model.layers, config.model.width) == ("child", 5, 32)
+
+
+def test_extending_oneself_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "loop.yaml", {**MINIMAL, "extends": "loop.yaml"})
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.widht=64", r"model\.widht: unknown key; did you mean 'width'"),
+        ("stages.0.optimizer.learning_rat=1", r"stages\.0\.optimizer\.learning_rat: .*did you mean 'learning_rate'"),
+        ("data.sources.digits.raeder=x", r"data\.sources\.digits\.raeder: unknown key; did you mean 'reader'"),
+        ("model.width=wide", r'model\.width: .*integer.*found "wide" \(str\)'),
+        ("model.width=1.5", r"model\.width: .*integer.*found 1\.5"),
+        ("model.width=true", r"model\.width: .*integer.*found true"),
+        ("seed=[1]", r"seed: .*integer"),
+        ("model.heads=3", r"model: heads 3 is not a multiple of kv_heads 2"),
+        ("model.remat=some", r"model\.remat: .*'none', 'dots' or 'full'.*found \"some\""),
+        ("stages.0.mixture={digit: 1.0}", r"stage 'one', mixture: no source 'digit'.*did you mean 'digits'"),
+        ("stages.0.epochs=1.0", r"exactly one of steps and epochs"),
+        ("stages.3.steps=1", r"there is no such place"),
+        ("seed", r"expected key\.path=value"),
+    ],
+)
+def test_a_wrong_value_says_where_and_what_was_expected(tmp_path: Path, override: str, message: str) -> None:
+    path = write(tmp_path / "a.yaml", MINIMAL)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override])
+
+
+def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path / "a.yaml", MINIMAL), ["model.widht=64", "seed=x"])
+    assert "widht" in str(caught.value)
+    assert "seed" in str(caught.value)
+
+
+def test_a_missing_file_and_a_file_that_is_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read config"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_floats_may_be_written_with_an_exponent_alone(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path / "a.yaml", MINIMAL), ["stages.0.optimizer.learning_rate=3e-4"])
+    assert config.stages[0].optimizer.learning_rate == 3e-4
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = parse_config(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").rglob("*.yaml")), ids=str)
+def test_every_shipped_config_is_valid(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
