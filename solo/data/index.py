@@ -5,8 +5,10 @@ Image sizes are stored in pixels, so one index serves every image geometry.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -67,23 +69,24 @@ class IndexBuilder:
     """Collects the runs of one record after the other."""
 
     def __init__(self) -> None:
-        self._kinds: list[int] = []
-        self._sizes: list[tuple[int, int]] = []
-        self._ends: list[int] = [0]
+        # Flat arrays: a list of tuples would take ten times the memory.
+        self._kinds = array("B")
+        self._sizes = array("i")
+        self._ends = array("q", [0])
 
     def add(self, parts: Sequence[TextRun | Image]) -> None:
         """Count one record. Raises OSError where an image's header cannot be read; nothing is added then."""
         sizes = [part.size() if isinstance(part, Image) else (len(part.tokens), 0) for part in parts]
-        self._sizes += sizes
-        self._kinds += [
+        self._sizes.extend(chain.from_iterable(sizes))
+        self._kinds.extend(
             IMAGE if isinstance(part, Image) else SUPERVISED_TEXT if part.supervised else TEXT for part in parts
-        ]
+        )
         self._ends.append(len(self._kinds))
 
     def build(self) -> SourceIndex:
         """The index of all records added so far."""
         return SourceIndex(
-            np.asarray(self._kinds, np.uint8),
-            np.asarray(self._sizes, np.int32).reshape(-1, 2),
-            np.asarray(self._ends, np.int64),
+            np.array(self._kinds, np.uint8),
+            np.array(self._sizes, np.int32).reshape(-1, 2),
+            np.array(self._ends, np.int64),
         )

@@ -1,0 +1,262 @@
+"""Everything that is done once before training: the tokenizer, and every source as shards and an index.
+
+    <data.folder>/tokenizer.model, tokenizer.json
+    <data.folder>/sources/<name>/           see `solo.data.store`
+    <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example left out of any source
+
+What is there already is kept if it was made from the same settings; every part appears whole or not at all.
+Settings are compared, not the files they point to: remove the folder to prepare changed files anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solo.config import Config, ConfigError
+from solo.data.conversation import Record
+from solo.data.document import TextRun, runs
+from solo.data.readers import Examples, Unreadable, read
+from solo.data.store import Description, PreparedSource, SourceWriter
+from solo.data.tokenizer import Tokenizer, extend, train_tokenizer
+
+_FORMAT = 1  # of what is prepared, the chat template included; raise it, and older files are made anew
+_REFUSED_SHOWN = 3
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared data, open."""
+
+    tokenizer: Tokenizer
+    sources: dict[str, PreparedSource]
+
+    @property
+    def quarantined(self) -> int:
+        """Examples left out, over all sources."""
+        return sum(source.description.quarantined for source in self.sources.values())
+
+
+def prepare(config: Config, report: Report | None = None) -> Prepared:
+    """Make what is missing of a run's data, and open it. `report` is called with a line for every part.
+
+    Raises:
+        ConfigError: a source or the tokenizer cannot be made; the message names it. Parts made before it stay.
+    """
+    report = report or (lambda line: None)
+    folder = Path(config.data.folder)
+    for name in config.data.sources:
+        _check_source(name, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _prepare_tokenizer(config, report)
+    for name in config.data.sources:
+        _prepare_source(name, config, tokenizer, report)
+    prepared = open_prepared(config)
+    with _replacing(folder / "quarantine.jsonl") as partial, partial.open("wb") as whole:
+        for source in prepared.sources.values():
+            whole.write((source.folder / "quarantine.jsonl").read_bytes())
+    return prepared
+
+
+def open_prepared(config: Config) -> Prepared:
+    """Open what `prepare` made. Raises ConfigError where something is missing, or was made from other settings."""
+    tokenizer = _open_tokenizer(config)
+    if tokenizer is None:
+        raise _unprepared("the tokenizer", config)
+    for name in config.data.sources:
+        made = Description.read(_source_folder(name, config))
+        if made is None or made.fingerprint != _source_fingerprint(name, config, tokenizer):
+            raise _unprepared(f"source {name!r}", config)
+    return Prepared(tokenizer, {name: PreparedSource(_source_folder(name, config)) for name in config.data.sources})
+
+
+def _unprepared(what: str, config: Config) -> ConfigError:
+    return ConfigError(
+        f"{what} is not in {config.data.folder}, or was made from other settings; run: solo prepare CONFIG"
+    )
+
+
+# ------------------------------------------------------------------------------------------- sources
+
+
+def _source_folder(name: str, config: Config) -> Path:
+    return Path(config.data.folder) / "sources" / name
+
+
+def _source_fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
+    source = config.data.sources[name].model_dump(mode="json")
+    return _digest([_FORMAT, source, tokenizer.fingerprint, config.data.verify_images])
+
+
+def _check_source(name: str, config: Config) -> None:
+    """Find faults of the config before any work is done."""
+    if not re.fullmatch(r"[\w.-]*\w", name):
+        raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
+    source = config.data.sources[name]
+    try:
+        read(source.reader, source.options, source.limit)
+    except ConfigError as error:
+        raise ConfigError(f"source {name!r}: {error}") from None
+
+
+def _examples(name: str, config: Config) -> Examples:
+    source = config.data.sources[name]
+    try:
+        yield from read(source.reader, source.options, source.limit)
+    except ConfigError as error:
+        raise ConfigError(f"source {name!r}: {error}") from None
+
+
+def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Report) -> None:
+    folder, fingerprint = _source_folder(name, config), _source_fingerprint(name, config, tokenizer)
+    made = Description.read(folder)
+    if made is not None and made.fingerprint == fingerprint:
+        report(f"{name}: {made.records:,} records, made before")
+        return
+    started = time.monotonic()
+    with _replacing(folder) as partial:
+        partial.mkdir(parents=True)
+        made = _write_source(name, config, tokenizer, partial, fingerprint)
+    report(
+        f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, "
+        f"{made.quarantined:,} quarantined ({time.monotonic() - started:.1f} s)"
+    )
+
+
+def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path, fingerprint: str) -> Description:
+    writer = SourceWriter(folder, config.data.records_per_shard)
+    refused: list[Unreadable] = []  # the first few, for the message
+    quarantined = 0
+    with (folder / "quarantine.jsonl").open("w") as quarantine:
+        for example in _examples(name, config):
+            found = example if isinstance(example, Unreadable) else _add(example, writer, tokenizer, config)
+            if found is not None:
+                quarantined += 1
+                refused += [found] if quarantined <= _REFUSED_SHOWN else []
+                quarantine.write(json.dumps({"source": name, "id": found.id, "reason": found.reason}) + "\n")
+    if not writer.records:
+        examples = "".join(f"\n  {found.id}: {found.reason}" for found in refused)
+        raise ConfigError(f"source {name!r}: no usable record; {quarantined:,} quarantined{examples}")
+    return writer.finish(fingerprint, quarantined)
+
+
+def _add(record: Record, writer: SourceWriter, tokenizer: Tokenizer, config: Config) -> Unreadable | None:
+    """Write a record, or say why it cannot be used."""
+    for number, image in enumerate(record.images(), start=1):
+        try:
+            _ = image.decode() if config.data.verify_images else image.size()
+        except OSError as error:
+            return Unreadable(record.id, f"image {number} cannot be read: {error}")
+    try:
+        parts = runs(record.turns, tokenizer)
+        if not any(isinstance(part, TextRun) and part.supervised for part in parts):
+            return Unreadable(record.id, "there is nothing to learn in it: no assistant or text turn")
+        writer.add(record, parts)
+    except UnicodeEncodeError as error:
+        return Unreadable(record.id, f"its text is not valid Unicode: {error}")
+    return None
+
+
+# ----------------------------------------------------------------------------------------- tokenizer
+
+
+def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
+    settings = config.data.tokenizer
+    if settings.path is not None:
+        return _digest([_FORMAT, settings.path, tokenizer.fingerprint])
+    sources = {name: config.data.sources[name].model_dump(mode="json") for name in _training_sources(config)}
+    return _digest([_FORMAT, settings.model_dump(mode="json"), sources, tokenizer.fingerprint])
+
+
+def _open_tokenizer(config: Config) -> Tokenizer | None:
+    """The prepared tokenizer; None where there is none, or it was made from other settings."""
+    folder = Path(config.data.folder)
+    try:
+        made = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    except (OSError, ValueError):
+        return None
+    return tokenizer if made == {"fingerprint": _tokenizer_fingerprint(config, tokenizer)} else None
+
+
+def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
+    kept = _open_tokenizer(config)
+    if kept is not None:
+        report(f"tokenizer: {kept.vocab_size:,} pieces, made before")
+        return kept
+    started, settings = time.monotonic(), config.data.tokenizer
+    try:
+        if settings.path is None:
+            tokenizer = train_tokenizer(_texts(config), settings)
+        else:
+            tokenizer = Tokenizer(extend(Path(settings.path).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
+    folder = Path(config.data.folder)
+    with _replacing(folder / "tokenizer.model") as partial:
+        tokenizer.save(partial)
+    with _replacing(folder / "tokenizer.json") as partial:
+        partial.write_text(json.dumps({"fingerprint": _tokenizer_fingerprint(config, tokenizer)}) + "\n")
+    report(f"tokenizer: {tokenizer.vocab_size:,} pieces ({time.monotonic() - started:.1f} s)")
+    return tokenizer
+
+
+def _training_sources(config: Config) -> tuple[str, ...]:
+    return config.data.tokenizer.train_on or tuple(config.data.sources)
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """Text of the sources, always from the one that gave least so far, up to `max_characters` in all."""
+    examples = {name: _examples(name, config) for name in _training_sources(config)}
+    given = dict.fromkeys(examples, 0)
+    left = config.data.tokenizer.max_characters
+    while given and left > 0:
+        name = min(given, key=lambda name: given[name])
+        example = next(examples[name], None)
+        if example is None:
+            del given[name]
+        elif isinstance(example, Record):
+            for text in (part for turn in example.turns for part in turn.content if isinstance(part, str)):
+                # What is not Unicode is quarantined later; here it must only not stop the training.
+                usable = text[:left].encode(errors="ignore").decode()
+                given[name] += len(usable)
+                left -= len(usable)
+                yield usable
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder under, which takes the place of `path` once the block ends well."""
+    partial = path.with_name(path.name + ".partial")
+    _remove(partial)  # left by a process that was killed
+    try:
+        yield partial
+        if path.is_dir():
+            _remove(path)
+        partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

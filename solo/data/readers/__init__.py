@@ -1,0 +1,19 @@
+"""Readers: one file per dataset format, found by name. A new format is a new file, and its name in the list below."""
+
+from solo.data.readers import digits, folder, lines, llava, scenes, tfds, topics
+from solo.data.readers.registry import Examples, Unreadable, read, reader, reader_names
+
+__all__ = [
+    "Examples",
+    "Unreadable",
+    "digits",
+    "folder",
+    "lines",
+    "llava",
+    "read",
+    "reader",
+    "reader_names",
+    "scenes",
+    "tfds",
+    "topics",
+]

@@ -1,0 +1,49 @@
+"""Image classification folders, `<path>/<class>/<image>`: ImageNet as SOLO's first stage reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from solo.config import ConfigError
+from solo.data.conversation import Image, Record, Turn
+from solo.data.readers.registry import Examples, Unreadable, reader
+
+
+@reader("folder")
+def folder(
+    path: str,
+    form: Literal["caption", "question"] = "caption",
+    template: str = "{name}",
+    question: str = "What is in the image?",
+) -> Examples:
+    """Every file below a class folder, in sorted order, class by class; hidden files are passed over.
+
+    The class's name, `_` and `-` read as spaces, takes the place of `{name}` in `template`. A file next to the
+    class folders belongs to no class and is unreadable.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ConfigError(f"reader 'folder': {path} is no folder")
+    if "{name}" not in template:
+        raise ConfigError(f"reader 'folder': template {template!r} lacks {{name}}")
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield Unreadable(entry.name, "it lies in no class folder")
+            continue
+        text = template.replace("{name}", entry.name.replace("_", " ").replace("-", " "))
+        for file in sorted(entry.rglob("*")):
+            if file.is_dir() or file.name.startswith("."):
+                continue
+            name = str(file.relative_to(root))
+            try:
+                image = Image(file.read_bytes())
+            except OSError as error:
+                yield Unreadable(name, f"cannot read the file: {error.strerror}")
+                continue
+            if form == "caption":
+                yield Record(name, (Turn("text", (image, text)),))
+            else:
+                yield Record(name, (Turn("user", (image, question)), Turn("assistant", (text,))))

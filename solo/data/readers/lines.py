@@ -1,0 +1,74 @@
+"""Lines of English words, rendered, to be read aloud: endless, and nothing is downloaded."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import count
+from typing import Literal
+
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
+
+from solo.config import ConfigError
+from solo.data.conversation import Image, Record, Turn, encode_png
+from solo.data.readers.registry import Examples, reader
+
+QUESTION = "Read the text."
+
+
+@reader("lines", endless=True)
+def lines(
+    split: Literal["train", "held_out"] = "train",
+    form: Literal["caption", "question"] = "question",
+    seed: int = 0,
+    min_characters: int = 4,
+    max_characters: int = 20,
+) -> Examples:
+    """Dark words on a light ground, in Pillow's built-in bitmap font: 6 x 11 pixels a character.
+
+    Words of 2 to 8 letters are those of Python's own documentation. Record i is a function of (seed, split, i).
+    The splits are drawn apart, so a short line can by chance be in both.
+    """
+    if not 2 <= min_characters <= max_characters:
+        found = f"{min_characters} and {max_characters}"
+        raise ConfigError(f"reader 'lines': need 2 <= min_characters <= max_characters, found {found}")
+    words, font = _words(), ImageFont.load_default_imagefont()
+    for number in count():
+        draw = random.Random(f"lines {seed} {split} {number}")
+        text = _line(words, draw, draw.randint(min_characters, max_characters))
+        yield Record(f"{split}/{number}", _turns(_render(text, font, draw), text, form))
+
+
+def _turns(image: Image, text: str, form: str) -> tuple[Turn, ...]:
+    if form == "caption":
+        return (Turn("text", (image, text)),)
+    return Turn("user", (image, QUESTION)), Turn("assistant", (text,))
+
+
+def _words() -> dict[int, list[str]]:
+    """Words by their number of letters."""
+    from pydoc_data.topics import topics
+
+    found = sorted(set(re.findall(r"\b[a-z]{2,8}\b", " ".join(topics.values()))))
+    return {letters: [word for word in found if len(word) == letters] for letters in range(2, 9)}
+
+
+def _line(words: dict[int, list[str]], draw: random.Random, characters: int) -> str:
+    """Words and single spaces, exactly this many characters."""
+    chosen: list[str] = []
+    while characters > 0:
+        # A word either ends the line or leaves room for a space and a word of two letters.
+        letters = draw.choice([n for n in words if characters == n or characters >= n + 3])
+        chosen.append(draw.choice(words[letters]))
+        characters -= letters + 1
+    return " ".join(chosen)
+
+
+def _render(text: str, font: ImageFont.ImageFont, draw: random.Random) -> Image:
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    margins = [draw.randint(2, 6) for _ in range(4)]
+    size = (right - left + margins[0] + margins[1], bottom - top + margins[2] + margins[3])
+    image = PillowImage.new("L", size, draw.randint(220, 255))
+    ImageDraw.Draw(image).text((margins[0], margins[2]), text, fill=draw.randint(0, 60), font=font)
+    return encode_png(image)

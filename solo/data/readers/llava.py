@@ -1,0 +1,96 @@
+"""LLaVA conversations, as LLaVA, LLaVA-NeXT, Mono-InternVL, EVE and NEO train on them.
+
+One example: `{"id", "image": path or list of paths, "conversations": [{"from": "human", "value": "<image>\\nWhy?"},
+{"from": "gpt", "value": "Because."}]}`; text-only examples have no "image".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from solo.config import ConfigError
+from solo.data.conversation import Image, Record, Role, Turn
+from solo.data.readers.registry import Examples, Unreadable, reader
+
+PLACEHOLDER = "<image>"
+_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+@reader("llava")
+def llava(path: str, images: str = ".") -> Examples:
+    """Conversations of a .json file, one list, or of a .jsonl file, streamed; image paths start from `images`.
+
+    Every `<image>` in the text becomes the next image, and the line breaks around it go. Where there is none, the
+    images open the first human turn. Any other number of `<image>` than of images makes the example unreadable, as
+    do a missing file, an unknown speaker and a field of the wrong type.
+    """
+    for number, line in enumerate(_lines(Path(path)), start=1):
+        name = f"{Path(path).name}:{number}"
+        try:
+            example = json.loads(line) if isinstance(line, str) else line
+            if not isinstance(example, dict):
+                raise ValueError(f"an example is a mapping, not {type(example).__name__}")
+            name = str(example.get("id", name))
+            yield Record(name, _turns(example, Path(images)))
+        except (ValueError, OSError) as error:
+            yield Unreadable(name, str(error))
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    """The elements of a JSON list, or the lines of a JSONL file as they are."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            if path.suffix != ".json":
+                yield from (line for line in file if line.strip())
+                return
+            examples = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"reader 'llava': cannot read {path}: {error}") from None
+    if not isinstance(examples, list):
+        raise ConfigError(f"reader 'llava': {path} is not one JSON list; name a file of one example a line .jsonl")
+    yield from examples
+
+
+def _turns(example: dict[str, Any], folder: Path) -> tuple[Turn, ...]:
+    paths = example.get("image") or []
+    paths = [paths] if isinstance(paths, str) else paths
+    said = example.get("conversations")
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError("'image' is a path or a list of paths")
+    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
+        raise ValueError("'conversations' is a list of turns")
+    speakers = [_role(turn) for turn in said]
+    texts = [_text(turn) for turn in said]
+    places = sum(text.count(PLACEHOLDER) for text in texts)
+    if not places and paths and "user" in speakers:
+        first = speakers.index("user")
+        texts[first] = PLACEHOLDER * len(paths) + texts[first]
+    elif places != len(paths):
+        raise ValueError(f"{places} {PLACEHOLDER} in the text for {len(paths)} images")
+    images = (Image((folder / path).read_bytes()) for path in paths)
+    return tuple(Turn(role, _content(text, images)) for role, text in zip(speakers, texts, strict=True))
+
+
+def _role(turn: dict[str, Any]) -> Role:
+    if turn.get("from") not in _ROLES:
+        raise ValueError(f"'from' is one of {', '.join(_ROLES)}, not {turn.get('from')!r}")
+    return _ROLES[turn["from"]]
+
+
+def _text(turn: dict[str, Any]) -> str:
+    if not isinstance(turn.get("value"), str):
+        raise ValueError(f"'value' is a string, not {turn.get('value')!r}")
+    return str(turn["value"])
+
+
+def _content(text: str, images: Iterator[Image]) -> tuple[str | Image, ...]:
+    first, *rest = text.split(PLACEHOLDER)
+    content: list[str | Image] = [first.rstrip("\n") if rest else first]
+    for following in rest:
+        content += [next(images), following.strip("\n")]
+    if rest:
+        content[-1] = rest[-1].lstrip("\n")
+    return tuple(part for part in content if part != "")

@@ -1,0 +1,178 @@
+"""Coloured shapes with captions and questions: endless, and nothing is downloaded.
+
+The question and its answer are drawn first and the scene is built around them, so that answers are balanced and
+a model that does not look at the image has little to gain from guessing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, product
+from typing import Literal
+
+from PIL import Image as PillowImage
+from PIL import ImageDraw
+
+from solo.config import ConfigError
+from solo.data.conversation import Image, Record, Turn, encode_png
+from solo.data.readers.registry import Examples, reader
+
+COLOURS = {
+    "red": (220, 35, 35),
+    "green": (35, 160, 60),
+    "blue": (45, 80, 225),
+    "yellow": (240, 205, 25),
+    "purple": (150, 45, 185),
+    "black": (25, 25, 25),
+}
+KINDS = ("circle", "square", "triangle")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+_LEAST_ASPECT = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is drawn."""
+
+    colour: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+
+SHAPES = tuple(Shape(colour, kind) for colour, kind in product(COLOURS, KINDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Shapes from left to right in a wide image, from top to bottom in a tall one; never two the same."""
+
+    shapes: tuple[Shape, ...]
+    wide: bool
+
+    @property
+    def relation(self) -> str:
+        """How a shape stands to the next one."""
+        return "left of" if self.wide else "above"
+
+    def caption(self) -> str:
+        """Such as "a red circle left of a blue square"."""
+        return f" {self.relation} ".join(f"a {shape}" for shape in self.shapes)
+
+
+@reader("scenes", endless=True)
+def scenes(
+    split: Literal["train", "held_out"] = "train",
+    form: Literal["caption", "question", "mixed"] = "mixed",
+    seed: int = 0,
+    min_side: int = 32,
+    max_side: int = 64,
+    max_shapes: int = 3,
+) -> Examples:
+    """One to `max_shapes` circles, squares and triangles in a row on a light ground, in images that are never square.
+
+    Sides are within [min_side, max_side] pixels, the longer at least 1.25 times the shorter; shapes follow one
+    another along the longer side. `mixed` gives captions and questions in equal numbers. Record i is a function
+    of (seed, split, i).
+    """
+    if not 8 <= min_side * _LEAST_ASPECT <= max_side:
+        raise ConfigError(f"reader 'scenes': max_side {max_side} is not at least 1.25 times min_side {min_side}")
+    if not 1 <= max_shapes < len(NUMBERS):
+        raise ConfigError(f"reader 'scenes': max_shapes {max_shapes} is not within 1 to {len(NUMBERS) - 1}")
+    for number in count():
+        draw = random.Random(f"scenes {seed} {split} {number}")
+        wide = draw.random() < 0.5
+        if form == "caption" or (form == "mixed" and draw.random() < 0.5):
+            scene = Scene(tuple(draw.sample(SHAPES, draw.randint(1, max_shapes))), wide)
+            turns: tuple[Turn, ...] = (Turn("text", (_render(scene, draw, min_side, max_side), scene.caption())),)
+        else:
+            question, answer, scene = ask(draw, wide, max_shapes)
+            image = _render(scene, draw, min_side, max_side)
+            turns = (Turn("user", (image, question)), Turn("assistant", (answer,)))
+        yield Record(f"{split}/{number}", turns)
+
+
+Asked = tuple[str, str, Scene]
+
+
+def ask(draw: random.Random, wide: bool, most: int) -> Asked:
+    """A question that has one answer, that answer, and a scene of at most `most` shapes in which it is true."""
+    kinds = (_ask_colour, _ask_kind, _ask_total, _ask_number, _ask_neighbour)
+    return draw.choice(kinds if most > 1 else kinds[:2])(draw, wide, most)
+
+
+def _ask_colour(draw: random.Random, wide: bool, most: int) -> Asked:
+    target = draw.choice(SHAPES)
+    others = _some([shape for shape in SHAPES if shape.kind != target.kind], draw, 0, most - 1)
+    return f"What colour is the {target.kind}?", target.colour, Scene(_mixed([target, *others], draw), wide)
+
+
+def _ask_kind(draw: random.Random, wide: bool, most: int) -> Asked:
+    target = draw.choice(SHAPES)
+    others = _some([shape for shape in SHAPES if shape.colour != target.colour], draw, 0, most - 1)
+    return f"What shape is the {target.colour} one?", target.kind, Scene(_mixed([target, *others], draw), wide)
+
+
+def _ask_total(draw: random.Random, wide: bool, most: int) -> Asked:
+    shapes = _some(SHAPES, draw, 1, most)
+    return "How many shapes are there?", NUMBERS[len(shapes)], Scene(tuple(shapes), wide)
+
+
+def _ask_number(draw: random.Random, wide: bool, most: int) -> Asked:
+    what = draw.choice([*COLOURS, *KINDS])
+    counted = _some([shape for shape in SHAPES if what in (shape.colour, shape.kind)], draw, 0, most)
+    rest = [shape for shape in SHAPES if what not in (shape.colour, shape.kind)]
+    others = _some(rest, draw, 0 if counted else 1, most - len(counted))
+    question = f"How many {what} shapes are there?" if what in COLOURS else f"How many {what}s are there?"
+    return question, NUMBERS[len(counted)], Scene(_mixed([*counted, *others], draw), wide)
+
+
+def _ask_neighbour(draw: random.Random, wide: bool, most: int) -> Asked:
+    answer, reference, *others = _some(SHAPES, draw, 2, most)
+    # All others stand on the far side of the reference, so that nothing else can be meant.
+    scene, side = Scene((answer, reference, *others), wide), "left of" if wide else "above"
+    if draw.random() < 0.5:
+        scene, side = Scene((*others, reference, answer), wide), "right of" if wide else "below"
+    return f"What is {side} the {reference}?", str(answer), scene
+
+
+def _some(shapes: Sequence[Shape], draw: random.Random, least: int, most: int) -> list[Shape]:
+    return draw.sample(shapes, draw.randint(least, min(most, len(shapes))))
+
+
+def _mixed(shapes: list[Shape], draw: random.Random) -> tuple[Shape, ...]:
+    return tuple(draw.sample(shapes, len(shapes)))
+
+
+def _render(scene: Scene, draw: random.Random, min_side: int, max_side: int) -> Image:
+    """Every shape in its own stretch of the longer side, its size and place in it drawn."""
+    short = draw.randint(min_side, int(max_side / _LEAST_ASPECT))
+    long = draw.randint(math.ceil(short * _LEAST_ASPECT), max_side)
+    shade = draw.randint(200, 255)
+    ground = tuple(min(255, shade + draw.randint(-8, 8)) for _ in range(3))
+    image = PillowImage.new("RGB", (long, short) if scene.wide else (short, long), ground)
+    canvas, stretch = ImageDraw.Draw(image), long / len(scene.shapes)
+    for place, shape in enumerate(scene.shapes):
+        radius = (min(stretch, short) / 2 - 1) * draw.uniform(0.75, 1)
+        along = draw.uniform(place * stretch + radius, (place + 1) * stretch - radius)
+        across = draw.uniform(radius, short - radius)
+        colour = tuple(max(0, min(255, value + draw.randint(-12, 12))) for value in COLOURS[shape.colour])
+        _draw(canvas, shape.kind, (along, across) if scene.wide else (across, along), radius, colour)
+    return encode_png(image)
+
+
+def _draw(
+    canvas: ImageDraw.ImageDraw, kind: str, centre: tuple[float, float], radius: float, colour: tuple[int, ...]
+) -> None:
+    x, y = centre
+    box = (x - radius, y - radius, x + radius - 1, y + radius - 1)
+    if kind == "circle":
+        canvas.ellipse(box, fill=colour)
+    elif kind == "square":
+        canvas.rectangle(box, fill=colour)
+    else:
+        canvas.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=colour)
