@@ -30,7 +30,9 @@ PIECES = {
     "user": "<|user|>",
     "assistant": "<|assistant|>",
 }
-_LONGEST_TEXT = 1 << 20  # bytes; SentencePiece leaves longer texts out of training without a word
+# Characters. SentencePiece leaves texts above its limit (in bytes) out of training without a word, and needs
+# quadratic time for long repetitive ones: long texts are cut.
+_LONGEST_TEXT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
-            max_sentence_length=_LONGEST_TEXT,
+            max_sentence_length=4 * _LONGEST_TEXT,
             num_threads=1,  # Sums over threads depend on their number, and so would the model.
             minloglevel=2,
         )
@@ -173,10 +175,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def _cut(texts: Iterable[str]) -> Iterable[str]:
-    longest = _LONGEST_TEXT // 4  # A character takes at most four bytes.
     for text in texts:
-        for start in range(0, len(text), longest):
-            yield text[start : start + longest]
+        for start in range(0, len(text), _LONGEST_TEXT):
+            yield text[start : start + _LONGEST_TEXT]
 
 
 def _explain(error: str, vocab_size: int) -> str:

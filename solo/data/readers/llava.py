@@ -87,10 +87,14 @@ def _text(turn: dict[str, Any]) -> str:
 
 
 def _content(text: str, images: Iterator[Image]) -> tuple[str | Image, ...]:
-    first, *rest = text.split(PLACEHOLDER)
-    content: list[str | Image] = [first.rstrip("\n") if rest else first]
-    for following in rest:
-        content += [next(images), following.strip("\n")]
-    if rest:
-        content[-1] = rest[-1].lstrip("\n")
-    return tuple(part for part in content if part != "")
+    content: list[str | Image] = []
+    parts = text.split(PLACEHOLDER)
+    for number, part in enumerate(parts):
+        if number > 0:
+            content.append(next(images))
+            part = part.lstrip("\n")
+        if number < len(parts) - 1:
+            part = part.rstrip("\n")
+        if part:
+            content.append(part)
+    return tuple(content)

@@ -36,7 +36,7 @@ def tfds(name: str, split: str, image: str = "image", text: str = "label", data_
         raise
     except Exception as error:
         # TFDS has an error class of its own for each of: unknown dataset, version, split, file format, folder.
-        raise ConfigError(f"reader 'tfds': cannot open {name}, split {split}: {error}") from error
+        raise ConfigError(f"reader 'tfds': cannot open {name}, split {split}: {str(error)[:300]}") from error
     names = getattr(features[text], "int2str", str)
     for number in range(len(source)):
         example_id = f"{name}/{split}/{number}"
