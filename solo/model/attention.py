@@ -329,7 +329,7 @@ def _blocks_backward(grid: _Grid, saved: tuple, d_out_BSHC: jax.Array) -> tuple:
         return (d_k, d_v), d_q.astype(q.dtype)
 
     group_queries = functools.partial(_group_queries, grid, visits, k_BRKC.shape[2])
-    inner_BSH1 = jnp.sum(d_out_BSHC * out_BSHC, axis=-1, keepdims=True, dtype=jnp.float32)
+    inner_BSH1 = _einsum("bshc,bshc->bsh", d_out_BSHC, out_BSHC)[..., None]
     back = _Backward(group_queries(d_out_BSHC), log_total, group_queries(inner_BSH1)[..., 0])
     intervals_NGQ4 = _group_queries(grid, visits, 1, intervals_BS4[:, :, None])[:, :, 0, 0]
     zeros = jnp.zeros_like(keys.swapaxes(2, 3), jnp.float32)
