@@ -149,7 +149,7 @@ def _mixed(shapes: list[Shape], draw: random.Random) -> tuple[Shape, ...]:
 
 
 def _render(scene: Scene, draw: random.Random, min_side: int, max_side: int) -> Image:
-    """Every shape in its own stretch of the longer side, its size and place in it drawn."""
+    """Every shape in its own stretch of the longer side and clear of the next, its size and place drawn."""
     short = draw.randint(min_side, int(max_side / _LEAST_ASPECT))
     long = draw.randint(math.ceil(short * _LEAST_ASPECT), max_side)
     shade = draw.randint(200, 255)
@@ -158,7 +158,7 @@ def _render(scene: Scene, draw: random.Random, min_side: int, max_side: int) -> 
     canvas, stretch = ImageDraw.Draw(image), long / len(scene.shapes)
     for place, shape in enumerate(scene.shapes):
         radius = (min(stretch, short) / 2 - 1) * draw.uniform(0.75, 1)
-        along = draw.uniform(place * stretch + radius, (place + 1) * stretch - radius)
+        along = draw.uniform(place * stretch + radius + 1, (place + 1) * stretch - radius - 1)
         across = draw.uniform(radius, short - radius)
         colour = tuple(max(0, min(255, value + draw.randint(-12, 12))) for value in COLOURS[shape.colour])
         _draw(canvas, shape.kind, (along, across) if scene.wide else (across, along), radius, colour)
