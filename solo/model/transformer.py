@@ -156,18 +156,17 @@ class Transformer(nnx.Module):
 
         def apply(x: Regions, scanned: tuple[Any, Any]) -> tuple[Regions, Any]:
             state, cached = scanned
-            of_layer = None if cached is None else Memory(*cached, length=length)
+            of_layer = None if memory is None else memory._replace(k=cached[0], v=cached[1])
             x, extended = nnx.merge(graph, state)(x, angles, attention, of_layer)
             x = x.map(lambda part: placement.constrain(part, axes))
             return x, None if extended is None else (extended.k, extended.v)
 
-        length = None if memory is None else memory.length
         cached = None if memory is None else (memory.k, memory.v)
         x, extended = jax.lax.scan(
             _remat(apply, config), x, (stacked, cached), unroll=1 if config.scan_layers else config.layers
         )
         x = x.map(self.final_norm)
-        return x, None if extended is None else Memory(*extended, length=length)
+        return x, None if memory is None else memory._replace(k=extended[0], v=extended[1])
 
     def head_kernel(self) -> jax.Array:
         """The output projection [D, V], float32."""

@@ -1,0 +1,139 @@
+"""From conversations to padded rows: what the public API and a session share. Numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from solo.batch import Batch
+from solo.config import ImageConfig
+from solo.data.conversation import Image, Turn, parse_conversation
+from solo.data.document import PATCH, Document, TextRun, encode
+from solo.data.index import IndexBuilder
+from solo.data.rows import assemble_row, stack
+from solo.data.shape import RowShape
+from solo.data.tokenizer import Tokenizer
+
+Conversation = Sequence[Mapping[str, Any]] | Sequence[Turn]
+Parts = Sequence[TextRun | Image]
+
+
+def parse(conversations: Sequence[Conversation]) -> list[tuple[Turn, ...]]:
+    """Turns of every conversation, given as messages (see `parse_conversation`) or as turns.
+
+    Raises:
+        ValueError: what is no conversation, or an image file that cannot be read; the message says which.
+    """
+    found = []
+    for number, conversation in enumerate(conversations):
+        if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence):
+            raise ValueError(
+                f"conversation {number} is a {type(conversation).__name__}; expected a list of conversations, each a"
+                ' list of {"role": ..., "content": ...}. Put a single conversation into a list of its own.'
+            )
+        try:
+            found.append(_turns(conversation))
+        except ValueError as error:
+            raise ValueError(f"conversation {number}: {error}") from None
+    return found
+
+
+def _turns(conversation: Conversation) -> tuple[Turn, ...]:
+    turns = tuple(part for part in conversation if isinstance(part, Turn))
+    messages = [part for part in conversation if isinstance(part, Mapping)]
+    if len(turns) not in (0, len(conversation)) or len(turns) + len(messages) < len(conversation):
+        raise ValueError('a turn is a mapping {"role": ..., "content": ...}')
+    return turns or parse_conversation(messages)
+
+
+def encode_prompt(parts: Parts, tokenizer: Tokenizer, image: ImageConfig, where: str) -> Document:
+    """`encode`, with a ValueError that says where an image could not be decoded."""
+    try:
+        return encode(parts, tokenizer, image)
+    except OSError as error:
+        raise ValueError(f"{where}: an image cannot be decoded: {error}") from None
+
+
+def slots(document: Document) -> tuple[int, int]:
+    """Patches and text tokens of a document."""
+    return len(document.patches), int((document.tokens != PATCH).sum())
+
+
+def row_of(
+    document: Document,
+    room: tuple[int, int],
+    image: ImageConfig,
+    pad: int,
+    start: tuple[int, int] = (0, 0),
+) -> Batch:
+    """A row (without the B axis) that holds a document to be read, or what follows in it.
+
+    Positions and visibility are those of the whole document, by the code that training uses.
+
+    Args:
+        document: alone in its row; nothing of it is a target.
+        room: patch and text slots of the row.
+        image: patch size, and how the tokens of one image see each other.
+        pad: token of empty text slots.
+        start: patches and text tokens at the document's beginning that are left out.
+    """
+    patches, text = slots(document)
+    unsupervised = replace(document, supervised=np.zeros_like(document.supervised))
+    whole = assemble_row([(unsupervised, 0)], RowShape(patches, text, 0), image, pad)
+
+    def cut(array: np.ndarray, region: int, fill: int = 0) -> np.ndarray:
+        kept = array[start[region] :]
+        return np.pad(kept, ((0, room[region] - len(kept)),) + ((0, 0),) * (kept.ndim - 1), constant_values=fill)
+
+    def cut_both(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([cut(array[:patches], 0), cut(array[patches:], 1)])
+
+    return whole._replace(
+        patches=cut(whole.patches, 0),
+        patch_grid=cut(whole.patch_grid, 0),
+        text=cut(whole.text, 1, pad),
+        positions=cut_both(whole.positions),
+        attend=cut_both(whole.attend),
+    )
+
+
+def prompt_batches(
+    prompts: Sequence[Parts], rows: int, tokenizer: Tokenizer, image: ImageConfig
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Prompts as batches of `rows` rows that all have one shape, with int32 [rows, 2]: their patches and text tokens.
+
+    The last batch is filled up with repetitions of the last prompt.
+
+    Raises:
+        ValueError: an image cannot be read, for all of them before the first batch, or cannot be decoded.
+    """
+    index = IndexBuilder()
+    for number, prompt in enumerate(prompts):
+        try:
+            index.add(prompt)
+        except OSError as error:
+            raise ValueError(f"conversation {number}: an image cannot be read: {error}") from None
+    most = index.build().counts(image).max(axis=0)
+    room = bucket(int(most[0])), bucket(int(most[1]))
+    for start in range(0, len(prompts), rows):
+        documents = [
+            encode_prompt(prompt, tokenizer, image, f"conversation {start + place}")
+            for place, prompt in enumerate(prompts[start : start + rows])
+        ]
+        documents += documents[-1:] * (rows - len(documents))
+        batch = stack([row_of(document, room, image, tokenizer.special.pad) for document in documents])
+        yield batch, np.array([slots(document) for document in documents], np.int32)
+
+
+def bucket(count: int) -> int:
+    """The least of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
+
+    Shapes rounded up like this waste a third at most and are few, so that little is compiled.
+    """
+    if count <= 8:
+        return 8 if count else 0
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power

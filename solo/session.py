@@ -1,0 +1,113 @@
+"""A conversation with a memory: every turn is read once, and costs only its own length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from solo.data.conversation import Image, parse_conversation
+from solo.data.document import NO_IMAGE, Document, TextRun, runs
+from solo.data.rows import stack
+from solo.decoding import Decoding
+from solo.model.generate import empty_memory, enlarge, read
+from solo.model.transformer import Placement
+from solo.prompt import bucket, encode_prompt, row_of, slots
+
+if TYPE_CHECKING:
+    from solo.monolith import Monolith
+
+
+class Session:
+    """One conversation with a model, made by `Monolith.session`. Images may come in any turn."""
+
+    def __init__(self, model: Monolith):
+        self._model = model
+        self._document: Document | None = None  # all that was read
+        self._unread: tuple[int, ...] = ()  # what was written and must be read before the next turn
+        self._memory = empty_memory(model.definition, 1, 0, 0)
+
+    def say(
+        self,
+        content: str | Sequence[str | Image | Mapping[str, Any]],
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Say something as the user, and return the answer.
+
+        Args:
+            content: a string, or strings and image parts; see `solo.data.conversation.parse_conversation`.
+            max_new_tokens: where an answer ends that does not end itself; see `Decoding`.
+            temperature: 0 takes the likeliest token; above, tokens are drawn.
+            top_p: draw from the fewest tokens whose probabilities reach this sum.
+            seed: of the draws.
+
+        Raises:
+            ValueError: a part that is not well formed, an unreadable image, or a setting out of range. The session is
+                as it was before.
+        """
+        model = self._model
+        decoding = Decoding(max_new_tokens, temperature, top_p)
+        parts = runs(parse_conversation([{"role": "user", "content": content}]), model.tokenizer, open_turn=True)
+        if self._document is not None:
+            # Only the first turn opens with <s>; later ones close the answer before them.
+            parts = [TextRun(self._unread, False), *parts[1:]]
+        logits_1V = self._read(encode_prompt(parts, model.tokenizer, model.config.image, "this turn"), max_new_tokens)
+        keys_1 = jax.random.key(seed)[None]
+        written = decoding.write(model.definition, model.parameters, model.tokenizer, self._memory, logits_1V, keys_1)
+        self._memory = written.memory
+        answer = [int(token) for token in np.asarray(written.tokens)[0, : int(written.lengths[0])]]
+        self._remember(answer)
+        return model.tokenizer.decode(answer)
+
+    def _read(self, turn: Document, max_new_tokens: int) -> jax.Array:
+        """Read a turn behind what was read, leaving room for an answer. Returns the logits after it [1, V]."""
+        model, image = self._model, self._model.config.image
+        start = (0, 0) if self._document is None else slots(self._document)
+        self._document = turn if self._document is None else _join(self._document, turn)
+        stop = slots(self._document)
+        counts = stop[0] - start[0], stop[1] - start[1]
+        room = bucket(counts[0]), bucket(counts[1])
+        chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start)])
+        self._memory = enlarge(self._memory, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
+        # Plain attention: a single row cannot be shared out over devices.
+        self._memory, logits = read(
+            model.definition, Placement(), model.parameters, self._memory, chunk, np.array([counts], np.int32)
+        )
+        return logits
+
+    def _remember(self, answer: list[int]) -> None:
+        """Note which tokens of the answer the memory holds (all but the last), and what is to be read next."""
+        assert self._document is not None
+        eos = self._model.tokenizer.special.eos
+        self._unread = (answer[-1],) if answer[-1] == eos else (answer[-1], eos)
+        self._document = _join(self._document, _text(answer[:-1], self._document))
+
+
+def _join(first: Document, second: Document) -> Document:
+    """One document of both, the images of the second counted on."""
+    images = first.image.max(initial=NO_IMAGE) + 1
+    image = np.where(second.image == NO_IMAGE, NO_IMAGE, second.image + images)
+    return Document(
+        np.concatenate([first.tokens, second.tokens]),
+        np.concatenate([first.supervised, second.supervised]),
+        np.concatenate([first.image, image]).astype(np.int32),
+        np.concatenate([first.patches, second.patches]),
+        np.concatenate([first.patch_grid, second.patch_grid]),
+    )
+
+
+def _text(tokens: list[int], like: Document) -> Document:
+    """A document of text tokens alone."""
+    return Document(
+        np.array(tokens, np.int32),
+        np.zeros(len(tokens), bool),
+        np.full(len(tokens), NO_IMAGE, np.int32),
+        like.patches[:0],
+        like.patch_grid[:0],
+    )

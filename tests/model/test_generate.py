@@ -1,0 +1,193 @@
+"""What is read once and remembered gives what the plain model gives on the whole document (tests/reference.py)."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solo.config import ExpertsConfig, ImageConfig, ModelConfig
+from solo.data.document import PATCH, Document
+from solo.data.rows import stack
+from solo.model.generate import Sampling, empty_memory, enlarge, generate, read
+from solo.model.parameters import ModelDefinition
+from solo.model.transformer import Placement
+from solo.prompt import row_of, slots
+from tests.reference import forward, random_document
+
+VOCAB, PADDED, STOP = 50, 128, 2
+VISUAL_FFN = ExpertsConfig(ffn="modality")
+ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality")
+HERE = Placement()
+
+
+def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
+    image = ImageConfig(patch_size=2, max_side=64, attention=mode)
+    settings = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "attention_block": 16}
+    return ModelDefinition(ModelConfig(experts=experts, init_std=0.3, **{**settings, **switches}), image, VOCAB)
+
+
+def documents_of(seed: int, parts: tuple[int, ...]) -> list[Document]:
+    rng = np.random.default_rng(seed)
+    return [random_document(rng, VOCAB, patch_size=2, parts=count) for count in parts]
+
+
+def cuts_of(document: Document) -> list[int]:
+    """Where a document may be cut: behind a text token that is not within an image."""
+    image, is_text = document.image, document.tokens != PATCH
+    return [i for i in range(1, len(image)) if is_text[i - 1] and not (image[i - 1] >= 0 and image[i - 1] == image[i])]
+
+
+def chunks(documents: list[Document], starts: list[int], stops: list[int], definition: ModelDefinition, slack: int = 3):
+    """Reading-order slots [start, stop) of every document as one batch, with what `read` wants to know of it."""
+    heads = [document.piece(0, stop) for document, stop in zip(documents, stops, strict=True)]
+    done = [slots(document.piece(0, start)) for document, start in zip(documents, starts, strict=True)]
+    counts = np.array([slots(head) for head in heads], np.int32) - np.array(done, np.int32)
+    room = tuple(map(int, counts.max(axis=0) + slack))
+    rows = [row_of(head, room, definition.image, 0, start) for head, start in zip(heads, done, strict=True)]
+    return stack(rows), counts
+
+
+def allowed(*more: int) -> jax.Array:
+    return (jnp.arange(PADDED) >= 8) & (jnp.arange(PADDED) < VOCAB) | jnp.isin(jnp.arange(PADDED), jnp.array([*more]))
+
+
+def sampling(*more: int, temperature: float = 1.0, top_p: float = 1.0) -> Sampling:
+    return Sampling(jnp.float32(temperature), jnp.float32(top_p), allowed(*more), jnp.int32(STOP))
+
+
+def read_all(definition, parameters, documents, room: int):
+    stops = [len(document.tokens) for document in documents]
+    chunk, counts = chunks(documents, [0] * len(documents), stops, definition)
+    memory = empty_memory(definition, len(documents), chunk.patches.shape[1], counts[:, 1].max() + room)
+    return read(definition, HERE, parameters, memory, chunk, counts)
+
+
+CASES = [
+    (VISUAL_FFN, "causal", {}),
+    (ALL_EXPERTS, "bidirectional", {"tied_head": True}),
+    (ALL_EXPERTS, "isolated", {"attention": "dense", "scan_layers": False}),
+]
+
+
+@pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
+def test_rows_read_in_chunks_give_what_the_whole_gives(experts, mode, switches) -> None:
+    definition = make(experts, mode, **switches)
+    parameters = definition.initialise(jax.random.key(1))
+    documents = documents_of(5, (9, 5, 7))
+    expected = [forward(parameters, definition.config, definition.image, document) for document in documents]
+    memory = empty_memory(definition, 3, 0, 0)
+    starts = [0, 0, 0]
+    # Cut so that rows advance by different lengths, with images in later chunks.
+    for share in (0.25, 0.5, 1.0):
+        cuts = [[*cuts_of(document), len(document.tokens)] for document in documents]
+        stops = [places[round(share * (len(places) - 1))] for places in cuts]
+        chunk, counts = chunks(documents, starts, stops, definition)
+        room = np.max([slots(document.piece(0, stop)) for document, stop in zip(documents, stops, strict=True)], axis=0)
+        memory, logits = read(definition, HERE, parameters, enlarge(memory, *room), chunk, counts)
+        for row, stop in enumerate(stops):
+            np.testing.assert_allclose(logits[row], expected[row][stop - 1], atol=1e-4)
+        assert share < 0.3 or counts[:, 0].any(), "later chunks should have images"
+        starts = stops
+    np.testing.assert_array_equal(memory.length, [slots(document) for document in documents])
+
+
+@pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
+def test_generation_equals_full_recomputation(experts, mode, switches) -> None:
+    definition = make(experts, mode, **switches)
+    parameters = definition.initialise(jax.random.key(2))
+    documents = documents_of(6, (6, 3, 8, 4))
+    memory, logits = read_all(definition, parameters, documents, room=7)
+    keys = jax.random.split(jax.random.key(0), 4)
+    found = generate(definition, parameters, memory, logits, keys, sampling(), max_new_tokens=8, greedy=True)
+    np.testing.assert_array_equal(found.lengths, [8] * 4)
+    np.testing.assert_array_equal(found.memory.length, [np.add(slots(document), (0, 7)) for document in documents])
+    for row, document in enumerate(documents):
+        written = extended(document, found.tokens[row])
+        expected = forward(parameters, definition.config, definition.image, written)
+        predicted = jnp.where(allowed(), expected, -jnp.inf)[len(document.tokens) - 1 : -1].argmax(-1)
+        np.testing.assert_array_equal(found.tokens[row], predicted)
+        # The memory is as good as the text: reading the last token gives what the whole gives.
+        chunk, counts = chunks([written], [len(written.tokens) - 1], [len(written.tokens)], definition, slack=0)
+        of_row = jax.tree.map(lambda x, row=row: x[:, row : row + 1], (found.memory.k, found.memory.v))
+        room = found.memory._replace(k=of_row[0], v=of_row[1], length=found.memory.length[row : row + 1])
+        room = enlarge(room, 0, room.k.text.shape[2] + 1)
+        _, after = read(definition, HERE, parameters, room, chunk, counts)
+        np.testing.assert_allclose(after[0], expected[-1], atol=1e-4)
+
+
+def extended(document: Document, tokens) -> Document:
+    tokens = np.asarray(tokens, np.int32)
+    return replace(
+        document,
+        tokens=np.concatenate([document.tokens, tokens]),
+        supervised=np.concatenate([document.supervised, np.zeros(len(tokens), bool)]),
+        image=np.concatenate([document.image, np.full(len(tokens), -1, np.int32)]),
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    definition = make(VISUAL_FFN, "causal")
+    parameters = definition.initialise(jax.random.key(3))
+    documents = documents_of(7, (6, 3, 8))
+
+    def write(rows=(0, 1, 2), seed: int = 0, greedy: bool = False, settings: Sampling | None = None):
+        memory, logits = read_all(definition, parameters, [documents[row] for row in rows], room=7)
+        keys = jax.random.split(jax.random.key(seed), 3)[jnp.array(rows)]
+        return generate(
+            definition, parameters, memory, logits, keys, settings or sampling(), max_new_tokens=8, greedy=greedy
+        )
+
+    return write
+
+
+def test_a_row_ends_at_the_stop_token_and_the_others_go_on(small) -> None:
+    free = small(greedy=True)
+    stop = int(free.tokens[0, 2])
+    first = [list(map(int, row)).index(stop) + 1 if stop in row.tolist() else 8 for row in free.tokens]
+    found = small(greedy=True, settings=sampling()._replace(stop=jnp.int32(stop)))
+    assert first[0] <= 3 < max(first)
+    np.testing.assert_array_equal(found.lengths, first)
+    for row, length in enumerate(first):
+        np.testing.assert_array_equal(found.tokens[row, :length], free.tokens[row, :length])
+        np.testing.assert_array_equal(found.tokens[row, length:], stop)
+    before = [int(a - b) for a, b in zip(free.memory.length[:, 1], [7, 7, 7], strict=True)]
+    np.testing.assert_array_equal(found.memory.length[:, 1], np.array(before) + np.array(first) - 1)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(small) -> None:
+    together = small(seed=4)
+    alone = small(rows=(2,), seed=4)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])
+
+
+def test_draws_depend_on_the_key_only(small) -> None:
+    np.testing.assert_array_equal(small(seed=1).tokens, small(seed=1).tokens)
+    assert (small(seed=1).tokens != small(seed=2).tokens).any()
+
+
+def test_only_allowed_tokens_are_written(small) -> None:
+    for seed in range(3):
+        tokens = np.asarray(small(seed=seed, settings=sampling(STOP, temperature=50.0)).tokens)
+        assert set(tokens.ravel()) <= {STOP, *range(8, VOCAB)}
+        assert len(set(tokens.ravel())) > 5
+
+
+def test_little_temperature_or_nucleus_is_greedy(small) -> None:
+    greedy = small(greedy=True).tokens
+    np.testing.assert_array_equal(small(settings=sampling(temperature=1e-4)).tokens, greedy)
+    np.testing.assert_array_equal(small(settings=sampling(top_p=1e-9)).tokens, greedy)
+
+
+def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
+    from solo.model.generate import _draw
+
+    logits = jnp.log(jnp.array([[0.15, 0.5, 0.05, 0.3]]))
+    keys = jax.random.split(jax.random.key(0), 400)
+    for top_p, expected in ((0.4, {1}), (0.79, {1, 3}), (0.81, {0, 1, 3}), (1.0, {0, 1, 2, 3})):
+        drawn = _draw(jnp.tile(logits, (400, 1)), keys, sampling(top_p=top_p))
+        assert set(np.asarray(drawn).tolist()) == expected
+    flat = _draw(jnp.tile(logits, (400, 1)), keys, sampling(temperature=100.0))
+    assert np.bincount(np.asarray(flat), minlength=4).min() > 70
