@@ -1,0 +1,60 @@
+"""Results as lines of `metrics.jsonl`, and as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from solo.evaluation.tasks import TaskResult
+
+UNITS = {"exact_match": "right", "character_error_rate": "characters wrong"}
+
+
+def results_lines(results: Sequence[TaskResult], step: int) -> list[dict[str, Any]]:
+    """One line per task for `metrics.jsonl`, as of a step of the run. Scores are percentages, the gain is in points."""
+    return [
+        {
+            "kind": "evaluation",
+            "step": step,
+            "task": result.task,
+            "metric": result.metric,
+            "score": result.score,
+            "score_blank": result.score_blank,
+            "gain": result.gain,
+            "examples": result.count,
+            "timing": {"seconds": result.seconds},
+        }
+        for result in results
+    ]
+
+
+def print_results(results: Sequence[TaskResult], console: Console) -> None:
+    """Print a table of all tasks; nothing where there is none."""
+    if not results:
+        return
+    table = Table("task", box=None, header_style="bold", pad_edge=False)
+    for title in ("examples", "score", "images blanked", "gain", ""):
+        table.add_column(title, justify="right")
+    for result in results:
+        table.add_row(
+            result.task,
+            f"{result.count:,}",
+            percent(result.score),
+            percent(result.score_blank),
+            points(result.gain),
+            UNITS[result.metric],
+        )
+    console.print(table)
+
+
+def percent(value: float | None) -> str:
+    """A percentage to one decimal; nothing for None."""
+    return "" if value is None else f"{value:.1f}%"
+
+
+def points(value: float | None) -> str:
+    """A difference of percentages, with its sign; nothing for None."""
+    return "" if value is None else f"{value:+.1f}"

@@ -1,0 +1,182 @@
+"""Tasks: what a model writes where a conversation's last answer was taken away, compared with that answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from solo.config import ConfigError, EvaluationConfig, TaskConfig
+from solo.data.conversation import Image, Record, Turn, blank
+from solo.evaluation.metrics import character_error_rate, exact_match
+from solo.monolith import Monolith
+
+METRICS = {"exact_match": exact_match, "character_error_rate": character_error_rate}
+
+Progress = Callable[[str, int, int], None]
+
+
+class Records(Protocol):
+    """What a task reads from: a prepared source, or anything else with records by number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int, /) -> Record:
+        """Record `number`, from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its answers. `blanked` is the answer without the image's pixels, where that was asked for."""
+
+    id: str
+    prompt: tuple[Turn, ...]
+    reference: str
+    answer: str
+    blanked: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What came out of a task.
+
+    score        percent: of right answers, or the error rate in characters
+    score_blank  the same with every image blanked, where the task asks for it
+    count        examples that were answered
+    seconds      that answering took, compilation included
+    examples     the first ones, not selected, for the report
+    """
+
+    task: str
+    metric: Literal["exact_match", "character_error_rate"]
+    score: float
+    score_blank: float | None
+    count: int
+    seconds: float
+    examples: tuple[Example, ...]
+
+    @property
+    def gain(self) -> float | None:
+        """Points that the model owes to the images, positive where they help (MMStar's multi-modal gain)."""
+        if self.score_blank is None:
+            return None
+        gain = self.score - self.score_blank
+        return gain if self.metric == "exact_match" else -gain
+
+
+def evaluate(
+    model: Monolith,
+    config: EvaluationConfig,
+    sources: Mapping[str, Records],
+    progress: Progress | None = None,
+) -> list[TaskResult]:
+    """Answer every task of the config, in its order, greedily.
+
+    Args:
+        model: who answers.
+        config: the tasks, and how many examples of each to keep for the report.
+        sources: records by source; those the tasks name must be there.
+        progress: called with (task, answered, all) after every batch; with blanked images, all counts them twice.
+
+    Raises:
+        ConfigError: a task's source is missing or empty, or a record of it has no answer to ask for.
+    """
+    return [
+        _evaluate_task(model, name, task, sources, config.report_examples, progress)
+        for name, task in config.tasks.items()
+    ]
+
+
+def _evaluate_task(
+    model: Monolith,
+    name: str,
+    task: TaskConfig,
+    sources: Mapping[str, Records],
+    keep: int,
+    progress: Progress | None,
+) -> TaskResult:
+    questions = _questions(name, task, sources)
+    started = time.perf_counter()
+    total = len(questions) * (1 + task.blank_images)
+
+    def answers(prompts: Sequence[tuple[Turn, ...]], before: int) -> list[str]:
+        return model.generate(
+            prompts,
+            task.max_new_tokens,
+            batch_rows=task.batch_rows,
+            progress=(lambda done, _: progress(name, before + done, total)) if progress else None,
+        )
+
+    written = answers([question.prompt for question in questions], 0)
+    examples = [replace(question, answer=text) for question, text in zip(questions, written, strict=True)]
+    references = [example.reference for example in examples]
+    score, score_blank = METRICS[task.metric](written, references), None
+    if task.blank_images:
+        blanked = answers([blank_images(example.prompt) for example in examples], len(examples))
+        examples = [replace(example, blanked=text) for example, text in zip(examples, blanked, strict=True)]
+        score_blank = METRICS[task.metric](blanked, references)
+    seconds = time.perf_counter() - started
+    return TaskResult(name, task.metric, score, score_blank, len(examples), seconds, tuple(examples[:keep]))
+
+
+def _questions(name: str, task: TaskConfig, sources: Mapping[str, Records]) -> list[Example]:
+    """A task's examples, not answered yet."""
+    if task.source not in sources:
+        raise ConfigError(
+            f"evaluation task {name!r}: source {task.source!r} is not prepared; there are {list(sources)}"
+        )
+    source = sources[task.source]
+    count = len(source) if task.limit is None else min(task.limit, len(source))
+    if not count:
+        raise ConfigError(f"evaluation task {name!r}: source {task.source!r} holds no record")
+    found = []
+    for number in range(count):
+        record = source.read(number)
+        try:
+            prompt, reference = split_answer(record.turns)
+        except ValueError as error:
+            raise ConfigError(
+                f"evaluation task {name!r}: record {record.id!r} of source {task.source!r}: {error}"
+            ) from None
+        found.append(Example(record.id, prompt, reference, answer=""))
+    return found
+
+
+def split_answer(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str]:
+    """What a model is shown of a conversation, and what it has to write.
+
+    That is the last assistant turn, and all before it; without one, the last turn of role `text` that has an image:
+    the model is shown the turn up to its last image, and has to write what follows.
+
+    Raises:
+        ValueError: the conversation has neither, or the answer is not text alone.
+    """
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    captions = [place for place, turn in enumerate(turns) if turn.role == "text" and _images(turn)]
+    if answers:
+        place, shown = answers[-1], 0
+    elif captions:
+        place = captions[-1]
+        shown = _images(turns[place])[-1] + 1
+    else:
+        raise ValueError("it has no assistant turn, and no text behind an image: there is nothing to ask for")
+    turn = turns[place]
+    answer = turn.content[shown:]
+    if not answer or not all(isinstance(part, str) for part in answer):
+        raise ValueError(f"its last answer (turn {place}) is not text alone")
+    prompt = (*turns[:place], Turn(turn.role, turn.content[:shown]))
+    return prompt, "".join(part for part in answer if isinstance(part, str))
+
+
+def blank_images(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The same conversation, every image a uniform one of its size."""
+    return tuple(
+        replace(turn, content=tuple(blank(part) if isinstance(part, Image) else part for part in turn.content))
+        for turn in turns
+    )
+
+
+def _images(turn: Turn) -> list[int]:
+    return [place for place, part in enumerate(turn.content) if isinstance(part, Image)]
