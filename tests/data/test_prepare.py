@@ -195,9 +195,12 @@ def test_opening_what_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"the tokenizer is not in .*data, .*run: solo prepare CONFIG"):
         open_prepared(made)
     prepare(made)
-    other = config(tmp_path, {"lines": LINES, "topics": TOPICS, "more": LINES}, tokenizer={"vocab_size": 360})
-    with pytest.raises(ConfigError, match="run: solo prepare CONFIG"):
+    trained = {"vocab_size": 360, "train_on": ["topics"]}
+    prepare(config(tmp_path, {"lines": LINES, "topics": TOPICS}, tokenizer=trained))
+    other = config(tmp_path, {"lines": LINES | {"limit": 3}, "topics": TOPICS}, tokenizer=trained)
+    with pytest.raises(ConfigError, match=r"source 'lines' is not in .* or was made from other settings"):
         open_prepared(other)
+    prepare(made)
     (tmp_path / "data" / "sources" / "topics" / "source.json").unlink()
     with pytest.raises(ConfigError, match=r"source 'topics' is not in .*run: solo prepare CONFIG"):
         open_prepared(made)

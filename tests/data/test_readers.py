@@ -209,7 +209,8 @@ def test_lines():
         assert pixels.min() <= 60
         assert pixels.max() >= 220
     assert found[:9] == records("lines", 9, min_characters=3, max_characters=12)
-    assert found[0].turns != records("lines", 1, split="held_out")[0].turns
+    assert records("lines", 1)[0].turns != records("lines", 1, split="held_out")[0].turns
+    assert records("lines", 1)[0].turns != records("lines", 1, seed=1)[0].turns
     (turn,) = records("lines", 1, form="caption")[0].turns
     assert turn.role == "text"
 

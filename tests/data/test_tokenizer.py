@@ -60,6 +60,11 @@ def test_round_trip_of_anything_but_the_space_sign(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_no_space_is_added_in_front(tokenizer):
+    # A continuation is encoded by itself, and has to join what stands before it.
+    assert tokenizer.decode(tokenizer.encode("sev") + tokenizer.encode("en")) == "seven"
+
+
 def specials_in(tokenizer: Tokenizer, text: str) -> set[int]:
     special = tokenizer.special
     return set(tokenizer.encode(text)) & {getattr(special, name) for name in SpecialTokens.__slots__}
@@ -75,7 +80,15 @@ def test_text_never_becomes_a_special_token(tokenizer, foreign, piece):
 
 def test_decode_leaves_special_tokens_out(tokenizer):
     special = tokenizer.special
-    ids = [special.bos, special.user, *tokenizer.encode("a b"), special.pad, special.vision_end, special.eos]
+    ids = [
+        special.bos,
+        special.unk,
+        special.user,
+        *tokenizer.encode("a b"),
+        special.pad,
+        special.vision_end,
+        special.eos,
+    ]
     assert tokenizer.decode(ids) == "a b"
 
 
