@@ -6,22 +6,21 @@ are never touched: the cost falls from the row's square to about the sum of its 
 and in the backward pass.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; of the tiles:
-N groups, G query blocks of a group, Q queries and J keys of a tile.
+X query blocks and Y key blocks of all rows, N groups of G query blocks, Q queries and J keys of a tile.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-# Query blocks that advance in lock step. More of them waste visits on the shortest, fewer give smaller products.
-GROUP = 8
+# Query blocks that advance in lock step. More of them waste visits and outgrow the caches, fewer give small products.
+GROUP = 4
 # The score of a hidden key, and the least maximum of a softmax: exp(HIDDEN - FLOOR) is 0, so that a query which
 # sees nothing sums up to 0 instead of NaN. True scores stay far above both.
 HIDDEN = -1e30
@@ -33,15 +32,15 @@ _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def interval_attention(
-    q_BSHC: jax.Array,
-    k_BRKC: jax.Array,
-    v_BRKC: jax.Array,
-    intervals_BS4: jax.Array,
+    q_BSHC: Array,
+    k_BRKC: Array,
+    v_BRKC: Array,
+    intervals_BS4: Array,
     *,
     num_patches: int,
     implementation: Literal["blocks", "dense"] = "blocks",
     block: int = 128,
-) -> jax.Array:
+) -> Array:
     """Softmax attention of each query over the key patches [a0, a1) and the key texts [a2, a3) of its row.
 
     The first `num_patches` of the R key slots are patches, the others text; an interval counts within its region and
@@ -59,49 +58,41 @@ def interval_attention(
     """
     _check(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches, implementation, block)
     num_text = k_BRKC.shape[1] - num_patches
-    ends = jnp.array([num_patches, num_patches, num_text, num_text], intervals_BS4.dtype)
-    intervals_BS4 = jnp.clip(intervals_BS4, 0, ends)
+    intervals_BS4 = jnp.clip(intervals_BS4, 0, jnp.array([num_patches, num_patches, num_text, num_text]))
     if implementation == "dense":
         return _dense(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches)
-    rows, queries = intervals_BS4.shape[:2]
-    grid = _Grid(rows, queries, num_patches, num_text, block)
+    grid = _Grid(len(q_BSHC), q_BSHC.shape[1], num_patches, num_text, block)
     return _blocks(grid, q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
 
 
-def needed_blocks(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int) -> jax.Array:
+def needed_blocks(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int) -> Array:
     """Which key blocks some query of a query block sees: bool [B, query blocks, key blocks], patch blocks first.
 
     Queries are cut into blocks across the regions, keys within each. The True tiles are those that "blocks" visits.
     """
     rows, queries, _ = intervals_BS4.shape
     grid = _Grid(rows, queries, num_patches, num_text, block)
-    intervals = _pad_to(jnp.asarray(intervals_BS4), 1, grid.query_blocks * block)
-    intervals = intervals.reshape(rows, grid.query_blocks, block, 1, 4)
+    intervals = _pad_slots(jnp.asarray(intervals_BS4), grid.blocks(queries) * block).reshape(rows, -1, block, 1, 4)
 
-    def meets(start: jax.Array, end: jax.Array, blocks: int) -> jax.Array:
-        first = jnp.arange(blocks, dtype=intervals.dtype) * block
+    def meets(start: Array, end: Array, slots: int) -> Array:
+        first = jnp.arange(grid.blocks(slots)) * block
         return jnp.any(jnp.maximum(start, first) < jnp.minimum(end, first + block), axis=2)
 
-    patches = meets(intervals[..., 0], intervals[..., 1], grid.patch_blocks)
-    text = meets(intervals[..., 2], intervals[..., 3], grid.text_blocks)
-    return jnp.concatenate([patches, text], axis=-1)
+    a0, a1, a2, a3 = jnp.moveaxis(intervals, -1, 0)
+    return jnp.concatenate([meets(a0, a1, num_patches), meets(a2, a3, num_text)], axis=-1)
 
 
-def _check(
-    q: jax.Array, k: jax.Array, v: jax.Array, intervals: jax.Array, num_patches: int, implementation: str, block: int
-) -> None:
+def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, implementation: str, block: int) -> None:
     B, S, H, C = q.shape
     R, K = k.shape[1:3]
     if k.shape != (B, R, K, C) or v.shape != k.shape or H % K:
         raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit together")
     if intervals.shape != (B, S, 4) or not jnp.issubdtype(intervals.dtype, jnp.signedinteger):
         raise ValueError(f"intervals must be int32 {(B, S, 4)}, not {intervals.dtype} {intervals.shape}")
-    if not 0 <= num_patches <= R:
-        raise ValueError(f"num_patches={num_patches} of {R} keys")
+    if not 0 <= num_patches <= R or block < 1:
+        raise ValueError(f"num_patches={num_patches} of {R} keys, in blocks of {block}")
     if implementation not in ("blocks", "dense"):
         raise ValueError(f"implementation={implementation!r}: choose 'blocks' or 'dense'")
-    if block < 1:
-        raise ValueError(f"block={block} must be positive")
 
 
 # --- One tile: the arithmetic of both implementations ---
@@ -110,28 +101,28 @@ def _check(
 class _Softmax(NamedTuple):
     """A softmax-weighted sum of values that has seen some of its keys; float32."""
 
-    weighted: jax.Array  # [G, K, M, Q, C] sum of exp(score - maximum) * value
-    total: jax.Array  # [G, K, M, Q] sum of exp(score - maximum)
-    maximum: jax.Array  # [G, K, M, Q]
+    weighted: Array  # [G, K, M, Q, C] sum of exp(score - maximum) * value
+    total: Array  # [G, K, M, Q] sum of exp(score - maximum)
+    maximum: Array  # [G, K, M, Q]
 
 
-def _nothing_seen(q_GKMQC: jax.Array) -> _Softmax:
+def _nothing_seen(q_GKMQC: Array) -> _Softmax:
     zeros = jnp.zeros_like(q_GKMQC, jnp.float32)
     return _Softmax(zeros, zeros[..., 0], zeros[..., 0] + FLOOR)
 
 
-def _within(slots_J: jax.Array, bounds_Q2: jax.Array) -> jax.Array:
+def _within(slots_J: Array, bounds_Q2: Array) -> Array:
     """bool [..., Q, J]: whether slot j lies in [start, end) of query q."""
     slots = slots_J[..., None, :]
     return (slots >= bounds_Q2[..., :1]) & (slots < bounds_Q2[..., 1:])
 
 
-def _scores(q_GKMQC: jax.Array, k_GKJC: jax.Array, visible_GQJ: jax.Array) -> jax.Array:
-    scores = _einsum("gkmqc,gkjc->gkmqj", q_GKMQC, k_GKJC) / math.sqrt(q_GKMQC.shape[-1])
+def _scores(q_GKMQC: Array, k_GKJC: Array, visible_GQJ: Array) -> Array:
+    scores = _einsum("gkmqc,gkjc->gkmqj", q_GKMQC, k_GKJC) / q_GKMQC.shape[-1] ** 0.5
     return jnp.where(visible_GQJ[:, None, None], scores, HIDDEN)
 
 
-def _see(seen: _Softmax, q_GKMQC: jax.Array, k_GKJC: jax.Array, v_GKJC: jax.Array, visible_GQJ: jax.Array) -> _Softmax:
+def _see(seen: _Softmax, q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ: Array) -> _Softmax:
     """Add the keys and values of one tile."""
     scores = _scores(q_GKMQC, k_GKJC, visible_GQJ)
     # The result does not depend on the maximum: no gradient.
@@ -142,36 +133,30 @@ def _see(seen: _Softmax, q_GKMQC: jax.Array, k_GKJC: jax.Array, v_GKJC: jax.Arra
     return _Softmax(seen.weighted * fade[..., None] + values, seen.total * fade + weights.sum(axis=-1), maximum)
 
 
-def _finish(seen: _Softmax) -> tuple[jax.Array, jax.Array]:
+def _finish(seen: _Softmax) -> tuple[Array, Array]:
     """The output [G, K, M, Q, C] and the log of the sum of exp(score) [G, K, M, Q]: 0 and FLOOR of nothing seen."""
     total = jnp.where(seen.total == 0, 1.0, seen.total)
     return seen.weighted / total[..., None], seen.maximum + jnp.log(total)
 
 
-class _Backward(NamedTuple):
-    """What the gradients of a tile need to know about its queries, besides themselves."""
+def _tile_gradients(q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ: Array, out_side: tuple) -> tuple:
+    """What a tile adds to d_q [G, K, M, Q, C], d_k [G, K, C, J] and d_v [G, K, C, J], in float32.
 
-    d_out: jax.Array  # [G, K, M, Q, C]
-    log_total: jax.Array  # [G, K, M, Q] log of the sum of exp(score)
-    inner: jax.Array  # [G, K, M, Q] inner product of output and d_out
-
-
-def _tile_gradients(
-    back: _Backward, q_GKMQC: jax.Array, k_GKJC: jax.Array, v_GKJC: jax.Array, visible_GQJ: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a tile adds to the gradients d_q [G, K, M, Q, C], d_k [G, K, C, J] and d_v [G, K, C, J]; float32."""
-    weights = jnp.exp(_scores(q_GKMQC, k_GKJC, visible_GQJ) - back.log_total[..., None])
-    d_weights = _einsum("gkmqc,gkjc->gkmqj", back.d_out, v_GKJC)
-    d_scores = weights * (d_weights - back.inner[..., None]) / math.sqrt(q_GKMQC.shape[-1])
+    out_side  d_out [G, K, M, Q, C], and per query [G, K, M, Q] the log of the sum of exp(score) and d_out . out
+    """
+    d_out_GKMQC, log_total_GKMQ, inner_GKMQ = out_side
+    weights = jnp.exp(_scores(q_GKMQC, k_GKJC, visible_GQJ) - log_total_GKMQ[..., None])
+    d_weights = _einsum("gkmqc,gkjc->gkmqj", d_out_GKMQC, v_GKJC)
+    d_scores = weights * (d_weights - inner_GKMQ[..., None]) / q_GKMQC.shape[-1] ** 0.5
     weights, d_scores = weights.astype(q_GKMQC.dtype), d_scores.astype(q_GKMQC.dtype)
     # Products that end in J: those that end in C would transpose weights and d_scores, the largest arrays here.
     d_q = _einsum("gkmqj,gkjc->gkmqc", d_scores, k_GKJC)
     d_k = _einsum("gkcmq,gkmqj->gkcj", jnp.moveaxis(q_GKMQC, -1, 2), d_scores)
-    d_v = _einsum("gkcmq,gkmqj->gkcj", jnp.moveaxis(back.d_out, -1, 2), weights)
+    d_v = _einsum("gkcmq,gkmqj->gkcj", jnp.moveaxis(d_out_GKMQC, -1, 2), weights)
     return d_q, d_k, d_v
 
 
-def _dense(q_BSHC: jax.Array, k_BRKC: jax.Array, v_BRKC: jax.Array, intervals_BS4: jax.Array, P: int) -> jax.Array:
+def _dense(q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array, P: int) -> Array:
     """The whole row as one tile."""
     B, S, H, C = q_BSHC.shape
     R, K = k_BRKC.shape[1:3]
@@ -195,148 +180,120 @@ class _Grid(NamedTuple):
     text: int
     block: int
 
-    @property
-    def query_blocks(self) -> int:
-        return -(-self.queries // self.block)
-
-    @property
-    def patch_blocks(self) -> int:
-        return -(-self.patches // self.block)
-
-    @property
-    def text_blocks(self) -> int:
-        return -(-self.text // self.block)
+    def blocks(self, slots: int) -> int:
+        """How many blocks hold these slots."""
+        return -(-slots // self.block)
 
     @property
     def key_blocks(self) -> int:
-        return self.patch_blocks + self.text_blocks + 1
+        return self.blocks(self.patches) + self.blocks(self.text) + 1
 
 
 class _Visits(NamedTuple):
     """Which key blocks each query block needs: N groups of G query blocks of any rows, the busiest first."""
 
-    order: jax.Array  # [N, G] query block, counted over all rows
-    steps: jax.Array  # [N] how many key blocks the busiest of the group needs
-    keys: jax.Array  # [N, V, G] the v-th key block it needs, counted over all rows; afterwards its row's empty one
+    order: Array  # [N, G] query block, counted over all rows; from X, their number, on: none
+    steps: Array  # [N] how many key blocks the busiest of the group needs
+    keys: Array  # [N, steps, G] the key blocks it needs, counted over all rows; afterwards an empty one
+    intervals: Array  # [N, G, Q, 4]
 
 
-def _plan_visits(grid: _Grid, intervals_BS4: jax.Array) -> _Visits:
+def _plan_visits(grid: _Grid, intervals_BS4: Array) -> _Visits:
     needed = needed_blocks(intervals_BS4, num_patches=grid.patches, num_text=grid.text, block=grid.block)
+    count = needed.sum(axis=-1, keepdims=True)
     empty = grid.key_blocks - 1
-    keys = jnp.argsort(~needed, axis=-1, stable=True)
-    keys = jnp.where(jnp.arange(empty) < needed.sum(axis=-1, keepdims=True), keys, empty)
-    keys = keys + grid.key_blocks * jnp.arange(grid.rows)[:, None, None]
-    total = grid.rows * grid.query_blocks
-    spare = -total % GROUP  # query blocks that need nothing, to fill up the last group
-    counts = jnp.pad(needed.sum(axis=-1).reshape(total), (0, spare))
-    keys = jnp.pad(keys.reshape(total, empty), ((0, spare), (0, 0)), constant_values=empty)
-    order = jnp.argsort(-counts).reshape(-1, GROUP)
-    return _Visits(order, counts[order[:, 0]], keys[order].swapaxes(1, 2))
+    keys = jnp.where(jnp.arange(empty) < count, jnp.argsort(~needed, axis=-1, stable=True), empty)
+    keys = (keys + grid.key_blocks * jnp.arange(grid.rows)[:, None, None]).reshape(-1, empty)
+    count = jnp.pad(count.reshape(-1), (0, -count.size % GROUP))
+    order = jnp.argsort(-count).reshape(-1, GROUP)
+    keys = keys.at[order].get(mode="fill", fill_value=empty).swapaxes(1, 2)
+    intervals = _pad_slots(intervals_BS4, grid.blocks(grid.queries) * grid.block).reshape(-1, grid.block, 4)
+    return _Visits(order, count[order[:, 0]], keys, _in_order(intervals, order))
 
 
-def _visible(grid: _Grid, key_block_G: jax.Array, intervals_GQ4: jax.Array) -> jax.Array:
+def _in_order(x_X: Array, order_NG: Array) -> Array:
+    """Query blocks [X, ...] as groups [N, G, ...], zeros where there is none."""
+    return x_X.at[order_NG].get(mode="fill", fill_value=0)
+
+
+def _in_rows(x_NG: Array, order_NG: Array, X: int) -> Array:
+    """Back to [X, ...]. The inverse is a gather, like the way there: faster than to scatter."""
+    return x_NG.reshape(-1, *x_NG.shape[2:])[jnp.argsort(order_NG.reshape(-1))[:X]]
+
+
+def _visible(grid: _Grid, key_block_G: Array, intervals_GQ4: Array) -> Array:
     """bool [G, Q, J]: what the queries of each query block see of one key block."""
     index = (key_block_G % grid.key_blocks)[:, None]
-    is_text = index >= grid.patch_blocks
-    slots_GJ = jnp.where(is_text, index - grid.patch_blocks, index) * grid.block + jnp.arange(grid.block)
+    is_text = index >= grid.blocks(grid.patches)
+    slots_GJ = jnp.where(is_text, index - grid.blocks(grid.patches), index) * grid.block + jnp.arange(grid.block)
     return _within(slots_GJ, jnp.where(is_text[..., None], intervals_GQ4[..., 2:], intervals_GQ4[..., :2]))
 
 
-def _pad_to(x: jax.Array, axis: int, size: int) -> jax.Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, widths)
+def _pad_slots(x_BS: Array, size: int) -> Array:
+    return jnp.pad(x_BS, [(0, 0), (0, size - x_BS.shape[1])] + [(0, 0)] * (x_BS.ndim - 2))
 
 
-def _group_queries(grid: _Grid, visits: _Visits, key_heads: int, x_BSHC: jax.Array) -> jax.Array:
-    """Queries, or what else there is per query and head, as [N, G, K, M, Q, C]."""
-    B, _, H, C = x_BSHC.shape
-    x = _pad_to(x_BSHC, 1, grid.query_blocks * grid.block)
-    x = x.reshape(B * grid.query_blocks, grid.block, key_heads, H // key_heads, C).transpose(0, 2, 3, 1, 4)
-    return _pad_to(x, 0, visits.order.size)[visits.order]
-
-
-def _ungroup_queries(grid: _Grid, visits: _Visits, x_NGKMQC: jax.Array) -> jax.Array:
-    """Back to [B, S, H, C]."""
-    _, _, K, M, Q, C = x_NGKMQC.shape
-    x = x_NGKMQC.reshape(-1, K, M, Q, C)[jnp.argsort(visits.order.reshape(-1))]
-    x = x[: grid.rows * grid.query_blocks].reshape(grid.rows, grid.query_blocks, K, M, Q, C)
-    return x.transpose(0, 1, 4, 2, 3, 5).reshape(grid.rows, -1, K * M, C)[:, : grid.queries]
-
-
-def _cut_keys(grid: _Grid, x_BRKC: jax.Array) -> jax.Array:
+def _cut_keys(grid: _Grid, x_BRKC: Array) -> Array:
     """Keys or values as blocks of all rows [B * key blocks, K, J, C]."""
-    patches = _pad_to(x_BRKC[:, : grid.patches], 1, grid.patch_blocks * grid.block)
-    text = _pad_to(x_BRKC[:, grid.patches :], 1, (grid.text_blocks + 1) * grid.block)
+    patches = _pad_slots(x_BRKC[:, : grid.patches], grid.blocks(grid.patches) * grid.block)
+    text = _pad_slots(x_BRKC[:, grid.patches :], (grid.blocks(grid.text) + 1) * grid.block)
     x = jnp.concatenate([patches, text], axis=1)
     return x.reshape(grid.rows * grid.key_blocks, grid.block, *x.shape[2:]).swapaxes(1, 2)
 
 
-def _join_keys(grid: _Grid, x_KCJ: jax.Array) -> jax.Array:
-    """Blocks [B * key blocks, K, C, J] back to [B, R, K, C]."""
-    _, K, C, _ = x_KCJ.shape
-    x = x_KCJ.transpose(0, 3, 1, 2).reshape(grid.rows, -1, K, C)
-    text_start = grid.patch_blocks * grid.block
-    return jnp.concatenate([x[:, : grid.patches], x[:, text_start : text_start + grid.text]], axis=1)
-
-
-# --- Blocks: forward and backward ---
+def _blocks(grid: _Grid, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, attend_BS4: Array) -> Array:
+    """Cut everything into blocks, visit the tiles, put the outputs together again."""
+    B, S, H, C = q_BSHC.shape
+    K, Q = k_BRKC.shape[2], grid.block
+    visits = _plan_visits(grid, attend_BS4)
+    q = _pad_slots(q_BSHC, grid.blocks(S) * Q)
+    q_XKMQC = q.reshape(B * grid.blocks(S), Q, K, H // K, C).transpose(0, 2, 3, 1, 4)
+    out_XKMQC = _visit(grid, q_XKMQC, _cut_keys(grid, k_BRKC), _cut_keys(grid, v_BRKC), visits)
+    return out_XKMQC.transpose(0, 3, 1, 2, 4).reshape(B, -1, H, C)[:, :S]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocks(grid: _Grid, q: jax.Array, k: jax.Array, v: jax.Array, intervals: jax.Array) -> jax.Array:
-    return _blocks_forward(grid, q, k, v, intervals)[0]
+def _visit(grid: _Grid, q_XKMQC: Array, k_YKJC: Array, v_YKJC: Array, visits: _Visits) -> Array:
+    return _visit_forward(grid, q_XKMQC, k_YKJC, v_YKJC, visits)[0]
 
 
-def _blocks_forward(
-    grid: _Grid, q_BSHC: jax.Array, k_BRKC: jax.Array, v_BRKC: jax.Array, intervals_BS4: jax.Array
-) -> tuple[jax.Array, tuple]:
-    visits = _plan_visits(grid, intervals_BS4)
-    keys, values = _cut_keys(grid, k_BRKC), _cut_keys(grid, v_BRKC)
+def _visit_forward(grid: _Grid, q_XKMQC: Array, k_YKJC: Array, v_YKJC: Array, visits: _Visits) -> tuple:
+    def group(_: None, inputs: tuple[Array, _Visits]) -> tuple[None, tuple[Array, Array]]:
+        q, visit = inputs
 
-    def group(_: None, inputs: tuple) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        q, intervals_GQ4, steps, keys_VG = inputs
+        def step(i: Array, seen: _Softmax) -> _Softmax:
+            at = visit.keys[i]
+            return _see(seen, q, k_YKJC[at], v_YKJC[at], _visible(grid, at, visit.intervals))
 
-        def visit(step: jax.Array, seen: _Softmax) -> _Softmax:
-            at = keys_VG[step]
-            return _see(seen, q, keys[at], values[at], _visible(grid, at, intervals_GQ4))
-
-        out, log_total = _finish(lax.fori_loop(0, steps, visit, _nothing_seen(q)))
+        out, log_total = _finish(lax.fori_loop(0, visit.steps, step, _nothing_seen(q)))
         return None, (out.astype(q.dtype), log_total)
 
-    q_NGKMQC = _group_queries(grid, visits, k_BRKC.shape[2], q_BSHC)
-    intervals_NGQ4 = _group_queries(grid, visits, 1, intervals_BS4[:, :, None])[:, :, 0, 0]
-    _, (out, log_total) = lax.scan(group, None, (q_NGKMQC, intervals_NGQ4, visits.steps, visits.keys))
-    out_BSHC = checkpoint_name(_ungroup_queries(grid, visits, out), SAVED)
-    log_total = checkpoint_name(log_total, SAVED)
-    return out_BSHC, (q_BSHC, k_BRKC, v_BRKC, intervals_BS4, visits, out_BSHC, log_total)
+    _, results = lax.scan(group, None, (_in_order(q_XKMQC, visits.order), visits))
+    out, log_total = checkpoint_name(results, SAVED)
+    return _in_rows(out, visits.order, len(q_XKMQC)), (q_XKMQC, k_YKJC, v_YKJC, visits, out, log_total)
 
 
-def _blocks_backward(grid: _Grid, saved: tuple, d_out_BSHC: jax.Array) -> tuple:
-    q_BSHC, k_BRKC, v_BRKC, intervals_BS4, visits, out_BSHC, log_total = saved
-    keys, values = _cut_keys(grid, k_BRKC), _cut_keys(grid, v_BRKC)
+def _visit_backward(grid: _Grid, saved: tuple, d_out_XKMQC: Array) -> tuple:
+    q_XKMQC, k_YKJC, v_YKJC, visits, out, log_total = saved
 
-    def group(d_keys: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
-        q, back, intervals_GQ4, steps, keys_VG = inputs
+    def group(d_keys: tuple, inputs: tuple[Array, tuple, _Visits]) -> tuple[tuple, Array]:
+        q, out_side, visit = inputs
 
-        def visit(step: jax.Array, sums: tuple) -> tuple:
+        def step(i: Array, sums: tuple) -> tuple:
             d_q, d_k, d_v = sums
-            at = keys_VG[step]
-            tile = _tile_gradients(back, q, keys[at], values[at], _visible(grid, at, intervals_GQ4))
+            at = visit.keys[i]
+            tile = _tile_gradients(q, k_YKJC[at], v_YKJC[at], _visible(grid, at, visit.intervals), out_side)
             return d_q + tile[0], d_k.at[at].add(tile[1]), d_v.at[at].add(tile[2])
 
-        d_q, d_k, d_v = lax.fori_loop(0, steps, visit, (jnp.zeros_like(q, jnp.float32), *d_keys))
-        return (d_k, d_v), d_q.astype(q.dtype)
+        d_q, *d_keys = lax.fori_loop(0, visit.steps, step, (jnp.zeros_like(q, jnp.float32), *d_keys))
+        return tuple(d_keys), d_q.astype(q.dtype)
 
-    group_queries = functools.partial(_group_queries, grid, visits, k_BRKC.shape[2])
-    inner_BSH1 = _einsum("bshc,bshc->bsh", d_out_BSHC, out_BSHC)[..., None]
-    back = _Backward(group_queries(d_out_BSHC), log_total, group_queries(inner_BSH1)[..., 0])
-    intervals_NGQ4 = _group_queries(grid, visits, 1, intervals_BS4[:, :, None])[:, :, 0, 0]
-    zeros = jnp.zeros_like(keys.swapaxes(2, 3), jnp.float32)
-    inputs = (group_queries(q_BSHC), back, intervals_NGQ4, visits.steps, visits.keys)
-    (d_k, d_v), d_q = lax.scan(group, (zeros, zeros), inputs)
-    d_k, d_v = _join_keys(grid, d_k), _join_keys(grid, d_v)
-    return _ungroup_queries(grid, visits, d_q), d_k.astype(k_BRKC.dtype), d_v.astype(v_BRKC.dtype), None
+    d_out = _in_order(d_out_XKMQC, visits.order)
+    out_side = (d_out, log_total, _einsum("...c,...c->...", d_out, out))
+    zeros_YKCJ = jnp.zeros_like(k_YKJC.swapaxes(2, 3), jnp.float32)
+    d_keys, d_q = lax.scan(group, (zeros_YKCJ, zeros_YKCJ), (_in_order(q_XKMQC, visits.order), out_side, visits))
+    d_k, d_v = (x.swapaxes(2, 3).astype(k_YKJC.dtype) for x in d_keys)
+    return _in_rows(d_q, visits.order, len(q_XKMQC)), d_k, d_v, None
 
 
-_blocks.defvjp(_blocks_forward, _blocks_backward)
+_visit.defvjp(_visit_forward, _visit_backward)

@@ -1,0 +1,101 @@
+"""How attention's time follows the documents of a row: `python tests/benchmarks/attention.py [--repeats 15]`.
+
+Prints median seconds of forward + backward, the contestants in turns within one run, so that whatever else the
+machine does falls on all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solo.model.attention import interval_attention, needed_blocks
+
+
+def intervals_of(documents: int, patches: int, text: int) -> np.ndarray:
+    """[S, 4] of a row of equal causal documents, each an image and then its text."""
+    starts_P, starts_T = (np.arange(documents) * n // documents for n in (patches, text))
+    ends_P, ends_T = np.append(starts_P[1:], patches), np.append(starts_T[1:], text)
+    rows = []
+    for p0, p1 in zip(starts_P, ends_P, strict=True):
+        rows += [(p0, p + 1, 0, 0) for p in range(p0, p1)]
+    for p0, p1, t0, t1 in zip(starts_P, ends_P, starts_T, ends_T, strict=True):
+        rows += [(p0, p1, t0, t + 1) for t in range(t0, t1)]
+    return np.array(rows, np.int32)
+
+
+def forward_and_backward(num_patches: int, implementation: Any, block: int) -> Callable[..., Any]:
+    """(q, k, v, intervals) -> gradients, compiled."""
+    attention = functools.partial(
+        interval_attention, num_patches=num_patches, implementation=implementation, block=block
+    )
+    return jax.jit(jax.value_and_grad(lambda *inputs: jnp.sum(attention(*inputs) ** 2), argnums=(0, 1, 2)))
+
+
+def medians(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        jax.block_until_ready(run())
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def tensors(rows: int, slots: int, heads: int, key_heads: int, dim: int) -> tuple[np.ndarray, ...]:
+    """Queries, keys and values."""
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(size=(rows, slots, n, dim)).astype(np.float32) for n in (heads, key_heads, key_heads))
+
+
+def eight_documents_against_one(repeats: int) -> None:
+    """The target: at most a third."""
+    for rows, patches, text, heads, key_heads, dim in ((4, 768, 256, 4, 2, 32), (1, 3072, 1024, 8, 4, 64)):
+        inputs = tuple(map(jnp.asarray, tensors(rows, patches + text, heads, key_heads, dim)))
+        print(f"\n{rows} rows of {patches} patches and {text} texts, {heads} heads of {dim}")
+        for block in (32, 64, 128):
+            attend = {n: np.tile(intervals_of(n, patches, text), (rows, 1, 1)) for n in (1, 8)}
+            tiles = {
+                n: int(needed_blocks(x, num_patches=patches, num_text=text, block=block).sum())
+                for n, x in attend.items()
+            }
+            run = forward_and_backward(patches, "blocks", block)
+            taken = medians({str(n): functools.partial(run, *inputs, x) for n, x in attend.items()}, repeats)
+            print(
+                f"  block {block:3}: one document {taken['1']:.4f} s, eight {taken['8']:.4f} s, "
+                f"ratio {taken['8'] / taken['1']:.3f} (tiles {tiles[8]} / {tiles[1]} = {tiles[8] / tiles[1]:.3f})"
+            )
+
+
+def blocks_against_dense(repeats: int) -> None:
+    """The quickstart's rows: about twenty short documents each."""
+    patches, text = 768, 256
+    inputs = (
+        *map(jnp.asarray, tensors(4, patches + text, 4, 2, 32)),
+        np.tile(intervals_of(20, patches, text), (4, 1, 1)),
+    )
+    contestants = {"dense": forward_and_backward(patches, "dense", 1)}
+    contestants |= {f"blocks of {n}": forward_and_backward(patches, "blocks", n) for n in (16, 32, 64, 128)}
+    taken = medians({name: functools.partial(run, *inputs) for name, run in contestants.items()}, repeats)
+    print("\nquickstart: 4 rows of 20 documents in 1,024 slots, 4 heads of 32, 2 key heads")
+    for name, seconds in taken.items():
+        print(f"  {name:14} {seconds:.4f} s, {seconds / taken['dense']:.3f} of dense")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    repeats = parser.parse_args().repeats
+    eight_documents_against_one(repeats)
+    blocks_against_dense(repeats)
