@@ -1,0 +1,149 @@
+"""The two-region model, packed, equals a plain model on each document in reading order (tests/reference.py)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from solo.data.shape import RowShape
+from solo.data.rows import assemble_row, stack
+
+from solo.batch import Batch
+from solo.config import ExpertsConfig, ImageConfig, LossConfig, ModelConfig
+from solo.model.parameters import ModelDefinition
+from solo.training.loss import normalised_weights, target_loss
+from tests.reference import forward, loss_sum, random_document
+
+VOCAB = 50
+SHARED = ExpertsConfig()
+VISUAL_FFN = ExpertsConfig(ffn="modality")
+ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality")
+
+
+def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
+    image = ImageConfig(patch_size=2, max_side=64, attention=mode)
+    settings = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "attention_block": 16}
+    return ModelDefinition(ModelConfig(experts=experts, init_std=0.2, **{**settings, **switches}), image, VOCAB)
+
+
+def pack(documents, definition: ModelDefinition, shape: RowShape) -> Batch:
+    return assemble_row([(document, 0) for document in documents], shape, definition.image, 0)
+
+
+def loss_and_grads(definition: ModelDefinition, parameters, batch: Batch):
+    def loss(parameters):
+        model = definition.bind(parameters)
+        hidden, _ = model.hidden(batch)
+        weighted = batch._replace(target_weights=normalised_weights(jnp.asarray(batch.target_weights), LossConfig()))
+        return target_loss(model, hidden, weighted, LossConfig(chunk=24), 1).total
+
+    return jax.jit(jax.value_and_grad(loss))(parameters)
+
+
+def assert_close(found: dict, expected: dict) -> None:
+    """Each gradient to 1e-5 of its own size; what ought to be zero, to 1e-8 of the largest gradient."""
+    largest = max(float(np.abs(value).max()) for value in expected.values())
+    for path in expected:
+        scale = max(float(np.abs(expected[path]).max()), 1e-3 * largest)
+        np.testing.assert_allclose(found[path] / scale, expected[path] / scale, rtol=0, atol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    rng = np.random.default_rng(3)
+    return [random_document(rng, VOCAB, patch_size=2, parts=parts) for parts in (6, 3, 5)]
+
+
+CASES = [
+    (SHARED, "causal", {}),
+    (VISUAL_FFN, "causal", {}),
+    (VISUAL_FFN, "bidirectional", {"tied_head": True}),
+    (ALL_EXPERTS, "isolated", {"kv_heads": 4}),
+    (ALL_EXPERTS, "bidirectional", {"remat": "dots"}),
+    (VISUAL_FFN, "causal", {"remat": "full", "scan_layers": False, "attention": "dense"}),
+]
+
+
+@pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
+def test_packed_rows_equal_the_plain_model_on_each_document(documents, experts, mode, switches) -> None:
+    definition = make(experts, mode, **switches)
+    parameters = definition.initialise(jax.random.key(1))
+    row = pack(documents, definition, RowShape(64, 80, 64))
+    loss, grads = loss_and_grads(definition, parameters, stack([row]))
+
+    def plain(parameters):
+        sums = [loss_sum(parameters, definition.config, definition.image, document) for document in documents]
+        return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+    expected_loss, expected_grads = jax.jit(jax.value_and_grad(plain))(parameters)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert_close(grads, expected_grads)
+
+
+def test_outputs_stand_where_the_plain_model_has_them(documents) -> None:
+    definition = make(ALL_EXPERTS, "bidirectional")
+    parameters = definition.initialise(jax.random.key(2))
+    row = stack([pack(documents, definition, RowShape(64, 80, 64))])
+    model = definition.bind(parameters)
+    hidden, _ = jax.jit(model.hidden)(row)
+    logits = model.logits(hidden.join())[0]
+    patch, text = 0, 64
+    for document in documents:
+        expected = forward(parameters, definition.config, definition.image, document)
+        for number, token in enumerate(document.tokens):
+            slot = patch if token < 0 else text
+            patch, text = patch + (token < 0), text + (token >= 0)
+            np.testing.assert_allclose(logits[slot], expected[number], atol=1e-4, rtol=1e-4)
+
+
+def test_packed_equals_unpacked(documents) -> None:
+    """One row of three documents against three rows of one: loss and every gradient."""
+    definition = make(VISUAL_FFN, "causal")
+    parameters = definition.initialise(jax.random.key(4))
+    packed = stack([pack(documents, definition, RowShape(64, 80, 64))])
+    alone = stack([pack([document], definition, RowShape(48, 64, 64)) for document in documents])
+    loss, grads = loss_and_grads(definition, parameters, packed)
+    expected_loss, expected_grads = loss_and_grads(definition, parameters, alone)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert_close(grads, expected_grads)
+
+
+def test_a_patch_never_touches_the_text_expert(documents) -> None:
+    """Poison the visual expert: a row of text alone does not notice; and the other way round."""
+    definition = make(VISUAL_FFN, "causal")
+    parameters = definition.initialise(jax.random.key(5))
+    text_only = [
+        document
+        for document in [random_document(np.random.default_rng(s), VOCAB, 2, 1) for s in range(9)]
+        if (document.tokens >= 0).all()
+    ]
+    batch = stack([pack(text_only, definition, RowShape(8, 64, 64))])
+    poisoned = {path: value * np.nan if "ffn/patches" in path else value for path, value in parameters.items()}
+    clean, _ = definition.bind(parameters).hidden(batch)
+    dirty, _ = definition.bind(poisoned).hidden(batch)
+    np.testing.assert_array_equal(clean.text, dirty.text)
+    assert np.isnan(dirty.patches).all()
+
+
+def test_bfloat16_stays_near_float32(documents) -> None:
+    definition = make(VISUAL_FFN, "causal")
+    half = make(VISUAL_FFN, "causal", compute_dtype="bfloat16")
+    parameters = definition.initialise(jax.random.key(6))
+    row = stack([pack(documents, definition, RowShape(64, 80, 64))])
+    loss, _ = loss_and_grads(definition, parameters, row)
+    half_loss, grads = loss_and_grads(half, parameters, row)
+    np.testing.assert_allclose(loss, half_loss, rtol=2e-2)
+    assert all(gradient.dtype == jnp.float32 for gradient in grads.values())
+
+
+def test_patch_bias_and_patch_token_reach_every_patch(documents) -> None:
+    definition = make(SHARED, "causal", patch_embed_bias=True, patch_token=True)
+    parameters = definition.initialise(jax.random.key(7))
+    plain = {
+        path: jnp.zeros_like(value) if path in ("patch_bias", "patch_token") else value
+        for path, value in parameters.items()
+    }
+    row = stack([pack(documents, definition, RowShape(64, 80, 64))])
+    moved = definition.bind({**plain, "patch_bias": plain["patch_bias"] + 1}).embed(row.patches, row.text)
+    still = definition.bind(plain).embed(row.patches, row.text)
+    np.testing.assert_allclose(moved.patches - still.patches, 1.0, atol=1e-5)
+    np.testing.assert_array_equal(moved.text, still.text)

@@ -1,0 +1,188 @@
+"""A run that is killed, stopped or starved of disk goes on exactly where it stood."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from solo.training.run import read_metrics
+
+CONFIG = {
+    "name": "run",
+    "seed": 3,
+    "data": {
+        "sources": {
+            "digits": {"reader": "digits", "options": {"split": "train", "copies": 1}, "limit": 200},
+            "topics": {"reader": "topics", "options": {"split": "train"}, "limit": 60},
+        },
+        "tokenizer": {"vocab_size": 400},
+        "planning_window": 16,
+    },
+    "image": {"patch_size": 8, "max_side": 64},
+    "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "experts": {"ffn": "modality"}},
+    "stages": [
+        {
+            "name": name,
+            "mixture": {"digits": 1.0, "topics": 1.0},
+            "steps": 20,
+            "batch_rows": 2,
+            "row_slots": 256,
+            "train": train,
+            "optimizer": {"learning_rate": 1e-3},
+            "optimizer_state": "carry",
+        }
+        for name, train in (("first", ["patch_embed", "layers/ffn/patches/*"]), ("second", ["*"]))
+    ],
+    "checkpoint": {"every_steps": 3},
+}
+STEPS = 40
+
+
+class Runs:
+    """Starts `solo train` in a process of its own; data and compiled code are shared between runs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+
+    def start(self, name: str, *overrides: str, **popen) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        settings = (f"name={name}", f"folder={self.folder / 'runs'}", f"data.folder={self.folder / 'data'}")
+        command = [sys.executable, "-m", "solo.cli", "train", str(self.folder / "config.yaml"), *settings, *overrides]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
+        )
+
+    def finish(self, name: str, *overrides: str) -> None:
+        process = self.start(name, *overrides)
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+
+    def path(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def lines(self, name: str) -> list[str]:
+        """The metrics without the clock's readings, which no two runs share."""
+        lines = [{k: v for k, v in line.items() if k != "timing"} for line in self.metrics(name)]
+        return [json.dumps(line) for line in lines]
+
+    def metrics(self, name: str) -> list[dict]:
+        return read_metrics(self.path(name) / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("resume"))
+    runs.finish("whole")
+    return runs
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if condition():
+            return
+        time.sleep(0.002)
+    assert process.poll() is not None, "nothing happened"
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(runs: Runs) -> None:
+    """kill -9 at ten random moments, every other one while a checkpoint is being written."""
+    rng = random.Random(0)
+    while_saving = 0
+    for kill in range(10):
+        process = runs.start("killed")
+        folder = runs.path("killed")
+        before = len(runs.metrics("killed"))
+        if kill % 2:
+            wait_until(lambda: len(runs.metrics("killed")) > 3 * (kill // 2), process)
+            wait_until(lambda: any(folder.glob("checkpoints/*orbax*")), process)
+        else:
+            wait_until(lambda: len(runs.metrics("killed")) not in (0, before), process)
+            time.sleep(rng.uniform(0, 0.3))
+        while_saving += any(folder.glob("checkpoints/*orbax*"))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert while_saving >= 3
+    runs.finish("killed")
+    assert runs.lines("killed") == runs.lines("whole")
+    assert len(runs.lines("whole")) >= STEPS
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_42_and_the_same_command_goes_on(runs: Runs) -> None:
+    process = runs.start("terminated", "checkpoint.every_steps=1000")
+    wait_until(lambda: len(runs.metrics("terminated")) > 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 42, error
+    done = len(runs.metrics("terminated"))
+    saved = [int(path.parent.name) for path in (runs.path("terminated") / "checkpoints").glob("*/commit_success.txt")]
+    assert max(saved) == done < STEPS
+    runs.finish("terminated", "checkpoint.every_steps=1000")
+    assert runs.lines("terminated") == runs.lines("whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_saving_keeps_the_last_good_checkpoint(runs: Runs) -> None:
+    """The size of files is limited to below that of a checkpoint's, from the sixth step on."""
+    limited = (
+        "import resource, sys\n"
+        "import solo.training.checkpoint as c\n"
+        "save = c.Checkpoints.save\n"
+        "def limit(self, state, progress):\n"
+        "    if progress.step > 3: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
+        "    return save(self, state, progress)\n"
+        "c.Checkpoints.save = limit\n"
+        "import solo.cli\n"
+        "sys.exit(solo.cli.main(sys.argv[1:]))\n"
+    )
+    process = runs.start("whole")  # only for its command line
+    process.kill()
+    process.communicate()
+    arguments = [a.replace("name=whole", "name=full") for a in process.args[3:]]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "could not save" in done.stderr
+    assert "the last good checkpoint is step 3" in done.stderr
+    runs.finish("full")
+    assert runs.lines("full") == runs.lines("whole")
+
+
+@pytest.mark.slow
+def test_another_architecture_is_refused_by_name(runs: Runs) -> None:
+    process = runs.start("whole", "model.width=32")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "model.width: 16 there, 32 here" in error
+
+
+def test_tensorboard_tells_what_the_metrics_tell(runs: Runs) -> None:
+    from tensorboardX.proto import event_pb2
+
+    (file,) = (runs.path("whole") / "tensorboard").glob("events*")
+    data, seen = file.read_bytes(), {}
+    while data:  # TFRecord framing: length (8), its checksum (4), payload, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        for value in event.summary.value:
+            seen[value.tag, event.step] = value.simple_value
+    for line in runs.metrics("whole")[:STEPS]:
+        assert seen["train/loss", line["step"]] == pytest.approx(line["loss"], rel=1e-6)
