@@ -81,24 +81,13 @@ class RowSource:
         # Whatever is wrong with one document must not end a run that has taken weeks: it is written down instead.
         try:
             record = self._sources[self._names[piece.source]].read(piece.record)
-            document = encode(runs(record.turns, self._tokenizer), self._tokenizer, self._image)
-            document = document.piece(piece.start, piece.stop)
-            self._check(document, piece)
+            whole = encode(runs(record.turns, self._tokenizer), self._tokenizer, self._image)
+            document = whole.piece(piece.start, piece.stop)
+            _check(len(whole.tokens), document, piece)
         except Exception as error:
             self._report(piece, record, error, step)
             return None
         return document
-
-    def _check(self, document: Document, piece: Piece) -> None:
-        """Raise where a document is not what was planned: then it might not fit its row."""
-        is_patch = document.tokens == PATCH
-        found = [int(is_patch.sum()), int((~is_patch).sum()), int(document.supervised[1:].sum())]
-        planned = list(piece.needs)
-        if found != planned:
-            raise ValueError(
-                f"patches, text tokens and targets are {found}, but the index says {planned}: it was made from other "
-                "data or with another tokenizer"
-            )
 
     def _report(self, piece: Piece, record: Record | None, error: Exception, step: int) -> None:
         if self._quarantine is None:
@@ -110,6 +99,18 @@ class RowSource:
             "step": step,
         }
         append_line(self._quarantine, line)
+
+
+def _check(length: int, document: Document, piece: Piece) -> None:
+    """Raise where a document is not what was planned: it would be wrong, and might not fit its row."""
+    is_patch = document.tokens == PATCH
+    found = length, int(is_patch.sum()), int((~is_patch).sum()), int(document.supervised[1:].sum())
+    planned = piece.length, *piece.needs
+    if found != planned:
+        raise ValueError(
+            f"slots, patches, text tokens and targets are {found}, but the index says {planned}: it was made from "
+            "other data or with another tokenizer"
+        )
 
 
 class Loader:

@@ -2,6 +2,8 @@
 
 Nothing is stored: any position of the stream is looked up alone. A stage counted in steps draws for ever, in blocks
 that each hold every source in its exact share; a stage counted in epochs draws a finite number, shuffled as a whole.
+After every whole block no piece of a source was drawn twice more than another. Within a block the order is free, so
+that a source smaller than its share of a block may repeat a piece there before it has given all others.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Everything is integer arithmetic with stable order, so that every host plans the
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from solo.data.permutation import permute
@@ -22,10 +24,11 @@ _FIELD = 20  # bits; the highest of each field guards against borrowing from the
 _GUARDS = np.int64(sum(1 << (_FIELD * number + _FIELD - 1) for number in range(3)))
 _FIELD_MASK = (1 << (_FIELD - 1)) - 1
 
-_AGED_PART = 0.5  # of each region, filled with the oldest documents
-_CANDIDATES = 512  # oldest documents that a row is completed from
-_TRIALS = 256
-_FINISHED = 16  # best trials that are each given the largest document that still fits
+_AGED_PART = 0.3  # of each region, at least, is filled with the oldest documents
+_COMPLETED = 48  # documents, at most about, that are left to find after them
+_CANDIDATES = 512  # they are found among so many
+_TRIALS = 128
+_FINISHED = 8  # best trials that are each given the largest document that still fits
 _MOST_STEPS = 96  # documents tried in one trial
 
 
@@ -41,89 +44,86 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
         For each row, int64 indices of its documents, in no particular order; no document is in two rows. Where
         documents run out, the last rows are empty. A document that is in no row was not placed.
     """
+    if not len(needs):
+        return [np.zeros(0, np.int64)] * rows
     codes, sizes = _encode(needs), needs[:, 0] + needs[:, 1]
-    mean_size = max(float(sizes.mean()), 1.0) if len(sizes) else 1.0
-    trials = _Trials(shape)
+    mean_size = max(float(sizes.mean()), 1.0)
+    aged_part = max(_AGED_PART, 1 - _COMPLETED * mean_size / shape.slots)
     # The rows choose from a short queue, refilled from the pool, so that a row's cost does not grow with the pool.
-    queue, taken = np.arange(min(_CANDIDATES, len(needs))), min(_CANDIDATES, len(needs))
+    oldest = int(1.5 * aged_part * shape.slots / mean_size) + 2
+    queue, taken = np.arange(0), 0
     packed = []
     for _ in range(rows):
-        aged, left = _oldest(needs[queue[:64]].tolist(), shape)
+        refill = np.arange(taken, min(taken + oldest + _CANDIDATES - len(queue), len(needs)))
+        queue, taken = np.concatenate([queue, refill]), taken + len(refill)
+        aged, left = _open_row(needs[queue[:oldest]].tolist(), shape, aged_part)
         rest = queue[aged:]
-        steps = int(1.5 * (left[0] + left[1]) / mean_size) + 4
-        chosen = trials.complete(left, codes[rest], sizes[rest], min(steps, _MOST_STEPS))
+        steps = min(int(1.5 * (left[0] + left[1]) / mean_size) + 4, _MOST_STEPS)
+        chosen = _complete(left, codes[rest], sizes[rest], steps)
         packed.append(np.concatenate([queue[:aged], rest[chosen]]))
         keep = np.ones(len(rest), bool)
         keep[chosen] = False
-        refill = np.arange(taken, min(taken + len(packed[-1]), len(needs)))
-        taken += len(refill)
-        queue = np.concatenate([rest[keep], refill])
+        queue = rest[keep]
     return packed
 
 
-def _oldest(needs: list[list[int]], shape: RowShape) -> tuple[int, list[int]]:
-    """How many of these documents open a row, and the slots of each kind they leave."""
-    left = [shape.patch_slots, shape.text_slots, shape.target_slots]
-    for count, need in enumerate(needs):
-        after = [have - used for have, used in zip(left, need, strict=True)]
-        if count and (
-            after[0] < (1 - _AGED_PART) * shape.patch_slots
-            or after[1] < (1 - _AGED_PART) * shape.text_slots
-            or after[2] < 0
-        ):
-            return count, left
-        left = after
-    return len(needs), left
+def _open_row(needs: list[list[int]], shape: RowShape, part: float) -> tuple[int, list[int]]:
+    """How many of these documents, the first at least, fill up to that part of a row, and the slots they leave."""
+    patches, text, targets = shape.patch_slots, shape.text_slots, shape.target_slots
+    least_patches, least_text = (1 - part) * patches, (1 - part) * text
+    count = 0
+    for need in needs:
+        after = patches - need[0], text - need[1], targets - need[2]
+        if count and (after[0] < least_patches or after[1] < least_text or after[2] < 0):
+            break
+        (patches, text, targets), count = after, count + 1
+    return count, [patches, text, targets]
 
 
-class _Trials:
-    """Random completions of a row, all tried at once."""
+def _complete(left: list[int], codes: np.ndarray, sizes: np.ndarray, steps: int) -> np.ndarray:
+    """Indices of candidates that fill what is left of a row, as well as a few hundred random trials can.
 
-    def __init__(self, shape: RowShape) -> None:
-        numbers = np.arange(_TRIALS)
-        self._starts = permute(numbers, 1 << 30, key=1)
-        self._strides = permute(numbers, 1 << 30, key=2)
+    Args:
+        left: patch, text and target slots.
+        codes: int64 [c], the candidates' needs, encoded.
+        sizes: int64 [c], their slots.
+        steps: candidates that one trial goes through; it takes those that fit.
+    """
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    order = _orders(_largest_prime(len(codes)))[:steps]
+    guards = np.full(_TRIALS, _GUARDS)
+    room = guards | _encode(np.asarray(left))
+    took = np.empty(order.shape, bool)
+    after, kept = np.empty_like(room), np.empty_like(room)
+    for wanted, fits in zip(codes[order], took, strict=True):
+        np.subtract(room, wanted, out=after)
+        np.bitwise_and(after, guards, out=kept)
+        np.equal(kept, guards, out=fits)
+        np.copyto(room, after, where=fits)
+    unused = (room & _FIELD_MASK) + ((room >> _FIELD) & _FIELD_MASK)
+    best = np.argsort(unused, kind="stable")[:_FINISHED]
+    fits = ((room[best, None] - codes) & _GUARDS) == _GUARDS
+    taken = took[:, best]
+    fits[np.nonzero(taken)[1], order[:, best][taken]] = False
+    gains = fits * sizes
+    last = gains.argmax(axis=1)
+    winner = int(np.argmin(unused[best] - gains[np.arange(len(best)), last]))
+    chosen = order[took[:, best[winner]], best[winner]]
+    return np.append(chosen, last[winner]) if gains[winner, last[winner]] else chosen
 
-    def complete(self, left: list[int], codes: np.ndarray, sizes: np.ndarray, steps: int) -> np.ndarray:
-        """Indices of candidates that fill what is left of a row, as well as can be found.
 
-        Args:
-            left: patch, text and target slots.
-            codes: int64 [c], the candidates' needs, encoded.
-            sizes: int64 [c], their slots.
-            steps: candidates that one trial goes through; it takes those that fit.
-        """
-        if not len(codes):
-            return np.zeros(0, np.int64)
-        order = self._orders(len(codes), steps)
-        room = np.full(_TRIALS, _encode(np.asarray(left)) | _GUARDS)
-        took = np.empty(order.shape, bool)
-        after, guards = np.empty_like(room), np.empty_like(room)
-        for step, wanted in enumerate(codes[order]):
-            np.subtract(room, wanted, out=after)
-            np.bitwise_and(after, _GUARDS, out=guards)
-            fits = np.equal(guards, _GUARDS, out=took[step])
-            np.copyto(room, after, where=fits)
-        unused = (room & _FIELD_MASK) + ((room >> _FIELD) & _FIELD_MASK)
-        best = np.argsort(unused, kind="stable")[:_FINISHED]
-        fits = ((room[best, None] - codes) & _GUARDS) == _GUARDS
-        for row, trial in enumerate(best):
-            fits[row, order[took[:, trial], trial]] = False
-        gains = fits * sizes
-        last = gains.argmax(axis=1)
-        winner = int(np.argmin(unused[best] - gains[np.arange(len(best)), last]))
-        chosen = order[took[:, best[winner]], best[winner]]
-        return np.append(chosen, last[winner]) if gains[winner, last[winner]] else chosen
+@cache
+def _orders(prime: int) -> np.ndarray:
+    """int64 [steps, trials]: which of `prime` candidates each trial goes through, none of them twice.
 
-    def _orders(self, count: int, steps: int) -> np.ndarray:
-        """int64 [steps, trials]: the candidates each trial goes through, none of them twice.
-
-        An arithmetic progression modulo a prime: distinct without a check, and random enough among documents that
-        come in random order.
-        """
-        prime = _largest_prime(count)
-        starts, strides = self._starts % prime, 1 + self._strides % max(prime - 1, 1)
-        return (starts + strides * np.arange(min(steps, prime))[:, None]) % prime
+    Arithmetic progressions modulo the prime: distinct without a check, and random enough among documents that come
+    in random order.
+    """
+    numbers = np.arange(_TRIALS)
+    starts = permute(numbers, 1 << 30, key=1) % prime
+    strides = 1 + permute(numbers, 1 << 30, key=2) % max(prime - 1, 1)
+    return (starts + strides * np.arange(min(_MOST_STEPS, prime))[:, None]) % prime
 
 
 def _encode(needs: np.ndarray) -> np.ndarray:
@@ -132,6 +132,7 @@ def _encode(needs: np.ndarray) -> np.ndarray:
     return needs[..., 0] | (needs[..., 1] << _FIELD) | (needs[..., 2] << (2 * _FIELD))
 
 
+@cache
 def _largest_prime(most: int) -> int:
     """The largest prime up to `most`; 1 if there is none."""
     for number in range(most, 1, -1):

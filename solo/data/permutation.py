@@ -1,11 +1,14 @@
 """A seeded shuffle of range(n) that needs no table: any index is looked up alone, in constant memory.
 
-A balanced Feistel network is a bijection of the integers of 2w bits, whatever its round function is. With 2w the
-least even number of bits that holds n, the domain is at most 4n; an index that lands outside range(n) is sent
-through again until it lands inside ("cycle walking"), which keeps the bijection.
+A generalised Feistel network (Black and Rogaway, 2002): an index is written as (left, right) in range(a) x range(b),
+a and b both about the square root of n. A round (left, right) -> (right, left + f(right) mod a) is a bijection
+whatever f is; an even number of rounds leads back to range(a * b). The few indices that land outside range(n) are
+sent through again until they land inside ("cycle walking"), which keeps the bijection.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -42,24 +45,24 @@ def permute(indices: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
         raise ValueError(f"indices from {values.min()} to {values.max()} are not in range({n})")
     flat = values.astype(np.uint64).reshape(-1)
     keys = np.broadcast_to(np.asarray(key, np.uint64), values.shape).reshape(-1)
-    half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
-    out = _feistel(flat, half, keys)
+    out = _feistel(flat, n, keys)
     outside = np.flatnonzero(out >= n)
     while len(outside):
-        out[outside] = _feistel(out[outside], half, keys[outside])
+        out[outside] = _feistel(out[outside], n, keys[outside])
         outside = outside[out[outside] >= n]
     return out.astype(np.int64).reshape(values.shape)
 
 
-def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
-    """One pass over integers of 2 * half bits."""
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & mask
-    for constant in _ROUND_CONSTANTS:
+def _feistel(values: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """One pass over range(a * b), the smallest such product that holds n with a the square root of n, rounded up."""
+    root = math.isqrt(n - 1) + 1
+    sides = np.uint64(root), np.uint64(-(-n // root))
+    left, right = np.divmod(values, sides[1])
+    for number, constant in enumerate(_ROUND_CONSTANTS):
         # Products modulo 2^64 wrap on purpose: uint64 arrays do so silently.
-        scrambled = _mix(right * _GOLDEN + keys + constant)
-        left, right = right, left ^ (scrambled & mask)
-    return (left << half) | right
+        scrambled = _mix(right * _GOLDEN + keys + constant) >> np.uint64(32)
+        left, right = right, (left + scrambled) % sides[number % 2]
+    return left * sides[1] + right
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ class Pieces:
     record  int64 [N]     number of the record in its source
     start   int64 [N]     the piece is the record's reading-order slots [start, stop)
     stop    int64 [N]
+    length  int64 [N]     slots of the whole record
     needs   int64 [N, 3]  patch, text and target slots. A supervised token that opens a piece has nothing before it
                           to be predicted from, and is no target
     documents  records of the source, dropped ones included
@@ -35,6 +36,7 @@ class Pieces:
     record: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    length: np.ndarray
     needs: np.ndarray
     documents: int
     split: int
@@ -116,6 +118,7 @@ def make_pieces(
         record=records[order],
         start=np.concatenate([np.zeros(len(whole), np.int64), extra[:, 1]])[order],
         stop=np.concatenate([slots[whole], extra[:, 2]])[order],
+        length=slots[records[order]],
         needs=np.concatenate([needs[whole], extra[:, 3:]])[order],
         documents=len(index),
         split=split,

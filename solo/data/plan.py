@@ -1,16 +1,14 @@
 """Which documents share which row of which batch: a pure function of (config, seed, step).
 
-Rows are planned in windows. A window draws documents from the mixture until they fill its rows with some to spare,
-packs them, shuffles its rows, and carries what is left to the next window. The state between two windows is the
-position in the stream and the carried documents: a snapshot of a few numbers, from which planning goes on anywhere.
+The index says how long every document is; nothing is read or decoded. See `pieces` for what is placed, `mixture` for
+the order in which it is drawn, `windows` and `packing` for how it becomes rows.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,16 +16,15 @@ import numpy as np
 from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
 from solo.data.index import SourceIndex
 from solo.data.mixture import MixtureStream, SourceSize
-from solo.data.packing import pack
-from solo.data.permutation import derive_key, permute
+from solo.data.packing import MAX_SLOTS
+from solo.data.permutation import derive_key
 from solo.data.pieces import Pieces, make_pieces
-from solo.data.shape import choose_row_shape, text_per_patch
+from solo.data.shape import RowShape, mean_needs, row_shapes, sample_index, text_per_patch
+from solo.data.windows import State, WindowPlanner
 
-_SPARE_ROWS = 16  # beyond a window's rows, drawn so that the last rows still have a choice
-_MOST_SPARE_ROWS = 64  # of one region, while the other is not yet full; what a lasting surplus is capped at
-_CHUNK = 1024  # documents looked up at once
-_WINDOWS_KEPT = 4
-_SNAPSHOTS_KEPT = 128
+_TRIED_ROWS = 64  # rows packed to see how well a shape fills
+_TRIED_RECORDS = 4096  # of each source, that those rows are drawn from
+_GOOD_FILL = 0.992  # of the shape nearest to row_slots; others are only tried if it stays below
 
 
 class Piece(NamedTuple):
@@ -37,6 +34,7 @@ class Piece(NamedTuple):
     record  its record, counted in the source
     start   it is the record's slots [start, stop) in reading order
     stop
+    length  slots of the whole record
     needs   patch, text and target slots
     """
 
@@ -44,6 +42,7 @@ class Piece(NamedTuple):
     record: int
     start: int
     stop: int
+    length: int
     needs: tuple[int, int, int]
 
 
@@ -64,27 +63,12 @@ class PlanStatistics:
 
     @property
     def fill(self) -> float:
-        """Share of all slots (patches and text together) that hold something."""
+        """Share of all slots, patches and text together, that hold something."""
         return float(self.useful[:2].sum() / max(self.slots, 1))
 
 
-class _State(NamedTuple):
-    """Where planning stands before a window."""
-
-    cursor: int
-    carry: np.ndarray  # int64: stream positions of the carried documents, oldest first
-
-
-class _Window(NamedTuple):
-    """R planned rows. Row r holds the pieces numbered pieces[ends[r-1] : ends[r]], counted over all sources."""
-
-    pieces: np.ndarray
-    ends: np.ndarray  # int64 [R]
-    following: _State
-
-
 class StagePlan:
-    """The batches of a stage. Safe to share between threads; pickles without its caches.
+    """The batches of a stage. Safe to share between threads; pickles without what it has planned.
 
     Args:
         stage: mixture, rows and length.
@@ -94,7 +78,7 @@ class StagePlan:
         seed: the run's seed.
 
     Attributes:
-        shape: slots of a row.
+        shape: slots of a row: as given in the stage, or chosen so that the data fills them.
         pieces: by source, what is placed, and how many records were split or dropped.
 
     Raises:
@@ -108,41 +92,23 @@ class StagePlan:
             raise ConfigError(f"stage {stage.name!r} mixes {list(stage.mixture)}, but was given {list(indexes)}")
         self.stage = stage
         self.shape = choose_row_shape(stage, indexes, image, data)
-        reserved = text_per_patch(stage, indexes, image)
-        self.pieces: dict[str, Pieces] = {
-            name: make_pieces(index, image, self.shape, data.overlong, reserved) for name, index in indexes.items()
-        }
-        for name, pieces in self.pieces.items():
-            if not len(pieces):
-                raise ConfigError(
-                    f"stage {stage.name!r}: no record of source {name!r} fits a row of {self.shape}; "
-                    f"dropped: {dict(pieces.dropped)}. Raise row_slots, or lower image.max_side"
-                )
-        sizes = [
-            SourceSize(p.documents - sum(p.dropped.values()), len(p), int(p.needs[:, :2].sum()))
-            for p in self.pieces.values()
-        ]
-        self._stream = MixtureStream(stage, sizes, seed)
-        self._tables = list(self.pieces.values())
-        self._needs = np.concatenate([pieces.needs for pieces in self.pieces.values()])
-        self._first_piece = np.cumsum([0, *(len(pieces) for pieces in self.pieces.values())])
+        if max(astuple(self.shape)) > MAX_SLOTS:
+            raise ConfigError(f"stage {stage.name!r}: {self.shape} has more than {MAX_SLOTS:,} slots of a kind")
+        self.pieces = _pieces(stage, indexes, image, data, self.shape)
         # Every batch lies in one window.
-        self._window_rows = -(-data.planning_window // stage.batch_rows) * stage.batch_rows
-        self._key = derive_key(
-            seed, stage.name, "rows", self._window_rows, *astuple(self.shape), *(len(pieces) for pieces in self._tables)
-        )
-        self._num_steps = stage.steps
-        self._windows: OrderedDict[int, _Window] = OrderedDict()
-        self._states: dict[int, _State] = {0: _State(0, np.zeros(0, np.int64))}
-        self._lock = threading.RLock()
+        window_rows = -(-data.planning_window // stage.batch_rows) * stage.batch_rows
+        self._planner, self._key = _planner(stage, self.pieces, self.shape, window_rows, seed)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
-        """Steps of the stage. Where it is counted in epochs, the first call plans it through."""
-        with self._lock:
-            if self._num_steps is None:
-                self._num_steps = self._count_steps()
-            return self._num_steps
+        """Steps of the stage. Where it is counted in epochs, this plans it through."""
+        if self.stage.steps is not None:
+            return self.stage.steps
+        number = 0
+        while not self._planner.is_end(self._planner.window(number).following):
+            number += 1
+        last = np.count_nonzero(np.diff(self._planner.window(number).ends, prepend=0))
+        return -(-(number * self._planner.rows + int(last)) // self.stage.batch_rows)
 
     def rows(self, step: int) -> list[list[Piece]]:
         """The B rows of a batch, each a list of documents in the order in which they stand.
@@ -158,138 +124,131 @@ class StagePlan:
                 f"row {row} of step {step} of stage {self.stage.name!r}, which has {self.num_steps} steps of "
                 f"{self.stage.batch_rows} rows"
             )
-        number, place = divmod(step * self.stage.batch_rows + row, self._window_rows)
-        window = self._window(number)
-        first = window.ends[place - 1] if place else 0
-        return [self._piece(int(piece)) for piece in window.pieces[first : window.ends[place]]]
+        number, place = divmod(step * self.stage.batch_rows + row, self._planner.rows)
+        return [self._piece(int(piece)) for piece in self._planner.window(number).rows(place, place + 1)]
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """What `seek` needs to plan from a step on without planning what is before it. JSON-able, small."""
-        number = step * self.stage.batch_rows // self._window_rows
-        with self._lock:
-            state = self._state(number)
-        return {"plan": self._key, "window": number, "cursor": state.cursor, "carry": state.carry.tolist()}
+        number = step * self.stage.batch_rows // self._planner.rows
+        state = self._planner.state(number)
+        return {"plan": f"{self._key:016x}", "window": number, "cursor": state.cursor, "carry": state.carry.tolist()}
 
     def seek(self, snapshot: Mapping[str, Any]) -> None:
         """Make a snapshot known. Raises ValueError where it comes from another plan (config, data or seed)."""
-        if snapshot["plan"] != self._key:
+        if snapshot["plan"] != f"{self._key:016x}":
             raise ValueError(
                 f"the snapshot of stage {self.stage.name!r} comes from another plan: its sources, row shape, window, "
                 "batch_rows or seed have changed since"
             )
-        with self._lock:
-            carry = np.asarray(snapshot["carry"], np.int64)
-            self._states[int(snapshot["window"])] = _State(int(snapshot["cursor"]), carry)
+        state = State(int(snapshot["cursor"]), np.asarray(snapshot["carry"], np.int64))
+        self._planner.set_state(int(snapshot["window"]), state)
 
     def statistics(self, start: int, stop: int) -> PlanStatistics:
         """What the steps [start, stop) hold. Plans them if they are not planned yet."""
-        useful = np.zeros(3, np.int64)
-        documents = np.zeros(len(self.pieces), np.int64)
-        row, last = start * self.stage.batch_rows, stop * self.stage.batch_rows
-        while row < last:
-            number, place = divmod(row, self._window_rows)
-            window = self._window(number)
-            until = min(self._window_rows, place + last - row)
-            pieces = window.pieces[window.ends[place - 1] if place else 0 : window.ends[until - 1]]
-            useful += self._needs[pieces].sum(axis=0)
-            documents += np.bincount(self._source(pieces), minlength=len(documents))
-            row += until - place
-        rows = (stop - start) * self.stage.batch_rows
-        return PlanStatistics(rows, rows * self.shape.slots, useful, tuple(documents.tolist()))
+        return _statistics(self._planner, self.shape, start * self.stage.batch_rows, stop * self.stage.batch_rows)
 
     def fill(self, steps: int) -> float:
         """Share of all slots of the first steps that hold something."""
         return self.statistics(0, steps).fill
 
-    def _count_steps(self) -> int:
-        """Plan a finite stage to its end."""
-        number = 0
-        while True:
-            window = self._window(number)
-            if window.following.cursor == self._stream.length and not len(window.following.carry):
-                counts = np.diff(window.ends, prepend=0)
-                rows = number * self._window_rows + int(np.count_nonzero(counts))
-                return -(-rows // self.stage.batch_rows)
-            number += 1
-
-    def _window(self, number: int) -> _Window:
-        with self._lock:
-            if number in self._windows:
-                self._windows.move_to_end(number)
-                return self._windows[number]
-            window = self._plan(number, self._state(number))
-            self._windows[number] = window
-            self._remember(number + 1, window.following)
-            if len(self._windows) > _WINDOWS_KEPT:
-                self._windows.popitem(last=False)
-            return window
-
-    def _state(self, number: int) -> _State:
-        """The state before a window, replayed from the nearest one known before it."""
-        if number not in self._states:
-            nearest = max(known for known in self._states if known < number)
-            for before in range(nearest, number):
-                self._remember(before + 1, self._plan(before, self._state(before)).following)
-        return self._states[number]
-
-    def _remember(self, number: int, state: _State) -> None:
-        self._states[number] = state
-        if len(self._states) > _SNAPSHOTS_KEPT:
-            # Forget every other one; the first and the newest stay.
-            for known in sorted(self._states)[1:-1:2]:
-                if known != number:
-                    del self._states[known]
-
-    def _plan(self, number: int, state: _State) -> _Window:
-        positions, pieces, cursor = self._draw(state)
-        rows = [np.sort(row) for row in pack(self._needs[pieces], self.shape, self._window_rows) if len(row)]
-        # Which rows stand together must not depend on how they were packed. Empty rows, at the end of a stage
-        # counted in epochs, stay last.
-        order = permute(np.arange(len(rows)), max(len(rows), 1), derive_key(self._key, number))
-        placed = np.concatenate([np.zeros(0, np.int64), *(rows[place] for place in order)])
-        ends = np.cumsum([len(rows[place]) for place in order] + [0] * (self._window_rows - len(rows)))
-        left = np.ones(len(positions), bool)
-        left[placed] = False
-        return _Window(pieces[placed], ends, _State(cursor, positions[left]))
-
-    def _draw(self, state: _State) -> tuple[np.ndarray, np.ndarray, int]:
-        """Positions in the stream and pieces to pack, oldest first, and the cursor behind them."""
-        wanted = self._window_rows + _SPARE_ROWS
-        enough = np.asarray([self.shape.patch_slots, self.shape.text_slots]) * wanted
-        most = self.shape.slots * (wanted + _MOST_SPARE_ROWS)
-        positions, pieces, cursor = [state.carry], [self._lookup(state.carry)], state.cursor
-        total = self._needs[pieces[0], :2].sum(axis=0)
-        while (total < enough).any() and total.sum() < most and cursor != self._stream.length:
-            chunk = np.arange(cursor, min(cursor + _CHUNK, self._stream.length or cursor + _CHUNK))
-            drawn = self._lookup(chunk)
-            totals = total + np.cumsum(self._needs[drawn, :2], axis=0)
-            stops = (totals >= enough).all(axis=1) | (totals.sum(axis=1) >= most)
-            # Exactly as many as needed, so that the size of a chunk changes nothing.
-            taken = int(np.argmax(stops)) + 1 if stops.any() else len(chunk)
-            positions.append(chunk[:taken])
-            pieces.append(drawn[:taken])
-            total, cursor = totals[taken - 1], cursor + taken
-        return np.concatenate(positions), np.concatenate(pieces), cursor
-
-    def _lookup(self, positions: np.ndarray) -> np.ndarray:
-        """int64 [n]: pieces drawn at these positions of the stream, counted over all sources."""
-        source, piece = self._stream.lookup(positions)
-        return self._first_piece[source] + piece
-
-    def _source(self, pieces: np.ndarray) -> np.ndarray:
-        """int64 [n]: sources of pieces that are counted over all sources."""
-        return np.searchsorted(self._first_piece, pieces, side="right") - 1
-
     def _piece(self, number: int) -> Piece:
-        source = int(self._source(np.asarray(number)))
-        table, place = self._tables[source], number - self._first_piece[source]
-        patches, text, targets = self._needs[number].tolist()
-        start, stop = int(table.start[place]), int(table.stop[place])
-        return Piece(source, int(table.record[place]), start, stop, (patches, text, targets))
+        source = int(self._planner.source(np.asarray(number)))
+        table = list(self.pieces.values())[source]
+        place = number - int(self._planner.first_piece[source])
+        patches, text, targets = table.needs[place].tolist()
+        record, start, stop, length = (
+            int(column[place]) for column in (table.record, table.start, table.stop, table.length)
+        )
+        return Piece(source, record, start, stop, length, (patches, text, targets))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_windows": OrderedDict(), "_lock": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
+def choose_row_shape(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig
+) -> RowShape:
+    """The slots of a stage's rows: as given in the stage, or chosen so that the data fills them.
+
+    Among the shapes of `row_shapes`, the first that fills well, else the one that fills best, measured by packing some
+    rows of a sample of the records.
+
+    Raises:
+        ConfigError: a source is empty, or no shape is near `row_slots`.
+    """
+    shapes = row_shapes(stage, indexes, image, data)
+    if len(shapes) == 1:
+        return shapes[0]
+    # A stage counted in epochs draws from each source by its size, which a sample does not show.
+    weights = {name: weight * (len(indexes[name]) if stage.epochs else 1) for name, weight in stage.mixture.items()}
+    endless = stage.model_copy(update={"steps": 1, "epochs": None, "mixture": weights})
+    sample = {name: sample_index(index, _TRIED_RECORDS) for name, index in indexes.items()}
+    best, best_fill = shapes[0], 0.0
+    for shape in shapes:
+        fill = _try_shape(endless, sample, image, data, shape)
+        if fill > best_fill:
+            best, best_fill = shape, fill
+        if fill > _GOOD_FILL:
+            break
+    return best
+
+
+def _try_shape(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
+) -> float:
+    """Fill to be expected of rows of a shape in the long run; 0 if it does not serve at all."""
+    try:
+        pieces = _pieces(stage, indexes, image, data, shape)
+    except ConfigError:
+        return 0.0
+    planner, _ = _planner(stage, pieces, shape, _TRIED_ROWS, seed=0)
+    found = _statistics(planner, shape, 0, _TRIED_ROWS)
+    used = found.useful[:2] / _TRIED_ROWS
+    # So few rows may carry a surplus of patches or text along, which in the long run has to be placed. But a surplus
+    # also makes packing easier: the truth was measured to lie between the two.
+    drawn = mean_needs(stage, _sizes(pieces), [table.needs for table in pieces.values()])[:2]
+    all_placed = min(used[drawn > 0] / drawn[drawn > 0]) * drawn.sum() / shape.slots
+    return float(found.fill + all_placed) / 2
+
+
+def _pieces(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
+) -> dict[str, Pieces]:
+    reserved = text_per_patch(stage, indexes, image)
+    pieces = {name: make_pieces(index, image, shape, data.overlong, reserved) for name, index in indexes.items()}
+    for name, found in pieces.items():
+        if not len(found):
+            raise ConfigError(
+                f"stage {stage.name!r}: no record of source {name!r} fits a row of {shape}; "
+                f"dropped: {dict(found.dropped)}. Raise row_slots, or lower image.max_side"
+            )
+    return pieces
+
+
+def _planner(
+    stage: StageConfig, pieces: Mapping[str, Pieces], shape: RowShape, window_rows: int, seed: int
+) -> tuple[WindowPlanner, int]:
+    """The planner, and a key that names the plan: another config or other data, another key."""
+    sizes = _sizes(pieces)
+    counts = [number for size in sizes for number in astuple(size)]
+    key = derive_key(seed, stage.name, repr(stage.mixture), window_rows, *astuple(shape), *counts)
+    return WindowPlanner(MixtureStream(stage, sizes, seed), list(pieces.values()), shape, window_rows, key), key
+
+
+def _sizes(pieces: Mapping[str, Pieces]) -> list[SourceSize]:
+    return [
+        SourceSize(found.documents - sum(found.dropped.values()), len(found), int(found.needs[:, :2].sum()))
+        for found in pieces.values()
+    ]
+
+
+def _statistics(planner: WindowPlanner, shape: RowShape, first: int, last: int) -> PlanStatistics:
+    """Of the rows [first, last)."""
+    useful = np.zeros(3, np.int64)
+    documents = np.zeros(len(planner.first_piece) - 1, np.int64)
+    row = first
+    while row < last:
+        number, place = divmod(row, planner.rows)
+        until = min(planner.rows, place + last - row)
+        pieces = planner.window(number).rows(place, until)
+        useful += planner.needs[pieces].sum(axis=0)
+        documents += np.bincount(planner.source(pieces), minlength=len(documents))
+        row += until - place
+    return PlanStatistics(last - first, (last - first) * shape.slots, useful, tuple(documents.tolist()))

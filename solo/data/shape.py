@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,12 @@ import numpy as np
 from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
 from solo.data.index import IMAGE, SUPERVISED_TEXT, SourceIndex
 from solo.data.mixture import SourceSize, draw_weights
+from solo.data.permutation import permute
 
 _TOLERANCE = 0.12  # how far P + T may be from row_slots, as a fraction of it
+_SCALES = (1.0, 0.96, 1.04, 0.92, 1.08, 0.88, 1.12)
+_TILTS = (0.0, 0.05, -0.05)
+_GIVEN_UP = 0.05  # fill of the mean document that a shape may give up
 _TARGET_MARGIN = 1.15  # a row's targets spread around their mean
 
 
@@ -40,14 +44,15 @@ def record_needs(index: SourceIndex, image: ImageConfig) -> np.ndarray:
     return needs
 
 
-def choose_row_shape(
+def row_shapes(
     stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig
-) -> RowShape:
-    """The shape of a stage's rows.
+) -> list[RowShape]:
+    """Shapes that a stage's rows might have, the most natural first. One only, if the config gives it.
 
-    What the config gives is kept. Otherwise P : T follows the mixture's mean patches and mean text tokens, both
-    multiples of `slot_multiple`, P + T within 12% of `row_slots`, each large enough for the largest image if that
-    is possible. Y is 1.15 times what a row holds on average, and enough for the document with most targets.
+    P : T follows the mixture's mean patches and mean text tokens; both are multiples of `slot_multiple`, P + T is
+    within 12% of `row_slots`, and each region is large enough for the largest image if that is possible. The first
+    shape is the one nearest to `row_slots` among those that the mean document fills best. Y is 1.15 times what a row
+    holds on average, and enough for the document with most targets.
 
     Args:
         stage: slots given, or what they are to be near to.
@@ -62,34 +67,67 @@ def choose_row_shape(
     for name, need in needs.items():
         if not len(need):
             raise ConfigError(f"stage {stage.name!r}: source {name!r} holds no record")
-    means = _mean_needs(stage, needs)
-    patch_slots, text_slots = _regions(stage, means, _largest_image(indexes, image))
+    largest = _largest_image(indexes, image)
+    regions = _regions(stage, _record_means(stage, needs), largest)
     if data.overlong == "drop":
-        # Records that will be dropped no longer count for the ratio.
+        # Records that will be dropped do not count for the ratio.
+        patch_slots, text_slots = regions[0]
         kept = {name: need[(need[:, 0] <= patch_slots) & (need[:, 1] <= text_slots)] for name, need in needs.items()}
         if all(len(need) for need in kept.values()):
-            needs, means = kept, _mean_needs(stage, kept)
-            patch_slots, text_slots = _regions(stage, means, (0, 0))
-    if stage.target_slots is not None:
-        return RowShape(patch_slots, text_slots, stage.target_slots)
-    most = max(int(np.minimum(need[:, 2], text_slots).max()) for need in needs.values())
-    targets = max(_TARGET_MARGIN * text_slots * means[2] / means[1], most)
-    return RowShape(patch_slots, text_slots, min(text_slots, _round_up(targets, stage.slot_multiple)))
+            needs = kept
+            regions = _regions(stage, _record_means(stage, needs), (0, 0))
+    means = _record_means(stage, needs)
+    return [
+        RowShape(patch_slots, text_slots, _target_slots(stage, means, list(needs.values()), text_slots))
+        for patch_slots, text_slots in regions
+    ]
+
+
+def sample_index(index: SourceIndex, records: int) -> SourceIndex:
+    """An index of at most that many records, drawn at random, always the same."""
+    count = len(index)
+    chosen = np.sort(permute(np.arange(min(records, count)), count, key=0)) if count else np.zeros(0, np.int64)
+    lengths = index.record_run[chosen + 1] - index.record_run[chosen]
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    runs = np.repeat(index.record_run[chosen] - ends[:-1], lengths) + np.arange(ends[-1])
+    return SourceIndex(index.run_kind[runs], index.run_size[runs], ends)
+
+
+def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], needs: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [3]: patch, text and target slots of what the mixture draws, on average.
+
+    Args:
+        stage: mixture.
+        sizes: of the sources, in mixture order.
+        needs: int64 [N, 3] for each of them.
+    """
+    # A plain sum: a matrix product might round differently on another host, which must choose the same shape.
+    shares = draw_weights(stage, sizes)
+    return sum((share * need.mean(axis=0) for share, need in zip(shares, needs, strict=True)), np.zeros(3))
 
 
 def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig) -> float:
     """Text slots per patch in the mixture's documents with images, to three decimals; 0 where there are none."""
-    needs = {name: record_needs(index, image) for name, index in indexes.items()}
-    with_images = {name: need * (need[:, :1] > 0) for name, need in needs.items()}
-    sizes = [SourceSize(len(need), len(need), int(need[:, :2].sum())) for need in needs.values()]
-    means = draw_weights(stage, sizes) @ np.stack([need.mean(axis=0) for need in with_images.values()])
+    needs = [record_needs(index, image) for index in indexes.values()]
+    means = mean_needs(stage, _whole(needs), [need * (need[:, :1] > 0) for need in needs])
     return round(float(means[1] / means[0]), 3) if means[0] else 0.0
 
 
-def _mean_needs(stage: StageConfig, needs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float64 [3]: patches, text and targets of a document of the mixture, on average."""
-    sizes = [SourceSize(len(need), len(need), int(need[:, :2].sum())) for need in needs.values()]
-    return draw_weights(stage, sizes) @ np.stack([need.mean(axis=0) for need in needs.values()])
+def _record_means(stage: StageConfig, needs: Mapping[str, np.ndarray]) -> np.ndarray:
+    return mean_needs(stage, _whole(list(needs.values())), list(needs.values()))
+
+
+def _whole(needs: Sequence[np.ndarray]) -> list[SourceSize]:
+    """Sizes of sources whose records are all kept whole."""
+    return [SourceSize(len(need), len(need), int(need[:, :2].sum())) for need in needs]
+
+
+def _target_slots(stage: StageConfig, means: np.ndarray, needs: Sequence[np.ndarray], text_slots: int) -> int:
+    if stage.target_slots is not None:
+        return stage.target_slots
+    most = max(int(np.minimum(need[:, 2], text_slots).max()) for need in needs)
+    targets = max(_TARGET_MARGIN * text_slots * means[2] / means[1], most)
+    return min(text_slots, int(-(-targets // stage.slot_multiple) * stage.slot_multiple))
 
 
 def _largest_image(indexes: Mapping[str, SourceIndex], image: ImageConfig) -> tuple[int, int]:
@@ -99,10 +137,10 @@ def _largest_image(indexes: Mapping[str, SourceIndex], image: ImageConfig) -> tu
     return int(found[0]), int(found[1])
 
 
-def _regions(stage: StageConfig, means: np.ndarray, largest_image: tuple[int, int]) -> tuple[int, int]:
-    """(P, T). The pair that the mean document fills best; among equals (to 0.1%) the one nearest to row_slots."""
+def _regions(stage: StageConfig, means: np.ndarray, largest_image: tuple[int, int]) -> list[tuple[int, int]]:
+    """Pairs (P, T), the most natural first."""
     if stage.patch_slots is not None and stage.text_slots is not None:
-        return stage.patch_slots, stage.text_slots
+        return [(stage.patch_slots, stage.text_slots)]
     step, row = stage.slot_multiple, stage.row_slots
     sides = np.arange(0, int(row * (1 + _TOLERANCE)) + 1, step)
     patches, text = (grid.ravel() for grid in np.meshgrid(sides, sides))
@@ -119,9 +157,15 @@ def _regions(stage: StageConfig, means: np.ndarray, largest_image: tuple[int, in
     with np.errstate(divide="ignore", invalid="ignore"):
         rows_filled = np.fmin(patches / means[0], text / means[1])
     fill = rows_filled * means[:2].sum() / (patches + text)
-    best = np.lexsort((np.abs(patches + text - row), -np.round(fill, 3)))[0]
-    return int(patches[best]), int(text[best])
-
-
-def _round_up(value: float, step: int) -> int:
-    return int(-(-value // step) * step)
+    # To 0.1%: what is finer than that is drowned by the packing.
+    order = np.lexsort((np.abs(patches + text - row), -np.round(fill, 3)))
+    best = fill[order[0]]
+    found = [(int(patches[order[0]]), int(text[order[0]]))]
+    for tilt in _TILTS:
+        for scale in _SCALES:
+            # P is moved off the ratio by `tilt`: a little room in one region can make the other fill much better.
+            wanted = row * scale * means[:2] / means[:2].sum() * np.asarray([1 + tilt, 1])
+            nearest = np.argmin(np.abs(patches - wanted[0]) + np.abs(text - wanted[1]))
+            if fill[nearest] >= best - _GIVEN_UP:
+                found.append((int(patches[nearest]), int(text[nearest])))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,40 @@
+"""Prints, for several mixtures, how fast rows are planned and how full they are.
+
+Run as `python -m tests.benchmarks.planning [case ...]` from the root of the repository.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from solo.data.plan import StagePlan
+from tests.benchmarks.mixtures import CASES, IMAGES, data_config
+
+WINDOWS = 12  # fill in the long run is that of the second half
+
+
+def main(names: list[str]) -> None:
+    """Plan 12 windows of 256 rows of each case, on one core."""
+    for name in names or list(CASES):
+        sources, stage = CASES[name]()
+        started = time.process_time()
+        plan = StagePlan(stage, sources, IMAGES, data_config(stage.mixture), seed=0)
+        setup = time.process_time() - started
+        steps = 256 // stage.batch_rows
+        started = time.process_time()
+        found = [plan.statistics(number * steps, (number + 1) * steps) for number in range(WINDOWS)]
+        seconds = time.process_time() - started
+        documents = sum(sum(window.documents) for window in found)
+        late = found[WINDOWS // 2 :]
+        patches, text, _ = sum(window.useful for window in late) / sum(window.rows for window in late)
+        print(
+            f"{name}: {documents / seconds:,.0f} records/s; fill {sum(window.fill for window in late) / len(late):.4f} "
+            f"(patches {patches / max(plan.shape.patch_slots, 1):.4f}, text {text / plan.shape.text_slots:.4f}), "
+            f"lowest window {min(window.fill for window in found):.4f}; {documents / WINDOWS / 256:.1f} documents a "
+            f"row; {plan.shape} chosen in {setup:.2f} s; carry {len(plan.snapshot(WINDOWS * steps)['carry'])}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

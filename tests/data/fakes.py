@@ -1,0 +1,72 @@
+"""Sources in memory and a tokenizer of one token per character, so that tests see every number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from solo.config import ImageConfig
+from solo.data.conversation import Record, Turn, encode_png
+from solo.data.document import runs
+from solo.data.index import IndexBuilder, SourceIndex
+from solo.data.tokenizer import SpecialTokens
+
+IMAGE = ImageConfig(patch_size=4, max_side=32)
+SPECIAL = SpecialTokens(
+    bos=1, eos=2, unk=3, pad=4, vision=5, vision_end=6, row_separator=7, system=8, user=9, assistant=10
+)
+
+
+class CharacterTokenizer:
+    """Token 100 + code point for every character."""
+
+    special = SPECIAL
+
+    def encode(self, text: str) -> list[int]:
+        return [100 + ord(character) for character in text]
+
+
+class MemorySource:
+    """A prepared source whose records are in memory; those in `broken` cannot be read."""
+
+    def __init__(self, records: Sequence[Record], broken: Mapping[int, Exception] | None = None) -> None:
+        self._records, self._broken = list(records), dict(broken or {})
+        builder = IndexBuilder()
+        for record in self._records:
+            builder.add(runs(record.turns, CharacterTokenizer()))  # type: ignore[arg-type]
+        self.index: SourceIndex = builder.build()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, number: int) -> Record:
+        if number in self._broken:
+            raise self._broken[number]
+        return self._records[number]
+
+
+def image_records(count: int, seed: int, name: str = "image") -> list[Record]:
+    """A picture of 2-6 x 2-6 patches, a question of 2-8 characters, an answer of 1-6."""
+    random = np.random.default_rng(seed)
+    records = []
+    for number in range(count):
+        rows, columns, question, answer = random.integers((2, 2, 2, 1), (7, 7, 9, 7))
+        side = IMAGE.patch_size
+        pixels = random.integers(0, 256, (rows * side, columns * side, 3), dtype=np.uint8)
+        picture = encode_png(PillowImage.fromarray(pixels))
+        turns = (Turn("user", (picture, "q" * question)), Turn("assistant", ("a" * answer,)))
+        records.append(Record(f"{name}-{number}", turns))
+    return records
+
+
+def text_records(count: int, seed: int, shortest: int = 5, longest: int = 60) -> list[Record]:
+    """Documents of so many characters."""
+    lengths = np.random.default_rng(seed).integers(shortest, longest + 1, count)
+    return [Record(f"text-{number}", (Turn("text", ("t" * length,)),)) for number, length in enumerate(lengths)]
+
+
+def two_sources(count: int = 120) -> dict[str, MemorySource]:
+    """Pictures with questions, and plain text."""
+    return {"pictures": MemorySource(image_records(count, 0)), "text": MemorySource(text_records(count, 1))}
