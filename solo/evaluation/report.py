@@ -1,0 +1,210 @@
+"""The report: one HTML file that needs nothing else, with what the run came to and what the model answered."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+import solo
+from solo.config import Config, dump_config
+from solo.data.conversation import Image, Turn, encode_png
+from solo.evaluation.chart import loss_chart
+from solo.evaluation.metrics import collapsed, edit_distance, is_match
+from solo.evaluation.results import UNITS, percent, points
+from solo.evaluation.tasks import Example, TaskResult
+from solo.model.parameters import ModelDefinition
+
+_WIDEST, _TALLEST = 400, 192  # of small images, enlarged, in CSS pixels
+_EXPERTS = {"ffn": "feed-forward", "qkv": "query, key and value", "out": "attention output", "norms": "norm"}
+_WEB_FORMATS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+_SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+def write_report(
+    path: str | Path,
+    config: Config,
+    definition: ModelDefinition,
+    results: Sequence[TaskResult],
+    lines: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the report as one HTML file; it appears whole or not at all.
+
+    Args:
+        path: the file.
+        config: of the run.
+        definition: of its model, for the numbers of parameters.
+        results: what came out of its tasks, with the examples to show.
+        lines: its `metrics.jsonl`, for the loss and the facts.
+    """
+    path = Path(path)
+    partial = path.with_suffix(".partial")
+    partial.write_text(render(config, definition, results, lines), encoding="utf-8")
+    partial.replace(path)
+
+
+def render(
+    config: Config,
+    definition: ModelDefinition,
+    results: Sequence[TaskResult],
+    lines: Sequence[Mapping[str, Any]],
+) -> str:
+    """The report's HTML; see `write_report`. The same arguments give the same text."""
+    source = files("solo.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(
+        name=config.name,
+        lead=_lead(config),
+        facts=run_facts(definition, lines),
+        tasks=[_task(result) for result in results],
+        any_blank=any(result.score_blank is not None for result in results),
+        chart=loss_chart(lines),
+        config=dump_config(config),
+        version=solo.__version__,
+        percent=percent,
+        points=points,
+    )
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number worth knowing of a run, as it is shown."""
+
+    name: str
+    value: str
+
+
+def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -> list[Fact]:
+    """Size of the model, and what its training took."""
+    facts = [Fact("parameters", short(definition.num_parameters()))]
+    active = active_parameters(definition)
+    if active["patches"] != active["text"]:
+        facts += [
+            Fact("active for a patch", short(active["patches"])),
+            Fact("active for a text token", short(active["text"])),
+        ]
+    steps = [line for line in lines if line["kind"] == "train"]
+    if steps:
+        tokens = sum(line["tokens"] for line in steps)
+        slots = sum(line["tokens"] / line["useful_share"] for line in steps if line["useful_share"])
+        facts += [
+            Fact("steps", f"{len(steps):,}"),
+            Fact("tokens read", short(tokens)),
+            Fact("of them visual", f"{sum(line['visual_tokens'] for line in steps) / max(tokens, 1):.0%}"),
+            Fact("positions in use", f"{tokens / max(slots, 1):.1%}"),
+            Fact("time in steps", duration(sum(line["timing"]["step_seconds"] for line in steps))),
+        ]
+    return facts
+
+
+def active_parameters(definition: ModelDefinition) -> dict[str, int]:
+    """Parameters that a patch and a text token pass through: shared ones, and those of their own region."""
+    found = {"patches": 0, "text": 0}
+    for path, spec in definition.specs.items():
+        size = 1
+        for dimension in spec.shape:
+            size *= dimension
+        only_patches = "/patches/" in path or path.startswith("patch_")
+        only_text = "/text/" in path or path in ("text_embed", "head")
+        found["patches"] += 0 if only_text else size
+        found["text"] += 0 if only_patches else size
+    return found
+
+
+def short(number: float) -> str:
+    """A count to three digits: 950, 1.23 M, 45.6 B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size * 0.9995:
+            scaled = number / size
+            return f"{scaled:.{max(0, 2 - (scaled >= 9.995) - (scaled >= 99.95))}f} {unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as the two largest units that matter: 12 s, 3 min 20 s, 5 h 2 min, 2 d 3 h."""
+    whole = round(seconds)
+    for large, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {large} {rest} {small}" if rest else f"{whole // size} {large}"
+    return f"{whole} s"
+
+
+def _lead(config: Config) -> str:
+    model = config.model
+    own = [_EXPERTS[name] for name, sharing in model.experts.model_dump().items() if sharing == "modality"]
+    experts = f"patches have their own {', '.join(own)} weights" if own else "patches and text share all weights"
+    stages = "1 stage" if len(config.stages) == 1 else f"{len(config.stages)} stages"
+    return f"{model.layers} layers of width {model.width}; {experts}; trained in {stages}."
+
+
+def _task(result: TaskResult) -> dict[str, Any]:
+    """What the template shows of a task. Its images are all enlarged, or made smaller, by the same factor."""
+    images = [image for example in result.examples for turn in example.prompt for image in _images(turn)]
+    widest, tallest = (max((image.size()[side] for image in images), default=0) for side in (0, 1))
+    factor = enlargement(widest, tallest)
+    shown = len(result.examples)
+    some = f"The first {shown} of {result.count:,} examples, not selected." if shown < result.count else ""
+    return {
+        "result": result,
+        "title": result.task.replace("_", " ").capitalize(),
+        "unit": UNITS[result.metric],
+        "summary": f"{percent(result.score)} {UNITS[result.metric]}. {some}",
+        "card_width": max(round(widest * factor) + 30, 250),
+        "well_height": round(tallest * factor) + 29 if images else 0,
+        "examples": [_example(example, result.metric, factor) for example in result.examples],
+    }
+
+
+def enlargement(width: int, height: int) -> float:
+    """The factor by which images of at most this size are shown: a whole number, or below 1 for large ones."""
+    fit = min(_WIDEST / max(width, 1), 1.5 * _TALLEST / max(height, 1))
+    return min(fit, 1.0) if fit < 2 else float(max(1, min(_WIDEST // max(width, 1), _TALLEST // max(height, 1))))
+
+
+def _example(example: Example, metric: str, factor: float) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "turns": [_turn(turn, len(example.prompt) > 2, factor) for turn in example.prompt if turn.content],
+        "reference": example.reference,
+        "answer": _answer(example.answer, example.reference, metric),
+        "blanked": None if example.blanked is None else _answer(example.blanked, example.reference, metric),
+    }
+
+
+def _answer(answer: str, reference: str, metric: str) -> dict[str, Any]:
+    right, note = is_match(answer, reference), ""
+    if metric == "character_error_rate" and not right:
+        note = f"{edit_distance(collapsed(answer), collapsed(reference))} edits"
+    return {"text": collapsed(answer), "right": right, "note": note}
+
+
+def _turn(turn: Turn, many: bool, factor: float) -> dict[str, Any]:
+    parts = [
+        {"image": None, "text": part} if isinstance(part, str) else {"image": _image(part, factor)}
+        for part in turn.content
+    ]
+    return {"speaker": _SPEAKERS.get(turn.role, "") if many else "", "parts": parts}
+
+
+def _image(image: Image, factor: float) -> dict[str, Any]:
+    width, height = image.size()
+    kind = next((kind for start, kind in _WEB_FORMATS.items() if image.data.startswith(start)), None)
+    data = image.data if kind else encode_png(image.decode()).data
+    source = f"data:{kind or 'image/png'};base64,{base64.b64encode(data).decode()}"
+    return {
+        "source": source,
+        "enlarged": factor > 1,
+        "width": round(width * factor),
+        "height": round(height * factor),
+        "alt": f"{width} by {height} pixels",
+    }
+
+
+def _images(turn: Turn) -> list[Image]:
+    return [part for part in turn.content if isinstance(part, Image)]

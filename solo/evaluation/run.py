@@ -1,0 +1,67 @@
+"""Evaluation as part of a run: load its newest checkpoint, answer its tasks, write metrics and report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+
+from solo.config import Config, ConfigError, load_config
+from solo.data.prepare import Prepared, open_prepared
+from solo.evaluation.report import write_report
+from solo.evaluation.results import results_lines
+from solo.evaluation.tasks import TaskResult, evaluate
+from solo.monolith import load, newest_checkpoint
+from solo.training.observer import Observer
+from solo.training.run import MetricsStream, RunFolder, read_metrics
+
+
+def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
+    """Answer a run's tasks with its newest checkpoint, add the scores to its metrics, and write `report.html`.
+
+    Scores of an earlier evaluation of the same step are replaced. Every process answers; the first one writes.
+
+    Raises:
+        ValueError: the run has no complete checkpoint.
+        ConfigError: a task's source has no record, or one without an answer to ask for.
+    """
+    checkpoint = newest_checkpoint(run.path)
+    model = load(checkpoint)
+
+    def note(task: str, done: int, total: int) -> None:
+        observer.note(f"evaluating {task}: {done} of {total}")
+
+    results = evaluate(model, config.evaluation, prepared.sources, note)
+    if jax.process_index() == 0:
+        observer.note("writing the report")
+        _record(run, int(checkpoint.name), results)
+        write_report(run.report_file, config, model.definition, results, read_metrics(run.metrics_file))
+    return results
+
+
+def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
+    """`evaluate_run` for a run that was trained before, `folder` being `runs/<name>`. Raises as that, and ConfigError
+    where the folder is no run or its prepared data is gone.
+    """
+    run = RunFolder(Path(folder))
+    if not run.config_file.is_file():
+        raise ConfigError(f"{run.path} is no run of solo: it has no {run.config_file.name}")
+    config = load_config(run.config_file)
+    return evaluate_run(run, config, open_prepared(config), observer)
+
+
+def _record(run: RunFolder, step: int, results: list[TaskResult]) -> None:
+    """Write the scores as metrics of a step, in place of those that an earlier evaluation gave it."""
+    lines = read_metrics(run.metrics_file)
+    kept = [line for line in lines if (line["kind"], line["step"]) != ("evaluation", step)]
+    if len(kept) < len(lines):
+        partial = run.metrics_file.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        partial.rename(run.metrics_file)
+    metrics = MetricsStream(run, step)
+    try:
+        for line in results_lines(results, step):
+            metrics.write(line)
+    finally:
+        metrics.close()
