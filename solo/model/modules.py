@@ -49,6 +49,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise over the last axis."""
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
@@ -77,6 +78,7 @@ class Out(nnx.Module):
         self.kernel = normal(rngs, (heads, head_dim, width), ("heads", "head_dim", "embed"), std)
 
     def __call__(self, x_BSHC: jax.Array) -> jax.Array:
+        """Return [B, S, D]."""
         return jnp.einsum("bshc,hcd->bsd", x_BSHC, self.kernel[...].astype(x_BSHC.dtype))
 
 
@@ -89,6 +91,7 @@ class SwiGLU(nnx.Module):
         self.down = normal(rngs, (hidden, width), ("ffn", "embed"), down_std)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        """Return [B, S, D]."""
         gate, up, down = (weight[...].astype(x_BSD.dtype) for weight in (self.gate, self.up, self.down))
         return (jax.nn.silu(x_BSD @ gate) * (x_BSD @ up)) @ down
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from solo.batch import Batch
 from solo.config import Config, StageConfig
-from solo.data.loader import Loader, batch_record_ids
+from solo.data.loader import Loader, append_line, batch_record_ids
 from solo.data.plan import StagePlan
 from solo.data.prepare import Prepared
 from solo.model.flops import Work, step_flops
@@ -26,7 +27,7 @@ from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress, abstract_parameters
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
-from solo.training.run import MetricsStream, RunFolder, append_line
+from solo.training.run import MetricsStream, RunFolder
 from solo.training.step import Stage, StepMetrics, TrainState, make_stage
 
 
@@ -49,12 +50,14 @@ class Facts(NamedTuple):
 
 
 class Trainer:
-    """One run of a config on this process's devices."""
+    """One run of a config, on all devices unless a mesh is given."""
 
-    def __init__(self, config: Config, prepared: Prepared, run: RunFolder, observer: Observer):
+    def __init__(
+        self, config: Config, prepared: Prepared, run: RunFolder, observer: Observer, mesh: Mesh | None = None
+    ):
         self.config, self.prepared, self.run, self.observer = config, prepared, run, observer
         self.definition = ModelDefinition(config.model, config.image, prepared.tokenizer.vocab_size)
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = mesh or make_mesh(config.mesh)
         self.plans = [self._plan(stage) for stage in config.stages]
         self.totals = {"tokens": 0, "flops": 0}
         self._trained = [frozenset(trainable_paths(self.definition.specs, stage)) for stage in config.stages]
@@ -265,6 +268,7 @@ def train(config: Config, observer: Observer | None = None) -> Path:
     return run.path
 
 
-def _means(names: list[str], sums_N2: np.ndarray) -> Mapping[str, float]:
+def _means(names: list[str], sums_N2: Any) -> Mapping[str, float]:
     """Mean per group, for the groups that had a target."""
-    return {name: float(total / count) for name, (total, count) in zip(names, sums_N2, strict=True) if count}
+    sums = zip(names, np.asarray(sums_N2), strict=True)
+    return {name: float(total / count) for name, (total, count) in sums if count}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ class MetricsStream:
 
     def _show(self, line: Mapping[str, Any]) -> None:
         prefix = str(line["kind"])
-        for name, value in _scalars(line, prefix):
+        for name, value in _scalars(_finite(line), prefix):
             self._board.add_scalar(name, value, line["step"])
 
 
@@ -128,15 +127,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return found
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write, so that several processes may share the file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, _dump(line).encode())
-    finally:
-        os.close(descriptor)
 
 
 def _dump(line: Mapping[str, Any]) -> str:

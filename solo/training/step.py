@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
-from solo.config import SafetyConfig, StageConfig
+from solo.config import ConfigError, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition, Parameters
-from solo.sharding.mesh import batch_shardings, parameter_shardings, placement, shardings_like
+from solo.sharding.mesh import TABLE, batch_shardings, parameter_shardings, placement, shardings_like
 from solo.training.loss import LossSums, normalised_weights, target_loss
 from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
 
@@ -118,6 +119,7 @@ def make_stage(
     scales = rate_scales(specs, stage)
     optimizer = make_optimizer(stage.optimizer, specs)
     where = placement(mesh, definition.config)
+    _check_rows(stage, mesh)
 
     def start(parameters: Parameters) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
@@ -156,6 +158,15 @@ def make_stage(
         jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
         shardings,
     )
+
+
+def _check_rows(stage: StageConfig, mesh: Mesh) -> None:
+    rows, shares = stage.batch_rows // stage.accumulate, prod(mesh.shape[axis] for axis in TABLE["rows"])
+    if rows % shares:
+        raise ConfigError(
+            f"stage {stage.name!r}: {rows} rows of a (micro-)batch cannot be shared out evenly over"
+            f" {shares} devices (mesh axes {', '.join(TABLE['rows'])}); change batch_rows, accumulate or mesh"
+        )
 
 
 def _is_good(loss: jax.Array, grad_norm: jax.Array, health: Health, safety: SafetyConfig) -> jax.Array:

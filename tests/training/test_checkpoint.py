@@ -54,9 +54,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_on_any_mesh(tmp_path, devices: int)
     assert progress == Progress(1, 0, 1, {"carry": [[0, 5], [1, 7]]}, {"tokens": 9})
     _, abstract = built(definition(), devices)
     restored = checkpoints.restore(progress, abstract)
-    for (path, old), new in zip(
-        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(restored), strict=True
-    ):
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(old, new, err_msg=str(path))
     assert len(restored.trainable["layers/ffn/shared/up"].sharding.device_set) == devices
 

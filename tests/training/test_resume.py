@@ -102,18 +102,24 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
 def test_ten_kills_change_nothing(runs: Runs) -> None:
     """kill -9 at ten random moments, every other one while a checkpoint is being written."""
     rng = random.Random(0)
+    folder = runs.path("killed")
+
+    def saving() -> bool:
+        return any(folder.glob("checkpoints/*orbax*"))
+
+    def moved_on(before: int) -> bool:
+        return len(runs.metrics("killed")) not in (0, before)
+
     while_saving = 0
     for kill in range(10):
-        process = runs.start("killed")
-        folder = runs.path("killed")
         before = len(runs.metrics("killed"))
+        process = runs.start("killed")
+        wait_until(lambda before=before: moved_on(before), process)
         if kill % 2:
-            wait_until(lambda: len(runs.metrics("killed")) > 3 * (kill // 2), process)
-            wait_until(lambda: any(folder.glob("checkpoints/*orbax*")), process)
+            wait_until(saving, process)
         else:
-            wait_until(lambda: len(runs.metrics("killed")) not in (0, before), process)
             time.sleep(rng.uniform(0, 0.3))
-        while_saving += any(folder.glob("checkpoints/*orbax*"))
+        while_saving += saving()
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert while_saving >= 3

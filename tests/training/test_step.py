@@ -7,8 +7,8 @@ import pytest
 
 from solo.batch import Batch
 from solo.config import ConfigError, ExpertsConfig, ImageConfig, MeshConfig, ModelConfig, SafetyConfig, StageConfig
-from solo.data.shape import RowShape
 from solo.data.rows import assemble_row, stack
+from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import device_batch, make_mesh
 from solo.training.optimizer import learning_rate
@@ -206,8 +206,10 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, name: str) -> None:
 def test_a_mesh_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not make 8 devices"):
         make_mesh(MeshConfig(fsdp=3, tensor=-1), jax.devices()[:8])
-    with pytest.raises(ConfigError, match="does not divide model.kv_heads"):
+    with pytest.raises(ConfigError, match=r"does not divide model\.kv_heads"):
         run(stage_config(), [], MeshConfig(fsdp=2, tensor=4), devices=8)
+    with pytest.raises(ConfigError, match=r"2 rows of a .* cannot be shared out evenly over 8 devices"):
+        run(stage_config(accumulate=4), [], MeshConfig(fsdp=8), devices=8)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""How long steps wait for data: `python -m tests.benchmarks.data_wait` trains 40 steps of the quickstart.
+
+Prints the waiting share of step time after a warm-up of five steps (target: under 2%), and the fill of the rows.
+Prepared data is kept in data/quickstart.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from solo.config import load_config
+from solo.data.prepare import prepare
+from solo.training.loop import Trainer
+from solo.training.observer import Observer
+from solo.training.run import RunFolder, read_metrics
+
+STEPS = 40
+WARM_UP = 5
+
+
+def main() -> None:
+    """Train the mixture stage of the quickstart for some steps, and sum up what the metrics say."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = load_config("configs/quickstart.yaml", [f"folder={folder}"])
+        stage = base.stages[1].model_copy(update={"steps": STEPS})
+        config = base.model_copy(update={"stages": (stage,)})
+        run = RunFolder.open(config)
+        trainer = Trainer(config, prepare(config), run, Observer())
+        trainer.train()
+        lines = read_metrics(Path(run.metrics_file))[WARM_UP:]
+        fill = trainer.plans[0].fill(STEPS)
+    waited = sum(line["timing"]["data_wait_seconds"] for line in lines)
+    total = sum(line["timing"]["step_seconds"] for line in lines)
+    print(f"waiting for data: {waited / total:.2%} of {total:.1f} s in {len(lines)} steps; rows are {fill:.2%} full")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The command line: help without jax, and clear words for wrong use."""
+
+import subprocess
+import sys
+
+import pytest
+
+from solo.cli import main
+
+
+@pytest.mark.parametrize("verb", [[], ["prepare"], ["train"], ["generate"], ["evaluate"]])
+def test_help_loads_nothing_heavy(verb: list[str]) -> None:
+    code = (
+        "import sys, solo.cli\n"
+        "try: solo.cli.main([*sys.argv[1:], '--help'])\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "heavy = {'jax', 'numpy', 'pydantic', 'rich', 'orbax', 'grain'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} were imported' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *verb], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: solo" in done.stdout
+
+
+def test_importing_solo_does_not_import_jax() -> None:
+    done = subprocess.run([sys.executable, "-c", "import sys, solo; sys.exit('jax' in sys.modules)"])
+    assert done.returncode == 0
+
+
+def test_preparing_data_does_not_import_jax() -> None:
+    code = "import sys, solo.data.prepare, solo.data.plan, solo.data.loader; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "missing.yaml"], "cannot read config missing.yaml"),
+        (["train", "configs/quickstart.yaml", "modle.width=3"], "did you mean 'model'?"),
+        (["train", "configs/quickstart.yaml", "stages.0.steps=many"], "stages.0.steps"),
+        (["generate", "nowhere", "--prompt", "hello"], "nowhere"),
+        (["generate", "nowhere"], "--prompt"),
+        (["evaluate", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_use_is_one_clear_line_and_status_2(arguments: list[str], message: str, capsys) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("solo: ")
+    assert message in error
+    assert "Traceback" not in error
