@@ -214,13 +214,14 @@ def test_nothing_seen_is_zero(implementation: str) -> None:
 def test_bfloat16_is_close_to_float32(implementation: str) -> None:
     case, rng = CASES[0], np.random.default_rng(0)
     intervals, _ = random_rows(rng, case, "bidirectional")
-    narrow = tuple(x.astype(jnp.bfloat16) for x in random_tensors(rng, case))
+    q, *others = (x.astype(jnp.bfloat16) for x in random_tensors(rng, case))
+    narrow = (3 * q, *others)  # scores large enough for their rounding to show
     wide = tuple(x.astype(jnp.float32) for x in narrow)
     run = forward_and_gradients(case, implementation)
-    for a, b in zip(run(*narrow, intervals), run(*wide, intervals), strict=True):
+    # Twice as far off where a product or a sum is rounded to bfloat16.
+    for a, b, limit in zip(run(*narrow, intervals), run(*wide, intervals), (3e-3, 6e-3, 6e-3, 3e-3), strict=True):
         assert a.dtype == jnp.bfloat16
-        error = np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
-        assert error < 0.01
+        assert np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b) < limit
 
 
 # --- Skipping ---
