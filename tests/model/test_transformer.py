@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solo.data.shape import RowShape
-from solo.data.rows import assemble_row, stack
 
 from solo.batch import Batch
 from solo.config import ExpertsConfig, ImageConfig, LossConfig, ModelConfig
+from solo.data.rows import assemble_row, stack
+from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.training.loss import normalised_weights, target_loss
 from tests.reference import forward, loss_sum, random_document
