@@ -28,6 +28,8 @@ _AGED_PART = 0.3  # of each region, at least, is filled with the oldest document
 _COMPLETED = 48  # documents, at most about, that are left to find after them
 _CANDIDATES = 512  # they are found among so many
 _TRIALS = 128
+_SF=1.5
+_SA=4
 _FINISHED = 8  # best trials that are each given the largest document that still fits
 _MOST_STEPS = 96  # documents tried in one trial
 
@@ -58,7 +60,7 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
         queue, taken = np.concatenate([queue, refill]), taken + len(refill)
         aged, left = _open_row(needs[queue[:oldest]].tolist(), shape, aged_part)
         rest = queue[aged:]
-        steps = min(int(1.5 * (left[0] + left[1]) / mean_size) + 4, _MOST_STEPS)
+        steps = min(int(_SF * (left[0] + left[1]) / mean_size) + _SA, _MOST_STEPS)
         chosen = _complete(left, codes[rest], sizes[rest], steps)
         packed.append(np.concatenate([queue[:aged], rest[chosen]]))
         keep = np.ones(len(rest), bool)
@@ -92,8 +94,9 @@ def _complete(left: list[int], codes: np.ndarray, sizes: np.ndarray, steps: int)
     if not len(codes):
         return np.zeros(0, np.int64)
     order = _orders(_largest_prime(len(codes)))[:steps]
+    patches, text, targets = left
     guards = np.full(_TRIALS, _GUARDS)
-    room = guards | _encode(np.asarray(left))
+    room = guards | (patches | text << _FIELD | targets << 2 * _FIELD)
     took = np.empty(order.shape, bool)
     after, kept = np.empty_like(room), np.empty_like(room)
     for wanted, fits in zip(codes[order], took, strict=True):
@@ -107,10 +110,10 @@ def _complete(left: list[int], codes: np.ndarray, sizes: np.ndarray, steps: int)
     taken = took[:, best]
     fits[np.nonzero(taken)[1], order[:, best][taken]] = False
     gains = fits * sizes
-    last = gains.argmax(axis=1)
-    winner = int(np.argmin(unused[best] - gains[np.arange(len(best)), last]))
+    winner = int((unused[best] - gains.max(axis=1)).argmin())
     chosen = order[took[:, best[winner]], best[winner]]
-    return np.append(chosen, last[winner]) if gains[winner, last[winner]] else chosen
+    last = int(gains[winner].argmax())
+    return np.concatenate([chosen, [last]]) if gains[winner, last] else chosen
 
 
 @cache

@@ -15,7 +15,7 @@ from flax import nnx
 
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
-from solo.model.attention import interval_attention
+from solo.model.attention import SAVED, interval_attention
 from solo.model.modules import QKV, Out, PerRegion, Regions, RMSNorm, SwiGLU, normal, rotary_angles, rotate
 
 
@@ -185,6 +185,10 @@ def padded_vocab(vocab_size: int, config: ModelConfig) -> int:
 def _remat(function: Callable[..., Any], config: ModelConfig) -> Callable[..., Any]:
     if config.remat == "none":
         return function
-    policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    # Attention's output is small and dear: always kept.
+    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
+    if config.remat == "dots":
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.save_from_both_policies(policy, dots)
     # The scan is a barrier already, so the one against common-subexpression elimination would only cost.
     return jax.checkpoint(function, prevent_cse=not config.scan_layers, policy=policy)
