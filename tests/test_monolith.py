@@ -1,0 +1,279 @@
+"""The public API, held against the plain model (tests/reference.py)."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import solo
+from solo.config import dump_config
+from solo.data.conversation import parse_conversation
+from solo.data.document import PATCH, TextRun, encode, runs
+from solo.decoding import allowed_tokens
+from solo.model.transformer import padded_vocab
+from solo.monolith import Monolith
+from solo.training.checkpoint import CheckpointError, Checkpoints, Progress
+from solo.training.step import Health, TrainState
+from tests.reference import forward, loss_sum
+from tests.tiny import assistant, image, picture, tiny_config, tiny_monolith, user
+
+LONGEST = 120
+
+CONVERSATIONS = [
+    [user(image(20, 30, 0), "what is this?")],
+    [user("which")],
+    [{"role": "text", "content": [image(64, 30, 1), "a red"]}],
+    [
+        {"role": "system", "content": "of"},
+        user(image(20, 30, 0), "what is this?"),
+        assistant("a circle"),
+        user("how", image(16, 16, 2), "this", image(8, 40, 3)),
+    ],
+    [user(image(20, 30, 0), "what is this?"), assistant("a ")],
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer) -> Monolith:
+    return tiny_monolith(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def answers(model) -> list[str]:
+    return model.generate(CONVERSATIONS, 6)
+
+
+def plain_logits(model: Monolith, document) -> np.ndarray:
+    """The plain model's logits [N, V], text put behind the document so that one length is compiled for all."""
+    ids = model.tokenizer.special
+    filler = encode(
+        [TextRun((ids.bos,) * (LONGEST - len(document.tokens)), False)], model.tokenizer, model.config.image
+    )
+    padded = type(document)(
+        np.concatenate([document.tokens, filler.tokens]),
+        np.concatenate([document.supervised, filler.supervised]),
+        np.concatenate([document.image, filler.image]),
+        document.patches,
+        document.patch_grid,
+    )
+    parameters = jax.device_get(model.parameters)
+    return np.asarray(forward(parameters, model.config.model, model.config.image, padded))[: len(document.tokens)]
+
+
+def plain_continuation(model: Monolith, parts: list, count: int) -> list[int]:
+    """The likeliest tokens one after the other, everything computed anew for each."""
+    tokenizer = model.tokenizer
+    allowed = allowed_tokens(tokenizer, padded_vocab(tokenizer.vocab_size, model.config.model))
+    found: list[int] = []
+    while len(found) < count and tokenizer.special.eos not in found:
+        document = encode([*parts, TextRun(tuple(found), False)], tokenizer, model.config.image)
+        found.append(int(np.where(allowed, plain_logits(model, document)[-1], -np.inf).argmax()))
+    return found
+
+
+# ----------------------------------------------------------------------------------------- generation
+
+
+def test_answers_are_those_of_full_recomputation(model, answers) -> None:
+    for conversation, answer in zip(CONVERSATIONS, answers, strict=True):
+        parts = runs(parse_conversation(conversation), model.tokenizer, open_turn=True)
+        assert answer == model.tokenizer.decode(plain_continuation(model, parts, 6))
+    assert len(set(answers)) > 3
+
+
+def test_an_answer_does_not_depend_on_the_batch(model, answers) -> None:
+    done = []
+    again = model.generate(CONVERSATIONS[::-1], 6, batch_rows=2, progress=lambda *counts: done.append(counts))
+    assert again == answers[::-1]
+    assert done == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_draws_follow_the_seed_whatever_the_batch(model) -> None:
+    once = model.generate(CONVERSATIONS, 6, temperature=1.0, top_p=0.9, seed=3)
+    assert model.generate(CONVERSATIONS, 6, temperature=1.0, top_p=0.9, seed=3, batch_rows=2) == once
+    assert model.generate(CONVERSATIONS, 6, temperature=1.0, top_p=0.9, seed=4) != once
+    twins = model.generate([CONVERSATIONS[0]] * 4, 6, temperature=1.0)
+    assert len(set(twins)) > 1
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional", "isolated"])
+def test_a_session_is_one_long_conversation(tiny_tokenizer, attention) -> None:
+    model = tiny_monolith(tiny_tokenizer, tiny_config(attention))
+    session = model.session()
+    contents = ([image(20, 30, 0), "which"], [image(20, 30, 1), "what", image(9, 9, 2), "is"])
+    ids = tiny_tokenizer.special
+    parts: list = [TextRun((ids.bos,), False)]
+    for content in contents:
+        answer = session.say(content, 5)
+        parts += runs(parse_conversation([user(*content)]), tiny_tokenizer, open_turn=True)[1:]
+        expected = plain_continuation(model, parts, 5)
+        assert answer == tiny_tokenizer.decode(expected)
+        parts.append(TextRun(tuple(expected) + (() if expected[-1] == ids.eos else (ids.eos,)), False))
+
+
+def test_a_session_is_as_before_after_a_bad_turn(model) -> None:
+    session, clean = model.session(), model.session()
+    assert session.say("which", 4) == clean.say("which", 4)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        session.say([{"type": "image", "image": b"no image"}], 4)
+    with pytest.raises(ValueError, match="temperature"):
+        session.say("how", 4, temperature=-1)
+    assert session.say("how", 4) == clean.say("how", 4)
+
+
+def test_only_text_comes_out(model) -> None:
+    found = model.generate(CONVERSATIONS, 24, temperature=20.0)
+    assert not any(piece in text for text in found for piece in ("<s>", "<vision>", "<|user|>", "<pad>"))
+    allowed = allowed_tokens(model.tokenizer, 384)
+    ids = model.tokenizer.special
+    assert [bool(allowed[token]) for token in (ids.eos, ids.bos, ids.unk, ids.user, ids.vision, 310)] == [True] + [
+        False
+    ] * 5
+
+
+def test_nothing_to_answer(model) -> None:
+    assert model.generate([]) == []
+
+
+# --------------------------------------------------------------------------------- logits, loss, grads
+
+
+def test_logits_stand_in_slot_order(model) -> None:
+    batch = model.batch(CONVERSATIONS)
+    logits = model.logits(batch)
+    num_patches = batch.patches.shape[1]
+    assert logits.shape == (5, num_patches + batch.text.shape[1], model.tokenizer.vocab_size)
+    assert logits.dtype == np.float32
+    for row, conversation in enumerate(CONVERSATIONS):
+        document = encode(runs(parse_conversation(conversation), model.tokenizer), model.tokenizer, model.config.image)
+        expected, is_patch = plain_logits(model, document), document.tokens == PATCH
+        slot = np.where(is_patch, np.cumsum(is_patch) - 1, num_patches + np.cumsum(~is_patch) - 1)
+        np.testing.assert_allclose(logits[row, slot], expected[:, : model.tokenizer.vocab_size], atol=1e-4)
+
+
+def test_loss_and_grads_are_those_of_the_plain_model(model) -> None:
+    conversations = CONVERSATIONS[2:4]
+    documents = [
+        encode(runs(parse_conversation(conversation), model.tokenizer), model.tokenizer, model.config.image)
+        for conversation in conversations
+    ]
+
+    def plain(parameters):
+        sums = [loss_sum(parameters, model.config.model, model.config.image, document) for document in documents]
+        return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+    expected, expected_grads = jax.jit(jax.value_and_grad(plain))(jax.device_get(model.parameters))
+    loss, grads = model.loss_and_grads(model.batch(conversations))
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert grads.keys() == expected_grads.keys() == model.parameters.keys()
+    for path, grad in grads.items():
+        scale = np.abs(expected_grads[path]).max() + 1e-6
+        np.testing.assert_allclose(grad / scale, expected_grads[path] / scale, atol=1e-5, err_msg=path)
+
+
+def test_several_devices_agree_with_one(model, answers, tiny_tokenizer) -> None:
+    spread = tiny_monolith(tiny_tokenizer, devices=2)
+    assert any(not value.is_fully_replicated for value in spread.parameters.values())
+    assert spread.generate(CONVERSATIONS, 6) == answers
+    batch = model.batch(CONVERSATIONS)
+    np.testing.assert_allclose(spread.logits(batch), model.logits(batch), atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- load
+
+
+def save(model: Monolith, folder, *steps: int):
+    """A run's folder with a checkpoint per step; the parameters of step n are those of the model times n."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(model.config))
+    model.tokenizer.save(folder / "tokenizer.model")
+    checkpoints = Checkpoints(folder / "checkpoints", model.config.checkpoint)
+    zero = jnp.zeros((), jnp.int32)
+    for step in steps:
+        parameters = jax.tree.map(lambda value, step=step: value * step, model.parameters)
+        state = TrainState(parameters, {}, (), Health(jnp.zeros(()), zero, zero), zero)
+        checkpoints.save(state, Progress(step, 0, step, {}))
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(model, tmp_path_factory):
+    return save(model, tmp_path_factory.mktemp("runs") / "tiny", 1, 10)
+
+
+def test_load_takes_the_newest_checkpoint(run, model) -> None:
+    (run / "checkpoints" / "11").mkdir(exist_ok=True)  # one that is being written
+    loaded = solo.load(run)
+    assert loaded.config == model.config
+    assert loaded.tokenizer.fingerprint == model.tokenizer.fingerprint
+    for path, value in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[path], value * 10, err_msg=path)
+    assert (run / "checkpoints" / "11").is_dir()
+
+
+def test_load_takes_the_checkpoint_it_is_given(run, model, answers) -> None:
+    assert solo.load(str(run / "checkpoints" / "1")).generate(CONVERSATIONS, 6) == answers
+
+
+def test_load_says_what_is_wrong(run, model, tmp_path) -> None:
+    with pytest.raises(ValueError, match="no_such_run is no folder; expected a run"):
+        solo.load(tmp_path / "no_such_run")
+    with pytest.raises(ValueError, match=r"is no run of solo: it has no config\.yaml"):
+        solo.load(tmp_path)
+    with pytest.raises(ValueError, match="has no complete checkpoint yet"):
+        solo.load(save(model, tmp_path / "new"))
+    (run / "checkpoints" / "12").mkdir()
+    with pytest.raises(ValueError, match="12 is no complete checkpoint"):
+        solo.load(run / "checkpoints" / "12")
+
+
+def test_load_refuses_another_models_weights(run, model, tmp_path) -> None:
+    other = save(model, tmp_path / "other", 1)
+    config = tiny_config(model={**model.config.model.model_dump(mode="json"), "ffn_width": 64})
+    (other / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(CheckpointError, match=r"layers/ffn/text/up.*48.*64"):
+        solo.load(other)
+
+
+# -------------------------------------------------------------------------------------------- errors
+
+
+def test_bad_input_is_named(model, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"conversation 0 is a dict; .*list of its own"):
+        model.generate([user("what")][0:1])
+    with pytest.raises(ValueError, match=r"conversation 1: turn 0: cannot read image .*gone\.png"):
+        model.generate([[user("what")], [user({"type": "image", "image": str(tmp_path / "gone.png")})]])
+    with pytest.raises(ValueError, match="conversation 1: an image cannot be read"):
+        model.generate([[user("what")], [user({"type": "image", "image": b"GIF89a but no more"})]])
+    broken = bytearray(_png())
+    broken[60:90] = bytes(30)
+    with pytest.raises(ValueError, match="conversation 0: an image cannot be decoded"):
+        model.generate([[user({"type": "image", "image": bytes(broken)})]])
+    with pytest.raises(ValueError, match="conversation 0: a turn is a mapping"):
+        model.batch([["what"]])
+    with pytest.raises(ValueError, match="no conversation"):
+        model.batch([])
+
+
+def _png() -> bytes:
+    from solo.data.conversation import encode_png
+
+    return encode_png(picture(16, 16, 0)).data
+
+
+@pytest.mark.parametrize(
+    "setting", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"batch_rows": 0}]
+)
+def test_settings_out_of_range_are_named(model, setting) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        model.generate([[user("what")]], **setting)
+
+
+def test_importing_solo_imports_no_jax() -> None:
+    check = "import sys, solo; assert 'jax' not in sys.modules and 'load' in solo.__all__; solo.nothing"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert "AttributeError: module 'solo' has no attribute 'nothing'" in found.stderr
