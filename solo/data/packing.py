@@ -28,17 +28,15 @@ _AGED_PART = 0.3  # of each region, at least, is filled with the oldest document
 _COMPLETED = 48  # documents, at most about, that are left to find after them
 _CANDIDATES = 512  # they are found among so many
 _TRIALS = 128
-_SF=1.5
-_SA=4
 _FINISHED = 8  # best trials that are each given the largest document that still fits
-_MOST_STEPS = 96  # documents tried in one trial
+_MOST_STEPS = 96  # documents that one trial goes through, at most
 
 
 def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
     """Place documents into rows.
 
     Args:
-        needs: int64 [n, 3], patch, text and target slots of every document, oldest first; each fits an empty row.
+        needs: integers [n, 3], patch, text and target slots of every document, oldest first; each fits an empty row.
         shape: slots of a row, each kind at most `MAX_SLOTS`.
         rows: rows to fill.
 
@@ -48,6 +46,7 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
     """
     if not len(needs):
         return [np.zeros(0, np.int64)] * rows
+    needs = needs.astype(np.int64)
     codes, sizes = _encode(needs), needs[:, 0] + needs[:, 1]
     mean_size = max(float(sizes.mean()), 1.0)
     aged_part = max(_AGED_PART, 1 - _COMPLETED * mean_size / shape.slots)
@@ -60,7 +59,7 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
         queue, taken = np.concatenate([queue, refill]), taken + len(refill)
         aged, left = _open_row(needs[queue[:oldest]].tolist(), shape, aged_part)
         rest = queue[aged:]
-        steps = min(int(_SF * (left[0] + left[1]) / mean_size) + _SA, _MOST_STEPS)
+        steps = min(int(1.5 * (left[0] + left[1]) / mean_size) + 2, _MOST_STEPS)
         chosen = _complete(left, codes[rest], sizes[rest], steps)
         packed.append(np.concatenate([queue[:aged], rest[chosen]]))
         keep = np.ones(len(rest), bool)

@@ -46,6 +46,10 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     epochs = [stream.lookup(np.arange(start, start + BLOCK))[1] for start in (0, BLOCK)]
     assert all(np.array_equal(np.sort(epoch), np.arange(BLOCK)) for epoch in epochs)
     assert abs(np.corrcoef(*epochs)[0, 1]) < 0.05
+    sizes = [SourceSize(2 * BLOCK, 2 * BLOCK, BLOCK)]  # an epoch is two blocks: which pieces come in its first half?
+    stream = MixtureStream(stage(mixture={"a": 1.0}), sizes, seed=0)
+    first_halves = [set(stream.lookup(np.arange(start, start + BLOCK))[1]) for start in (0, 2 * BLOCK)]
+    assert 0.4 < len(first_halves[0] & first_halves[1]) / BLOCK < 0.6
 
 
 def test_lookup_does_not_depend_on_what_is_asked_with_it() -> None:

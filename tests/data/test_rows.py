@@ -136,6 +136,12 @@ def test_what_does_not_fit_is_refused(shape: tuple[int, int, int], what: str) ->
         assemble_row([(QUESTION, 0)], RowShape(*shape), config(), PAD)
 
 
+def test_images_of_neighbouring_documents_do_not_see_each_other() -> None:
+    bare = document(picture(1, 2, 0)[1:-1])  # no delimiters; both documents call their image number 0
+    row = assemble_row([(bare, 0), (bare, 0)], SHAPE, config("bidirectional"), PAD)
+    assert row.attend[:4].tolist() == [[0, 2, 0, 0], [0, 2, 0, 0], [2, 4, 0, 0], [2, 4, 0, 0]]
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
     """Texts and images interleaved at random; sometimes a piece, sometimes an image at either end."""
@@ -143,7 +149,8 @@ def documents(draw: st.DrawFn) -> Document:
     images = 0
     for _ in range(draw(st.integers(1, 4))):
         if draw(st.booleans()):
-            elements += picture(draw(st.integers(1, 3)), draw(st.integers(1, 3)), images)
+            span = picture(draw(st.integers(1, 3)), draw(st.integers(1, 3)), images)
+            elements += span if draw(st.booleans()) else span[1:-1]  # images of other families have no delimiters
             images += 1
         else:
             supervised = draw(st.booleans())
