@@ -11,6 +11,7 @@ worker processes too; jax is only imported there, never given a device.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from solo.data.document import PATCH, Document, encode, runs
 from solo.data.plan import Piece, StagePlan
 from solo.data.rows import assemble_row, stack
 from solo.data.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -98,7 +101,10 @@ class RowSource:
             "reason": f"{type(error).__name__}: {error}",
             "step": step,
         }
-        append_line(self._quarantine, line)
+        try:
+            append_line(self._quarantine, line)
+        except OSError as failure:
+            _log.warning("cannot write to %s (%s): %s", self._quarantine, failure, line)
 
 
 def _check(length: int, document: Document, piece: Piece) -> None:

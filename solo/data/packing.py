@@ -1,12 +1,12 @@
 """Rows from a pool of documents, such that the patch region and the text region both fill.
 
-Row after row: the oldest documents of the pool go in first, up to a part of the row; the rest is found by trying
-several hundred random completions at once and keeping the best. Best-fit decreasing, which serves rows of one
-capacity well, was measured to fill 84 to 95% of rows with two: it uses up the documents that could have evened out
-the last rows. Taking the oldest first also means that none waits for ever, and that a row is close to a random
+Row after row: the oldest documents of the pool go in first, up to a part of the row; the rest is found by trying a
+hundred random completions at once and keeping the best. Best-fit decreasing, which serves rows of one capacity
+well, was measured to fill 84 to 95% of rows with two: it uses up the documents that could have evened out the
+last rows. Taking the oldest first also means that none waits for ever, and that a row is close to a random
 sample of the mixture.
 
-Everything is integer arithmetic with stable order, so that every host plans the same rows.
+Every host has to plan the same rows: so integers, stable sorts, and no sum whose rounding depends on the machine.
 """
 
 from __future__ import annotations

@@ -37,13 +37,13 @@ def assemble_row(documents: Sequence[tuple[Document, int]], shape: RowShape, ima
         ValueError: the documents do not fit the row.
     """
     order = _join(documents, shape)
-    is_text = ~order.is_patch
-    patches, text = np.flatnonzero(order.is_patch), np.flatnonzero(is_text)
+    text = np.flatnonzero(~order.is_patch)
     row = _empty_row(shape, image, pad_id)
-    if not len(order.tokens):
-        return row
-    pixels, grids = (np.concatenate([getattr(d, name) for d, _ in documents]) for name in ("patches", "patch_grid"))
-    row.patches[: len(patches)], row.patch_grid[: len(patches)] = pixels, grids
+    start = 0
+    for document, _ in documents:
+        stop = start + len(document.patches)
+        row.patches[start:stop], row.patch_grid[start:stop] = document.patches, document.patch_grid
+        start = stop
     row.text[: len(text)] = order.tokens[text]
     row.positions[order.slot] = order.place
     row.attend[order.slot] = _attend(order, image)

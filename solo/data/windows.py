@@ -21,7 +21,8 @@ from solo.data.permutation import derive_key, permute
 from solo.data.pieces import Pieces
 from solo.data.shape import RowShape
 
-_SPARE_ROWS = 16  # drawn beyond a window's rows, for choice
+_SPARE_ROWS = 16  # drawn beyond a window's rows, for choice; fewer where so many documents are in fewer rows
+_SPARE_DOCUMENTS = 1024
 _MOST_SPARE_ROWS = 64  # what a lasting surplus of one region, in rows, is capped at; then rows go out unfilled
 _CHUNK = 1024  # documents looked up at once
 _WINDOWS_KEPT = 4
@@ -73,6 +74,9 @@ class WindowPlanner:
         self.needs = np.concatenate([table.needs for table in pieces])
         self.first_piece = np.cumsum([0, *(len(table) for table in pieces)])
         self._stream, self._shape, self._key = stream, shape, key
+        first_drawn = self._lookup(np.arange(min(_CHUNK, stream.length or _CHUNK)))
+        documents_per_row = shape.slots / self.needs[first_drawn, :2].sum(axis=1).mean()
+        self._spare_rows = min(_SPARE_ROWS, 2 + int(_SPARE_DOCUMENTS / documents_per_row))
         self._windows: OrderedDict[int, Window] = OrderedDict()
         self._states: dict[int, State] = {0: State(0, np.zeros(0, np.int64))}
         self._lock = threading.RLock()
@@ -134,7 +138,7 @@ class WindowPlanner:
 
     def _draw(self, state: State) -> tuple[np.ndarray, np.ndarray, int]:
         """Positions and pieces of the documents to pack, oldest first, and the cursor behind them."""
-        wanted = self.rows + _SPARE_ROWS
+        wanted = self.rows + self._spare_rows
         enough = np.asarray([self._shape.patch_slots, self._shape.text_slots]) * wanted
         most = self._shape.slots * (wanted + _MOST_SPARE_ROWS)
         positions, pieces, cursor = [state.carry], [self._lookup(state.carry)], state.cursor

@@ -5,6 +5,7 @@ Run as `python -m tests.benchmarks.planning [case ...]` from the root of the rep
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 
@@ -22,17 +23,21 @@ def main(names: list[str]) -> None:
         plan = StagePlan(stage, sources, IMAGES, data_config(stage.mixture), seed=0)
         setup = time.process_time() - started
         steps = 256 // stage.batch_rows
-        started = time.process_time()
-        found = [plan.statistics(number * steps, (number + 1) * steps) for number in range(WINDOWS)]
-        seconds = time.process_time() - started
-        documents = sum(sum(window.documents) for window in found)
+        found, speeds = [], []
+        for number in range(WINDOWS):
+            started = time.process_time()
+            found.append(plan.statistics(number * steps, (number + 1) * steps))
+            speeds.append(sum(found[-1].documents) / (time.process_time() - started))
         late = found[WINDOWS // 2 :]
-        patches, text, _ = sum(window.useful for window in late) / sum(window.rows for window in late)
+        documents, rows = sum(sum(window.documents) for window in late), sum(window.rows for window in late)
+        patches, text, _ = sum(window.useful for window in late) / rows
         print(
-            f"{name}: {documents / seconds:,.0f} records/s; fill {sum(window.fill for window in late) / len(late):.4f} "
-            f"(patches {patches / max(plan.shape.patch_slots, 1):.4f}, text {text / plan.shape.text_slots:.4f}), "
-            f"lowest window {min(window.fill for window in found):.4f}; {documents / WINDOWS / 256:.1f} documents a "
-            f"row; {plan.shape} chosen in {setup:.2f} s; carry {len(plan.snapshot(WINDOWS * steps)['carry'])}"
+            f"{name}: {statistics.median(speeds):,.0f} records/s, at best {max(speeds):,.0f}\n"
+            f"  fill {sum(window.fill for window in late) / len(late):.4f}, patches "
+            f"{patches / max(plan.shape.patch_slots, 1):.4f}, text {text / plan.shape.text_slots:.4f}, lowest window "
+            f"{min(window.fill for window in found):.4f}\n"
+            f"  {plan.shape} chosen in {setup:.2f} s, {documents / rows:.1f} documents a row, "
+            f"{len(plan.snapshot(WINDOWS * steps)['carry'])} carried"
         )
 
 

@@ -140,10 +140,14 @@ def test_a_record_other_than_the_indexed_one_is_not_used(tmp_path: Path) -> None
     assert "another tokenizer" in line["reason"]
 
 
-def test_without_a_quarantine_file_nothing_is_raised_either() -> None:
+def test_without_a_usable_quarantine_file_nothing_is_raised_either(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = MemorySource(text_records(10, 1), broken={2: OSError("gone")})
     plan = plan_of(stage({"text": 1.0}, batch_rows=2, epochs=1.0, row_slots=128), {"text": source})
     assert len(batches(plan, {"text": source})) == plan.num_steps
+    assert len(batches(plan, {"text": source}, quarantine=tmp_path / "missing" / "q.jsonl")) == plan.num_steps
+    assert "gone" in caplog.text
 
 
 def test_record_ids_of_a_batch() -> None:

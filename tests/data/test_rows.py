@@ -215,9 +215,9 @@ def test_intervals_are_the_mask(found: list[Document], mode: str, spare_patches:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=4))
 def test_targets_are_the_supervised_tokens_that_follow_something(found: list[Document]) -> None:
-    shape = RowShape(60, 120, 120)
+    shape = RowShape(144, 300, 300)
     row = assemble_row([(one, number) for number, one in enumerate(found)], shape, config(), PAD)
-    slots = iter(slots_in_reading_order(found, 60))
+    slots = iter(slots_in_reading_order(found, 144))
     expected = []
     for number, one in enumerate(found):
         own = [next(slots) for _ in one.tokens]
