@@ -1,14 +1,20 @@
 """A model small enough to be built anew in every test, with weights large enough to disagree about answers."""
 
+from functools import cache
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image as PillowImage
 
-from solo.config import Config, MeshConfig, parse_config
+from solo.config import Config, MeshConfig, dump_config, parse_config
 from solo.data.tokenizer import Tokenizer
 from solo.model.parameters import ModelDefinition
 from solo.monolith import Monolith
 from solo.sharding.mesh import make_mesh
+from solo.training.checkpoint import Checkpoints, Progress
+from solo.training.step import Health, TrainState
 
 MODEL = {
     "width": 32,
@@ -17,7 +23,6 @@ MODEL = {
     "kv_heads": 2,
     "ffn_width": 48,
     "experts": {"ffn": "modality", "qkv": "modality"},
-    "init_std": 0.3,
     "attention": "dense",  # compiles in half the time
 }
 
@@ -41,12 +46,33 @@ def tiny_config(attention: str = "causal", **sections) -> Config:
     return parse_config({**config, **sections})
 
 
-def tiny_monolith(tokenizer: Tokenizer, config: Config | None = None, devices: int = 1, seed: int = 0) -> Monolith:
-    """Random weights, on one device unless told otherwise."""
-    config = config or tiny_config()
-    definition = ModelDefinition(config.model, config.image, tokenizer.vocab_size)
+@cache
+def _weights(vocab_size: int) -> dict:
+    config, rng = tiny_config(), np.random.default_rng(0)
+    specs = ModelDefinition(config.model, config.image, vocab_size).specs
+    matrices = {path: rng.normal(0, 0.3, spec.shape) for path, spec in specs.items()}
+    return {path: np.float32(1.0 + value if "norm" in path else value) for path, value in matrices.items()}
+
+
+def tiny_monolith(tokenizer: Tokenizer, config: Config | None = None, devices: int = 1) -> Monolith:
+    """Random weights, always the same, on one device unless told otherwise."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    return Monolith(config, tokenizer, jax.jit(definition.initialise)(jax.random.key(seed)), mesh)
+    return Monolith(config or tiny_config(), tokenizer, _weights(tokenizer.vocab_size), mesh)
+
+
+def save_run(model: Monolith, folder: Path, *steps: int) -> Path:
+    """A run's folder with a checkpoint per step; the parameters of step n are those of the model times n."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(model.config))
+    model.tokenizer.save(folder / "tokenizer.model")
+    checkpoints = Checkpoints(folder / "checkpoints", model.config.checkpoint)
+    zero = jnp.zeros((), jnp.int32)
+    for step in steps:
+        parameters = jax.tree.map(lambda value, step=step: value * step, model.parameters)
+        state = TrainState(parameters, {}, (), Health(jnp.zeros(()), zero, zero), zero)
+        checkpoints.save(state, Progress(step, 0, step, {}))
+    checkpoints.close()
+    return folder
 
 
 def picture(width: int, height: int, seed: int) -> PillowImage.Image:

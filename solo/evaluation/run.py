@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -14,13 +15,13 @@ from solo.evaluation.results import results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
 from solo.monolith import load, newest_checkpoint
 from solo.training.observer import Observer
-from solo.training.run import MetricsStream, RunFolder, read_metrics
+from solo.training.run import RunFolder, read_metrics
 
 
 def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
     """Answer a run's tasks with its newest checkpoint, add the scores to its metrics, and write `report.html`.
 
-    Scores of an earlier evaluation of the same step are replaced. Every process answers; the first one writes.
+    Scores that are there already are not written again. Every process answers; the first one writes.
 
     Raises:
         ValueError: the run has no complete checkpoint.
@@ -52,16 +53,16 @@ def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
 
 
 def _record(run: RunFolder, step: int, results: list[TaskResult]) -> None:
-    """Write the scores as metrics of a step, in place of those that an earlier evaluation gave it."""
-    lines = read_metrics(run.metrics_file)
-    kept = [line for line in lines if (line["kind"], line["step"]) != ("evaluation", step)]
-    if len(kept) < len(lines):
-        partial = run.metrics_file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
-        partial.rename(run.metrics_file)
-    metrics = MetricsStream(run, step)
-    try:
+    """Append the scores to the metrics of a step, unless they stand there already.
+
+    Only appends, because the run may be training, and writing the same file, at this moment.
+    """
+
+    def what_counts(line: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in line.items() if name != "timing"}
+
+    known = [what_counts(line) for line in read_metrics(run.metrics_file) if line["kind"] == "evaluation"]
+    with run.metrics_file.open("a", encoding="utf-8") as metrics:
         for line in results_lines(results, step):
-            metrics.write(line)
-    finally:
-        metrics.close()
+            if what_counts(line) not in known:
+                metrics.write(json.dumps(line, ensure_ascii=False) + "\n")

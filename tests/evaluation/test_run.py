@@ -1,0 +1,63 @@
+"""Evaluation as part of a run: what it leaves in the run's folder."""
+
+import json
+
+import pytest
+
+from solo.config import ConfigError
+from solo.data.prepare import prepare
+from solo.evaluation.run import evaluate_folder, evaluate_run
+from solo.training.observer import Observer
+from solo.training.run import RunFolder, read_metrics
+from tests.tiny import save_run, tiny_config, tiny_monolith
+
+
+class Notes(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def trained(tmp_path, tiny_tokenizer):
+    """A run with one saved step, two lines of metrics, and a task."""
+    tiny_tokenizer.save(tmp_path / "tiny.model")
+    digits = {"reader": "digits", "options": {"split": "held_out"}, "limit": 3}
+    config = tiny_config(
+        data={
+            "folder": str(tmp_path / "data"),
+            "sources": {"digits": digits},
+            "tokenizer": {"path": str(tmp_path / "tiny.model")},
+        },
+        evaluation={"tasks": {"naming": {"source": "digits", "max_new_tokens": 2, "blank_images": True}}},
+    )
+    prepared = prepare(config)
+    run = RunFolder(save_run(tiny_monolith(prepared.tokenizer, config), tmp_path / "tiny", 7))
+    run.metrics_file.write_text('{"kind": "other", "step": 7}\n{"kind": "other", "step": 8}\n')
+    return run, config, prepared
+
+
+def test_a_run_gets_scores_and_a_report(trained) -> None:
+    run, config, prepared = trained
+    before, notes = run.metrics_file.read_text(), Notes()
+    run.report_file.write_text("old")
+    (result,) = evaluate_run(run, config, prepared, notes)
+    assert evaluate_folder(run.path, Observer())[0].score == result.score
+    # What was there stays, and the same scores are not written twice.
+    text = run.metrics_file.read_text()
+    assert text.startswith(before)
+    (line,) = [json.loads(line) for line in text.removeprefix(before).splitlines()]
+    assert (line["kind"], line["step"], line["task"], line["examples"]) == ("evaluation", 7, "naming", 3)
+    assert (line["score"], line["gain"]) == (result.score, result.gain)
+    assert read_metrics(run.metrics_file)[-1] == line
+    assert run.report_file.read_text().startswith("<!doctype html>")
+    assert notes.notes == ["evaluating naming: 3 of 6", "evaluating naming: 6 of 6", "writing the report"]
+
+
+def test_what_is_no_run_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"is no run of solo: it has no config\.yaml"):
+        evaluate_folder(tmp_path, Observer())
