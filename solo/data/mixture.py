@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solo.config import ConfigError, StageConfig
-from solo.data.permutation import derive_key, permute
+from solo.data.permutation import derive_key, derive_keys, permute
 
 BLOCK = 4096
 
@@ -90,16 +90,11 @@ class MixtureStream:
         if not positions.size:
             return positions, positions
         block, place = np.divmod(positions, self._block)
-        shuffled = permute(place, self._block, _keys(self._key, block))
+        shuffled = permute(place, self._block, derive_keys(self._key, block))
         source = np.searchsorted(self._ends, shuffled, side="right")
         draw = block * self._counts[source] + shuffled - (self._ends - self._counts)[source]
         epoch, place = np.divmod(draw, self._pieces[source])
-        piece = np.empty_like(place)
-        for number in np.unique(source):
-            chosen = source == number
-            keys = _keys(derive_key(self._key, int(number)), epoch[chosen])
-            piece[chosen] = permute(place[chosen], int(self._pieces[number]), keys)
-        return source, piece
+        return source, permute(place, self._pieces[source], derive_keys(self._key, source, epoch))
 
 
 def _exact_counts(shares: np.ndarray, total: int, stage: str) -> np.ndarray:
@@ -112,9 +107,3 @@ def _exact_counts(shares: np.ndarray, total: int, stage: str) -> np.ndarray:
     while counts.sum() > total:
         counts[np.argmax(np.where(counts > 1, counts - shares * total, -np.inf))] -= 1
     return counts
-
-
-def _keys(base: int, numbers: np.ndarray) -> np.ndarray:
-    """uint64, of the numbers' shape: a key for each number."""
-    distinct, inverse = np.unique(numbers, return_inverse=True)
-    return np.asarray([derive_key(base, int(number)) for number in distinct], np.uint64)[inverse].reshape(numbers.shape)

@@ -1,10 +1,13 @@
 """Rows from a pool of documents, such that the patch region and the text region both fill.
 
-Row after row: the oldest documents of the pool go in first, up to a part of the row; the rest is found by trying a
-hundred random completions at once and keeping the best. Best-fit decreasing, which serves rows of one capacity
-well, was measured to fill 84 to 95% of rows with two: it uses up the documents that could have evened out the
-last rows. Taking the oldest first also means that none waits for ever, and that a row is close to a random
-sample of the mixture.
+Row after row: the oldest documents of the pool go in first, up to a part of the row; the rest is found by trying
+many random completions at once and keeping the best. Half of them try only documents that together have the ratio
+of text to patches which the row still needs: so a row with a long text finds images with little text, and
+leaves the others to the rows that need those.
+
+Best-fit decreasing, which serves rows of one capacity well, was measured to fill 84 to 95% of rows with two: it uses
+up the documents that could have evened out the last rows. Taking the oldest first also means that none waits for
+ever, and that a row is close to a random sample of the mixture.
 
 Every host has to plan the same rows: so integers, stable sorts, and no sum whose rounding depends on the machine.
 """
@@ -26,8 +29,9 @@ _FIELD_MASK = (1 << (_FIELD - 1)) - 1
 
 _AGED_PART = 0.3  # of each region, at least, is filled with the oldest documents
 _COMPLETED = 48  # documents, at most about, that are left to find after them
-_CANDIDATES = 512  # they are found among so many
-_TRIALS = 128
+_CANDIDATES = 384  # they are found among so many
+_SUITED = 64  # at least so many of those are tried as having the right ratio
+_TRIALS = 64  # of each kind
 _FINISHED = 8  # best trials that are each given the largest document that still fits
 _MOST_STEPS = 96  # documents that one trial goes through, at most
 
@@ -46,22 +50,27 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
     """
     if not len(needs):
         return [np.zeros(0, np.int64)] * rows
-    needs = needs.astype(np.int64)
-    codes, sizes = _encode(needs), needs[:, 0] + needs[:, 1]
-    mean_size = max(float(sizes.mean()), 1.0)
+    # From here on documents are numbered by their text per patch, least first; `queue` holds them by age.
+    by_ratio = np.argsort(needs[:, 1] / np.maximum(needs[:, 0], 1e-3), kind="stable")
+    needs = needs[by_ratio].astype(np.int64)
+    pool = np.empty(len(needs), np.int64)
+    pool[by_ratio] = np.arange(len(needs))
+    candidates = _Candidates(needs)
+    mean_size = max(float(candidates.sizes.mean()), 1.0)
     aged_part = max(_AGED_PART, 1 - _COMPLETED * mean_size / shape.slots)
     # The rows choose from a short queue, refilled from the pool, so that a row's cost does not grow with the pool.
     oldest = int(1.5 * aged_part * shape.slots / mean_size) + 2
-    queue, taken = np.arange(0), 0
+    queue, taken = pool[:0], 0
     packed = []
     for _ in range(rows):
-        refill = np.arange(taken, min(taken + oldest + _CANDIDATES - len(queue), len(needs)))
+        refill = pool[taken : taken + oldest + _CANDIDATES - len(queue)]
         queue, taken = np.concatenate([queue, refill]), taken + len(refill)
         aged, left = _open_row(needs[queue[:oldest]].tolist(), shape, aged_part)
         rest = queue[aged:]
+        order = np.argsort(rest, kind="stable")
         steps = min(int(1.5 * (left[0] + left[1]) / mean_size) + 2, _MOST_STEPS)
-        chosen = _complete(left, codes[rest], sizes[rest], steps)
-        packed.append(np.concatenate([queue[:aged], rest[chosen]]))
+        chosen = order[candidates.complete(rest[order], left, steps)]
+        packed.append(by_ratio[np.concatenate([queue[:aged], rest[chosen]])])
         keep = np.ones(len(rest), bool)
         keep[chosen] = False
         queue = rest[keep]
@@ -81,38 +90,62 @@ def _open_row(needs: list[list[int]], shape: RowShape, part: float) -> tuple[int
     return count, [patches, text, targets]
 
 
-def _complete(left: list[int], codes: np.ndarray, sizes: np.ndarray, steps: int) -> np.ndarray:
-    """Indices of candidates that fill what is left of a row, as well as a few hundred random trials can.
+class _Candidates:
+    """Documents by text per patch, least first, and what is computed of them once. `needs` int64 [n, 3]."""
 
-    Args:
-        left: patch, text and target slots.
-        codes: int64 [c], the candidates' needs, encoded.
-        sizes: int64 [c], their slots.
-        steps: candidates that one trial goes through; it takes those that fit.
-    """
-    if not len(codes):
-        return np.zeros(0, np.int64)
-    order = _orders(_largest_prime(len(codes)))[:steps]
-    patches, text, targets = left
-    guards = np.full(_TRIALS, _GUARDS)
-    room = guards | (patches | text << _FIELD | targets << 2 * _FIELD)
-    took = np.empty(order.shape, bool)
-    after, kept = np.empty_like(room), np.empty_like(room)
-    for wanted, fits in zip(codes[order], took, strict=True):
-        np.subtract(room, wanted, out=after)
-        np.bitwise_and(after, guards, out=kept)
-        np.equal(kept, guards, out=fits)
-        np.copyto(room, after, where=fits)
-    unused = (room & _FIELD_MASK) + ((room >> _FIELD) & _FIELD_MASK)
-    best = np.argsort(unused, kind="stable")[:_FINISHED]
-    fits = ((room[best, None] - codes) & _GUARDS) == _GUARDS
-    taken = took[:, best]
-    fits[np.nonzero(taken)[1], order[:, best][taken]] = False
-    gains = fits * sizes
-    winner = int((unused[best] - gains.max(axis=1)).argmin())
-    chosen = order[took[:, best[winner]], best[winner]]
-    last = int(gains[winner].argmax())
-    return np.concatenate([chosen, [last]]) if gains[winner, last] else chosen
+    def __init__(self, needs: np.ndarray) -> None:
+        self.patches, self.text = np.ascontiguousarray(needs[:, :2].T)
+        self.sizes = self.patches + self.text
+        self.codes = _encode(needs)
+
+    def complete(self, numbers: np.ndarray, left: list[int], steps: int) -> np.ndarray:
+        """Places in `numbers` of documents that fill what is left of a row, as well as random trials can.
+
+        Args:
+            numbers: int64 [c], candidates, in ascending order.
+            left: patch, text and target slots.
+            steps: candidates that one trial goes through; it takes those that fit.
+        """
+        if not len(numbers):
+            return numbers
+        codes, sizes = self.codes[numbers], self.sizes[numbers]
+        order = self._orders(numbers, left, steps)
+        patches, text, targets = left
+        guards = np.full(order.shape[1], _GUARDS)
+        room = guards | (patches | text << _FIELD | targets << 2 * _FIELD)
+        took = np.empty(order.shape, bool)
+        after, kept = np.empty_like(room), np.empty_like(room)
+        for wanted, fits in zip(codes[order], took, strict=True):
+            np.subtract(room, wanted, out=after)
+            np.bitwise_and(after, guards, out=kept)
+            np.equal(kept, guards, out=fits)
+            np.copyto(room, after, where=fits)
+        unused = (room & _FIELD_MASK) + ((room >> _FIELD) & _FIELD_MASK)
+        best = np.argsort(unused, kind="stable")[:_FINISHED]
+        fits = ((room[best, None] - codes) & _GUARDS) == _GUARDS
+        taken = took[:, best]
+        fits[np.nonzero(taken)[1], order[:, best][taken]] = False
+        gains = fits * sizes
+        winner = int((unused[best] - gains.max(axis=1)).argmin())
+        chosen = order[took[:, best[winner]], best[winner]]
+        last = int(gains[winner].argmax())
+        return np.concatenate([chosen, [last]]) if gains[winner, last] else chosen
+
+    def _orders(self, numbers: np.ndarray, left: list[int], steps: int) -> np.ndarray:
+        """int64 [steps, trials]: places in `numbers`, half of them where the ratio suits; none twice in a trial."""
+        start, stop = self._suited(numbers, left)
+        suited = _orders(_largest_prime(stop - start))[:steps]
+        every = _orders(_largest_prime(len(numbers)))[: len(suited)]
+        return np.concatenate([suited + start, every], axis=1)
+
+    def _suited(self, numbers: np.ndarray, left: list[int]) -> tuple[int, int]:
+        """Where to cut off one end of `numbers`, so that together they need text and patches as `left` has them."""
+        count = len(numbers)
+        # What the first 1, 2, ... of them have too much of text: it falls first, and then rises to the total.
+        surplus = np.cumsum(self.text[numbers] * left[0] - self.patches[numbers] * left[1])
+        if surplus[-1] > 0:
+            return 0, max(int(np.count_nonzero(surplus <= 0)), min(_SUITED, count))
+        return min(int(np.count_nonzero(surplus > surplus[-1])), max(count - _SUITED, 0)), count
 
 
 @cache

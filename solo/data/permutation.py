@@ -17,22 +17,29 @@ _ROUND_CONSTANTS = [np.uint64(number * 0xD1B54A32D192ED03 & 0xFFFFFFFFFFFFFFFF) 
 
 
 def derive_key(*parts: int | str) -> int:
-    """A 64-bit key from a few numbers and names, such as (seed, stage, epoch): other parts, other key."""
+    """A 64-bit key from a few numbers and names, such as (seed, stage): other parts, other key."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        numbers = [part & 0xFFFFFFFFFFFFFFFF] if isinstance(part, int) else [len(part), *part.encode()]
-        for number in numbers:
-            state = _mix((state + _GOLDEN) ^ _mix(np.asarray([number], np.uint64)))
+        for number in [part] if isinstance(part, int) else [len(part), *part.encode()]:
+            state = _absorb(state, np.asarray([number & 0xFFFFFFFFFFFFFFFF], np.uint64))
     return int(state[0])
 
 
-def permute(indices: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
+def derive_keys(key: int, *parts: np.ndarray) -> np.ndarray:
+    """uint64 [...]: keys from a key and integers [...], one array after the other."""
+    state = np.asarray(key, np.uint64)
+    for part in parts:
+        state = _absorb(state, part.astype(np.uint64))
+    return state
+
+
+def permute(indices: np.ndarray, n: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
     """Where a shuffle of range(n) sends the given indices.
 
     Args:
         indices: integers [...] in range(n).
-        n: size of the shuffled range, at least 1, at most 2^62.
-        key: names the shuffle; a number, or uint64 [...] with a shuffle of its own for every index.
+        n: size of the shuffled range, at least 1, at most 2^62; a number, or integers [...], one for every index.
+        key: names the shuffle; a number, or uint64 [...], one for every index.
 
     Returns:
         int64 [...]: `permute(np.arange(n), n, key)` holds every number of range(n) once.
@@ -41,28 +48,35 @@ def permute(indices: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
         ValueError: an index is not in range(n).
     """
     values = np.asarray(indices)
-    if values.size and (values.min() < 0 or values.max() >= n):
-        raise ValueError(f"indices from {values.min()} to {values.max()} are not in range({n})")
     flat = values.astype(np.uint64).reshape(-1)
+    sizes = np.broadcast_to(np.asarray(n, np.uint64), values.shape).reshape(-1)
+    if (flat >= sizes).any() or (values < 0).any():
+        raise ValueError(f"indices from {values.min()} to {values.max()} are not in range({np.min(n)})")
     keys = np.broadcast_to(np.asarray(key, np.uint64), values.shape).reshape(-1)
-    out = _feistel(flat, n, keys)
-    outside = np.flatnonzero(out >= n)
+    out = flat
+    outside = np.arange(len(flat))
     while len(outside):
-        out[outside] = _feistel(out[outside], n, keys[outside])
-        outside = outside[out[outside] >= n]
+        out[outside] = _feistel(out[outside], sizes[outside], keys[outside])
+        outside = outside[out[outside] >= sizes[outside]]
     return out.astype(np.int64).reshape(values.shape)
 
 
-def _feistel(values: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """One pass over range(a * b), the smallest such product that holds n with a the square root of n, rounded up."""
-    root = math.isqrt(n - 1) + 1
-    sides = np.uint64(root), np.uint64(-(-n // root))
-    left, right = np.divmod(values, sides[1])
+def _feistel(values: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """One pass over range(a * b): a is the size's square root, rounded up, and b the least with a * b >= size."""
+    distinct, which = np.unique(sizes, return_inverse=True)
+    roots = [math.isqrt(int(size) - 1) + 1 for size in distinct]
+    sides = np.asarray([(root, -(-int(size) // root)) for root, size in zip(roots, distinct, strict=True)], np.uint64)
+    modulus = sides[which].T
+    left, right = np.divmod(values, modulus[1])
     for number, constant in enumerate(_ROUND_CONSTANTS):
         # Products modulo 2^64 wrap on purpose: uint64 arrays do so silently.
         scrambled = _mix(right * _GOLDEN + keys + constant) >> np.uint64(32)
-        left, right = right, (left + scrambled) % sides[number % 2]
-    return left * sides[1] + right
+        left, right = right, (left + scrambled) % modulus[number % 2]
+    return left * modulus[1] + right
+
+
+def _absorb(state: np.ndarray, number: np.ndarray) -> np.ndarray:
+    return _mix((state + _GOLDEN) ^ _mix(number))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from solo.config import ImageConfig
 from solo.data.index import IMAGE, SUPERVISED_TEXT, SourceIndex
-from solo.data.shape import RowShape, record_needs
+from solo.data.shape import NO_IMAGES, RowShape, TextPerPatch, record_needs
 
 EMPTY = "empty"
 TOO_LONG = "too long for a row"
@@ -50,22 +50,30 @@ class Pieces:
 class CutLimits:
     """What a piece may hold: at most a row, and so little text that the row's other patches find theirs.
 
-    A row is full only if both regions are. Patches come with text of their own (delimiters, separators, captions),
-    so a piece of text as long as the whole text region would leave the patch region empty.
+    A row is full only if both regions are, and patches come with text of their own. Beside a text that takes the
+    whole text region, the patch region stays empty.
     """
 
     shape: RowShape
-    text_per_patch: float = 0.0
+    text_per_patch: TextPerPatch = NO_IMAGES
 
     def text(self, patches: int) -> int:
-        """Most text slots for a piece with this many patches."""
-        reserved = self.text_per_patch * (self.shape.patch_slots - patches)
-        return max(int(self.shape.text_slots - reserved), self.shape.text_slots // 4, 1)
+        """Most text slots for a piece with this many patches: what is left beside average documents with images."""
+        return self._beside(self.text_per_patch.mean, patches)
+
+    @property
+    def longest_text(self) -> int:
+        """Longest document without images that is kept whole: beside a longer one, no row can be full."""
+        return self._beside(self.text_per_patch.low, 0)
 
     def hold(self, patches: int, text: int, targets: int) -> bool:
         """Whether a piece of this size may be made."""
         shape = self.shape
         return patches <= shape.patch_slots and text <= self.text(patches) and targets <= shape.target_slots
+
+    def _beside(self, text_per_patch: float, patches: int) -> int:
+        text_slots = self.shape.text_slots
+        return max(int(text_slots - text_per_patch * (self.shape.patch_slots - patches)), text_slots // 4, 1)
 
 
 def make_pieces(
@@ -73,25 +81,28 @@ def make_pieces(
     image: ImageConfig,
     shape: RowShape,
     overlong: Literal["split", "drop"],
-    text_per_patch: float = 0.0,
+    text_per_patch: TextPerPatch = NO_IMAGES,
 ) -> Pieces:
     """Lay out a source in pieces that each fit an empty row.
 
     A record that fits is one piece. One that does not is dropped, or cut greedily in reading order: anywhere
     between text tokens, never in an image or between it and its delimiters. A record with an image that does not
-    fit by itself is dropped as a whole.
+    fit by itself is dropped as a whole. Where records are cut, plain text is cut as soon as it would leave the rest
+    of its row without text for the patches; text with images only where it must be, to stay with its images.
 
     Args:
         index: the source's runs.
         image: how images become patches.
         shape: the rows' slots.
         overlong: what to do with a record that does not fit.
-        text_per_patch: text slots that the mixture's documents with images need per patch; see `CutLimits`.
+        text_per_patch: of the mixture's documents with images; see `CutLimits`.
     """
     needs = record_needs(index, image)
     slots = needs[:, 0] + needs[:, 1]
-    limits = np.asarray([shape.patch_slots, shape.text_slots, shape.target_slots])
-    fits = (needs <= limits).all(axis=1) & (slots > 0)
+    limits = CutLimits(shape, text_per_patch)
+    fits = (needs <= [shape.patch_slots, shape.text_slots, shape.target_slots]).all(axis=1) & (slots > 0)
+    if overlong == "split":
+        fits &= (needs[:, 0] > 0) | (needs[:, 1] <= limits.longest_text)
     whole = np.flatnonzero(fits)
     dropped: Counter[str] = Counter()
     cut: list[tuple[int, int, int, int, int, int]] = []
@@ -105,7 +116,7 @@ def make_pieces(
         else:
             first, last = index.record_run[record : record + 2]
             runs = zip(index.run_kind[first:last].tolist(), counts[first:last, :2].tolist(), strict=True)
-            found = list(_cut(runs, CutLimits(shape, text_per_patch)))
+            found = list(_cut(runs, limits))
             if None in found:
                 dropped[IMAGE_TOO_LARGE] += 1
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,20 @@ class RowShape:
     def slots(self) -> int:
         """S = P + T."""
         return self.patch_slots + self.text_slots
+
+
+class TextPerPatch(NamedTuple):
+    """Text slots of documents with images (delimiters, separators, captions, answers) per patch.
+
+    mean  of all of them
+    low   of the half, by patches, that has least
+    """
+
+    mean: float
+    low: float
+
+
+NO_IMAGES = TextPerPatch(0.0, 0.0)
 
 
 def record_needs(index: SourceIndex, image: ImageConfig) -> np.ndarray:
@@ -106,11 +121,21 @@ def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], needs: Sequence[
     return sum((share * need.mean(axis=0) for share, need in zip(shares, needs, strict=True)), np.zeros(3))
 
 
-def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig) -> float:
-    """Text slots per patch in the mixture's documents with images, to three decimals; 0 where there are none."""
+def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig) -> TextPerPatch:
+    """How much text the mixture's images bring along; zeros where there are no images."""
     needs = [record_needs(index, image) for index in indexes.values()]
-    means = mean_needs(stage, _whole(needs), [need * (need[:, :1] > 0) for need in needs])
-    return round(float(means[1] / means[0]), 3) if means[0] else 0.0
+    shares = draw_weights(stage, _whole(needs))
+    weights = np.concatenate([np.full(len(need), share / len(need)) for share, need in zip(shares, needs, strict=True)])
+    with_images = np.concatenate(needs)[:, 0] > 0
+    patches, text, _ = (np.concatenate(needs)[with_images] * weights[with_images, None]).T
+    if not len(patches):
+        return NO_IMAGES
+    order = np.argsort(text / patches, kind="stable")
+    patches_so_far, text_so_far = np.cumsum(patches[order]), np.cumsum(text[order])
+    half = int(np.searchsorted(patches_so_far, patches_so_far[-1] / 2))
+    # Three decimals, so that no host differs by a rounding error.
+    mean, low = (round(float(text_so_far[end] / patches_so_far[end]), 3) for end in (-1, half))
+    return TextPerPatch(mean, low)
 
 
 def _record_means(stage: StageConfig, needs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -24,7 +24,7 @@ from solo.data.shape import RowShape
 _SPARE_ROWS = 16  # drawn beyond a window's rows, for choice; fewer where so many documents are in fewer rows
 _SPARE_DOCUMENTS = 1024
 _MOST_SPARE_ROWS = 64  # what a lasting surplus of one region, in rows, is capped at; then rows go out unfilled
-_CHUNK = 1024  # documents looked up at once
+_LEAST_LOOKED_UP = 64
 _WINDOWS_KEPT = 4
 _STATES_KEPT = 128
 
@@ -74,9 +74,9 @@ class WindowPlanner:
         self.needs = np.concatenate([table.needs for table in pieces])
         self.first_piece = np.cumsum([0, *(len(table) for table in pieces)])
         self._stream, self._shape, self._key = stream, shape, key
-        first_drawn = self._lookup(np.arange(min(_CHUNK, stream.length or _CHUNK)))
-        documents_per_row = shape.slots / self.needs[first_drawn, :2].sum(axis=1).mean()
-        self._spare_rows = min(_SPARE_ROWS, 2 + int(_SPARE_DOCUMENTS / documents_per_row))
+        first_drawn = self._lookup(np.arange(min(1024, stream.length or 1024)))
+        self._documents_per_row = shape.slots / float(self.needs[first_drawn, :2].sum(axis=1).mean())
+        self._spare_rows = min(_SPARE_ROWS, 2 + int(_SPARE_DOCUMENTS / self._documents_per_row))
         self._windows: OrderedDict[int, Window] = OrderedDict()
         self._states: dict[int, State] = {0: State(0, np.zeros(0, np.int64))}
         self._lock = threading.RLock()
@@ -144,11 +144,13 @@ class WindowPlanner:
         positions, pieces, cursor = [state.carry], [self._lookup(state.carry)], state.cursor
         total = self.needs[pieces[0], :2].sum(axis=0)
         while (total < enough).any() and total.sum() < most and cursor != self._stream.length:
-            chunk = np.arange(cursor, min(cursor + _CHUNK, self._stream.length or cursor + _CHUNK))
+            missing = float(max(1 - total.sum() / enough.sum(), 0)) * wanted * self._documents_per_row
+            stop = cursor + int(1.05 * missing) + _LEAST_LOOKED_UP
+            chunk = np.arange(cursor, min(stop, self._stream.length or stop))
             drawn = self._lookup(chunk)
             totals = total + np.cumsum(self.needs[drawn, :2], axis=0)
             stops = (totals >= enough).all(axis=1) | (totals.sum(axis=1) >= most)
-            # Exactly as many as needed, so that the size of a chunk changes nothing.
+            # Exactly as many as needed: how many were looked up changes nothing.
             taken = int(np.argmax(stops)) + 1 if stops.any() else len(chunk)
             positions.append(chunk[:taken])
             pieces.append(drawn[:taken])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo.data.permutation import derive_key, permute
+from solo.data.permutation import derive_key, derive_keys, permute
 
 
 @settings(max_examples=150, deadline=None)
@@ -38,6 +38,20 @@ def test_an_array_of_keys_gives_each_index_its_own_shuffle() -> None:
     mixed = permute(indices, 100, keys)
     assert mixed[0::2].tolist() == permute(indices[0::2], 100, 5).tolist()
     assert mixed[1::2].tolist() == permute(indices[1::2], 100, 6).tolist()
+
+
+def test_an_array_of_sizes_gives_each_index_its_own_range() -> None:
+    sizes = np.asarray([3, 1000, 3, 1000, 1])
+    mixed = permute(np.asarray([2, 999, 0, 0, 0]), sizes, 5)
+    assert mixed[[0, 2]].tolist() == permute(np.asarray([2, 0]), 3, 5).tolist()
+    assert mixed[[1, 3]].tolist() == permute(np.asarray([999, 0]), 1000, 5).tolist()
+    assert mixed[4] == 0
+
+
+def test_keys_of_arrays_differ_by_every_part() -> None:
+    one, other = np.divmod(np.arange(400), 20)
+    assert len(np.unique(derive_keys(1, one, other))) == 400
+    assert not np.isin(derive_keys(2, one, other), derive_keys(1, one, other)).any()
 
 
 def test_every_place_is_about_equally_likely() -> None:

@@ -6,7 +6,7 @@ import pytest
 from solo.config import ImageConfig
 from solo.data.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex
 from solo.data.pieces import EMPTY, IMAGE_TOO_LARGE, TOO_LONG, make_pieces
-from solo.data.shape import RowShape
+from solo.data.shape import RowShape, TextPerPatch
 
 CONFIG = ImageConfig(patch_size=10, max_side=1000)
 SHAPE = RowShape(patch_slots=20, text_slots=10, target_slots=8)
@@ -90,9 +90,17 @@ def test_drop_leaves_long_records_out_and_counts_them() -> None:
 
 def test_pieces_leave_room_for_the_text_of_other_patches() -> None:
     shape = RowShape(patch_slots=20, text_slots=100, target_slots=100)
-    pieces = make_pieces(index([read(250)], [read(95)]), CONFIG, shape, "split", text_per_patch=1.5)
-    # A whole record may fill the region. Pieces of a long one leave 1.5 * 20 text slots.
-    assert (pieces.stop - pieces.start).tolist() == [70, 70, 70, 40, 95]
+    source = index([read(250)], [read(90)], [read(91)], [read(90), picture(1, 5)])
+    pieces = make_pieces(source, CONFIG, shape, "split", TextPerPatch(mean=1.5, low=0.5))
+    # Pieces leave 1.5 * 20 text slots. A text that leaves 0.5 * 20 is kept whole, and so is one with an image.
+    assert (pieces.stop - pieces.start).tolist() == [70, 70, 70, 40, 90, 70, 21, 97]
+    assert pieces.split == 2
+
+
+def test_text_that_fits_a_row_is_never_dropped() -> None:
+    shape = RowShape(patch_slots=20, text_slots=100, target_slots=100)
+    pieces = make_pieces(index([read(100)]), CONFIG, shape, "drop", TextPerPatch(mean=1.5, low=0.5))
+    assert len(pieces) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -102,7 +110,7 @@ def test_pieces_cover_every_record_exactly(seed: int) -> None:
     makers.append(lambda: picture(random.integers(1, 5), random.integers(1, 5)))
     records = [[makers[random.integers(3)]() for _ in range(random.integers(1, 8))] for _ in range(100)]
     source = index(*records)
-    pieces = make_pieces(source, CONFIG, SHAPE, "split", text_per_patch=0.2)
+    pieces = make_pieces(source, CONFIG, SHAPE, "split", TextPerPatch(0.2, 0.1))
     total = source.counts(CONFIG)
     assert pieces.documents == 100
     assert not pieces.dropped
