@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from solo.monolith import Monolith, load
-    from solo.training.loop import train
+    from solo.pipeline import train
 
 __version__ = "0.1.0"
 __all__ = ["Monolith", "__version__", "load", "train"]
 
-_HOMES = {"Monolith": "solo.monolith", "load": "solo.monolith", "train": "solo.training.loop"}
+_HOMES = {"Monolith": "solo.monolith", "load": "solo.monolith", "train": "solo.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -62,20 +62,23 @@ def train(arguments: argparse.Namespace) -> int:
     from solo.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    from solo.evaluation.results import print_results
+    from solo.pipeline import train as train_run
     from solo.training.loop import Interrupted
-    from solo.training.loop import train as train_run
     from solo.training.observer import ProgressBar
 
     console = Console()
     observer = ProgressBar(console)
     observer.listen()
     try:
-        train_run(config, observer)
+        done = train_run(config, observer)
     except Interrupted:
         print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     finally:
         observer.finish()
+    print_results(done.results, console)
+    _say_where(done.run.path, done.quarantined, console)
     return 0
 
 
@@ -83,14 +86,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Answer the evaluation tasks of a run again and rewrite its report."""
     from rich.console import Console
 
+    from solo.evaluation.results import print_results
     from solo.evaluation.run import evaluate_folder
     from solo.training.observer import ProgressBar
 
-    observer = ProgressBar(Console())
+    console = Console()
+    observer = ProgressBar(console)
     try:
-        evaluate_folder(arguments.run, observer)
+        results = evaluate_folder(arguments.run, observer)
     finally:
         observer.finish()
+    print_results(results, console)
+    console.print(f"report: {arguments.run}/report.html", soft_wrap=True)
     return 0
 
 
@@ -121,6 +128,19 @@ def generate(arguments: argparse.Namespace) -> int:
     if images:
         raise ValueError("the last --image has no --prompt after it")
     return 0
+
+
+def _say_where(run: Any, quarantined: int, console: Any) -> None:
+    for title, name in (
+        ("report", "report.html"),
+        ("metrics", "metrics.jsonl"),
+        ("TensorBoard", "tensorboard"),
+        ("checkpoints", "checkpoints"),
+        ("config", "config.yaml"),
+    ):
+        console.print(f"{title:12}{run / name}", soft_wrap=True, highlight=False)
+    if quarantined:
+        console.print(f"set aside   {quarantined} records or batches; see quarantine.jsonl of the data and of the run")
 
 
 class _Turn(argparse.Action):

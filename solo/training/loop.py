@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -242,30 +241,6 @@ def count_work(batch: Batch) -> Work:
         targets=int((batch.target_weights > 0).sum()),
         pairs=int(spans[0].sum() + spans[1].sum()),
     )
-
-
-def train(config: Config, observer: Observer | None = None) -> Path:
-    """Prepare the data, train every stage, evaluate, write the report; resume where an earlier try stopped.
-
-    Returns:
-        The run's folder.
-
-    Raises:
-        ConfigError, CheckpointError, BadStepError, Interrupted: see `Trainer.train`.
-    """
-    from solo.data.prepare import prepare
-    from solo.evaluation.run import evaluate_run
-
-    observer = observer or Observer()
-    run = RunFolder.open(config)
-    prepared = prepare(config, observer.note)
-    prepared.tokenizer.save(run.tokenizer_file)
-    trainer = Trainer(config, prepared, run, observer)
-    observer.start(trainer.num_steps)
-    trainer.train()
-    observer.finish()
-    evaluate_run(run, config, prepared, observer)
-    return run.path
 
 
 def _means(names: list[str], sums_N2: Any) -> Mapping[str, float]:

@@ -78,6 +78,7 @@ class ProgressBar(Observer):
         self._bar.update(self._task, completed=line["step"], description=line["stage"], figures=figures)
 
     def finish(self) -> None:
-        """Take the bar down."""
+        """Take the bar, or the note, down."""
         self._bar.stop()
+        self._status.stop()
         self._task = None
