@@ -11,6 +11,7 @@ import solo
 from solo.config import dump_config
 from solo.data.conversation import parse_conversation
 from solo.data.document import PATCH, TextRun, encode, runs
+from solo.data.tokenizer import Tokenizer
 from solo.decoding import allowed_tokens
 from solo.model.transformer import padded_vocab
 from solo.monolith import Monolith
@@ -34,9 +35,23 @@ CONVERSATIONS = [
 ]
 
 
+class Spelled(Tokenizer):
+    """Decodes to the ids themselves: of untrained models' answers, different ones often read the same."""
+
+    def decode(self, ids) -> str:
+        return " ".join(str(int(token)) for token in ids)
+
+
 @pytest.fixture(scope="module")
-def model(tiny_tokenizer) -> Monolith:
-    return tiny_monolith(tiny_tokenizer)
+def spelled(tiny_tokenizer, tmp_path_factory) -> Spelled:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    tiny_tokenizer.save(path)
+    return Spelled.load(path)
+
+
+@pytest.fixture(scope="module")
+def model(spelled) -> Monolith:
+    return tiny_monolith(spelled)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +116,11 @@ def test_draws_follow_the_seed_whatever_the_batch(model) -> None:
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_a_session_is_one_long_conversation(tiny_tokenizer, attention) -> None:
-    model = tiny_monolith(tiny_tokenizer, tiny_config(attention))
+def test_a_session_is_one_long_conversation(spelled, attention) -> None:
+    model = tiny_monolith(spelled, tiny_config(attention))
     session = model.session()
     contents = ([image(20, 30, 0), "which"], [image(20, 30, 1), "what", image(9, 9, 2), "is"])
-    ids = tiny_tokenizer.special
+    ids = spelled.special
     parts: list = [TextRun((ids.bos,), False)]
     for content in contents:
         # A turn that cannot be read changes nothing.
@@ -114,20 +129,20 @@ def test_a_session_is_one_long_conversation(tiny_tokenizer, attention) -> None:
         with pytest.raises(ValueError, match="temperature"):
             session.say("how", 5, temperature=-1)
         answer = session.say(content, 5)
-        parts += runs(parse_conversation([user(*content)]), tiny_tokenizer, open_turn=True)[1:]
+        parts += runs(parse_conversation([user(*content)]), spelled, open_turn=True)[1:]
         expected = plain_continuation(model, parts, 5)
-        assert answer == tiny_tokenizer.decode(expected)
+        assert answer == spelled.decode(expected)
         parts.append(TextRun(tuple(expected) + (() if expected[-1] == ids.eos else (ids.eos,)), False))
 
 
-def test_only_text_comes_out(model) -> None:
-    found = model.generate(CONVERSATIONS, 6, temperature=20.0)
+def test_only_text_comes_out(model, tiny_tokenizer) -> None:
+    found = tiny_monolith(tiny_tokenizer).generate(CONVERSATIONS, 6, temperature=20.0)
+    assert any(found)
     assert not any(piece in text for text in found for piece in ("<s>", "<vision>", "<|user|>", "<pad>"))
     allowed = allowed_tokens(model.tokenizer, 384)
     ids = model.tokenizer.special
-    assert [bool(allowed[token]) for token in (ids.eos, ids.bos, ids.unk, ids.user, ids.vision, 310)] == [True] + [
-        False
-    ] * 5
+    assert allowed[ids.eos]
+    assert not allowed[[ids.bos, ids.unk, ids.user, ids.vision, ids.pad, 310, 383]].any()
 
 
 def test_nothing_to_answer(model) -> None:
@@ -170,8 +185,8 @@ def test_loss_and_grads_are_those_of_the_plain_model(model) -> None:
         np.testing.assert_allclose(grad / scale, expected_grads[path] / scale, atol=1e-5, err_msg=path)
 
 
-def test_several_devices_agree_with_one(model, answers, tiny_tokenizer) -> None:
-    spread = tiny_monolith(tiny_tokenizer, devices=2)
+def test_several_devices_agree_with_one(model, answers, spelled) -> None:
+    spread = tiny_monolith(spelled, devices=2)
     assert any(not value.is_fully_replicated for value in spread.parameters.values())
     assert spread.generate(CONVERSATIONS, 6) == answers
     batch = model.batch(CONVERSATIONS)
@@ -183,7 +198,7 @@ def test_several_devices_agree_with_one(model, answers, tiny_tokenizer) -> None:
 
 @pytest.fixture(scope="module")
 def run(model, tmp_path_factory):
-    return save_run(model, tmp_path_factory.mktemp("runs") / "tiny", 1, 10)
+    return save_run(model, tmp_path_factory.mktemp("runs") / "tiny", 1, 9, 10)
 
 
 def test_load_takes_the_newest_checkpoint(run, model) -> None:
@@ -196,8 +211,10 @@ def test_load_takes_the_newest_checkpoint(run, model) -> None:
     assert (run / "checkpoints" / "11").is_dir()
 
 
-def test_load_takes_the_checkpoint_it_is_given(run, model, answers) -> None:
-    assert solo.load(str(run / "checkpoints" / "1")).generate(CONVERSATIONS, 6) == answers
+def test_load_takes_the_checkpoint_it_is_given(run, model) -> None:
+    loaded = solo.load(str(run / "checkpoints" / "9"))
+    for path, value in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[path], value * 9, err_msg=path)
 
 
 def test_load_says_what_is_wrong(run, model, tmp_path) -> None:
