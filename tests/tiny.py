@@ -10,8 +10,8 @@ from PIL import Image as PillowImage
 
 from solo.config import Config, MeshConfig, dump_config, parse_config
 from solo.data.tokenizer import Tokenizer
+from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition
-from solo.monolith import Monolith
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.step import Health, TrainState

@@ -13,7 +13,7 @@ from solo.data.prepare import Prepared, open_prepared
 from solo.evaluation.report import write_report
 from solo.evaluation.results import results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
-from solo.monolith import load, newest_checkpoint
+from solo.inference.monolith import load, newest_checkpoint
 from solo.training.observer import Observer
 from solo.training.run import RunFolder, read_metrics
 

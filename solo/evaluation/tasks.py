@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from solo.config import ConfigError, EvaluationConfig, TaskConfig
 from solo.data.conversation import Image, Record, Turn, blank
 from solo.evaluation.metrics import character_error_rate, exact_match
-from solo.monolith import Monolith
+from solo.inference.monolith import Monolith
 
 METRICS = {"exact_match": exact_match, "character_error_rate": character_error_rate}
 

@@ -10,10 +10,10 @@ import pytest
 from solo.config import ExpertsConfig, ImageConfig, ModelConfig
 from solo.data.document import PATCH, Document
 from solo.data.rows import stack
+from solo.inference.prompt import row_of, slots
 from solo.model.generate import Sampling, empty_memory, generate, read
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import Placement
-from solo.prompt import row_of, slots
 from tests.reference import forward, random_document
 
 VOCAB, PADDED, STOP = 50, 128, 2

@@ -11,13 +11,13 @@ import numpy as np
 from solo.data.conversation import Image, parse_conversation
 from solo.data.document import NO_IMAGE, Document, TextRun, runs
 from solo.data.rows import stack
-from solo.decoding import Decoding
+from solo.inference.decoding import Decoding
+from solo.inference.prompt import bucket, encode_prompt, row_of, slots
 from solo.model.generate import empty_memory, enlarge, read
 from solo.model.transformer import Placement
-from solo.prompt import bucket, encode_prompt, row_of, slots
 
 if TYPE_CHECKING:
-    from solo.monolith import Monolith
+    from solo.inference.monolith import Monolith
 
 
 class Session:

@@ -23,17 +23,17 @@ from solo.data.document import runs
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
 from solo.data.tokenizer import Tokenizer
-from solo.decoding import Decoding
+from solo.inference.decoding import Decoding
+from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
 from solo.model.generate import empty_memory, read
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.transformer import Placement
-from solo.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
 from solo.sharding.mesh import TABLE, device_batch, make_mesh, parameter_shardings, placement
 from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
 from solo.training.loss import normalised_weights, target_loss
 
 if TYPE_CHECKING:
-    from solo.session import Session
+    from solo.inference.session import Session
 
 
 class Monolith:
@@ -136,7 +136,7 @@ class Monolith:
 
     def session(self) -> Session:
         """A conversation that remembers what it has read; see `Session`."""
-        from solo.session import Session
+        from solo.inference.session import Session
 
         return Session(self)
 

@@ -12,9 +12,9 @@ from solo.config import dump_config
 from solo.data.conversation import parse_conversation
 from solo.data.document import PATCH, TextRun, encode, runs
 from solo.data.tokenizer import Tokenizer
-from solo.decoding import allowed_tokens
+from solo.inference.decoding import allowed_tokens
+from solo.inference.monolith import Monolith
 from solo.model.transformer import padded_vocab
-from solo.monolith import Monolith
 from solo.training.checkpoint import CheckpointError
 from tests.reference import forward, loss_sum
 from tests.tiny import assistant, image, picture, save_run, tiny_config, tiny_monolith, user
