@@ -31,6 +31,7 @@ _AGED_PART = 0.3  # of each region, at least, is filled with the oldest document
 _COMPLETED = 48  # documents, at most about, that are left to find after them
 _CANDIDATES = 384  # they are found among so many
 _SUITED = 64  # at least so many of those are tried as having the right ratio
+_STRIDE = 4  # one candidate in so many is looked at to find those
 _TRIALS = 64  # of each kind
 _FINISHED = 8  # best trials that are each given the largest document that still fits
 _MOST_STEPS = 96  # documents that one trial goes through, at most
@@ -55,6 +56,7 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
     needs = needs[by_ratio].astype(np.int64)
     pool = np.empty(len(needs), np.int64)
     pool[by_ratio] = np.arange(len(needs))
+    narrow = np.uint16 if len(needs) <= 1 << 16 else np.int64  # numbers of 16 bits are sorted four times as fast
     candidates = _Candidates(needs)
     mean_size = max(float(candidates.sizes.mean()), 1.0)
     aged_part = max(_AGED_PART, 1 - _COMPLETED * mean_size / shape.slots)
@@ -67,8 +69,8 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
         queue, taken = np.concatenate([queue, refill]), taken + len(refill)
         aged, left = _open_row(needs[queue[:oldest]].tolist(), shape, aged_part)
         rest = queue[aged:]
-        order = np.argsort(rest, kind="stable")
-        steps = min(int(1.5 * (left[0] + left[1]) / mean_size) + 2, _MOST_STEPS)
+        order = np.argsort(rest.astype(narrow), kind="stable")
+        steps = min(int(1.5 * (left[0] + left[1]) / mean_size) + 1, _MOST_STEPS)
         chosen = order[candidates.complete(rest[order], left, steps)]
         packed.append(by_ratio[np.concatenate([queue[:aged], rest[chosen]])])
         keep = np.ones(len(rest), bool)
@@ -97,6 +99,9 @@ class _Candidates:
         self.patches, self.text = np.ascontiguousarray(needs[:, :2].T)
         self.sizes = self.patches + self.text
         self.codes = _encode(needs)
+        # Written over by every call: rows are many and small, and allocating costs as much as computing.
+        self._guards = np.full(2 * _TRIALS, _GUARDS)
+        self._room, self._after, self._kept = np.empty((3, 2 * _TRIALS), np.int64)
 
     def complete(self, numbers: np.ndarray, left: list[int], steps: int) -> np.ndarray:
         """Places in `numbers` of documents that fill what is left of a row, as well as random trials can.
@@ -111,10 +116,9 @@ class _Candidates:
         codes, sizes = self.codes[numbers], self.sizes[numbers]
         order = self._orders(numbers, left, steps)
         patches, text, targets = left
-        guards = np.full(order.shape[1], _GUARDS)
-        room = guards | (patches | text << _FIELD | targets << 2 * _FIELD)
+        guards, room, after, kept = self._guards, self._room, self._after, self._kept
+        room.fill(patches | text << _FIELD | targets << 2 * _FIELD | int(_GUARDS))
         took = np.empty(order.shape, bool)
-        after, kept = np.empty_like(room), np.empty_like(room)
         for wanted, fits in zip(codes[order], took, strict=True):
             np.subtract(room, wanted, out=after)
             np.bitwise_and(after, guards, out=kept)
@@ -134,22 +138,24 @@ class _Candidates:
     def _orders(self, numbers: np.ndarray, left: list[int], steps: int) -> np.ndarray:
         """int64 [steps, trials]: places in `numbers`, half of them where the ratio suits; none twice in a trial."""
         start, stop = self._suited(numbers, left)
-        suited = _orders(_largest_prime(stop - start))[:steps]
-        every = _orders(_largest_prime(len(numbers)))[: len(suited)]
-        return np.concatenate([suited + start, every], axis=1)
+        suited = _progressions(_largest_prime(stop - start))[:steps]
+        prime = _largest_prime(len(numbers))
+        every = _progressions(prime)[: len(suited)]
+        # A few numbers are beyond the prime: at the far end for the one half, at the near end for the other.
+        return np.concatenate([suited + start, every + len(numbers) - prime], axis=1)
 
     def _suited(self, numbers: np.ndarray, left: list[int]) -> tuple[int, int]:
         """Where to cut off one end of `numbers`, so that together they need text and patches as `left` has them."""
-        count = len(numbers)
+        count, some = len(numbers), numbers[::_STRIDE]  # in order, so that a few show where to cut
         # What the first 1, 2, ... of them have too much of text: it falls first, and then rises to the total.
-        surplus = np.cumsum(self.text[numbers] * left[0] - self.patches[numbers] * left[1])
+        surplus = np.cumsum(self.text[some] * left[0] - self.patches[some] * left[1])
         if surplus[-1] > 0:
-            return 0, max(int(np.count_nonzero(surplus <= 0)), min(_SUITED, count))
-        return min(int(np.count_nonzero(surplus > surplus[-1])), max(count - _SUITED, 0)), count
+            return 0, min(max(_STRIDE * int(np.count_nonzero(surplus <= 0)), _SUITED), count)
+        return max(min(_STRIDE * int(np.count_nonzero(surplus > surplus[-1])), count - _SUITED), 0), count
 
 
 @cache
-def _orders(prime: int) -> np.ndarray:
+def _progressions(prime: int) -> np.ndarray:
     """int64 [steps, trials]: which of `prime` candidates each trial goes through, none of them twice.
 
     Arithmetic progressions modulo the prime: distinct without a check, and random enough among documents that come

@@ -35,14 +35,31 @@ def small(**settings: object) -> StagePlan:
 
 
 @pytest.mark.parametrize(
-    "case", ["quickstart, by documents", "quickstart, images only", "long-tailed, 50% text", "long-tailed, 70% text"]
+    ("case", "fill"),
+    [
+        ("quickstart, by documents", 0.99),
+        ("quickstart, by positions", 0.99),
+        ("quickstart, images only", 0.99),
+        ("long-tailed, 50% text", 0.98),
+        ("long-tailed, 70% text", 0.98),
+    ],
 )
-def test_rows_are_full(case: str) -> None:
-    """At least 98% of all positions, patches and text together, hold something: here a few windows in."""
+def test_rows_are_full(case: str, fill: float) -> None:
+    """Of all positions, patches and text together, so much holds something, from the first window on."""
     sources, config = CASES[case]()
     plan = StagePlan(config, sources, IMAGES, data_config(sources), seed=0)
-    assert plan.statistics(0, 96).fill >= 0.98
+    assert plan.statistics(0, 96).fill >= fill
     assert abs(plan.shape.slots / config.row_slots - 1) <= 0.12
+
+
+def test_the_largest_image_has_room_however_rare() -> None:
+    sources = {
+        "text": text_source(np.full(500, 100)),
+        "images": image_source(50, grids(range(12, 13), range(12, 13)), (1, 5), (1, 20), 0),
+    }
+    plan = StagePlan(stage({"text": 1.0, "images": 0.01}), sources, IMAGES, data_config(sources), 0)
+    assert plan.shape.patch_slots >= 144
+    assert not plan.pieces["images"].dropped
 
 
 def test_text_alone_needs_no_patch_slots() -> None:
