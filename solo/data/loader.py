@@ -163,7 +163,7 @@ class Loader:
             )
         rows = range(process_index * local, (process_index + 1) * local)
         source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine)
-        self._batches = _prefetched(source, local, data)
+        self._batches: Any = _prefetched(source, local, data)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -173,8 +173,11 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """End threads and worker processes; needed even after the last batch."""
-        self._batches.close()
+        """End threads and worker processes; needed even after the last batch. A closed loader gives no more batches."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+        # Grain's iterators complain when they are collected as late as the interpreter's exit.
+        self._batches = iter(())
 
     def __enter__(self) -> Loader:
         return self

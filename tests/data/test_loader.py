@@ -86,6 +86,14 @@ def test_worker_processes_give_the_same_batches(expected: list[Batch]) -> None:
     assert same(batches(plan_of(), workers=1), expected)
 
 
+def test_a_closed_loader_is_at_its_end() -> None:
+    loader = Loader(plan_of(), SOURCES, CharacterTokenizer(), IMAGE, data_config(SOURCES))  # type: ignore[arg-type]
+    next(loader)
+    loader.close()
+    loader.close()
+    assert list(loader) == []
+
+
 def test_a_finite_stage_is_loaded_to_its_end() -> None:
     sources = two_sources(30)
     plan = plan_of(stage({"pictures": 1.0, "text": 1.0}, batch_rows=8, epochs=1.0, row_slots=128), sources)
