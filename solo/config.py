@@ -37,7 +37,7 @@ class TokenizerConfig(Section):
     """A SentencePiece model: one that exists (`path`), or one trained on the sources' text."""
 
     path: str | None = None
-    vocab_size: int = Field(1024, ge=300, description="pieces of a trained tokenizer, special tokens included")
+    vocab_size: int = Field(1024, ge=64, description="pieces of a trained tokenizer, special tokens included")
     model_type: Literal["unigram", "bpe"] = "unigram"
     train_on: tuple[str, ...] = Field((), description="sources whose text trains it; empty: all of them")
     max_characters: int = Field(4_000_000, ge=1, description="text read for training, over all sources")

@@ -42,9 +42,8 @@ class ModelDefinition:
 
     @cached_property
     def _split(self) -> tuple[Any, dict[tuple[Any, ...], Any]]:
-        # Inside another trace, names of tracers would leak into the cached result.
-        with jax.ensure_compile_time_eval():
-            abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
+        # The key is an argument: closed over, it would have the values drawn for real.
+        abstract = nnx.eval_shape(self._build, jax.random.key(0))
         graph, state = nnx.split(abstract)
         return graph, dict(nnx.to_flat_state(state))
 

@@ -6,6 +6,7 @@ the counters of the stage), and, as its metadata, the JSON of `Progress`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -55,6 +56,7 @@ class Checkpoints:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every_steps))
         self.folder = folder.absolute()
         self._pending: Any = None
+        self._failed = False
         self._orbax = training.Checkpointer(
             self.folder,
             # The loop decides when; every call saves.
@@ -127,7 +129,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            # A save that failed has been reported; Orbax would raise the same once more in its place.
+            with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+                self._orbax.close()
 
     def _compare(self, step: int, wanted: Mapping[str, Any]) -> None:
         stored = self._orbax.checkpointables_metadata(step).metadata
@@ -140,6 +144,7 @@ class Checkpoints:
             )
 
     def _failure(self, error: Exception) -> CheckpointError:
+        self._failed = True
         good = self.steps_on_disk()
         kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no good checkpoint yet"
         return CheckpointError(f"could not save to {self.folder}: {str(error).splitlines()[0]}; {kept}")

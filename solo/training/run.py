@@ -111,7 +111,7 @@ class MetricsStream:
         self._board.close()
 
     def _show(self, line: Mapping[str, Any]) -> None:
-        prefix = str(line["kind"])
+        prefix = "/".join(str(line[name]) for name in ("kind", "task") if name in line)
         for name, value in _scalars(_finite(line), prefix):
             self._board.add_scalar(name, value, line["step"])
 
