@@ -78,7 +78,7 @@ def train(arguments: argparse.Namespace) -> int:
     finally:
         observer.finish()
     print_results(done.results, console)
-    _say_where(done.run.path, done.quarantined, console)
+    _say_where(done.run.path, done.set_aside, console)
     return 0
 
 
@@ -130,7 +130,7 @@ def generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _say_where(run: Any, quarantined: int, console: Any) -> None:
+def _say_where(run: Any, set_aside: list[str], console: Any) -> None:
     for title, name in (
         ("report", "report.html"),
         ("metrics", "metrics.jsonl"),
@@ -139,8 +139,8 @@ def _say_where(run: Any, quarantined: int, console: Any) -> None:
         ("config", "config.yaml"),
     ):
         console.print(f"{title:12}{run / name}", soft_wrap=True, highlight=False)
-    if quarantined:
-        console.print(f"set aside   {quarantined} records or batches; see quarantine.jsonl of the data and of the run")
+    for line in set_aside:
+        console.print(f"note        {line}", soft_wrap=True, highlight=False)
 
 
 class _Turn(argparse.Action):

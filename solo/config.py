@@ -77,7 +77,9 @@ class DataConfig(Section):
     sources: dict[str, SourceConfig] = Field(min_length=1)
     tokenizer: TokenizerConfig = TokenizerConfig()
     overlong: Literal["split", "drop"] = Field(
-        "split", description="a document too long for a row: cut into pieces that fit (never in an image), or dropped"
+        "split",
+        description="a document too long for a row: cut into pieces that fit (never in an image), or dropped; split"
+        " also cuts text that would leave a row's patches without text of their own",
     )
     records_per_shard: int = Field(4096, ge=1)
     planning_window: int = Field(256, ge=1, description="rows that are packed together")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 from solo.config import Config
-from solo.data.prepare import prepare
+from solo.data.prepare import Prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.training.loop import Trainer
@@ -15,11 +14,16 @@ from solo.training.run import RunFolder
 
 
 class Trained(NamedTuple):
-    """A finished run: its folder, the results of its evaluation, and how many records and batches were set aside."""
+    """A finished run.
+
+    run        its folder
+    results    of its evaluation
+    set_aside  what was not learned from as it stood, in words: how many, and why
+    """
 
     run: RunFolder
     results: list[TaskResult]
-    quarantined: int
+    set_aside: list[str]
 
 
 def train(config: Config, observer: Observer | None = None) -> Trained:
@@ -45,11 +49,18 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
     trainer.train()
     observer.finish()
     results = evaluate_run(run, config, prepared, observer)
-    return Trained(run, results, prepared.quarantined + _set_aside(run))
+    return Trained(run, results, _set_aside(run, prepared, trainer))
 
 
-def _set_aside(run: RunFolder) -> int:
-    """Documents that could not be read, and batches whose update was not applied, while training."""
-    if not run.quarantine_file.exists():
-        return 0
-    return sum(1 for line in run.quarantine_file.read_text().splitlines() if json.loads(line))
+def _set_aside(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:
+    found = [f"{prepared.quarantined:,} records could not be prepared"] if prepared.quarantined else []
+    if run.quarantine_file.exists():
+        lines = run.quarantine_file.read_text().splitlines()
+        found.append(f"{len(lines):,} documents or batches were skipped in training; see {run.quarantine_file}")
+    for plan in trainer.plans:
+        for source, pieces in plan.pieces.items():
+            where = f"of {pieces.documents:,} documents of {source} in stage {plan.stage.name}"
+            if pieces.split:
+                found.append(f"{pieces.split:,} {where} were cut to fit a row")
+            found += [f"{count:,} {where} were left out: {reason}" for reason, count in pieces.dropped.items()]
+    return found

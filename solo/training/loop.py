@@ -83,6 +83,8 @@ class Trainer:
             for number in range(progress.stage, len(self.plans)):
                 at = progress if number == progress.stage else Progress(self._before(number), number, 0, {})
                 stage = self._stage(number)
+                if at.stage_step == 0:
+                    metrics.write(self._plan_line(number))
                 state = self._enter(stage, number, at, state, checkpoints)
                 state = self._run_stage(stage, state, at, checkpoints, metrics)
             checkpoints.wait()
@@ -200,6 +202,22 @@ class Trainer:
         if not values.ok:
             self._quarantine(plan, config, facts, values)
         return now
+
+    def _plan_line(self, number: int) -> Mapping[str, Any]:
+        """What became of a stage's documents before its first step: nothing is cut or left out unsaid."""
+        config, plan = self.config.stages[number], self.plans[number]
+        return {
+            "kind": "plan",
+            "step": self._before(number) + 1,
+            "stage": config.name,
+            "patch_slots": plan.shape.patch_slots,
+            "text_slots": plan.shape.text_slots,
+            "target_slots": plan.shape.target_slots,
+            "sources": {
+                name: {"documents": found.documents, "split": found.split, "dropped": dict(found.dropped)}
+                for name, found in plan.pieces.items()
+            },
+        }
 
     def _quarantine(self, plan: StagePlan, config: StageConfig, facts: Facts, values: StepMetrics) -> None:
         sources = {name: self.prepared.sources[name] for name in config.mixture}

@@ -28,7 +28,7 @@ def main() -> None:
         run = RunFolder.open(config)
         trainer = Trainer(config, prepare(config), run, Observer())
         trainer.train()
-        lines = read_metrics(Path(run.metrics_file))[WARM_UP:]
+        lines = [line for line in read_metrics(Path(run.metrics_file)) if line["kind"] == "train"][WARM_UP:]
         fill = trainer.plans[0].fill(STEPS)
     waited = sum(line["timing"]["data_wait_seconds"] for line in lines)
     total = sum(line["timing"]["step_seconds"] for line in lines)

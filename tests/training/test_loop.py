@@ -38,6 +38,10 @@ def train(config: Config) -> Trainer:
     return trainer
 
 
+def steps(run: RunFolder) -> list[dict]:
+    return [line for line in read_metrics(run.metrics_file) if line["kind"] == "train"]
+
+
 def plan_of(config: Config) -> StagePlan:
     indexes = {name: source.index for name, source in prepare(config).sources.items()}
     return StagePlan(config.stages[0], indexes, config.image, config.data, config.seed)
@@ -56,7 +60,7 @@ def test_a_bad_loss_stops_the_run_and_names_the_records(prepared_folder: Path) -
     pieces = [piece for row in plan_of(config).rows(1) for piece in row]
     assert found == {(["digits", "topics"][piece.source], piece.record) for piece in pieces}
     assert all(record["id"] for record in line["records"])
-    lines = read_metrics(run.metrics_file)
+    lines = steps(run)
     assert [line["applied"] for line in lines] == [True, False]
     assert lines[-1]["loss"] is None
 
@@ -68,14 +72,16 @@ def test_skipping_goes_on_and_gives_up_after_too_many(prepared_folder: Path) -> 
     config = make(prepared_folder, name="skip", stage={"optimizer": optimizer}, safety=safety)
     with pytest.raises(BadStepError, match="2 in a row"):
         train(config)
-    assert [line["applied"] for line in read_metrics(config.run_folder / "metrics.jsonl")] == [True, False, False]
+    assert [line["applied"] for line in steps(RunFolder(config.run_folder))] == [True, False, False]
 
 
 @pytest.mark.slow
 def test_metrics_count_what_the_plan_holds(prepared_folder: Path) -> None:
     config = make(prepared_folder, name="plain")
     trainer = train(config)
-    lines = read_metrics(config.run_folder / "metrics.jsonl")
+    plan, *_ = read_metrics(config.run_folder / "metrics.jsonl")
+    assert plan["sources"]["digits"] == {"documents": 200, "split": 0, "dropped": {}}
+    lines = steps(RunFolder(config.run_folder))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     statistics = trainer.plans[0].statistics(0, 4)
     assert sum(line["visual_tokens"] for line in lines) == statistics.useful[0]
