@@ -130,9 +130,12 @@ def _parse_image(image: Any, where: str) -> Image:
         return Image(image)
     if isinstance(image, str | Path):
         try:
-            return Image(Path(image).read_bytes())
+            found = Image(Path(image).read_bytes())
+            found.size()
         except OSError as error:
-            raise ValueError(f"{where}: cannot read image {image}: {error.strerror}") from None
+            reason = error.strerror or "it is no image that Pillow knows"
+            raise ValueError(f"{where}: cannot read image {image}: {reason}") from None
+        return found
     if isinstance(image, PillowImage.Image):
         return encode_png(image)
     raise ValueError(f"{where}: an image is a path, bytes, or a Pillow image, not {type(image).__name__}")

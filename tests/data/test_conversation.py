@@ -86,3 +86,9 @@ def test_encode_png_is_lossless():
     encoded = encode_png(PillowImage.fromarray(pixels))
     assert PillowImage.open(io.BytesIO(encoded.data)).format == "PNG"
     assert np.array_equal(np.asarray(encoded.decode()), pixels)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: it is no image"):
+        parse_conversation([{"role": "user", "content": [{"type": "image", "image": tmp_path / "notes.txt"}]}])
