@@ -18,7 +18,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from solo.config import CheckpointConfig
-from solo.model.parameters import Parameters, ParameterSpec
+from solo.model.parameters import ParameterSpec
 from solo.training.step import TrainState
 
 
@@ -114,11 +114,6 @@ class Checkpoints:
             rest["health"],
             rest["step"],
         )
-
-    def restore_parameters(self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
-        """Load the parameters alone. Raises CheckpointError where they differ in names or shapes."""
-        self._compare(step, {"parameters": dict(abstract)})
-        return self._orbax.load_checkpointables(step, {"parameters": dict(abstract)})["parameters"]
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""

@@ -23,7 +23,7 @@ from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.sharding.hardware import peak_flops
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
-from solo.training.checkpoint import Checkpoints, Progress, abstract_parameters
+from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
 from solo.training.run import MetricsStream, RunFolder
@@ -96,16 +96,10 @@ class Trainer:
         self, stage: Stage, number: int, at: Progress, before: TrainState | None, checkpoints: Checkpoints
     ) -> TrainState:
         """The state a stage begins or goes on with: restored, handed on, or drawn."""
-        shardings = parameter_shardings(self.definition.specs, self.mesh)
         if before is None and at.step > 0:
-            abstract = jax.eval_shape(stage.start, abstract_parameters(self.definition.specs, shardings))
-            placed = jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                abstract,
-                stage.shardings,
-            )
-            return checkpoints.restore(at, placed)
+            return checkpoints.restore(at, stage.abstract)
         if before is None:
+            shardings = parameter_shardings(self.definition.specs, self.mesh)
             key = jax.random.key(self.config.seed)
             return stage.start(jax.jit(self.definition.initialise, out_shardings=shardings)(key))
         state = stage.start(before.parameters)

@@ -52,7 +52,6 @@ class ProgressBar(Observer):
             console=console,
             transient=True,
         )
-        self._console = console
         self._task: TaskID | None = None
         self._status = console.status("starting")
 

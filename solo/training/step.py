@@ -64,14 +64,14 @@ class StepMetrics(NamedTuple):
 class Stage(NamedTuple):
     """A stage ready to run on a mesh.
 
-    step        (TrainState, Batch) -> (TrainState, StepMetrics), jitted; the state's buffers are reused
-    start       Parameters -> TrainState with a fresh optimizer state, jitted
-    shardings   of the TrainState
+    step       (TrainState, Batch) -> (TrainState, StepMetrics), jitted; the state's buffers are reused
+    start      Parameters -> TrainState with a fresh optimizer state, jitted
+    abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings: what a checkpoint is restored onto
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
     start: Callable[[Parameters], TrainState]
-    shardings: TrainState
+    abstract: TrainState
 
 
 def loss_and_grads(
@@ -147,6 +147,9 @@ def make_stage(
     by_path = parameter_shardings(specs, mesh)
     abstract = jax.eval_shape(start, {path: spec.abstract() for path, spec in specs.items()})
     shardings = shardings_like(abstract, by_path, mesh)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
     replicated = NamedSharding(mesh, PartitionSpec())
     return Stage(
         jax.jit(
@@ -156,7 +159,7 @@ def make_stage(
             donate_argnums=0,
         ),
         jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
-        shardings,
+        placed,
     )
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from solo.config import CheckpointConfig, ImageConfig, MeshConfig, ModelConfig, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition
-from solo.sharding.mesh import make_mesh, parameter_shardings
-from solo.training.checkpoint import CheckpointError, Checkpoints, Progress, abstract_parameters
+from solo.sharding.mesh import make_mesh
+from solo.training.checkpoint import CheckpointError, Checkpoints, Progress
 from solo.training.step import make_stage
 
 STAGE = StageConfig.model_validate(
@@ -27,13 +27,7 @@ def definition(layers: int = 2, width: int = 32) -> ModelDefinition:
 def built(model: ModelDefinition, devices: int):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     stage = make_stage(model, STAGE, 5, SafetyConfig(), mesh)
-    parameters = abstract_parameters(model.specs, parameter_shardings(model.specs, mesh))
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(stage.start, parameters),
-        stage.shardings,
-    )
-    return stage, abstract
+    return stage, stage.abstract
 
 
 def save(folder, model: ModelDefinition, steps=(1,), **config):
