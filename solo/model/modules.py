@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from solo.config import Sharing
-
 
 class Regions(NamedTuple):
     """The two regions of a row: patches [B, P, ...] and text [B, T, ...]."""
@@ -99,7 +97,7 @@ class SwiGLU(nnx.Module):
 class PerRegion(nnx.Module):
     """A component with one set of weights for both regions (`shared`), or one for each (`patches`, `text`)."""
 
-    def __init__(self, sharing: Sharing, make: Callable[[], nnx.Module]):
+    def __init__(self, sharing: str, make: Callable[[], nnx.Module]):
         if sharing == "shared":
             self.shared = make()
         else:

@@ -110,8 +110,8 @@ class Transformer(nnx.Module):
         std, width, pixels = config.init_std, config.width, image.patch_size**2 * 3
         vocab = padded_vocab(vocab_size, config)
         self.patch_embed = normal(rngs, (pixels, width), ("pixels", "embed"), std)
-        self.patch_bias = nnx.Param(jnp.zeros((width,)), axes=("norm",)) if config.patch_embed_bias else None
-        self.patch_token = normal(rngs, (width,), ("norm",), std) if config.patch_token else None
+        self.patch_bias = nnx.Param(jnp.zeros((width,)), axes=("norm",)) if config.patch_embed.bias else None
+        self.patch_token = normal(rngs, (width,), ("norm",), std) if config.patch_embed.token_id else None
         self.text_embed = normal(rngs, (vocab, width), ("vocab", "embed"), std)
 
         @nnx.split_rngs(splits=config.layers)

@@ -1,0 +1,114 @@
+"""Sections about data: sources, tokenizer, images, sequences."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from solo.config.base import Section
+
+
+class TokenizerConfig(Section):
+    """One that exists (`path`), or a SentencePiece model trained on the sources' text."""
+
+    path: str | None = Field(None, description="a SentencePiece model, a tokenizer.json, or a folder with one of them")
+    add_pieces: tuple[str, ...] = Field(
+        (), description="special pieces appended in this order; `<loc_{1..1024}>` stands for 1,024 of them"
+    )
+    vocab_size: int = Field(1024, ge=64, description="pieces of a trained tokenizer, special tokens included")
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    train_on: tuple[str, ...] = Field((), description="sources whose text trains it; empty: all of them")
+    max_characters: int = Field(4_000_000, ge=1, description="text read for training, over all sources")
+
+
+class ImageConfig(Section):
+    """How an image becomes visual tokens. Shared by the data (cutting, counting, masks) and the model.
+
+    geometry  native: its own shape, the longer side at most `max_side` (SOLO)
+              area: its own shape, scaled so that its area is between `min_pixels` and `max_pixels` (EVEv2, SAIL, NEO)
+              tiles: cut into squares of `tile_size`, in the grid nearest to its shape (InternVL)
+              padded: its own shape and size unless too large, filled up to whole patches (Fuyu)
+    """
+
+    geometry: Literal["native", "area", "tiles", "padded"] = "native"
+    patch_size: int = Field(32, ge=1, description="side of the square of pixels under one visual token")
+    max_side: int = Field(1024, ge=1, description="native: longest side after resizing, in pixels (SOLO: 1024)")
+    min_pixels: int | None = Field(None, ge=1, description="area: fewer are enlarged")
+    max_pixels: int | None = Field(None, ge=1, description="area: more are reduced")
+    tile_size: int = Field(448, ge=1, description="tiles: side in pixels")
+    min_tiles: int = Field(1, ge=1)
+    max_tiles: int = Field(12, ge=1, description="tiles of one image, thumbnail not counted")
+    thumbnail: bool = Field(True, description="tiles: the whole image as one more tile, last, where there are several")
+    max_height: int = Field(1080, ge=1, description="padded: larger images are reduced")
+    max_width: int = Field(1920, ge=1, description="padded: larger images are reduced")
+    resample: Literal["bilinear", "bicubic"] = Field("bilinear", description="Pillow's antialiased filter")
+    exif: Literal["apply", "ignore"] = Field("apply", description="rotation stored in the file; references ignore it")
+    patch_order: Literal["rows", "columns"] = Field("rows", description="columns: InternVL's pixel shuffle v1")
+    begin_token: str | None = Field("<vision>", description="piece before an image's patches")
+    end_token: str | None = Field("</vision>", description="piece behind them")
+    row_token: str | None = Field("<vrow_sep>", description="piece between two rows of patches; not in tiles")
+    row_token_after_last: bool = Field(False, description="also behind the last row (Fuyu)")
+    placeholder_token: str | None = Field(
+        None, description="piece that stands for a patch in published repositories; never in our rows"
+    )
+    attention: Literal["causal", "bidirectional", "prefix", "isolated"] = Field(
+        "causal",
+        description="among the tokens of one image; prefix: bidirectional with its begin and end tokens (SAIL);"
+        " isolated: a patch sees only itself (EE-MLLM's composite attention)",
+    )
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    stored_as_float16: bool = Field(False, description="round normalised pixels to float16 first, as SOLO's files do")
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageConfig:
+        side = {"native": "max_side", "tiles": "tile_size"}.get(self.geometry)
+        if side and getattr(self, side) % self.patch_size:
+            raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
+        if self.min_tiles > self.max_tiles:
+            raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
+        if (self.min_pixels or 0) > (self.max_pixels or float("inf")):
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        return self
+
+
+class SequenceConfig(Section):
+    """How turns become one sequence, and what its slots see and where they stand.
+
+    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two; internlm2_chat:
+               Mono-InternVL's; chatml: Qwen's
+    positions  text: one count over text and patches; grid: (time, row, column) as M-RoPE has it, see `solo.data.rows`
+    window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
+    """
+
+    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"] = "roles"
+    system: str | None = Field(None, description="a system turn for conversations that bring none")
+    positions: Literal["text", "grid"] = "text"
+    window: int | None = Field(None, ge=1)
+
+
+class SourceConfig(Section):
+    """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take."""
+
+    reader: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    limit: int | None = Field(None, ge=1, description="records to take; needed by endless readers")
+
+
+class DataConfig(Section):
+    """Where prepared data lies and how documents become rows."""
+
+    folder: str = Field("data", description="prepared shards, indexes and the trained tokenizer")
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    overlong: Literal["split", "drop"] = Field(
+        "split",
+        description="a document too long for a row: cut into pieces that fit (never in an image), or dropped; split"
+        " also cuts text that would leave a row's patches without text of their own",
+    )
+    records_per_shard: int = Field(4096, ge=1)
+    planning_window: int = Field(256, ge=1, description="rows that are packed together")
+    worker_processes: int = Field(0, ge=0, description="0: threads of the training process")
+    prefetch_batches: int = Field(4, ge=1)
+    verify_images: bool = Field(True, description="decode every image once while preparing; bad ones are quarantined")

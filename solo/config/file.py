@@ -1,0 +1,147 @@
+"""Config files: reading, merging, overriding, writing, and explaining what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from solo.config.base import ConfigError, nearest
+from solo.config.run import Config
+
+# What a recipe writes where its source does not say: to be set before it can run.
+UNKNOWN = "unknown"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose floats may be written 1e-3, as YAML 1.2 has it (PyYAML reads that as a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, what it extends, and `key.path=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, or the config is not valid.
+    """
+    data = _read(Path(path), seen=())
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, origin=str(path))
+
+
+def parse_config(data: Mapping[str, Any], origin: str = "config") -> Config:
+    """Validate a mapping. Raises ConfigError with one line per fault, or per value that is still `unknown`."""
+    if unknown := [".".join(path) for path in _unknown(data)]:
+        raise ConfigError(
+            f"{origin} leaves open what its source does not say; set it:\n"
+            + "\n".join(f"  {key}=..." for key in unknown)
+        )
+    try:
+        return Config.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        lines = [_explain(fault) for fault in error.errors()]
+        raise ConfigError(f"{origin} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; `load_config` on it gives an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def _unknown(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of the values that are `unknown`."""
+    if node == UNKNOWN:
+        yield path
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        if key == "options":  # a reader's own, whatever they are
+            continue
+        yield from _unknown(value, (*path, str(key)))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
+    try:
+        data = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(data).__name__}")
+    parents = data.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = _merge(merged, _read(path.parent / parent, (*seen, path.resolve())))
+    return _merge(merged, data)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override {override!r}: expected key.path=value")
+    keys = path.split(".")
+    node: Any = data
+    try:
+        for key in keys[:-1]:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        if isinstance(node, list):
+            node[int(keys[-1])] = yaml.load(text, Loader=_Loader)
+        elif isinstance(node, dict):
+            node[keys[-1]] = yaml.load(text, Loader=_Loader)
+        else:
+            raise TypeError
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"override {override!r}: there is no such place in the config") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+
+
+def _explain(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    where = ".".join(location) or "(top)"
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        return f"{where}: unknown key{nearest(location[-1], known) or f'; known keys: {sorted(known)}'}"
+    if fault["type"] == "missing":
+        return f"{where}: missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{where}: {message}"
+    found = json.dumps(fault["input"]) if not isinstance(fault["input"], dict) else "a mapping"
+    return f"{where}: {message[0].lower()}{message[1:]}; found {found} ({type(fault['input']).__name__})"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    """Field names of the section at a dotted path of the schema."""
+    kind: Any = Config
+    for part in location:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:
+            arguments = [a for a in typing.get_args(kind) if a not in (Ellipsis, types.NoneType, str)]
+            kind = arguments[-1] if arguments else None
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

@@ -1,0 +1,68 @@
+"""A whole run: all sections together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from solo.config.base import ConfigError, Section, nearest
+from solo.config.data import DataConfig, ImageConfig, SequenceConfig
+from solo.config.model import MeshConfig, ModelConfig
+from solo.config.training import CheckpointConfig, EvaluationConfig, SafetyConfig, StageConfig
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    folder: str = Field("runs", description="the run lives in <folder>/<name>")
+    seed: int = Field(0, ge=0)
+    start_from: str | None = Field(None, description="folder of weights to begin with (solo import), else drawn")
+    data: DataConfig = DataConfig()
+    image: ImageConfig = ImageConfig()
+    sequence: SequenceConfig = SequenceConfig()
+    model: ModelConfig
+    mesh: MeshConfig = MeshConfig()
+    stages: tuple[StageConfig, ...] = ()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    safety: SafetyConfig = SafetyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        known = list(self.data.sources)
+
+        def check(name: str, where: str) -> None:
+            if name not in known:
+                raise ValueError(f"{where}: no source {name!r} in data.sources{nearest(name, known)}")
+
+        for stage in self.stages:
+            for name in stage.mixture:
+                check(name, f"stage {stage.name!r}, mixture")
+        for title, task in self.evaluation.tasks.items():
+            check(task.source, f"evaluation task {title!r}")
+        for name in self.data.tokenizer.train_on:
+            check(name, "data.tokenizer.train_on")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names repeat: {names}")
+        if (self.model.rope_sections is None) != (self.sequence.positions == "text"):
+            raise ValueError("model.rope_sections goes with sequence.positions: grid")
+        return self
+
+    def image_in(self, stage: StageConfig) -> ImageConfig:
+        """How images become patches in a stage."""
+        return self.image if stage.max_tiles is None else self.image.model_copy(update={"max_tiles": stage.max_tiles})
+
+    def check_runnable(self) -> None:
+        """Raise ConfigError where there is a model but no run: no sources or no stages."""
+        if missing := [
+            key for key, found in (("data.sources", self.data.sources), ("stages", self.stages)) if not found
+        ]:
+            raise ConfigError(f"{self.name!r} describes a model but no run: {' and '.join(missing)} are missing")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run lives."""
+        return Path(self.folder) / self.name
