@@ -1,0 +1,1 @@
+"""The layouts we know, by name."""
