@@ -6,15 +6,19 @@ who writes `split`'s result into a parameter leaves zeros behind it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from solo.config import Config, ModelConfig
 from solo.model.parameters import ModelDefinition
+
+Sections = dict[str, dict[str, Any]]
 
 
 class LayoutError(ValueError):
@@ -49,40 +53,47 @@ class TensorRule:
     join: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-class Layout(Protocol):
+class Layout(ABC):
     """What is known of one family of repositories.
 
-    name       as in `solo export --layout`
-    has_images whether its models see images; the others can be grown into one that does
+    name        what it is called on the command line
+    has_images  whether its models see images; the others can be grown into one that does
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    name: str
+    has_images: bool
 
-    @property
-    def has_images(self) -> bool: ...  # noqa: D102
-
+    @abstractmethod
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """Whether a repository with this config.json is of this layout."""
 
-    def config_from(self, config_json: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """What config.json says in our terms: sections `model`, `image`, `sequence` with the keys it settles.
+    @abstractmethod
+    def config_from(self, config_json: Mapping[str, Any]) -> Sections:
+        """What config.json settles, in our terms: sections `model`, `image`, `sequence`, each with some of its keys.
 
         Raises:
-            LayoutError: it asks for something that our model cannot do; the message names it.
+            LayoutError: it lacks a key, or asks for something that our model cannot do; the message names it.
         """
 
+    @abstractmethod
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """The config.json of a model that `refusal` has nothing against, without `dtype`."""
+        """The config.json of a model that `refusal` has nothing against; without `dtype`."""
 
+    @abstractmethod
     def refusal(self, config: Config) -> str | None:
-        """Why a model of this config cannot be written in this layout (the key, its value, what it must be)."""
+        """Why a model of this config cannot be written in this layout: the key, its value, what it must be."""
 
+    @abstractmethod
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """Every tensor of the repository, in the order in which it is written."""
+        """Every tensor of the repository, in the order in which it is written. A text layout leaves images out."""
+
+    def canonical(self, name: str) -> str:
+        """A tensor's name as `tensors` has it, of one that some repositories spell otherwise."""
+        return name
 
     def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
-        """Tensors that some repositories store besides, and what each must be equal to (a tied head)."""
+        """Tensors that some repositories store besides, and what each must be equal to: a tied head."""
+        return {}
 
 
 class Rules:
@@ -106,11 +117,21 @@ class Rules:
         ours = self.shape(Part(path, layer))
         return self.rearranged(name, path, layer, view=ours, order=tuple(range(len(ours))), shape=shape or ours)
 
-    def linear(self, name: str, path: str, layer: int | None = None, inputs: int = 1) -> TensorRule:
-        """PyTorch's (out, in); ours has its inputs first, `inputs` axes of them: q [D, H, C] 1, out [H, C, D] 2."""
+    def linear(
+        self,
+        name: str,
+        path: str,
+        layer: int | None = None,
+        inputs: int = 1,
+        shape: tuple[int, ...] | None = None,
+    ) -> TensorRule:
+        """PyTorch's (out, in), or a `shape` with the same numbers in that order: a convolution's (out, C, y, x).
+
+        Ours has its inputs first, `inputs` axes of them: one for q [D, H, C], two for out [H, C, D].
+        """
         ours = self.shape(Part(path, layer))
         view = (prod(ours[inputs:]), prod(ours[:inputs]))
-        return self.rearranged(name, path, layer, view=view, order=(1, 0))
+        return self.rearranged(name, path, layer, view=view, order=(1, 0), shape=shape)
 
     def flat(self, name: str, path: str, layer: int | None = None) -> TensorRule:
         """Ours in one axis: the bias of heads, [H, C]."""
@@ -174,6 +195,11 @@ class Rules:
         return values[cut]
 
 
-def regions(sharing: str) -> tuple[str, ...]:
-    """The middle of a component's paths: `shared`, or `text` and `patches`."""
-    return ("shared",) if sharing == "shared" else ("text", "patches")
+def first_refusal(config: Config, layout: str, allowed: Mapping[str, Any]) -> str | None:
+    """The first key of a config (`model.bias`) whose value is not the one allowed, or not among those in a tuple."""
+    for key, wanted in allowed.items():
+        value = reduce(getattr, key.split("."), config)
+        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+            needed = " or ".join(str(each) for each in wanted) if isinstance(wanted, tuple) else wanted
+            return f"{key} is {value}; the {layout} layout has {needed}"
+    return None

@@ -106,7 +106,7 @@ class TensorReader(Mapping[str, TensorInfo]):
             row = info.nbytes // rows if rows else 0
             shape, offset = (stop - start, *shape[1:]), offset + start * row
         values = np.empty(shape, info.dtype)
-        buffer = memoryview(values.reshape(-1).view(np.uint8))
+        buffer = values.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(buffer):
             count = os.preadv(descriptor, [buffer[done:]], offset + done)

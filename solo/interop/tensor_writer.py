@@ -132,7 +132,7 @@ def _write_shard(file: Path, shard: Sequence[TensorInfo], values: Callable[[str]
                     f"{info.name} should be {info.dtype} {info.shape}; it is {found.dtype} {found.shape}"
                 )
             flat = np.ascontiguousarray(found).reshape(-1).view(np.uint8)
-            _write(opened.fileno(), memoryview(flat), placed.offsets[info.name])
+            _write(opened.fileno(), flat.data, placed.offsets[info.name])
             del found, flat
         os.fsync(opened.fileno())
 

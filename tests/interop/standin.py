@@ -38,6 +38,8 @@ class StandIn:
         inner, channels, n = e.inner_size, e.inner_width, p // e.inner_size
         found = dense("inner/", 3 * inner * inner, channels)
         if e.kind == "conv":
+            if self.image.markers:
+                found |= {name: ((width,), ("norm",)) for name in ("begin_marker", "row_marker")}
             return found | dense("merge/", n * n * channels, width)
         found["positions"] = ((e.grid_side**2 + e.class_slot, channels), ("pixels", "norm"))
         if e.class_slot:

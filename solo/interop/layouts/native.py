@@ -8,6 +8,7 @@ too, as the product of a flattened patch. With R one of shared, patches, text, a
     model.patch_embed.weight [D, 3 p p] .bias [D]                        linear; pixels as (channel, y, x)
     model.patch_embed.inner.weight [I, 3 i i] .bias [I]                  conv, grid; pixels as (channel, y, x)
     model.patch_embed.merge.weight [D, n n I] .bias [D]                  conv; inner patches row by row, then channels
+    model.patch_embed.begin_marker [D] .row_marker [D]                   conv with image.markers
     model.patch_embed.positions [G G, I] .class_token [I]                grid; one more, first, with a class slot
     model.patch_embed.norm.weight .bias [n n I]                          grid
     model.patch_embed.hidden.weight [D, n n I] .bias, .out.weight [D, D] .bias
@@ -25,11 +26,10 @@ A bias is there where our parameter is (`model.bias`, `norm: layer`, `qk_norm: l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import LayoutError, Rules, TensorRule
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule
 from solo.model.parameters import ModelDefinition
 
 MODEL_TYPE = "solo_monolith"
@@ -40,18 +40,17 @@ _WORDS = {"kernel": "weight", "scale": "weight", "text_embed": "text_embed.weigh
 _PROJECTIONS = ("q", "k", "v", "gate", "up", "down", "router")
 
 
-@dataclass(frozen=True)
-class Native:
+class Native(Layout):
     """See the module."""
 
-    name: str = "native"
-    has_images: bool = True
+    name = "native"
+    has_images = True
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type."""
         return config_json.get("model_type") == MODEL_TYPE
 
-    def config_from(self, config_json: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         """The sections as they are."""
         if missing := [name for name in _SECTIONS if not isinstance(config_json.get(name), dict)]:
             raise LayoutError(f"config.json of a {MODEL_TYPE} lacks the sections {', '.join(missing)}")
@@ -84,10 +83,6 @@ class Native:
         for layer in range(definition.config.layers):
             found += [_rule(rules, path, layer) for path in stacked]
         return found + [_rule(rules, path) for path in last]
-
-    def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
-        """None."""
-        return {}
 
 
 def tensor_name(path: str, layer: int | None = None) -> str:
