@@ -57,7 +57,7 @@ def _frequencies(config: SoloMonolithConfig, length_B: Tensor) -> Tensor:
 def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Tensor:
     """int64 [B, past + S]: number of the image whose tokens all see each other, -1 elsewhere.
 
-    An image is its patches and the row tokens between them; with attention "prefix" its begin and end tokens too.
+    An image is its patches and row tokens; with attention "prefix" its begin and end tokens too.
 
     Raises:
         ValueError: these tokens begin or end within an image, which then could not see all of itself.
@@ -72,16 +72,15 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
     def after(x: Tensor) -> Tensor:
         return F.pad(x, (0, 1))[:, 1:]
 
-    patch = is_token(config.image_token_id)
-    inside = patch | (is_token(config.image_row_id) & after(patch))
+    inside = is_token(config.image_token_id) | is_token(config.image_row_id)
     opening = is_token(config.image_begin_id) & after(inside) & ~inside
     closing = is_token(config.image_end_id) & before(inside) & ~inside
     cut_before = past > 0 and config.image_begin_id is not None and bool(inside[:, 0].any())
     if cut_before or (config.image_end_id is not None and bool(inside[:, -1].any())):
         raise ValueError("an image lies in two chunks, but its patches see each other: cut the prompt elsewhere")
-    first = inside & ~before(inside) & ~before(opening)
     if config.image["attention"] == "prefix":
-        inside, first = inside | opening | closing, first | opening
+        first = opening | (inside & ~before(inside | opening))
+        inside = inside | opening | closing
     else:
         first = inside & ~before(inside)
     number = first.long().cumsum(-1) - 1
