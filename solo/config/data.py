@@ -49,6 +49,9 @@ class ImageConfig(Section):
     end_token: str | None = Field("</vision>", description="piece behind them")
     row_token: str | None = Field("<vrow_sep>", description="piece between two rows of patches; not in tiles")
     row_token_after_last: bool = Field(False, description="also behind the last row (Fuyu)")
+    markers: bool = Field(
+        False, description="a learned visual token before an image and behind each row (EVEv2); patch_grid -1 and -2"
+    )
     placeholder_token: str | None = Field(
         None, description="piece that stands for a patch in published repositories; never in our rows"
     )
@@ -86,6 +89,12 @@ class SequenceConfig(Section):
     system: str | None = Field(None, description="a system turn for conversations that bring none")
     positions: Literal["text", "grid"] = "text"
     window: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> SequenceConfig:
+        if self.window is not None and self.positions == "grid":
+            raise ValueError("a window counts slots in reading order, which grid positions do not give")
+        return self
 
 
 class SourceConfig(Section):
