@@ -16,6 +16,7 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+BEGIN_MARKER, ROW_MARKER = -1, -2
 _PADDING = 1  # of 255: what is beside and under an image that is filled up to whole patches
 
 
@@ -117,8 +118,11 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         grid = self.grid(*image.size, images, max_tiles)
         by_column = config["patch_order"] == "columns"
         places = np.indices((grid.rows, grid.columns)).transpose((2, 1, 0) if by_column else (1, 2, 0)).reshape(-1, 2)
-        pixels = [patches_of(whole, config["patch_size"], by_column) for whole in wholes]
-        return np.concatenate(pixels), np.tile(places, (len(wholes), 1)), grid
+        pixels = np.concatenate([patches_of(whole, config["patch_size"], by_column) for whole in wholes])
+        places = np.tile(places, (len(wholes), 1))
+        if config.get("markers"):
+            pixels, places = with_markers(pixels, places, grid)
+        return pixels, places, grid
 
     def normalised(self, raw: np.ndarray) -> np.ndarray:
         """(value / 255 - mean) / std, float32."""
@@ -147,6 +151,17 @@ def patches_of(pixels: np.ndarray, side: int, by_column: bool) -> np.ndarray:
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     blocks = pixels.reshape(rows, side, columns, side, 3)
     return blocks.transpose((2, 0, 4, 1, 3) if by_column else (0, 2, 4, 1, 3)).reshape(rows * columns, -1)
+
+
+def with_markers(pixels: np.ndarray, places: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """With a learned token before the image and one behind each row: no pixels, and no place but -1 and -2."""
+
+    def mark(values: np.ndarray, begin: int, row: int) -> np.ndarray:
+        rows = values.reshape(grid.rows, grid.columns, -1)
+        rows = np.concatenate([rows, np.full_like(rows[:, :1], row)], axis=1).reshape(-1, values.shape[1])
+        return np.concatenate([np.full_like(rows[:1], begin), rows])
+
+    return mark(pixels, 0, 0), mark(places, BEGIN_MARKER, ROW_MARKER)
 
 
 def resized(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:

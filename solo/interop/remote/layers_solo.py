@@ -18,6 +18,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_solo import SoloMonolithConfig
 
+# Rows of patches_grid that are no place: a learned visual token stands there.
+BEGIN_MARKER, ROW_MARKER = -1, -2
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm; statistics in float32."""
@@ -165,16 +168,23 @@ class PatchEmbed(nn.Module):
             self.hidden, self.out = nn.Linear(joined, width), nn.Linear(width, width)
         else:
             self.merge = nn.Linear(joined, width)
+        markers = config.image.get("markers")
+        self.begin_marker = nn.Parameter(torch.empty(width)) if markers else None
+        self.row_marker = nn.Parameter(torch.empty(width)) if markers else None
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
         """Pixels [n, p*p*3] and places [n, 2] in the image or tile, to [n, D]."""
         side, size = self.side, self.size
         cut = pixels.view(-1, 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
         x = self.inner(cut.reshape(-1, side**2, 3 * size**2))
+        if grid is None and (self.is_grid or self.begin_marker is not None):
+            raise ValueError("this model needs patches_grid: the row and column of every patch in its image or tile")
         if not self.is_grid:
-            return self.merge(F.gelu(x).flatten(1))
-        if grid is None:
-            raise ValueError("this model needs patches_grid: the row and column of every patch in its tile")
+            x = self.merge(F.gelu(x).flatten(1))
+            for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
+                if marker is not None:
+                    x = torch.where(grid[:, :1].to(x.device) == place, marker, x)
+            return x
         offset = torch.arange(side, device=grid.device)
         rows = grid[:, :1] * side + offset.repeat_interleave(side)
         columns = grid[:, 1:] * side + offset.repeat(side)

@@ -45,8 +45,10 @@ class SoloMonolithPreTrainedModel(PreTrainedModel):
                 nn.init.normal_(kernel, std=std)
         if isinstance(module, PatchEmbed) and module.is_grid:
             nn.init.normal_(module.positions, std=std)
-            if module.class_token is not None:
-                nn.init.normal_(module.class_token, std=std)
+        if isinstance(module, PatchEmbed):
+            for extra in (getattr(module, "class_token", None), module.begin_marker, module.row_marker):
+                if extra is not None:
+                    nn.init.normal_(extra, std=std)
 
 
 class SoloMonolithModel(SoloMonolithPreTrainedModel):
@@ -201,15 +203,21 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         attention, window = self.config.image["attention"], self.config.sequence["window"]
         has_patches = visual is not None and bool(visual.any())
         special: dict[str, Any] = {}
+        limits = []
         if has_patches and attention in ("bidirectional", "prefix"):
             blocks = image_blocks(self.config, input_ids, past)
-            special["or_mask_function"] = lambda b, h, q, k: (blocks[b, q] == blocks[b, k]) & (blocks[b, q] >= 0)
-        limits = []
+
+            def same_image(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return (blocks[b, q] == blocks[b, k]) & (blocks[b, q] >= 0)
+
+            special["or_mask_function"] = same_image
+            if window is not None:
+                limits.append(lambda b, h, q, k: (q - k <= window) | same_image(b, h, q, k))
+        elif window is not None:
+            limits.append(lambda b, h, q, k: q - k <= window)
         if has_patches and attention == "isolated":
             alone = F.pad(visual, (past, 0))
             limits.append(lambda b, h, q, k: (q == k) | ~alone[b, q])
-        if window is not None:
-            limits.append(lambda b, h, q, k: q - k <= window)
         if limits:
             special["and_mask_function"] = and_masks(*limits)
         return create_causal_mask(

@@ -76,19 +76,24 @@ class SoloMonolithProcessor(ProcessorMixin):
     def image_text(self, grid: Grid) -> str:
         """Delimiters, placeholders and row tokens of an image that is cut like this."""
         if self.image_row_token is None:
-            inside = self.image_token * (grid.tiles * grid.rows * grid.columns)
+            inside = self.image_token * self._placeholders(grid)
         else:
             row = self.image_token * grid.columns
             inside = self.image_row_token.join([row] * grid.rows)
             inside += self.image_row_token if self.row_token_after_last else ""
         return f"{self.image_begin_token or ''}{inside}{self.image_end_token or ''}"
 
+    def _placeholders(self, grid: Grid) -> int:
+        """Patches, and the learned tokens that some models have among them."""
+        markers = 1 + grid.rows if self.image_processor.image.get("markers") else 0
+        return grid.tiles * grid.rows * grid.columns + markers
+
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         """Placeholders and patches of images of these sizes (height, width)."""
         if image_sizes is None:
             return MultiModalData()
         grids = [self.image_processor.grid(width, height) for height, width in image_sizes]
-        patches = [grid.tiles * grid.rows * grid.columns for grid in grids]
+        patches = [self._placeholders(grid) for grid in grids]
         return MultiModalData(num_image_tokens=patches, num_image_patches=patches)
 
 

@@ -64,25 +64,19 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
     """
 
     def is_token(token: int | None) -> Tensor:
-        return torch.zeros_like(input_ids, dtype=torch.bool) if token is None else input_ids == token
-
-    def before(x: Tensor) -> Tensor:
-        return F.pad(x, (1, 0))[:, :-1]
-
-    def after(x: Tensor) -> Tensor:
-        return F.pad(x, (0, 1))[:, 1:]
+        return _none(input_ids) if token is None else input_ids == token
 
     inside = is_token(config.image_token_id) | is_token(config.image_row_id)
-    opening = is_token(config.image_begin_id) & after(inside) & ~inside
-    closing = is_token(config.image_end_id) & before(inside) & ~inside
+    opening = is_token(config.image_begin_id) & _after(inside) & ~inside
+    closing = is_token(config.image_end_id) & _before(inside) & ~inside
     cut_before = past > 0 and config.image_begin_id is not None and bool(inside[:, 0].any())
     if cut_before or (config.image_end_id is not None and bool(inside[:, -1].any())):
         raise ValueError("an image lies in two chunks, but its patches see each other: cut the prompt elsewhere")
     if config.image["attention"] == "prefix":
-        first = opening | (inside & ~before(inside | opening))
+        first = opening | (inside & ~_before(inside | opening))
         inside = inside | opening | closing
     else:
-        first = inside & ~before(inside)
+        first = inside & ~_before(inside)
     number = first.long().cumsum(-1) - 1
     return F.pad(number.masked_fill(~inside, -1), (past, 0), value=-1)
 
@@ -90,8 +84,50 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
 def grid_positions(
     config: SoloMonolithConfig, input_ids: Tensor, attention_mask: Tensor | None, patches_grid: Tensor | None
 ) -> Tensor:
-    """(time, row, column) of every token, int64 [3, B, S]."""
-    raise NotImplementedError
+    """(time, row, column) of every token of whole sequences, int64 [3, B, S].
+
+    Text advances all three by one. A patch stands at the position that a text token in place of its image's first
+    patch would have, plus (tile, row, column); a row token as one more column of its row. What follows the image goes
+    on one behind the highest position in it.
+
+    Raises:
+        ValueError: there are not as many places as patches.
+    """
+    is_patch = input_ids == config.image_token_id
+    inside = is_patch | (_none(input_ids) if config.image_row_id is None else input_ids == config.image_row_id)
+    count = int(is_patch.sum())
+    if count != (0 if patches_grid is None else len(patches_grid)):
+        raise ValueError(f"rows and columns count: {count} placeholders need as many places in patches_grid")
+    steps = (~inside).long()
+    if attention_mask is not None and attention_mask.ndim == 2:
+        steps = steps * attention_mask.long()
+    offsets = torch.zeros(*input_ids.shape, 3, dtype=torch.long, device=input_ids.device)
+    if patches_grid is not None and count:
+        first, last = inside & ~_before(inside), inside & ~_after(inside)
+        image = (first.flatten().cumsum(0) - 1)[inside.flatten()]
+        patch = (is_patch.flatten().cumsum(0) - 1)[inside.flatten()]
+        grid = patches_grid.to(input_ids.device)
+        tile = (grid == 0).all(-1).cumsum(0)[patch]
+        tile = tile - tile[first.flatten()[inside.flatten()]][image]
+        column = grid[patch, 1] + ~is_patch[inside]
+        found = torch.stack([tile, grid[patch, 0], column], dim=-1)
+        offsets[inside] = found
+        highest = torch.zeros(int(first.sum()), dtype=torch.long, device=grid.device)
+        steps[last] = highest.scatter_reduce(0, image, found.amax(-1), "amax") + 1
+    before = steps.cumsum(-1) - steps
+    return (before[..., None] + offsets).permute(2, 0, 1)
+
+
+def _none(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.bool)
+
+
+def _before(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 0))[:, :-1]
+
+
+def _after(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 1))[:, 1:]
 
 
 def take_new(visual_BR: Tensor, past: int, of_patches: Tensor) -> Tensor:
