@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from solo.interop.layout import Layout, LayoutError, Part, TensorRule
 from solo.interop.layouts import recognise
-from solo.interop.tensor_reader import TensorFileError, TensorReader
+from solo.interop.tensor_reader import TensorReader
 from solo.model.parameters import ModelDefinition, Parameters, ParameterSpec
 from solo.sharding.mesh import parameter_shardings, partition
 
@@ -63,8 +63,11 @@ def load_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh)
         for name, rule in rules.items():
             for part, values in zip(rule.parts, rule.split(reader.read(name)), strict=True):
                 spec = definition.specs[part.path]
-                parameters[part.path] = _write(parameters[part.path], values, part, spec, mesh)
-                del values
+                placed = _place(values, spec.axes[part.layer is not None :], mesh)
+                update = _updater(shardings[part.path])
+                parameters[part.path] = update(parameters[part.path], placed, part.layer or 0)
+                # What is under way would hold its tensors in the host's memory.
+                parameters[part.path].block_until_ready()
     return parameters
 
 
@@ -103,7 +106,7 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
     return {stored: rules[name] for name, stored in found.items() if name in rules}
 
 
-def check_complete(rules: Sequence[TensorRule] | Any, definition: ModelDefinition, layout: Layout) -> None:
+def check_complete(rules: Iterable[TensorRule], definition: ModelDefinition, layout: Layout) -> None:
     """Raise LayoutError where a layout does not hold all of a model, such as a text layout of one that sees images."""
     covered = {part for rule in rules for part in rule.parts}
     missing = [str(part) for part in every_part(definition.specs) if part not in covered]
@@ -135,19 +138,23 @@ def _zeros(spec: ParameterSpec, sharding: NamedSharding) -> jax.Array:
     return jax.jit(partial(jnp.zeros, spec.shape, jnp.float32), out_shardings=sharding)()
 
 
-def _write(parameter: jax.Array, values: np.ndarray, part: Part, spec: ParameterSpec, mesh: Mesh) -> jax.Array:
-    """Put a part in its place; the parameter's memory is used again."""
-    sharding = NamedSharding(mesh, partition(spec.axes[part.layer is not None :], values.shape, mesh))
-    placed = jax.make_array_from_callback(values.shape, sharding, lambda index: np.ascontiguousarray(values[index]))
-    return _updated(parameter, placed, 0 if part.layer is None else part.layer)
+def _place(values: np.ndarray, axes: Sequence[str], mesh: Mesh) -> jax.Array:
+    """On the devices, in its own dtype, each with its slice."""
+    sharding = NamedSharding(mesh, partition(axes, values.shape, mesh))
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: np.ascontiguousarray(values[index]))
 
 
-@partial(jax.jit, donate_argnums=0)
-def _updated(parameter: jax.Array, values: jax.Array, layer: Any) -> jax.Array:
-    if values.ndim == parameter.ndim:
-        return jax.lax.dynamic_update_slice(parameter, values.astype(parameter.dtype), (0,) * parameter.ndim)
-    start = (layer, *(0,) * values.ndim)
-    return jax.lax.dynamic_update_slice(parameter, values.astype(parameter.dtype)[None], start)
+@lru_cache
+def _updater(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Put values into a layer of a parameter, or at its beginning where they are the whole of it; in its memory."""
+
+    def update(parameter: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
+        stacked = values.ndim < parameter.ndim
+        values = values.astype(parameter.dtype)
+        start = (layer, *(0,) * values.ndim) if stacked else (0,) * parameter.ndim
+        return jax.lax.dynamic_update_slice(parameter, values[None] if stacked else values, start)
+
+    return jax.jit(update, donate_argnums=0, out_shardings=sharding)
 
 
 def _compare(reader: TensorReader, copy: str, original: str) -> None:
