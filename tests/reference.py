@@ -67,7 +67,7 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
     pixels = np.zeros((len(is_patch), image.patch_size**2 * 3))
     pixels[is_patch] = (document.patches - shift) / scale
     text = parameters["text_embed"][np.where(is_patch, 0, document.tokens)]
-    x = jnp.where(is_patch[:, None], jnp.asarray(pixels, jnp.float32) @ parameters["patch_embed"], text)
+    x = jnp.where(is_patch[:, None], jnp.asarray(pixels, jnp.float32) @ parameters["patch_embed/kernel"], text)
     mask = reading_mask(document, image.attention)
     for number in range(config.layers):
         layer = {path[7:]: value[number] for path, value in parameters.items() if path.startswith("layers/")}

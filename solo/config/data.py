@@ -90,6 +90,12 @@ class SequenceConfig(Section):
     positions: Literal["text", "grid"] = "text"
     window: int | None = Field(None, ge=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> SequenceConfig:
+        if self.window is not None and self.positions == "grid":
+            raise ValueError("a window counts slots in reading order, which grid positions do not give")
+        return self
+
 
 class SourceConfig(Section):
     """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take."""

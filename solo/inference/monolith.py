@@ -30,7 +30,7 @@ from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.transformer import Placement
 from solo.sharding.mesh import TABLE, device_batch, make_mesh, parameter_shardings, placement
 from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
-from solo.training.loss import normalised_weights, target_loss
+from solo.training.loss import batch_loss, normalised_weights
 
 if TYPE_CHECKING:
     from solo.inference.session import Session
@@ -227,8 +227,7 @@ def row_keys(seed: int, first: int, rows: int) -> jax.Array:
 @partial(jax.jit, static_argnums=(0, 1))
 def _logits(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:
     model = definition.bind(parameters)
-    hidden, _ = model.hidden(batch, where)
-    return model.logits(hidden.join())
+    return model.logits(model.hidden(batch, where).hidden.join())
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -239,8 +238,6 @@ def _loss_and_grads(
     weighted = batch._replace(target_weights=normalised_weights(batch.target_weights, config))
 
     def loss(parameters: Parameters) -> jax.Array:
-        model = definition.bind(parameters)
-        hidden, _ = model.hidden(weighted, where)
-        return target_loss(model, hidden, weighted, config, num_sources=1).total
+        return batch_loss(definition, where, parameters, weighted, config).total
 
     return jax.value_and_grad(loss)(parameters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """Everything about a model but its values. `vocab_size` counts the tokenizer's pieces, without padding."""
+    """Everything about a model but its values. `vocab_size` counts rows of the vocabulary without padding."""
 
     config: ModelConfig
     image: ImageConfig
@@ -74,10 +75,4 @@ class ModelDefinition:
 
     def num_parameters(self) -> int:
         """All parameters, padded vocabulary rows included."""
-        total = 0
-        for spec in self.specs.values():
-            size = 1
-            for dimension in spec.shape:
-                size *= dimension
-            total += size
-        return total
+        return sum(prod(spec.shape) for spec in self.specs.values())
