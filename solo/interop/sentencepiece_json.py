@@ -48,6 +48,12 @@ def tokenizer_json(model: bytes, add_bos: bool) -> str:
     return str(tokenizer.to_str())
 
 
+def has_dummy_prefix(model: bytes) -> bool:
+    """Whether a SentencePiece model begins every text with a space."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    return bool(proto.normalizer_spec.add_dummy_prefix)
+
+
 def _unigram(proto: Any) -> models.Unigram:
     vocab = [(piece.piece, piece.score) for piece in proto.pieces]
     return models.Unigram(vocab, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from solo.data.cutting import decode_patches
 
 from solo.config import ImageConfig
-from solo.data.cutting import decode_patches
 from solo.data.geometry import patch_grid
 
 pytest.importorskip("transformers")
 
-from solo.interop.remote.image_processing_solo import SoloMonolithImageProcessor  # noqa: E402
+from solo.interop.remote.image_processing_solo import SoloMonolithImageProcessor
 
 GEOMETRIES = {
     "native": {"patch_size": 8, "max_side": 64},

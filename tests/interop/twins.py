@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from solo.interop.layouts.native import NATIVE
 
 from solo.batch import Batch
 from solo.config import Config, parse_config
 from solo.data.document import PATCH, Document
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
+from solo.interop.layouts.native import NATIVE
 from solo.model.parameters import ModelDefinition, Parameters
 
 VOCAB = 40

@@ -129,7 +129,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         """
         visual = self._visual(input_ids, inputs_embeds)
         if inputs_embeds is None:
-            inputs_embeds = self.text_embed(input_ids)
+            inputs_embeds = self.text_embed(input_ids.masked_fill(visual, 0))
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             features = mm_encoder_outputs["image"]["pooler_output"]
             features = torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
