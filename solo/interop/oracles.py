@@ -53,14 +53,13 @@ class Oracle:
             found = self.model(**self._inputs(read)).logits[0].float().numpy()
         return read["input_ids"][0].numpy(), found
 
-    def answer(self, messages: list[dict[str, Any]], max_new_tokens: int) -> str:
-        """A greedy answer."""
+    def answer(self, messages: list[dict[str, Any]], max_new_tokens: int) -> list[int]:
+        """The tokens of a greedy answer."""
         inputs = self._inputs(self._read(messages, open_turn=True))
-        # Without limits of its own: those of what wrote it, such as 20 tokens, would come before ours.
-        written = self.model.generate(**inputs, generation_config=self._generation, max_new_tokens=max_new_tokens)
+        self._generation.max_new_tokens = max_new_tokens
+        written = self.model.generate(**inputs, generation_config=self._generation)[0].tolist()
         # Of embeddings instead of ids, transformers returns what is new only.
-        new = written[0, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else written[0]
-        return str(self._reader.decode(new, skip_special_tokens=True))
+        return written[inputs["input_ids"].shape[1] :] if "input_ids" in inputs else written
 
     def _read(self, messages: list[dict[str, Any]], open_turn: bool) -> dict[str, Any]:
         options = {"add_generation_prompt": open_turn, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
@@ -111,7 +110,7 @@ def make_oracle(folder: Path, plan: Plan) -> Oracle:
     if plan.tokenizer is None:
         raise NoOracleError("there is no tokenizer to ask the model with")
     layout = plan.layout.name
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     generation = transformers.GenerationConfig.from_pretrained(folder)
     if layout in _TEXT_CLASSES:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -120,7 +119,7 @@ def make_oracle(folder: Path, plan: Plan) -> Oracle:
         raise NoOracleError(f"transformers has no class for the layout {layout}")
     if layout == "native":
         model = SoloMonolithForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        reader = SoloMonolithProcessor.from_pretrained(folder)
+        reader = _processor(folder, plan, tokenizer, SoloMonolithImageProcessor.from_pretrained(folder))
         return Oracle("the PyTorch code beside the weights", model, reader, generation)
     reader = _processor(folder, plan, tokenizer)
     if layout == "fuyu":
@@ -133,14 +132,14 @@ def make_oracle(folder: Path, plan: Plan) -> Oracle:
     return Oracle(name, _twin(folder, plan, reader.image_token_id), reader, generation)
 
 
-def _processor(folder: Path, plan: Plan, tokenizer: Any) -> SoloMonolithProcessor:
-    """Ours, for a repository that comes without one."""
+def _processor(folder: Path, plan: Plan, tokenizer: Any, cutting: Any = None) -> SoloMonolithProcessor:
+    """Ours, also for repositories that come without one."""
     image = plan.config.image
     if image.placeholder_token is None:
         image = image.model_copy(update={"placeholder_token": "<placeholder>"})
     tokenizer.add_tokens([image.placeholder_token], special_tokens=True)
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    cutting = SoloMonolithImageProcessor(image=image.model_dump(mode="json"))
+    cutting = cutting or SoloMonolithImageProcessor(image=image.model_dump(mode="json"))
     return SoloMonolithProcessor(cutting, tokenizer, template, **processor_config(image))
 
 

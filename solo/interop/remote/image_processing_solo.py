@@ -3,8 +3,6 @@
 `image` in `preprocessor_config.json` is the training config's section of that name; its keys are used by their names.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

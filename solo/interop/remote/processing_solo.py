@@ -1,7 +1,5 @@
 """Texts with images to what the model reads: token ids, in which every image is its delimiters and placeholders."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
