@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from solo.config import parse_config
 from solo.data.tokenizer import open_tokenizer
 from solo.inference.monolith import Monolith, Published, load_run, local_mesh
+from solo.interop.layout import Layout
 from solo.interop.layouts import recognise
-from solo.interop.weights import load_parameters, read_config_json
-from solo.model.parameters import define
+from solo.interop.weights import load_parameters, read_config_json, tensor_of
+from solo.model.parameters import ModelDefinition, define
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
