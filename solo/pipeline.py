@@ -42,7 +42,7 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
     observer = observer or Observer()
     run = RunFolder.open(config)
     prepared = prepare(config, observer.note)
-    prepared.tokenizer.save(run.tokenizer_file)
+    prepared.tokenizer.save(run.path)
     observer.note("planning")
     trainer = Trainer(config, prepared, run, observer)
     observer.start(trainer.num_steps)

@@ -19,11 +19,11 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.batch import Batch
 from solo.config import Config, LossConfig, MeshConfig, load_config
-from solo.data.document import runs
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
-from solo.data.tokenizer import Tokenizer
-from solo.inference.decoding import Decoding
+from solo.data.templates import make_template
+from solo.data.tokenizer import Tokenizer, open_tokenizer
+from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
 from solo.model.generate import empty_memory, read
 from solo.model.parameters import ModelDefinition, Parameters
@@ -41,6 +41,7 @@ class Monolith:
 
     config       of the run it comes from
     tokenizer    its tokenizer
+    template     how it writes conversations down
     definition   everything about the network but its values
     parameters   path -> float32 array
     mesh         this process's devices, with the parameters sharded over all of them, unless one is given
@@ -50,6 +51,7 @@ class Monolith:
     def __init__(self, config: Config, tokenizer: Tokenizer, parameters: Parameters, mesh: Mesh | None = None):
         self.config = config
         self.tokenizer = tokenizer
+        self.template = make_template(tokenizer, config.sequence)
         self.definition = ModelDefinition(config.model, config.image, tokenizer.vocab_size)
         self.mesh = local_mesh() if mesh is None else mesh
         self.parameters = jax.device_put(parameters, parameter_shardings(self.definition.specs, self.mesh))
@@ -67,15 +69,15 @@ class Monolith:
         """
         if not conversations:
             raise ValueError("there is no conversation to make a batch of")
-        tokenizer, image = self.tokenizer, self.config.image
+        tokenizer, image, sequence = self.tokenizer, self.config.image, self.config.sequence
         documents = [
-            encode_prompt(runs(turns, tokenizer), tokenizer, image, f"conversation {number}")
+            encode_prompt(self.template.runs(turns), tokenizer, image, f"conversation {number}")
             for number, turns in enumerate(parse(conversations))
         ]
         needs = [(*slots(document), int(document.supervised.sum())) for document in documents]
         shape = RowShape(*(-(-max(need) // slot_multiple) * slot_multiple for need in zip(*needs, strict=True)))
         pad = tokenizer.special.pad
-        return stack([assemble_row([(document, 0)], shape, image, pad) for document in documents])
+        return stack([assemble_row([(document, 0)], shape, image, pad, sequence) for document in documents])
 
     def logits(self, batch: Batch) -> np.ndarray:
         """Float32 logits [B, S, V] of what follows each slot, V being the tokenizer's pieces.
@@ -123,11 +125,12 @@ class Monolith:
             raise ValueError(f"batch_rows is {batch_rows}; it must be at least 1")
         if not conversations:
             return []
-        prompts = [runs(turns, self.tokenizer, open_turn=True) for turns in parse(conversations)]
+        prompts = [self.template.runs(turns, open_turn=True) for turns in parse(conversations)]
         # A power of two, so that numbers of conversations that differ a little share a compilation.
         rows = self._fill(min(1 << (len(prompts) - 1).bit_length(), batch_rows))
         answers: list[str] = []
-        for batch, counts in prompt_batches(prompts, rows, self.tokenizer, self.config.image):
+        config = self.config
+        for batch, counts in prompt_batches(prompts, rows, self.tokenizer, config.image, config.sequence):
             keys = row_keys(seed, len(answers), rows)
             answers += self._answer(batch, counts, keys, decoding)[: len(prompts) - len(answers)]
             if progress:
@@ -145,9 +148,10 @@ class Monolith:
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
         memory = empty_memory(definition, len(counts_B2), batch.patches.shape[1], text_slots)
         memory, logits = read(definition, self.placement, parameters, memory, self._place(batch), counts_B2)
-        written = decoding.write(definition, parameters, self.tokenizer, memory, logits, keys_B)
+        written = decoding.write(definition, parameters, self.tokenizer, self.template, memory, logits, keys_B)
         tokens, lengths = jax.device_get((written.tokens, written.lengths))
-        return [self.tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+        answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+        return [self.tokenizer.decode(row[: answer_length(row, self.template.stops)]) for row in answers]
 
     def _fill(self, rows: int) -> int:
         """The number of rows rounded up to what the devices can share."""
@@ -179,11 +183,10 @@ def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
     run = folder.parent.parent if is_checkpoint else folder
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; expected a run (runs/<name>) or one of its checkpoints")
-    for needed in ("config.yaml", "tokenizer.model"):
-        if not (run / needed).is_file():
-            raise ValueError(f"{run} is no run of solo: it has no {needed}")
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run of solo: it has no config.yaml")
     config = load_config(run / "config.yaml")
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    tokenizer = open_tokenizer(run)
     definition = ModelDefinition(config.model, config.image, tokenizer.vocab_size)
     mesh = local_mesh() if mesh is None else mesh
     checkpoint = folder if is_checkpoint else newest_checkpoint(run)

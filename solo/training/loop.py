@@ -140,12 +140,13 @@ class Trainer:
             plan,
             {name: self.prepared.sources[name] for name in config.mixture},
             self.prepared.tokenizer,
-            self.config.image,
+            self.config.image_in(config),
             self.config.data,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             start_step=at.stage_step,
             quarantine=self.run.quarantine_file,
+            sequence=self.config.sequence,
         )
         with loader:
             batches = iter(loader)
@@ -230,7 +231,7 @@ class Trainer:
 
     def _plan(self, stage: StageConfig) -> StagePlan:
         indexes = {name: self.prepared.sources[name].index for name in stage.mixture}
-        return StagePlan(stage, indexes, self.config.image, self.config.data, self.config.seed)
+        return StagePlan(stage, indexes, self.config.image_in(stage), self.config.data, self.config.seed)
 
     def _stage(self, number: int) -> Stage:
         config = self.config

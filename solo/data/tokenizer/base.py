@@ -97,9 +97,7 @@ def extend_tokenizer(tokenizer: Tokenizer, pieces: Iterable[str]) -> Tokenizer:
     A piece that is there already keeps its id and becomes special, whatever it was: SOLO's own files have theirs as
     normal ones, which text can match. Nothing to do: the same tokenizer.
     """
-    needed = [
-        piece for piece in dict.fromkeys(pieces) if tokenizer.find(piece) not in tokenizer.special_ids
-    ]
+    needed = [piece for piece in dict.fromkeys(pieces) if tokenizer.find(piece) not in tokenizer.special_ids]
     return tokenizer.extended(needed) if needed else tokenizer
 
 
