@@ -151,7 +151,7 @@ def _updater(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], j
     def update(parameter: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
         stacked = values.ndim < parameter.ndim
         values = values.astype(parameter.dtype)
-        start = (layer, *(0,) * values.ndim) if stacked else (0,) * parameter.ndim
+        start: list[Any] = [layer, *[0] * values.ndim] if stacked else [0] * parameter.ndim
         return jax.lax.dynamic_update_slice(parameter, values[None] if stacked else values, start)
 
     return jax.jit(update, donate_argnums=0, out_shardings=sharding)

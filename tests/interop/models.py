@@ -4,7 +4,7 @@ from functools import cache
 
 from solo.config import Config, parse_config
 from solo.interop.layouts.evev2 import CLIP_MEAN, CLIP_STD
-from tests.interop.standin import StandIn
+from solo.model.parameters import ModelDefinition
 
 TEXT = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 100, "vocab_multiple": 64}
 MODALITY = {"ffn": "modality", "qkv": "modality", "out": "modality", "norms": "modality"}
@@ -104,11 +104,12 @@ TINY = tuple(_TINY)
 
 
 @cache
-def tiny(name: str) -> tuple[str, Config, StandIn]:
-    """Layout, config and definition of a tiny model."""
+def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
+    """Layout, config and definition of a tiny model with so many rows of the vocabulary."""
     layout, model, image, sequence = _TINY[name]
-    config = parse_config({"name": "tiny", "model": {**TEXT, **model}, "image": image, "sequence": sequence})
-    return layout, config, StandIn(config.model, config.image, 100)
+    sections = {"model": {**TEXT, **model, "vocab_size": rows}, "image": image, "sequence": sequence}
+    config = parse_config({"name": "tiny", **sections})
+    return layout, config, ModelDefinition(config.model, config.image, rows)
 
 
 _MISTRAL_7B = {

@@ -10,8 +10,8 @@ import pytest
 from solo.config import parse_config
 from solo.interop.layout import LayoutError, Part
 from solo.interop.layouts import LAYOUTS, layout_named, recognise
+from solo.model.parameters import ModelDefinition
 from tests.interop.models import MODALITY, PUBLISHED, TEXT, TINY, tiny
-from tests.interop.standin import StandIn
 
 
 def every_part(definition, images=True):
@@ -91,7 +91,7 @@ def test_published_sizes(layout):
         sections["model"]["patch_embed"]["token_id"] = 32001
     config = parse_config({"name": layout, **json.loads(json.dumps(sections))})
     assert LAYOUTS[layout].refusal(config) is None
-    definition = StandIn(config.model, config.image, config.model.vocab_size)
+    definition = ModelDefinition(config.model, config.image, config.model.vocab_size)
     rules = LAYOUTS[layout].tensors(definition)
     assert len(rules) == tensors
     assert sum(prod(rule.shape) for rule in rules) == parameters
@@ -102,7 +102,7 @@ def test_names_and_shapes_of_the_published_tensors():
     shapes = {}
     for layout, (config_json, *_) in PUBLISHED.items():
         config = parse_config({"name": layout, **json.loads(json.dumps(LAYOUTS[layout].config_from(config_json)))})
-        definition = StandIn(config.model, config.image, config.model.vocab_size)
+        definition = ModelDefinition(config.model, config.image, config.model.vocab_size)
         shapes |= {(layout, rule.name): rule.shape for rule in LAYOUTS[layout].tensors(definition)}
     last = "language_model.model.layers.23"
     for key, shape in {
