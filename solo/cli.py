@@ -156,6 +156,30 @@ def import_weights(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """Count a model's tensors and parameters."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from solo.config import load_config
+    from solo.interop.structure import structure
+
+    found = structure(load_config(arguments.config, arguments.overrides))
+    table = Table("component")
+    for title in ("parameters", "of a text token", "of a patch"):
+        table.add_column(title, justify="right")
+    rows = [(each.name, each.total, each.of_text, each.of_patches) for each in found.components]
+    totals = ("all", *(sum(row[column] for row in rows) for column in (1, 2, 3)))
+    for name, *sizes in [*rows, totals]:
+        table.add_row(name, *(f"{size:,}" for size in sizes), end_section=name == rows[-1][0])
+    console = Console()
+    console.print(table)
+    console.print(f"vocabulary {found.vocab_size:,}")
+    for layout, (tensors, parameters) in found.layouts.items():
+        console.print(f"as {layout}: {tensors:,} tensors, {parameters:,} parameters", highlight=False)
+    return 0
+
+
 def _say_where(run: Any, set_aside: list[str], console: Any) -> None:
     for title, name in (
         ("report", "report.html"),
@@ -248,6 +272,17 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
     )
+
+    added = add(
+        "plan",
+        plan,
+        "count a config's tensors and parameters",
+        "Nothing is allocated: sizes of the model by component, all of them and those that one text token or one patch"
+        " meets, and its tensors in every published layout that can hold it.",
+    )
+    added.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/models/solo_7b.yaml")
+    added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
+    added.add_argument("--count", action="store_true", required=True, help="the one plan there is so far")
 
     added = add(
         "evaluate",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from solo.config import ImageConfig, ModelConfig
+from solo.config import Config, ConfigError, ImageConfig, ModelConfig
 from solo.model.transformer import Transformer
 
 Parameters = dict[str, jax.Array]
@@ -76,3 +76,19 @@ class ModelDefinition:
     def num_parameters(self) -> int:
         """All parameters, padded vocabulary rows included."""
         return sum(prod(spec.shape) for spec in self.specs.values())
+
+
+def define(config: Config, pieces: int | None) -> ModelDefinition:
+    """The model of a config, whose tokenizer has so many pieces; None where there is no tokenizer.
+
+    Raises:
+        ConfigError: the vocabulary has no row for some of the pieces, or its size is not known.
+    """
+    rows = config.model.vocab_size or pieces
+    if rows is None:
+        raise ConfigError("model.vocab_size is needed: there is no tokenizer to take it from")
+    if pieces is not None and pieces > rows:
+        raise ConfigError(
+            f"model.vocab_size is {rows}, but the tokenizer has {pieces} pieces; raise it to at least that"
+        )
+    return ModelDefinition(config.model, config.image, rows)

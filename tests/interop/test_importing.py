@@ -235,6 +235,10 @@ def test_a_monolith_of_another_model_is_refused_key_by_key(tmp_path):
 def test_a_solo_needs_to_know_which_row_stands_under_patches(tmp_path):
     _, config, _ = tiny("solo")
     save(tmp_path / "source", "solo")
+    stated = read_config_json(tmp_path / "source")
+    del stated["vision_patch_token_id"]  # as the published one
+    (tmp_path / "source" / "config.json").write_text(json.dumps(stated))
+    import_repository(tmp_path / "source", config, tmp_path / "good")
     embed = config.model.patch_embed.model_copy(update={"token_id": None})
     config = config.model_copy(update={"model": config.model.model_copy(update={"patch_embed": embed})})
     with pytest.raises(LayoutError, match=r"model.patch_embed.token_id is not set"):
