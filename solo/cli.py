@@ -168,9 +168,9 @@ def plan(arguments: argparse.Namespace) -> int:
     table = Table("component")
     for title in ("parameters", "of a text token", "of a patch"):
         table.add_column(title, justify="right")
-    rows = [(each.name, each.total, each.of_text, each.of_patches) for each in found.components]
-    totals = ("all", *(sum(row[column] for row in rows) for column in (1, 2, 3)))
-    for name, *sizes in [*rows, totals]:
+    rows = [(each.name, [each.total, each.of_text, each.of_patches]) for each in found.components]
+    totals = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
+    for name, sizes in [*rows, ("all", totals)]:
         table.add_row(name, *(f"{size:,}" for size in sizes), end_section=name == rows[-1][0])
     console = Console()
     console.print(table)

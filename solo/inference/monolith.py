@@ -7,7 +7,7 @@ model.generate([[{"role": "user", "content": [{"type": "image", "image": "cat.pn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -141,8 +141,8 @@ class Monolith:
         S is in slot order, not in reading order: the P patches, then the T text tokens; slot P + t is `text[:, t]`.
         Of a caller's batch they are [B, N, V], in the order of its `input_ids`.
         """
-        plain = batch.batch if isinstance(batch, CallerBatch) else batch
-        logits_BSV = _logits(self.definition, self.placement, self.parameters, self._place(plain))
+        definition, plain = self._as_given(batch)
+        logits_BSV = _logits(definition, self.placement, self.parameters, self._place(plain))
         found = np.asarray(logits_BSV[: len(plain.text), :, : self.definition.vocab_size])
         return batch.in_order(found) if isinstance(batch, CallerBatch) else found
 
@@ -151,12 +151,22 @@ class Monolith:
 
         Of a caller's batch, with weights from a published repository, the gradients go by that repository's names.
         """
-        plain = batch.batch if isinstance(batch, CallerBatch) else batch
-        found = _loss_and_grads(self.definition, self.placement, self.parameters, self._place(plain))
+        definition, plain = self._as_given(batch)
+        found = _loss_and_grads(definition, self.placement, self.parameters, self._place(plain))
         loss, grads = jax.device_get(found)
         if isinstance(batch, CallerBatch) and self.published is not None:
             grads = self.published.rename(grads)
         return float(loss), grads
+
+    def _as_given(self, batch: Batch | CallerBatch) -> tuple[ModelDefinition, Batch]:
+        """The model and the batch; of a caller's batch, the model that adds under patches what stands there."""
+        if not isinstance(batch, CallerBatch):
+            return self.definition, batch
+        config, embed = self.definition.config, self.definition.config.patch_embed
+        if batch.under_id in (None, embed.token_id) or embed.token_id is None:
+            return self.definition, batch.batch
+        other = config.model_copy(update={"patch_embed": embed.model_copy(update={"token_id": batch.under_id})})
+        return replace(self.definition, config=other), batch.batch
 
     def generate(
         self,

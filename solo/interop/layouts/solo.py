@@ -110,13 +110,14 @@ class Solo(LlamaLike):
         return [first, rules.linear(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
 
 
-SOLO = Solo("solo", "SoloForCausalLM", windowed=True, has_images=True)
+SOLO = Solo("solo", "SoloForCausalLM", windowed=True, has_images=True, adds_placeholder=True)
 SAIL = Solo(
     "sail",
     "SailForCausalLM",
     windowed=True,
     max_positions=131_072,
     has_images=True,
+    adds_placeholder=True,
     projection="vis_embed",
     classes=("SailForCausalLM", "MMistralForCausalLM"),
     sail=True,
