@@ -56,7 +56,8 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh
     published = Published(placeholder_id(config_json), partial(published_tensors, layout, definition))
-    return Monolith(config, tokenizer, load_parameters(folder, definition, mesh), mesh, published)
+    parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
+    return Monolith(config, tokenizer, parameters, mesh, published)
 
 
 def published_tensors(
