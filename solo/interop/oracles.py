@@ -21,7 +21,7 @@ from solo.interop.remote.configuration_solo import SoloMonolithConfig
 from solo.interop.remote.image_processing_solo import SoloMonolithImageProcessor
 from solo.interop.remote.modeling_solo import SoloMonolithForCausalLM
 from solo.interop.remote.processing_solo import SoloMonolithProcessor
-from solo.interop.repository import processor_config
+from solo.interop.repository import PLACEHOLDER, processor_config
 from solo.interop.tensor_reader import TensorReader
 
 _TEXT_CLASSES = ("llama", "mistral", "qwen2", "qwen3")
@@ -136,7 +136,7 @@ def _processor(folder: Path, plan: Plan, tokenizer: Any, cutting: Any = None) ->
     """Ours, also for repositories that come without one."""
     image = plan.config.image
     if image.placeholder_token is None:
-        image = image.model_copy(update={"placeholder_token": "<placeholder>"})
+        image = image.model_copy(update={"placeholder_token": PLACEHOLDER})
     tokenizer.add_tokens([image.placeholder_token], special_tokens=True)
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     cutting = cutting or SoloMonolithImageProcessor(image=image.model_dump(mode="json"))

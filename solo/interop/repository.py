@@ -26,6 +26,8 @@ REMOTE_CODE = (
     "processing_solo.py",
     "spans_solo.py",
 )
+# What stands for an image in a chat template where the vocabulary has no token for it.
+PLACEHOLDER = "<image>"
 _AUTO_MODEL = {
     "AutoConfig": "configuration_solo.SoloMonolithConfig",
     "AutoModel": "modeling_solo.SoloMonolithModel",
@@ -106,7 +108,7 @@ def _write_tokenizer(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     (folder / "tokenizer_config.json").write_text(json_text(found))
-    image = plan.config.image.placeholder_token or "<image>"
+    image = plan.config.image.placeholder_token or PLACEHOLDER
     template = chat_template(plan.config.sequence, image, special.bos is not None, dummy_prefix)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 

@@ -11,7 +11,7 @@ import solo
 from solo.config import dump_config
 from solo.data.conversation import parse_conversation
 from solo.data.document import PATCH, TextRun, encode, runs
-from solo.data.tokenizer import Tokenizer
+from solo.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from solo.inference.decoding import allowed_tokens
 from solo.inference.monolith import Monolith
 from solo.model.transformer import padded_vocab
@@ -35,7 +35,7 @@ CONVERSATIONS = [
 ]
 
 
-class Spelled(Tokenizer):
+class Spelled(SentencePieceTokenizer):
     """Decodes to the ids themselves: of untrained models' answers, different ones often read the same."""
 
     def decode(self, ids) -> str:
@@ -44,9 +44,9 @@ class Spelled(Tokenizer):
 
 @pytest.fixture(scope="module")
 def spelled(tiny_tokenizer, tmp_path_factory) -> Spelled:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    tiny_tokenizer.save(path)
-    return Spelled.load(path)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save(folder)
+    return Spelled((folder / "tokenizer.model").read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def plain_logits(model: Monolith, document) -> np.ndarray:
 def plain_continuation(model: Monolith, parts: list, count: int) -> list[int]:
     """The likeliest tokens one after the other, everything computed anew for each."""
     tokenizer = model.tokenizer
-    allowed = allowed_tokens(tokenizer, padded_vocab(tokenizer.vocab_size, model.config.model))
+    allowed = allowed_tokens(tokenizer, padded_vocab(tokenizer.vocab_size, model.config.model), (2,))
     found: list[int] = []
     while len(found) < count and tokenizer.special.eos not in found:
         document = encode([*parts, TextRun(tuple(found), False)], tokenizer, model.config.image)
@@ -139,10 +139,10 @@ def test_only_text_comes_out(model, tiny_tokenizer) -> None:
     found = tiny_monolith(tiny_tokenizer).generate(CONVERSATIONS, 6, temperature=20.0)
     assert any(found)
     assert not any(piece in text for text in found for piece in ("<s>", "<vision>", "<|user|>", "<pad>"))
-    allowed = allowed_tokens(model.tokenizer, 384)
-    ids = model.tokenizer.special
-    assert allowed[ids.eos]
-    assert not allowed[[ids.bos, ids.unk, ids.user, ids.vision, ids.pad, 310, 383]].any()
+    allowed = allowed_tokens(model.tokenizer, 384, model.template.stops)
+    assert allowed[model.tokenizer.special.eos]
+    special = [model.tokenizer.id(piece) for piece in ("<s>", "<unk>", "<|user|>", "<vision>", "<pad>")]
+    assert not allowed[[*special, 310, 383]].any()
 
 
 def test_nothing_to_answer(model) -> None:
