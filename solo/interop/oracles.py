@@ -174,7 +174,9 @@ def _twin(folder: Path, plan: Plan, placeholder_id: int) -> Any:
     }
     assert plan.tokenizer is not None
     tokens = image_tokens(plan.config.image, plan.tokenizer)
-    settings = NATIVE.config_json(plan.config, plan.definition.vocab_size)
+    # A row for the placeholder, which these layouts need not have.
+    rows = max(plan.definition.vocab_size, placeholder_id + 1)
+    settings = NATIVE.config_json(plan.config, rows)
     del settings["model_type"]
     config = SoloMonolithConfig(
         **settings,
@@ -184,8 +186,10 @@ def _twin(folder: Path, plan: Plan, placeholder_id: int) -> Any:
         image_row_id=tokens.row,
     )
     model = SoloMonolithForCausalLM(config)
-    rules = NATIVE.tensors(plan.definition)
-    _load(model, {rule.name: torch.from_numpy(rule.join([parts[part] for part in rule.parts])) for rule in rules})
+    tensors = {rule.name: rule.join([parts[part] for part in rule.parts]) for rule in NATIVE.tensors(plan.definition)}
+    for name in {"model.text_embed.weight", "head.weight"} & tensors.keys():
+        tensors[name] = np.pad(tensors[name], ((0, rows - len(tensors[name])), (0, 0)))
+    _load(model, {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in tensors.items()})
     return model
 
 
