@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from solo.config import Config, load_config, parse_config
+from solo.config import Config, load_config
 from solo.data.tokenizer import Tokenizer, open_tokenizer
 from solo.inference.monolith import newest_checkpoint
-from solo.interop.layout import Layout, Part, TensorRule
-from solo.interop.layouts import recognise
+from solo.interop.layout import Part, TensorRule
 from solo.interop.tensor_reader import TensorReader
-from solo.interop.weights import matched, read_config_json
+from solo.interop.weights import matched
+from solo.loading import describe_repository
 from solo.model.parameters import ModelDefinition, define
 from solo.training.checkpoint import CheckpointError, differences
 from solo.training.run import RunFolder
-
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 @dataclass
@@ -118,14 +116,14 @@ class RepositorySource(Source):
     """A repository of a layout that holds a whole model, as `solo import` writes it."""
 
     def __init__(self, folder: Path):
-        config_json = read_config_json(folder)
-        self.layout: Layout = recognise(config_json, str(folder / "config.json"))
-        config = parse_config({"name": folder.name, **self.layout.config_from(config_json)}, origin=str(folder))
-        has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-        tokenizer = open_tokenizer(folder) if has_tokenizer else None
+        layout, config, tokenizer = describe_repository(folder)
+        if not layout.has_images:
+            raise ValueError(
+                f"{folder} is a text model ({layout.name}); `solo import` grows one that sees images of it"
+            )
         super().__init__(folder, config, tokenizer, define(config, tokenizer.vocab_size if tokenizer else None))
         self._reader = TensorReader(folder)
-        self._rules = matched(self._reader, self.layout, self.definition, str(folder))
+        self._rules = matched(self._reader, layout, self.definition, str(folder))
         self._homes = {part: (name, n) for name, rule in self._rules.items() for n, part in enumerate(rule.parts)}
 
     def read(self, part: Part) -> np.ndarray:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
-from solo.data.cutting import decode_patches
 
 from solo.config import ImageConfig
+from solo.data.cutting import decode_patches
 from solo.data.geometry import patch_grid
 
 pytest.importorskip("transformers")
