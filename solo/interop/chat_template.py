@@ -12,7 +12,8 @@ import re
 from solo.config import SequenceConfig
 
 # What a message holds, in order. `unbroken` leaves out the line breaks between a text and an image, `stripped` the
-# white space at the ends of the message, `broken` puts a line break behind the images that open it.
+# white space at the ends of the message, `broken` puts a line break behind the images that open it. `gap` parts a
+# message that begins with text from the text before it.
 _PARTS = """\
 {%- macro parts(content, images=true, unbroken=false, stripped=false, broken=false) -%}
 {%- set list = [{'type': 'text', 'text': content}] if content is string else content -%}
@@ -37,6 +38,7 @@ _PARTS = """\
 {%- endif -%}
 {%- endfor -%}
 {%- endmacro -%}
+{%- macro gap(content) -%}{{ GAP if content is string or content[0]['type'] == 'text' }}{%- endmacro -%}
 """
 
 _SYSTEM = """\
@@ -62,7 +64,9 @@ TEXT_TURN{{ EOS }}
 """,
     "solo_pretrain": """\
 {%- for message in messages -%}
-{{ BOS if loop.first }}{{ GAP if not loop.first }}{{ parts(message['content'], unbroken=true) }}
+{%- set last = none if loop.first else loop.previtem['content'] -%}
+{%- set behind_text = not loop.first and (last is string or last[-1]['type'] == 'text') -%}
+{{ BOS if loop.first }}{{ gap(message['content']) if behind_text }}{{ parts(message['content'], unbroken=true) }}
 {%- endfor -%}
 """,
     "solo_chat": """\
@@ -70,7 +74,7 @@ TEXT_TURN{{ EOS }}
 {%- if message['role'] == 'text' -%}
 TEXT_TURN{{ EOS }}
 {%- elif message['role'] == 'assistant' -%}
-{{ BOS if loop.first else GAP }}{{ parts(message['content'], unbroken=true) }}{{ EOS }}
+{{ BOS if loop.first else gap(message['content']) }}{{ parts(message['content'], unbroken=true) }}{{ EOS }}
 {%- elif message['role'] == 'system' -%}
 {{ raise_exception('this chat template has no place for a system turn') }}
 {%- else -%}
@@ -88,7 +92,7 @@ TEXT_TURN{{ EOS }}
 {%- else -%}
 {{ BOS if loop.first }}{{ '<|im_start|>' ~ message['role'] ~ '\\n' }}
 {%- if message['role'] == 'assistant' -%}
-{{ GAP }}{{ parts(message['content'], stripped=STRIPPED) }}
+{{ gap(message['content']) }}{{ parts(message['content'], stripped=STRIPPED) }}
 {%- else -%}
 {{ parts(message['content'], stripped=STRIPPED, broken=true) }}
 {%- endif -%}
