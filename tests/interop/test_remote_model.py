@@ -42,6 +42,21 @@ SWITCHES = {
             "rope_scaling": {"kind": "linear", "factor": 2.0, "trained_length": 64},
         },
     },
+    "prefix_beyond_the_window": {
+        "image": {"attention": "prefix", "row_token_after_last": True},
+        "model": {"experts": {"qkv": "modality", "norms": "modality"}},
+        "sequence": {"window": 3},
+    },
+    "bidirectional_beyond_the_window": {"image": {"attention": "bidirectional"}, "sequence": {"window": 2}},
+    "grid_positions": {
+        "image": {"attention": "prefix"},
+        "model": {"rope_sections": (0, 1, 1), "experts": {"out": "modality"}},
+        "sequence": {"positions": "grid"},
+    },
+    "markers": {
+        "image": {"begin_token": None, "end_token": None, "row_token": None, "markers": True},
+        "model": {"experts": ALL, "patch_embed": {"kind": "conv", "inner_size": 2, "inner_width": 6}, "bias": "qkv"},
+    },
     "learned_tied_isolated": {
         "image": {"attention": "isolated"},
         "model": {"experts": {"ffn": "learned"}, "learned_experts": {"count": 4, "top_k": 2}, "tied_head": True},
@@ -52,10 +67,10 @@ SWITCHES = {
 @pytest.mark.parametrize("name", SWITCHES)
 def test_logits_are_those_of_the_jax_model(name):
     twins = make_twins(modeling_solo, **SWITCHES[name])
-    for parts in ((9,), ((2, 2), 5), (3, (2, 2), (1, 2), 4)):
+    for parts in ((9,), ((2, 2), 5), (3, (2, 2), (1, 2), 4), (1, (1, 1), 3, (2, 1), 2)):
         example = document(twins.config, *parts)
         ours = twins.jax_logits(example)
-        theirs = twins.torch_model(**twins.inputs(example)).logits[0].detach().numpy()
+        theirs = logits_of(twins, twins.inputs(example))[0].numpy()
         np.testing.assert_allclose(theirs[:, : ours.shape[1]], ours, atol=1e-4, rtol=0)
         assert np.ptp(ours) > 0.5, "logits that hardly differ would agree by themselves"
 
@@ -175,6 +190,19 @@ def test_an_image_that_sees_itself_is_not_cut(experts):
         logits_of(experts, first)
 
 
+def test_rows_and_columns_on_top_of_a_cache_need_positions(by_rows):
+    inputs = by_rows.inputs(document(by_rows.config, 3, (2, 2), 4))
+    whole = logits_of(by_rows, inputs)
+    positions = by_rows.torch_model.model.get_position_ids(**{n: v for n, v in inputs.items() if n != "pixel_values"})
+    first, second = split(inputs, 10)
+    with torch.no_grad():
+        cache = by_rows.torch_model(**first, use_cache=True).past_key_values
+    after = logits_of(by_rows, second, past_key_values=cache, position_ids=positions[..., 10:])
+    torch.testing.assert_close(after, whole[:, 10:], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="give position_ids"):
+        logits_of(by_rows, second, past_key_values=cache)
+
+
 def test_patches_and_placeholders_must_be_as_many(experts):
     inputs = experts.inputs(document(experts.config, 3, (2, 2), 4))
     inputs["pixel_values"] = inputs["pixel_values"][:3]
@@ -196,36 +224,53 @@ def greedy(twins, inputs, count):
 SETTINGS = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [PLACEHOLDER], "pad_token_id": 0}
 
 
-def test_generate_is_greedy_decoding(experts):
-    few, many, _ = alone_and_together(experts)
-    inputs = experts.inputs(few, many)
-    wanted = greedy(experts, inputs, 5)
-    assert torch.equal(experts.torch_model.generate(**inputs, **SETTINGS), wanted)
-    twice = experts.torch_model.generate(**inputs, **SETTINGS, num_return_sequences=2, num_beams=2)
-    assert len(twice) == 4
+@pytest.fixture(scope="module")
+def by_rows():
+    """Positions of time, row and column."""
+    return make_twins(modeling_solo, **SWITCHES["grid_positions"])
 
 
-def test_prompts_are_read_in_chunks(experts):
-    inputs = experts.inputs(document(experts.config, 4, (2, 2), 5))
-    wanted = experts.torch_model.generate(**inputs, **SETTINGS)
-    found = experts.torch_model.generate(**inputs, **SETTINGS, prefill_chunk_size=4 + 7)
+@pytest.fixture(params=["experts", "by_rows"])
+def twins(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_generate_is_greedy_decoding(twins):
+    few, many, _ = alone_and_together(twins)
+    inputs = twins.inputs(few, many)
+    wanted = greedy(twins, inputs, 5)
+    assert torch.equal(twins.torch_model.generate(**inputs, **SETTINGS), wanted)
+
+
+def test_beams_keep_their_rows_images(twins):
+    few, many, _ = alone_and_together(twins)
+    beams = SETTINGS | {"num_beams": 2, "num_return_sequences": 2}
+    together = twins.torch_model.generate(**twins.inputs(few, many), **beams)[:, -5:]
+    alone = [twins.torch_model.generate(**twins.inputs(one), **beams)[:, -5:] for one in (few, many)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_prompts_are_read_in_chunks(twins):
+    inputs = twins.inputs(document(twins.config, 4, (2, 2), 5))
+    wanted = twins.torch_model.generate(**inputs, **SETTINGS)
+    found = twins.torch_model.generate(**inputs, **SETTINGS, prefill_chunk_size=4 + 7)
     assert torch.equal(found, wanted)
 
 
-def test_a_second_turn_with_an_image(experts):
+def test_a_second_turn_with_an_image(twins):
     """The whole conversation again, with all images, on top of the cache of the first turn."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=experts.torch_model.config)
-    turn = document(experts.config, 2, (2, 2), 3)
-    said = experts.torch_model.generate(**experts.inputs(turn), **SETTINGS, past_key_values=cache)
-    both = document(experts.config, 2, (2, 2), 3, 5, (1, 2), 2)
-    inputs = experts.inputs(both)
+    cache = DynamicCache(config=twins.torch_model.config)
+    turn = document(twins.config, 2, (2, 2), 3)
+    said = twins.torch_model.generate(**twins.inputs(turn), **SETTINGS, past_key_values=cache)
+    both = document(twins.config, 2, (2, 2), 3, 5, (1, 2), 2)
+    inputs = twins.inputs(both)
     inputs["input_ids"][:, : said.shape[1]] = said
-    first_patches = experts.inputs(turn)["pixel_values"]
+    first_patches = twins.inputs(turn)["pixel_values"]
     inputs["pixel_values"][: len(first_patches)] = first_patches
-    wanted = greedy(experts, inputs, 5)
-    assert torch.equal(experts.torch_model.generate(**inputs, **SETTINGS, past_key_values=cache), wanted)
+    wanted = greedy(twins, inputs, 5)
+    assert torch.equal(twins.torch_model.generate(**inputs, **SETTINGS, past_key_values=cache), wanted)
 
 
 def test_it_trains(experts):

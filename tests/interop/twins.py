@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from solo.batch import Batch
+from solo.batch import BEGIN_MARKER, ROW_MARKER, Batch
 from solo.config import Config, parse_config
 from solo.data.document import PATCH, Document
 from solo.data.rows import assemble_row, stack
@@ -46,7 +46,7 @@ class Twins:
 
     def jax_logits(self, document: Document) -> np.ndarray:
         """Float32 logits [N, V] in reading order."""
-        batch = stack([assemble_row([(document, 0)], SHAPE, self.config.image, 0)])
+        batch = stack([assemble_row([(document, 0)], SHAPE, self.config.image, 0, self.config.sequence)])
         logits_SV = np.asarray(_logits(self.definition, self.parameters, batch))[0, :, :VOCAB]
         is_patch = document.tokens == PATCH
         found = np.empty((len(is_patch), VOCAB), np.float32)
@@ -119,15 +119,25 @@ def document(config: Config, *parts: int | tuple[int, int], seed: int = 0) -> Do
             numbers.append(np.full(part, -1))
             continue
         rows, columns = part
-        row = [PATCH] * columns
-        between = [] if image.row_token is None else [ROW]
-        inside = [token for _ in range(rows) for token in (*row, *between)]
-        inside = inside[: len(inside) - len(between)]
+        places = np.indices(part).transpose(1, 2, 0)
+        if image.markers:
+            places = np.concatenate([places, np.full((rows, 1, 2), ROW_MARKER)], axis=1)
+        places = places.reshape(-1, 2)
+        inside = np.full((rows, columns + image.markers + (image.row_token is not None)), PATCH)
+        if image.row_token is not None:
+            inside[:, -1] = ROW
+        inside = inside.ravel()
+        if image.row_token is not None and not image.row_token_after_last:
+            inside = inside[:-1]
+        if image.markers:
+            places = np.concatenate([[[BEGIN_MARKER] * 2], places])
+            inside = np.concatenate([[PATCH], inside])
         begin = [BEGIN] if image.begin_token else []
         end = [END] if image.end_token else []
         tokens.append(np.array([*begin, *inside, *end]))
-        numbers.append(np.array([*([-1] * len(begin)), *([number] * len(inside)), *([-1] * len(end))]))
-        grids.append(np.indices(part).reshape(2, -1).T)
+        numbers.append(np.full(len(tokens[-1]), number))
+        numbers[-1][: len(begin)] = numbers[-1][len(tokens[-1]) - len(end) :] = -1
+        grids.append(places)
     joined = np.concatenate(tokens).astype(np.int32)
     count = int((joined == PATCH).sum())
     return Document(
