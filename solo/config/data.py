@@ -88,13 +88,13 @@ class ImageConfig(Section):
 class SequenceConfig(Section):
     """How turns become one sequence, and what its slots see and where they stand.
 
-    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two; internlm2_chat:
-               Mono-InternVL's; chatml: Qwen's
+    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
+               too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
     positions  text: one count over text and patches; grid: (time, row, column) as M-RoPE has it, see `solo.data.rows`
     window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
     """
 
-    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"] = "roles"
+    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
     system: str | None = Field(None, description="a system turn for conversations that bring none")
     positions: Literal["text", "grid"] = "text"
     window: int | None = Field(None, ge=1)
