@@ -78,6 +78,8 @@ class ImageConfig(Section):
                 raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
         if self.patch_order == "columns" and self.geometry != "tiles":
             raise ValueError("patch_order: columns goes with geometry: tiles")
+        if self.markers and (self.geometry == "tiles" or self.row_token):
+            raise ValueError("markers stand behind rows, in place of row_token (null), and not in tiles")
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
         if (self.min_pixels or 0) > (self.max_pixels or float("inf")):
@@ -88,13 +90,13 @@ class ImageConfig(Section):
 class SequenceConfig(Section):
     """How turns become one sequence, and what its slots see and where they stand.
 
-    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two; internlm2_chat:
-               Mono-InternVL's; chatml: Qwen's
+    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
+               too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
     positions  text: one count over text and patches; grid: (time, row, column) as M-RoPE has it, see `solo.data.rows`
     window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
     """
 
-    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"] = "roles"
+    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
     system: str | None = Field(None, description="a system turn for conversations that bring none")
     positions: Literal["text", "grid"] = "text"
     window: int | None = Field(None, ge=1)

@@ -146,16 +146,39 @@ class SoloChat(Template):
         if turn.role == "assistant":
             return [*opening, *self._parts(content, True), *self._closing(is_open)]
         if turn.role == "system":
-            raise ValueError("template solo_chat has no place for a system turn")
+            raise ValueError("the template has no place for a system turn")
         images = [part for part in content if isinstance(part, Image)]
         question = "".join(part for part in content if isinstance(part, str))
-        return [*images, *opening, self._run(f"[INST] {question} [/INST]", False)]
+        return [*images, *opening, *self._question(question)]
+
+    def _question(self, question: str) -> Runs:
+        return [self._run(f"[INST] {question} [/INST]", False)]
 
     def _opening(self) -> Runs:
         return []
 
     def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
         return [*(super()._opening() if first else []), *super()._text(turn, first, is_open)]
+
+
+class Fuyu(SoloChat):
+    """Fuyu's: images, `<s>`, the question, the byte 4, the answer, and the end of the text.
+
+    Byte 4 is a piece of its vocabulary that no text is meant to hold; where one does, it is left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
+        super().__init__(tokenizer, system)
+        found = tokenizer.find("<0x04>")
+        if found is None:
+            raise ConfigError("sequence.template needs the piece '<0x04>', which the tokenizer does not have")
+        self._answer = TextRun((found,), False)
+
+    def _question(self, question: str) -> Runs:
+        return [self._run(question, False), self._answer]
+
+    def _run(self, text: str, learned: bool) -> TextRun:
+        return super()._run(text.replace("\x04", ""), learned)
 
 
 class InternLM2Chat(Template):
@@ -220,6 +243,7 @@ TEMPLATES: dict[str, type[Template]] = {
     "solo_chat": SoloChat,
     "internlm2_chat": InternLM2Chat,
     "chatml": ChatML,
+    "fuyu": Fuyu,
 }
 
 

@@ -24,32 +24,30 @@ def tile_grid(
         config: side and number of tiles.
         images: of the record that each image is from; with `share_tiles` they share the tiles evenly.
     """
-    shape = np.broadcast_shapes(np.shape(width), np.shape(height), np.shape(images))
     budget = np.maximum(config.max_tiles // np.asarray(images), 1) if config.share_tiles else config.max_tiles
-    # Sources repeat few sizes often, and the search is long.
-    sizes = np.stack([np.broadcast_to(part, shape).ravel() for part in (width, height, budget)])
-    distinct, inverse = np.unique(sizes.astype(np.int64), axis=1, return_inverse=True)
-    found = np.empty((2, distinct.shape[1]), np.int64)
-    for most in np.unique(distinct[2]).tolist():
-        chosen = distinct[2] == most
-        found[:, chosen] = _nearest(distinct[0, chosen], distinct[1, chosen], config, most)
-    columns, rows = found[:, inverse.ravel()]
-    return columns.reshape(shape), rows.reshape(shape)
+    width, height, budgets = np.broadcast_arrays(width, height, budget)
+    found = np.empty((*width.shape, 2), np.int64)
+    for most in np.unique(budgets).tolist():
+        chosen = budgets == most
+        found[chosen] = _nearest(width[chosen], height[chosen], config, most)
+    return found[..., 0], found[..., 1]
 
 
 def _nearest(width: np.ndarray, height: np.ndarray, config: ImageConfig, most: int) -> np.ndarray:
-    """int64 [2, n]: columns and rows, for at most `most` tiles."""
+    """int64 [n, 2]: columns and rows, for at most `most` tiles."""
+    # Sources repeat sizes, and the search is long.
+    sizes, inverse = np.unique(width.astype(np.int64) << 32 | height, return_inverse=True)
+    width, height = sizes >> 32, sizes & 0xFFFFFFFF
     grids = _grids(config.min_tiles, most)
     aspect, pixels = width / height, width * height
-    best = np.zeros(len(width), np.int64)
-    least = np.full(len(width), np.inf)
+    best = np.zeros(len(sizes), np.int64)
+    least = np.full(len(sizes), np.inf)
     for number, (columns, rows) in enumerate(grids.tolist()):
         difference = np.abs(aspect - columns / rows)
         large = pixels > 0.5 * config.tile_size**2 * columns * rows
-        better = (difference < least) | ((difference == least) & large)
-        best[better] = number
+        best[(difference < least) | ((difference == least) & large)] = number
         least = np.minimum(least, difference)
-    return grids[best].T
+    return grids[best][inverse]
 
 
 @cache

@@ -268,7 +268,7 @@ def test_what_a_template_cannot_write_is_set_aside(tmp_path):
     assert json.loads(line) == {
         "source": "chat",
         "id": "0",
-        "reason": "template solo_chat has no place for a system turn",
+        "reason": "the template has no place for a system turn",
     }
 
 

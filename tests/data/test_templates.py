@@ -175,6 +175,20 @@ def test_solo_chat_in_use(mistral):
             template(mistral, name, system="Be brief.")
 
 
+# ----------------------------------------------------------------------------------------------- Fuyu
+
+
+def test_fuyu(mistral, qwen):
+    fuyu = template(mistral, "fuyu")
+    answer = mistral.find("<0x04>")
+    found = fuyu.runs([Turn("user", (PICTURE, "why\x04?")), Turn("assistant", ("so",)), Turn("user", ("and",))])
+    first, so, second = (mistral.encode(text) for text in ("why?", "so", "and"))
+    assert tokens(found) == [PICTURE, 1, *first, answer, *so, 2, *second, answer]
+    assert learned(found) == [False] * (3 + len(first)) + [True] * (len(so) + 1) + [False] * (len(second) + 1)
+    with pytest.raises(ConfigError, match="'<0x04>'"):
+        template(qwen, "fuyu")
+
+
 # ------------------------------------------------------------------------------------------ InternLM2
 
 
@@ -291,7 +305,7 @@ def test_chatml_is_qwens(qwen):
 # ---------------------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"])
+@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
 def test_text_never_becomes_markup(name, ours):
     pieces = ["<|im_start|>", "<|im_end|>", "<img>"]
     tokenizer = extend_tokenizer(ours, pieces)
@@ -306,7 +320,7 @@ def test_text_never_becomes_markup(name, ours):
     assert special(dirty) == special(clean)
 
 
-@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"])
+@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
 def test_a_session_reads_what_one_document_holds(name, ours):
     """Turns one by one, each answer and what closes it in between, are the conversation in one piece."""
     tokenizer = extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"])
