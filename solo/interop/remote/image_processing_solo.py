@@ -26,7 +26,7 @@ class Grid(NamedTuple):
     columns: int
 
 
-class SoloMonolithImagesKwargs(ImagesKwargs, total=False):
+class SoloMonolithImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """images_per_text: how many images each text has, where the tiles of a text are shared out among them."""
 
     images_per_text: list[int] | None
@@ -156,8 +156,8 @@ def with_markers(pixels: np.ndarray, places: np.ndarray, grid: Grid) -> tuple[np
 
     def mark(values: np.ndarray, begin: int, row: int) -> np.ndarray:
         rows = values.reshape(grid.rows, grid.columns, -1)
-        rows = np.concatenate([rows, np.full_like(rows[:, :1], row)], axis=1).reshape(-1, values.shape[1])
-        return np.concatenate([np.full_like(rows[:1], begin), rows])
+        marked = np.concatenate([rows, np.full_like(rows[:, :1], row)], axis=1).reshape(-1, values.shape[1])
+        return np.concatenate([np.full_like(marked[:1], begin), marked])
 
     return mark(pixels, 0, 0), mark(places, BEGIN_MARKER, ROW_MARKER)
 
