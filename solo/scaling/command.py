@@ -11,8 +11,8 @@ from typing import Any
 
 DESCRIPTION = (
     "Fits a scaling law to a table of runs (CSV, JSON lines, parquet) or to a sweep's folder, with intervals, a"
-    " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` plays a design through before it is paid"
-    " for. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 wrong table or use."
+    " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` plays a design through before it"
+    " is paid for. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 wrong table or use."
 )
 _LAWS = ("chinchilla", "shared", "power", "repeated")
 

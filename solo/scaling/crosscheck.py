@@ -136,9 +136,7 @@ def _check(fitted: Fit, name: str, procedure: Callable[[Runs], list[tuple[float,
     optima = procedure(runs)
     line = _line(optima, largest)
     if line is None:
-        why = (
-            f"{len(optima)} budgets show a minimum between their sizes; it takes {_FEWEST_OPTIMA} of different compute"
-        )
+        why = f"{len(optima)} of the {_FEWEST_OPTIMA} optima it takes; no more budgets have their minimum between sizes"
         return CrossCheck(name, tuple(optima), None, None, law_n, None, why)
     ideal = _line(procedure(runs.with_loss(fitted.predict(runs))), largest)
     return CrossCheck(name, tuple(optima), line[0], line[1], law_n, ideal[1] / law_n - 1.0 if ideal else None, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ def fit_sigmoid(loss: Array, error: Array, chance: float) -> TaskLaw:
 def fit_task(
     fitted: Fit,
     draws: Bootstrap,
-    predictions: list[Prediction],
+    predictions: Sequence[Prediction],
     column: str,
     chance: float,
     is_error: bool,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from solo.scaling.predict import Prediction, predict
 from solo.scaling.problem import OBJECTIVES
 from solo.scaling.runs import Runs
 from solo.scaling.table import SetAside
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,48 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A law and what follows from it.
+
+    with_dropped    coefficients of the law fitted with the highest losses too, where they were left out
+    """
+
+    fit: Fit
+    bootstrap: Bootstrap
+    with_dropped: dict[str, float] | None
+    hold_out: HoldOut | None
+    hold_out_refused: str | None
+    ladder: tuple[Cut, ...]
+    cross_checks: tuple[CrossCheck, ...]
+    predictions: tuple[Prediction, ...]
+    downstream: Downstream | None
+    downstream_refused: str | None
+    notes: tuple[str, ...]
+
+    def values(self) -> dict[str, float]:
+        """Coefficients, and exponents of the optimum."""
+        coefficients = self.fit.coefficients
+        exponents = self.fit.law.optimum_exponents(coefficients)
+        return {**coefficients, **{name: float(value) for name, value in exponents.items()}}
+
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Intervals of `values`."""
+        draws = self.bootstrap.coefficients
+        return intervals({**draws, **self.fit.law.optimum_exponents(draws)})
+
+
+@dataclass(frozen=True)
 class Study:
-    """What came of one loss of one group of runs; `refused` says why there is no law."""
+    """What came of one loss of one group of runs; without an answer, `refused` says why."""
 
     loss: str
     group: str | None
     question: Question
     runs: Runs
     set_aside: tuple[SetAside, ...]
-    refused: str | None = None
-    fit: Fit | None = None
-    bootstrap: Bootstrap | None = None
-    with_dropped: dict[str, float] | None = None
-    seed_noise: float | None = None
-    hold_out: HoldOut | None = None
-    hold_out_refused: str | None = None
-    ladder: tuple[Cut, ...] = ()
-    cross_checks: tuple[CrossCheck, ...] = ()
-    predictions: tuple[Prediction, ...] = ()
-    downstream: Downstream | None = None
-    downstream_refused: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    seed_noise: float | None
+    answer: Answer | None
+    refused: str | None
 
     @property
     def title(self) -> str:
@@ -77,44 +100,47 @@ def study(
     loss: str, runs: Runs, question: Question, group: str | None = None, set_aside: Sequence[SetAside] = ()
 ) -> Study:
     """Answer the question for one loss. A refusal is part of the answer, not an error."""
-    aside = list(set_aside)
-    everything = runs
+    aside, everything = list(set_aside), runs
     if question.drop_highest:
         runs, dropped = _without_highest(runs, question.drop_highest)
         aside += [SetAside(name, f"one of the {question.drop_highest} highest losses") for name in dropped]
-    found: dict[str, Any] = {"loss": loss, "group": group, "question": question, "runs": runs}
-    found |= {"set_aside": tuple(aside), "seed_noise": seed_noise(runs)}
-    try:
-        fitted = fit(question.law, runs, question.objective)
-        draws = bootstrap(fitted, question.draws, question.seed)
-    except FitRefusedError as refusal:
-        return Study(**found, refused=str(refusal))
-    found |= {"fit": fitted, "bootstrap": draws, "cross_checks": tuple(cross_checks(fitted))}
-    if question.drop_highest:
-        try:
-            found["with_dropped"] = fit(question.law, everything, question.objective).coefficients
-        except FitRefusedError:
-            found["with_dropped"] = None
-    try:
-        found["hold_out"] = hold_out(question.law, runs, question.objective, question.hold_out, question.seed)
-    except FitRefusedError as refusal:
-        found["hold_out_refused"] = str(refusal)
-    found["ladder"] = tuple(hold_out_ladder(question.law, runs, question.objective))
-    found["predictions"] = tuple(predict(fitted, draws, flops, question.unique) for flops in question.predict)
+    answer, refused = _attempt(_answer, runs, everything, question)
+    return Study(loss, group, question, runs, tuple(aside), seed_noise(runs), answer, refused)
+
+
+def _answer(runs: Runs, everything: Runs, question: Question) -> Answer:
+    """Raises FitRefusedError where there is no law; what else cannot be said is said in the answer."""
+    law, objective, seed = question.law, question.objective, question.seed
+    fitted = fit(law, runs, objective)
+    draws = bootstrap(fitted, question.draws, seed)
+    all_of_them, _ = _attempt(fit, law, everything, objective) if question.drop_highest else (None, None)
+    held, held_refused = _attempt(hold_out, law, runs, objective, question.hold_out, seed)
+    predictions = tuple(predict(fitted, draws, flops, question.unique) for flops in question.predict)
+    task, task_refused = None, None
     if question.score:
-        try:
-            found["downstream"] = fit_task(
-                fitted,
-                draws,
-                list(found["predictions"]),
-                question.score,
-                question.chance,
-                question.score_is_error,
-                question.seed,
-            )
-        except FitRefusedError as refusal:
-            found["downstream_refused"] = str(refusal)
-    return Study(**found, notes=(*fitted.notes, *draws.notes, *_notes(runs)))
+        asked = (question.score, question.chance, question.score_is_error, seed)
+        task, task_refused = _attempt(fit_task, fitted, draws, predictions, *asked)
+    return Answer(
+        fit=fitted,
+        bootstrap=draws,
+        with_dropped=None if all_of_them is None else all_of_them.coefficients,
+        hold_out=held,
+        hold_out_refused=held_refused,
+        ladder=tuple(hold_out_ladder(law, runs, objective)),
+        cross_checks=tuple(cross_checks(fitted)),
+        predictions=predictions,
+        downstream=task,
+        downstream_refused=task_refused,
+        notes=(*fitted.notes, *draws.notes, *_notes(runs)),
+    )
+
+
+def _attempt(part: Callable[..., T], *arguments: Any) -> tuple[T | None, str | None]:
+    """What a part of the answer comes to, or why it is refused."""
+    try:
+        return part(*arguments), None
+    except FitRefusedError as refusal:
+        return None, str(refusal)
 
 
 def seed_noise(runs: Runs) -> float | None:
@@ -143,43 +169,44 @@ def as_json(found: Study) -> dict[str, Any]:
         "flops_per_parameter_and_token": found.runs.flops_factor,
         "set_aside": [{"id": item.id, "reason": item.reason} for item in found.set_aside],
         "seed_noise": found.seed_noise,
-        "notes": list(found.notes),
     }
-    if found.fit is None or found.bootstrap is None:
+    answer = found.answer
+    if answer is None:
         return plain
-    law = found.fit.law
-    plain |= {
-        "coefficients": found.fit.coefficients,
+    fitted, draws = answer.fit, answer.bootstrap
+    values = answer.values()
+    return plain | {
+        "coefficients": fitted.coefficients,
         "objective": {
-            "value": found.fit.objective,
+            "value": fitted.objective,
             "name": found.question.objective,
             "is": OBJECTIVES[found.question.objective],
         },
-        "scatter": found.fit.scatter,
-        "starts": {"tried": found.fit.starts, "agreeing": found.fit.agreeing},
-        "condition": found.fit.condition,
-        "exponents": {name: float(value) for name, value in law.optimum_exponents(found.fit.coefficients).items()},
-        "intervals": intervals({**found.bootstrap.coefficients, **law.optimum_exponents(found.bootstrap.coefficients)}),
+        "scatter": fitted.scatter,
+        "starts": {"tried": fitted.starts, "agreeing": fitted.agreeing},
+        "condition": fitted.condition,
+        "exponents": {name: value for name, value in values.items() if name not in fitted.coefficients},
+        "intervals": answer.intervals(),
         "bootstrap": {
-            "draws": len(found.bootstrap),
-            "clusters": found.bootstrap.clusters,
-            "redrawn": found.bootstrap.redrawn,
+            "draws": len(draws),
+            "clusters": draws.clusters,
+            "redrawn": draws.redrawn,
             "seed": found.question.seed,
         },
-        "coefficients_with_dropped": found.with_dropped,
-        "hold_out": _hold_out(found),
-        "hold_out_ladder": [vars(cut) for cut in found.ladder],
-        "cross_checks": [{**vars(check), "difference": check.difference} for check in found.cross_checks],
-        "predictions": [{**vars(prediction), "far": prediction.far} for prediction in found.predictions],
-        "downstream": _downstream(found),
+        "coefficients_with_dropped": answer.with_dropped,
+        "hold_out": _hold_out(answer),
+        "hold_out_ladder": [vars(cut) for cut in answer.ladder],
+        "cross_checks": [{**vars(check), "difference": check.difference} for check in answer.cross_checks],
+        "predictions": [{**vars(prediction), "far": prediction.far} for prediction in answer.predictions],
+        "downstream": _downstream(answer),
+        "notes": list(answer.notes),
     }
-    return plain
 
 
-def _hold_out(found: Study) -> dict[str, Any]:
-    held = found.hold_out
+def _hold_out(answer: Answer) -> dict[str, Any]:
+    held = answer.hold_out
     if held is None:
-        return {"refused": found.hold_out_refused}
+        return {"refused": answer.hold_out_refused}
     runs = held.runs
     rows = [
         {
@@ -212,10 +239,10 @@ def _hold_out(found: Study) -> dict[str, Any]:
     }
 
 
-def _downstream(found: Study) -> dict[str, Any] | None:
-    if found.downstream is None:
-        return {"refused": found.downstream_refused} if found.downstream_refused else None
-    task = found.downstream
+def _downstream(answer: Answer) -> dict[str, Any] | None:
+    task = answer.downstream
+    if task is None:
+        return {"refused": answer.downstream_refused} if answer.downstream_refused else None
     return {
         "column": task.column,
         "runs": task.used,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from math import floor, log10
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
 
-from solo.scaling.bootstrap import intervals
+from solo.scaling.crosscheck import CrossCheck
 from solo.scaling.predict import FAR, Prediction
 from solo.scaling.simulate import Simulated, SimulateSpec
-from solo.scaling.study import Study
+from solo.scaling.study import Answer, Study
 from solo.scaling.table import Table, count
 
 _BIG = 1e5
@@ -59,36 +58,39 @@ def print_study(found: Study, console: Console) -> None:
     console.print(f"\n[bold]{found.title}[/bold]  {found.question.law.formula}")
     if found.set_aside:
         console.print(f"set aside: {count(found.set_aside)}", markup=False)
-    if found.fit is None or found.bootstrap is None:
+    answer = found.answer
+    if answer is None:
         console.print(f"REFUSED: {found.refused}", markup=False)
         return
-    fitted, draws, law = found.fit, found.bootstrap, found.fit.law
-    unit = "runs" if draws.clusters == len(found.runs) else "trunks"
-    console.print(
-        f"{len(found.runs)} runs, {found.runs.flops.min():.2g} to {found.runs.flops.max():.2g} FLOPs; objective"
-        f" {fitted.objective:.6g}; {fitted.agreeing} of {fitted.starts} starts agree; bootstrap of {draws.clusters}"
-        f" {unit}, {len(draws)} draws"
-    )
-    grid = _grid("", "fit", "80%", "95%", *(["with the dropped"] if found.with_dropped else []))
-    values: dict[str, Any] = {**fitted.coefficients, **law.optimum_exponents(fitted.coefficients)}
-    spread = intervals({**draws.coefficients, **law.optimum_exponents(draws.coefficients)})
-    for name, value in values.items():
+    console.print(fit_in_words(found, answer))
+    grid = _grid("", "fit", "80%", "95%", *(["with the dropped"] if answer.with_dropped else []))
+    spread, dropped = answer.intervals(), answer.with_dropped or {}
+    for name, value in answer.values().items():
         label = {"a": "a  (N ~ C^a)", "b": "b  (D ~ C^b)"}.get(name, name)
-        other = [f"{found.with_dropped[name]:.4g}" if name in found.with_dropped else ""] if found.with_dropped else []
         ends = spread[name]
+        other = [figure(dropped[name]) if name in dropped else ""] if dropped else []
         grid.add_row(label, figure(value, *ends["80"]), span(value, ends["80"]), span(value, ends["95"]), *other)
     console.print(grid)
-    scatter = f"runs scatter about the law by {fitted.scatter:.2%}"
-    seeds = "" if found.seed_noise is None else f"; repeated runs differ by {found.seed_noise:.2%}"
-    console.print(scatter + seeds)
-    _print_hold_out(found, console)
-    for check in found.cross_checks:
-        console.print(_cross_check(check), markup=False)
-    for prediction in found.predictions:
+    _print_hold_out(answer, console)
+    for check in answer.cross_checks:
+        console.print(cross_check(check), markup=False)
+    for prediction in answer.predictions:
         console.print(_prediction(prediction), markup=False)
-    _print_downstream(found, console)
-    for note in found.notes:
+    _print_downstream(answer, console)
+    for note in answer.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def fit_in_words(found: Study, answer: Answer) -> str:
+    """How a law was come by."""
+    fitted, draws, runs = answer.fit, answer.bootstrap, found.runs
+    unit = "runs" if draws.clusters == len(runs) else "trunks"
+    text = (
+        f"{len(runs)} runs of {runs.flops.min():.2g} to {runs.flops.max():.2g} FLOPs. {fitted.agreeing} of"
+        f" {fitted.starts} starting points led to this minimum, objective {fitted.objective:.6g}. Intervals:"
+        f" {len(draws):,} resamplings of {draws.clusters} {unit}. Runs scatter about the law by {fitted.scatter:.2%}."
+    )
+    return text if found.seed_noise is None else f"{text} Repeated runs differ by {found.seed_noise:.2%}."
 
 
 def print_simulated(spec: SimulateSpec, found: Simulated, console: Console) -> None:
@@ -114,16 +116,17 @@ def print_simulated(spec: SimulateSpec, found: Simulated, console: Console) -> N
         console.print(f"refused in {times} of the first {min(found.datasets, 50)} data sets: {reason}", markup=False)
 
 
-def _print_hold_out(found: Study, console: Console) -> None:
-    held = found.hold_out
+def _print_hold_out(answer: Answer, console: Console) -> None:
+    held = answer.hold_out
     if held is None:
-        console.print(f"HOLD-OUT not possible: {found.hold_out_refused}", markup=False)
+        console.print(f"HOLD-OUT not possible: {answer.hold_out_refused}", markup=False)
         return
     sizes = abs(held.errors)
     siblings = f"; {held.shared_trunks} share a trunk with fitted runs" if held.shared_trunks else ""
     console.print(
         f"hold-out: {held.fitted} runs predict {len(held.runs)} of up to {held.extrapolation:.3g} x their compute;"
-        f" mean error {sizes.mean():.2%}, largest {sizes.max():.2%}; {held.within(80)} of {len(held.runs)} within 80%{siblings}"
+        f" mean error {sizes.mean():.2%}, largest {sizes.max():.2%}; {held.within(80)} of {len(held.runs)} within 80%"
+        + siblings
     )
     grid = _grid("run", "FLOPs", "predicted", "80%", "actual", "error")
     for place in list(range(len(held.runs)))[:12]:
@@ -141,7 +144,8 @@ def _print_hold_out(found: Study, console: Console) -> None:
         console.print(f"... and {len(held.runs) - 12} more, in the JSON and the report")
 
 
-def _cross_check(check: Any) -> str:
+def cross_check(check: CrossCheck) -> str:
+    """A cross-check in a sentence."""
     if check.refused:
         return f"{check.name}: none; {check.refused}"
     bias = "unknown" if check.bias is None else f"{check.bias:+.1%}"
@@ -170,12 +174,12 @@ def _prediction(prediction: Prediction) -> str:
     return " ".join(parts)
 
 
-def _print_downstream(found: Study, console: Console) -> None:
-    if found.downstream_refused:
-        console.print(f"score refused: {found.downstream_refused}", markup=False)
-    if found.downstream is None:
+def _print_downstream(answer: Answer, console: Console) -> None:
+    task = answer.downstream
+    if answer.downstream_refused:
+        console.print(f"score refused: {answer.downstream_refused}", markup=False)
+    if task is None:
         return
-    task = found.downstream
     for law in task.laws:
         values = ", ".join(f"{name} {value:.4g}" for name, value in law.coefficients.items())
         error = (law.squares / task.used) ** 0.5
