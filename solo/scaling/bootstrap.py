@@ -14,7 +14,7 @@ from solo.scaling.solver import solve
 
 LEVELS = (80, 95)
 DRAWS = 1000
-FEW_CLUSTERS = 10
+FEWEST_CLUSTERS, FEW_CLUSTERS = 4, 10
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,15 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
     Runs branched from one trunk share its luck, so that trunks are drawn, with all of their runs.
 
     Raises:
-        FitRefusedError: hardly any resampling can determine the law.
+        FitRefusedError: too few trunks, or hardly any resampling can determine the law.
     """
     runs = fitted.runs
     names, cluster = np.unique(np.array(runs.trunk), return_inverse=True)
+    if len(names) < FEWEST_CLUSTERS:
+        raise FitRefusedError(
+            f"no intervals: {len(runs)} runs of {len(names)} trunks are {len(names)} independent trainings; it takes"
+            f" {FEWEST_CLUSTERS}, better {FEW_CLUSTERS}"
+        )
     generator = np.random.default_rng(seed)
     kept: list[Array] = []
     tried = 0

@@ -17,6 +17,7 @@ from solo.scaling.start import starting_points
 FEWEST_VALUES = 3  # of a variable: a power and a floor have three unknowns
 LEAST_RAY = 4.0  # tokens per parameter, largest over smallest
 _EDGE = 1e-6
+_STEPS = 150  # from any start; one that has not arrived by then does not count as agreeing
 _SAME_OBJECTIVE, _SAME_COEFFICIENT = 1e-6, 1e-2
 _WORST_CONDITION = 1e7  # about 30 for a good design, beyond 1e7 on one ray of tokens per parameter
 _WORST_ERROR = 0.5  # of an exponent, as a share of it
@@ -87,7 +88,7 @@ def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[st
     check_design(law, runs)
     problem = Problem(law, runs, objective)
     vectors = starting_points(problem) if starts is None else np.array([problem.vector(start) for start in starts])
-    found = solve(problem, vectors)
+    found = solve(problem, vectors, steps=_STEPS)
     best = finish(problem, found.vectors[np.argmin(found.objective)])
     value = float(problem.value(best[None], np.ones((1, len(runs))))[0])
     agreeing = _agreeing(problem, found, best, value)

@@ -24,6 +24,9 @@ from solo.scaling.solver import solve
 ASSUMED = {"E": 1.8172, "A": 477.8, "B": 2143.0, "alpha": 0.3473, "beta": 0.3672}
 
 
+JUDGED = 20  # data sets that are fitted from many starts, to see whether a fit would be refused
+
+
 class IsoFlop(Section):
     """Sizes around the best of each budget, evenly in logarithms.
 
@@ -110,7 +113,7 @@ class Simulated:
 
     truth       of each quantity: coefficients, exponents, and size, tokens and loss at the compute asked for
     intervals   80% and 95% of the estimates, over the data sets
-    refused     data sets without a law, by reason
+    refused     how many of the first `JUDGED` data sets gave no law, by reason
     flops       of all runs together, the trunk of each paid once per horizon
     """
 
@@ -161,10 +164,10 @@ def simulate(spec: SimulateSpec) -> Simulated:
     shared = generator.normal(0.0, spec.trunk_noise, (spec.datasets, len(names)))[:, cluster]
     losses = runs.loss * np.exp(generator.normal(0.0, spec.noise, shape) + shared)
     kept, refused = _refusals(law, runs, losses)
-    if len(kept) < max(10, 0.2 * spec.datasets):
+    if sum(refused.values()) > 0.5 * min(JUDGED, spec.datasets):
         raise FitRefusedError(
-            f"of {spec.datasets} data sets {len(kept)} determine the law; the others:"
-            f" {'; '.join(f'{count} x {reason}' for reason, count in refused.items())}"
+            f"of {min(JUDGED, spec.datasets)} data sets {sum(refused.values())} do not determine the law:"
+            f" {'; '.join(f'{count} x {reason}' for reason, count in refused.items())}. Buy another design"
         )
     problem = Problem(law, runs, loss=losses[kept])
     start = problem.vector(spec.coefficients)
@@ -187,11 +190,11 @@ def simulate(spec: SimulateSpec) -> Simulated:
 
 
 def _refusals(law: Law, runs: Runs, losses: Array) -> tuple[np.ndarray, dict[str, int]]:
-    """Data sets that a fit accepts, and how many were refused for what; judged on the first fifty at most."""
+    """Data sets that a fit accepts, and how many were refused for what; judged on the first few."""
     kept, refused = [], dict[str, int]()
     for place, loss in enumerate(losses):
         try:
-            if place < 50:
+            if place < JUDGED:
                 fit(law, runs.with_loss(loss))
             kept.append(place)
         except FitRefusedError as refusal:

@@ -13,7 +13,7 @@ import numpy as np
 from solo.scaling.laws import Array
 from solo.scaling.problem import Problem, Value
 
-_MOST_STEPS = 300
+MOST_STEPS = 300
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
 
 
@@ -26,7 +26,7 @@ class Solutions:
     converged: np.ndarray
 
 
-def solve(problem: Problem, starts: Array, weights: Array | None = None) -> Solutions:
+def solve(problem: Problem, starts: Array, weights: Array | None = None, steps: int = MOST_STEPS) -> Solutions:
     """Minimise from J starts [J,P], each with its own weights of the runs [J,R] (all 1 where none are given).
 
     Newton steps on the exact Hessian, damped by the curvature of the parabolas that touch the Huber loss from above:
@@ -39,7 +39,7 @@ def solve(problem: Problem, starts: Array, weights: Array | None = None) -> Solu
     damping = np.full(count, _FIRST_DAMPING)
     converged = np.zeros(count, bool)
     active = np.arange(count)
-    for _ in range(_MOST_STEPS):
+    for _ in range(steps):
         part = problem.only(active)
         now, value = vectors[active], part.evaluate(vectors[active], weights[active])
         free = ~((now <= problem.lower) & (value.gradient > 0) | (now >= problem.upper) & (value.gradient < 0))

@@ -9,7 +9,7 @@ from rich.table import Table as Grid
 
 from solo.scaling.crosscheck import CrossCheck
 from solo.scaling.predict import FAR, Prediction
-from solo.scaling.simulate import Simulated, SimulateSpec
+from solo.scaling.simulate import JUDGED, Simulated, SimulateSpec
 from solo.scaling.study import Answer, Study
 from solo.scaling.table import Table, count
 
@@ -113,7 +113,9 @@ def print_simulated(spec: SimulateSpec, found: Simulated, console: Console) -> N
         )
     console.print(grid)
     for reason, times in found.refused.items():
-        console.print(f"refused in {times} of the first {min(found.datasets, 50)} data sets: {reason}", markup=False)
+        console.print(
+            f"refused in {times} of the first {min(found.datasets, JUDGED)} data sets: {reason}", markup=False
+        )
 
 
 def _print_hold_out(answer: Answer, console: Console) -> None:
