@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -70,9 +69,9 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
         if _determined(fitted, weights):
             kept.append(weights)
     found = solve(fitted.problem, np.repeat(fitted.vector[None], draws, axis=0), np.array(kept))
-    return Bootstrap(
-        fitted.problem.coefficients(found.vectors), len(names), tried - draws, _notes(len(names), tried - draws, draws)
-    )
+    unfinished = int(np.count_nonzero(~found.converged))
+    notes = _notes(len(names), tried - draws, draws, unfinished)
+    return Bootstrap(fitted.problem.coefficients(found.vectors), len(names), tried - draws, notes)
 
 
 def interval(values: Array, level: int) -> tuple[float, float]:
@@ -98,12 +97,14 @@ def _determined(fitted: Fit, weights: Array) -> bool:
     return True
 
 
-def _notes(clusters: int, redrawn: int, draws: int) -> tuple[str, ...]:
-    notes: list[Any] = []
+def _notes(clusters: int, redrawn: int, draws: int, unfinished: int) -> tuple[str, ...]:
+    notes = []
     if clusters < FEW_CLUSTERS:
         notes.append(f"{clusters} trunks are few to resample: the intervals are rough, and rather too narrow")
     if redrawn > 0.05 * draws:
         notes.append(
             f"{redrawn} resamplings, {redrawn / (redrawn + draws):.0%}, could not determine the law: drawn again"
         )
+    if unfinished > 0.02 * draws:
+        notes.append(f"{unfinished} of {draws} resamplings have no sharp minimum; their last point was taken")
     return tuple(notes)

@@ -17,6 +17,7 @@ from solo.scaling.start import starting_points
 FEWEST_VALUES = 3  # of a variable: a power and a floor have three unknowns
 LEAST_RAY = 4.0  # tokens per parameter, largest over smallest
 _EDGE = 1e-6
+_NO_FLOOR = 1e-3  # of the lowest loss
 _STEPS = 150  # from any start; one that has not arrived by then does not count as agreeing
 _SAME_OBJECTIVE, _SAME_COEFFICIENT = 1e-6, 1e-2
 _WORST_CONDITION = 1e7  # about 30 for a good design, beyond 1e7 on one ray of tokens per parameter
@@ -162,8 +163,10 @@ def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> 
     near = found.converged & (found.objective <= value * (1 + _SAME_OBJECTIVE) + 1e-20)
     here, there = problem.coefficients(best), problem.coefficients(found.vectors[near])
     apart = np.zeros(int(near.sum()), bool)
-    for name in (*problem.law.exponents, "E"):
+    for name in problem.law.exponents:
         apart |= np.abs(there[name] / here[name] - 1) > _SAME_COEFFICIENT
+    # A floor near 0 may be any small number: what matters is how much of the loss it is.
+    apart |= np.abs(there["E"] - here["E"]) > _SAME_COEFFICIENT * problem.loss.min()
     if apart.any():
         other = {name: float(array[np.argmax(apart)]) for name, array in there.items()}
         raise FitRefusedError(
@@ -189,10 +192,13 @@ def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, .
     """Condition of a minimum, and notes on it. Raises FitRefusedError at an edge of the search or where one is flat."""
     law = problem.law
     inside = (vector > problem.lower + _EDGE) & (vector < problem.upper - _EDGE)
+    floor = law.coefficients.index("E")
+    # Next to nothing, the floor has no slope left that would take it to the very edge.
+    inside[floor] &= vector[floor] > np.log(_NO_FLOOR * problem.loss.min())
     notes = []
     for place in np.flatnonzero(~inside):
         name = law.coefficients[place]
-        if name == "E" and vector[place] < problem.upper[place] - _EDGE:
+        if place == floor and vector[place] < problem.upper[place] - _EDGE:
             notes.append("E is 0: the loss falls without a floor in sight, and the law says little beyond these runs")
         elif name in law.exponents:
             raise FitRefusedError(
