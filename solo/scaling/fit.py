@@ -165,8 +165,10 @@ def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> 
     apart = np.zeros(int(near.sum()), bool)
     for name in problem.law.exponents:
         apart |= np.abs(there[name] / here[name] - 1) > _SAME_COEFFICIENT
-    # A floor near 0 may be any small number: what matters is how much of the loss it is.
-    apart |= np.abs(there["E"] - here["E"]) > _SAME_COEFFICIENT * problem.loss.min()
+    # A floor near 0 may be any small number: what matters is how much of the loss a term is.
+    count = len(problem.law.amplitudes)
+    shares = np.abs(np.exp(found.vectors[near, :count]) - np.exp(best[:count])) / problem.loss.min()
+    apart |= (shares > _SAME_COEFFICIENT).any(axis=1)
     if apart.any():
         other = {name: float(array[np.argmax(apart)]) for name, array in there.items()}
         raise FitRefusedError(

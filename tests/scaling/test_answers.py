@@ -42,6 +42,15 @@ def test_the_largest_budget_is_held_out_and_predicted() -> None:
     assert (hold_out(CHINCHILLA, runs.with_loss(wild)).predicted == held.predicted).all()
 
 
+def test_runs_lie_in_their_interval_as_often_as_it_says() -> None:
+    """It holds the scatter of a run besides the law's own uncertainty, which is much less here."""
+    held = [hold_out(CHINCHILLA, grid(8, 8, noise=0.005, seed=seed), cut=1e21) for seed in range(8)]
+    runs = sum(len(one.runs) for one in held)
+    assert runs == 8 * 13
+    assert 0.7 < sum(one.within(80) for one in held) / runs < 0.9
+    assert sum(one.within(95) for one in held) / runs > 0.87
+
+
 def test_a_hold_out_from_a_given_compute() -> None:
     held = hold_out(CHINCHILLA, isoflop(noise=0.003), cut=5e19)
     assert (held.fitted, len(held.runs)) == (21, 14)
@@ -76,6 +85,12 @@ def test_the_bias_of_parabolas_is_measured(half_width, bias) -> None:
     assert check.exponent == pytest.approx(CHINCHILLA.optimum_exponents(published)["a"], abs=1e-3)
     assert check.bias == pytest.approx(bias, abs=0.005)
     assert check.difference == pytest.approx(check.bias, abs=1e-4)
+
+
+def test_noise_is_no_part_of_the_bias() -> None:
+    quiet, noisy = (cross_checks(fit(CHINCHILLA, isoflop(7, 4, noise=noise)))[0] for noise in (0.0, 0.005))
+    assert noisy.bias == pytest.approx(quiet.bias, abs=0.01)
+    assert noisy.difference != pytest.approx(noisy.bias, abs=0.005)
 
 
 def test_a_parabola_whose_lowest_loss_is_at_the_edge_gives_no_optimum() -> None:
