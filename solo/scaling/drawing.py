@@ -17,8 +17,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Drawn in these, shown in the variables of the page's style sheet.
-INK, QUIET, LINE, ACCENT, WRONG = "#1f1e1b", "#6b6860", "#e3e0d8", "#35548f", "#ad3223"
-_PAGE = {INK: "--ink", QUIET: "--quiet", LINE: "--line", ACCENT: "--accent", WRONG: "--wrong"}
+INK, QUIET, LINE, ACCENT, WRONG, GROUND = "#1f1e1b", "#6b6860", "#e3e0d8", "#35548f", "#ad3223", "#faf9f6"
+_PAGE = {INK: "--ink", QUIET: "--quiet", LINE: "--line", ACCENT: "--accent", WRONG: "--wrong", GROUND: "--page"}
 
 _STYLE: Any = {
     "svg.fonttype": "path",
@@ -38,7 +38,9 @@ _STYLE: Any = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "text.color": INK,
-    "legend.frameon": False,
+    "legend.facecolor": GROUND,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 8,
     "figure.facecolor": "none",
     "axes.facecolor": "none",

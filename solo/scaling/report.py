@@ -127,7 +127,7 @@ def _hold_out(answer: Answer) -> dict[str, Any] | None:
         for place in range(len(held.runs))
     ]
     lead = (
-        f"The law fitted to the {held.fitted} cheaper runs predicts the {len(rows)} of the largest budget, up to"
+        f"The law fitted to the {held.fitted} cheaper runs predicts the {len(rows)} most expensive, of up to"
         f" {held.extrapolation:.3g} times their compute: mean error {sizes.mean():.2%}, largest {sizes.max():.2%};"
         f" {held.within(80)} of {len(rows)} lie in their 80% interval and {held.within(95)} in that of 95%."
     )
