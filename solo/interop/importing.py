@@ -39,6 +39,7 @@ class Imported:
     drawn       parts that were drawn: the embedder of patches
     rows        of the vocabulary: in the source, and now
     tokenizer   pieces of the tokenizer that was written; None where the source has none
+    notes       in what else the two differ, a line each
     """
 
     layout: str
@@ -48,6 +49,7 @@ class Imported:
     drawn: int
     rows: tuple[int, int]
     tokenizer: int | None
+    notes: list[str]
 
     def summary(self) -> list[str]:
         """What a user should know, a line each."""
@@ -59,7 +61,8 @@ class Imported:
         before, after = self.rows
         grown = f"{before:,} rows, and {after - before:,} for new tokens" if after > before else f"{after:,} rows"
         pieces = "no tokenizer: data.tokenizer.path must name one" if self.tokenizer is None else ""
-        return [*lines, f"vocabulary: {grown}; {pieces or f'{self.tokenizer:,} pieces in the tokenizer'}"]
+        lines.append(f"vocabulary: {grown}; {pieces or f'{self.tokenizer:,} pieces in the tokenizer'}")
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def import_repository(
@@ -94,7 +97,7 @@ def import_repository(
     config_json = read_config_json(source)
     layout = recognise(config_json, str(source / "config.json"))
     sections = layout.config_from(config_json)
-    check_agreement(layout, sections, config, str(source))
+    notes = check_agreement(layout, sections, config, str(source))
     before = source_model(sections, config)
     old_rows = before.vocab_size or 0
     tokenizer = _tokenizer(source, config, old_rows)
@@ -121,6 +124,7 @@ def import_repository(
         made.drawn,
         (old_rows, rows),
         tokenizer.vocab_size if tokenizer else None,
+        notes,
     )
 
 

@@ -168,6 +168,16 @@ def test_a_grown_model_says_of_text_what_it_said(tmp_path, name):
     np.testing.assert_array_equal(after[:, :100], before[:, :100])
 
 
+def test_another_window_is_said(tmp_path):
+    """Not refused: SOLO's reaches one slot further than Mistral's."""
+    save(tmp_path / "source", "mistral")
+    config = grown("mistral")
+    sequence = config.sequence.model_copy(update={"window": 17})
+    done = import_repository(tmp_path / "source", config.model_copy(update={"sequence": sequence}), tmp_path / "out")
+    assert done.notes == ["sequence.window: 16 there, 17 here"]
+    assert done.summary()[-1] == "note: sequence.window: 16 there, 17 here"
+
+
 def test_what_is_drawn_is_a_function_of_the_seed(tmp_path):
     save(tmp_path / "source", "mistral")
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -261,6 +271,25 @@ def test_tensors_that_are_missing_or_left_over(tmp_path, change, message):
     save(tmp_path / "source", "mistral", change=change)
     with pytest.raises(LayoutError, match=message):
         import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_agreeing_configs_would_let_through(tmp_path, monkeypatch):
+    """The second line: no parameter without a source, no tensor without use, whatever the configs say."""
+    _, config, _ = tiny("mono_internvl")
+    monkeypatch.setattr("solo.interop.importing.check_agreement", lambda *_: [])
+    save(tmp_path / "source", "mono_internvl")
+    embed = config.model.patch_embed.model_copy(update={"class_slot": False})
+    experts = config.model.experts.model_copy(update={"ffn": "shared"})
+    model = config.model.model_copy(update={"patch_embed": embed, "experts": experts})
+    with pytest.raises(LayoutError, match="cannot become this model") as error:
+        import_repository(tmp_path / "source", config.model_copy(update={"model": model}), tmp_path / "out")
+    for line in (
+        "missing: layers/ffn/shared/up[1]",
+        "left over: layers/ffn/text/up[1]",
+        "left over: layers/ffn/patches/up[1]",
+    ):
+        assert line in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
