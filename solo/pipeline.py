@@ -45,7 +45,7 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
     observer = observer or Observer()
     run = RunFolder.open(config)
     prepared = prepare(config, observer.note)
-    prepared.tokenizer.save(run.tokenizer_file)
+    prepared.tokenizer.save(run.path)
     observer.note("planning")
     initial = partial(initial_parameters, config.start_from) if config.start_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial)

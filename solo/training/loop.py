@@ -158,6 +158,7 @@ class Trainer:
             process_count=jax.process_count(),
             start_step=at.stage_step,
             quarantine=self.run.quarantine_file,
+            sequence=self.config.sequence,
         )
         with loader:
             batches = iter(loader)

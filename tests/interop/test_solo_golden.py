@@ -78,7 +78,7 @@ def oracle(mistral, projection, ids, indices, patches, mask=None, labels=None):
     if labels is None:
         return out.logits.detach().numpy()
     out.loss.backward()
-    return float(out.loss), {
+    return out.loss.item(), {
         "model.embed_vision_patch.weight": table.grad.numpy(),
         **{name: value.grad.numpy() for name, value in mistral.named_parameters()},
     }
