@@ -91,7 +91,7 @@ def import_repository(
         LayoutError: a source that is not known or does not fit; the message lists what differs, is missing, left over.
         TensorFileError: damaged files, pickles, or a disk without room.
         FileExistsError: `out` is there.
-        ValueError: the tokenizer cannot be read, or has more pieces than the vocabulary rows.
+        ValueError: the tokenizer cannot be read, or the vocabulary is too small for it or for `patch_embed.token_id`.
     """
     source = Path(source)
     config_json = read_config_json(source)
@@ -105,6 +105,8 @@ def import_repository(
     if tokenizer and tokenizer.vocab_size > rows:
         pieces = f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_pieces"
         raise ValueError(f"{pieces}, but model.vocab_size is {rows}")
+    if (under := config.model.patch_embed.token_id) is not None and under >= rows:
+        raise ValueError(f"model.patch_embed.token_id is {under}, but the vocabulary has {rows} rows")
     with TensorReader(source) as reader:
         theirs = ModelDefinition(before, source_image(sections, config), old_rows)
         ours = ModelDefinition(config.model, config.image, rows)

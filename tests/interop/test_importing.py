@@ -191,6 +191,12 @@ def test_progress_ends_with_everything(tmp_path):
     assert sorted(seen) == seen
 
 
+def test_a_row_under_patches_that_there_is_not(tmp_path):
+    save(tmp_path / "source", "mistral")
+    with pytest.raises(ValueError, match=r"model.patch_embed.token_id is 101, but the vocabulary has 101 rows"):
+        import_repository(tmp_path / "source", grown("mistral", vocab_size=101), tmp_path / "out")
+
+
 def with_pieces(config, *pieces):
     tokenizer = config.data.tokenizer.model_copy(update={"add_pieces": pieces})
     return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
