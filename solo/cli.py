@@ -157,6 +157,28 @@ def import_weights(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint as a Hugging Face repository, and verify it."""
+    from rich.console import Console
+
+    from solo.interop.export import export as export_checkpoint
+
+    console = Console()
+    with console.status("opening the checkpoint") as status:
+        done = export_checkpoint(
+            arguments.checkpoint,
+            arguments.to,
+            arguments.layout,
+            dtype=arguments.dtype,
+            verified=arguments.verify,
+            report=status.update,
+        )
+    for line in done.summary():
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"written to {arguments.to}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Count a model's tensors and parameters."""
     from rich.console import Console
@@ -273,6 +295,21 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
     )
+
+    added = add(
+        "export",
+        export,
+        "write a checkpoint as a Hugging Face repository",
+        "Writes weights, config, tokenizer, processor, chat template and a card to a folder that other people's code"
+        " loads: native brings its own PyTorch code for transformers; the other layouts are those of published models."
+        " A text layout takes the text path of a monolith. What was written is read back and, where PyTorch and"
+        " transformers are installed, its logits and answers are compared with the checkpoint's.",
+    )
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, one of its checkpoints, or a folder")
+    added.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
+    added.add_argument("--layout", metavar="NAME", default="native", help="default native; a wrong one lists them all")
+    added.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
+    added.add_argument("--no-verify", dest="verify", action="store_false", help="compare nothing")
 
     added = add(
         "plan",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from solo.config import parse_config
+from solo.config import Config, parse_config
 from solo.data.tokenizer import Tokenizer, open_tokenizer
 from solo.inference.monolith import Monolith, Published, load_run, local_mesh, newest_checkpoint, read_parameters
 from solo.interop.layout import Layout, Sections
@@ -47,17 +47,23 @@ def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
 def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
     """A model from a folder in the Hugging Face form. Without tokenizer files it takes tensors only."""
     config_json = read_config_json(folder)
-    layout = recognise(config_json, str(folder / "config.json"))
-    sections = layout.config_from(config_json)
-    tokenizer = open_tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
-    if layout.adds_placeholder:
-        sections["model"]["patch_embed"].setdefault("token_id", _placeholder_row(sections, tokenizer))
-    config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
+    layout, config, tokenizer = describe_repository(folder)
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh
     published = Published(placeholder_id(config_json), partial(published_tensors, layout, definition))
     parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
     return Monolith(config, tokenizer, parameters, mesh, published)
+
+
+def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]:
+    """What a folder's small files say: its layout, the model in our terms, and the tokenizer where there is one."""
+    config_json = read_config_json(folder)
+    layout = recognise(config_json, str(folder / "config.json"))
+    sections = layout.config_from(config_json)
+    tokenizer = open_tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+    if layout.adds_placeholder:
+        sections["model"]["patch_embed"].setdefault("token_id", _placeholder_row(sections, tokenizer))
+    return layout, parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json")), tokenizer
 
 
 def published_tensors(

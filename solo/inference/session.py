@@ -61,7 +61,14 @@ class Session:
         logits_1V = self._read(encode_prompt(parts, model.tokenizer, model.config.image, "this turn"), max_new_tokens)
         keys_1 = jax.random.key(seed)[None]
         written = decoding.write(
-            model.definition, model.parameters, model.tokenizer, model.template, self._memory, logits_1V, keys_1
+            model.definition,
+            model.parameters,
+            model.tokenizer,
+            model.template,
+            self._memory,
+            logits_1V,
+            keys_1,
+            model.config.sequence.window,
         )
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
