@@ -17,6 +17,7 @@ OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 done, 1 failed, 2 wrong use, 42 interrupted and resumable."""
     parsed = _parser().parse_args(arguments)
+    parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     from solo.config import ConfigError
 
     try:
@@ -328,6 +329,10 @@ def _parser() -> argparse.ArgumentParser:
         "Answers the tasks of the run's config by generation, with the newest checkpoint.",
     )
     added.add_argument("run", metavar="RUN", help="a run's folder")
+
+    from solo.scaling import command
+
+    command.add_arguments(add("fit", command.run, "fit a scaling law to a table of runs", command.DESCRIPTION))
     return parser
 
 

@@ -49,6 +49,7 @@ class EVEv2(Layout):
             "patch_size": inner * config_json.get("dense_stride", 2),
             "min_pixels": _MAX_SIZE**2,
             "max_pixels": _MAX_SIZE**2,
+            "rounding": "up",
             "resample": "bicubic",
             "exif": "ignore",
             "begin_token": None,
