@@ -235,7 +235,11 @@ class LinearEmbed(nn.Linear):
         return super().forward(pixels)
 
 
-EMBEDDERS = {"linear": LinearEmbed, "conv": ConvEmbed, "grid": GridEmbed}
+EMBEDDERS: dict[str, Callable[[SoloMonolithConfig], nn.Module]] = {
+    "linear": LinearEmbed,
+    "conv": ConvEmbed,
+    "grid": GridEmbed,
+}
 
 
 def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
