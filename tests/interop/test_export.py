@@ -148,6 +148,15 @@ def test_shards_and_their_index(runs, tmp_path):
         assert set(reader) == set(index["weight_map"])
 
 
+def test_generation_ends_and_leaves_out_what_ours_does(runs, tmp_path):
+    export(runs("native"), tmp_path / "out", verified=False)
+    model = solo.load(tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [model.tokenizer.special.eos] == list(model.template.stops)
+    assert settings["suppress_tokens"] == sorted(model.tokenizer.special_ids - {model.tokenizer.special.eos})
+    assert model.tokenizer.find("<image>") in settings["suppress_tokens"]
+
+
 def test_an_export_can_be_exported(runs, tmp_path):
     """A native repository is a checkpoint as well; its placeholder is not appended twice."""
     export(runs("native"), tmp_path / "first", verified=False)
