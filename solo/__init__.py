@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from solo.inference.monolith import Monolith, load
+    from solo.inference.monolith import Monolith
+    from solo.loading import load
     from solo.pipeline import train
 
 __version__ = "0.1.0"
 __all__ = ["Monolith", "__version__", "load", "train"]
 
-_HOMES = {"Monolith": "solo.inference.monolith", "load": "solo.inference.monolith", "train": "solo.pipeline"}
+_HOMES = {"Monolith": "solo.inference.monolith", "load": "solo.loading", "train": "solo.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+# Rows of `patch_grid` that are no place: the slot is a learned visual token (`ImageConfig.markers`).
+BEGIN_MARKER, ROW_MARKER = -1, -2
+
 
 class Batch(NamedTuple):
     """B packed rows. Empty slots: patches 0, text the pad id, positions 0, empty intervals, weight 0.
 
-    patches        uint8 [B, P, patch_size^2 * 3]  raw pixels, channel-major (C, y, x)
-    patch_grid     int32 [B, P, 2]   row and column of the patch in its image
+    patches        uint8 [B, P, patch_size^2 * 3]  raw pixels, channel-major (C, y, x); or float32, normalised already
+    patch_grid     int32 [B, P, 2]   row and column of the patch in its image or tile; see also BEGIN_MARKER
     text           int32 [B, T]      token ids, with image delimiters and row separators, without placeholders
-    positions      int32 [B, S]      rotary position: place in the document's reading order, from 0
+    positions      int32 [B, S]      rotary position: place in the document's reading order, from 0; [B, S, 3] where
+                                     `SequenceConfig.positions` is grid: (time, row, column)
     attend         int32 [B, S, 4]   (a0, a1, a2, a3): the slot sees patches [a0, a1) and text [a2, a3) of its
                                      row, counted within each region; an empty slot sees nothing (0, 0, 0, 0)
     target_slots   int32 [B, Y]      slot whose output predicts the target (0 where there is none)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from solo.config import Config
 from solo.data.prepare import Prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
+from solo.loading import initial_parameters
 from solo.training.loop import Trainer
 from solo.training.observer import Observer
 from solo.training.run import RunFolder
@@ -39,12 +41,14 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
         BadStepError: a loss was not finite or jumped, and the config says to stop.
         Interrupted: SIGTERM came, and the observer listens for it; all is saved.
     """
+    config.check_runnable()
     observer = observer or Observer()
     run = RunFolder.open(config)
     prepared = prepare(config, observer.note)
     prepared.tokenizer.save(run.path)
     observer.note("planning")
-    trainer = Trainer(config, prepared, run, observer)
+    initial = partial(initial_parameters, config.start_from) if config.start_from else None
+    trainer = Trainer(config, prepared, run, observer, initial=initial)
     observer.start(trainer.num_steps)
     trainer.train()
     observer.finish()

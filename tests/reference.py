@@ -67,7 +67,7 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
     pixels = np.zeros((len(is_patch), image.patch_size**2 * 3))
     pixels[is_patch] = (document.patches - shift) / scale
     text = parameters["text_embed"][np.where(is_patch, 0, document.tokens)]
-    x = jnp.where(is_patch[:, None], jnp.asarray(pixels, jnp.float32) @ parameters["patch_embed"], text)
+    x = jnp.where(is_patch[:, None], jnp.asarray(pixels, jnp.float32) @ parameters["patch_embed/kernel"], text)
     mask = reading_mask(document, image.attention)
     for number in range(config.layers):
         layer = {path[7:]: value[number] for path, value in parameters.items() if path.startswith("layers/")}
@@ -96,12 +96,17 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
     return x @ (parameters["head"] if "head" in parameters else parameters["text_embed"].T)
 
 
-def loss_sum(parameters, config: ModelConfig, image: ImageConfig, document: Document) -> tuple[jax.Array, int]:
-    """Summed cross-entropy of the supervised tokens, each predicted from the slot before it, and their number."""
+def loss_sum(
+    parameters, config: ModelConfig, image: ImageConfig, document: Document, vocab: int
+) -> tuple[jax.Array, int]:
+    """Summed cross-entropy of the supervised tokens, each predicted from the slot before it, and their number.
+
+    The softmax is over `vocab` logits: padding of the vocabulary has no probability.
+    """
     wanted = [i for i in range(1, len(document.tokens)) if document.supervised[i]]
     if not wanted:
         return jnp.zeros(()), 0
-    log_probabilities = jax.nn.log_softmax(forward(parameters, config, image, document), axis=-1)
+    log_probabilities = jax.nn.log_softmax(forward(parameters, config, image, document)[:, :vocab], axis=-1)
     picked = [log_probabilities[i - 1, int(document.tokens[i])] for i in wanted]
     return -sum(picked), len(picked)
 

@@ -55,6 +55,9 @@ class ImageConfig(Section):
     end_token: str | None = Field("</vision>", description="piece behind them")
     row_token: str | None = Field("<vrow_sep>", description="piece between two rows of patches; not in tiles")
     row_token_after_last: bool = Field(False, description="also behind the last row (Fuyu)")
+    markers: bool = Field(
+        False, description="a learned visual token before an image and behind each row (EVEv2); patch_grid -1 and -2"
+    )
     placeholder_token: str | None = Field(
         None, description="piece that stands for a patch in published repositories; never in our rows"
     )
@@ -75,6 +78,8 @@ class ImageConfig(Section):
                 raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
         if self.patch_order == "columns" and self.geometry != "tiles":
             raise ValueError("patch_order: columns goes with geometry: tiles")
+        if self.markers and (self.geometry == "tiles" or self.row_token):
+            raise ValueError("markers stand behind rows, in place of row_token (null), and not in tiles")
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
         if (self.min_pixels or 0) > (self.max_pixels or float("inf")):
@@ -95,6 +100,12 @@ class SequenceConfig(Section):
     system: str | None = Field(None, description="a system turn for conversations that bring none")
     positions: Literal["text", "grid"] = "text"
     window: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> SequenceConfig:
+        if self.window is not None and self.positions == "grid":
+            raise ValueError("a window counts slots in reading order, which grid positions do not give")
+        return self
 
 
 class SourceConfig(Section):

@@ -80,7 +80,8 @@ class RowSource:
         documents = [(self._document(piece, step), piece.source) for piece in pieces]
         readable = [(document, source) for document, source in documents if document is not None]
         pad = self._tokenizer.special.pad
-        return assemble_row(readable, self._plan.shape, self._image, pad, self._sequence)
+        average = self._plan.stage.loss.average
+        return assemble_row(readable, self._plan.shape, self._image, pad, self._sequence, average)
 
     def __repr__(self) -> str:
         return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from solo.batch import Batch
-from solo.config import ImageConfig, SequenceConfig
+from solo.config import Average, ImageConfig, SequenceConfig
 from solo.data.document import NO_IMAGE, Document
 from solo.data.order import join_documents, positions, visible
 from solo.data.shape import RowShape
@@ -29,6 +29,7 @@ def assemble_row(
     image: ImageConfig,
     pad_id: int,
     sequence: SequenceConfig = _PLAIN,
+    average: Average = "token",
 ) -> Batch:
     """Lay documents out in one row.
 
@@ -38,6 +39,7 @@ def assemble_row(
         image: patch size, and how the tokens of one image see each other; see `solo.data.order.visible`.
         pad_id: token of empty text slots.
         sequence: window and positions; see `solo.data.order.positions`.
+        average: what weighs the same in the loss; see `LossConfig`.
 
     Returns:
         A Batch without its B axis; see `solo.batch` for the fields, their types and what empty slots hold.
@@ -63,9 +65,16 @@ def assemble_row(
         raise ValueError(f"{len(targets)} targets do not fit a row of {shape.target_slots} target slots")
     row.target_slots[: len(targets)] = slot[targets - 1]
     row.target_ids[: len(targets)] = order.tokens[targets]
-    row.target_weights[: len(targets)] = 1
+    row.target_weights[: len(targets)] = _weights(order.opening[targets], average)
     row.target_source[: len(targets)] = order.source[targets]
     return row
+
+
+def _weights(opening: np.ndarray, average: Average) -> np.ndarray:
+    """float64 [n]: 1, or 1 / m or 1 / sqrt(m) where a document has m targets. `opening`: which document each is of."""
+    power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
+    _, number, counts = np.unique(opening, return_inverse=True, return_counts=True)
+    return counts[number] ** -power
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

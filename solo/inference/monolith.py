@@ -7,10 +7,11 @@ model.generate([[{"role": "user", "content": [{"type": "image", "image": "cat.pn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import numpy as np
@@ -21,52 +22,112 @@ from solo.batch import Batch
 from solo.config import Config, LossConfig, MeshConfig, load_config
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
-from solo.data.templates import make_template
+from solo.data.templates import Template, make_template
 from solo.data.tokenizer import Tokenizer, open_tokenizer
+from solo.inference.caller import CallerBatch, caller_batch, read_caller
 from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
 from solo.model.generate import empty_memory, read
-from solo.model.parameters import ModelDefinition, Parameters
+from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.model.transformer import Placement
 from solo.sharding.mesh import TABLE, device_batch, make_mesh, parameter_shardings, placement
 from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
-from solo.training.loss import normalised_weights, target_loss
+from solo.training.loss import batch_loss, normalised_weights
 
 if TYPE_CHECKING:
     from solo.inference.session import Session
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a repository calls things.
+
+    placeholder_id  what stands for a patch in its `input_ids`, where its config says so
+    rename          path -> array of ours, to name -> array of its tensors
+    """
+
+    placeholder_id: int | None
+    rename: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
 class Monolith:
     """A model that can be asked.
 
-    config       of the run it comes from
-    tokenizer    its tokenizer
-    template     how it writes conversations down
+    config       of the run it comes from, or what a repository's files say
     definition   everything about the network but its values
     parameters   path -> float32 array
     mesh         this process's devices, with the parameters sharded over all of them, unless one is given
     placement    constraints and attention for that mesh
+    published    what the tensors of the repository that it comes from are called; None for a run of ours
+
+    Raises:
+        ConfigError: the vocabulary is too small for the tokenizer, or its size is not known.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, parameters: Parameters, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer | None,
+        parameters: Parameters,
+        mesh: Mesh | None = None,
+        published: Published | None = None,
+    ):
         self.config = config
-        self.tokenizer = tokenizer
-        self.template = make_template(tokenizer, config.sequence)
-        self.definition = ModelDefinition(config.model, config.image, tokenizer.vocab_size)
+        self._tokenizer = tokenizer
+        self.published = published
+        self.definition = define(config, tokenizer.vocab_size if tokenizer else None)
         self.mesh = local_mesh() if mesh is None else mesh
         self.parameters = jax.device_put(parameters, parameter_shardings(self.definition.specs, self.mesh))
         self.placement = placement(self.mesh, config.model)
 
-    def batch(self, conversations: Sequence[Conversation], *, slot_multiple: int = 8) -> Batch:
-        """One row per conversation, supervised as in training; numpy.
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ValueError where a repository brought none: tensors can still be given."""
+        if self._tokenizer is None:
+            raise ValueError("these weights came without a tokenizer (tokenizer.model or tokenizer.json beside them)")
+        return self._tokenizer
+
+    @cached_property
+    def template(self) -> Template:
+        """How it writes conversations down. Raises ConfigError where the tokenizer lacks a piece of the template."""
+        return make_template(self.tokenizer, self.config.sequence)
+
+    @property
+    def placeholder_id(self) -> int:
+        """What stands for a patch in the `input_ids` of published code; the highest id unless the config names one."""
+        piece = self.config.image.placeholder_token
+        if self.published is not None and self.published.placeholder_id is not None:
+            return self.published.placeholder_id
+        if piece is not None and self._tokenizer is not None:
+            return self._tokenizer.id(piece)
+        return self.definition.vocab_size - 1
+
+    @overload
+    def batch(self, conversations: Sequence[Conversation], *, slot_multiple: int = 8) -> Batch: ...
+
+    @overload
+    def batch(self, *, slot_multiple: int = 8, **tensors: Any) -> CallerBatch: ...
+
+    def batch(
+        self, conversations: Sequence[Conversation] | None = None, *, slot_multiple: int = 8, **tensors: Any
+    ) -> Batch | CallerBatch:
+        """One row per conversation, supervised as in training; or one row per row of a caller's own tensors; numpy.
 
         Args:
             conversations: lists of {"role", "content"}; see `solo.data.conversation.parse_conversation`.
-            slot_multiple: P, T and Y are the least multiples of this that fit the largest conversation.
+            slot_multiple: P, T and Y are the least multiples of this that fit the largest row.
+            tensors: instead of conversations, by the names of the published code; see `solo.inference.caller`.
+                What is made of such a batch comes back in the caller's order and by the published names.
 
         Raises:
-            ValueError: no conversation, one that is not well formed, or an image that cannot be read.
+            ValueError: no conversation, one that is not well formed, an image that cannot be read, or tensors that do
+                not fit together.
         """
+        if tensors:
+            if conversations is not None:
+                raise ValueError("give conversations or tensors, not both")
+            rows = read_caller(tensors, self.config.image, self.placeholder_id)
+            return caller_batch(rows, self.config, slot_multiple=slot_multiple)
         if not conversations:
             raise ValueError("there is no conversation to make a batch of")
         tokenizer, image, sequence = self.tokenizer, self.config.image, self.config.sequence
@@ -79,19 +140,38 @@ class Monolith:
         pad = tokenizer.special.pad
         return stack([assemble_row([(document, 0)], shape, image, pad, sequence) for document in documents])
 
-    def logits(self, batch: Batch) -> np.ndarray:
-        """Float32 logits [B, S, V] of what follows each slot, V being the tokenizer's pieces.
+    def logits(self, batch: Batch | CallerBatch) -> np.ndarray:
+        """Float32 logits [B, S, V] of what follows each slot, V being the vocabulary's rows.
 
         S is in slot order, not in reading order: the P patches, then the T text tokens; slot P + t is `text[:, t]`.
+        Of a caller's batch they are [B, N, V], in the order of its `input_ids`.
         """
-        logits_BSV = _logits(self.definition, self.placement, self.parameters, self._place(batch))
-        return np.asarray(logits_BSV[: len(batch.text), :, : self.tokenizer.vocab_size])
+        definition, plain = self._as_given(batch)
+        logits_BSV = _logits(definition, self.placement, self.parameters, self._place(plain))
+        found = np.asarray(logits_BSV[: len(plain.text), :, : self.definition.vocab_size])
+        return batch.in_order(found) if isinstance(batch, CallerBatch) else found
 
-    def loss_and_grads(self, batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
-        """Mean cross-entropy in nats over the batch's targets, and its gradient, path -> float32 array."""
-        found = _loss_and_grads(self.definition, self.placement, self.parameters, self._place(batch))
+    def loss_and_grads(self, batch: Batch | CallerBatch) -> tuple[float, dict[str, np.ndarray]]:
+        """Mean cross-entropy in nats over the batch's targets, and its gradient, path -> float32 array.
+
+        Of a caller's batch, with weights from a published repository, the gradients go by that repository's names.
+        """
+        definition, plain = self._as_given(batch)
+        found = _loss_and_grads(definition, self.placement, self.parameters, self._place(plain))
         loss, grads = jax.device_get(found)
+        if isinstance(batch, CallerBatch) and self.published is not None:
+            grads = self.published.rename(grads)
         return float(loss), grads
+
+    def _as_given(self, batch: Batch | CallerBatch) -> tuple[ModelDefinition, Batch]:
+        """The model and the batch; of a caller's batch, the model that adds under patches what stands there."""
+        if not isinstance(batch, CallerBatch):
+            return self.definition, batch
+        config, embed = self.definition.config, self.definition.config.patch_embed
+        if batch.under_id in (None, embed.token_id) or embed.token_id is None:
+            return self.definition, batch.batch
+        other = config.model_copy(update={"patch_embed": embed.model_copy(update={"token_id": batch.under_id})})
+        return replace(self.definition, config=other), batch.batch
 
     def generate(
         self,
@@ -167,29 +247,22 @@ class Monolith:
         return device_batch(Batch(*padded), self.mesh)
 
 
-def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
-    """Load a model from a run's folder (its newest checkpoint), or from one of the run's checkpoints.
-
-    Args:
-        path: `runs/<name>`, or `runs/<name>/checkpoints/<step>`. The run may still be training.
-        mesh: devices to load it onto; all of this process's unless given. It need not be the mesh it was trained on.
+def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
+    """Load a model from a run's folder (its newest checkpoint), or from one of the run's checkpoints; see `solo.load`.
 
     Raises:
-        ValueError: there is no such folder, it is no run, or it has no complete checkpoint.
+        ValueError: it is no run, or it has no complete checkpoint.
         CheckpointError: the checkpoint is not of the model that the run's config describes.
     """
-    folder = Path(path)
-    is_checkpoint = folder.parent.name == "checkpoints"
-    run = folder.parent.parent if is_checkpoint else folder
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; expected a run (runs/<name>) or one of its checkpoints")
+    is_checkpoint = path.parent.name == "checkpoints"
+    run = path.parent.parent if is_checkpoint else path
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is no run of solo: it has no config.yaml")
     config = load_config(run / "config.yaml")
     tokenizer = open_tokenizer(run)
-    definition = ModelDefinition(config.model, config.image, tokenizer.vocab_size)
     mesh = local_mesh() if mesh is None else mesh
-    checkpoint = folder if is_checkpoint else newest_checkpoint(run)
+    checkpoint = path if is_checkpoint else newest_checkpoint(run)
+    definition = define(config, tokenizer.vocab_size)
     return Monolith(config, tokenizer, read_parameters(checkpoint, definition, mesh), mesh)
 
 
@@ -230,8 +303,7 @@ def row_keys(seed: int, first: int, rows: int) -> jax.Array:
 @partial(jax.jit, static_argnums=(0, 1))
 def _logits(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:
     model = definition.bind(parameters)
-    hidden, _ = model.hidden(batch, where)
-    return model.logits(hidden.join())
+    return model.logits(model.hidden(batch, where).hidden.join())
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -242,8 +314,6 @@ def _loss_and_grads(
     weighted = batch._replace(target_weights=normalised_weights(batch.target_weights, config))
 
     def loss(parameters: Parameters) -> jax.Array:
-        model = definition.bind(parameters)
-        hidden, _ = model.hidden(weighted, where)
-        return target_loss(model, hidden, weighted, config, num_sources=1).total
+        return batch_loss(definition, where, parameters, weighted, config).total
 
     return jax.value_and_grad(loss)(parameters)

@@ -7,8 +7,10 @@ size worth counting; the test against the compiler's own count keeps this honest
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
 
-from solo.model.parameters import ModelDefinition, ParameterSpec
+from solo.model.parameters import ModelDefinition
 
 
 @dataclass(frozen=True)
@@ -35,35 +37,41 @@ def step_flops(definition: ModelDefinition, work: Work, trained: frozenset[str] 
     config, specs = definition.config, definition.specs
     found = dict.fromkeys(("patch_embed", "qkv", "out", "ffn_patches", "ffn_text", "attention", "head"), 0)
     for path, spec in specs.items():
-        part, slots = _where(path, work)
-        if not part:
-            continue
-        for name, count in slots.items():
-            products = 1 + (path != "patch_embed") + (trained is None or path in trained)
-            found[part if part != "ffn" else f"ffn_{name}"] += 2 * count * _weights(spec) * products
+        for part, uses in _uses(path, definition, work).items():
+            products = 1 + (path not in _FIRST) + (trained is None or path in trained)
+            found[part] += 2 * int(uses * prod(spec.shape)) * products
     if config.tied_head:
         trains_head = trained is None or "text_embed" in trained
-        found["head"] += 2 * work.targets * _weights(specs["text_embed"]) * (2 + trains_head)
+        found["head"] += 2 * work.targets * prod(specs["text_embed"].shape) * (2 + trains_head)
     # Scores and values forward; two products each backward.
     found["attention"] = 3 * 2 * 2 * config.layers * config.heads * config.dim_per_head * work.pairs
     return found
 
 
-def _where(path: str, work: Work) -> tuple[str, dict[str, int]]:
-    """The part a matrix belongs to, and the slots it is applied to, by region."""
-    if path == "patch_embed":
-        return path, {"patches": work.patches}
+# Matrices whose input has no gradient: the pixels.
+_FIRST = ("patch_embed/kernel", "patch_embed/inner/kernel")
+_FFN = ("gate", "up", "down", "router")
+
+
+def _uses(path: str, definition: ModelDefinition, work: Work) -> dict[str, Fraction]:
+    """Part -> how often a matrix is applied as a whole; empty for what is no matrix."""
+    *parents, name = path.split("/")
+    patches, text = Fraction(work.patches), Fraction(work.text)
     if path == "head":
-        return path, {"text": work.targets}
-    _, part, *rest = [*path.split("/"), ""]
-    if part not in ("qkv", "out", "ffn"):
-        return "", {}
-    both = {"patches": work.patches, "text": work.text}
-    return part, both if rest[0] == "shared" else {rest[0]: both[rest[0]]}
-
-
-def _weights(spec: ParameterSpec) -> int:
-    size = 1
-    for dimension in spec.shape:
-        size *= dimension
-    return size
+        return {"head": Fraction(work.targets)}
+    if parents[:1] == ["patch_embed"]:
+        inner = definition.config.patch_embed.inner_size
+        count = (definition.image.patch_size // inner) ** 2 if parents[1:] == ["inner"] and inner else 1
+        return {"patch_embed": patches * count} if name == "kernel" else {}
+    part, region = [*parents, "", "", ""][1:3]
+    slots = {"patches": patches, "text": text, "shared": patches + text}.get(region, Fraction(0))
+    if (part, name) in (("qkv", "q"), ("qkv", "k"), ("qkv", "v"), ("out", "kernel")):
+        return {part: slots}
+    if part != "ffn" or name not in _FFN:
+        return {}
+    if region == "learned":
+        learned = definition.config.learned_experts
+        share = Fraction(1) if name == "router" else Fraction(learned.top_k, learned.count)
+        return {"ffn_patches": patches * share, "ffn_text": text * share}
+    both = {"ffn_patches": patches, "ffn_text": text}
+    return both if region == "shared" else {f"ffn_{region}": slots}

@@ -57,7 +57,10 @@ def empty_memory(definition: ModelDefinition, rows: int, patch_slots: int, text_
         return jnp.zeros(shape, config.compute_dtype)
 
     keys, values = (Regions(zeros(patch_slots), zeros(text_slots)) for _ in range(2))
-    return Memory(keys, values, jnp.zeros((rows, 2), jnp.int32))
+    count, next_position, patch_positions = (
+        jnp.zeros(shape, jnp.int32) for shape in ((rows, 2), (rows,), (rows, patch_slots))
+    )
+    return Memory(keys, values, count, next_position, patch_positions)
 
 
 def enlarge(memory: Memory, patch_slots: int, text_slots: int) -> Memory:
@@ -68,7 +71,12 @@ def enlarge(memory: Memory, patch_slots: int, text_slots: int) -> Memory:
         return jnp.pad(kept, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
 
     room = Regions(patch_slots, text_slots)
-    return Memory(memory.k.map(grow, room), memory.v.map(grow, room), memory.length)
+    missing = max(0, patch_slots - memory.patch_positions.shape[1])
+    return memory._replace(
+        k=memory.k.map(grow, room),
+        v=memory.v.map(grow, room),
+        patch_positions=jnp.pad(memory.patch_positions, ((0, 0), (0, missing))),
+    )
 
 
 @partial(jax.jit, static_argnames=("definition", "where"), donate_argnames="memory")
@@ -97,7 +105,7 @@ def read(
     return _read(definition, where, parameters, memory, chunk, counts_B2)
 
 
-@partial(jax.jit, static_argnames=("definition", "max_new_tokens", "greedy"), donate_argnames="memory")
+@partial(jax.jit, static_argnames=("definition", "max_new_tokens", "greedy", "window"), donate_argnames="memory")
 def generate(
     definition: ModelDefinition,
     parameters: Parameters,
@@ -108,6 +116,7 @@ def generate(
     *,
     max_new_tokens: int,
     greedy: bool,
+    window: int | None = None,
 ) -> Generated:
     """Continue every row until it stops, or for `max_new_tokens` >= 1 tokens.
 
@@ -120,6 +129,7 @@ def generate(
         sampling: which tokens may come, and how they are drawn.
         max_new_tokens: N.
         greedy: always take the likeliest token.
+        window: how many slots before it a token sees, as `SequenceConfig.window`; None: all.
     """
     rows = logits_BV.shape[0]
 
@@ -142,7 +152,7 @@ def generate(
             _ONE_QUERY,
             parameters,
             memory,
-            _one_token(definition, memory, tokens_BN[:, number - 1]),
+            _one_token(definition, window, memory, tokens_BN[:, number - 1]),
             jnp.stack([jnp.zeros_like(lengths_B), live_B.astype(jnp.int32)], axis=1),
         )
         token_B = jnp.where(live_B, pick(logits_BV, number), sampling.stop)
@@ -165,11 +175,28 @@ def _read(
     counts_B2: jax.Array,
 ) -> tuple[Memory, jax.Array]:
     model = definition.bind(parameters)
-    hidden, extended = model.hidden(chunk, where, memory)
+    hidden, extended, _ = model.hidden(chunk, where, memory)
     assert extended is not None
     last_B1 = jnp.maximum(counts_B2[:, 1:] - 1, 0)
     last_BD = jnp.take_along_axis(hidden.text, last_B1[..., None], axis=1)[:, 0]
-    return extended._replace(length=memory.length + counts_B2), model.logits(last_BD)
+    return _note_positions(extended, chunk, counts_B2), model.logits(last_BD)
+
+
+def _note_positions(memory: Memory, chunk: Batch, counts_B2: jax.Array) -> Memory:
+    """Count what was read: lengths, where the next text token stands, and where the patches stand."""
+    num_patches = chunk.patches.shape[1]
+    place_BS = chunk.positions if chunk.positions.ndim == 2 else chunk.positions.max(axis=-1)
+    real_BS = jnp.concatenate(
+        [jnp.arange(num_patches) < counts_B2[:, :1], jnp.arange(chunk.text.shape[1]) < counts_B2[:, 1:]], axis=1
+    )
+    behind_B = jnp.max(jnp.where(real_BS, place_BS + 1, 0), axis=1, initial=0)
+    rows = jnp.arange(len(counts_B2))[:, None]
+    columns = memory.length[:, :1] + jnp.arange(num_patches)
+    return memory._replace(
+        length=memory.length + counts_B2,
+        next_position=jnp.maximum(memory.next_position, behind_B),
+        patch_positions=memory.patch_positions.at[rows, columns].set(place_BS[:, :num_patches], mode="drop"),
+    )
 
 
 def _one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
@@ -183,18 +210,25 @@ def _one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Arr
 _ONE_QUERY = Placement(attention=_one_query_attention)
 
 
-def _one_token(definition: ModelDefinition, memory: Memory, token_B: jax.Array) -> Batch:
-    """The next text token of every row; it sees all that its row has read, and itself."""
+def _one_token(definition: ModelDefinition, window: int | None, memory: Memory, token_B: jax.Array) -> Batch:
+    """The next text token of every row; it sees what its row has read, as far as the window reaches, and itself."""
     rows = token_B.shape[0]
     patches_B, text_B = memory.length[:, 0], memory.length[:, 1]
-    zeros_B = jnp.zeros_like(text_B)
+    hidden_patches_B = hidden_text_B = jnp.zeros_like(text_B)
+    if window is not None:
+        # A window counts in reading order: of the slots before it, so many are patches, the rest is text.
+        before_B = jnp.maximum(memory.next_position - window, 0)
+        read_BP = jnp.arange(memory.patch_positions.shape[1]) < patches_B[:, None]
+        hidden_patches_B = jnp.sum(read_BP & (memory.patch_positions < before_B[:, None]), axis=1)
+        hidden_text_B = before_B - hidden_patches_B
+    positions_B1 = memory.next_position[:, None]
     nothing = jnp.zeros((rows, 0), jnp.int32)
     return Batch(
         patches=jnp.zeros((rows, 0, definition.image.patch_size**2 * 3), jnp.uint8),
         patch_grid=jnp.zeros((rows, 0, 2), jnp.int32),
         text=token_B[:, None],
-        positions=(patches_B + text_B)[:, None],
-        attend=jnp.stack([zeros_B, patches_B, zeros_B, text_B + 1], axis=-1)[:, None],
+        positions=positions_B1 if definition.config.rope_sections is None else jnp.stack([positions_B1] * 3, axis=-1),
+        attend=jnp.stack([hidden_patches_B, patches_B, hidden_text_B, text_B + 1], axis=-1)[:, None],
         target_slots=nothing,
         target_ids=nothing,
         target_weights=nothing.astype(jnp.float32),

@@ -7,11 +7,13 @@ gather, no mask and no router.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from solo.config import ModelConfig, Sharing
 
 
 class Regions(NamedTuple):
@@ -53,51 +55,106 @@ class RMSNorm(nnx.Module):
         return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
-class QKV(nnx.Module):
-    """Query, key and value projections of grouped-query attention, without bias."""
+class LayerNorm(nnx.Module):
+    """Mean and variance norm with learned scale and bias; float32 inside, result in the input's dtype."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, std: float, rngs: nnx.Rngs):
-        self.q = normal(rngs, (width, heads, head_dim), ("embed", "heads", "head_dim"), std)
-        self.k = normal(rngs, (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), std)
-        self.v = normal(rngs, (width, kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), std)
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("norm",))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=("norm",))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise over the last axis."""
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - x32.mean(axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def make_norm(kind: Literal["none", "rms", "layer"], width: int, eps: float) -> RMSNorm | LayerNorm | None:
+    """The norm of a config's name."""
+    if kind == "none":
+        return None
+    return RMSNorm(width, eps) if kind == "rms" else LayerNorm(width, eps)
+
+
+def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """x plus a bias over its last axes, where there is one."""
+    return x if bias is None else x + bias[...].astype(x.dtype)
+
+
+def zeros(present: bool, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param | None:
+    """A float32 bias that starts at zero, or none."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if present else None
+
+
+class QKV(nnx.Module):
+    """Query, key and value projections of grouped-query attention, with a norm of every head's queries and keys."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, dim, std = config.width, config.dim_per_head, config.init_std
+        q_axes, k_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.q = normal(rngs, (width, config.heads, dim), q_axes, std)
+        self.k = normal(rngs, (width, config.kv_heads, dim), k_axes, std)
+        self.v = normal(rngs, (width, config.kv_heads, dim), k_axes, std)
+        biased = config.bias != "none"
+        self.q_bias = zeros(biased, (config.heads, dim), q_axes[1:])
+        self.k_bias = zeros(biased, (config.kv_heads, dim), k_axes[1:])
+        self.v_bias = zeros(biased, (config.kv_heads, dim), k_axes[1:])
+        self.q_norm = make_norm(config.qk_norm, dim, config.norm_eps)
+        self.k_norm = make_norm(config.qk_norm, dim, config.norm_eps)
 
     def __call__(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return q [B, S, H, C], k and v [B, S, K, C]."""
+        weights = (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias)
         q, k, v = (
-            jnp.einsum("bsd,dhc->bshc", x_BSD, weight[...].astype(x_BSD.dtype)) for weight in (self.q, self.k, self.v)
+            add_bias(jnp.einsum("bsd,dhc->bshc", x_BSD, weight[...].astype(x_BSD.dtype)), bias)
+            for weight, bias in weights
         )
-        return q, k, v
+        return q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k), v
 
 
 class Out(nnx.Module):
-    """The projection of the heads back to the width, without bias."""
+    """The projection of the heads back to the width."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, std: float, rngs: nnx.Rngs):
-        self.kernel = normal(rngs, (heads, head_dim, width), ("heads", "head_dim", "embed"), std)
+    def __init__(self, config: ModelConfig, std: float, rngs: nnx.Rngs):
+        shape = (config.heads, config.dim_per_head, config.width)
+        self.kernel = normal(rngs, shape, ("heads", "head_dim", "embed"), std)
+        self.bias = zeros(config.bias == "all", (config.width,), ("norm",))
 
     def __call__(self, x_BSHC: jax.Array) -> jax.Array:
         """Return [B, S, D]."""
-        return jnp.einsum("bshc,hcd->bsd", x_BSHC, self.kernel[...].astype(x_BSHC.dtype))
+        return add_bias(jnp.einsum("bshc,hcd->bsd", x_BSHC, self.kernel[...].astype(x_BSHC.dtype)), self.bias)
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate x) * up x), without bias."""
+class FFN(nnx.Module):
+    """swiglu: down(silu(gate x) * up x). relu2: down(relu(up x)^2), as Persimmon has it."""
 
-    def __init__(self, width: int, hidden: int, std: float, down_std: float, rngs: nnx.Rngs):
-        self.gate = normal(rngs, (width, hidden), ("embed", "ffn"), std)
+    def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
+        width, hidden, std, biased = config.width, config.ffn_width, config.init_std, config.bias == "all"
+        gated = config.ffn == "swiglu"
+        self.gate = normal(rngs, (width, hidden), ("embed", "ffn"), std) if gated else None
         self.up = normal(rngs, (width, hidden), ("embed", "ffn"), std)
         self.down = normal(rngs, (hidden, width), ("ffn", "embed"), down_std)
+        self.gate_bias = zeros(biased and gated, (hidden,), ("ffn",))
+        self.up_bias = zeros(biased, (hidden,), ("ffn",))
+        self.down_bias = zeros(biased, (width,), ("norm",))
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         """Return [B, S, D]."""
-        gate, up, down = (weight[...].astype(x_BSD.dtype) for weight in (self.gate, self.up, self.down))
-        return (jax.nn.silu(x_BSD @ gate) * (x_BSD @ up)) @ down
+        dtype = x_BSD.dtype
+        up = add_bias(x_BSD @ self.up[...].astype(dtype), self.up_bias)
+        if self.gate is None:
+            inner = jnp.square(jax.nn.relu(up))
+        else:
+            inner = jax.nn.silu(add_bias(x_BSD @ self.gate[...].astype(dtype), self.gate_bias)) * up
+        return add_bias(inner @ self.down[...].astype(dtype), self.down_bias)
 
 
 class PerRegion(nnx.Module):
     """A component with one set of weights for both regions (`shared`), or one for each (`patches`, `text`)."""
 
-    def __init__(self, sharing: str, make: Callable[[], nnx.Module]):
+    def __init__(self, sharing: Sharing, make: Callable[[], nnx.Module]):
         if sharing == "shared":
             self.shared = make()
         else:
@@ -110,16 +167,3 @@ class PerRegion(nnx.Module):
         of_patches: Any = self.shared if self.sharing == "shared" else self.patches
         of_text: Any = self.shared if self.sharing == "shared" else self.text
         return Regions(of_patches(x.patches), of_text(x.text))
-
-
-def rotary_angles(positions_BS: jax.Array, head_dim: int, theta: float) -> jax.Array:
-    """Angles [B, S, C/2] in radians, float32: position / theta^(2i/C) (RoFormer, arXiv 2104.09864)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions_BS[..., None].astype(jnp.float32) * frequency
-
-
-def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotate the pairs (i, i + C/2), the half-split convention of Hugging Face weights; float32 inside."""
-    first, second = jnp.split(x_BSHC.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BSHC.dtype)

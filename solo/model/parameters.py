@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from solo.config import ImageConfig, ModelConfig
+from solo.config import Config, ConfigError, ImageConfig, ModelConfig
 from solo.model.transformer import Transformer
 
 Parameters = dict[str, jax.Array]
@@ -34,7 +35,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """Everything about a model but its values. `vocab_size` counts the tokenizer's pieces, without padding."""
+    """Everything about a model but its values. `vocab_size` counts rows of the vocabulary without padding."""
 
     config: ModelConfig
     image: ImageConfig
@@ -74,10 +75,20 @@ class ModelDefinition:
 
     def num_parameters(self) -> int:
         """All parameters, padded vocabulary rows included."""
-        total = 0
-        for spec in self.specs.values():
-            size = 1
-            for dimension in spec.shape:
-                size *= dimension
-            total += size
-        return total
+        return sum(prod(spec.shape) for spec in self.specs.values())
+
+
+def define(config: Config, pieces: int | None) -> ModelDefinition:
+    """The model of a config, whose tokenizer has so many pieces; None where there is no tokenizer.
+
+    Raises:
+        ConfigError: the vocabulary has no row for some of the pieces, or its size is not known.
+    """
+    rows = config.model.vocab_size or pieces
+    if rows is None:
+        raise ConfigError("model.vocab_size is needed: there is no tokenizer to take it from")
+    if pieces is not None and pieces > rows:
+        raise ConfigError(
+            f"model.vocab_size is {rows}, but the tokenizer has {pieces} pieces; raise it to at least that"
+        )
+    return ModelDefinition(config.model, config.image, rows)

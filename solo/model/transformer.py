@@ -1,7 +1,8 @@
 """One decoder-only transformer over text tokens and raw image patches.
 
 SOLO (arXiv 2407.06438) shares all weights between the modalities; Mono-InternVL (arXiv 2410.08202) gives
-patches their own FFN in every layer. Both are settings of `ModelConfig.experts`.
+patches their own FFN in every layer; EVEv2 (arXiv 2502.06788) their own everything. All are settings of
+`ModelConfig.experts`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
 from solo.model.attention import SAVED, interval_attention
-from solo.model.modules import QKV, Out, PerRegion, Regions, RMSNorm, SwiGLU, normal, rotary_angles, rotate
+from solo.model.experts import LearnedFFN, Mixture, local_mixture
+from solo.model.modules import FFN, QKV, LayerNorm, Out, PerRegion, Regions, RMSNorm, make_norm, normal
+from solo.model.patch_embed import EMBEDDERS
+from solo.model.rotary import rotary_angles, rotate
+
+_NO_PROBABILITY = -1e30  # finite, so that nothing multiplied by zero becomes NaN
 
 
 class Attention(Protocol):
@@ -46,49 +53,90 @@ class Placement(NamedTuple):
 
     constrain   (array, logical axes) -> array, pinned to the mesh
     attention   attention over the mesh
+    mixture     learned experts over the mesh
     """
 
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
     attention: Attention = local_attention
+    mixture: Mixture = local_mixture
 
 
 class Memory(NamedTuple):
     """Keys and values of what has been read: [L, B, slots, K, C] in each region, or one layer of it.
 
-    length   int32 [B, 2]   patches and text tokens read so far, per row
+    length            int32 [B, 2]      patches and text tokens read so far, per row
+    next_position     int32 [B]         rotary position of the text token that comes next
+    patch_positions   int32 [B, slots]  rotary positions of the patches read; what a window counts by
     """
 
     k: Regions
     v: Regions
     length: jax.Array
+    next_position: jax.Array
+    patch_positions: jax.Array
+
+
+class Output(NamedTuple):
+    """What the network makes of a batch.
+
+    hidden      final hidden states [B, P, D] and [B, T, D]
+    memory      the extended memory, where one was given
+    auxiliary   float32 [], load-balancing loss of learned experts, mean over the layers; 0 without them
+    """
+
+    hidden: Regions
+    memory: Memory | None
+    auxiliary: jax.Array
+
+
+class Context(NamedTuple):
+    """What every layer is told besides its input: rotary angles, attention, which slots hold something, the mixture."""
+
+    angles: Regions
+    attention: Callable[[Regions, Regions, Regions], Regions]
+    live: Regions
+    mixture: Mixture
 
 
 class Layer(nnx.Module):
     """x + out(attention(norm x)), then x + ffn(norm x)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        dim, std = config.dim_per_head, config.init_std
         # Residual outputs start smaller, so that the sum over 2 L of them keeps its scale (GPT-2).
-        residual_std = std / (2 * config.layers) ** 0.5
+        residual_std = config.init_std / (2 * config.layers) ** 0.5
         experts = config.experts
-        self.attention_norm = PerRegion(experts.norms, lambda: RMSNorm(config.width, config.norm_eps))
-        self.qkv = PerRegion(experts.qkv, lambda: QKV(config.width, config.heads, config.kv_heads, dim, std, rngs))
-        self.out = PerRegion(experts.out, lambda: Out(config.width, config.heads, dim, residual_std, rngs))
-        self.ffn_norm = PerRegion(experts.norms, lambda: RMSNorm(config.width, config.norm_eps))
-        self.ffn = PerRegion(experts.ffn, lambda: SwiGLU(config.width, config.ffn_width, std, residual_std, rngs))
+        self.attention_norm = PerRegion(experts.norms, lambda: _norm(config))
+        self.qkv = PerRegion(experts.qkv, lambda: QKV(config, rngs))
+        self.out = PerRegion(experts.out, lambda: Out(config, residual_std, rngs))
+        self.ffn_norm = PerRegion(experts.norms, lambda: _norm(config))
+        self.ffn: PerRegion | LearnedFFN
+        if experts.ffn == "learned":
+            self.ffn = LearnedFFN(config, residual_std, rngs)
+        else:
+            self.ffn = PerRegion(experts.ffn, lambda: FFN(config, residual_std, rngs))
 
-    def __call__(
-        self, x: Regions, angles: Regions, attention: Callable[..., Regions], memory: Memory | None
-    ) -> tuple[Regions, Memory | None]:
-        """Hidden states [B, ., D] in, the same out, with the layer's part of the memory extended."""
+    def __call__(self, x: Regions, context: Context, memory: Memory | None) -> tuple[Regions, Memory | None, jax.Array]:
+        """Hidden states [B, ., D] in, the same out, with the layer's part of the memory extended, and its auxiliary."""
         qkv = self.qkv(self.attention_norm(x))
         q, k, v = (Regions(qkv.patches[i], qkv.text[i]) for i in range(3))
-        q, k = q.map(rotate, angles), k.map(rotate, angles)
+        q, k = q.map(rotate, context.angles), k.map(rotate, context.angles)
         if memory is not None:
             memory = _remember(memory, k, v)
             k, v = memory.k, memory.v
-        x = x.map(jnp.add, self.out(attention(q, k, v)))
-        return x.map(jnp.add, self.ffn(self.ffn_norm(x))), memory
+        x = x.map(jnp.add, self.out(context.attention(q, k, v)))
+        normed = self.ffn_norm(x)
+        auxiliary = jnp.zeros((), jnp.float32)
+        if isinstance(self.ffn, LearnedFFN):
+            out, auxiliary = self.ffn.learned(normed, context.live, context.mixture)
+        else:
+            out = self.ffn(normed)
+        return x.map(jnp.add, out), memory, auxiliary
+
+
+def _norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    norm = make_norm(config.norm, config.width, config.norm_eps)
+    assert norm is not None
+    return norm
 
 
 def _remember(memory: Memory, k: Regions, v: Regions) -> Memory:
@@ -106,12 +154,10 @@ class Transformer(nnx.Module):
     """The whole network. Parameters are float32; the computation runs in `config.compute_dtype`."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, vocab_size: int, rngs: nnx.Rngs):
-        self.config, self.image = config, image
-        std, width, pixels = config.init_std, config.width, image.patch_size**2 * 3
+        self.config, self.image, self.vocab_size = config, image, vocab_size
+        std, width = config.init_std, config.width
         vocab = padded_vocab(vocab_size, config)
-        self.patch_embed = normal(rngs, (pixels, width), ("pixels", "embed"), std)
-        self.patch_bias = nnx.Param(jnp.zeros((width,)), axes=("norm",)) if config.patch_embed.bias else None
-        self.patch_token = normal(rngs, (width,), ("norm",), std) if config.patch_embed.token_id else None
+        self.patch_embed = EMBEDDERS[config.patch_embed.kind](config, image, rngs)
         self.text_embed = normal(rngs, (vocab, width), ("vocab", "embed"), std)
 
         @nnx.split_rngs(splits=config.layers)
@@ -120,26 +166,35 @@ class Transformer(nnx.Module):
             return Layer(config, rngs)
 
         self.layers = stack(rngs)
-        self.final_norm = RMSNorm(width, config.norm_eps)
+        self.final_norm = _norm(config)
         self.head = None if config.tied_head else normal(rngs, (width, vocab), ("embed", "vocab"), std)
 
-    def embed(self, patches: jax.Array, text_BT: jax.Array) -> Regions:
-        """Raw pixels uint8 [B, P, p*p*3] and token ids [B, T] to hidden states [B, P, D], [B, T, D]."""
-        dtype = jnp.dtype(self.config.compute_dtype)
-        per_channel = self.image.patch_size**2
-        mean = jnp.repeat(jnp.asarray(self.image.mean, jnp.float32), per_channel)
-        std = jnp.repeat(jnp.asarray(self.image.std, jnp.float32), per_channel)
-        pixels = ((patches.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
-        x_BPD = pixels @ self.patch_embed[...].astype(dtype)
-        for extra in (self.patch_bias, self.patch_token):
-            if extra is not None:
-                x_BPD = x_BPD + extra[...].astype(dtype)
-        return Regions(x_BPD, self.text_embed[...].astype(dtype)[text_BT])
+    def embed(self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array) -> Regions:
+        """Pixels [B, P, p*p*3], places [B, P, 2] and token ids [B, T] to hidden states [B, P, D], [B, T, D]."""
+        dtype, config = jnp.dtype(self.config.compute_dtype), self.config
+        x_BPD = self.patch_embed(self.normalise(patches).astype(dtype), patch_grid)
+        table = self.text_embed[...]
+        if config.patch_embed.token_id is not None:
+            x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype)
+        x_BTD = table.astype(dtype)[text_BT]
+        if config.frozen_embedding_id is not None:
+            frozen = (text_BT == config.frozen_embedding_id)[..., None]
+            x_BTD = jnp.where(frozen, jax.lax.stop_gradient(x_BTD), x_BTD)
+        return Regions(x_BPD, x_BTD)
 
-    def hidden(
-        self, batch: Batch, placement: Placement | None = None, memory: Memory | None = None
-    ) -> tuple[Regions, Memory | None]:
-        """Final hidden states of a batch, [B, P, D] and [B, T, D], and the extended memory where one is given.
+    def normalise(self, patches: jax.Array) -> jax.Array:
+        """Raw pixels, uint8, to (value / 255 - mean) / std, float32. Floats are taken as they are."""
+        image = self.image
+        if patches.dtype != jnp.uint8:
+            return patches
+        mean, std = (
+            jnp.repeat(jnp.asarray(values, jnp.float32), image.patch_size**2) for values in (image.mean, image.std)
+        )
+        normalised = (patches.astype(jnp.float32) / 255 - mean) / std
+        return normalised.astype(jnp.float16).astype(jnp.float32) if image.stored_as_float16 else normalised
+
+    def hidden(self, batch: Batch, placement: Placement | None = None, memory: Memory | None = None) -> Output:
+        """Read a batch.
 
         With a memory, the batch's rows continue what each row has read: `attend` counts from the first slot
         the memory holds, `positions` go on from there.
@@ -147,34 +202,50 @@ class Transformer(nnx.Module):
         placement, config = placement or Placement(), self.config
         num_patches = batch.patches.shape[1]
         axes = ("rows", "slots", None)
-        x = self.embed(batch.patches, batch.text).map(lambda part: placement.constrain(part, axes))
-        angles = Regions.split(rotary_angles(batch.positions, config.dim_per_head, config.rope_theta), num_patches)
-        graph, stacked = nnx.split(self.layers)
+        embedded = self.embed(batch.patches, batch.patch_grid, batch.text)
+        x = embedded.map(lambda part: placement.constrain(part, axes))
 
         def attention(q: Regions, k: Regions, v: Regions) -> Regions:
             return placement.attention(q, k, v, batch.attend, config)
 
+        context = Context(
+            Regions.split(rotary_angles(batch.positions, config), num_patches),
+            attention,
+            Regions.split(live_slots(batch.attend), num_patches),
+            placement.mixture,
+        )
+        graph, stacked = nnx.split(self.layers)
+
         def apply(x: Regions, scanned: tuple[Any, Any]) -> tuple[Regions, Any]:
             state, cached = scanned
             of_layer = None if memory is None else memory._replace(k=cached[0], v=cached[1])
-            x, extended = nnx.merge(graph, state)(x, angles, attention, of_layer)
+            x, extended, auxiliary = nnx.merge(graph, state)(x, context, of_layer)
             x = x.map(lambda part: placement.constrain(part, axes))
-            return x, None if extended is None else (extended.k, extended.v)
+            return x, (None if extended is None else (extended.k, extended.v), auxiliary)
 
         cached = None if memory is None else (memory.k, memory.v)
-        x, extended = jax.lax.scan(
+        x, (extended, auxiliary) = jax.lax.scan(
             _remat(apply, config), x, (stacked, cached), unroll=1 if config.scan_layers else config.layers
         )
-        x = x.map(self.final_norm)
-        return x, None if memory is None else memory._replace(k=extended[0], v=extended[1])
+        read = None if memory is None else memory._replace(k=extended[0], v=extended[1])
+        return Output(x.map(self.final_norm), read, auxiliary.mean())
 
     def head_kernel(self) -> jax.Array:
         """The output projection [D, V], float32."""
         return self.text_embed[...].T if self.head is None else self.head[...]
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`)."""
-        return jnp.matmul(x, self.head_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+        """Final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
+
+        Padding has no probability: a vocabulary that is padded gives the loss of one that is not.
+        """
+        logits = jnp.matmul(x, self.head_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+        return jnp.where(np.arange(logits.shape[-1]) < self.vocab_size, logits, _NO_PROBABILITY)
+
+
+def live_slots(attend_BS4: Any) -> Any:
+    """bool [B, S]: slots that hold something; an empty one sees nothing."""
+    return (attend_BS4[..., 1] > attend_BS4[..., 0]) | (attend_BS4[..., 3] > attend_BS4[..., 2])
 
 
 def padded_vocab(vocab_size: int, config: ModelConfig) -> int:

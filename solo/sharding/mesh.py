@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from solo.batch import Batch
 from solo.config import ConfigError, MeshConfig, ModelConfig
 from solo.model.attention import interval_attention
+from solo.model.experts import ExpertWeights, Load, local_mixture
 from solo.model.modules import Regions
 from solo.model.parameters import ParameterSpec
 from solo.model.transformer import Placement
@@ -33,6 +34,9 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "head_dim": (),
     "vocab": ("tensor",),
     "pixels": (),
+    "inner": (),
+    "places": (),
+    "experts": (),
     "norm": (),
     "rows": ("replica", "data", "fsdp"),
     "slots": ("context",),
@@ -114,7 +118,10 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
         return _attention_on(mesh, q, k, v, attend_BS4, config)
 
-    return Placement(constrain, attention)
+    def mixture(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
+        return _mixture_on(mesh, x, live, weights, top_k)
+
+    return Placement(constrain, attention, mixture)
 
 
 def _attention_on(
@@ -147,6 +154,30 @@ def _attention_on(
         out_specs=Regions(heads, heads),
         check_vma=False,
     )(q, k, v, intervals)
+
+
+def _mixture_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
+    """Every device routes its own slots, over its share of every expert's FFN width: no slot travels."""
+    slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
+    ffn = partition(("ffn",), weights.gate.shape[2:], mesh)[0]
+    everywhere = PartitionSpec()
+    of_weights = ExpertWeights(
+        everywhere, PartitionSpec(None, None, ffn), PartitionSpec(None, None, ffn), PartitionSpec(None, ffn)
+    )
+
+    def local(x: Regions, live: Regions, weights: ExpertWeights) -> tuple[Regions, Load]:
+        out, load = local_mixture(x, live, weights, top_k)
+        if ffn is not None:
+            out = out.map(lambda part: jax.lax.psum(part, ffn))
+        return out, Load(*(jax.lax.psum(part, (*TABLE["rows"], *TABLE["slots"])) for part in load))
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(Regions(slots, slots), Regions(slots, slots), of_weights),
+        out_specs=(Regions(slots, slots), Load(everywhere, everywhere, everywhere)),
+        check_vma=False,
+    )(x, live, weights)
 
 
 def _extent(mesh: Mesh, names: Sequence[str]) -> int:

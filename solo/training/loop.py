@@ -7,7 +7,7 @@ the step, the step a pure function of state and batch: a run that is killed and 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from solo.data.loader import Loader, append_line, batch_record_ids
 from solo.data.plan import StagePlan
 from solo.data.prepare import Prepared
 from solo.model.flops import Work, step_flops
-from solo.model.parameters import ModelDefinition
+from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.hardware import peak_flops
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress
@@ -49,14 +49,24 @@ class Facts(NamedTuple):
 
 
 class Trainer:
-    """One run of a config, on all devices unless a mesh is given."""
+    """One run of a config, on all devices unless a mesh is given.
+
+    initial  gives the parameters that the run begins with, sharded over the mesh; they are drawn unless it is given
+    """
 
     def __init__(
-        self, config: Config, prepared: Prepared, run: RunFolder, observer: Observer, mesh: Mesh | None = None
+        self,
+        config: Config,
+        prepared: Prepared,
+        run: RunFolder,
+        observer: Observer,
+        mesh: Mesh | None = None,
+        initial: Callable[[ModelDefinition, Mesh], Parameters] | None = None,
     ):
         self.config, self.prepared, self.run, self.observer = config, prepared, run, observer
-        self.definition = ModelDefinition(config.model, config.image, prepared.tokenizer.vocab_size)
+        self.definition = define(config, prepared.tokenizer.vocab_size)
         self.mesh = mesh or make_mesh(config.mesh)
+        self._initial = initial or self._draw
         self.plans = [self._plan(stage) for stage in config.stages]
         self.totals = {"tokens": 0, "flops": 0}
         self._trained = [frozenset(trainable_paths(self.definition.specs, stage)) for stage in config.stages]
@@ -92,6 +102,10 @@ class Trainer:
             metrics.close()
             checkpoints.close()
 
+    def _draw(self, definition: ModelDefinition, mesh: Mesh) -> Parameters:
+        shardings = parameter_shardings(definition.specs, mesh)
+        return jax.jit(definition.initialise, out_shardings=shardings)(jax.random.key(self.config.seed))
+
     def _enter(
         self, stage: Stage, number: int, at: Progress, before: TrainState | None, checkpoints: Checkpoints
     ) -> TrainState:
@@ -99,9 +113,7 @@ class Trainer:
         if before is None and at.step > 0:
             return checkpoints.restore(at, stage.abstract)
         if before is None:
-            shardings = parameter_shardings(self.definition.specs, self.mesh)
-            key = jax.random.key(self.config.seed)
-            return stage.start(jax.jit(self.definition.initialise, out_shardings=shardings)(key))
+            return stage.start(self._initial(self.definition, self.mesh))
         state = stage.start(before.parameters)
         if self.config.stages[number].optimizer_state == "carry":
             state = state._replace(optimizer=carry_state(state.optimizer, before.optimizer))

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from solo.batch import Batch
 from solo.config import LossConfig
 from solo.model.modules import Regions
-from solo.model.transformer import Transformer
+from solo.model.parameters import ModelDefinition, Parameters
+from solo.model.transformer import Placement, Transformer
 
 
 class LossSums(NamedTuple):
     """Sums over targets, to be added over micro-batches.
 
-    total        float32 []      sum of weight x (cross-entropy + z-loss); weights already normalised
+    total        float32 []      sum of weight x (cross-entropy + z-loss), plus the weighted load-balancing loss of
+                                 learned experts; weights already normalised
     by_source    float32 [N, 2]  sum of cross-entropy in nats, and number of targets, per source
     by_modality  float32 [2, 2]  the same for targets that see no patch (text), and that see patches (image)
     """
@@ -26,13 +28,36 @@ class LossSums(NamedTuple):
     by_modality: jax.Array
 
 
+def batch_loss(
+    definition: ModelDefinition,
+    where: Placement,
+    parameters: Parameters,
+    batch: Batch,
+    config: LossConfig,
+    *,
+    num_sources: int = 1,
+    share: float = 1.0,
+) -> LossSums:
+    """Loss sums of a batch whose `target_weights` are normalised already.
+
+    share  of the whole batch that this micro-batch is: what the load-balancing loss counts for
+    """
+    model = definition.bind(parameters)
+    output = model.hidden(batch, where)
+    sums = target_loss(model, output.hidden, batch, config, num_sources)
+    if definition.config.experts.ffn != "learned":
+        return sums
+    weight = definition.config.learned_experts.auxiliary_weight * share
+    return sums._replace(total=sums.total + weight * output.auxiliary)
+
+
 def normalised_weights(weights_BY: jax.Array, config: LossConfig) -> jax.Array:
     """Scale weights so that the loss is a plain weighted sum over the whole batch.
 
-    `token`: every target weighs the same. `row`: every row that has targets weighs the same, however many
-    it has, as SOLO's packs do. Computed before a batch is cut into micro-batches, so cutting changes nothing.
+    `row`: every row that has targets weighs the same, however many it has, as SOLO's packs do. The other averages are
+    in the weights that a row comes with. Computed before a batch is cut into micro-batches: cutting changes nothing.
     """
-    if config.average == "token":
+    if config.average != "row":
         return weights_BY / jnp.maximum(weights_BY.sum(), 1e-9)
     per_row = weights_BY.sum(axis=1, keepdims=True)
     rows = (per_row > 0).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,11 @@ def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:
 def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> jax.Array:
     """Learning rate of step 0, 1, ... of a stage of `num_steps`. Warm-up reaches the peak at `warmup_steps`.
 
-    The first step's rate is peak / warmup_steps, not 0: a step that does nothing helps nobody.
+    The first step's rate is peak / warmup_steps, not 0: a step that does nothing helps nobody. `start_at_zero` is
+    Megatron's count, where it is 0 and the last step's is not yet the final one (solo.md 2.1).
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    step = step.astype(jnp.float32)
+    step = step.astype(jnp.float32) - config.start_at_zero
     decay = num_steps - config.warmup_steps
     if config.schedule == "wsd":
         decay = min(decay, config.decay_steps or max(1, num_steps // 5))
@@ -51,9 +53,13 @@ def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> j
     return rate * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
 
 
-def decays(path: str, spec: ParameterSpec) -> bool:
-    """Whether weight decay applies: to matrices, not to norms, biases, or embeddings of text."""
-    return len(spec.axes) - spec.axes.count("layers") > 1 and path != "text_embed"
+def decays(path: str, spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
+    """Whether weight decay applies to a parameter; see `OptimizerConfig.decayed`."""
+    if kind == "all":
+        return True
+    is_matrix = len(spec.axes) - spec.axes.count("layers") > 1 and not path.endswith("bias")
+    is_embedding = path in ("text_embed", "patch_embed/positions")
+    return is_matrix and (kind == "matrices_and_embeddings" or not is_embedding)
 
 
 def make_optimizer(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> optax.GradientTransformation:
@@ -61,7 +67,7 @@ def make_optimizer(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) 
 
     Gradients are clipped by their global norm first, over the trainable parameters.
     """
-    mask = {path: decays(path, spec) for path, spec in specs.items()}
+    mask = {path: decays(path, spec, config.decayed) for path, spec in specs.items()}
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
@@ -86,7 +92,8 @@ def subset(parameters: Parameters, paths: Iterable[str]) -> Parameters:
 
 
 def _match(pattern: str, paths: list[str], where: str) -> list[str]:
-    found = fnmatch.filter(paths, pattern)
+    # A component's name takes all of it: patch_embed is patch_embed/*.
+    found = [path for path in paths if fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path, f"{pattern}/*")]
     if not found:
         raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {', '.join(paths)}")
     return found

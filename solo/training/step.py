@@ -15,7 +15,7 @@ from solo.batch import Batch
 from solo.config import ConfigError, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.mesh import TABLE, batch_shardings, parameter_shardings, placement, shardings_like
-from solo.training.loss import LossSums, normalised_weights, target_loss
+from solo.training.loss import LossSums, batch_loss, normalised_weights
 from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
 
 MEAN_DECAY = 0.98
@@ -89,9 +89,9 @@ def loss_and_grads(
     batch = batch._replace(target_weights=normalised_weights(batch.target_weights, stage.loss))
 
     def of_micro_batch(trainable: Parameters, micro: Batch) -> tuple[jax.Array, LossSums]:
-        model = definition.bind({**trainable, **frozen})
-        hidden, _ = model.hidden(micro, where)
-        sums = target_loss(model, hidden, micro, stage.loss, len(stage.mixture))
+        parameters = {**trainable, **frozen}
+        share = 1 / stage.accumulate
+        sums = batch_loss(definition, where, parameters, micro, stage.loss, num_sources=len(stage.mixture), share=share)
         return sums.total, sums
 
     gradient = jax.grad(of_micro_batch, has_aux=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo.config import ImageConfig
+from solo.config import ImageConfig, SequenceConfig
 from solo.data.document import NO_IMAGE, PATCH, Document
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
@@ -185,3 +185,14 @@ def test_targets_are_the_supervised_tokens_that_follow_something(found: list[Doc
     columns = (row.target_slots, row.target_ids, row.target_source)
     assert list(zip(*(column[:count].tolist() for column in columns), strict=True)) == expected
     assert not any(column[count:].any() for column in (*columns, row.target_weights))
+
+
+@pytest.mark.parametrize(("average", "power"), [("token", 0), ("row", 0), ("document", 1), ("document_root", 0.5)])
+def test_targets_weigh_by_their_document(average, power) -> None:
+    alone = [assemble_row([(one, 0)], SHAPE, config(), PAD) for one in (QUESTION, CAPTION)]
+    counts = [int((row.target_weights > 0).sum()) for row in alone]
+    assert counts[0] != counts[1]
+    row = assemble_row([(QUESTION, 0), (CAPTION, 0)], SHAPE, config(), PAD, SequenceConfig(), average)
+    expected = np.repeat(np.asarray(counts, float) ** -power, counts)
+    np.testing.assert_allclose(row.target_weights[: sum(counts)], expected, rtol=1e-6)
+    assert not row.target_weights[sum(counts) :].any()

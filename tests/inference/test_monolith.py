@@ -199,7 +199,10 @@ def test_loss_and_grads_are_those_of_the_plain_model(model) -> None:
     ]
 
     def plain(parameters):
-        sums = [loss_sum(parameters, model.config.model, model.config.image, document) for document in documents]
+        sums = [
+            loss_sum(parameters, model.config.model, model.config.image, document, model.tokenizer.vocab_size)
+            for document in documents
+        ]
         return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
     expected, expected_grads = jax.jit(jax.value_and_grad(plain))(jax.device_get(model.parameters))

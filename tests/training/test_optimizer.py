@@ -1,12 +1,15 @@
 """What a stage takes over from the one before."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from solo.config import OptimizerConfig
+from solo.config import OptimizerConfig, StageConfig
 from solo.model.parameters import ParameterSpec
-from solo.training.optimizer import carry_state, decays, make_optimizer
+from solo.training.optimizer import carry_state, decays, learning_rate, make_optimizer, trainable_paths
 
 SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn")) for name in ("a", "b")}
 
@@ -26,8 +29,55 @@ def test_moments_are_carried_for_what_both_stages_train_and_start_at_zero_for_th
     assert any(leaf.any() for leaf in carried.values())
 
 
-def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
-    assert decays("layers/ffn/text/up", ParameterSpec((2, 3, 4), ("layers", "embed", "ffn")))
-    assert not decays("layers/ffn_norm/shared/scale", ParameterSpec((2, 3), ("layers", "norm")))
-    assert not decays("patch_bias", ParameterSpec((3,), ("norm",)))
-    assert not decays("text_embed", ParameterSpec((9, 3), ("vocab", "embed")))
+@pytest.mark.parametrize(
+    ("path", "axes", "kinds"),
+    [
+        ("layers/ffn/text/up", ("layers", "embed", "ffn"), ["matrices", "matrices_and_embeddings", "all"]),
+        ("text_embed", ("vocab", "embed"), ["matrices_and_embeddings", "all"]),
+        ("patch_embed/positions", ("places", "inner"), ["matrices_and_embeddings", "all"]),
+        ("layers/ffn_norm/shared/scale", ("layers", "norm"), ["all"]),
+        ("layers/qkv/shared/q_bias", ("layers", "heads", "head_dim"), ["all"]),
+        ("patch_embed/bias", ("norm",), ["all"]),
+    ],
+)
+def test_weight_decay_spares_norms_biases_and_embeddings(path, axes, kinds) -> None:
+    spec = ParameterSpec((2,) * len(axes), axes)
+    assert [kind for kind in ("matrices", "matrices_and_embeddings", "all") if decays(path, spec, kind)] == kinds
+
+
+def solo_rate(n: int, steps: int) -> float:
+    """SOLO's schedule from its description (solo.md 2.1): update k uses n = k - 1."""
+    if n <= 200:
+        return 5e-5 * n / 200
+    return 5e-6 + 0.5 * (1 + math.cos(math.pi * (n - 200) / (steps - 200))) * 4.5e-5
+
+
+@pytest.mark.parametrize("steps", [1525, 3481, 300])
+def test_the_schedule_of_solo(steps) -> None:
+    config = OptimizerConfig(learning_rate=5e-5, warmup_steps=200, start_at_zero=True)
+    rates = [float(learning_rate(config, steps, jnp.int32(n))) for n in (0, 1, 100, 199, 200, 201, 250, steps - 1)]
+    expected = [solo_rate(n, steps) for n in (0, 1, 100, 199, 200, 201, 250, steps - 1)]
+    assert rates[0] == 0
+    np.testing.assert_allclose(rates[1:], expected[1:], rtol=1e-5)
+
+
+def test_published_rates_of_solo() -> None:
+    """Values of solo.md G9."""
+    config = OptimizerConfig(learning_rate=5e-5, warmup_steps=200, start_at_zero=True)
+    known = {(1525, 300): 4.9371e-5, (1525, 762): 3.2811e-5, (3481, 300): 4.9897e-5, (3481, 1740): 2.9662e-5}
+    known |= {(300, 201): 4.9989e-5, (300, 250): 2.75e-5}
+    for (steps, n), rate in known.items():
+        assert float(learning_rate(config, steps, jnp.int32(n))) == pytest.approx(rate, rel=2e-5)
+
+
+def test_a_component_is_trained_by_its_name() -> None:
+    paths = ["patch_embed/kernel", "patch_embed/bias", "patch_embedding", "layers/ffn/patches/up"]
+    stage = StageConfig(
+        name="s",
+        mixture={"a": 1.0},
+        steps=1,
+        batch_rows=1,
+        optimizer=OptimizerConfig(learning_rate=1.0),
+        train=("patch_embed",),
+    )
+    assert trainable_paths(paths, stage) == ["patch_embed/bias", "patch_embed/kernel"]

@@ -1,0 +1,255 @@
+"""Batches from a caller who has the published model's own tensors, and results in that caller's order.
+
+`input_ids` hold a placeholder where a patch stands; a row is in reading order. What comes out is an ordinary batch with
+the slot of every element, so that results can be put back. Numpy only.
+
+Letters besides those of solo/batch.py: N elements of a caller's row, n patches of all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from solo.batch import Batch
+from solo.config import Config, ImageConfig
+from solo.data.document import NO_IMAGE, PATCH, Document
+from solo.data.rows import assemble_row, stack
+from solo.data.shape import RowShape
+
+IGNORED = -100  # label of what is not learned, as torch's cross-entropy has it
+
+
+class CallerBatch(NamedTuple):
+    """A batch, and what leads back to the caller.
+
+    slots     int64 [B, N]: the slot of element n of a row
+    under_id  the token at every patch's place, whose embedding SOLO adds there; None where nothing is said of it
+    """
+
+    batch: Batch
+    slots: np.ndarray
+    under_id: int | None
+
+    def in_order(self, x_BS: np.ndarray) -> np.ndarray:
+        """Results by slot [B, S, ...] in the caller's order [B, N, ...]."""
+        return x_BS[np.arange(len(self.slots))[:, None], self.slots]
+
+
+@dataclass(frozen=True)
+class CallerRows:
+    """The caller's tensors as numpy arrays that fit together.
+
+    ids         int32 [B, N]
+    labels      int32 [B, N]; IGNORED where nothing is learned
+    real        bool [B, N]; False for padding, which stands on one side of a row
+    positions   int32 [B, N]
+    patch       int64 [B, N]: number of the element's patch in `patches`; -1 for text and padding
+    patches     float32 [n, p*p*3], normalised, channel-major
+    grid        int32 [n, 2]: row and column of each patch in its tile; zeros where nothing needs them
+    under_id    see `CallerBatch`
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    real: np.ndarray
+    positions: np.ndarray
+    patch: np.ndarray
+    patches: np.ndarray
+    grid: np.ndarray
+    under_id: int | None
+
+
+def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int) -> CallerRows:
+    """Check the caller's tensors, named as the published code names them.
+
+    Args:
+        tensors: `input_ids` [B, N], and where given `labels`, `attention_mask`, `position_ids` [B, N]; images either
+            as `pixel_values` [tiles, 3, h, w] with `image_flags` [tiles] or [tiles, 1] (0: a dummy to be left out), or
+            as `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N]. Anything numpy can read.
+        image: patch and tile size, and the order of a tile's tokens.
+        placeholder_id: what stands in `input_ids` for a patch of `pixel_values`.
+
+    Raises:
+        ValueError: an unknown name, shapes that do not fit together, or another number of patches than placeholders.
+    """
+    if unknown := sorted(set(tensors) - set(_NAMES)):
+        raise ValueError(f"batch() does not know {', '.join(unknown)}; it takes {', '.join(_NAMES)}")
+    given = {name: np.asarray(value) for name, value in tensors.items() if value is not None}
+    if "input_ids" not in given or given["input_ids"].ndim != 2:
+        raise ValueError("input_ids of shape [rows, length] are needed")
+    ids = given["input_ids"].astype(np.int32)
+    for name in ("labels", "attention_mask", "position_ids"):
+        if name in given and given[name].shape != ids.shape:
+            raise ValueError(f"{name} has shape {given[name].shape}, input_ids {ids.shape}")
+    real = _real(given, ids)
+    counted = np.where(real, np.cumsum(real, axis=1) - 1, 1)
+    under_id = None
+    if "pixel_values" in given:
+        patch, patches, grid = _tiles(given, ids, real, image, placeholder_id)
+    else:
+        patch, patches, grid = _indexed(given, real, image)
+        under_id = _under(ids[patch >= 0])
+    return CallerRows(
+        ids=ids,
+        labels=given.get("labels", np.full_like(ids, IGNORED)).astype(np.int32),
+        real=real,
+        positions=given.get("position_ids", counted).astype(np.int32),
+        patch=patch,
+        patches=patches.astype(np.float32),
+        grid=grid.astype(np.int32),
+        under_id=under_id,
+    )
+
+
+_NAMES = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "labels",
+    "pixel_values",
+    "image_flags",
+    "vision_patches",
+    "vision_patch_indices",
+)
+
+
+def _real(given: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
+    real = given.get("attention_mask", np.ones_like(ids)).astype(bool)
+    # A run of real elements has one beginning: padding on both sides is fine, holes are not.
+    begins = np.diff(real.astype(int), axis=1, prepend=0) > 0
+    if not (begins.sum(axis=1) == 1).all():
+        raise ValueError("attention_mask must be one run of ones in every row, with padding before or behind it")
+    return real
+
+
+def _tiles(
+    given: dict[str, np.ndarray], ids: np.ndarray, real: np.ndarray, image: ImageConfig, placeholder_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch numbers [B, N], patches [n, p*p*3] and grid [n, 2] from Mono-InternVL's tensors."""
+    side, tiles = image.patch_size, given["pixel_values"]
+    if tiles.ndim != 4 or tiles.shape[1] != 3 or tiles.shape[2] % side or tiles.shape[3] % side:
+        raise ValueError(f"pixel_values are [tiles, 3, h, w], h and w multiples of {side}; found {tiles.shape}")
+    if image.geometry == "tiles" and tiles.shape[2:] != (image.tile_size, image.tile_size):
+        raise ValueError(f"pixel_values are {tiles.shape[2:]} pixels; the model's tiles are {image.tile_size} square")
+    flags = given.get("image_flags", np.ones(len(tiles))).reshape(-1).astype(bool)
+    if len(flags) != len(tiles):
+        raise ValueError(f"there are {len(flags)} image_flags for {len(tiles)} tiles")
+    rows, columns = tiles.shape[2] // side, tiles.shape[3] // side
+    cut = tiles[flags].reshape(-1, 3, rows, side, columns, side)
+    grid = np.indices((rows, columns)).transpose(1, 2, 0)
+    # [tiles, row, column, C, y, x]; column by column where the published model's tokens stand so
+    if image.patch_order == "rows":
+        patches = cut.transpose(0, 2, 4, 1, 3, 5)
+    else:
+        patches, grid = cut.transpose(0, 4, 2, 1, 3, 5), grid.transpose(1, 0, 2)
+    patches = patches.reshape(-1, 3 * side * side)
+    stands = (ids == placeholder_id) & real
+    if stands.sum() != len(patches):
+        raise ValueError(
+            f"{int(stands.sum())} placeholders (id {placeholder_id}) in input_ids, but {int(flags.sum())} tiles of"
+            f" {rows * columns} visual tokens are {len(patches)}"
+        )
+    numbers = np.full(ids.shape, -1, np.int64)
+    numbers[stands] = np.arange(len(patches))
+    return numbers, patches, np.tile(grid.reshape(-1, 2), (int(flags.sum()), 1))
+
+
+def _indexed(
+    given: dict[str, np.ndarray], real: np.ndarray, image: ImageConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same from SOLO's tensors; text alone where there are none."""
+    values = image.patch_size**2 * 3
+    patches = given.get("vision_patches", np.zeros((0, values))).reshape(-1, values)
+    numbers = np.full(real.shape, -1, np.int64)
+    if "vision_patch_indices" in given:
+        numbers[...] = given["vision_patch_indices"]
+    elif len(patches):
+        raise ValueError("vision_patches need vision_patch_indices to say where they stand")
+    if numbers.max(initial=-1) >= len(patches) or numbers.min(initial=0) < -1:
+        raise ValueError(f"vision_patch_indices go from -1 (text) to {len(patches) - 1}, the last of vision_patches")
+    return np.where(real, numbers, -1), patches, np.zeros((len(patches), 2))
+
+
+def _under(ids: np.ndarray) -> int | None:
+    found = np.unique(ids)
+    if len(found) > 1:
+        raise ValueError(f"one id stands under every patch (SOLO's <vpatch>); found {found[:5].tolist()}")
+    return int(found[0]) if len(found) else None
+
+
+def caller_batch(rows: CallerRows, config: Config, *, slot_multiple: int = 8) -> CallerBatch:
+    """One row per row of the caller. As in the published code, padding behind a row sees the row's real elements."""
+
+    def round_up(count: int) -> int:
+        return -(-count // slot_multiple) * slot_multiple
+
+    is_patch = rows.patch >= 0
+    shape = RowShape(
+        round_up(int(is_patch.sum(axis=1).max())),
+        # One slot more than elements: see `_note_length`.
+        round_up(int((~is_patch).sum(axis=1).max()) + 1),
+        round_up(int((rows.labels[:, 1:] != IGNORED).sum(axis=1).max(initial=0))),
+    )
+    made = [_row(rows, number, shape, config) for number in range(len(rows.ids))]
+    return CallerBatch(stack([row for row, _ in made]), np.stack([slots for _, slots in made]), rows.under_id)
+
+
+def _row(rows: CallerRows, number: int, shape: RowShape, config: Config) -> tuple[Batch, np.ndarray]:
+    """A row, and the slots of its N elements."""
+    real, padding = np.flatnonzero(rows.real[number]), np.flatnonzero(~rows.real[number])
+    patch = rows.patch[number, real]
+    is_patch = patch >= 0
+    count = int(is_patch.sum())
+    document = Document(
+        np.where(is_patch, PATCH, rows.ids[number, real]).astype(np.int32),
+        np.zeros(len(real), bool),
+        _images(is_patch),
+        np.zeros((count, rows.patches.shape[1]), np.uint8),
+        rows.grid[patch[is_patch]],
+    )
+    row = assemble_row([(document, 0)], shape, config.image, 0, config.sequence)
+    slots = np.empty(rows.ids.shape[1], np.int64)
+    slots[real[is_patch]] = np.arange(count)
+    slots[np.concatenate([real[~is_patch], padding])] = shape.patch_slots + np.arange(len(slots) - count)
+    pixels = np.zeros((shape.patch_slots, rows.patches.shape[1]), np.float32)
+    pixels[:count] = rows.patches[patch[is_patch]]
+    row.text[slots[padding] - shape.patch_slots] = rows.ids[number, padding]
+    if row.positions.ndim == 1:
+        row.positions[slots] = rows.positions[number]
+    behind = padding[padding > real[-1]]
+    row.attend[slots[behind]] = _seen_from(behind, real, is_patch, config.sequence.window)
+    _note_length(row, slots)
+    return _targets(row._replace(patches=pixels), slots, rows.labels[number]), slots
+
+
+def _images(is_patch: np.ndarray) -> np.ndarray:
+    """int32: a run of patches is an image."""
+    begins = np.diff(is_patch.astype(int), prepend=0) > 0
+    return np.where(is_patch, np.cumsum(begins) - 1, NO_IMAGE).astype(np.int32)
+
+
+def _seen_from(behind: np.ndarray, real: np.ndarray, is_patch: np.ndarray, window: int | None) -> np.ndarray:
+    """int64 [., 4]: the real elements that padding behind them sees, as far as a window reaches."""
+    first = np.zeros(len(behind), np.int64) if window is None else np.clip(behind - real[0] - window, 0, len(real))
+    patches_before = np.concatenate([[0], np.cumsum(is_patch)])
+    hidden = patches_before[first]
+    count = np.full(len(behind), patches_before[-1])
+    return np.stack([hidden, count, first - hidden, len(real) - count], axis=1)
+
+
+def _note_length(row: Batch, slots: np.ndarray) -> None:
+    """Let an empty slot carry the caller's length: published code scales rotary frequencies by the padded length."""
+    empty = np.setdiff1d(np.arange(len(row.positions)), slots)[-1]
+    row.positions[empty] = len(slots) - 1
+
+
+def _targets(row: Batch, slots: np.ndarray, labels: np.ndarray) -> Batch:
+    """Element n - 1 predicts the label of element n, as the published code shifts."""
+    learned = np.flatnonzero(labels[1:] != IGNORED) + 1
+    row.target_slots[: len(learned)] = slots[learned - 1]
+    row.target_ids[: len(learned)] = labels[learned]
+    row.target_weights[: len(learned)] = 1
+    return row

@@ -1,0 +1,99 @@
+"""Whether a repository's config and ours describe the same model, or one that can be grown out of the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from solo.config import Config, ImageConfig, ModelConfig
+from solo.interop.layout import Layout, LayoutError, Sections
+
+# How a model is trained and computed, not what it is.
+_FREE = {
+    "attention",
+    "attention_block",
+    "compute_dtype",
+    "experts",
+    "frozen_embedding_id",
+    "init_std",
+    "learned_experts",
+    "remat",
+    "scan_layers",
+    "vocab_multiple",
+    "vocab_size",
+}
+# What the weights of an embedder have learned to expect of images.
+_OF_PIXELS = ("patch_size", "patch_order", "markers", "mean", "std")
+_COMPONENTS = ("ffn", "qkv", "out", "norms")
+
+
+def source_model(sections: Sections, config: Config) -> ModelConfig:
+    """A repository's model section; what its config.json leaves open is as in ours (SOLO's token_id)."""
+    model = dict(sections["model"])
+    ours = config.model.patch_embed.model_dump()
+    model["patch_embed"] = {**ours, **model["patch_embed"]} if "patch_embed" in model else ours
+    try:
+        return ModelConfig.model_validate_json(json.dumps(model))
+    except ValueError as error:
+        raise LayoutError(f"config.json describes a model that cannot be: {error}") from None
+
+
+def source_image(sections: Sections, config: Config) -> ImageConfig:
+    """A repository's image section, completed likewise."""
+    ours = config.image.model_dump()
+    return ImageConfig.model_validate_json(json.dumps({**ours, **sections["image"]}))
+
+
+def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> None:
+    """Raise LayoutError with every key in which a repository and our config differ, growing apart."""
+    model, image = source_model(sections, config), source_image(sections, config)
+    lines = [*_model_lines(sections, model, config.model), *_expert_lines(model, config.model)]
+    if layout.has_images:
+        lines += [line for key in _OF_PIXELS for line in _line(f"image.{key}", image, config.image, key)]
+        for key, value in sections["sequence"].items():
+            if key != "template" and key != "system" and value != getattr(config.sequence, key):
+                lines.append(f"sequence.{key}: {value} there, {getattr(config.sequence, key)} here")
+        if not lines and (refusal := layout.refusal(config)):
+            lines.append(refusal)
+    if lines:
+        raise LayoutError(
+            f"{origin} ({layout.name}) is not of the model that {config.name!r} describes:\n"
+            + "\n".join(f"  {line}" for line in lines)
+        )
+
+
+def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
+    for key in sections["model"]:
+        if key == "patch_embed":
+            for inner in sections["model"]["patch_embed"]:
+                yield from _line(f"model.patch_embed.{inner}", theirs.patch_embed, ours.patch_embed, inner)
+        elif key == "head_dim":
+            yield from _line("model.head_dim", theirs, ours, "dim_per_head")
+        # A text token stands at the same time, row and column: sections make no difference to it.
+        elif key not in _FREE:
+            yield from _line(f"model.{key}", theirs, ours, key)
+    rows, wanted = theirs.vocab_size or 0, ours.vocab_size
+    if wanted is not None and rows > wanted:
+        yield f"model.vocab_size: {rows} there, {wanted} here; rows can be added, not taken away"
+
+
+def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
+    for component in _COMPONENTS:
+        before, after = getattr(theirs.experts, component), getattr(ours.experts, component)
+        if after == "learned" and before != "learned":
+            yield (
+                f"model.experts.{component}: {before} there, learned here; a learned mixture is not grown out of one"
+                " FFN, since weighing its copies would change what the model says of text"
+            )
+        elif (before, after) not in {(before, before), ("shared", "modality")}:
+            yield f"model.experts.{component}: {before} there, {after} here"
+    if theirs.experts.ffn == ours.experts.ffn == "learned":
+        for key in ("count", "top_k", "width"):
+            yield from _line(f"model.learned_experts.{key}", theirs.learned_experts, ours.learned_experts, key)
+
+
+def _line(name: str, theirs: Any, ours: Any, key: str) -> Iterator[str]:
+    before, after = getattr(theirs, key), getattr(ours, key)
+    if before != after:
+        yield f"{name}: {before} there, {after} here"

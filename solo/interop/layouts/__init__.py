@@ -1,0 +1,42 @@
+"""The layouts we know, by name. Left out: NEO, whose heads have dimensions of their own for rows and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from solo.config import nearest
+from solo.interop.layout import Layout, LayoutError
+from solo.interop.layouts.evev2 import EVEV2
+from solo.interop.layouts.fuyu import FUYU
+from solo.interop.layouts.internlm2 import INTERNLM2
+from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from solo.interop.layouts.mono_internvl import MONO_INTERNVL
+from solo.interop.layouts.native import NATIVE
+from solo.interop.layouts.solo import SAIL, SOLO
+
+LAYOUTS: Mapping[str, Layout] = {
+    layout.name: layout
+    for layout in (NATIVE, SOLO, SAIL, MONO_INTERNVL, EVEV2, FUYU, MISTRAL, LLAMA, QWEN2, QWEN3, INTERNLM2)
+}
+
+
+def layout_named(name: str) -> Layout:
+    """Raises LayoutError for a name that there is not."""
+    if name not in LAYOUTS:
+        raise LayoutError(f"there is no layout {name!r}{nearest(name, list(LAYOUTS))}; known are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def recognise(config_json: Mapping[str, Any], origin: str) -> Layout:
+    """The layout of a repository with this config.json.
+
+    Raises:
+        LayoutError: none of ours; the message says what it is. `origin` names the file.
+    """
+    for layout in LAYOUTS.values():
+        if layout.recognises(config_json):
+            return layout
+    kind = config_json.get("model_type")
+    architectures = ", ".join(config_json.get("architectures") or ["no class"])
+    raise LayoutError(f"{origin} is of model_type {kind!r} ({architectures}); solo reads {', '.join(LAYOUTS)}")

@@ -1,0 +1,167 @@
+"""Mono-InternVL (mono_internvl.md 1.1, 1.6, 1.7): InternLM2 with visual experts, under InternVL's config.
+
+Of version 1.5, which adds visual experts of attention, neither weights nor names are public: `attention.wqkv_ve` and
+`attention.wo_ve` are ours, and so is `visual_attention_experts` (qkv or qkvo) in llm_config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from solo.config import Config
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
+from solo.interop.layouts.internlm2 import INTERNLM2, text_tensors
+from solo.interop.layouts.llama import demand, get
+from solo.interop.layouts.solo import IMAGENET_MEAN, IMAGENET_STD
+from solo.model.parameters import ModelDefinition
+
+_ATTENTION_EXPERTS = {None: ("shared", "shared"), "qkv": ("modality", "shared"), "qkvo": ("modality", "modality")}
+_ORDERS = {"v1": "columns", "v2": "rows"}
+
+
+class MonoInternVL(Layout):
+    """Versions 1 and 1.5."""
+
+    name = "mono_internvl"
+    has_images = True
+
+    def recognises(self, config_json: Mapping[str, Any]) -> bool:
+        """By the language model's class: other InternVLs have a vision encoder."""
+        text = config_json.get("llm_config") or {}
+        named = "InternLM2VEForCausalLM" in (text.get("architectures") or []) or text.get("model_type") == "internlm2ve"
+        return config_json.get("model_type") == "internvl_chat" and named
+
+    def config_from(self, config_json: Mapping[str, Any]) -> Sections:
+        """See `Layout`."""
+        demand(
+            config_json, {"pad2square": False, "use_backbone_lora": 0, "use_llm_lora": 0, "dynamic_image_size": True}
+        )
+        if config_json.get("select_layer", -4) != -1:
+            raise LayoutError("config.json has another select_layer than -1, the only one without a vision encoder")
+        text, vision = get(config_json, "llm_config"), get(config_json, "vision_config")
+        found = INTERNLM2.config_from(text)
+        attention = text.get("visual_attention_experts")
+        if attention not in _ATTENTION_EXPERTS:
+            raise LayoutError(f"llm_config.visual_attention_experts is {attention!r}; expected qkv or qkvo")
+        qkv, out = _ATTENTION_EXPERTS[attention]
+        found["model"]["experts"] = {"ffn": "modality", "qkv": qkv, "out": out, "norms": "shared"}
+        inner = get(vision, "patch_size")
+        found["model"]["patch_embed"] = {
+            "kind": "grid",
+            "inner_size": inner,
+            "inner_width": get(vision, "hidden_size"),
+            "grid_side": get(vision, "image_size") // inner,
+            "class_slot": True,
+        }
+        found["image"] = _image(config_json, inner, vision)
+        if config_json.get("template") == "internlm2-chat":
+            found["sequence"]["template"] = "internlm2_chat"
+        return found
+
+    def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
+        """See `Layout`. What the embedder of patches does not use is left at what a ViT of that width might have."""
+        model, image, embed = config.model, config.image, config.model.patch_embed
+        inner, width, side = embed.inner_size or 0, embed.inner_width or 0, embed.grid_side or 0
+        experts = (model.experts.qkv, model.experts.out)
+        name = next(name for name, sharing in _ATTENTION_EXPERTS.items() if sharing == experts)
+        text = INTERNLM2.config_json(config, vocab_size) | {"architectures": ["InternLM2VEForCausalLM"]}
+        return {
+            "architectures": ["InternVLChatModel"],
+            "model_type": "internvl_chat",
+            "llm_config": text | ({"visual_attention_experts": name} if name else {}),
+            "vision_config": {
+                "architectures": ["InternVisionPatchModel"],
+                "model_type": "intern_vit_patch",
+                "hidden_size": width,
+                "image_size": side * inner,
+                "patch_size": inner,
+                "num_channels": 3,
+                "num_hidden_layers": 0,
+                "num_attention_heads": max(1, width // 64),
+                "intermediate_size": 4 * width,
+                "use_flash_attn": False,
+            },
+            "force_image_size": image.tile_size,
+            "downsample_ratio": inner / image.patch_size,
+            "ps_version": next(version for version, order in _ORDERS.items() if order == image.patch_order),
+            "select_layer": -1,
+            "template": "internlm2-chat",
+            "dynamic_image_size": True,
+            "min_dynamic_patch": image.min_tiles,
+            "max_dynamic_patch": image.max_tiles,
+            "use_thumbnail": image.thumbnail,
+            "pad2square": False,
+            "use_backbone_lora": 0,
+            "use_llm_lora": 0,
+        }
+
+    def refusal(self, config: Config) -> str | None:
+        """See `Layout`."""
+        allowed = {
+            "model.patch_embed.kind": "grid",
+            "model.patch_embed.class_slot": True,
+            "model.patch_embed.token_id": None,
+            "model.experts.ffn": "modality",
+            "model.experts.norms": "shared",
+            "model.rope_sections": None,
+            "image.geometry": "tiles",
+            "image.attention": "causal",
+            "image.mean": (IMAGENET_MEAN,),
+            "image.std": (IMAGENET_STD,),
+            "image.resample": "bicubic",
+        }
+        if found := first_refusal(config, self.name, allowed) or INTERNLM2.refusal(config):
+            return found
+        experts = config.model.experts
+        if (experts.qkv, experts.out) not in _ATTENTION_EXPERTS.values():
+            return (
+                "model.experts.out is modality without model.experts.qkv; the mono_internvl layout has no such experts"
+            )
+        return None
+
+    def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
+        """See `Layout`."""
+        rules, embed = Rules(definition), definition.config.patch_embed
+        inner, width = embed.inner_size or 0, embed.inner_width or 0
+        places = (embed.grid_side or 0) ** 2 + 1
+        pixels, vision = (width, 3, inner, inner), "vision_model.embeddings."
+        first = [
+            rules.same(f"{vision}class_embedding", "patch_embed/class_token", shape=(1, 1, width)),
+            rules.same(f"{vision}position_embedding", "patch_embed/positions", shape=(1, places, width)),
+            rules.linear(f"{vision}patch_embedding.weight", "patch_embed/inner/kernel", shape=pixels),
+            rules.same(f"{vision}patch_embedding.bias", "patch_embed/inner/bias"),
+            rules.same("mlp1.0.weight", "patch_embed/norm/scale"),
+            rules.same("mlp1.0.bias", "patch_embed/norm/bias"),
+        ]
+        for theirs, part in (("mlp1.1", "hidden"), ("mlp1.3", "out")):
+            first.append(rules.linear(f"{theirs}.weight", f"patch_embed/{part}/kernel"))
+            first.append(rules.same(f"{theirs}.bias", f"patch_embed/{part}/bias"))
+        return first + text_tensors(rules, "language_model.", visual_mark="_ve")
+
+
+def _image(config_json: Mapping[str, Any], inner: int, vision: Mapping[str, Any]) -> dict[str, Any]:
+    version = config_json.get("ps_version", "v1")
+    if version not in _ORDERS:
+        raise LayoutError(f"config.json has ps_version {version!r}; expected v1 or v2")
+    return {
+        "geometry": "tiles",
+        "patch_size": round(inner / get(config_json, "downsample_ratio")),
+        "tile_size": config_json.get("force_image_size") or vision["image_size"],
+        "min_tiles": config_json.get("min_dynamic_patch", 1),
+        "max_tiles": config_json.get("max_dynamic_patch", 6),
+        "thumbnail": bool(config_json.get("use_thumbnail", True)),
+        "resample": "bicubic",
+        "exif": "ignore",
+        "patch_order": _ORDERS[version],
+        "begin_token": "<img>",
+        "end_token": "</img>",
+        "row_token": None,
+        "placeholder_token": "<IMG_CONTEXT>",
+        "attention": "causal",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    }
+
+
+MONO_INTERNVL = MonoInternVL()

@@ -1,0 +1,115 @@
+"""Our own layout: everything that our model can be, in names that follow our parameter paths.
+
+A repository's config.json holds our sections `model`, `image` and `sequence` as they are in a run's config, all of
+their keys, and `vocab_size`, the rows of the vocabulary. Tensors are PyTorch's: weights are (out, in), convolutions
+too, as the product of a flattened patch. With R one of shared, patches, text, and i the layer:
+
+    model.text_embed.weight [V, D]           head.weight [V, D], absent where tied
+    model.patch_embed.weight [D, 3 p p] .bias [D]                        linear; pixels as (channel, y, x)
+    model.patch_embed.inner.weight [I, 3 i i] .bias [I]                  conv, grid; pixels as (channel, y, x)
+    model.patch_embed.merge.weight [D, n n I] .bias [D]                  conv; inner patches row by row, then channels
+    model.patch_embed.begin_marker [D] .row_marker [D]                   conv with image.markers
+    model.patch_embed.positions [G G, I] .class_token [I]                grid; one more, first, with a class slot
+    model.patch_embed.norm.weight .bias [n n I]                          grid
+    model.patch_embed.hidden.weight [D, n n I] .bias, .out.weight [D, D] .bias
+    model.layers.i.attention_norm.R.weight [D] .bias, model.layers.i.ffn_norm.R.weight .bias
+    model.layers.i.qkv.R.q.weight [H C, D] .bias [H C], .k.weight [K C, D] .bias, .v.weight .bias
+    model.layers.i.qkv.R.q_norm.weight [C] .bias, .k_norm.weight .bias
+    model.layers.i.out.R.weight [D, H C] .bias [D]
+    model.layers.i.ffn.R.gate.weight [F, D] .bias [F], .up.weight .bias, .down.weight [D, F] .bias [D]
+    model.layers.i.ffn.learned.router.weight [E, D], .gate [E, F, D], .up [E, F, D], .down [E, D, F]
+    model.final_norm.weight [D] .bias
+
+A bias is there where our parameter is (`model.bias`, `norm: layer`, `qk_norm: layer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from solo.config import Config
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule
+from solo.model.parameters import ModelDefinition
+
+MODEL_TYPE = "solo_monolith"
+ARCHITECTURE = "SoloMonolithForCausalLM"
+_SECTIONS = ("model", "image", "sequence")
+# Last word of our path -> of the tensor; biases of projections are q_bias here and q.bias there.
+_WORDS = {"kernel": "weight", "scale": "weight", "text_embed": "text_embed.weight", "head": "head.weight"}
+_PROJECTIONS = ("q", "k", "v", "gate", "up", "down", "router")
+
+
+class Native(Layout):
+    """See the module."""
+
+    name = "native"
+    has_images = True
+
+    def recognises(self, config_json: Mapping[str, Any]) -> bool:
+        """By its model_type."""
+        return config_json.get("model_type") == MODEL_TYPE
+
+    def config_from(self, config_json: Mapping[str, Any]) -> Sections:
+        """The sections as they are."""
+        if missing := [name for name in _SECTIONS if not isinstance(config_json.get(name), dict)]:
+            raise LayoutError(f"config.json of a {MODEL_TYPE} lacks the sections {', '.join(missing)}")
+        return {name: dict(config_json[name]) for name in _SECTIONS}
+
+    def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
+        """Every key of the sections that make the model."""
+        sections = {name: getattr(config, name).model_dump(mode="json") for name in _SECTIONS}
+        sections["model"]["vocab_size"] = vocab_size
+        return {
+            "architectures": [ARCHITECTURE],
+            "model_type": MODEL_TYPE,
+            "vocab_size": vocab_size,
+            "tie_word_embeddings": config.model.tied_head,
+            **sections,
+        }
+
+    def refusal(self, config: Config) -> str | None:
+        """Nothing is refused."""
+        return None
+
+    def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
+        """The embeddings, then layer by layer, then what follows."""
+        rules = Rules(definition)
+        paths = list(definition.specs)
+        stacked = [path for path in paths if path.startswith("layers/")]
+        first = [path for path in paths if path.startswith(("text_embed", "patch_embed"))]
+        last = [path for path in paths if path not in (*stacked, *first)]
+        found = [_rule(rules, path) for path in first]
+        for layer in range(definition.config.layers):
+            found += [_rule(rules, path, layer) for path in stacked]
+        return found + [_rule(rules, path) for path in last]
+
+
+def tensor_name(path: str, layer: int | None = None) -> str:
+    """What a parameter's tensor is called; see the table at the top."""
+    *words, last = path.split("/")
+    learned = "learned" in words
+    if last.endswith("_bias"):
+        last = f"{last.removesuffix('_bias')}.bias"
+    elif last in _PROJECTIONS and (last == "router" or not learned):
+        last = f"{last}.weight"
+    words.append(_WORDS.get(last, last))
+    if layer is not None:
+        words.insert(1, str(layer))
+    return ".".join(words if path == "head" else ["model", *words])
+
+
+def _rule(rules: Rules, path: str, layer: int | None = None) -> TensorRule:
+    """The kind of rule follows from the path: which of our parameters are matrices with inputs first."""
+    name, last = tensor_name(path, layer), path.rpartition("/")[2]
+    if "learned" in path and last != "router":
+        experts, inputs, outputs = rules.definition.specs[path].shape[1:]
+        return rules.rearranged(name, path, layer, view=(experts, outputs, inputs), order=(0, 2, 1))
+    if last.endswith("bias"):
+        return rules.flat(name, path, layer)
+    if last in (*_PROJECTIONS, "kernel", "head"):
+        return rules.linear(name, path, layer, inputs=2 if "/out/" in path and layer is not None else 1)
+    return rules.same(name, path, layer)
+
+
+NATIVE = Native()

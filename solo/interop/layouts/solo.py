@@ -1,0 +1,124 @@
+"""SOLO (solo.md 1.4, 1.10): Mistral with one more tensor, under Mistral's own model_type.
+
+Which row of the vocabulary stands under every patch is not in the published config.json; we write it there. SAIL
+(ByteDance-Seed/SAIL at 720c3fb, modeling_sail.py) has the same tensors but for one name, its own class, another mask
+and other positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from solo.config import Config
+from solo.interop.layout import Rules, Sections, TensorRule, first_refusal
+from solo.interop.layouts.llama import LlamaLike, get
+from solo.model.parameters import ModelDefinition
+
+# Ours; where a config.json lacks it, SOLO-7B's.
+_TOKEN_ID, _PUBLISHED_ID = "vision_patch_token_id", 32001
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Solo(LlamaLike):
+    """SOLO, or SAIL.
+
+    projection  the tensor that takes pixels
+    classes     names of classes in config.json, the one that is written first
+    """
+
+    projection: str = "embed_vision_patch"
+    classes: tuple[str, ...] = ("SoloForCausalLM",)
+    sail: bool = False
+
+    def recognises(self, config_json: Mapping[str, Any]) -> bool:
+        """By the class, or for SOLO by the patch size that a Mistral does not have."""
+        classes = config_json.get("architectures") or []
+        named = any(each in self.classes for each in classes)
+        unnamed = (
+            not self.sail and "vision_patch_size" in config_json and not any(each in SAIL.classes for each in classes)
+        )
+        return config_json.get("model_type") in ("mistral", "solo") and (named or unnamed)
+
+    def config_from(self, config_json: Mapping[str, Any]) -> Sections:
+        """See `Layout`."""
+        found = super().config_from(config_json)
+        found["model"]["patch_embed"] = {"kind": "linear", "bias": False}
+        token_id = config_json.get(_TOKEN_ID, _PUBLISHED_ID if found["model"]["vocab_size"] > _PUBLISHED_ID else None)
+        if token_id is not None:
+            found["model"]["patch_embed"]["token_id"] = token_id
+        side = get(config_json, "vision_patch_size")
+        found["image"] = {
+            "geometry": "native",
+            "patch_size": side,
+            "exif": "ignore",
+            "begin_token": "<vision>",
+            "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released: solo.md 1.6
+            "row_token": None if self.sail else "<vrow_sep>",
+            "placeholder_token": "<vpatch>",
+            "attention": "prefix" if self.sail else "causal",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            **({"max_side": 2**17, "max_pixels": 4096 * side * side} if self.sail else {"stored_as_float16": True}),
+        }
+        found["sequence"]["template"] = "solo_chat"
+        if self.sail:
+            half = found["model"]["head_dim"] // 4
+            found["model"]["rope_sections"] = [0, half, half]
+            # Its windows count slots, which grid positions do not give; the published code has none over images.
+            found["sequence"] = {"positions": "grid", "template": "solo_chat"}
+        return found
+
+    def _window(self, config_json: Mapping[str, Any]) -> int | None:
+        """SOLO was trained with the window beside the slot itself (solo.md 1.7)."""
+        return config_json.get("sliding_window")
+
+    def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
+        """See `Layout`."""
+        found = super().config_json(config, vocab_size)
+        extra = {"vision_patch_size": config.image.patch_size, "sliding_window": config.sequence.window}
+        extra[_TOKEN_ID] = config.model.patch_embed.token_id
+        return {**found, **extra, "architectures": [self.classes[0]], "model_type": "mistral"}
+
+    def refusal(self, config: Config) -> str | None:
+        """See `Layout`."""
+        model = config.model
+        if model.patch_embed.token_id is None:
+            return f"model.patch_embed.token_id is not set; the {self.name} layout has a row under every patch"
+        half = model.dim_per_head // 4
+        allowed = {
+            "model.experts.ffn": "shared",
+            "model.experts.qkv": "shared",
+            "model.experts.out": "shared",
+            "model.experts.norms": "shared",
+            "model.patch_embed.kind": "linear",
+            "model.patch_embed.bias": False,
+            "model.rope_sections": ((0, half, half),) if self.sail else None,
+            "image.geometry": "native",
+            "image.attention": "prefix" if self.sail else "causal",
+            "image.mean": (IMAGENET_MEAN,),
+            "image.std": (IMAGENET_STD,),
+        }
+        return first_refusal(config, self.name, allowed) or super().refusal(config)
+
+    def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
+        """See `Layout`."""
+        rules = Rules(definition)
+        first, *rest = self.text_tensors(rules)
+        return [first, rules.linear(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
+
+
+SOLO = Solo("solo", "SoloForCausalLM", windowed=True, has_images=True, adds_placeholder=True)
+SAIL = Solo(
+    "sail",
+    "SailForCausalLM",
+    windowed=True,
+    max_positions=131_072,
+    has_images=True,
+    adds_placeholder=True,
+    projection="vis_embed",
+    classes=("SailForCausalLM", "MMistralForCausalLM"),
+    sail=True,
+)

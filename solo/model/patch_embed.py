@@ -1,0 +1,146 @@
+"""From the pixels of a patch to the model's width: one module per kind of `PatchEmbedConfig`.
+
+All of them are local to the patch: a visual token depends on its own pixels and its place in the image or tile.
+
+Letters besides those of solo/batch.py: n x n inner patches of i x i pixels in a patch, I their channels, G the side of
+the table of positions.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from solo.batch import BEGIN_MARKER, ROW_MARKER
+from solo.config import ImageConfig, ModelConfig, PatchEmbedConfig
+from solo.model.modules import LayerNorm, add_bias, normal, zeros
+
+# torch's default, which mlp1 of InternVL keeps whatever the decoder's is (mono_internvl.md 1.1)
+_GRID_NORM_EPS = 1e-5
+# The kernel of torch's bicubic interpolation; Pillow's and jax.image's is -0.5.
+_BICUBIC_A = -0.75
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias."""
+
+    def __init__(self, rngs: nnx.Rngs, shape: tuple[int, int], axes: tuple[str, str], std: float, bias: bool = True):
+        self.kernel = normal(rngs, shape, axes, std)
+        self.bias = zeros(bias, shape[1:], ("norm",))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] to [..., out]."""
+        return add_bias(x @ self.kernel[...].astype(x.dtype), self.bias)
+
+
+class LinearEmbed(Linear):
+    """One product over all pixels of a patch."""
+
+    def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
+        shape = image.patch_size**2 * 3, config.width
+        super().__init__(rngs, shape, ("pixels", "embed"), config.init_std, config.patch_embed.bias)
+
+    def __call__(self, pixels: jax.Array, grid_BP2: jax.Array | None = None) -> jax.Array:
+        """Normalised pixels [B, P, p*p*3], channel-major, to [B, P, D]."""
+        return super().__call__(pixels)
+
+
+class ConvEmbed(nnx.Module):
+    """A convolution of stride i, GELU, and a product over the n x n inner patches (EVEv2, NEO)."""
+
+    def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
+        inner, std = _Inner(config.patch_embed, image), config.init_std
+        self.geometry = inner
+        self.inner = Linear(rngs, (3 * inner.size**2, inner.channels), ("pixels", "inner"), std)
+        self.merge = Linear(rngs, (inner.count * inner.channels, config.width), ("inner", "embed"), std)
+        self.begin_marker = normal(rngs, (config.width,), ("norm",), std) if image.markers else None
+        self.row_marker = normal(rngs, (config.width,), ("norm",), std) if image.markers else None
+
+    def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
+        """Normalised pixels [B, P, p*p*3], channel-major, and places [B, P, 2] to [B, P, D]."""
+        x = jax.nn.gelu(self.inner(self.geometry.cut(pixels)), approximate=False)
+        x = self.merge(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
+        for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
+            if marker is not None:
+                x = jnp.where(grid_BP2[..., :1] == place, marker[...].astype(x.dtype), x)
+        return x
+
+
+class GridEmbed(nnx.Module):
+    """A convolution of stride i, a learned position, and the inner patches through LayerNorm and MLP (InternVL)."""
+
+    def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
+        embed, std, width = config.patch_embed, config.init_std, config.width
+        inner = _Inner(embed, image)
+        self.geometry, self.class_slot, self.grid_side = inner, embed.class_slot, embed.grid_side or 0
+        self.tile_side = image.tile_size // inner.size
+        self.inner = Linear(rngs, (3 * inner.size**2, inner.channels), ("pixels", "inner"), std)
+        places = embed.class_slot + self.grid_side**2
+        self.positions = normal(rngs, (places, inner.channels), ("places", "inner"), std)
+        self.class_token = normal(rngs, (inner.channels,), ("norm",), std) if embed.class_slot else None
+        joined = inner.count * inner.channels
+        self.norm = LayerNorm(joined, _GRID_NORM_EPS)
+        self.hidden = Linear(rngs, (joined, width), ("inner", "embed"), std)
+        self.out = Linear(rngs, (width, width), ("inner", "embed"), std)
+
+    def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
+        """Normalised pixels [B, P, p*p*3] and places in the tile [B, P, 2] to [B, P, D]."""
+        x = self.inner(self.geometry.cut(pixels))
+        x = x + self.table()[self.geometry.places(grid_BP2, self.tile_side)].astype(x.dtype)
+        x = self.norm(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
+        return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
+
+    def table(self) -> jax.Array:
+        """Positions of a tile's inner patches, float32 [side^2, I]; resampled where the tile is not G x G of them."""
+        table = self.positions[...][int(self.class_slot) :]
+        if self.tile_side == self.grid_side:
+            return table
+        weights = jnp.asarray(bicubic_weights(self.grid_side, self.tile_side))
+        square = table.reshape(self.grid_side, self.grid_side, -1)
+        return jnp.einsum("yg,xh,ghi->yxi", weights, weights, square).reshape(self.tile_side**2, -1)
+
+
+EMBEDDERS = {"linear": LinearEmbed, "conv": ConvEmbed, "grid": GridEmbed}
+
+
+class _Inner:
+    """The n x n inner patches of a patch. Static numbers only."""
+
+    def __init__(self, config: PatchEmbedConfig, image: ImageConfig):
+        assert config.inner_size is not None
+        assert config.inner_width is not None
+        self.size, self.channels = config.inner_size, config.inner_width
+        self.side = image.patch_size // config.inner_size
+        self.count = self.side**2
+
+    def cut(self, pixels: jax.Array) -> jax.Array:
+        """[B, P, p*p*3] to [B, P, n*n, i*i*3]: inner patches row by row, each channel-major."""
+        n, i = self.side, self.size
+        x = pixels.reshape(*pixels.shape[:2], 3, n, i, n, i)
+        return x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(*pixels.shape[:2], n * n, 3 * i * i)
+
+    def places(self, grid_BP2: jax.Array, tile_side: int) -> jax.Array:
+        """int32 [B, P, n*n]: places of the inner patches in a tile of tile_side x tile_side of them, row by row."""
+        offset = np.arange(self.side)
+        rows = grid_BP2[..., 0, None] * self.side + np.repeat(offset, self.side)
+        columns = grid_BP2[..., 1, None] * self.side + np.tile(offset, self.side)
+        return rows * tile_side + columns
+
+
+def bicubic_weights(source: int, target: int) -> np.ndarray:
+    """float32 [target, source]: torch's `interpolate(mode="bicubic", align_corners=False)` along one axis.
+
+    No antialiasing; the four neighbours are clamped at the border.
+    """
+    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    first = np.floor(centre).astype(int)
+    weights = np.zeros((target, source))
+    for neighbour in range(-1, 3):
+        distance = np.abs(centre - (first + neighbour))
+        near = ((_BICUBIC_A + 2) * distance - (_BICUBIC_A + 3)) * distance**2 + 1
+        far = _BICUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
+        column = np.clip(first + neighbour, 0, source - 1)
+        np.add.at(weights, (np.arange(target), column), np.where(distance <= 1, near, far))
+    return weights.astype(np.float32)

@@ -1,0 +1,71 @@
+"""Rotary positions (RoFormer, arXiv 2104.09864): which angles, and the rotation.
+
+Letters besides those of solo/batch.py: R rotated dimensions of a head (`ModelConfig.rotary_dim`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from solo.config import ModelConfig, RopeScalingConfig
+
+
+def rotary_angles(positions: jax.Array, config: ModelConfig) -> jax.Array:
+    """Angles [B, S, R/2] in radians, float32: position x frequency of the pair.
+
+    positions  int32 [B, S], or [B, S, 3] (time, row, column) where `rope_sections` says which pair follows which
+               axis, as in M-RoPE (arXiv 2409.12191)
+    """
+    frequency = frequencies(positions, config)
+    if config.rope_sections is not None:
+        axis_of_pair = np.repeat(np.arange(3), config.rope_sections)
+        return positions[..., axis_of_pair].astype(jnp.float32) * frequency
+    return positions[..., None].astype(jnp.float32) * frequency
+
+
+def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
+    """Frequencies of the pairs, float32 [R/2], or [B, 1, R/2] where they depend on the row's length.
+
+    A row's length is its largest position + 1. Dynamic NTK changes rows longer than `trained_length` only; in a
+    packed row the longest document decides.
+    """
+    exponents = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        length_B = positions.max(axis=tuple(range(1, positions.ndim))) + 1
+        base_B = config.rope_theta * _growth(length_B.astype(jnp.float32), scaling, config.rotary_dim)
+        return base_B[:, None, None] ** -exponents
+    frequency = config.rope_theta**-exponents
+    if scaling is None:
+        return frequency
+    return frequency / scaling.factor if scaling.kind == "linear" else _llama3(frequency, scaling)
+
+
+def _growth(length: jax.Array, scaling: RopeScalingConfig, dim: int) -> jax.Array:
+    """Factor on the base: (f L / trained - (f - 1))^(R / (R - 2)) beyond the trained length (mono_internvl.md 1.5)."""
+    beyond = jnp.maximum(length, scaling.trained_length) / scaling.trained_length
+    return (scaling.factor * beyond - (scaling.factor - 1)) ** (dim / (dim - 2))
+
+
+def _llama3(frequency: jax.Array, scaling: RopeScalingConfig) -> jax.Array:
+    """Llama 3.1: full turns within the trained length decide; few: divided by the factor, many: kept, else between."""
+    turns = scaling.trained_length * frequency / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotate the pairs (i, i + R/2), the half-split convention of Hugging Face weights; float32 inside.
+
+    Dimensions from R on pass through.
+    """
+    rotated, rest = jnp.split(x_BSHC, [2 * angles.shape[-1]], axis=-1)
+    first, second = jnp.split(rotated.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x_BSHC.dtype), rest], axis=-1)

@@ -1,0 +1,234 @@
+"""Tiny models of every layout, and the published config.json of those whose size is known."""
+
+from functools import cache
+
+from solo.config import Config, parse_config
+from solo.interop.layouts.evev2 import CLIP_MEAN, CLIP_STD
+from solo.model.parameters import ModelDefinition
+
+TEXT = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 100, "vocab_multiple": 64}
+MODALITY = {"ffn": "modality", "qkv": "modality", "out": "modality", "norms": "modality"}
+GRID = {"kind": "grid", "inner_size": 4, "inner_width": 6, "grid_side": 4, "class_slot": True}
+TILES = {
+    "geometry": "tiles",
+    "patch_size": 8,
+    "tile_size": 16,
+    "resample": "bicubic",
+    "exif": "ignore",
+    "begin_token": "<img>",
+    "end_token": "</img>",
+    "row_token": None,
+    "placeholder_token": "<IMG_CONTEXT>",
+}
+PATCHES = {
+    "patch_size": 8,
+    "exif": "ignore",
+    "end_token": "<vision>",
+    "placeholder_token": "<vpatch>",
+    "stored_as_float16": True,
+}
+SAIL = {
+    "patch_size": 8,
+    "max_side": 2**17,
+    "max_pixels": 4096 * 64,
+    "exif": "ignore",
+    "row_token": None,
+    "placeholder_token": "<vpatch>",
+    "attention": "prefix",
+}
+PERSIMMON = {
+    "kv_heads": 4,
+    "ffn": "relu2",
+    "bias": "all",
+    "norm": "layer",
+    "qk_norm": "layer",
+    "rope_fraction": 0.5,
+    "rope_theta": 25_000.0,
+}
+HALF = [0.5, 0.5, 0.5]
+FUYU = {
+    "geometry": "padded",
+    "patch_size": 6,
+    "exif": "ignore",
+    "begin_token": None,
+    "end_token": None,
+    "row_token": "|NEWLINE|",
+    "row_token_after_last": True,
+    "placeholder_token": "|SPEAKER|",
+    "mean": HALF,
+    "std": HALF,
+}
+EVE = {
+    "geometry": "area",
+    "patch_size": 8,
+    "min_pixels": 1600**2,
+    "max_pixels": 1600**2,
+    "resample": "bicubic",
+    "exif": "ignore",
+    "begin_token": None,
+    "end_token": None,
+    "row_token": None,
+    "markers": True,
+    "mean": list(CLIP_MEAN),
+    "std": list(CLIP_STD),
+}
+CONV = {"kind": "conv", "inner_size": 4, "inner_width": 6}
+DYNAMIC = {"kind": "dynamic", "factor": 2.0, "trained_length": 64}
+LLAMA3 = {
+    "kind": "llama3",
+    "factor": 8.0,
+    "trained_length": 64,
+    "low_frequency_factor": 1.0,
+    "high_frequency_factor": 4.0,
+}
+INTERNLM2 = {"frozen_embedding_id": 2, "rope_scaling": DYNAMIC}
+
+# name: (layout, model, image, sequence)
+_TINY = {
+    "mistral": ("mistral", {}, {}, {"window": 16}),
+    "llama": ("llama", {"rope_scaling": LLAMA3}, {}, {}),
+    "qwen2 with a tied head": ("qwen2", {"bias": "qkv", "tied_head": True}, {}, {}),
+    "qwen3": ("qwen3", {"qk_norm": "rms", "head_dim": 16}, {}, {}),
+    "internlm2": ("internlm2", INTERNLM2, {}, {}),
+    "solo": ("solo", {"patch_embed": {"token_id": 7}}, PATCHES, {"window": 16, "template": "solo_chat"}),
+    "sail": (
+        "sail",
+        {"patch_embed": {"token_id": 7}, "rope_sections": [0, 2, 2]},
+        SAIL,
+        {"positions": "grid", "template": "solo_chat"},
+    ),
+    "mono_internvl": (
+        "mono_internvl",
+        {**INTERNLM2, "patch_embed": GRID, "experts": {"ffn": "modality"}},
+        TILES,
+        {"template": "internlm2_chat"},
+    ),
+    "mono_internvl 1.5": (
+        "mono_internvl",
+        {**INTERNLM2, "patch_embed": GRID, "experts": {"ffn": "modality", "qkv": "modality", "out": "modality"}},
+        {**TILES, "patch_order": "columns"},
+        {"template": "internlm2_chat"},
+    ),
+    "evev2": ("evev2", {"bias": "qkv", "patch_embed": CONV, "experts": MODALITY}, EVE, {}),
+    "fuyu": ("fuyu", {**PERSIMMON, "patch_embed": {"bias": True}}, FUYU, {}),
+    "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"window": 16}),
+    "fuyu with qwen3": ("fuyu", {"qk_norm": "rms", "head_dim": 16, "patch_embed": {"bias": True}}, FUYU, {}),
+    "native": ("native", {"patch_embed": GRID, "experts": MODALITY, "bias": "all", "qk_norm": "layer"}, TILES, {}),
+    "native with learned experts": ("native", {"experts": {"ffn": "learned"}, "tied_head": True}, PATCHES, {}),
+}
+TINY = tuple(_TINY)
+
+
+@cache
+def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
+    """Layout, config and definition of a tiny model with so many rows of the vocabulary."""
+    layout, model, image, sequence = _TINY[name]
+    sections = {"model": {**TEXT, **model, "vocab_size": rows}, "image": image, "sequence": sequence}
+    config = parse_config({"name": "tiny", **sections})
+    return layout, config, ModelDefinition(config.model, config.image, rows)
+
+
+_MISTRAL_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "max_position_embeddings": 32768,
+}
+_INTERNLM2_2B = {
+    "architectures": ["InternLM2VEForCausalLM"],
+    "model_type": "internlm2",
+    "vocab_size": 92553,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "bias": False,
+    "rope_theta": 1000000,
+    "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    "max_position_embeddings": 32768,
+}
+# layout: config.json, tensors, parameters, and the source of the counts
+PUBLISHED = {
+    "solo": (
+        {
+            **_MISTRAL_7B,
+            "architectures": ["SoloForCausalLM"],
+            "model_type": "mistral",
+            "vocab_size": 33029,
+            "vision_patch_size": 32,
+        },
+        292,
+        7_262_744_576,
+    ),
+    "sail": (
+        {
+            **_MISTRAL_7B,
+            "architectures": ["SailForCausalLM"],
+            "model_type": "mistral",
+            "vocab_size": 32006,
+            "vision_patch_size": 32,
+        },
+        292,
+        7_254_364_160,
+    ),
+    "mono_internvl": (
+        {
+            "model_type": "internvl_chat",
+            "llm_config": _INTERNLM2_2B,
+            "vision_config": {"hidden_size": 1024, "patch_size": 14, "image_size": 448},
+            "force_image_size": 448,
+            "downsample_ratio": 0.5,
+            "select_layer": -1,
+            "ps_version": "v2",
+            "template": "internlm2-chat",
+        },
+        253,
+        3_111_355_392,
+    ),
+    "evev2": (
+        {
+            "model_type": "eve-qwen2",
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "use_sliding_window": False,
+            "mm_hidden_size": 1024,
+            "add_moe": True,
+            "moe_part": "layernorm-self_attn-mlp",
+        },
+        681,
+        14_156_712_960,
+    ),
+    "fuyu": (
+        {
+            "model_type": "fuyu",
+            "vocab_size": 262144,
+            "hidden_size": 4096,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 64,
+            "hidden_act": "relu2",
+            "layer_norm_eps": 1e-5,
+            "rope_theta": 25000.0,
+            "rope_scaling": None,
+            "partial_rotary_factor": 0.5,
+            "qk_layernorm": True,
+            "patch_size": 30,
+        },
+        582,
+        9_408_238_592,
+    ),
+}

@@ -1,0 +1,115 @@
+"""From a repository to parameters on a mesh: every number in its place, and nothing at all where something is wrong."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from solo.config import MeshConfig
+from solo.interop.layout import LayoutError
+from solo.interop.layouts import LAYOUTS
+from solo.interop.tensor_reader import TensorReader
+from solo.interop.weights import load_parameters, matched, read_config_json, tensor_of
+from solo.sharding.mesh import make_mesh, parameter_shardings
+from tests.interop.models import TINY, tiny
+from tests.interop.repositories import save
+
+MONOLITHS = tuple(name for name in TINY if LAYOUTS[tiny(name)[0]].has_images)
+
+
+@pytest.mark.parametrize("name", MONOLITHS)
+def test_there_and_back_is_the_identity(tmp_path, name):
+    layout, _, definition = tiny(name)
+    tensors = save(tmp_path, name, ml_dtypes.bfloat16)
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, data=2))
+    parameters = load_parameters(tmp_path, definition, mesh)
+    shardings = parameter_shardings(definition.specs, mesh)
+    assert parameters.keys() == definition.specs.keys()
+    for path, value in parameters.items():
+        assert (value.shape, value.dtype) == (definition.specs[path].shape, np.float32)
+        assert value.sharding.is_equivalent_to(shardings[path], value.ndim)
+    for rule in LAYOUTS[layout].tensors(definition):
+        again = tensor_of(rule, parameters, ml_dtypes.bfloat16)
+        assert again.dtype == ml_dtypes.bfloat16
+        assert again.tobytes() == tensors[rule.name].tobytes(), rule.name
+
+
+def test_rows_that_are_not_published_are_zero(tmp_path):
+    _, _, definition = tiny("solo")
+    save(tmp_path, "solo")
+    parameters = load_parameters(tmp_path, definition, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert not np.asarray(parameters["text_embed"][100:]).any()
+    assert not np.asarray(parameters["head"][:, 100:]).any()
+    assert np.asarray(parameters["text_embed"][99]).all()
+
+
+def test_everything_that_does_not_fit_is_said_at_once(tmp_path):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        tensors["model.stray.weight"] = np.zeros(3, np.float32)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
+        tensors["model.embed_vision_patch.weight"] = np.zeros((32, 192), np.int32)
+
+    save(tmp_path, "solo", change=change)
+    with pytest.raises(LayoutError) as error:
+        load_parameters(tmp_path, tiny("solo")[2], make_mesh(MeshConfig()))
+    for line in (
+        "missing: model.norm.weight (32,)",
+        "left over: model.stray.weight (3,)",
+        "wrong shape: lm_head.weight is (99, 32); this model has (100, 32)",
+        "wrong dtype: model.embed_vision_patch.weight is int32",
+    ):
+        assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 5
+
+
+def test_two_names_of_one_tensor(tmp_path):
+    def change(tensors):
+        tensors["model.vision_embed_tokens.bias"] = tensors["vision_embed_tokens.bias"]
+
+    save(tmp_path, "fuyu", change=change)
+    with pytest.raises(LayoutError, match=r"there twice: vision_embed_tokens.bias and model.vision_embed_tokens.bias"):
+        load_parameters(tmp_path, tiny("fuyu")[2], make_mesh(MeshConfig()))
+
+
+def test_a_text_model_does_not_hold_a_monolith(tmp_path):
+    save(tmp_path, "mistral")
+    with pytest.raises(LayoutError, match=r"a mistral repository does not hold all of this model(.|\n)*patch_embed"):
+        load_parameters(tmp_path, tiny("mistral")[2], make_mesh(MeshConfig()))
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_same(tmp_path):
+    layout, _, definition = tiny("qwen2 with a tied head")
+
+    def stored_twice(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    def changed(tensors):
+        stored_twice(tensors)
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    save(tmp_path / "same", "qwen2 with a tied head", change=stored_twice)
+    save(tmp_path / "other", "qwen2 with a tied head", change=changed)
+    with TensorReader(tmp_path / "same") as reader:
+        assert "lm_head.weight" not in matched(reader, LAYOUTS[layout], definition, "it")
+    with (
+        TensorReader(tmp_path / "other") as reader,
+        pytest.raises(LayoutError, match=r"ties lm_head.weight to model.embed_tokens.weight, but they differ"),
+    ):
+        matched(reader, LAYOUTS[layout], definition, "it")
+
+
+def test_buffers_that_older_versions_store_are_left_alone(tmp_path):
+    def change(tensors):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    save(tmp_path, "solo", change=change)
+    assert load_parameters(tmp_path, tiny("solo")[2], make_mesh(MeshConfig()))
+
+
+def test_a_folder_without_a_config(tmp_path):
+    for text, message in ((None, "cannot read"), ("{", "is not JSON"), ("[]", "no mapping")):
+        if text is not None:
+            (tmp_path / "config.json").write_text(text)
+        with pytest.raises(LayoutError, match=message):
+            read_config_json(tmp_path)
