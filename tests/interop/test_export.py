@@ -67,7 +67,7 @@ def test_every_layout_is_written_and_loaded_again(name, runs, tmp_path):
         np.testing.assert_array_equal(found[cut], ours[cut], err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["native", "solo", "mono_internvl", "fuyu llama", "mistral"])
+@pytest.mark.parametrize("name", ["native", "solo", "mono_internvl", "evev2", "fuyu llama", "mistral"])
 def test_what_is_written_says_what_the_checkpoint_says(name, runs, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

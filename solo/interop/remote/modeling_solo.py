@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .configuration_solo import SoloMonolithConfig
-from .layers_solo import LearnedExperts, LinearEmbed, PatchEmbed, Routing, SoloMonolithLayer, make_norm
+from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, LearnedExperts, Routing, SoloMonolithLayer, make_norm
 from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
 
 
@@ -43,12 +43,10 @@ class SoloMonolithPreTrainedModel(PreTrainedModel):
         if isinstance(module, LearnedExperts):
             for kernel in (module.gate, module.up, module.down):
                 nn.init.normal_(kernel, std=std)
-        if isinstance(module, PatchEmbed) and module.is_grid:
-            nn.init.normal_(module.positions, std=std)
-        if isinstance(module, PatchEmbed):
-            for extra in (getattr(module, "class_token", None), module.begin_marker, module.row_marker):
-                if extra is not None:
-                    nn.init.normal_(extra, std=std)
+        extra = [getattr(module, name, None) for name in ("positions", "class_token", "begin_marker", "row_marker")]
+        for parameter in extra if isinstance(module, ConvEmbed | GridEmbed) else []:
+            if parameter is not None:
+                nn.init.normal_(parameter, std=std)
 
 
 class SoloMonolithModel(SoloMonolithPreTrainedModel):
@@ -58,7 +56,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         super().__init__(config)
         model = config.model
         self.text_embed = nn.Embedding(config.vocab_size, model["width"])
-        self.patch_embed = (LinearEmbed if model["patch_embed"]["kind"] == "linear" else PatchEmbed)(config)
+        self.patch_embed = EMBEDDERS[model["patch_embed"]["kind"]](config)
         self.layers = nn.ModuleList(SoloMonolithLayer(config, number) for number in range(model["layers"]))
         self.final_norm = make_norm(model["norm"], model["width"], model["norm_eps"])
         self.gradient_checkpointing = False
@@ -129,7 +127,8 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         """
         visual = self._visual(input_ids, inputs_embeds)
         if inputs_embeds is None:
-            inputs_embeds = self.text_embed(input_ids.masked_fill(visual, 0))
+            # A placeholder need not have a row.
+            inputs_embeds = self.text_embed(torch.where(visual, 0, input_ids))
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             features = mm_encoder_outputs["image"]["pooler_output"]
             features = torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
