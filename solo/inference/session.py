@@ -73,8 +73,10 @@ class Session:
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
         # What was written behind the answer's end is forgotten: the next turn is read over it.
-        behind = np.array([[0, len(tokens) - len(answer)]], np.int32)
-        self._memory = written.memory._replace(length=written.memory.length - behind)
+        behind = np.array([0, len(tokens) - len(answer)], np.int32)
+        self._memory = written.memory._replace(
+            length=written.memory.length - behind, next_position=written.memory.next_position - behind[1]
+        )
         self._remember(answer)
         return model.tokenizer.decode(answer)
 

@@ -131,7 +131,7 @@ def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
 # Text model: what it grows into.
 GROWN = {
     "mistral": {
-        "model": {"patch_embed": {"token_id": 101}},
+        "model": {"patch_embed": {"token_id": 7}},
         "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
         "sequence": {"window": 16},
     },

@@ -194,7 +194,9 @@ def test_progress_ends_with_everything(tmp_path):
 def test_a_row_under_patches_that_there_is_not(tmp_path):
     save(tmp_path / "source", "mistral")
     with pytest.raises(ValueError, match=r"model.patch_embed.token_id is 101, but the vocabulary has 101 rows"):
-        import_repository(tmp_path / "source", grown("mistral", vocab_size=101), tmp_path / "out")
+        import_repository(
+            tmp_path / "source", grown("mistral", vocab_size=101, patch_embed={"token_id": 101}), tmp_path / "out"
+        )
 
 
 def with_pieces(config, *pieces):
