@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from solo.config import Config
-from solo.data.prepare import Prepared, prepare
+from solo.data.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
+from solo.training.distributed import first_then_others
 from solo.training.loop import Trainer
 from solo.training.observer import Observer
 from solo.training.run import RunFolder
@@ -38,11 +39,17 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
         CheckpointError: a checkpoint could not be written, or read back.
         BadStepError: a loss was not finite or jumped, and the config says to stop.
         Interrupted: SIGTERM came, and the observer listens for it; all is saved.
+        OtherProcessError: process 0 of several could not do one of these things.
     """
     observer = observer or Observer()
-    run = RunFolder.open(config)
-    prepared = prepare(config, observer.note)
-    prepared.tokenizer.save(run.tokenizer_file)
+
+    def set_up() -> tuple[RunFolder, Prepared]:
+        run = RunFolder.open(config)
+        prepared = prepare(config, observer.note)
+        prepared.tokenizer.save(run.tokenizer_file)
+        return run, prepared
+
+    run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
     observer.note("planning")
     trainer = Trainer(config, prepared, run, observer)
     observer.start(trainer.num_steps)
