@@ -37,7 +37,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
     try:
         return parsed.verb(parsed)
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ValueError, FileExistsError) as error:
         print(f"solo: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except RuntimeError as error:
@@ -161,6 +161,32 @@ def generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def import_weights(arguments: argparse.Namespace) -> int:
+    """Turn a repository of weights into one of our own, or grow a monolith out of a text model."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from solo.config import load_config
+    from solo.interop.importing import import_repository
+
+    config = load_config(arguments.config, arguments.overrides)
+    console = Console()
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=None)
+        done = import_repository(
+            arguments.source,
+            config,
+            arguments.out,
+            new_tokens=arguments.new_tokens,
+            seed=arguments.seed,
+            progress=lambda written, total: bar.update(task, completed=written, total=total),
+        )
+    for line in done.summary():
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"written to {arguments.out}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Count a model's tensors and parameters."""
     from rich.console import Console
@@ -173,9 +199,9 @@ def plan(arguments: argparse.Namespace) -> int:
     table = Table("component")
     for title in ("parameters", "of a text token", "of a patch"):
         table.add_column(title, justify="right")
-    rows = [(each.name, each.total, each.of_text, each.of_patches) for each in found.components]
-    totals = ("all", *(sum(row[column] for row in rows) for column in (1, 2, 3)))
-    for name, *sizes in [*rows, totals]:
+    rows = [(each.name, [each.total, each.of_text, each.of_patches]) for each in found.components]
+    totals = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
+    for name, sizes in [*rows, ("all", totals)]:
         table.add_row(name, *(f"{size:,}" for size in sizes), end_section=name == rows[-1][0])
     console = Console()
     console.print(table)
@@ -253,6 +279,30 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from")
     added.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling, default 0")
     added.set_defaults(turns=None)
+
+    added = add(
+        "import",
+        import_weights,
+        "begin with published weights, or grow a monolith out of a text model",
+        "Writes a folder of weights that `start_from` and `solo generate` take. SOURCE is a repository in the Hugging"
+        " Face form (config.json and safetensors) of the model that CONFIG describes; or of a text model of its size,"
+        " which is grown: visual experts are copies of the text's, new vocabulary rows are as --new-tokens says, and"
+        " the embedder of patches is drawn. Needs the memory of a few tensors, not of the model.",
+    )
+    added.add_argument("source", metavar="SOURCE", help="a folder")
+    added.add_argument("--as", dest="config", metavar="CONFIG", required=True, help="a YAML file, as in configs/models")
+    added.add_argument("--out", metavar="FOLDER", required=True, help="where to; must not exist")
+    added.add_argument(
+        "--new-tokens",
+        choices=("mean", "normal"),
+        default="mean",
+        help="rows of new tokens: the mean of the old ones (default), or drawn with init_std",
+    )
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn, default 0")
+    # Not free-standing as elsewhere: argparse would take words behind the options for none of SOURCE's.
+    added.add_argument(
+        "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
+    )
 
     added = add(
         "plan",

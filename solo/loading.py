@@ -10,13 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from solo.config import parse_config
-from solo.data.tokenizer import open_tokenizer
-from solo.inference.monolith import Monolith, Published, load_run, local_mesh
-from solo.interop.layout import Layout
+from solo.data.tokenizer import Tokenizer, open_tokenizer
+from solo.inference.monolith import Monolith, Published, load_run, local_mesh, newest_checkpoint, read_parameters
+from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
 from solo.interop.weights import load_parameters, read_config_json, tensor_of
-from solo.model.parameters import ModelDefinition, define
+from solo.model.parameters import ModelDefinition, Parameters, define
 
+_SOLO_PATCH = 32001  # <vpatch> of SOLO-7B (solo.md 1.5)
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -47,12 +48,16 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
     """A model from a folder in the Hugging Face form. Without tokenizer files it takes tensors only."""
     config_json = read_config_json(folder)
     layout = recognise(config_json, str(folder / "config.json"))
-    config = parse_config({"name": "loaded", **layout.config_from(config_json)}, origin=str(folder / "config.json"))
+    sections = layout.config_from(config_json)
     tokenizer = open_tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+    if layout.adds_placeholder:
+        sections["model"]["patch_embed"].setdefault("token_id", _placeholder_row(sections, tokenizer))
+    config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh
     published = Published(placeholder_id(config_json), partial(published_tensors, layout, definition))
-    return Monolith(config, tokenizer, load_parameters(folder, definition, mesh), mesh, published)
+    parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
+    return Monolith(config, tokenizer, parameters, mesh, published)
 
 
 def published_tensors(
@@ -62,7 +67,32 @@ def published_tensors(
     return {rule.name: tensor_of(rule, parameters, np.float32) for rule in layout.tensors(definition)}
 
 
+def _placeholder_row(sections: Sections, tokenizer: Tokenizer | None) -> int:
+    """The row of the vocabulary that a SOLO adds under every patch, which its config.json does not say."""
+    piece = sections["image"]["placeholder_token"]
+    if tokenizer is not None:
+        return tokenizer.id(piece)
+    return min(_SOLO_PATCH, int(sections["model"]["vocab_size"]) - 1)
+
+
 def placeholder_id(config_json: dict[str, Any]) -> int | None:
     """The id of the token that stands for a patch, where config.json says so."""
     keys = ("image_token_id", "img_context_token_id", "image_token_index")
     return next((int(config_json[key]) for key in keys if config_json.get(key) is not None), None)
+
+
+def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
+    """What a run begins with (`Config.start_from`): a run's newest checkpoint, one of its checkpoints, or a repository.
+
+    Raises:
+        ValueError: there is no such folder, or nothing in it that can be read.
+        CheckpointError, LayoutError: it is of another model; the differences are listed.
+    """
+    path = Path(folder)
+    if (path / "config.json").is_file():
+        return load_parameters(path, definition, mesh)
+    if path.parent.name == "checkpoints":
+        return read_parameters(path, definition, mesh)
+    if not path.is_dir():
+        raise ValueError(f"start_from: {path} is no folder; expected weights (solo import), a run, or its checkpoint")
+    return read_parameters(newest_checkpoint(path), definition, mesh)

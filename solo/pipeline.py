@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from solo.config import Config
 from solo.data.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
+from solo.loading import initial_parameters
 from solo.training.distributed import first_then_others
 from solo.training.loop import Trainer
 from solo.training.observer import Observer
@@ -41,17 +43,19 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
         Interrupted: SIGTERM came, and the observer listens for it; all is saved.
         OtherProcessError: process 0 of several could not do one of these things.
     """
+    config.check_runnable()
     observer = observer or Observer()
 
     def set_up() -> tuple[RunFolder, Prepared]:
         run = RunFolder.open(config)
         prepared = prepare(config, observer.note)
-        prepared.tokenizer.save(run.tokenizer_file)
+        prepared.tokenizer.save(run.path)
         return run, prepared
 
     run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
     observer.note("planning")
-    trainer = Trainer(config, prepared, run, observer)
+    initial = partial(initial_parameters, config.start_from) if config.start_from else None
+    trainer = Trainer(config, prepared, run, observer, initial=initial)
     observer.start(trainer.num_steps)
     trainer.train()
     observer.finish()

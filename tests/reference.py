@@ -96,12 +96,17 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
     return x @ (parameters["head"] if "head" in parameters else parameters["text_embed"].T)
 
 
-def loss_sum(parameters, config: ModelConfig, image: ImageConfig, document: Document) -> tuple[jax.Array, int]:
-    """Summed cross-entropy of the supervised tokens, each predicted from the slot before it, and their number."""
+def loss_sum(
+    parameters, config: ModelConfig, image: ImageConfig, document: Document, vocab: int
+) -> tuple[jax.Array, int]:
+    """Summed cross-entropy of the supervised tokens, each predicted from the slot before it, and their number.
+
+    The softmax is over `vocab` logits: padding of the vocabulary has no probability.
+    """
     wanted = [i for i in range(1, len(document.tokens)) if document.supervised[i]]
     if not wanted:
         return jnp.zeros(()), 0
-    log_probabilities = jax.nn.log_softmax(forward(parameters, config, image, document), axis=-1)
+    log_probabilities = jax.nn.log_softmax(forward(parameters, config, image, document)[:, :vocab], axis=-1)
     picked = [log_probabilities[i - 1, int(document.tokens[i])] for i in wanted]
     return -sum(picked), len(picked)
 

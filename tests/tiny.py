@@ -64,7 +64,7 @@ def save_run(model: Monolith, folder: Path, *steps: int) -> Path:
     """A run's folder with a checkpoint per step; the parameters of step n are those of the model times n."""
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(model.config))
-    model.tokenizer.save(folder / "tokenizer.model")
+    model.tokenizer.save(folder)
     checkpoints = Checkpoints(folder / "checkpoints", model.config.checkpoint)
     zero = jnp.zeros((), jnp.int32)
     for step in steps:

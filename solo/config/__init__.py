@@ -19,6 +19,7 @@ from solo.config.model import (
 )
 from solo.config.run import Config
 from solo.config.training import (
+    Average,
     CheckpointConfig,
     EvaluationConfig,
     LossConfig,
@@ -29,6 +30,7 @@ from solo.config.training import (
 )
 
 __all__ = [
+    "Average",
     "CheckpointConfig",
     "Config",
     "ConfigError",

@@ -25,8 +25,8 @@ class TokenizerConfig(Section):
 class ImageConfig(Section):
     """How an image becomes visual tokens. Shared by the data (cutting, counting, masks) and the model.
 
-    geometry  native: its own shape, the longer side at most `max_side` (SOLO)
-              area: its own shape, scaled so that its area is between `min_pixels` and `max_pixels` (EVEv2, SAIL, NEO)
+    geometry  native: its own shape, the longer side at most `max_side` (SOLO; SAIL with `max_pixels`)
+              area: its own shape, scaled so that its area is between `min_pixels` and `max_pixels` (EVEv2, NEO)
               tiles: cut into squares of `tile_size`, in the grid nearest to its shape (InternVL)
               padded: its own shape and size unless too large, filled up to whole patches (Fuyu)
     """
@@ -35,10 +35,16 @@ class ImageConfig(Section):
     patch_size: int = Field(32, ge=1, description="side of the square of pixels under one visual token")
     max_side: int = Field(1024, ge=1, description="native: longest side after resizing, in pixels (SOLO: 1024)")
     min_pixels: int | None = Field(None, ge=1, description="area: fewer are enlarged")
-    max_pixels: int | None = Field(None, ge=1, description="area: more are reduced")
+    max_pixels: int | None = Field(None, ge=1, description="area, native: more are reduced")
+    rounding: Literal["up", "nearest", "within"] = Field(
+        "up",
+        description="area: of the sides, to whole patches; up: EVEv2 in use; nearest: EVEv2 in training; within:"
+        " nearest, and where that leaves the bounds down or up again (NEO, Qwen2-VL)",
+    )
     tile_size: int = Field(448, ge=1, description="tiles: side in pixels")
     min_tiles: int = Field(1, ge=1)
     max_tiles: int = Field(12, ge=1, description="tiles of one image, thumbnail not counted")
+    share_tiles: bool = Field(False, description="max_tiles is a record's, shared out evenly among its images")
     thumbnail: bool = Field(True, description="tiles: the whole image as one more tile, last, where there are several")
     max_height: int = Field(1080, ge=1, description="padded: larger images are reduced")
     max_width: int = Field(1920, ge=1, description="padded: larger images are reduced")
@@ -66,9 +72,12 @@ class ImageConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:
-        side = {"native": "max_side", "tiles": "tile_size"}.get(self.geometry)
-        if side and getattr(self, side) % self.patch_size:
-            raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
+        sides = {"native": ("max_side",), "tiles": ("tile_size",), "padded": ("max_height", "max_width")}
+        for side in sides.get(self.geometry, ()):
+            if getattr(self, side) % self.patch_size:
+                raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
+        if self.patch_order == "columns" and self.geometry != "tiles":
+            raise ValueError("patch_order: columns goes with geometry: tiles")
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
         if (self.min_pixels or 0) > (self.max_pixels or float("inf")):
@@ -79,13 +88,13 @@ class ImageConfig(Section):
 class SequenceConfig(Section):
     """How turns become one sequence, and what its slots see and where they stand.
 
-    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two; internlm2_chat:
-               Mono-InternVL's; chatml: Qwen's
+    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
+               too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
     positions  text: one count over text and patches; grid: (time, row, column) as M-RoPE has it, see `solo.data.rows`
     window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
     """
 
-    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"] = "roles"
+    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
     system: str | None = Field(None, description="a system turn for conversations that bring none")
     positions: Literal["text", "grid"] = "text"
     window: int | None = Field(None, ge=1)

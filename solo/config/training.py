@@ -30,11 +30,16 @@ class OptimizerConfig(Section):
     clip_norm: float | None = Field(1.0, gt=0)
 
 
+Average = Literal["token", "row", "document", "document_root"]
+
+
 class LossConfig(Section):
     """Cross-entropy at the target slots."""
 
-    average: Literal["token", "row"] = Field(
-        "token", description="row: every row weighs the same, as SOLO's packs do (solo.md 1.8)"
+    average: Average = Field(
+        "token",
+        description="what weighs the same; row: as SOLO's packs do; document: every document, however many targets it"
+        " has; document_root: one over the root of their number (InternVL and NEO: square)",
     )
     z_loss: float = Field(0.0, ge=0)
     chunk: int = Field(1024, ge=1, description="target slots whose logits exist at once")

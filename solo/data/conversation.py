@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from PIL import ExifTags
 from PIL import Image as PillowImage
 
+Exif = Literal["apply", "ignore"]
 Role = Literal["system", "user", "assistant", "text"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "text")
 
@@ -38,15 +40,45 @@ class Image:
 
     data: bytes
 
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, from the header alone. Raises OSError where it is no image."""
-        with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
-            return image.size
+    def size(self, exif: Exif = "apply") -> tuple[int, int]:
+        """(width, height) in pixels, from the header alone. Raises OSError where it is no image.
 
-    def decode(self) -> PillowImage.Image:
-        """The pixels as an RGB Pillow image; alpha is dropped. Raises OSError where they cannot be decoded."""
+        exif: apply is the size after the rotation that the file asks for, ignore the stored one.
+        """
         with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
-            return image.convert("RGB")
+            width, height = image.size
+            return (height, width) if _orientation(image, exif) > 4 else (width, height)
+
+    def decode(self, exif: Exif = "apply") -> PillowImage.Image:
+        """The pixels as an RGB Pillow image; alpha is dropped. Raises OSError where they cannot be decoded.
+
+        exif: apply honours the rotation that the file asks for.
+        """
+        with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
+            turned = _TURNS.get(_orientation(image, exif))
+            pixels = image.convert("RGB")
+            return pixels.transpose(turned) if turned is not None else pixels
+
+
+def _orientation(image: PillowImage.Image, exif: Exif) -> int:
+    """EXIF's 1 to 8, of a file that was opened but not decoded."""
+    # Pillow turns a TIFF by itself, and would decode a PNG to see whether its header comes last.
+    if exif == "ignore" or image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in _TURNS else 1
+
+
+# What undoes each orientation; above 4, width and height change places.
+_TURNS = {
+    2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PillowImage.Transpose.ROTATE_180,
+    4: PillowImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PillowImage.Transpose.TRANSPOSE,
+    6: PillowImage.Transpose.ROTATE_270,
+    7: PillowImage.Transpose.TRANSVERSE,
+    8: PillowImage.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +173,19 @@ def _parse_image(image: Any, where: str) -> Image:
     raise ValueError(f"{where}: an image is a path, bytes, or a Pillow image, not {type(image).__name__}")
 
 
-def encode_png(image: PillowImage.Image) -> Image:
-    """A Pillow image as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=1)
+def encode_png(image: PillowImage.Image, orientation: int = 1) -> Image:
+    """A Pillow image as PNG bytes, with a note that it is to be turned where `orientation` (EXIF) is not 1."""
+    buffer, exif = io.BytesIO(), PillowImage.Exif()
+    if orientation != 1:
+        exif[ExifTags.Base.Orientation] = orientation
+    image.save(buffer, format="PNG", compress_level=1, exif=exif)
     return Image(buffer.getvalue())
 
 
 def blank(image: Image) -> Image:
-    """A uniform mid-grey image of the same size: what is left of a score with it, the pixels did not earn."""
-    return encode_png(PillowImage.new("RGB", image.size(), (128, 128, 128)))
+    """A uniform mid-grey image of the same size: what is left of a score with it, the pixels did not earn.
+
+    It asks to be turned as the image does, so that the size is the same whether that is honoured or not.
+    """
+    with _only_os_errors(), PillowImage.open(io.BytesIO(image.data)) as opened:
+        return encode_png(PillowImage.new("RGB", opened.size, (128, 128, 128)), _orientation(opened, "apply"))

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from solo.config import ImageConfig
-from solo.data.conversation import Image
-from solo.data.document import TextRun
-from solo.data.geometry import grid_shape
+from solo.data.conversation import Exif, Image
+from solo.data.geometry import patch_grid
+from solo.data.layout import image_text
+from solo.data.templates import TextRun
 
 TEXT, SUPERVISED_TEXT, IMAGE = 0, 1, 2
 
@@ -44,10 +45,21 @@ class SourceIndex:
         counts[text, 1] = self.run_size[text, 0]
         supervised = self.run_kind == SUPERVISED_TEXT
         counts[supervised, 2] = self.run_size[supervised, 0]
-        rows, columns = grid_shape(self.run_size[~text, 0], self.run_size[~text, 1], config)
-        counts[~text, 0] = rows * columns
-        counts[~text, 1] = rows + 1
+        width, height = self.image_sizes().T
+        grid = patch_grid(width, height, config, self._images_of_record() if config.share_tiles else 1)
+        counts[~text, 0] = grid.patches
+        counts[~text, 1] = image_text(grid.rows, config)
         return counts
+
+    def image_sizes(self) -> np.ndarray:
+        """int32 [images, 2]: width and height of every image, in pixels."""
+        return self.run_size[self.run_kind == IMAGE]
+
+    def _images_of_record(self) -> np.ndarray:
+        """int64 [images]: how many images the record of each image has."""
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.run_kind == IMAGE)])[self.record_run]
+        counts = np.diff(before)
+        return np.repeat(counts, counts)
 
     def counts(self, config: ImageConfig) -> np.ndarray:
         """int64 [N, 3]: `run_counts` summed over every record."""
@@ -66,9 +78,10 @@ class SourceIndex:
 
 
 class IndexBuilder:
-    """Collects the runs of one record after the other."""
+    """Collects the runs of one record after the other. `exif`: whether sizes are those after a stored rotation."""
 
-    def __init__(self) -> None:
+    def __init__(self, exif: Exif = "apply") -> None:
+        self._exif = exif
         # Flat arrays: a list of tuples would take ten times the memory.
         self._kinds = array("B")
         self._sizes = array("i")
@@ -76,7 +89,7 @@ class IndexBuilder:
 
     def add(self, parts: Sequence[TextRun | Image]) -> None:
         """Count one record. Raises OSError where an image's header cannot be read; nothing is added then."""
-        sizes = [part.size() if isinstance(part, Image) else (len(part.tokens), 0) for part in parts]
+        sizes = [part.size(self._exif) if isinstance(part, Image) else (len(part.tokens), 0) for part in parts]
         self._sizes.extend(chain.from_iterable(sizes))
         self._kinds.extend(
             IMAGE if isinstance(part, Image) else SUPERVISED_TEXT if part.supervised else TEXT for part in parts

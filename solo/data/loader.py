@@ -19,14 +19,16 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from solo.batch import Batch
-from solo.config import ConfigError, DataConfig, ImageConfig
+from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
 from solo.data.conversation import Record
-from solo.data.document import PATCH, Document, encode, runs
+from solo.data.document import PATCH, Document, encode
 from solo.data.plan import Piece, StagePlan
 from solo.data.rows import assemble_row, stack
+from solo.data.templates import make_template
 from solo.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+_PLAIN = SequenceConfig()
 
 
 class Source(Protocol):
@@ -48,6 +50,7 @@ class RowSource:
         rows: the host's rows [start, stop) of every batch.
         start_step: step of item 0; steps count from there.
         quarantine: file to which one JSON line is appended for every document that could not be read.
+        sequence: how turns become one sequence.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class RowSource:
         rows: range,
         start_step: int = 0,
         quarantine: Path | None = None,
+        sequence: SequenceConfig = _PLAIN,
     ) -> None:
+        self._sequence, self._template = sequence, make_template(tokenizer, sequence)
         self._plan, self._sources, self._tokenizer, self._image = plan, dict(sources), tokenizer, image
         self._names = list(sources)
         self._rows, self._start_step, self._quarantine = rows, start_step, quarantine
@@ -74,7 +79,9 @@ class RowSource:
         pieces = self._plan.row(step, self._rows[row])
         documents = [(self._document(piece, step), piece.source) for piece in pieces]
         readable = [(document, source) for document, source in documents if document is not None]
-        return assemble_row(readable, self._plan.shape, self._image, self._tokenizer.special.pad)
+        pad = self._tokenizer.special.pad
+        average = self._plan.stage.loss.average
+        return assemble_row(readable, self._plan.shape, self._image, pad, self._sequence, average)
 
     def __repr__(self) -> str:
         return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"
@@ -84,7 +91,7 @@ class RowSource:
         # Whatever is wrong with one document must not end a run that has taken weeks: it is written down instead.
         try:
             record = self._sources[self._names[piece.source]].read(piece.record)
-            whole = encode(runs(record.turns, self._tokenizer), self._tokenizer, self._image)
+            whole = encode(self._template.runs(record.turns), self._tokenizer, self._image)
             document = whole.piece(piece.start, piece.stop)
             _check(len(whole.tokens), document, piece)
         except Exception as error:
@@ -133,6 +140,7 @@ class Loader:
         start_step: first step, counted in the stage.
         quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document
             that could not be read; its slots stay empty. `id` is the record's number where even that is unreadable.
+        sequence: how turns become one sequence.
 
     Raises:
         ConfigError: the hosts cannot share the batch's rows evenly, or the sources are not the mixture's.
@@ -150,6 +158,7 @@ class Loader:
         process_count: int = 1,
         start_step: int = 0,
         quarantine: Path | None = None,
+        sequence: SequenceConfig = _PLAIN,
     ) -> None:
         if list(sources) != list(plan.stage.mixture):
             raise ConfigError(
@@ -162,7 +171,7 @@ class Loader:
                 f"{process_count} hosts"
             )
         rows = range(process_index * local, (process_index + 1) * local)
-        source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine)
+        source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine, sequence)
         self._batches: Any = _prefetched(source, local, data)
 
     def __iter__(self) -> Iterator[Batch]:

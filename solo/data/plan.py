@@ -217,7 +217,7 @@ def _pieces(
         if not len(found):
             raise ConfigError(
                 f"stage {stage.name!r}: no record of source {name!r} fits a row of {shape}; "
-                f"dropped: {dict(found.dropped)}. Raise row_slots, or lower image.max_side"
+                f"dropped: {dict(found.dropped)}. Raise row_slots, or lower image.max_side, max_pixels or max_tiles"
             )
     return pieces
 

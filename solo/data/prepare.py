@@ -1,6 +1,6 @@
 """Everything that is done once before training: the tokenizer, and every source as shards and an index.
 
-    <data.folder>/tokenizer.model, tokenizer.json
+    <data.folder>/tokenizer/                what `Tokenizer.save` writes, and made_from.json
     <data.folder>/sources/<name>/           see `solo.data.store`
     <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example left out of any source
 
@@ -23,12 +23,14 @@ from typing import Any
 
 from solo.config import Config, ConfigError
 from solo.data.conversation import Record
-from solo.data.document import TextRun, runs
+from solo.data.geometry import too_thin
 from solo.data.readers import Examples, Unreadable, read
 from solo.data.store import Description, PreparedSource, SourceWriter
-from solo.data.tokenizer import Tokenizer, extend, train_tokenizer
+from solo.data.templates import Template, TextRun, make_template
+from solo.data.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from solo.data.vocabulary import check_pieces, configured_tokenizer
 
-_FORMAT = 1  # of what is prepared, the chat template included; raise it, and older files are made anew
+_FORMAT = 2  # of what is prepared, the chat templates included; raise it, and older files are made anew
 _REFUSED_SHOWN = 3
 
 Report = Callable[[str], None]
@@ -59,6 +61,7 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
         _check_source(name, config)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _prepare_tokenizer(config, report)
+    make_template(tokenizer, config.sequence)
     for name in config.data.sources:
         _prepare_source(name, config, tokenizer, report)
     prepared = open_prepared(config)
@@ -95,7 +98,8 @@ def _source_folder(name: str, config: Config) -> Path:
 
 def _source_fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
     source = config.data.sources[name].model_dump(mode="json")
-    return _digest([_FORMAT, source, tokenizer.fingerprint, config.data.verify_images])
+    written = [config.sequence.template, config.sequence.system, config.image.exif]
+    return _digest([_FORMAT, source, tokenizer.fingerprint, config.data.verify_images, written])
 
 
 def _check_source(name: str, config: Config) -> None:
@@ -121,7 +125,7 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
     folder, fingerprint = _source_folder(name, config), _source_fingerprint(name, config, tokenizer)
     made = Description.read(folder)
     if made is not None and made.fingerprint == fingerprint:
-        report(f"{name}: {made.records:,} records, made before")
+        report(f"{name}: {made.records:,} records, made before{_thin_images(folder, config)}")
         return
     started = time.monotonic()
     with _replacing(folder) as partial:
@@ -129,17 +133,25 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
         made = _write_source(name, config, tokenizer, partial, fingerprint)
     report(
         f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, "
-        f"{made.quarantined:,} quarantined ({time.monotonic() - started:.1f} s)"
+        f"{made.quarantined:,} quarantined ({time.monotonic() - started:.1f} s){_thin_images(folder, config)}"
     )
 
 
+def _thin_images(folder: Path, config: Config) -> str:
+    """How many images the geometry leaves nothing of, in words; nothing where there are none."""
+    sizes = PreparedSource(folder).index.image_sizes()
+    count = int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())
+    return f"; {count:,} images are so thin that nothing is left of them but one row of patches" if count else ""
+
+
 def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path, fingerprint: str) -> Description:
-    writer = SourceWriter(folder, config.data.records_per_shard)
+    writer = SourceWriter(folder, config.data.records_per_shard, config.image.exif)
+    template = make_template(tokenizer, config.sequence)
     refused: list[Unreadable] = []  # the first few, for the message
     quarantined = 0
     with (folder / "quarantine.jsonl").open("w") as quarantine:
         for example in _examples(name, config):
-            found = example if isinstance(example, Unreadable) else _add(example, writer, tokenizer, config)
+            found = example if isinstance(example, Unreadable) else _add(example, writer, template, config)
             if found is not None:
                 quarantined += 1
                 refused += [found] if quarantined <= _REFUSED_SHOWN else []
@@ -150,20 +162,22 @@ def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path,
     return writer.finish(fingerprint, quarantined)
 
 
-def _add(record: Record, writer: SourceWriter, tokenizer: Tokenizer, config: Config) -> Unreadable | None:
+def _add(record: Record, writer: SourceWriter, template: Template, config: Config) -> Unreadable | None:
     """Write a record, or say why it cannot be used."""
     for number, image in enumerate(record.images(), start=1):
         try:
-            _ = image.decode() if config.data.verify_images else image.size()
+            _ = image.decode(config.image.exif) if config.data.verify_images else image.size(config.image.exif)
         except OSError as error:
             return Unreadable(record.id, f"image {number} cannot be read: {error}")
     try:
-        parts = runs(record.turns, tokenizer)
+        parts = template.runs(record.turns)
         if not any(isinstance(part, TextRun) and part.supervised for part in parts):
             return Unreadable(record.id, "there is nothing to learn in it: no assistant or text turn")
         writer.add(record, parts)
     except UnicodeEncodeError as error:
         return Unreadable(record.id, f"its text is not valid Unicode: {error}")
+    except ValueError as error:
+        return Unreadable(record.id, str(error))
     return None
 
 
@@ -173,17 +187,17 @@ def _add(record: Record, writer: SourceWriter, tokenizer: Tokenizer, config: Con
 def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
     settings = config.data.tokenizer
     if settings.path is not None:
-        return _digest([_FORMAT, settings.path, tokenizer.fingerprint])
+        return _digest([_FORMAT, settings.path, settings.add_pieces, tokenizer.fingerprint])
     sources = {name: config.data.sources[name].model_dump(mode="json") for name in _training_sources(config)}
     return _digest([_FORMAT, settings.model_dump(mode="json"), sources, tokenizer.fingerprint])
 
 
 def _open_tokenizer(config: Config) -> Tokenizer | None:
     """The prepared tokenizer; None where there is none, or it was made from other settings."""
-    folder = Path(config.data.folder)
+    folder = Path(config.data.folder) / "tokenizer"
     try:
-        made = json.loads((folder / "tokenizer.json").read_text())
-        tokenizer = Tokenizer.load(folder / "tokenizer.model")
+        made = json.loads((folder / "made_from.json").read_text())
+        tokenizer = open_tokenizer(folder)
     except (OSError, ValueError):
         return None
     return tokenizer if made == {"fingerprint": _tokenizer_fingerprint(config, tokenizer)} else None
@@ -192,21 +206,23 @@ def _open_tokenizer(config: Config) -> Tokenizer | None:
 def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
     kept = _open_tokenizer(config)
     if kept is not None:
+        check_pieces(kept, config)
         report(f"tokenizer: {kept.vocab_size:,} pieces, made before")
         return kept
     started, settings = time.monotonic(), config.data.tokenizer
-    try:
-        if settings.path is None:
+    if settings.path is not None:
+        tokenizer = configured_tokenizer(config)
+    else:
+        try:
             tokenizer = train_tokenizer(_texts(config), settings)
-        else:
-            tokenizer = Tokenizer(extend(Path(settings.path).read_bytes()))
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
-    folder = Path(config.data.folder)
-    with _replacing(folder / "tokenizer.model") as partial:
+        except (OSError, ValueError) as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
+        check_pieces(tokenizer, config)
+    with _replacing(Path(config.data.folder) / "tokenizer") as partial:
+        partial.mkdir()
         tokenizer.save(partial)
-    with _replacing(folder / "tokenizer.json") as partial:
-        partial.write_text(json.dumps({"fingerprint": _tokenizer_fingerprint(config, tokenizer)}) + "\n")
+        made = {"fingerprint": _tokenizer_fingerprint(config, tokenizer)}
+        (partial / "made_from.json").write_text(json.dumps(made) + "\n")
     report(f"tokenizer: {tokenizer.vocab_size:,} pieces ({time.monotonic() - started:.1f} s)")
     return tokenizer
 

@@ -9,26 +9,37 @@ or of a piece of one, is nobody's target.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from solo.batch import Batch
-from solo.config import ImageConfig
-from solo.data.document import NO_IMAGE, PATCH, Document
+from solo.config import Average, ImageConfig, SequenceConfig
+from solo.data.document import NO_IMAGE, Document
+from solo.data.order import join_documents, positions, visible
 from solo.data.shape import RowShape
 
+_PLAIN = SequenceConfig()
 
-def assemble_row(documents: Sequence[tuple[Document, int]], shape: RowShape, image: ImageConfig, pad_id: int) -> Batch:
+
+def assemble_row(
+    documents: Sequence[tuple[Document, int]],
+    shape: RowShape,
+    image: ImageConfig,
+    pad_id: int,
+    sequence: SequenceConfig = _PLAIN,
+    average: Average = "token",
+) -> Batch:
     """Lay documents out in one row.
 
     Args:
         documents: each with the number of its source, in the order in which they are to stand.
         shape: slots of the row.
-        image: patch size, and how the tokens of one image see each other. causal: what is before them in reading
-            order, and themselves. bidirectional: besides, every slot from an image's first patch to its last sees
-            all of that span. isolated: as causal, but a patch sees only itself.
+        image: patch size, and how the tokens of one image see each other; see `solo.data.order.visible`.
         pad_id: token of empty text slots.
+        sequence: window and positions; see `solo.data.order.positions`.
+        average: what weighs the same in the loss; see `LossConfig`.
 
     Returns:
         A Batch without its B axis; see `solo.batch` for the fields, their types and what empty slots hold.
@@ -36,26 +47,34 @@ def assemble_row(documents: Sequence[tuple[Document, int]], shape: RowShape, ima
     Raises:
         ValueError: the documents do not fit the row.
     """
-    order = _join(documents, shape)
-    text = np.flatnonzero(~order.is_patch)
-    row = _empty_row(shape, image, pad_id)
+    order = join_documents(documents)
+    is_patch = order.is_patch
+    slot = _slots(is_patch, shape)
+    row = _empty_row(shape, image, pad_id, sequence)
     start = 0
     for document, _ in documents:
         stop = start + len(document.patches)
         row.patches[start:stop], row.patch_grid[start:stop] = document.patches, document.patch_grid
         start = stop
-    row.text[: len(text)] = order.tokens[text]
-    row.positions[order.slot] = order.place
-    row.attend[order.slot] = _attend(order, image)
+    row.text[: len(is_patch) - start] = order.tokens[~is_patch]
+    row.positions[slot] = positions(order, sequence)
+    row.attend[slot] = visible(order, image, sequence)
     # Element i + 1 is the target of element i if it is supervised and of the same document: a first one never is.
     targets = np.flatnonzero(order.supervised & (order.place > 0))
     if len(targets) > shape.target_slots:
         raise ValueError(f"{len(targets)} targets do not fit a row of {shape.target_slots} target slots")
-    row.target_slots[: len(targets)] = order.slot[targets - 1]
+    row.target_slots[: len(targets)] = slot[targets - 1]
     row.target_ids[: len(targets)] = order.tokens[targets]
-    row.target_weights[: len(targets)] = 1
+    row.target_weights[: len(targets)] = _weights(order.opening[targets], average)
     row.target_source[: len(targets)] = order.source[targets]
     return row
+
+
+def _weights(opening: np.ndarray, average: Average) -> np.ndarray:
+    """float64 [n]: 1, or 1 / m or 1 / sqrt(m) where a document has m targets. `opening`: which document each is of."""
+    power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
+    _, number, counts = np.unique(opening, return_inverse=True, return_counts=True)
+    return counts[number] ** -power
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
@@ -63,83 +82,55 @@ def stack(rows: Sequence[Batch]) -> Batch:
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 
-class _Order(NamedTuple):
-    """All elements of a row, document after document, each in reading order: N in all.
+class Continuation(NamedTuple):
+    """Text tokens that will be written behind a document, one after the other: n of them.
 
-    tokens, supervised, image   as in Document, images numbered through the row
-    is_patch  bool [N]
-    place     int64 [N]  place in the document's reading order
-    source    int64 [N]  number of the document's source
-    opening   int64 [N]  first element of the document
-    slot      int64 [N]  slot in the row
+    positions  int32 [n], or [n, 3] with `positions: grid`
+    attend     int32 [n, 4]: what each of them sees of the document, and of those before it
     """
 
-    tokens: np.ndarray
-    supervised: np.ndarray
-    image: np.ndarray
-    is_patch: np.ndarray
-    place: np.ndarray
-    source: np.ndarray
-    opening: np.ndarray
-    slot: np.ndarray
+    positions: np.ndarray
+    attend: np.ndarray
 
 
-def _join(documents: Sequence[tuple[Document, int]], shape: RowShape) -> _Order:
-    none = np.zeros(0, np.int32)
-    tokens = np.concatenate([none, *(document.tokens for document, _ in documents)])
-    supervised = np.concatenate([none.astype(bool), *(document.supervised for document, _ in documents)])
-    image = np.concatenate([none, *(document.image for document, _ in documents)])
-    lengths = np.asarray([len(document.tokens) for document, _ in documents], np.int64)
-    opening = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    source = np.repeat(np.asarray([source for _, source in documents], np.int64), lengths)
-    is_patch = tokens == PATCH
+def continuation(document: Document, count: int, image: ImageConfig, sequence: SequenceConfig = _PLAIN) -> Continuation:
+    """Where the next `count` text tokens of a document stand, and what they see, before they are known."""
+    following = replace(
+        document,
+        tokens=np.concatenate([document.tokens, np.zeros(count, np.int32)]),
+        supervised=np.zeros(len(document.tokens) + count, bool),
+        image=np.concatenate([document.image, np.full(count, NO_IMAGE, np.int32)]),
+    )
+    order = join_documents([(following, 0)])
+    found = positions(order, sequence), visible(order, image, sequence)
+    return Continuation(*(array[len(document.tokens) :].astype(np.int32) for array in found))
+
+
+def next_position(document: Document, sequence: SequenceConfig = _PLAIN) -> int:
+    """Position, on every axis, of the text token that follows a document; each further one stands one behind it."""
+    return int(continuation(document, 1, ImageConfig(), sequence).positions.ravel()[0])
+
+
+def _slots(is_patch: np.ndarray, shape: RowShape) -> np.ndarray:
+    """int64 [N]: the slot of every element. Raises ValueError where they do not fit."""
     patches_so_far = np.cumsum(is_patch)
-    count = int(patches_so_far[-1]) if len(tokens) else 0
-    if count > shape.patch_slots or len(tokens) - count > shape.text_slots:
+    count = int(patches_so_far[-1]) if len(is_patch) else 0
+    if count > shape.patch_slots or len(is_patch) - count > shape.text_slots:
         raise ValueError(
-            f"{count} patches and {len(tokens) - count} text tokens do not fit a row of {shape.patch_slots} patch "
+            f"{count} patches and {len(is_patch) - count} text tokens do not fit a row of {shape.patch_slots} patch "
             f"and {shape.text_slots} text slots"
         )
-    element = np.arange(len(tokens))
-    slot = np.where(is_patch, patches_so_far - 1, shape.patch_slots + element - patches_so_far)
-    return _Order(tokens, supervised, image, is_patch, element - opening, source, opening, slot)
+    return np.where(is_patch, patches_so_far - 1, shape.patch_slots + np.arange(len(is_patch)) - patches_so_far)
 
 
-def _attend(order: _Order, image: ImageConfig) -> np.ndarray:
-    """int64 [N, 4]: what every element sees, as intervals of patches and of text, counted in each region."""
-    last = np.arange(len(order.tokens))  # the last element that each one sees
-    if image.attention == "bidirectional":
-        last = _last_of_image(order)
-    # patches_before[i] patches stand before element i of the row; the rest of what is before it is text.
-    patches_before = np.concatenate([[0], np.cumsum(order.is_patch)])
-    text_before = np.arange(len(patches_before)) - patches_before
-    attend = np.stack(
-        [patches_before[order.opening], patches_before[last + 1], text_before[order.opening], text_before[last + 1]],
-        axis=1,
-    )
-    if image.attention == "isolated":
-        own = patches_before[:-1][order.is_patch]
-        attend[order.is_patch] = np.stack([own, own + 1, np.zeros_like(own), np.zeros_like(own)], axis=1)
-    return attend
-
-
-def _last_of_image(order: _Order) -> np.ndarray:
-    """int64 [N]: the last element of an element's image; the element itself outside images."""
-    # An image is a run of equal numbers: its delimiters, which belong to no image, part it from the next.
-    inside = order.image != NO_IMAGE
-    ends = np.ones(len(inside), bool)
-    ends[:-1] = ~inside[:-1] | (order.image[1:] != order.image[:-1]) | (order.place[1:] == 0)
-    last = np.flatnonzero(ends)
-    return last[np.searchsorted(last, np.arange(len(inside)))]
-
-
-def _empty_row(shape: RowShape, image: ImageConfig, pad_id: int) -> Batch:
+def _empty_row(shape: RowShape, image: ImageConfig, pad_id: int, sequence: SequenceConfig) -> Batch:
     patches, text, targets = shape.patch_slots, shape.text_slots, shape.target_slots
+    axes = () if sequence.positions == "text" else (3,)
     return Batch(
         patches=np.zeros((patches, image.patch_size**2 * 3), np.uint8),
         patch_grid=np.zeros((patches, 2), np.int32),
         text=np.full(text, pad_id, np.int32),
-        positions=np.zeros(patches + text, np.int32),
+        positions=np.zeros((patches + text, *axes), np.int32),
         attend=np.zeros((patches + text, 4), np.int32),
         target_slots=np.zeros(targets, np.int32),
         target_ids=np.zeros(targets, np.int32),

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from solo.data.conversation import Image, Record
-from solo.data.document import TextRun
+from solo.data.conversation import Exif, Image, Record
 from solo.data.index import SUPERVISED_TEXT, TEXT, IndexBuilder, SourceIndex
+from solo.data.templates import TextRun
 
 _OPEN_SHARDS = 256  # a source may have more shards than a process may hold files open
 
@@ -50,12 +50,15 @@ class Description:
 
 
 class SourceWriter:
-    """Writes records in the order given into a folder, which must exist and be empty. `records`: how many so far."""
+    """Writes records in the order given into a folder, which must exist and be empty. `records`: how many so far.
 
-    def __init__(self, folder: Path, records_per_shard: int) -> None:
+    exif: whether images count with the size after a stored rotation.
+    """
+
+    def __init__(self, folder: Path, records_per_shard: int, exif: Exif = "apply") -> None:
         self._folder = folder
         self._records_per_shard = records_per_shard
-        self._index = IndexBuilder()
+        self._index = IndexBuilder(exif)
         self.records = 0
         self._shard: ArrayRecordWriter | None = None
 

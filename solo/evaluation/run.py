@@ -13,7 +13,7 @@ from solo.data.prepare import Prepared, open_prepared
 from solo.evaluation.report import write_report
 from solo.evaluation.results import results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
-from solo.inference.monolith import load, newest_checkpoint
+from solo.inference.monolith import load_run, newest_checkpoint
 from solo.training.observer import Observer
 from solo.training.run import RunFolder, read_metrics
 
@@ -28,7 +28,7 @@ def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: O
         ConfigError: a task's source has no record, or one without an answer to ask for.
     """
     checkpoint = newest_checkpoint(run.path)
-    model = load(checkpoint)
+    model = load_run(checkpoint)
 
     def note(task: str, done: int, total: int) -> None:
         observer.note(f"evaluating {task}: {done} of {total}")

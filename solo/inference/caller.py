@@ -23,10 +23,15 @@ IGNORED = -100  # label of what is not learned, as torch's cross-entropy has it
 
 
 class CallerBatch(NamedTuple):
-    """A batch, and where the caller's elements stand in it: int64 [B, N], the slot of element n of a row."""
+    """A batch, and what leads back to the caller.
+
+    slots     int64 [B, N]: the slot of element n of a row
+    under_id  the token at every patch's place, whose embedding SOLO adds there; None where nothing is said of it
+    """
 
     batch: Batch
     slots: np.ndarray
+    under_id: int | None
 
     def in_order(self, x_BS: np.ndarray) -> np.ndarray:
         """Results by slot [B, S, ...] in the caller's order [B, N, ...]."""
@@ -44,6 +49,7 @@ class CallerRows:
     patch       int64 [B, N]: number of the element's patch in `patches`; -1 for text and padding
     patches     float32 [n, p*p*3], normalised, channel-major
     grid        int32 [n, 2]: row and column of each patch in its tile; zeros where nothing needs them
+    under_id    see `CallerBatch`
     """
 
     ids: np.ndarray
@@ -53,6 +59,7 @@ class CallerRows:
     patch: np.ndarray
     patches: np.ndarray
     grid: np.ndarray
+    under_id: int | None
 
 
 def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int) -> CallerRows:
@@ -79,10 +86,12 @@ def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int
             raise ValueError(f"{name} has shape {given[name].shape}, input_ids {ids.shape}")
     real = _real(given, ids)
     counted = np.where(real, np.cumsum(real, axis=1) - 1, 1)
+    under_id = None
     if "pixel_values" in given:
         patch, patches, grid = _tiles(given, ids, real, image, placeholder_id)
     else:
         patch, patches, grid = _indexed(given, real, image)
+        under_id = _under(ids[patch >= 0])
     return CallerRows(
         ids=ids,
         labels=given.get("labels", np.full_like(ids, IGNORED)).astype(np.int32),
@@ -91,6 +100,7 @@ def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int
         patch=patch,
         patches=patches.astype(np.float32),
         grid=grid.astype(np.int32),
+        under_id=under_id,
     )
 
 
@@ -163,6 +173,13 @@ def _indexed(
     return np.where(real, numbers, -1), patches, np.zeros((len(patches), 2))
 
 
+def _under(ids: np.ndarray) -> int | None:
+    found = np.unique(ids)
+    if len(found) > 1:
+        raise ValueError(f"one id stands under every patch (SOLO's <vpatch>); found {found[:5].tolist()}")
+    return int(found[0]) if len(found) else None
+
+
 def caller_batch(rows: CallerRows, config: Config, *, slot_multiple: int = 8) -> CallerBatch:
     """One row per row of the caller. As in the published code, padding behind a row sees the row's real elements."""
 
@@ -177,7 +194,7 @@ def caller_batch(rows: CallerRows, config: Config, *, slot_multiple: int = 8) ->
         round_up(int((rows.labels[:, 1:] != IGNORED).sum(axis=1).max(initial=0))),
     )
     made = [_row(rows, number, shape, config) for number in range(len(rows.ids))]
-    return CallerBatch(stack([row for row, _ in made]), np.stack([slots for _, slots in made]))
+    return CallerBatch(stack([row for row, _ in made]), np.stack([slots for _, slots in made]), rows.under_id)
 
 
 def _row(rows: CallerRows, number: int, shape: RowShape, config: Config) -> tuple[Batch, np.ndarray]:

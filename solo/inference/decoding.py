@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solo.data.tokenizer import SpecialTokens, Tokenizer
+from solo.data.templates import Template
+from solo.data.tokenizer import Tokenizer
 from solo.model.generate import Generated, Sampling, generate
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.transformer import Memory, padded_vocab
@@ -16,7 +18,7 @@ from solo.model.transformer import Memory, padded_vocab
 
 @dataclass(frozen=True)
 class Decoding:
-    """An answer ends at `</s>`, or after `max_new_tokens`.
+    """An answer ends where its template says, or after `max_new_tokens`.
 
     temperature  0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature)
     top_p        draw from the fewest tokens whose probabilities reach this sum
@@ -42,17 +44,24 @@ class Decoding:
         definition: ModelDefinition,
         parameters: Parameters,
         tokenizer: Tokenizer,
+        template: Template,
         memory: Memory,
         logits_BV: jax.Array,
         keys_B: jax.Array,
     ) -> Generated:
-        """Continue rows that were read; see `solo.model.generate.generate`."""
+        """Continue rows that were read; see `solo.model.generate.generate`.
+
+        It stops at the first of the template's `stops` alone: what a row holds behind another one is cut off by
+        `answer_length`.
+        """
         greedy = self.temperature == 0
         sampling = Sampling(
             temperature=jnp.float32(1.0 if greedy else self.temperature),
             top_p=jnp.float32(self.top_p),
-            allowed=jnp.asarray(allowed_tokens(tokenizer, padded_vocab(definition.vocab_size, definition.config))),
-            stop=jnp.int32(tokenizer.special.eos),
+            allowed=jnp.asarray(
+                allowed_tokens(tokenizer, padded_vocab(definition.vocab_size, definition.config), template.stops)
+            ),
+            stop=jnp.int32(template.stops[0]),
         )
         return generate(
             definition,
@@ -66,9 +75,15 @@ class Decoding:
         )
 
 
-def allowed_tokens(tokenizer: Tokenizer, padded_size: int) -> np.ndarray:
-    """bool [V]: what an answer may hold: text and `</s>`, but no other special token and no padding of V."""
+def allowed_tokens(tokenizer: Tokenizer, padded_size: int, stops: Sequence[int]) -> np.ndarray:
+    """bool [V]: what an answer may hold: text and what ends it, but no other special token and no padding of V."""
     allowed = np.arange(padded_size) < tokenizer.vocab_size
-    allowed[[getattr(tokenizer.special, name) for name in SpecialTokens.__slots__]] = False
-    allowed[tokenizer.special.eos] = True
+    allowed[list(tokenizer.special_ids)] = False
+    allowed[list(stops)] = True
     return allowed
+
+
+def answer_length(tokens: np.ndarray, stops: Collection[int]) -> int:
+    """How many of the tokens are the answer: up to the first that ends it, which counts."""
+    ends = np.flatnonzero(np.isin(tokens, list(stops)))
+    return int(ends[0]) + 1 if len(ends) else len(tokens)

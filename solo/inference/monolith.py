@@ -7,8 +7,8 @@ model.generate([[{"role": "user", "content": [{"type": "image", "image": "cat.pn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -20,12 +20,12 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.batch import Batch
 from solo.config import Config, LossConfig, MeshConfig, load_config
-from solo.data.document import runs
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
-from solo.data.tokenizer import Tokenizer
+from solo.data.templates import Template, make_template
+from solo.data.tokenizer import Tokenizer, open_tokenizer
 from solo.inference.caller import CallerBatch, caller_batch, read_caller
-from solo.inference.decoding import Decoding
+from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
 from solo.model.generate import empty_memory, read
 from solo.model.parameters import ModelDefinition, Parameters, define
@@ -87,6 +87,11 @@ class Monolith:
             raise ValueError("these weights came without a tokenizer (tokenizer.model or tokenizer.json beside them)")
         return self._tokenizer
 
+    @cached_property
+    def template(self) -> Template:
+        """How it writes conversations down. Raises ConfigError where the tokenizer lacks a piece of the template."""
+        return make_template(self.tokenizer, self.config.sequence)
+
     @property
     def placeholder_id(self) -> int:
         """What stands for a patch in the `input_ids` of published code; the highest id unless the config names one."""
@@ -125,15 +130,15 @@ class Monolith:
             return caller_batch(rows, self.config, slot_multiple=slot_multiple)
         if not conversations:
             raise ValueError("there is no conversation to make a batch of")
-        tokenizer, image = self.tokenizer, self.config.image
+        tokenizer, image, sequence = self.tokenizer, self.config.image, self.config.sequence
         documents = [
-            encode_prompt(runs(turns, tokenizer), tokenizer, image, f"conversation {number}")
+            encode_prompt(self.template.runs(turns), tokenizer, image, f"conversation {number}")
             for number, turns in enumerate(parse(conversations))
         ]
         needs = [(*slots(document), int(document.supervised.sum())) for document in documents]
         shape = RowShape(*(-(-max(need) // slot_multiple) * slot_multiple for need in zip(*needs, strict=True)))
         pad = tokenizer.special.pad
-        return stack([assemble_row([(document, 0)], shape, image, pad) for document in documents])
+        return stack([assemble_row([(document, 0)], shape, image, pad, sequence) for document in documents])
 
     def logits(self, batch: Batch | CallerBatch) -> np.ndarray:
         """Float32 logits [B, S, V] of what follows each slot, V being the vocabulary's rows.
@@ -141,8 +146,8 @@ class Monolith:
         S is in slot order, not in reading order: the P patches, then the T text tokens; slot P + t is `text[:, t]`.
         Of a caller's batch they are [B, N, V], in the order of its `input_ids`.
         """
-        plain = batch.batch if isinstance(batch, CallerBatch) else batch
-        logits_BSV = _logits(self.definition, self.placement, self.parameters, self._place(plain))
+        definition, plain = self._as_given(batch)
+        logits_BSV = _logits(definition, self.placement, self.parameters, self._place(plain))
         found = np.asarray(logits_BSV[: len(plain.text), :, : self.definition.vocab_size])
         return batch.in_order(found) if isinstance(batch, CallerBatch) else found
 
@@ -151,12 +156,22 @@ class Monolith:
 
         Of a caller's batch, with weights from a published repository, the gradients go by that repository's names.
         """
-        plain = batch.batch if isinstance(batch, CallerBatch) else batch
-        found = _loss_and_grads(self.definition, self.placement, self.parameters, self._place(plain))
+        definition, plain = self._as_given(batch)
+        found = _loss_and_grads(definition, self.placement, self.parameters, self._place(plain))
         loss, grads = jax.device_get(found)
         if isinstance(batch, CallerBatch) and self.published is not None:
             grads = self.published.rename(grads)
         return float(loss), grads
+
+    def _as_given(self, batch: Batch | CallerBatch) -> tuple[ModelDefinition, Batch]:
+        """The model and the batch; of a caller's batch, the model that adds under patches what stands there."""
+        if not isinstance(batch, CallerBatch):
+            return self.definition, batch
+        config, embed = self.definition.config, self.definition.config.patch_embed
+        if batch.under_id in (None, embed.token_id) or embed.token_id is None:
+            return self.definition, batch.batch
+        other = config.model_copy(update={"patch_embed": embed.model_copy(update={"token_id": batch.under_id})})
+        return replace(self.definition, config=other), batch.batch
 
     def generate(
         self,
@@ -190,11 +205,12 @@ class Monolith:
             raise ValueError(f"batch_rows is {batch_rows}; it must be at least 1")
         if not conversations:
             return []
-        prompts = [runs(turns, self.tokenizer, open_turn=True) for turns in parse(conversations)]
+        prompts = [self.template.runs(turns, open_turn=True) for turns in parse(conversations)]
         # A power of two, so that numbers of conversations that differ a little share a compilation.
         rows = self._fill(min(1 << (len(prompts) - 1).bit_length(), batch_rows))
         answers: list[str] = []
-        for batch, counts in prompt_batches(prompts, rows, self.tokenizer, self.config.image):
+        config = self.config
+        for batch, counts in prompt_batches(prompts, rows, self.tokenizer, config.image, config.sequence):
             keys = row_keys(seed, len(answers), rows)
             answers += self._answer(batch, counts, keys, decoding)[: len(prompts) - len(answers)]
             if progress:
@@ -212,9 +228,10 @@ class Monolith:
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
         memory = empty_memory(definition, len(counts_B2), batch.patches.shape[1], text_slots)
         memory, logits = read(definition, self.placement, parameters, memory, self._place(batch), counts_B2)
-        written = decoding.write(definition, parameters, self.tokenizer, memory, logits, keys_B)
+        written = decoding.write(definition, parameters, self.tokenizer, self.template, memory, logits, keys_B)
         tokens, lengths = jax.device_get((written.tokens, written.lengths))
-        return [self.tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+        answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+        return [self.tokenizer.decode(row[: answer_length(row, self.template.stops)]) for row in answers]
 
     def _fill(self, rows: int) -> int:
         """The number of rows rounded up to what the devices can share."""
@@ -239,11 +256,10 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
     """
     is_checkpoint = path.parent.name == "checkpoints"
     run = path.parent.parent if is_checkpoint else path
-    for needed in ("config.yaml", "tokenizer.model"):
-        if not (run / needed).is_file():
-            raise ValueError(f"{run} is no run of solo: it has no {needed}")
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run of solo: it has no config.yaml")
     config = load_config(run / "config.yaml")
-    tokenizer = Tokenizer.load(run / "tokenizer.model")
+    tokenizer = open_tokenizer(run)
     mesh = local_mesh() if mesh is None else mesh
     checkpoint = path if is_checkpoint else newest_checkpoint(run)
     definition = define(config, tokenizer.vocab_size)

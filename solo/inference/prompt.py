@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from solo.batch import Batch
-from solo.config import ImageConfig
+from solo.config import ImageConfig, SequenceConfig
 from solo.data.conversation import Image, Turn, parse_conversation
 from solo.data.document import PATCH, Document, TextRun, encode
 from solo.data.index import IndexBuilder
@@ -19,6 +19,7 @@ from solo.data.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]] | Sequence[Turn]
 Parts = Sequence[TextRun | Image]
+_PLAIN = SequenceConfig()
 
 
 def parse(conversations: Sequence[Conversation]) -> list[tuple[Turn, ...]]:
@@ -68,6 +69,7 @@ def row_of(
     image: ImageConfig,
     pad: int,
     start: tuple[int, int] = (0, 0),
+    sequence: SequenceConfig = _PLAIN,
 ) -> Batch:
     """A row (without the B axis) that holds a document to be read, or what follows in it.
 
@@ -79,10 +81,11 @@ def row_of(
         image: patch size, and how the tokens of one image see each other.
         pad: token of empty text slots.
         start: patches and text tokens at the document's beginning that are left out.
+        sequence: window and positions.
     """
     patches, text = slots(document)
     unsupervised = replace(document, supervised=np.zeros_like(document.supervised))
-    whole = assemble_row([(unsupervised, 0)], RowShape(patches, text, 0), image, pad)
+    whole = assemble_row([(unsupervised, 0)], RowShape(patches, text, 0), image, pad, sequence)
 
     def cut(array: np.ndarray, region: int, fill: int = 0) -> np.ndarray:
         kept = array[start[region] :]
@@ -101,7 +104,11 @@ def row_of(
 
 
 def prompt_batches(
-    prompts: Sequence[Parts], rows: int, tokenizer: Tokenizer, image: ImageConfig
+    prompts: Sequence[Parts],
+    rows: int,
+    tokenizer: Tokenizer,
+    image: ImageConfig,
+    sequence: SequenceConfig = _PLAIN,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Prompts as batches of `rows` rows that all have one shape, with int32 [rows, 2]: their patches and text tokens.
 
@@ -110,7 +117,7 @@ def prompt_batches(
     Raises:
         ValueError: an image cannot be read, for all of them before the first batch, or cannot be decoded.
     """
-    index = IndexBuilder()
+    index = IndexBuilder(image.exif)
     for number, prompt in enumerate(prompts):
         try:
             index.add(prompt)
@@ -124,7 +131,8 @@ def prompt_batches(
             for place, prompt in enumerate(prompts[start : start + rows])
         ]
         documents += documents[-1:] * (rows - len(documents))
-        batch = stack([row_of(document, room, image, tokenizer.special.pad) for document in documents])
+        pad = tokenizer.special.pad
+        batch = stack([row_of(document, room, image, pad, sequence=sequence) for document in documents])
         yield batch, np.array([slots(document) for document in documents], np.int32)
 
 

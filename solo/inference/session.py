@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from solo.data.conversation import Image, parse_conversation
-from solo.data.document import NO_IMAGE, Document, TextRun, runs
+from solo.data.document import NO_IMAGE, Document, TextRun
 from solo.data.rows import stack
-from solo.inference.decoding import Decoding
+from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import bucket, encode_prompt, row_of, slots
 from solo.model.generate import empty_memory, enlarge, read
 from solo.model.transformer import Placement
@@ -53,27 +53,33 @@ class Session:
         """
         model = self._model
         decoding = Decoding(max_new_tokens, temperature, top_p)
-        parts = runs(parse_conversation([{"role": "user", "content": content}]), model.tokenizer, open_turn=True)
-        if self._document is not None:
-            # Only the first turn opens with <s>; later ones close the answer before them.
-            parts = [TextRun(self._unread, False), *parts[1:]]
+        turns = parse_conversation([{"role": "user", "content": content}])
+        begun = self._document is not None
+        parts = model.template.runs(turns, open_turn=True, continued=begun)
+        if begun:
+            parts = [TextRun(self._unread, False), *parts]
         logits_1V = self._read(encode_prompt(parts, model.tokenizer, model.config.image, "this turn"), max_new_tokens)
         keys_1 = jax.random.key(seed)[None]
-        written = decoding.write(model.definition, model.parameters, model.tokenizer, self._memory, logits_1V, keys_1)
-        self._memory = written.memory
-        answer = [int(token) for token in np.asarray(written.tokens)[0, : int(written.lengths[0])]]
+        written = decoding.write(
+            model.definition, model.parameters, model.tokenizer, model.template, self._memory, logits_1V, keys_1
+        )
+        tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
+        answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
+        # What was written behind the answer's end is forgotten: the next turn is read over it.
+        behind = np.array([[0, len(tokens) - len(answer)]], np.int32)
+        self._memory = written.memory._replace(length=written.memory.length - behind)
         self._remember(answer)
         return model.tokenizer.decode(answer)
 
     def _read(self, turn: Document, max_new_tokens: int) -> jax.Array:
         """Read a turn behind what was read, leaving room for an answer. Returns the logits after it [1, V]."""
-        model, image = self._model, self._model.config.image
+        model, image, sequence = self._model, self._model.config.image, self._model.config.sequence
         start = (0, 0) if self._document is None else slots(self._document)
         self._document = turn if self._document is None else _join(self._document, turn)
         stop = slots(self._document)
         counts = stop[0] - start[0], stop[1] - start[1]
         room = bucket(counts[0]), bucket(counts[1])
-        chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start)])
+        chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)])
         self._memory = enlarge(self._memory, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
         # Plain attention: a single row cannot be shared out over devices.
         self._memory, logits = read(
@@ -84,8 +90,9 @@ class Session:
     def _remember(self, answer: list[int]) -> None:
         """Note which tokens of the answer the memory holds (all but the last), and what is to be read next."""
         assert self._document is not None
-        eos = self._model.tokenizer.special.eos
-        self._unread = (answer[-1],) if answer[-1] == eos else (answer[-1], eos)
+        template = self._model.template
+        closing = template.closing[1:] if answer[-1] in template.stops else template.closing
+        self._unread = (answer[-1], *closing)
         self._document = _join(self._document, _text(answer[:-1], self._document))
 
 

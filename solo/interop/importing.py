@@ -49,6 +49,18 @@ class Imported:
     rows: tuple[int, int]
     tokenizer: int | None
 
+    def summary(self) -> list[str]:
+        """What a user should know, a line each."""
+        lines = [f"read as {self.layout}: {self.tensors:,} tensors, {self.nbytes / 1e9:.2f} GB written"]
+        if self.copied:
+            lines.append(f"experts of patches: {self.copied:,} tensors, copies of the text's")
+        if self.drawn:
+            lines.append(f"embedder of patches: {self.drawn:,} tensors, drawn")
+        before, after = self.rows
+        grown = f"{before:,} rows, and {after - before:,} for new tokens" if after > before else f"{after:,} rows"
+        pieces = "no tokenizer: data.tokenizer.path must name one" if self.tokenizer is None else ""
+        return [*lines, f"vocabulary: {grown}; {pieces or f'{self.tokenizer:,} pieces in the tokenizer'}"]
+
 
 def import_repository(
     source: str | Path,
@@ -73,7 +85,7 @@ def import_repository(
         progress: called with (bytes written, all bytes) after every tensor.
 
     Raises:
-        LayoutError: a source that is not known or does not fit; the message lists what differs, is missing, or left over.
+        LayoutError: a source that is not known or does not fit; the message lists what differs, is missing, left over.
         TensorFileError: damaged files, pickles, or a disk without room.
         FileExistsError: `out` is there.
         ValueError: the tokenizer cannot be read, or has more pieces than the vocabulary rows.
@@ -88,9 +100,8 @@ def import_repository(
     tokenizer = _tokenizer(source, config, old_rows)
     rows = config.model.vocab_size or max(old_rows, tokenizer.vocab_size if tokenizer else 0)
     if tokenizer and tokenizer.vocab_size > rows:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_pieces, model.vocab_size is {rows}"
-        )
+        pieces = f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_pieces"
+        raise ValueError(f"{pieces}, but model.vocab_size is {rows}")
     with TensorReader(source) as reader:
         theirs = ModelDefinition(before, source_image(sections, config), old_rows)
         ours = ModelDefinition(config.model, config.image, rows)
@@ -144,7 +155,7 @@ class _Source:
             if home is None and (layout.has_images or not is_new(part)):
                 missing.append(f"missing: {part}")
             self.drawn += home is None
-            self.copied += home is not None and home != part
+            self.copied += home is not None and "/patches/" in part.path and home != part
             used.add(home)
             self._wanted[rule.name] = rule
             stored = embedding if home is None else self._reader[self._homes[home][0]]

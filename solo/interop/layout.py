@@ -58,10 +58,12 @@ class Layout(ABC):
 
     name        what it is called on the command line
     has_images  whether its models see images; the others can be grown into one that does
+    adds_placeholder  whether the embedding of the token at a patch's place is added to the patch (SOLO)
     """
 
     name: str
     has_images: bool
+    adds_placeholder: bool = False
 
     @abstractmethod
     def recognises(self, config_json: Mapping[str, Any]) -> bool:

@@ -39,7 +39,9 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def load_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
+def load_parameters(
+    folder: str | Path, definition: ModelDefinition, mesh: Mesh, *, without_images: bool = False
+) -> Parameters:
     """All parameters of a model from a repository of any layout that can hold them, float32, sharded over a mesh.
 
     A tensor is read, turned, and sent to the devices, each of which gets its slice of it; then the next. The host holds
@@ -49,6 +51,7 @@ def load_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh)
         folder: with config.json and safetensors, such as `solo import` and `solo export` write.
         definition: of the model.
         mesh: where the parameters should lie, as `parameter_shardings` says.
+        without_images: take a text model too, to be asked about text alone: its embedder of patches is zero.
 
     Raises:
         LayoutError: no known layout, or tensors that are missing, left over, or of other shapes; all are named.
@@ -57,7 +60,7 @@ def load_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh)
     layout = recognise(read_config_json(folder), str(Path(folder) / "config.json"))
     with TensorReader(folder) as reader:
         rules = matched(reader, layout, definition, str(folder))
-        check_complete(rules.values(), definition, layout)
+        check_complete(rules.values(), definition, layout, without_images)
         shardings = parameter_shardings(definition.specs, mesh)
         parameters = {path: _zeros(spec, shardings[path]) for path, spec in definition.specs.items()}
         for name, rule in rules.items():
@@ -106,10 +109,16 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
     return {stored: rules[name] for name, stored in found.items() if name in rules}
 
 
-def check_complete(rules: Iterable[TensorRule], definition: ModelDefinition, layout: Layout) -> None:
+def check_complete(
+    rules: Iterable[TensorRule], definition: ModelDefinition, layout: Layout, without_images: bool = False
+) -> None:
     """Raise LayoutError where a layout does not hold all of a model, such as a text layout of one that sees images."""
     covered = {part for rule in rules for part in rule.parts}
-    missing = [str(part) for part in every_part(definition.specs) if part not in covered]
+    missing = [
+        str(part)
+        for part in every_part(definition.specs)
+        if part not in covered and not (without_images and part.path.startswith("patch_embed/"))
+    ]
     if missing:
         raise LayoutError(
             f"a {layout.name} repository does not hold all of this model (`solo import` can grow one from it):\n"
@@ -151,7 +160,7 @@ def _updater(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], j
     def update(parameter: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
         stacked = values.ndim < parameter.ndim
         values = values.astype(parameter.dtype)
-        start = (layer, *(0,) * values.ndim) if stacked else (0,) * parameter.ndim
+        start: list[Any] = [layer, *[0] * values.ndim] if stacked else [0] * parameter.ndim
         return jax.lax.dynamic_update_slice(parameter, values[None] if stacked else values, start)
 
     return jax.jit(update, donate_argnums=0, out_shardings=sharding)

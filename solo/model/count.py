@@ -31,7 +31,7 @@ def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
     found: dict[tuple[str, str], list[Fraction]] = {}
     for component, region, size, share in _parts(definition):
         sums = found.setdefault((component, region), [Fraction(0)] * 3)
-        seen = (1, share * (region != "patches"), share * (region != "text"))
+        seen = (Fraction(1), share * (region != "patches"), share * (region != "text"))
         found[component, region] = [total + size * part for total, part in zip(sums, seen, strict=True)]
     keys = sorted(found, key=lambda key: (order.index(key[0]), key[1] != "shared", key[1]))
     return [ComponentCount(_title(*key), *map(int, found[key])) for key in keys]

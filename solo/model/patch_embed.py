@@ -61,7 +61,7 @@ class ConvEmbed(nnx.Module):
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
         """Normalised pixels [B, P, p*p*3], channel-major, and places [B, P, 2] to [B, P, D]."""
         x = jax.nn.gelu(self.inner(self.geometry.cut(pixels)), approximate=False)
-        x = self.merge(x.reshape(*x.shape[:2], -1))
+        x = self.merge(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
         for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
             if marker is not None:
                 x = jnp.where(grid_BP2[..., :1] == place, marker[...].astype(x.dtype), x)
@@ -89,7 +89,7 @@ class GridEmbed(nnx.Module):
         """Normalised pixels [B, P, p*p*3] and places in the tile [B, P, 2] to [B, P, D]."""
         x = self.inner(self.geometry.cut(pixels))
         x = x + self.table()[self.geometry.places(grid_BP2, self.tile_side)].astype(x.dtype)
-        x = self.norm(x.reshape(*x.shape[:2], -1))
+        x = self.norm(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
         return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
 
     def table(self) -> jax.Array:

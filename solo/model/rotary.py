@@ -36,7 +36,7 @@ def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
     exponents = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
-        length_B = positions.max(axis=range(1, positions.ndim)) + 1
+        length_B = positions.max(axis=tuple(range(1, positions.ndim))) + 1
         base_B = config.rope_theta * _growth(length_B.astype(jnp.float32), scaling, config.rotary_dim)
         return base_B[:, None, None] ** -exponents
     frequency = config.rope_theta**-exponents

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from solo.batch import Batch
@@ -21,6 +22,8 @@ from solo.model.experts import LearnedFFN, Mixture, local_mixture
 from solo.model.modules import FFN, QKV, LayerNorm, Out, PerRegion, Regions, RMSNorm, make_norm, normal
 from solo.model.patch_embed import EMBEDDERS
 from solo.model.rotary import rotary_angles, rotate
+
+_NO_PROBABILITY = -1e30  # finite, so that nothing multiplied by zero becomes NaN
 
 
 class Attention(Protocol):
@@ -151,7 +154,7 @@ class Transformer(nnx.Module):
     """The whole network. Parameters are float32; the computation runs in `config.compute_dtype`."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, vocab_size: int, rngs: nnx.Rngs):
-        self.config, self.image = config, image
+        self.config, self.image, self.vocab_size = config, image, vocab_size
         std, width = config.init_std, config.width
         vocab = padded_vocab(vocab_size, config)
         self.patch_embed = EMBEDDERS[config.patch_embed.kind](config, image, rngs)
@@ -180,14 +183,15 @@ class Transformer(nnx.Module):
         return Regions(x_BPD, x_BTD)
 
     def normalise(self, patches: jax.Array) -> jax.Array:
-        """Raw pixels, uint8, to (value / 255 - mean) / std, float32. Floats are taken as normalised already."""
+        """Raw pixels, uint8, to (value / 255 - mean) / std, float32. Floats are taken as they are."""
         image = self.image
-        if patches.dtype == jnp.uint8:
-            mean, std = (
-                jnp.repeat(jnp.asarray(values, jnp.float32), image.patch_size**2) for values in (image.mean, image.std)
-            )
-            patches = (patches.astype(jnp.float32) / 255 - mean) / std
-        return patches.astype(jnp.float16).astype(jnp.float32) if image.stored_as_float16 else patches
+        if patches.dtype != jnp.uint8:
+            return patches
+        mean, std = (
+            jnp.repeat(jnp.asarray(values, jnp.float32), image.patch_size**2) for values in (image.mean, image.std)
+        )
+        normalised = (patches.astype(jnp.float32) / 255 - mean) / std
+        return normalised.astype(jnp.float16).astype(jnp.float32) if image.stored_as_float16 else normalised
 
     def hidden(self, batch: Batch, placement: Placement | None = None, memory: Memory | None = None) -> Output:
         """Read a batch.
@@ -231,8 +235,12 @@ class Transformer(nnx.Module):
         return self.text_embed[...].T if self.head is None else self.head[...]
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`)."""
-        return jnp.matmul(x, self.head_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+        """Final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
+
+        Padding has no probability: a vocabulary that is padded gives the loss of one that is not.
+        """
+        logits = jnp.matmul(x, self.head_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+        return jnp.where(np.arange(logits.shape[-1]) < self.vocab_size, logits, _NO_PROBABILITY)
 
 
 def live_slots(attend_BS4: Any) -> Any:

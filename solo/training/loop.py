@@ -163,6 +163,7 @@ class Trainer:
             process_count=self._share.count,
             start_step=at.stage_step,
             quarantine=self.run.quarantine_file if self._share.first else None,
+            sequence=self.config.sequence,
         )
         with loader:
             batches = iter(loader)

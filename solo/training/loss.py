@@ -54,10 +54,10 @@ def batch_loss(
 def normalised_weights(weights_BY: jax.Array, config: LossConfig) -> jax.Array:
     """Scale weights so that the loss is a plain weighted sum over the whole batch.
 
-    `token`: every target weighs the same. `row`: every row that has targets weighs the same, however many
-    it has, as SOLO's packs do. Computed before a batch is cut into micro-batches, so cutting changes nothing.
+    `row`: every row that has targets weighs the same, however many it has, as SOLO's packs do. The other averages are
+    in the weights that a row comes with. Computed before a batch is cut into micro-batches: cutting changes nothing.
     """
-    if config.average == "token":
+    if config.average != "row":
         return weights_BY / jnp.maximum(weights_BY.sum(), 1e-9)
     per_row = weights_BY.sum(axis=1, keepdims=True)
     rows = (per_row > 0).sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -11,21 +12,35 @@ from solo.config import ImageConfig
 from solo.data.conversation import Record, Turn, encode_png
 from solo.data.document import runs
 from solo.data.index import IndexBuilder, SourceIndex
-from solo.data.tokenizer import SpecialTokens
+from solo.data.tokenizer import SpecialTokens, Tokenizer
 
 IMAGE = ImageConfig(patch_size=4, max_side=32)
-SPECIAL = SpecialTokens(
-    bos=1, eos=2, unk=3, pad=4, vision=5, vision_end=6, row_separator=7, system=8, user=9, assistant=10
-)
+SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<vision>", "</vision>", "<vrow_sep>"]
+SPECIAL += ["<|system|>", "<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>"]
 
 
-class CharacterTokenizer:
-    """Token 100 + code point for every character."""
+class CharacterTokenizer(Tokenizer):
+    """Token 100 + code point for every character; special pieces, in the order of `SPECIAL`, from 1 on."""
 
-    special = SPECIAL
+    special = SpecialTokens(bos=1, eos=2, pad=4)
+    special_ids = frozenset(range(1, len(SPECIAL) + 1))
+    vocab_size = 100 + 0x110000
+    fingerprint = "characters"
 
     def encode(self, text: str) -> list[int]:
         return [100 + ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(token - 100) for token in ids if token not in self.special_ids)
+
+    def find(self, piece: str) -> int | None:
+        return SPECIAL.index(piece) + 1 if piece in SPECIAL else None
+
+    def extended(self, pieces: Sequence[str]) -> CharacterTokenizer:
+        raise NotImplementedError
+
+    def save(self, folder: str | Path) -> None:
+        raise NotImplementedError
 
 
 class MemorySource:
@@ -35,7 +50,7 @@ class MemorySource:
         self._records, self._broken = list(records), dict(broken or {})
         builder = IndexBuilder()
         for record in self._records:
-            builder.add(runs(record.turns, CharacterTokenizer()))  # type: ignore[arg-type]
+            builder.add(runs(record.turns, CharacterTokenizer()))
         self.index: SourceIndex = builder.build()
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from PIL import ImageOps
 
 from solo.data.conversation import Image, Record, Turn, blank, encode_png, parse_conversation
 
@@ -92,3 +93,27 @@ def test_a_file_that_is_no_image_is_named(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: it is no image"):
         parse_conversation([{"role": "user", "content": [{"type": "image", "image": tmp_path / "notes.txt"}]}])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_stored_rotation_is_honoured_or_not(kind, orientation) -> None:
+    picture = PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    exif, buffer = PillowImage.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    picture.save(buffer, kind, exif=exif)
+    image = Image(buffer.getvalue())
+    stored = PillowImage.open(io.BytesIO(image.data))
+    turned = ImageOps.exif_transpose(stored).convert("RGB")
+    assert np.array_equal(np.asarray(image.decode()), np.asarray(turned))
+    assert image.size() == image.decode().size == (turned.size if orientation else (30, 20))
+    assert image.size("ignore") == image.decode("ignore").size == stored.size
+    assert np.array_equal(np.asarray(image.decode("ignore")), np.asarray(stored.convert("RGB")))
+    assert [blank(image).size(mode) for mode in ("apply", "ignore")] == [image.size(), image.size("ignore")]
+
+
+def test_an_images_size_is_known_without_decoding_it() -> None:
+    buffer = io.BytesIO()
+    PillowImage.effect_noise((300, 200), 50).save(buffer, "PNG")
+    assert Image(buffer.getvalue()[:200]).size() == (300, 200)
+    assert encode_png(PillowImage.new("RGB", (30, 20)), orientation=8).size() == (20, 30)

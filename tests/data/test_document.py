@@ -5,8 +5,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, TokenizerConfig
-from solo.data.conversation import Image, Turn, encode_png
-from solo.data.document import NO_IMAGE, PATCH, TextRun, encode, runs
+from solo.data.conversation import Image, encode_png
+from solo.data.document import NO_IMAGE, PATCH, TextRun, encode
 from solo.data.tokenizer import Tokenizer, train_tokenizer
 
 CONFIG = ImageConfig(patch_size=4, max_side=16)
@@ -21,66 +21,14 @@ def image(rows: int, columns: int, shade: int = 0) -> Image:
     return encode_png(PillowImage.new("RGB", (columns * 4, rows * 4), (shade,) * 3))
 
 
-def text(tokenizer: Tokenizer, words: str, supervised: bool) -> TextRun:
-    return TextRun(tuple(tokenizer.encode(words)), supervised)
-
-
-def test_runs_of_a_conversation(tokenizer):
-    ids, picture = tokenizer.special, image(1, 1)
-    turns = [Turn("system", ("be",)), Turn("user", (picture, "why")), Turn("assistant", ("so", "it")), Turn("user", ())]
-    assert runs(turns, tokenizer) == [
-        TextRun((ids.bos,), False),
-        TextRun((ids.system,), False),
-        text(tokenizer, "be", False),
-        TextRun((ids.user,), False),
-        picture,
-        text(tokenizer, "why", False),
-        TextRun((ids.assistant,), False),
-        text(tokenizer, "so", True),
-        text(tokenizer, "it", True),
-        TextRun((ids.eos,), True),
-        TextRun((ids.user,), False),
-    ]
-
-
-def test_runs_of_a_text_turn(tokenizer):
-    ids, picture = tokenizer.special, image(1, 1)
-    assert runs([Turn("text", (picture, "</s>", ""))], tokenizer) == [
-        TextRun((ids.bos,), False),
-        picture,
-        text(tokenizer, "</s>", True),
-        TextRun((ids.eos,), True),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("turns", "last"),
-    [
-        ([Turn("user", ("why",))], "assistant"),
-        ([Turn("user", ("why",)), Turn("assistant", ())], "assistant"),
-        ([Turn("system", ())], "assistant"),
-    ],
-)
-def test_an_open_turn_waits_for_the_assistant(tokenizer, turns, last):
-    found = runs(turns, tokenizer, open_turn=True)
-    assert found[-1] == TextRun((tokenizer.special.role(last),), False)
-    assert TextRun((tokenizer.special.eos,), True) not in found
-
-
-def test_an_open_text_is_left_open(tokenizer):
-    assert runs([Turn("text", ("so",))], tokenizer, open_turn=True)[-1] == text(tokenizer, "so", True)
-    begun = [Turn("user", ("why",)), Turn("assistant", ("so",))]
-    assert runs(begun, tokenizer, open_turn=True)[-1] == text(tokenizer, "so", True)
-
-
 def test_image_layout(tokenizer):
     # SOLO: <vision> row <vrow_sep> row </vision>, separators between rows only.
-    ids = tokenizer.special
+    begin, end, row = (tokenizer.id(piece) for piece in ("<vision>", "</vision>", "<vrow_sep>"))
     parts = [TextRun((7, 8), True), image(2, 3, 50), TextRun((9,), False), image(1, 1, 60)]
     document = encode(parts, tokenizer, CONFIG)
     p = PATCH
-    block = [ids.vision, p, p, p, ids.row_separator, p, p, p, ids.vision_end]
-    assert document.tokens.tolist() == [7, 8, *block, 9, ids.vision, p, ids.vision_end]
+    block = [begin, p, p, p, row, p, p, p, end]
+    assert document.tokens.tolist() == [7, 8, *block, 9, begin, p, end]
     n = NO_IMAGE
     assert document.image.tolist() == [n, n, n, 0, 0, 0, 0, 0, 0, 0, n, n, n, 1, n]
     assert document.supervised.tolist() == [True, True] + [False] * 13

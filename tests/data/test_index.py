@@ -1,42 +1,79 @@
 import random
-from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from solo.config import ImageConfig, TokenizerConfig
+from solo.config import ImageConfig, SequenceConfig
 from solo.data.conversation import Image, Turn, encode_png
 from solo.data.document import PATCH, TextRun, encode, runs
 from solo.data.index import IMAGE, SUPERVISED_TEXT, TEXT, IndexBuilder, SourceIndex
-from solo.data.tokenizer import train_tokenizer
+from solo.data.rows import assemble_row
+from solo.data.shape import RowShape
+from tests.data.fakes import CharacterTokenizer
 
 
 def random_turns(draw: random.Random) -> list[Turn]:
     def part() -> str | Image:
         if draw.random() < 0.4:
-            return encode_png(PillowImage.new("RGB", (draw.randint(1, 90), draw.randint(1, 90))))
+            picture = PillowImage.new("RGB", (draw.randint(1, 90), draw.randint(1, 90)))
+            return encode_png(picture, orientation=draw.choice([1, 1, 3, 6]))
         return "".join(draw.choices("ab c\n", k=draw.randint(0, 9)))
 
-    roles = draw.choices(["system", "user", "assistant", "text"], k=draw.randint(0, 5))
+    roles = draw.choices(["user", "assistant", "text"], k=draw.randint(0, 5))
     return [Turn(role, tuple(part() for _ in range(draw.randint(0, 3)))) for role in roles]
 
 
-def test_counts_are_those_of_the_encoded_documents(tmp_path):
-    tokenizer = train_tokenizer([topics["if"]], TokenizerConfig(vocab_size=330))
-    draw, builder = random.Random(0), IndexBuilder()
-    all_parts = [runs(random_turns(draw), tokenizer) for _ in range(60)]
+def random_image(draw: random.Random) -> ImageConfig:
+    patch = draw.choice([5, 8])
+    return ImageConfig(
+        geometry=draw.choice(["native", "area", "tiles", "padded"]),
+        patch_size=patch,
+        max_side=8 * patch,
+        min_pixels=draw.choice([None, 900]),
+        max_pixels=draw.choice([None, 2000]),
+        rounding=draw.choice(["up", "nearest", "within"]),
+        tile_size=3 * patch,
+        max_tiles=draw.choice([1, 4, 6]),
+        share_tiles=draw.random() < 0.5,
+        thumbnail=draw.random() < 0.5,
+        max_height=7 * patch,
+        max_width=6 * patch,
+        exif=draw.choice(["apply", "ignore"]),
+        begin_token=draw.choice([None, "<vision>", "<img>"]),
+        end_token=draw.choice([None, "<vision>", "</img>"]),
+        row_token=draw.choice([None, "<vrow_sep>"]),
+        row_token_after_last=draw.random() < 0.5,
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_counts_are_those_of_the_encoded_documents(tmp_path, seed):
+    draw, tokenizer = random.Random(seed), CharacterTokenizer()
+    config, builders = random_image(draw), {exif: IndexBuilder(exif) for exif in ("apply", "ignore")}
+    sequence = SequenceConfig(template=draw.choice(["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"]))
+    all_parts = [runs(random_turns(draw), tokenizer, config=sequence) for _ in range(12)]
     for parts in all_parts:
-        builder.add(parts)
-    builder.build().save(tmp_path / "index.npz")
+        for builder in builders.values():
+            builder.add(parts)
+    builders[config.exif].build().save(tmp_path / "index.npz")
     index = SourceIndex.load(tmp_path / "index.npz")
-    assert len(index) == 60
+    assert len(index) == 12
     # Sizes are kept in pixels: the same index serves every geometry.
-    for config in (ImageConfig(patch_size=8, max_side=64), ImageConfig(patch_size=5, max_side=30)):
-        for parts, counts in zip(all_parts, index.counts(config), strict=True):
-            document = encode(parts, tokenizer, config)
+    for image in (config, config.model_copy(update={"patch_size": 1, "row_token": None})):
+        for parts, counts in zip(all_parts, index.counts(image), strict=True):
+            document = encode(parts, tokenizer, image)
             is_patch = document.tokens == PATCH
             assert counts.tolist() == [is_patch.sum(), (~is_patch).sum(), document.supervised.sum()]
+            assert len(document.patches) == len(document.patch_grid) == is_patch.sum()
+    # A row takes what the index says it needs, and not one slot less.
+    for parts, counts in zip(all_parts, index.counts(config), strict=True):
+        document, shape = encode(parts, tokenizer, config), RowShape(*counts.tolist())
+        row = assemble_row([(document, 0)], shape, config, 4, sequence)
+        assert (row.attend[:, 1::2] > row.attend[:, ::2]).any(axis=1).all()
+        if counts[1]:
+            with pytest.raises(ValueError, match="do not fit"):
+                assemble_row([(document, 0)], RowShape(counts[0], counts[1] - 1, counts[2]), config, 4, sequence)
 
 
 def test_kinds_and_types():

@@ -30,7 +30,7 @@ def batches(
 ) -> list[Batch]:
     data: DataConfig = data_config(sources, worker_processes=workers)
     tokenizer = CharacterTokenizer()
-    with Loader(plan, sources, tokenizer, IMAGE, data, **options) as loader:  # type: ignore[arg-type]
+    with Loader(plan, sources, tokenizer, IMAGE, data, **options) as loader:
         return list(loader)
 
 
@@ -87,7 +87,7 @@ def test_worker_processes_give_the_same_batches(expected: list[Batch]) -> None:
 
 
 def test_a_closed_loader_is_at_its_end() -> None:
-    loader = Loader(plan_of(), SOURCES, CharacterTokenizer(), IMAGE, data_config(SOURCES))  # type: ignore[arg-type]
+    loader = Loader(plan_of(), SOURCES, CharacterTokenizer(), IMAGE, data_config(SOURCES))
     next(loader)
     loader.close()
     loader.close()

@@ -6,12 +6,13 @@ from pydoc_data.topics import topics
 import pytest
 from PIL import Image as PillowImage
 
-from solo.config import Config, ConfigError, TokenizerConfig, parse_config
+from solo.config import Config, ConfigError, ImageConfig, SequenceConfig, TokenizerConfig, parse_config
 from solo.data import prepare as module
 from solo.data.conversation import encode_png
 from solo.data.prepare import open_prepared, prepare
 from solo.data.readers import read
 from solo.data.tokenizer import train_tokenizer
+from tests.data.vocabularies import byte_level_json, write_repository
 
 LINES = {"reader": "lines", "limit": 12}
 TOPICS = {"reader": "topics", "limit": 20}
@@ -36,7 +37,7 @@ def state(folder: Path) -> dict[str, bytes]:
 
 def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
     return {
-        name.split("/")[1]
+        name.removeprefix("sources/").split("/")[0]
         for name in before.keys() | after.keys()
         if before.get(name) != after.get(name) and "/" in name
     }
@@ -105,8 +106,8 @@ def test_only_what_changed_is_made_again(tmp_path):
     before, after = after, made(lines={"limit": 13, "options": {"seed": 1}})
     assert changed(before, after) == {"lines"}
     before, after = after, made(lines={"limit": 13, "options": {"seed": 1}}, tokenizer={"vocab_size": 370})
-    assert changed(before, after) == {"lines", "topics"}
-    assert before["tokenizer.model"] != after["tokenizer.model"]
+    assert changed(before, after) == {"lines", "topics", "tokenizer"}
+    assert before["tokenizer/tokenizer.model"] != after["tokenizer/tokenizer.model"]
 
 
 def test_quarantine(tmp_path, conversations):
@@ -178,9 +179,9 @@ def test_training_text_is_shared_evenly(tmp_path):
 
 
 def test_a_tokenizer_of_ones_own(tmp_path):
-    path = tmp_path / "own.model"
     own = train_tokenizer([topics["if"], topics["for"]], TokenizerConfig(vocab_size=350))
-    own.save(path)
+    own.save(tmp_path)
+    path = tmp_path / "tokenizer.model"
     made = config(tmp_path, {"lines": LINES}, tokenizer={"path": str(path)})
     assert prepare(made).tokenizer.fingerprint == own.fingerprint
     path.unlink()
@@ -188,6 +189,87 @@ def test_a_tokenizer_of_ones_own(tmp_path):
     missing = config(tmp_path, {"lines": LINES}, tokenizer={"path": str(tmp_path / "no.model")})
     with pytest.raises(ConfigError, match=r"data\.tokenizer: .*no\.model"):
         prepare(missing)
+
+
+def test_a_published_tokenizer(tmp_path):
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    folder = write_repository(tmp_path / "qwen", names, tokenizer_json=byte_level_json())
+
+    def made(added: list[str]) -> Config:
+        image = {"begin_token": "<img>", "end_token": "</img>", "row_token": None}
+        tokenizer = {"path": str(folder), "add_pieces": added}
+        return config(tmp_path, {"lines": LINES}, tokenizer=tokenizer).model_copy(
+            update={"sequence": SequenceConfig(template="chatml"), "image": ImageConfig(**image)}
+        )
+
+    with pytest.raises(ConfigError, match=r"image\.begin_token needs the piece '<img>'.*add_pieces"):
+        prepare(made([]))
+    with pytest.raises(ConfigError, match=r"image\.end_token needs the piece '</img>'.*add_pieces"):
+        prepare(made(["<img>"]))
+    prepared = prepare(made(["<img>", "</img>"]))
+    assert [prepared.tokenizer.id(piece) for piece in ("<|im_start|>", "<img>", "</img>")] == [401, 404, 405]
+    opened = open_prepared(made(["<img>", "</img>"]))
+    assert opened.tokenizer.fingerprint == prepared.tokenizer.fingerprint
+    with pytest.raises(ConfigError, match="the tokenizer is not in"):
+        open_prepared(made(["<img>", "</img>", "<box>"]))
+
+
+def test_a_template_needs_its_pieces(tmp_path):
+    sequence = SequenceConfig(template="internlm2_chat")
+    made = config(tmp_path, {"lines": LINES, "topics": TOPICS}).model_copy(update={"sequence": sequence})
+    with pytest.raises(ConfigError, match=r"sequence\.template internlm2_chat needs the piece '<\|im_start\|>'"):
+        prepare(made)
+
+
+def test_another_template_or_rotation_is_other_data(tmp_path):
+    made = config(tmp_path, {"lines": LINES, "topics": TOPICS})
+    prepare(made)
+    changes = [
+        {"sequence": SequenceConfig(system="Be brief.")},
+        {"sequence": SequenceConfig(template="solo_chat")},
+        {"image": ImageConfig(exif="ignore")},
+    ]
+    for change in changes:
+        with pytest.raises(ConfigError, match="source 'lines' is not in"):
+            open_prepared(made.model_copy(update=change))
+    other = {"sequence": SequenceConfig(window=4, positions="grid"), "image": ImageConfig(max_side=64)}
+    assert open_prepared(made.model_copy(update=other))
+
+
+def test_rotated_and_thin_images_are_counted_as_they_are_used(tmp_path):
+    for number, size in enumerate([(2000, 1), (40, 90), (1, 5000)]):
+        turned = encode_png(PillowImage.new("RGB", size), orientation=6)
+        (tmp_path / "pictures" / "thing").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / "thing" / f"{number}.png").write_bytes(turned.data)
+    sources = {"pictures": {"reader": "folder", "options": {"path": str(tmp_path / "pictures")}}, "topics": TOPICS}
+    lines: list[str] = []
+    made = config(tmp_path, sources)
+    index = prepare(made, lines.append).sources["pictures"].index
+    assert index.image_sizes().tolist() == [[1, 2000], [90, 40], [5000, 1]]
+    assert "; 2 images are so thin" in lines[1]
+    assert "thin" not in lines[2]
+    lines.clear()
+    prepare(made, lines.append)
+    assert "made before; 2 images are so thin" in lines[1]
+    ignored = made.model_copy(update={"image": ImageConfig(exif="ignore")})
+    assert prepare(ignored).sources["pictures"].index.image_sizes().tolist() == [[2000, 1], [40, 90], [1, 5000]]
+
+
+def test_what_a_template_cannot_write_is_set_aside(tmp_path):
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    lines = [json.dumps({"id": str(start), "conversations": turns[start:]}) for start in (0, 1)]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    source = {"reader": "llava", "options": {"path": str(tmp_path / "all.jsonl")}}
+    sequence = SequenceConfig(template="solo_chat")
+    made = config(tmp_path, {"chat": source, "topics": TOPICS}).model_copy(update={"sequence": sequence})
+    chat = prepare(made).sources["chat"]
+    assert [chat.read(number).id for number in range(len(chat))] == ["1"]
+    (line,) = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "source": "chat",
+        "id": "0",
+        "reason": "the template has no place for a system turn",
+    }
 
 
 def test_opening_what_is_not_there(tmp_path):

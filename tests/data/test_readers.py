@@ -260,13 +260,16 @@ def said(*values: str) -> list[dict[str, str]]:
 
 
 READABLE = [
-    ({"image": "red.png", "conversations": said("<image>\nWhy?", "So.")}, [(RED, "Why?"), ("So.",)]),
-    ({"image": "red.png", "conversations": said("Why?\n<image>", "So.")}, [("Why?", RED), ("So.",)]),
-    ({"image": "red.png", "conversations": said("Why?", "So.")}, [(RED, "Why?"), ("So.",)]),
-    ({"image": ["red.png", "blue.png"], "conversations": said("Why?", "So.")}, [(RED, BLUE, "Why?"), ("So.",)]),
+    ({"image": "red.png", "conversations": said("<image>\nWhy?", "So.")}, [(RED, "\nWhy?"), ("So.",)]),
+    ({"image": "red.png", "conversations": said("Why?\n<image>", "So.")}, [("Why?\n", RED), ("So.",)]),
+    ({"image": "red.png", "conversations": said("Why?", "So.")}, [(RED, "\nWhy?"), ("So.",)]),
+    (
+        {"image": ["red.png", "blue.png"], "conversations": said("Why?", "So.")},
+        [(RED, "\n", BLUE, "\nWhy?"), ("So.",)],
+    ),
     (
         {"image": ["red.png", "blue.png"], "conversations": said("<image>\na\n<image>\n", "b", "\nc\n", "d")},
-        [(RED, "a", BLUE), ("b",), ("\nc\n",), ("d",)],
+        [(RED, "\na\n", BLUE, "\n"), ("b",), ("\nc\n",), ("d",)],
     ),
     (
         {"image": ["red.png", "blue.png"], "conversations": said("<image>", "b", "<image> c", "d")},

@@ -5,14 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo.batch import Batch
-from solo.config import ImageConfig
+from solo.config import ImageConfig, SequenceConfig
 from solo.data.document import NO_IMAGE, PATCH, Document
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
 
 PAD = 99
-MODES = ["causal", "bidirectional", "isolated"]
 
 
 def config(mode: str = "causal") -> ImageConfig:
@@ -158,23 +156,6 @@ def documents(draw: st.DrawFn) -> Document:
     return document(elements)
 
 
-def visible(found: list[Document], mode: str) -> np.ndarray:
-    """bool [N, N]: who sees whom, of all elements in reading order, from the rules alone, one pair at a time."""
-    elements = [(number, place) for number, one in enumerate(found) for place in range(len(one.tokens))]
-    mask = np.zeros((len(elements), len(elements)), bool)
-    for i, (own, query) in enumerate(elements):
-        for j, (other, key) in enumerate(elements):
-            one = found[own]
-            if own != other:
-                continue
-            same_image = one.image[query] != NO_IMAGE and one.image[query] == one.image[key]
-            if mode == "isolated" and one.tokens[query] == PATCH:
-                mask[i, j] = query == key
-            else:
-                mask[i, j] = key <= query or (mode == "bidirectional" and same_image)
-    return mask
-
-
 def slots_in_reading_order(found: list[Document], patch_slots: int) -> list[int]:
     slots, patch, text = [], 0, patch_slots
     for one in found:
@@ -186,30 +167,6 @@ def slots_in_reading_order(found: list[Document], patch_slots: int) -> list[int]
                 slots.append(text)
                 text += 1
     return slots
-
-
-def dense(row: Batch, patch_slots: int) -> np.ndarray:
-    """bool [S, S]: what the intervals say."""
-    count = len(row.positions)
-    mask = np.zeros((count, count), bool)
-    for slot, (a0, a1, a2, a3) in enumerate(row.attend.tolist()):
-        mask[slot, a0:a1] = True
-        mask[slot, patch_slots + a2 : patch_slots + a3] = True
-    return mask
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(documents(), max_size=4), st.sampled_from(MODES), st.integers(0, 3), st.integers(0, 3))
-def test_intervals_are_the_mask(found: list[Document], mode: str, spare_patches: int, spare_text: int) -> None:
-    patches = sum(int((one.tokens == PATCH).sum()) for one in found)
-    text = sum(len(one.tokens) for one in found) - patches
-    shape = RowShape(patches + spare_patches, text + spare_text + 1, text + 1)
-    row = assemble_row([(one, 0) for one in found], shape, config(mode), PAD)
-    slots = slots_in_reading_order(found, shape.patch_slots)
-    expected = np.zeros((shape.slots, shape.slots), bool)
-    expected[np.ix_(slots, slots)] = visible(found, mode)
-    assert np.array_equal(dense(row, shape.patch_slots), expected)
-    assert (row.attend[:, [1, 3]] >= row.attend[:, [0, 2]]).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -228,3 +185,14 @@ def test_targets_are_the_supervised_tokens_that_follow_something(found: list[Doc
     columns = (row.target_slots, row.target_ids, row.target_source)
     assert list(zip(*(column[:count].tolist() for column in columns), strict=True)) == expected
     assert not any(column[count:].any() for column in (*columns, row.target_weights))
+
+
+@pytest.mark.parametrize(("average", "power"), [("token", 0), ("row", 0), ("document", 1), ("document_root", 0.5)])
+def test_targets_weigh_by_their_document(average, power) -> None:
+    alone = [assemble_row([(one, 0)], SHAPE, config(), PAD) for one in (QUESTION, CAPTION)]
+    counts = [int((row.target_weights > 0).sum()) for row in alone]
+    assert counts[0] != counts[1]
+    row = assemble_row([(QUESTION, 0), (CAPTION, 0)], SHAPE, config(), PAD, SequenceConfig(), average)
+    expected = np.repeat(np.asarray(counts, float) ** -power, counts)
+    np.testing.assert_allclose(row.target_weights[: sum(counts)], expected, rtol=1e-6)
+    assert not row.target_weights[sum(counts) :].any()

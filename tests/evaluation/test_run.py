@@ -25,13 +25,13 @@ class Notes(Observer):
 @pytest.fixture
 def trained(tmp_path, tiny_tokenizer):
     """A run with one saved step, two lines of metrics, and a task."""
-    tiny_tokenizer.save(tmp_path / "tiny.model")
+    tiny_tokenizer.save(tmp_path)
     digits = {"reader": "digits", "options": {"split": "held_out"}, "limit": 3}
     config = tiny_config(
         data={
             "folder": str(tmp_path / "data"),
             "sources": {"digits": digits},
-            "tokenizer": {"path": str(tmp_path / "tiny.model")},
+            "tokenizer": {"path": str(tmp_path / "tokenizer.model")},
         },
         evaluation={"tasks": {"naming": {"source": "digits", "max_new_tokens": 2, "blank_images": True}}},
     )

@@ -11,7 +11,9 @@ import solo
 from solo.config import dump_config
 from solo.data.conversation import parse_conversation
 from solo.data.document import PATCH, TextRun, encode, runs
-from solo.data.tokenizer import Tokenizer
+from solo.data.templates import InternLM2Chat
+from solo.data.tokenizer import extend_tokenizer
+from solo.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from solo.inference.decoding import allowed_tokens
 from solo.inference.monolith import Monolith
 from solo.model.transformer import padded_vocab
@@ -35,8 +37,11 @@ CONVERSATIONS = [
 ]
 
 
-class Spelled(Tokenizer):
+class Spelled(SentencePieceTokenizer):
     """Decodes to the ids themselves: of untrained models' answers, different ones often read the same."""
+
+    def extended(self, pieces) -> "Spelled":
+        return Spelled(super().extended(pieces)._model)
 
     def decode(self, ids) -> str:
         return " ".join(str(int(token)) for token in ids)
@@ -44,9 +49,9 @@ class Spelled(Tokenizer):
 
 @pytest.fixture(scope="module")
 def spelled(tiny_tokenizer, tmp_path_factory) -> Spelled:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    tiny_tokenizer.save(path)
-    return Spelled.load(path)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save(folder)
+    return Spelled((folder / "tokenizer.model").read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +83,10 @@ def plain_logits(model: Monolith, document) -> np.ndarray:
 
 def plain_continuation(model: Monolith, parts: list, count: int) -> list[int]:
     """The likeliest tokens one after the other, everything computed anew for each."""
-    tokenizer = model.tokenizer
-    allowed = allowed_tokens(tokenizer, padded_vocab(tokenizer.vocab_size, model.config.model))
+    tokenizer, stops = model.tokenizer, model.template.stops
+    allowed = allowed_tokens(tokenizer, padded_vocab(tokenizer.vocab_size, model.config.model), stops)
     found: list[int] = []
-    while len(found) < count and tokenizer.special.eos not in found:
+    while len(found) < count and not set(stops) & set(found):
         document = encode([*parts, TextRun(tuple(found), False)], tokenizer, model.config.image)
         found.append(int(np.where(allowed, plain_logits(model, document)[-1], -np.inf).argmax()))
     return found
@@ -115,34 +120,55 @@ def test_draws_follow_the_seed_whatever_the_batch(model) -> None:
     assert len(set(once[5:])) > 1
 
 
-@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_a_session_is_one_long_conversation(spelled, attention) -> None:
-    model = tiny_monolith(spelled, tiny_config(attention))
-    session = model.session()
-    contents = ([image(20, 30, 0), "which"], [image(20, 30, 1), "what", image(9, 9, 2), "is"])
-    ids = spelled.special
-    parts: list = [TextRun((ids.bos,), False)]
-    for content in contents:
+class Brief(InternLM2Chat):
+    """Many tokens end an answer, so that most answers end by one that generation itself does not stop at."""
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        return (*super().stops, *range(40, 300, 2))
+
+
+@pytest.mark.parametrize(
+    ("attention", "name"),
+    [("causal", "roles"), ("causal", "solo_chat"), ("bidirectional", "internlm2_chat"), ("causal", "brief")],
+)
+def test_a_session_is_one_long_conversation(spelled, attention, name) -> None:
+    tokenizer = extend_tokenizer(spelled, ["<|im_start|>", "<|im_end|>"]) if "i" in name else spelled
+    config = tiny_config(attention, sequence={"template": "internlm2_chat" if name == "brief" else name})
+    model = tiny_monolith(tokenizer, config)
+    if name == "brief":
+        model.template = Brief(tokenizer)
+    session, template = model.session(), model.template
+    contents = (
+        [image(20, 30, 0), "which"],
+        [image(20, 30, 1), "what", image(9, 9, 2), "is"],
+        ["how", image(8, 8, 3)],
+    )
+    parts: list = []
+    ended = []
+    for number, content in enumerate(contents):
         # A turn that cannot be read changes nothing.
         with pytest.raises(ValueError, match="cannot be decoded"):
             session.say(["how", {"type": "image", "image": b"no image"}], 5)
         with pytest.raises(ValueError, match="temperature"):
             session.say("how", 5, temperature=-1)
         answer = session.say(content, 5)
-        parts += runs(parse_conversation([user(*content)]), spelled, open_turn=True)[1:]
+        parts += template.runs(parse_conversation([user(*content)]), open_turn=True, continued=number > 0)
         expected = plain_continuation(model, parts, 5)
-        assert answer == spelled.decode(expected)
-        parts.append(TextRun(tuple(expected) + (() if expected[-1] == ids.eos else (ids.eos,)), False))
+        assert answer == tokenizer.decode(expected)
+        ended.append(expected[-1] in template.stops)
+        parts.append(TextRun((*expected, *template.closing[ended[-1] :]), False))
+    assert any(ended) or name != "brief"
 
 
 def test_only_text_comes_out(model, tiny_tokenizer) -> None:
     found = tiny_monolith(tiny_tokenizer).generate(CONVERSATIONS, 6, temperature=20.0)
     assert any(found)
     assert not any(piece in text for text in found for piece in ("<s>", "<vision>", "<|user|>", "<pad>"))
-    allowed = allowed_tokens(model.tokenizer, 384)
-    ids = model.tokenizer.special
-    assert allowed[ids.eos]
-    assert not allowed[[ids.bos, ids.unk, ids.user, ids.vision, ids.pad, 310, 383]].any()
+    allowed = allowed_tokens(model.tokenizer, 384, model.template.stops)
+    assert allowed[model.tokenizer.special.eos]
+    special = [model.tokenizer.id(piece) for piece in ("<s>", "<unk>", "<|user|>", "<vision>", "<pad>")]
+    assert not allowed[[*special, 310, 383]].any()
 
 
 def test_nothing_to_answer(model) -> None:
@@ -173,7 +199,10 @@ def test_loss_and_grads_are_those_of_the_plain_model(model) -> None:
     ]
 
     def plain(parameters):
-        sums = [loss_sum(parameters, model.config.model, model.config.image, document) for document in documents]
+        sums = [
+            loss_sum(parameters, model.config.model, model.config.image, document, model.tokenizer.vocab_size)
+            for document in documents
+        ]
         return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
     expected, expected_grads = jax.jit(jax.value_and_grad(plain))(jax.device_get(model.parameters))

@@ -4,7 +4,7 @@ from functools import cache
 
 from solo.config import Config, parse_config
 from solo.interop.layouts.evev2 import CLIP_MEAN, CLIP_STD
-from tests.interop.standin import StandIn
+from solo.model.parameters import ModelDefinition
 
 TEXT = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 100, "vocab_multiple": 64}
 MODALITY = {"ffn": "modality", "qkv": "modality", "out": "modality", "norms": "modality"}
@@ -14,12 +14,28 @@ TILES = {
     "patch_size": 8,
     "tile_size": 16,
     "resample": "bicubic",
+    "exif": "ignore",
     "begin_token": "<img>",
     "end_token": "</img>",
     "row_token": None,
     "placeholder_token": "<IMG_CONTEXT>",
 }
-PATCHES = {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"}
+PATCHES = {
+    "patch_size": 8,
+    "exif": "ignore",
+    "end_token": "<vision>",
+    "placeholder_token": "<vpatch>",
+    "stored_as_float16": True,
+}
+SAIL = {
+    "patch_size": 8,
+    "max_side": 2**17,
+    "max_pixels": 4096 * 64,
+    "exif": "ignore",
+    "row_token": None,
+    "placeholder_token": "<vpatch>",
+    "attention": "prefix",
+}
 PERSIMMON = {
     "kv_heads": 4,
     "ffn": "relu2",
@@ -74,12 +90,12 @@ _TINY = {
     "qwen2 with a tied head": ("qwen2", {"bias": "qkv", "tied_head": True}, {}, {}),
     "qwen3": ("qwen3", {"qk_norm": "rms", "head_dim": 16}, {}, {}),
     "internlm2": ("internlm2", INTERNLM2, {}, {}),
-    "solo": ("solo", {"patch_embed": {"token_id": 7}}, PATCHES, {"window": 16}),
+    "solo": ("solo", {"patch_embed": {"token_id": 7}}, PATCHES, {"window": 16, "template": "solo_chat"}),
     "sail": (
         "sail",
         {"patch_embed": {"token_id": 7}, "rope_sections": [0, 2, 2]},
-        {**PATCHES, "geometry": "area", "row_token": None, "attention": "prefix"},
-        {"positions": "grid"},
+        SAIL,
+        {"positions": "grid", "template": "solo_chat"},
     ),
     "mono_internvl": (
         "mono_internvl",
@@ -104,11 +120,12 @@ TINY = tuple(_TINY)
 
 
 @cache
-def tiny(name: str) -> tuple[str, Config, StandIn]:
-    """Layout, config and definition of a tiny model."""
+def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
+    """Layout, config and definition of a tiny model with so many rows of the vocabulary."""
     layout, model, image, sequence = _TINY[name]
-    config = parse_config({"name": "tiny", "model": {**TEXT, **model}, "image": image, "sequence": sequence})
-    return layout, config, StandIn(config.model, config.image, 100)
+    sections = {"model": {**TEXT, **model, "vocab_size": rows}, "image": image, "sequence": sequence}
+    config = parse_config({"name": "tiny", **sections})
+    return layout, config, ModelDefinition(config.model, config.image, rows)
 
 
 _MISTRAL_7B = {

@@ -2,16 +2,20 @@
 
 import json
 from math import prod
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from solo.config import parse_config
+from solo.config import load_config, parse_config
+from solo.interop.agreement import check_agreement
 from solo.interop.layout import LayoutError, Part
 from solo.interop.layouts import LAYOUTS, layout_named, recognise
+from solo.model.parameters import ModelDefinition
 from tests.interop.models import MODALITY, PUBLISHED, TEXT, TINY, tiny
-from tests.interop.standin import StandIn
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 
 
 def every_part(definition, images=True):
@@ -87,14 +91,42 @@ def test_published_sizes(layout):
     config_json, tensors, parameters = PUBLISHED[layout]
     assert recognise(config_json, "config.json") is LAYOUTS[layout]
     sections = LAYOUTS[layout].config_from(config_json)
-    if layout in ("solo", "sail"):
-        sections["model"]["patch_embed"]["token_id"] = 32001
     config = parse_config({"name": layout, **json.loads(json.dumps(sections))})
     assert LAYOUTS[layout].refusal(config) is None
-    definition = StandIn(config.model, config.image, config.model.vocab_size)
+    definition = ModelDefinition(config.model, config.image, config.model.vocab_size)
     rules = LAYOUTS[layout].tensors(definition)
     assert len(rules) == tensors
     assert sum(prod(rule.shape) for rule in rules) == parameters
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "free"),
+    [
+        # its own max_tiles is not published
+        ("solo", "solo_7b", ()),
+        ("sail", "sail_7b", ("window",)),
+        ("mono_internvl", "mono_internvl_2b", ("max_tiles", "frozen_embedding_id")),
+        ("evev2", "evev2_7b", ()),
+        ("fuyu", "fuyu_8b", ()),
+    ],
+)
+def test_a_published_config_json_and_our_file_of_that_model_agree(layout, file, free):
+    config = load_config(CONFIGS / f"{file}.yaml")
+    check_agreement(LAYOUTS[layout], LAYOUTS[layout].config_from(PUBLISHED[layout][0]), config, "x")
+    for section in ("image", "sequence"):
+        mine = json.loads(getattr(config, section).model_dump_json())
+        for key, value in json.loads(json.dumps(LAYOUTS[layout].config_from(PUBLISHED[layout][0])[section])).items():
+            assert key in free or mine[key] == value, (section, key)
+    assert LAYOUTS[layout].refusal(config) is None
+
+
+def test_the_row_under_patches_is_written_and_read():
+    for name in ("solo", "sail"):
+        layout, config, _ = tiny(name)
+        written = LAYOUTS[layout].config_json(config, 100)
+        assert LAYOUTS[layout].config_from(written)["model"]["patch_embed"]["token_id"] == 7
+        del written["vision_patch_token_id"]
+        assert "token_id" not in LAYOUTS[layout].config_from(written)["model"]["patch_embed"]
 
 
 def test_names_and_shapes_of_the_published_tensors():
@@ -102,7 +134,7 @@ def test_names_and_shapes_of_the_published_tensors():
     shapes = {}
     for layout, (config_json, *_) in PUBLISHED.items():
         config = parse_config({"name": layout, **json.loads(json.dumps(LAYOUTS[layout].config_from(config_json)))})
-        definition = StandIn(config.model, config.image, config.model.vocab_size)
+        definition = ModelDefinition(config.model, config.image, config.model.vocab_size)
         shapes |= {(layout, rule.name): rule.shape for rule in LAYOUTS[layout].tensors(definition)}
     last = "language_model.model.layers.23"
     for key, shape in {

@@ -1,16 +1,20 @@
 """What transformers and PyTorch themselves save and compute, against our rules."""
 
+import jax
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from solo.batch import Batch  # noqa: E402
+from solo.config import MeshConfig  # noqa: E402
 from solo.interop.layouts import LAYOUTS, recognise  # noqa: E402
 from solo.interop.layouts.fuyu import FUYU  # noqa: E402
 from solo.interop.layouts.internlm2 import INTERNLM2  # noqa: E402
 from solo.interop.tensor_reader import TensorReader  # noqa: E402
-from solo.interop.weights import read_config_json  # noqa: E402
+from solo.interop.weights import load_parameters, read_config_json  # noqa: E402
+from solo.sharding.mesh import make_mesh  # noqa: E402
 from tests.interop.models import tiny  # noqa: E402
 
 NATIVE_TO_TRANSFORMERS = (
@@ -136,3 +140,53 @@ def test_fuyus_pixels_have_their_channels_last():
     (kernel,) = rule.split(weight.numpy())
     expected = torch.nn.functional.linear(pixels.permute(1, 2, 0).reshape(-1), weight)
     np.testing.assert_allclose(pixels.numpy().reshape(-1) @ kernel, expected, rtol=1e-4, atol=1e-4)
+
+
+def our_batch(ids, image_token_id, patches, grid):
+    """One row in reading order, images' patches where `image_token_id` stands."""
+    visual = ids == image_token_id
+    count = int(visual.sum())
+    slots = np.where(visual, np.cumsum(visual) - 1, count + np.cumsum(~visual) - 1)
+    attend = np.zeros((1, len(ids), 4), np.int32)
+    positions = np.zeros((1, len(ids)), np.int32)
+    for place, slot in enumerate(slots):
+        attend[0, slot] = (0, visual[: place + 1].sum(), 0, (~visual[: place + 1]).sum())
+        positions[0, slot] = place
+    none = np.zeros((1, 1), np.int32)
+    text = ids[~visual][None].astype(np.int32)
+    batch = Batch(patches[None], grid[None], text, positions, attend, none, none, none.astype(np.float32), none)
+    return batch, slots
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2 with a tied head", "qwen3", "fuyu", "fuyu with mistral"])
+def test_logits_are_those_of_transformers(saved, name):
+    """Text, and for Fuyu an image of 2 x 3 patches in front of it; float32, and positions beyond a llama3's length."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(saved[name], attn_implementation="eager")
+    layout, config, definition = tiny(name)
+    generator = np.random.default_rng(0)
+    ids, given = generator.integers(3, 90, 80), {}
+    side = config.image.patch_size
+    patches, grid = np.zeros((0, 3 * side * side), np.float32), np.zeros((0, 2), np.int32)
+    if layout == "fuyu":
+        ids[:8] = [99, 99, 99, 5, 99, 99, 99, 5]
+        grid = np.array([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)], np.int32)
+        pixels = generator.normal(size=(6, side, side, 3)).astype(np.float32)
+        model.config.image_token_id = 99
+        given["pixel_values"] = torch.from_numpy(pixels.reshape(6, -1))
+        patches = pixels.transpose(0, 3, 1, 2).reshape(6, -1)
+    if layout == "fuyu" and config.sequence.window:
+        ids = ids[:16]  # within the window
+    batch, slots = our_batch(ids, 99, patches, grid)
+    parameters = load_parameters(
+        saved[name], definition, make_mesh(MeshConfig(), jax.devices()[:1]), without_images=True
+    )
+
+    def logits(parameters, batch):
+        model = definition.bind(parameters)
+        return model.logits(model.hidden(batch).hidden.join())
+
+    found = np.asarray(jax.jit(logits)(parameters, batch))[0, slots, :100]
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids)[None], **given).logits[0].numpy()
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,5 @@
 """From a repository to parameters on a mesh: every number in its place, and nothing at all where something is wrong."""
 
-import json
-
 import jax
 import ml_dtypes
 import numpy as np
@@ -10,34 +8,13 @@ import pytest
 from solo.config import MeshConfig
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
-from solo.interop.tensor_reader import TensorInfo
-from solo.interop.tensor_writer import write_tensors
-from solo.interop.weights import load_parameters, read_config_json, tensor_of
-from solo.sharding.mesh import TABLE, make_mesh, parameter_shardings
+from solo.interop.tensor_reader import TensorReader
+from solo.interop.weights import load_parameters, matched, read_config_json, tensor_of
+from solo.sharding.mesh import make_mesh, parameter_shardings
 from tests.interop.models import TINY, tiny
+from tests.interop.repositories import save
 
 MONOLITHS = tuple(name for name in TINY if LAYOUTS[tiny(name)[0]].has_images)
-
-
-@pytest.fixture(autouse=True)
-def _axes(monkeypatch):
-    """Of the parameters that the model is about to have."""
-    monkeypatch.setattr("solo.sharding.mesh.TABLE", {**TABLE, "experts": ()})
-
-
-def save(folder, name, dtype=np.float32, change=None):
-    """A repository with random numbers; `change` may take tensors away, add to them or replace them."""
-    layout, config, definition = tiny(name)
-    rng = np.random.default_rng(0)
-    rules = LAYOUTS[layout].tensors(definition)
-    tensors = {rule.name: rng.normal(size=rule.shape).astype(dtype) for rule in rules}
-    if change:
-        change(tensors)
-    infos = [TensorInfo(key, values.shape, values.dtype) for key, values in tensors.items()]
-    folder.mkdir(exist_ok=True)
-    write_tensors(folder, infos, tensors.__getitem__, max_shard_bytes=20_000)
-    (folder / "config.json").write_text(json.dumps(LAYOUTS[layout].config_json(config, 100)))
-    return tensors
 
 
 @pytest.mark.parametrize("name", MONOLITHS)
@@ -99,6 +76,27 @@ def test_a_text_model_does_not_hold_a_monolith(tmp_path):
     save(tmp_path, "mistral")
     with pytest.raises(LayoutError, match=r"a mistral repository does not hold all of this model(.|\n)*patch_embed"):
         load_parameters(tmp_path, tiny("mistral")[2], make_mesh(MeshConfig()))
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_same(tmp_path):
+    layout, _, definition = tiny("qwen2 with a tied head")
+
+    def stored_twice(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    def changed(tensors):
+        stored_twice(tensors)
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    save(tmp_path / "same", "qwen2 with a tied head", change=stored_twice)
+    save(tmp_path / "other", "qwen2 with a tied head", change=changed)
+    with TensorReader(tmp_path / "same") as reader:
+        assert "lm_head.weight" not in matched(reader, LAYOUTS[layout], definition, "it")
+    with (
+        TensorReader(tmp_path / "other") as reader,
+        pytest.raises(LayoutError, match=r"ties lm_head.weight to model.embed_tokens.weight, but they differ"),
+    ):
+        matched(reader, LAYOUTS[layout], definition, "it")
 
 
 def test_buffers_that_older_versions_store_are_left_alone(tmp_path):

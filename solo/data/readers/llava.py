@@ -23,9 +23,10 @@ _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "syste
 def llava(path: str, images: str = ".") -> Examples:
     """Conversations of a .json file, one list, or of a .jsonl file, streamed; image paths start from `images`.
 
-    Every `<image>` in the text becomes the next image, and the line breaks around it go. Where there is none, the
-    images open the first human turn. Any other number of `<image>` than of images makes the example unreadable, as
-    do a missing file, an unknown speaker and a field of the wrong type.
+    Every `<image>` in the text becomes the next image; the line breaks around it stay, for the chat template to keep
+    or remove. Where there is none, the images open the first human turn, each in a line of its own. Any other number
+    of `<image>` than of images makes the example unreadable, as do a missing file, an unknown speaker and a field of
+    the wrong type.
     """
     for number, line in enumerate(_lines(Path(path)), start=1):
         name = f"{Path(path).name}:{number}"
@@ -67,7 +68,7 @@ def _turns(example: dict[str, Any], folder: Path) -> tuple[Turn, ...]:
     places = sum(text.count(PLACEHOLDER) for text in texts)
     if not places and paths and "user" in speakers:
         first = speakers.index("user")
-        texts[first] = PLACEHOLDER * len(paths) + texts[first]
+        texts[first] = f"{PLACEHOLDER}\n" * len(paths) + texts[first]
     elif places != len(paths):
         raise ValueError(f"{places} {PLACEHOLDER} in the text for {len(paths)} images")
     images = (Image((folder / path).read_bytes()) for path in paths)
@@ -88,13 +89,9 @@ def _text(turn: dict[str, Any]) -> str:
 
 def _content(text: str, images: Iterator[Image]) -> tuple[str | Image, ...]:
     content: list[str | Image] = []
-    parts = text.split(PLACEHOLDER)
-    for number, part in enumerate(parts):
+    for number, part in enumerate(text.split(PLACEHOLDER)):
         if number > 0:
             content.append(next(images))
-            part = part.lstrip("\n")
-        if number < len(parts) - 1:
-            part = part.rstrip("\n")
         if part:
             content.append(part)
     return tuple(content)

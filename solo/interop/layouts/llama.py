@@ -48,6 +48,7 @@ class LlamaLike(Layout):
     windowed: bool = False
     max_positions: int = 32_768
     has_images: bool = False
+    adds_placeholder: bool = False
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type; a monolith that borrows it has another class and a patch size."""

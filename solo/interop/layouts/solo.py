@@ -1,8 +1,8 @@
 """SOLO (solo.md 1.4, 1.10): Mistral with one more tensor, under Mistral's own model_type.
 
-The repository does not say which row of the vocabulary stands under every patch: the config does
-(`model.patch_embed.token_id`, 32001 for SOLO-7B). SAIL (ByteDance-Seed/SAIL at 720c3fb, modeling_sail.py) has the same
-tensors but for one name, its own class, another mask and other positions.
+Which row of the vocabulary stands under every patch is not in the published config.json; we write it there. SAIL
+(ByteDance-Seed/SAIL at 720c3fb, modeling_sail.py) has the same tensors but for one name, its own class, another mask
+and other positions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from solo.interop.layout import Rules, Sections, TensorRule, first_refusal
 from solo.interop.layouts.llama import LlamaLike, get
 from solo.model.parameters import ModelDefinition
 
+# Ours; where a config.json lacks it, SOLO-7B's.
+_TOKEN_ID, _PUBLISHED_ID = "vision_patch_token_id", 32001
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -44,23 +46,29 @@ class Solo(LlamaLike):
         """See `Layout`."""
         found = super().config_from(config_json)
         found["model"]["patch_embed"] = {"kind": "linear", "bias": False}
+        token_id = config_json.get(_TOKEN_ID, _PUBLISHED_ID if found["model"]["vocab_size"] > _PUBLISHED_ID else None)
+        if token_id is not None:
+            found["model"]["patch_embed"]["token_id"] = token_id
+        side = get(config_json, "vision_patch_size")
         found["image"] = {
-            "geometry": "area" if self.sail else "native",
-            "patch_size": get(config_json, "vision_patch_size"),
-            "patch_order": "rows",
+            "geometry": "native",
+            "patch_size": side,
+            "exif": "ignore",
             "begin_token": "<vision>",
-            "end_token": "</vision>",
+            "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released: solo.md 1.6
             "row_token": None if self.sail else "<vrow_sep>",
             "placeholder_token": "<vpatch>",
             "attention": "prefix" if self.sail else "causal",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
+            **({"max_side": 2**17, "max_pixels": 4096 * side * side} if self.sail else {"stored_as_float16": True}),
         }
+        found["sequence"]["template"] = "solo_chat"
         if self.sail:
             half = found["model"]["head_dim"] // 4
             found["model"]["rope_sections"] = [0, half, half]
             # Its windows count slots, which grid positions do not give; the published code has none over images.
-            found["sequence"] = {"positions": "grid"}
+            found["sequence"] = {"positions": "grid", "template": "solo_chat"}
         return found
 
     def _window(self, config_json: Mapping[str, Any]) -> int | None:
@@ -71,6 +79,7 @@ class Solo(LlamaLike):
         """See `Layout`."""
         found = super().config_json(config, vocab_size)
         extra = {"vision_patch_size": config.image.patch_size, "sliding_window": config.sequence.window}
+        extra[_TOKEN_ID] = config.model.patch_embed.token_id
         return {**found, **extra, "architectures": [self.classes[0]], "model_type": "mistral"}
 
     def refusal(self, config: Config) -> str | None:
@@ -87,7 +96,7 @@ class Solo(LlamaLike):
             "model.patch_embed.kind": "linear",
             "model.patch_embed.bias": False,
             "model.rope_sections": ((0, half, half),) if self.sail else None,
-            "image.geometry": "area" if self.sail else "native",
+            "image.geometry": "native",
             "image.attention": "prefix" if self.sail else "causal",
             "image.mean": (IMAGENET_MEAN,),
             "image.std": (IMAGENET_STD,),
@@ -101,13 +110,14 @@ class Solo(LlamaLike):
         return [first, rules.linear(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
 
 
-SOLO = Solo("solo", "SoloForCausalLM", windowed=True, has_images=True)
+SOLO = Solo("solo", "SoloForCausalLM", windowed=True, has_images=True, adds_placeholder=True)
 SAIL = Solo(
     "sail",
     "SailForCausalLM",
     windowed=True,
     max_positions=131_072,
     has_images=True,
+    adds_placeholder=True,
     projection="vis_embed",
     classes=("SailForCausalLM", "MMistralForCausalLM"),
     sail=True,

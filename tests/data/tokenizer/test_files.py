@@ -95,9 +95,8 @@ def test_pieces_beside_a_tokenizer_json(tmp_path):
 def test_the_sentencepiece_model_goes_first_unless_it_is_none(internlm):
     write_repository(internlm, tokenizer_json=byte_level_json())
     assert isinstance(open_tokenizer(internlm), SentencePieceTokenizer)
-    llama = write_repository(
-        internlm.parent / "llama", QWEN, tokenizer_model=b"IQ== 0\n", tokenizer_json=byte_level_json()
-    )
+    files = {"tokenizer_model": b"IQ== 0\n", "tokenizer_json": byte_level_json()}
+    llama = write_repository(internlm.parent / "llama", QWEN, **files)
     assert isinstance(open_tokenizer(llama), HuggingFaceTokenizer)
 
 

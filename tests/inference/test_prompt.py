@@ -1,0 +1,73 @@
+"""Rows of prompts: chunks of a document are cut out of what the whole would be."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from solo.config import ImageConfig, SequenceConfig
+from solo.data.conversation import Turn, encode_png
+from solo.data.document import encode
+from solo.data.rows import assemble_row
+from solo.data.shape import RowShape
+from solo.data.templates import make_template
+from solo.inference.decoding import allowed_tokens, answer_length
+from solo.inference.prompt import prompt_batches, row_of, slots
+from tests.data.fakes import CharacterTokenizer
+
+TOKENIZER = CharacterTokenizer()
+TURNS = [
+    Turn("user", (encode_png(PillowImage.new("RGB", (8, 12))), "why", encode_png(PillowImage.new("RGB", (12, 4))))),
+    Turn("assistant", ("so",)),
+    Turn("user", (encode_png(PillowImage.new("RGB", (8, 8))), "and then")),
+]
+
+
+@pytest.mark.parametrize("sequence", [{}, {"window": 5}, {"positions": "grid"}, {"positions": "grid", "window": 9}])
+@pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
+def test_chunks_agree_with_the_whole(attention, sequence) -> None:
+    image = ImageConfig(patch_size=4, max_side=32, attention=attention)
+    config = SequenceConfig(**sequence)
+    template = make_template(TOKENIZER, config)
+    first = encode(template.runs(TURNS[:2]), TOKENIZER, image)
+    whole = encode(template.runs(TURNS, open_turn=True), TOKENIZER, image)
+    patches, text = slots(whole)
+    row = assemble_row([(whole, 0)], RowShape(patches, text, 10), image, 4, config)
+    start = slots(first)
+    chunk = row_of(whole, (patches - start[0] + 3, text - start[1] + 2), image, 4, start, config)
+    new_patches, new_text = patches - start[0], text - start[1]
+    for part, expected, count in (
+        (chunk.patches, row.patches[start[0] :], new_patches),
+        (chunk.patch_grid, row.patch_grid[start[0] :], new_patches),
+        (chunk.text, row.text[start[1] :], new_text),
+        (chunk.positions, row.positions[start[0] : patches], new_patches),
+        (chunk.attend, row.attend[start[0] : patches], new_patches),
+        (chunk.positions[new_patches + 3 :], row.positions[patches + start[1] :], new_text),
+        (chunk.attend[new_patches + 3 :], row.attend[patches + start[1] :], new_text),
+    ):
+        assert np.array_equal(part[:count], expected[:count])
+        assert (part[count : count + 2] == (4 if part is chunk.text else 0)).all()
+
+
+def test_batches_have_room_for_images_as_they_are_turned() -> None:
+    exif, buffer = PillowImage.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    PillowImage.new("RGB", (4, 64)).save(buffer, "JPEG", exif=exif)
+    template = make_template(TOKENIZER, SequenceConfig())
+    prompt = template.runs([Turn("user", (encode_png(PillowImage.open(buffer), orientation=6), "why"))], open_turn=True)
+    for mode, rows in (("apply", 1), ("ignore", 16)):
+        image = ImageConfig(patch_size=4, max_side=64, exif=mode)
+        ((_, counts),) = prompt_batches([prompt], 1, TOKENIZER, image)
+        # <s>, <|user|>, the image, three letters, <|assistant|>
+        assert counts.tolist() == [[16, 2 + rows + 1 + 3 + 1]]
+
+
+def test_an_answer_holds_text_and_what_ends_it() -> None:
+    allowed = allowed_tokens(TOKENIZER, TOKENIZER.vocab_size + 5, stops=(2, 12))
+    assert np.flatnonzero(allowed[:100]).tolist() == [0, 2, 12, *range(15, 100)]
+    assert not allowed[TOKENIZER.vocab_size :].any()
+    tokens = np.array([7, 12, 2, 12])
+    assert [answer_length(tokens, stops) for stops in ((2,), (2, 12), (3,), (7,))] == [3, 2, 4, 1]
