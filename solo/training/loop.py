@@ -6,6 +6,7 @@ the step, the step a pure function of state and batch: a run that is killed and 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ class Trainer:
                 yield Facts(step, stage_step, self._work(batch), slots, waited), batch
 
     def _work(self, batch: Batch) -> Callable[[], Work]:
-        total = summed(count_work(batch), self._share, self.mesh)
+        total = summed(dataclasses.astuple(count_work(batch)), self._share, self.mesh)
         return lambda: Work(*total())
 
     def _log(self, number: int, facts: Facts, measured: StepMetrics, metrics: Metrics, clock: float) -> float:
