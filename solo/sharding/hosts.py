@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,8 @@ from solo.sharding.mesh import TABLE
 _LIMB = 32
 
 
-class RowShare(NamedTuple):
+@dataclass(frozen=True)
+class RowShare:
     """Rows [index * B / count, (index + 1) * B / count) of every batch are this process's to load.
 
     first  whether it is the first process with these rows: the others hold other slots or heads of them
@@ -39,6 +41,7 @@ def row_share(mesh: Mesh) -> RowShare:
     rows = prod(mesh.shape[axis] for axis in TABLE["rows"])
     sharding = NamedSharding(mesh, PartitionSpec(TABLE["rows"]))
     held: dict[int, set[int]] = {}
+    device: Any
     for device, (part,) in sharding.devices_indices_map((rows,)).items():
         held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
     mine = held[jax.process_index()]
@@ -61,7 +64,7 @@ def summed(counts: Sequence[int], share: RowShare, mesh: Mesh) -> Callable[[], l
     """
     if not mesh.is_multi_process:
         return lambda: list(counts)
-    places = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+    places = len(mesh.local_devices)
     # jax has no 64-bit integers by default: two halves each.
     mine = np.zeros((places, len(counts), 2), np.uint32)
     if share.first:

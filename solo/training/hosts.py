@@ -16,8 +16,8 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from solo.config import ConfigError
 
@@ -27,7 +27,8 @@ TPU_PORT = 8476
 METADATA_TIMEOUT = 5.0
 
 
-class Hosts(NamedTuple):
+@dataclass(frozen=True)
+class Hosts:
     """The processes of a run.
 
     names          one per process, in order, for messages: several processes of one host share its name

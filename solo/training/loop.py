@@ -42,7 +42,7 @@ class Interrupted(Exception):  # noqa: N818 - not a fault
 
 
 class Facts(NamedTuple):
-    """What the hosts know of a batch before it is computed; `work` is over all of them, and may wait for the devices."""
+    """What the hosts know of a batch before it is computed. `work` is over all of them; it may wait for devices."""
 
     step: int
     stage_step: int
