@@ -22,7 +22,13 @@ _COMMON = {"target", "config", "overrides", "on", "slices", "hosts", "name", "ye
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan a launch, and carry it out with --yes; or see to one. Returns an exit status, 2 for wrong use."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    # argparse takes the overrides only where no option stands before them.
+    parsed, left = parser.parse_known_args(arguments)
+    if wrong := [word for word in left if word.startswith("-") or not hasattr(parsed, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if left:
+        parsed.overrides = [*parsed.overrides, *left]
     try:
         return _launch(parsed) if parsed.target in TARGETS else _see_to(parsed)
     except ConfigError as error:

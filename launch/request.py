@@ -86,8 +86,8 @@ def check(config: Config, machine: Machine) -> None:
         if rows % shares:
             raise ConfigError(
                 f"stage {stage.name!r}: {rows} rows of a (micro-)batch cannot be shared out evenly over {shares}"
-                f" devices of {machine.name} x {machine.slices}; set batch_rows to a multiple of {shares * stage.accumulate},"
-                " or enlarge mesh.tensor or mesh.context"
+                f" devices of {machine.name} x {machine.slices}; set batch_rows to a multiple of"
+                f" {shares * stage.accumulate}, or enlarge mesh.tensor or mesh.context"
             )
 
 
