@@ -18,7 +18,8 @@ _PROCESS = """
 import os, sys, time
 from pathlib import Path
 number = os.environ.get("JAX_PROCESS_ID", "0")
-print("process", number, "of", os.environ.get("JAX_NUM_PROCESSES", "1"), os.environ.get("JAX_NUM_CPU_DEVICES"), flush=True)
+of, devices = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_NUM_CPU_DEVICES"))
+print("process", number, "of", of, "with", devices, flush=True)
 ends = Path("ends") / number
 status, *rest = ends.read_text().split()
 ends.write_text(" ".join(rest))
@@ -59,7 +60,7 @@ def starts(number: int = 0) -> int:
 
 def test_done_at_once() -> None:
     assert run("0", "0") == 0
-    assert Path("logs/host-1.log").read_text() == "process 1 of 2 4\n"
+    assert Path("logs/host-1.log").read_text() == "process 1 of 2 with 4\n"
 
 
 @pytest.mark.parametrize("ends", ["42 0", "-9 0", "134 0", "saves3 saves6 0"])
@@ -92,7 +93,10 @@ def test_a_storm_ends_and_is_told(capsys) -> None:
 
 
 def test_sigterm_is_handed_on_and_final(tmp_path: Path) -> None:
-    program = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(42)); print('up', flush=True); time.sleep(60)"
+    program = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(42));"
+        "print('up', flush=True); time.sleep(60)"
+    )
     supervisor = [sys.executable, "-m", "launch.supervisor", "--run-folder=run", "--processes=2", "--logs=logs"]
     process = subprocess.Popen(
         [*supervisor, "--pid-file=pid", "--", sys.executable, "-c", program],

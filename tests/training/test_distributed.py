@@ -5,8 +5,6 @@ import socket
 import threading
 import time
 
-import pytest
-
 from solo.training.distributed import MissingHostsError, first_then_others, roll_call, stop_agreed, wait_for_all
 from solo.training.hosts import Hosts
 
