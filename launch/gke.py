@@ -70,7 +70,7 @@ def plan(request: Request) -> Plan:
         stop=(Command((*kubectl, "delete", f"--filename={manifest.path}"), "every pod gets SIGTERM, and saves"),),
         notes=(
             "data.folder and the runs lie in the bucket: prepare there, or upload what is prepared",
-            f"the same by xpk: {_xpk(request, image)}",
+            *([f"nearly the same by xpk: {_xpk(request, image)}"] if request.machine.chip.is_tpu else []),
         ),
     )
 
@@ -251,13 +251,8 @@ def _config_map(request: Request, config: Config) -> dict[str, Any]:
 
 def _xpk(request: Request, image: str) -> str:
     machine = request.machine
-    kind = (
-        f"--tpu-type={machine.name} --num-slices={machine.slices}"
-        if machine.chip.is_tpu
-        else f"--device-type={machine.name} --num-nodes={machine.all_hosts}"
-    )
     return (
-        f"xpk workload create --cluster=CLUSTER --workload={request.run} {kind} --docker-image={image}"
-        f" --max-restarts={request.max_restarts} --restart-on-exit-codes={INTERRUPTED}"
-        " --command='solo train CONFIG'"
+        f"xpk workload create --cluster=CLUSTER --workload={request.run} --docker-image={image}"
+        f" --tpu-type={machine.accelerator_type or machine.name} --num-slices={machine.slices}"
+        f" --max-restarts={request.max_restarts} --restart-on-exit-codes={INTERRUPTED} --command='solo train CONFIG'"
     )

@@ -73,7 +73,6 @@ def plan(request: Request) -> Plan:
 
 def _creation(request: Request) -> tuple[str, ...]:
     machine, options = request.machine, request.options
-    number = machine.name.rpartition("-")[2]
     nodes = (
         (f"--node-id={request.run}",)
         if machine.slices == 1
@@ -82,7 +81,7 @@ def _creation(request: Request) -> tuple[str, ...]:
     account = options.get("service_account")
     return (
         *nodes,
-        f"--accelerator-type={machine.chip.accelerator_type}-{number}",
+        f"--accelerator-type={machine.accelerator_type}",
         f"--runtime-version={machine.chip.runtime_version}",
         f"--metadata-from-file=startup-script={request.folder}/startup.sh",
         f"--labels=run={request.run}",

@@ -1,6 +1,9 @@
 """JobSets: their Jobs against Kubernetes' own schema, the JobSet around them against what its types document."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
@@ -189,9 +192,6 @@ def test_the_run_lies_in_the_bucket(tmp_path: Path) -> None:
 
 
 def test_only_the_first_pod_counts_starts_and_solo_gets_the_signals(tmp_path: Path, monkeypatch) -> None:
-    import os
-    import subprocess
-
     _, job_set = documents(plan(tmp_path, "v6e-8"))
     bash, option, text = pod(job_set)["containers"][0]["command"]
     for program in ("solo", "python"):
@@ -212,3 +212,46 @@ def test_only_the_first_pod_counts_starts_and_solo_gets_the_signals(tmp_path: Pa
     assert run("0", "0", FAIL_python="1") == (1, ["python"])
     assert run("0", "0", FAIL_solo="42") == (42, ["python", "solo"])
     assert "\nexec solo train" in text
+
+
+@pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
+@pytest.mark.parametrize(("on", "slices"), [("v6e-16", 2), ("v5p-16", 1), ("v5e-16", 1), ("tpu7x-16", 1)])
+def test_xpk_would_ask_for_the_same(on: str, slices: int, tmp_path: Path) -> None:
+    """Google's own launcher as an independent oracle: it renders without an account."""
+    file, account = tmp_path / "xpk.yaml", {"HOME": str(tmp_path)}
+    subprocess.run(["xpk", "config", "set", "send-telemetry", "false"], env={**os.environ, **account}, check=True)
+    names = ["--cluster=c", "--project=p", "--zone=us-east5-a", "--workload=run", "--docker-image=image"]
+    limits = ["--max-restarts=20", "--restart-on-exit-codes=42", "--command=true"]
+    dry = ["--dry-run", "--skip-validation", f"--output-manifest-file={file}"]
+    command = [
+        "xpk",
+        "workload",
+        "create",
+        f"--tpu-type={machine(on).accelerator_type or on}",
+        f"--num-slices={slices}",
+        *names,
+        *limits,
+        *dry,
+    ]
+    subprocess.run(command, env={**os.environ, **account}, check=True, capture_output=True)
+    theirs = yaml.safe_load(file.read_text())
+    _, ours = documents(plan(tmp_path, on, slices))
+
+    def facts(job_set: dict) -> dict:
+        (replicated,) = job_set["spec"]["replicatedJobs"]
+        job, found = replicated["template"]["spec"], pod(job_set)
+        (by_code,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if rule.get("onExitCodes")]
+        codes = set(by_code["values"])
+        return {
+            "slices": replicated["replicas"],
+            "hosts": (job["parallelism"], job["completions"], job["backoffLimit"]),
+            "fatal": codes if by_code["operator"] == "In" else set(range(1, 256)) - codes,
+            "restarts": job_set["spec"]["failurePolicy"]["maxRestarts"],
+            "placement": job_set["metadata"]["annotations"],
+            "pod": {name: found[name] for name in ("nodeSelector", "hostNetwork", "dnsPolicy", "restartPolicy")},
+            "tolerated": {toleration["key"] for toleration in found["tolerations"]},
+            "resources": found["containers"][0]["resources"],
+            "privileged": found["containers"][0]["securityContext"],
+        }
+
+    assert facts(ours) == facts(theirs)

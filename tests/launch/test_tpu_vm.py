@@ -1,6 +1,7 @@
 """TPU VMs: commands against gcloud's documented flags, the start-up script, and the watch over scripted answers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,19 @@ def test_gcloud_knows_every_flag(options: dict, slices: int, tmp_path: Path) -> 
     assert len(gcloud) >= 10
     for command in gcloud:
         check_gcloud(command)
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+@pytest.mark.parametrize("options", [{"spot": True, "project": "p"}, {"reserved": True, "wait": "6h"}])
+def test_gcloud_itself_parses_them(options: dict, tmp_path: Path, monkeypatch) -> None:
+    """Without an account, what it parses ends in a complaint about that, and nothing is asked of any cloud."""
+    monkeypatch.chdir(tmp_path)
+    made = plan(tmp_path, **{"project": "p", **options})
+    made.execute(run=lambda command: 0)
+    variables = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "nobody"), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
+    for command in [*made.commands[:-1], *made.status, *made.logs, *made.stop]:
+        done = subprocess.run(command.argv, env=variables, capture_output=True, text=True)
+        assert "active account" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
