@@ -76,9 +76,8 @@ def published_tensors(
 def _placeholder_row(sections: Sections, tokenizer: Tokenizer | None) -> int:
     """The row of the vocabulary that a SOLO adds under every patch, which its config.json does not say."""
     piece = sections["image"]["placeholder_token"]
-    if tokenizer is not None:
-        return tokenizer.id(piece)
-    return min(_SOLO_PATCH, int(sections["model"]["vocab_size"]) - 1)
+    found = tokenizer.find(piece) if tokenizer else None
+    return found if found is not None else min(_SOLO_PATCH, int(sections["model"]["vocab_size"]) - 1)
 
 
 def placeholder_id(config_json: dict[str, Any]) -> int | None:
