@@ -49,6 +49,7 @@ class LlamaLike(Layout):
     max_positions: int = 32_768
     has_images: bool = False
     adds_placeholder: bool = False
+    special_pieces: tuple[str, ...] = ()
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type; a monolith that borrows it has another class and a patch size."""
