@@ -51,7 +51,9 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
     layout, config, tokenizer = describe_repository(folder)
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh
-    published = Published(placeholder_id(config_json), partial(published_tensors, layout, definition))
+    published = Published(
+        layout.has_images, placeholder_id(config_json), partial(published_tensors, layout, definition)
+    )
     parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
     return Monolith(config, tokenizer, parameters, mesh, published)
 
