@@ -3,7 +3,7 @@
 import pytest
 
 import solo
-from tests.data.vocabularies import byte_level_json, write_repository
+from tests.data.vocabularies import byte_level_json, foreign_model, write_repository
 from tests.interop.repositories import save
 from tests.tiny import image, user
 
@@ -31,3 +31,23 @@ def test_what_is_no_model(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with pytest.raises(ValueError, match=r"model_type 'bert' \(BertModel\); solo reads native, solo,"):
         solo.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "template"),
+    [
+        ("qwen2 with a tied head", "bytes", "chatml"),
+        ("mistral", "sentencepiece", "solo_chat"),
+        ("llama", "sentencepiece", "solo_pretrain"),
+        ("internlm2", "sentencepiece", "solo_pretrain"),
+    ],
+)
+def test_a_text_model_is_asked_in_a_template_that_its_tokenizer_has(tmp_path, name, tokenizer, template) -> None:
+    save(tmp_path / "model", name, rows=510)
+    if tokenizer == "bytes":
+        write_repository(tmp_path / "model", {"eos_token": "<|im_end|>"}, tokenizer_json=byte_level_json())
+    else:
+        write_repository(tmp_path / "model", tokenizer_model=foreign_model())
+    model = solo.load(tmp_path / "model")
+    assert model.config.sequence.template == template
+    assert len(model.generate([[user("what is this?")]], 3)) == 1
