@@ -18,6 +18,7 @@ OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 done, 1 failed, 2 wrong use, 42 interrupted and resumable."""
     parsed = _parser().parse_args(arguments)
+    parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     from solo.training.distributed import among_others, end_at_once
 
     try:
@@ -187,6 +188,28 @@ def import_weights(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint as a Hugging Face repository, and verify it."""
+    from rich.console import Console
+
+    from solo.interop.export import export as export_checkpoint
+
+    console = Console()
+    with console.status("opening the checkpoint") as status:
+        done = export_checkpoint(
+            arguments.checkpoint,
+            arguments.to,
+            arguments.layout,
+            dtype=arguments.dtype,
+            verified=arguments.verify,
+            report=status.update,
+        )
+    for line in done.summary():
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"written to {arguments.to}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def plan(arguments: argparse.Namespace) -> int:
     """Count a model's tensors and parameters."""
     from rich.console import Console
@@ -305,6 +328,21 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     added = add(
+        "export",
+        export,
+        "write a checkpoint as a Hugging Face repository",
+        "Writes weights, config, tokenizer, processor, chat template and a card to a folder that other people's code"
+        " loads: native brings its own PyTorch code for transformers; the other layouts are those of published models."
+        " A text layout takes the text path of a monolith. What was written is read back and, where PyTorch and"
+        " transformers are installed, its logits and answers are compared with the checkpoint's.",
+    )
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, one of its checkpoints, or a folder")
+    added.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
+    added.add_argument("--layout", metavar="NAME", default="native", help="default native; a wrong one lists them all")
+    added.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
+    added.add_argument("--no-verify", dest="verify", action="store_false", help="compare nothing")
+
+    added = add(
         "plan",
         plan,
         "count a config's tensors and parameters",
@@ -322,6 +360,10 @@ def _parser() -> argparse.ArgumentParser:
         "Answers the tasks of the run's config by generation, with the newest checkpoint.",
     )
     added.add_argument("run", metavar="RUN", help="a run's folder")
+
+    from solo.scaling import command
+
+    command.add_arguments(add("fit", command.run, "fit a scaling law to a table of runs", command.DESCRIPTION))
     return parser
 
 

@@ -8,13 +8,13 @@ import pytest
 from solo.cli import main
 
 
-@pytest.mark.parametrize("verb", [[], ["prepare"], ["train"], ["generate"], ["evaluate"]])
+@pytest.mark.parametrize("verb", [[], ["prepare"], ["train"], ["generate"], ["evaluate"], ["export"], ["fit"]])
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
     code = (
         "import sys, solo.cli\n"
         "try: solo.cli.main([*sys.argv[1:], '--help'])\n"
         "except SystemExit as stop: status = stop.code\n"
-        "heavy = {'jax', 'numpy', 'pydantic', 'rich', 'orbax', 'grain'} & set(sys.modules)\n"
+        "heavy = {'jax', 'numpy', 'scipy', 'matplotlib', 'pydantic', 'rich', 'orbax', 'grain'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} were imported' if heavy else status)"
     )
     done = subprocess.run([sys.executable, "-c", code, *verb], capture_output=True, text=True)
@@ -29,6 +29,11 @@ def test_importing_solo_does_not_import_jax() -> None:
 
 def test_preparing_data_does_not_import_jax() -> None:
     code = "import sys, solo.data.prepare, solo.data.plan, solo.data.loader; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_fitting_a_law_does_not_import_jax() -> None:
+    code = "import sys, solo.scaling.study, solo.scaling.report, solo.scaling.simulate; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

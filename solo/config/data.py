@@ -78,6 +78,8 @@ class ImageConfig(Section):
                 raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
         if self.patch_order == "columns" and self.geometry != "tiles":
             raise ValueError("patch_order: columns goes with geometry: tiles")
+        if self.markers and (self.geometry == "tiles" or self.row_token):
+            raise ValueError("markers stand behind rows, in place of row_token (null), and not in tiles")
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
         if (self.min_pixels or 0) > (self.max_pixels or float("inf")):

@@ -49,6 +49,8 @@ class Config(Section):
             raise ValueError(f"stage names repeat: {names}")
         if (self.model.rope_sections is None) != (self.sequence.positions == "text"):
             raise ValueError("model.rope_sections goes with sequence.positions: grid")
+        if self.image.markers and self.model.patch_embed.kind != "conv":
+            raise ValueError("image.markers are learned by model.patch_embed.kind: conv")
         inner = self.model.patch_embed.inner_size
         if inner and self.image.patch_size % inner:
             raise ValueError(f"image.patch_size {self.image.patch_size} is not a multiple of inner_size {inner}")

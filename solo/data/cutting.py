@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PillowImage
 
+from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig
 from solo.data.conversation import Image
 from solo.data.geometry import PatchGrid, patch_grid, resized
@@ -20,7 +21,7 @@ class Patches(NamedTuple):
     """An image, cut.
 
     pixels  uint8 [n, p * p * 3]  in reading order; channel-major: value c * p * p + y * p + x
-    places  int32 [n, 2]          row and column of each patch in its image or tile
+    places  int32 [n, 2]          row and column of each patch in its image or tile; or a marker (`solo.batch`)
     grid    tiles, rows and columns
     """
 
@@ -55,7 +56,18 @@ def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches
     pixels = np.concatenate([_cut(whole, config) for whole in wholes])
     places = np.indices((int(grid.rows), int(grid.columns)), np.int32)
     order = (2, 1, 0) if config.patch_order == "columns" else (1, 2, 0)
-    return Patches(pixels, np.tile(places.transpose(order).reshape(-1, 2), (len(wholes), 1)), grid)
+    places = np.tile(places.transpose(order).reshape(-1, 2), (len(wholes), 1))
+    if config.markers:
+        pixels, places = _marked(pixels, places, grid)
+    return Patches(pixels, places, grid)
+
+
+def _marked(pixels: np.ndarray, places: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
+    """With EVEv2's markers put in: slots without pixels, one before the image and one behind each row."""
+    at = np.concatenate([[0], (np.arange(int(grid.rows)) + 1) * int(grid.columns)])
+    kind = np.where(np.arange(len(at)) == 0, BEGIN_MARKER, ROW_MARKER)
+    marks = np.stack([kind, np.zeros_like(kind)], axis=1)
+    return np.insert(pixels, at, 0, axis=0), np.insert(places, at, marks, axis=0)
 
 
 def _resize(image: PillowImage.Image, width: int, height: int, config: ImageConfig) -> np.ndarray:

@@ -73,8 +73,7 @@ def encode(parts: Sequence[TextRun | Image], tokenizer: Tokenizer, config: Image
     for part in parts:
         if isinstance(part, Image):
             cut = decode_patches(part.data, config, images)
-            tiles, rows, columns = (int(count) for count in cut.grid)
-            span = image_span(rows, columns, tiles, layout, config, PATCH)
+            span = image_span(cut.grid, layout, config, PATCH)
             inside = np.full(len(span), number, np.int32)
             inside[: layout.begin is not None] = NO_IMAGE
             inside[len(span) - (layout.end is not None) :] = NO_IMAGE

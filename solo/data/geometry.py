@@ -29,6 +29,11 @@ class PatchGrid(NamedTuple):
         return self.tiles * self.rows * self.columns
 
 
+def visual_tokens(grid: PatchGrid, config: ImageConfig) -> np.ndarray:
+    """Slots of images in the patch region: their patches and, with `markers`, one before and one behind each row."""
+    return grid.patches + (1 + grid.rows) * config.markers
+
+
 def patch_grid(
     width: int | np.ndarray, height: int | np.ndarray, config: ImageConfig, images: int | np.ndarray = 1
 ) -> PatchGrid:

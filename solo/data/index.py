@@ -15,7 +15,7 @@ import numpy as np
 
 from solo.config import ImageConfig
 from solo.data.conversation import Exif, Image
-from solo.data.geometry import patch_grid
+from solo.data.geometry import patch_grid, visual_tokens
 from solo.data.layout import image_text
 from solo.data.templates import TextRun
 
@@ -47,7 +47,7 @@ class SourceIndex:
         counts[supervised, 2] = self.run_size[supervised, 0]
         width, height = self.image_sizes().T
         grid = patch_grid(width, height, config, self._images_of_record() if config.share_tiles else 1)
-        counts[~text, 0] = grid.patches
+        counts[~text, 0] = visual_tokens(grid, config)
         counts[~text, 1] = image_text(grid.rows, config)
         return counts
 

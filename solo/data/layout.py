@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from solo.config import ImageConfig
+from solo.data.geometry import PatchGrid, visual_tokens
 from solo.data.tokenizer import Tokenizer
 
 
@@ -49,10 +50,11 @@ def image_text(rows: np.ndarray, config: ImageConfig) -> np.ndarray:
     return rows - (not config.row_token_after_last) + delimiters
 
 
-def image_span(rows: int, columns: int, tiles: int, tokens: ImageTokens, config: ImageConfig, patch: int) -> np.ndarray:
-    """int32 [N]: an image's tokens in reading order, `patch` where a patch stands."""
+def image_span(grid: PatchGrid, tokens: ImageTokens, config: ImageConfig, patch: int) -> np.ndarray:
+    """int32 [N]: one image's tokens in reading order, `patch` where a patch or a marker stands."""
+    rows, columns = int(grid.rows), int(grid.columns)
     if tokens.row is None:
-        inside = np.full(tiles * rows * columns, patch, np.int32)
+        inside = np.full(int(visual_tokens(grid, config)), patch, np.int32)
     else:
         inside = np.full((rows, columns + 1), patch, np.int32)
         inside[:, -1] = tokens.row

@@ -55,19 +55,28 @@ class Session:
         decoding = Decoding(max_new_tokens, temperature, top_p)
         turns = parse_conversation([{"role": "user", "content": content}])
         begun = self._document is not None
-        parts = model.template.runs(turns, open_turn=True, continued=begun)
+        parts = model.written(turns, open_turn=True, continued=begun)
         if begun:
             parts = [TextRun(self._unread, False), *parts]
         logits_1V = self._read(encode_prompt(parts, model.tokenizer, model.config.image, "this turn"), max_new_tokens)
         keys_1 = jax.random.key(seed)[None]
         written = decoding.write(
-            model.definition, model.parameters, model.tokenizer, model.template, self._memory, logits_1V, keys_1
+            model.definition,
+            model.parameters,
+            model.tokenizer,
+            model.template,
+            self._memory,
+            logits_1V,
+            keys_1,
+            model.config.sequence.window,
         )
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
         # What was written behind the answer's end is forgotten: the next turn is read over it.
-        behind = np.array([[0, len(tokens) - len(answer)]], np.int32)
-        self._memory = written.memory._replace(length=written.memory.length - behind)
+        behind = np.array([0, len(tokens) - len(answer)], np.int32)
+        self._memory = written.memory._replace(
+            length=written.memory.length - behind, next_position=written.memory.next_position - behind[1]
+        )
         self._remember(answer)
         return model.tokenizer.decode(answer)
 

@@ -45,15 +45,20 @@ def source_image(sections: Sections, config: Config) -> ImageConfig:
     return ImageConfig.model_validate_json(json.dumps({**ours, **sections["image"]}))
 
 
-def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> None:
-    """Raise LayoutError with every key in which a repository and our config differ, growing apart."""
+def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> list[str]:
+    """Compare key by key what makes the model; what growing can add is no difference.
+
+    Returns:
+        Differences that a grown model may have, and a user should know of: a window.
+
+    Raises:
+        LayoutError: there are differences; all are listed.
+    """
     model, image = source_model(sections, config), source_image(sections, config)
     lines = [*_model_lines(sections, model, config.model), *_expert_lines(model, config.model)]
     if layout.has_images:
         lines += [line for key in _OF_PIXELS for line in _line(f"image.{key}", image, config.image, key)]
-        for key, value in sections["sequence"].items():
-            if key != "template" and key != "system" and value != getattr(config.sequence, key):
-                lines.append(f"sequence.{key}: {value} there, {getattr(config.sequence, key)} here")
+        lines += _sequence_lines(sections, config)
         if not lines and (refusal := layout.refusal(config)):
             lines.append(refusal)
     if lines:
@@ -61,6 +66,14 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
             f"{origin} ({layout.name}) is not of the model that {config.name!r} describes:\n"
             + "\n".join(f"  {line}" for line in lines)
         )
+    return [] if layout.has_images else list(_sequence_lines(sections, config))
+
+
+def _sequence_lines(sections: Sections, config: Config) -> Iterator[str]:
+    """The template is how a model was asked, not what it is."""
+    for key, value in sections["sequence"].items():
+        if key not in ("template", "system") and value != getattr(config.sequence, key):
+            yield f"sequence.{key}: {value} there, {getattr(config.sequence, key)} here"
 
 
 def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:

@@ -19,12 +19,11 @@ _ROWS_SUMMED = 4096
 
 
 def twins(part: Part) -> Iterator[Part]:
-    """Where a parameter's numbers may come from, best first: itself, the text's expert, what both regions share."""
+    """Where a parameter's numbers may come from, best first: itself, or what both regions share."""
     yield part
     for region in ("patches", "text"):
         if f"/{region}/" in part.path:
-            yield from (Part(part.path.replace(f"/{region}/", f"/{twin}/"), part.layer) for twin in ("text", "shared"))
-            return
+            yield Part(part.path.replace(f"/{region}/", "/shared/"), part.layer)
 
 
 def is_new(part: Part) -> bool:

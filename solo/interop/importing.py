@@ -39,6 +39,7 @@ class Imported:
     drawn       parts that were drawn: the embedder of patches
     rows        of the vocabulary: in the source, and now
     tokenizer   pieces of the tokenizer that was written; None where the source has none
+    notes       in what else the two differ, a line each
     """
 
     layout: str
@@ -48,6 +49,7 @@ class Imported:
     drawn: int
     rows: tuple[int, int]
     tokenizer: int | None
+    notes: list[str]
 
     def summary(self) -> list[str]:
         """What a user should know, a line each."""
@@ -59,7 +61,8 @@ class Imported:
         before, after = self.rows
         grown = f"{before:,} rows, and {after - before:,} for new tokens" if after > before else f"{after:,} rows"
         pieces = "no tokenizer: data.tokenizer.path must name one" if self.tokenizer is None else ""
-        return [*lines, f"vocabulary: {grown}; {pieces or f'{self.tokenizer:,} pieces in the tokenizer'}"]
+        lines.append(f"vocabulary: {grown}; {pieces or f'{self.tokenizer:,} pieces in the tokenizer'}")
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def import_repository(
@@ -88,13 +91,13 @@ def import_repository(
         LayoutError: a source that is not known or does not fit; the message lists what differs, is missing, left over.
         TensorFileError: damaged files, pickles, or a disk without room.
         FileExistsError: `out` is there.
-        ValueError: the tokenizer cannot be read, or has more pieces than the vocabulary rows.
+        ValueError: the tokenizer cannot be read, or the vocabulary is too small for it or for `patch_embed.token_id`.
     """
     source = Path(source)
     config_json = read_config_json(source)
     layout = recognise(config_json, str(source / "config.json"))
     sections = layout.config_from(config_json)
-    check_agreement(layout, sections, config, str(source))
+    notes = check_agreement(layout, sections, config, str(source))
     before = source_model(sections, config)
     old_rows = before.vocab_size or 0
     tokenizer = _tokenizer(source, config, old_rows)
@@ -102,6 +105,8 @@ def import_repository(
     if tokenizer and tokenizer.vocab_size > rows:
         pieces = f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_pieces"
         raise ValueError(f"{pieces}, but model.vocab_size is {rows}")
+    if (under := config.model.patch_embed.token_id) is not None and under >= rows:
+        raise ValueError(f"model.patch_embed.token_id is {under}, but the vocabulary has {rows} rows")
     with TensorReader(source) as reader:
         theirs = ModelDefinition(before, source_image(sections, config), old_rows)
         ours = ModelDefinition(config.model, config.image, rows)
@@ -121,6 +126,7 @@ def import_repository(
         made.drawn,
         (old_rows, rows),
         tokenizer.vocab_size if tokenizer else None,
+        notes,
     )
 
 

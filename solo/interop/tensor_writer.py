@@ -1,12 +1,14 @@
-"""Writing safetensors files, one tensor in memory at a time, and folders that are complete or not there."""
+"""Writing safetensors files, two tensors in memory at a time, and folders that are complete or not there."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +61,8 @@ def write_tensors(
     Args:
         folder: where; it should have no other weights.
         tensors: all of them, in the order in which they are wanted.
-        values: name -> its values; asked once for each tensor, and let go before the next.
+        values: name -> its values; asked once for each tensor in their order, in another thread, for one tensor while
+            the one before it is written.
         max_shard_bytes: of values in a file; a larger tensor has a file of its own.
 
     Raises:
@@ -71,8 +74,9 @@ def write_tensors(
         raise TensorFileError(f"{folder} needs {total:,} bytes; the disk has {free:,} left")
     shards = _shards(tensors, max_shard_bytes)
     names = [SINGLE] if len(shards) == 1 else [_shard_name(number, len(shards)) for number in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        _write_shard(folder / name, shard, values)
+    with closing(_ahead(values, [info.name for info in tensors])) as found:
+        for name, shard in zip(names, shards, strict=True):
+            _write_shard(folder / name, shard, found)
     if len(shards) > 1:
         weight_map = {info.name: name for name, shard in zip(names, shards, strict=True) for info in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -121,12 +125,24 @@ def _place(shard: Sequence[TensorInfo]) -> _Placed:
     )
 
 
-def _write_shard(file: Path, shard: Sequence[TensorInfo], values: Callable[[str], np.ndarray]) -> None:
+def _ahead(values: Callable[[str], np.ndarray], names: Sequence[str]) -> Generator[np.ndarray, None, None]:
+    """The values of each name, the next ones being made meanwhile."""
+    with ThreadPoolExecutor(1) as maker:
+        upcoming = deque([maker.submit(values, name) for name in names[:1]])
+        for following in [*names[1:], None]:
+            found = upcoming.popleft().result()
+            if following is not None:
+                upcoming.append(maker.submit(values, following))
+            yield found
+            del found
+
+
+def _write_shard(file: Path, shard: Sequence[TensorInfo], values: Iterator[np.ndarray]) -> None:
     placed = _place(shard)
     with open(file, "xb", buffering=0) as opened:
         _write(opened.fileno(), memoryview(placed.header), 0)
         for info in shard:
-            found = values(info.name)
+            found = next(values)
             if (found.shape, found.dtype) != (info.shape, info.dtype):
                 raise TensorFileError(
                     f"{info.name} should be {info.dtype} {info.shape}; it is {found.dtype} {found.shape}"

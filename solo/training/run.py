@@ -25,11 +25,6 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def tokenizer_file(self) -> Path:
-        """The SentencePiece model, special tokens included."""
-        return self.path / "tokenizer.model"
-
-    @property
     def metrics_file(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PillowImage
 
-from solo.config import ImageConfig
+from solo.config import ImageConfig, SequenceConfig
 from solo.data.conversation import Record, Turn, encode_png
 from solo.data.document import runs
 from solo.data.index import IndexBuilder, SourceIndex
@@ -46,11 +46,16 @@ class CharacterTokenizer(Tokenizer):
 class MemorySource:
     """A prepared source whose records are in memory; those in `broken` cannot be read."""
 
-    def __init__(self, records: Sequence[Record], broken: Mapping[int, Exception] | None = None) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        broken: Mapping[int, Exception] | None = None,
+        sequence: SequenceConfig = SequenceConfig(),  # noqa: B008 - frozen
+    ) -> None:
         self._records, self._broken = list(records), dict(broken or {})
         builder = IndexBuilder()
         for record in self._records:
-            builder.add(runs(record.turns, CharacterTokenizer()))
+            builder.add(runs(record.turns, CharacterTokenizer(), config=sequence))
         self.index: SourceIndex = builder.build()
 
     def __len__(self) -> int:

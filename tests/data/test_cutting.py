@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig
 from solo.data.conversation import Image, encode_png
 from solo.data.cutting import decode_patches
@@ -233,3 +234,17 @@ def test_unreadable_images_are_os_errors(monkeypatch):
     monkeypatch.setattr(PillowImage, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match="DecompressionBomb"):
         Image(good).decode()
+
+
+def test_markers_stand_before_an_image_and_behind_each_row() -> None:
+    """EVEv2: a learned token first, and one behind every row, the last one included."""
+    plain = ImageConfig(geometry="area", patch_size=4, begin_token=None, end_token=None, row_token=None)
+    marked = plain.model_copy(update={"markers": True})
+    data = encode_png(PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8))).data
+    without, cut = decode_patches(data, plain), decode_patches(data, marked)
+    first, row = [[BEGIN_MARKER, 0]], [[ROW_MARKER, 0]]
+    places = without.places.tolist()
+    assert cut.places.tolist() == first + places[:3] + row + places[3:] + row
+    kept = cut.places[:, 0] >= 0
+    np.testing.assert_array_equal(cut.pixels[kept], without.pixels)
+    assert not cut.pixels[~kept].any()

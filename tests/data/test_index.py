@@ -26,7 +26,7 @@ def random_turns(draw: random.Random) -> list[Turn]:
 
 def random_image(draw: random.Random) -> ImageConfig:
     patch = draw.choice([5, 8])
-    return ImageConfig(
+    found = ImageConfig(
         geometry=draw.choice(["native", "area", "tiles", "padded"]),
         patch_size=patch,
         max_side=8 * patch,
@@ -45,6 +45,9 @@ def random_image(draw: random.Random) -> ImageConfig:
         row_token=draw.choice([None, "<vrow_sep>"]),
         row_token_after_last=draw.random() < 0.5,
     )
+    if found.geometry == "tiles" or found.row_token:
+        return found
+    return found.model_copy(update={"markers": draw.random() < 0.5})
 
 
 @pytest.mark.parametrize("seed", range(60))

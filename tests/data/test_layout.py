@@ -5,6 +5,7 @@ import pytest
 
 from solo.config import ConfigError, ImageConfig
 from solo.data.document import PATCH
+from solo.data.geometry import PatchGrid
 from solo.data.layout import image_pieces, image_span, image_text, image_tokens
 from tests.data.fakes import CharacterTokenizer
 
@@ -13,7 +14,8 @@ TOKENIZER = CharacterTokenizer()
 
 def span(rows: int, columns: int, tiles: int = 1, **settings) -> list[int]:
     image = ImageConfig(**settings)
-    return image_span(rows, columns, tiles, image_tokens(image, TOKENIZER), image, PATCH).tolist()
+    grid = PatchGrid(*(np.asarray(count) for count in (tiles, rows, columns)))
+    return image_span(grid, image_tokens(image, TOKENIZER), image, PATCH).tolist()
 
 
 def test_layouts_by_hand():

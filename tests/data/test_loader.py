@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from solo.batch import Batch
-from solo.config import ConfigError, DataConfig, StageConfig
+from solo.config import ConfigError, DataConfig, SequenceConfig, StageConfig
 from solo.data.conversation import Image, Record, Turn
 from solo.data.loader import Loader, append_line, batch_record_ids
 from solo.data.plan import StagePlan
@@ -84,6 +84,23 @@ def test_it_resumes_from_a_snapshot(expected: list[Batch]) -> None:
 
 def test_worker_processes_give_the_same_batches(expected: list[Batch]) -> None:
     assert same(batches(plan_of(), workers=1), expected)
+
+
+def test_rows_follow_the_sequence_config() -> None:
+    windowed = SequenceConfig(template="solo_pretrain", window=7)
+    sequence = SequenceConfig(template="solo_pretrain", positions="grid")
+    records = [Record("a", (Turn("text", (*image_records(1, 0)[0].images(), "caption")),))]
+    sources = {"pictures": MemorySource(records, sequence=sequence)}
+    plan = plan_of(stage({"pictures": 1.0}, batch_rows=1, steps=1, row_slots=64), sources)
+    (batch,) = batches(plan, sources, sequence=sequence)
+    assert batch.positions.shape == (1, plan.shape.slots, 3)
+    assert 2 not in batch.text, "nothing ends the document"
+    (batch,) = batches(plan, sources, sequence=windowed)
+    spans = batch.attend[0, :, 1::2] - batch.attend[0, :, ::2]
+    assert spans.sum(axis=1).max() == 8
+    assert batch.positions.ndim == 2
+    (other,) = batches(plan, sources, sequence=sequence.model_copy(update={"template": "roles"}))
+    assert not other.attend.any(), "what is not as it was indexed is left out"
 
 
 def test_a_closed_loader_is_at_its_end() -> None:

@@ -128,6 +128,37 @@ def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
     return layout, config, ModelDefinition(config.model, config.image, rows)
 
 
+# Text model: what it grows into.
+GROWN = {
+    "mistral": {
+        "model": {"patch_embed": {"token_id": 7}},
+        "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
+        "sequence": {"window": 16},
+    },
+    "llama": {"model": {"rope_scaling": dict(tiny("llama")[1].model.rope_scaling), "experts": {"norms": "modality"}}},
+    "qwen2 with a tied head": {
+        "model": {"bias": "qkv", "tied_head": True, "patch_embed": CONV, "experts": MODALITY},
+        "image": EVE,
+    },
+    "qwen3": {"model": {"qk_norm": "rms", "head_dim": 16, "experts": {"qkv": "modality"}}},
+    "internlm2": {
+        "model": {
+            "patch_embed": GRID,
+            "experts": {"ffn": "modality"},
+            "rope_scaling": dict(tiny("internlm2")[1].model.rope_scaling),
+        },
+        "image": TILES,
+    },
+}
+
+
+def grown(name, vocab_size=110, **model):
+    sections = GROWN[name]
+    return parse_config(
+        {"name": "grown", **sections, "model": {**TEXT, "vocab_size": vocab_size, **sections["model"], **model}}
+    )
+
+
 _MISTRAL_7B = {
     "hidden_size": 4096,
     "intermediate_size": 14336,

@@ -1,92 +1,30 @@
-"""Conversion loses nothing; growing leaves what the model says of text as it was."""
+"""Conversion loses nothing, and what does not fit is refused before anything is written."""
 
 import json
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from solo.batch import Batch
 from solo.cli import main
-from solo.config import MeshConfig, dump_config, parse_config
+from solo.config import dump_config
 from solo.data.tokenizer import open_tokenizer
 from solo.interop.importing import import_repository
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.layouts.native import NATIVE
 from solo.interop.tensor_reader import TensorFileError, TensorReader
-from solo.interop.weights import load_parameters, read_config_json, tensor_of
-from solo.model.parameters import ModelDefinition
-from solo.sharding.mesh import make_mesh
+from solo.interop.weights import read_config_json
 from tests.data.vocabularies import byte_level_json, foreign_model, write_repository
-from tests.interop.models import CONV, EVE, GRID, MODALITY, TEXT, TILES, TINY, tiny
+from tests.interop.models import TINY, grown, tiny
 from tests.interop.repositories import save
 
 MONOLITHS = tuple(name for name in TINY if LAYOUTS[tiny(name)[0]].has_images)
-# Text model: what it grows into.
-GROWN = {
-    "mistral": {
-        "model": {"patch_embed": {"token_id": 101}},
-        "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
-        "sequence": {"window": 16},
-    },
-    "llama": {"model": {"rope_scaling": dict(tiny("llama")[1].model.rope_scaling), "experts": {"norms": "modality"}}},
-    "qwen2 with a tied head": {
-        "model": {"bias": "qkv", "tied_head": True, "patch_embed": CONV, "experts": MODALITY},
-        "image": EVE,
-    },
-    "qwen3": {"model": {"qk_norm": "rms", "head_dim": 16, "experts": {"qkv": "modality"}}},
-    "internlm2": {
-        "model": {
-            "patch_embed": GRID,
-            "experts": {"ffn": "modality"},
-            "rope_scaling": dict(tiny("internlm2")[1].model.rope_scaling),
-        },
-        "image": TILES,
-    },
-}
-
-
-def grown(name, vocab_size=110, **model):
-    sections = GROWN[name]
-    return parse_config(
-        {"name": "grown", **sections, "model": {**TEXT, "vocab_size": vocab_size, **sections["model"], **model}}
-    )
 
 
 def read(folder):
     with TensorReader(folder) as reader:
         return {name: reader.read(name) for name in reader}
-
-
-def parameters_of(folder, config, rows):
-    definition = ModelDefinition(config.model, config.image, rows)
-    return definition, load_parameters(folder, definition, make_mesh(MeshConfig(), jax.devices()[:1]))
-
-
-def text_logits(definition, parameters, tokens):
-    """Of one row of text."""
-    length = len(tokens)
-    counts = np.arange(1, length + 1)
-    zeros = np.zeros((1, length), np.int32)
-    batch = Batch(
-        patches=np.zeros((1, 0, definition.image.patch_size**2 * 3), np.uint8),
-        patch_grid=np.zeros((1, 0, 2), np.int32),
-        text=np.asarray([tokens], np.int32),
-        positions=np.arange(length, dtype=np.int32)[None],
-        attend=np.stack([zeros[0], zeros[0], zeros[0], counts], axis=-1)[None].astype(np.int32),
-        target_slots=zeros,
-        target_ids=zeros,
-        target_weights=zeros.astype(np.float32),
-        target_source=zeros,
-    )
-
-    def logits(parameters, batch):
-        model = definition.bind(parameters)
-        return model.logits(model.hidden(batch).hidden.text)
-
-    return np.asarray(jax.jit(logits)(parameters, batch))[0]
 
 
 @pytest.mark.parametrize("name", MONOLITHS)
@@ -109,88 +47,6 @@ def test_import_and_export_is_the_identity_bit_for_bit(tmp_path, name):
     written = read_config_json(tmp_path / "out")
     assert written["dtype"] == "bfloat16"
     assert NATIVE.config_from(written)["model"] == json.loads(config.model.model_dump_json())
-
-
-@pytest.mark.parametrize("new_tokens", ["mean", "normal"])
-@pytest.mark.parametrize("name", GROWN)
-def test_growing(tmp_path, name, new_tokens):
-    layout = tiny(name)[0]
-    config = grown(name)
-    tensors = save(tmp_path / "source", name)
-    done = import_repository(tmp_path / "source", config, tmp_path / "out", new_tokens=new_tokens)
-    definition, parameters = parameters_of(tmp_path / "out", config, 110)
-    # Text: every tensor of the source is in the text's part of the grown model.
-    for rule in LAYOUTS[layout].tensors(definition):
-        found = tensor_of(rule, parameters, np.float32)
-        rows = 100 if rule.shape[0] == 110 else None
-        assert (found[:rows] == tensors[rule.name]).all(), rule.name
-    # Experts: those of patches are copies.
-    experts = [path for path in parameters if "/patches/" in path]
-    assert bool(experts) == ("modality" in str(config.model.experts))
-    assert done.copied == definition.config.layers * len(experts)
-    for path in experts:
-        assert (np.asarray(parameters[path]) == np.asarray(parameters[path.replace("/patches/", "/text/")])).all()
-    # Vocabulary: new rows are the mean, or drawn.
-    for path, axis in (("text_embed", 0), ("head", 1)):
-        if path in parameters:
-            rows = np.moveaxis(np.asarray(parameters[path]), axis, 0)
-            if new_tokens == "mean":
-                mean = rows[:100].mean(axis=0)
-                np.testing.assert_allclose(rows[100:110], np.tile(mean, (10, 1)), rtol=1e-5, atol=1e-6)
-            else:
-                assert 0.01 < rows[100:110].std() < 0.03
-                assert len(np.unique(rows[100:110])) > 300
-    # The embedder of patches: drawn, without a pattern.
-    embedder = {path: np.asarray(value) for path, value in parameters.items() if path.startswith("patch_embed")}
-    assert done.drawn == len(embedder) > 0
-    for path, value in embedder.items():
-        if path.endswith("bias"):
-            assert not value.any()
-        elif path.endswith("scale"):
-            assert (value == 1).all()
-        else:
-            assert abs(value.mean()) < 0.02
-            assert value.size < 20 or 0.01 < value.std() < 0.03
-
-
-@pytest.mark.parametrize("name", ["mistral", "internlm2"])
-def test_a_grown_model_says_of_text_what_it_said(tmp_path, name):
-    """The source, converted without new rows; and grown. Not one bit of the old tokens' logits differs."""
-    config = grown(name)
-    save(tmp_path / "source", name)
-    shared = grown(name, vocab_size=100, experts={})
-    import_repository(tmp_path / "source", shared, tmp_path / "plain")
-    import_repository(tmp_path / "source", config, tmp_path / "grown", seed=3)
-    tokens = [1, 5, 99, 42, 17, 2, 2, 63]
-    before = text_logits(*parameters_of(tmp_path / "plain", shared, 100), tokens)
-    after = text_logits(*parameters_of(tmp_path / "grown", config, 110), tokens)
-    assert before.std() > 0.1
-    np.testing.assert_array_equal(after[:, :100], before[:, :100])
-
-
-def test_what_is_drawn_is_a_function_of_the_seed(tmp_path):
-    save(tmp_path / "source", "mistral")
-    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / out, seed=seed, new_tokens="normal")
-    a, b, c = (read(tmp_path / out) for out in "abc")
-    assert all((a[name] == b[name]).all() for name in a)
-    differing = {name for name in a if (a[name] != c[name]).any()}
-    assert differing == {"model.patch_embed.weight", "model.text_embed.weight", "head.weight"}
-    assert (a["model.text_embed.weight"][100:] != a["head.weight"][100:]).any()
-
-
-def test_experts_of_attention_grow_out_of_a_monolith(tmp_path):
-    """Mono-InternVL 1 to 1.5."""
-    _, config, definition = tiny("mono_internvl 1.5")
-    image = config.image.model_copy(update={"patch_order": "rows"})
-    config = config.model_copy(update={"image": image})
-    save(tmp_path / "source", "mono_internvl")
-    import_repository(tmp_path / "source", config, tmp_path / "out")
-    _, parameters = parameters_of(tmp_path / "out", config, 100)
-    for path in ("layers/qkv/{}/q", "layers/qkv/{}/v", "layers/out/{}/kernel"):
-        assert (parameters[path.format("patches")] == parameters[path.format("text")]).all()
-    assert (parameters["layers/ffn/patches/up"] != parameters["layers/ffn/text/up"]).any()
-    assert definition.specs.keys() == parameters.keys()
 
 
 @pytest.mark.parametrize(
@@ -264,6 +120,25 @@ def test_tensors_that_are_missing_or_left_over(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_agreeing_configs_would_let_through(tmp_path, monkeypatch):
+    """The second line: no parameter without a source, no tensor without use, whatever the configs say."""
+    _, config, _ = tiny("mono_internvl")
+    monkeypatch.setattr("solo.interop.importing.check_agreement", lambda *_: [])
+    save(tmp_path / "source", "mono_internvl")
+    embed = config.model.patch_embed.model_copy(update={"class_slot": False})
+    experts = config.model.experts.model_copy(update={"ffn": "shared"})
+    model = config.model.model_copy(update={"patch_embed": embed, "experts": experts})
+    with pytest.raises(LayoutError, match="cannot become this model") as error:
+        import_repository(tmp_path / "source", config.model_copy(update={"model": model}), tmp_path / "out")
+    for line in (
+        "missing: layers/ffn/shared/up[1]",
+        "left over: layers/ffn/text/up[1]",
+        "left over: layers/ffn/patches/up[1]",
+    ):
+        assert line in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_source_that_cannot_be_read(tmp_path):
     save(tmp_path / "source", "mistral")
     shards = sorted((tmp_path / "source").glob("*.safetensors"))
@@ -314,6 +189,14 @@ def test_progress_ends_with_everything(tmp_path):
     assert len(seen) == done.tensors
     assert seen[-1] == (done.nbytes, done.nbytes)
     assert sorted(seen) == seen
+
+
+def test_a_row_under_patches_that_there_is_not(tmp_path):
+    save(tmp_path / "source", "mistral")
+    with pytest.raises(ValueError, match=r"model.patch_embed.token_id is 101, but the vocabulary has 101 rows"):
+        import_repository(
+            tmp_path / "source", grown("mistral", vocab_size=101, patch_embed={"token_id": 101}), tmp_path / "out"
+        )
 
 
 def with_pieces(config, *pieces):

@@ -26,6 +26,7 @@ class EVEv2(Layout):
 
     name = "evev2"
     has_images = True
+    templates = ("chatml",)
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type."""
@@ -49,6 +50,7 @@ class EVEv2(Layout):
             "patch_size": inner * config_json.get("dense_stride", 2),
             "min_pixels": _MAX_SIZE**2,
             "max_pixels": _MAX_SIZE**2,
+            "rounding": "up",
             "resample": "bicubic",
             "exif": "ignore",
             "begin_token": None,

@@ -45,9 +45,19 @@ def test_special_tokens(tokenizer):
 
 @pytest.mark.parametrize("piece", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
 def test_text_never_becomes_a_special_token(tokenizer, piece):
+    tree = json.loads(byte_level_json()) | {"added_tokens": []}
+    plain = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    assert tokenizer.encode(f"if{piece} if") == plain.encode(f"if{piece} if").ids
     for text in (piece, f"a{piece}b", f" {piece} ", piece * 3, f"\n{piece}"):
         assert tokenizer.special_ids.isdisjoint(tokenizer.encode(text))
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_text_with_a_special_piece_is_tokenised_like_any_other(tokenizer):
+    # Not merely cut within the piece: the words around the cut would become other tokens.
+    special = extend_tokenizer(tokenizer, ["of the"])
+    assert special.encode("one of the if") == tokenizer.encode("one of the if")
+    assert len(tokenizer.encode("of the")) < len("of the")
 
 
 def test_pieces_that_are_not_special_are_found_in_text(tokenizer):

@@ -1,0 +1,129 @@
+"""The chat templates of `solo.data.templates` in Jinja, as Hugging Face repositories ship them.
+
+Rendered and tokenised, a conversation gives the ids that training had, but for one thing: where two texts stand next
+to each other without a special token between them, training tokenised each by itself, and Hugging Face does not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from solo.config import SequenceConfig
+
+# What a message holds, in order. `unbroken` leaves out the line breaks between a text and an image, `stripped` the
+# white space at the ends of the message, `broken` puts a line break behind the images that open it. `gap` parts a
+# message that begins with text from the text before it.
+_PARTS = """\
+{%- macro parts(content, images=true, unbroken=false, stripped=false, broken=false) -%}
+{%- set list = [{'type': 'text', 'text': content}] if content is string else content -%}
+{%- set state = namespace(opening=true, text='') -%}
+{%- for part in list -%}
+{%- set behind_image = loop.previtem is defined and loop.previtem['type'] == 'image' -%}
+{%- if broken and not loop.first -%}
+{%- set state.opening = state.opening and behind_image -%}
+{%- if state.opening and not (part['type'] == 'text' and part['text'][:1].isspace()) -%}{{ '\\n' }}{%- endif -%}
+{%- endif -%}
+{%- if part['type'] == 'image' -%}
+{{ IMAGE if images }}
+{%- else -%}
+{%- set state.text = part['text'] -%}
+{%- if unbroken and behind_image -%}{%- set state.text = state.text.lstrip('\\n') -%}{%- endif -%}
+{%- if unbroken and loop.nextitem is defined and loop.nextitem['type'] == 'image' -%}
+{%- set state.text = state.text.rstrip('\\n') -%}
+{%- endif -%}
+{%- if stripped and loop.first -%}{%- set state.text = state.text.lstrip() -%}{%- endif -%}
+{%- if stripped and loop.last -%}{%- set state.text = state.text.rstrip() -%}{%- endif -%}
+{{ state.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endmacro -%}
+{%- macro gap(content) -%}{{ GAP if content is string or content[0]['type'] == 'text' }}{%- endmacro -%}
+"""
+
+_SYSTEM = """\
+{%- set roles = messages | map(attribute='role') | list -%}
+{%- if SYSTEM and ('user' in roles or 'assistant' in roles) and 'system' not in roles -%}
+{%- set messages = [{'role': 'system', 'content': SYSTEM}] + messages -%}
+{%- endif -%}
+"""
+
+_TEXT_TURN = "{{ BOS if loop.first }}{{ parts(message['content'], unbroken=true) }}"
+
+_BODIES = {
+    "roles": """\
+{%- for message in messages -%}
+{%- if message['role'] == 'text' -%}
+TEXT_TURN{{ EOS }}
+{%- else -%}
+{{ BOS if loop.first }}{{ '<|' ~ message['role'] ~ '|>' }}{{ parts(message['content'], unbroken=true) }}
+{{- EOS if message['role'] == 'assistant' }}
+{%- endif -%}
+{%- endfor -%}
+{{ '<|assistant|>' if add_generation_prompt }}
+""",
+    "solo_pretrain": """\
+{%- for message in messages -%}
+{%- set last = none if loop.first else loop.previtem['content'] -%}
+{%- set behind_text = not loop.first and (last is string or last[-1]['type'] == 'text') -%}
+{{ BOS if loop.first }}{{ gap(message['content']) if behind_text }}{{ parts(message['content'], unbroken=true) }}
+{%- endfor -%}
+""",
+    "solo_chat": """\
+{%- for message in messages -%}
+{%- if message['role'] == 'text' -%}
+TEXT_TURN{{ EOS }}
+{%- elif message['role'] == 'assistant' -%}
+{{ BOS if loop.first else gap(message['content']) }}{{ parts(message['content'], unbroken=true) }}{{ EOS }}
+{%- elif message['role'] == 'system' -%}
+{{ raise_exception('this chat template has no place for a system turn') }}
+{%- else -%}
+{%- for part in message['content'] if message['content'] is not string and part['type'] == 'image' -%}
+{{ IMAGE }}
+{%- endfor -%}
+{{ BOS if loop.first }}{{ '[INST] ' }}{{ parts(message['content'], images=false, unbroken=true) }}{{ ' [/INST]' }}
+{%- endif -%}
+{%- endfor -%}
+""",
+    "internlm2_chat": """\
+{%- for message in messages -%}
+{%- if message['role'] == 'text' -%}
+TEXT_TURN{{ EOS }}
+{%- else -%}
+{{ BOS if loop.first }}{{ '<|im_start|>' ~ message['role'] ~ '\\n' }}
+{%- if message['role'] == 'assistant' -%}
+{{ gap(message['content']) }}{{ parts(message['content'], stripped=STRIPPED) }}
+{%- else -%}
+{{ parts(message['content'], stripped=STRIPPED, broken=true) }}
+{%- endif -%}
+{{ '<|im_end|>' ~ BEHIND }}
+{%- endif -%}
+{%- endfor -%}
+{{ '<|im_start|>assistant\\n' if add_generation_prompt }}
+""",
+}
+
+
+def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_prefix: bool) -> str:
+    """The content of `chat_template.jinja`.
+
+    Args:
+        config: names the template, and a system turn for conversations without one.
+        image_token: stands where an image is to be.
+        bos: whether the tokenizer has a token that opens a text.
+        dummy_prefix: whether the tokenizer begins every text with a space: then one parts texts that training
+            tokenised by themselves, and their ids are the same.
+    """
+    chatml = config.template == "chatml"
+    body = _BODIES["internlm2_chat" if chatml else config.template].replace("TEXT_TURN", _TEXT_TURN)
+    text: str = _PARTS + (_SYSTEM if config.system is not None else "") + body
+    names = {
+        "IMAGE": json.dumps(image_token),
+        "SYSTEM": json.dumps(config.system, ensure_ascii=False),
+        "BOS": "bos_token" if bos else "''",
+        "EOS": "eos_token",
+        "GAP": "' '" if dummy_prefix else "''",
+        "STRIPPED": "false" if chatml else "true",
+        "BEHIND": r"'\n'" if chatml else "''",
+    }
+    return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], text).strip()

@@ -1,0 +1,320 @@
+"""The parts of a decoder layer and the embedding of patches; see `modeling_solo.py`.
+
+Letters in names and comments: B rows, S tokens of this step, R of all steps so far, N = B * S, D width, H and K heads
+of queries and of keys, C head dimension, E learned experts, A of them chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_solo import SoloMonolithConfig
+
+# Rows of patches_grid that are no place: a learned visual token stands there.
+BEGIN_MARKER, ROW_MARKER = -1, -2
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; statistics in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def make_norm(kind: str, width: int, eps: float) -> nn.Module:
+    return {"none": lambda *_: nn.Identity(), "rms": RMSNorm, "layer": nn.LayerNorm}[kind](width, eps)
+
+
+class Routing(NamedTuple):
+    """Flat places (of N) of the patches and of the text; `order` brings both, one after the other, back in order."""
+
+    patches: Tensor
+    text: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, visual_BS: Tensor) -> Routing:
+        flat = visual_BS.reshape(-1)
+        patches, text = flat.nonzero()[:, 0], (~flat).nonzero()[:, 0]
+        return cls(patches, text, torch.cat([patches, text]).argsort())
+
+
+class PerModality(nn.Module):
+    """A component with one set of weights (`shared`), or one for patches and one for text."""
+
+    def __init__(self, sharing: str, make: Callable[[], nn.Module]):
+        super().__init__()
+        self.is_shared = sharing == "shared"
+        if self.is_shared:
+            self.shared = make()
+        else:
+            self.patches, self.text = make(), make()
+
+    def forward(self, x_ND: Tensor, routing: Routing | None) -> Any:
+        """Without a routing, all tokens are text."""
+        if self.is_shared:
+            return self.shared(x_ND)
+        if routing is None:
+            return self.text(x_ND)
+        of_patches, of_text = self.patches(x_ND[routing.patches]), self.text(x_ND[routing.text])
+        if isinstance(of_text, Tensor):
+            return torch.cat([of_patches, of_text])[routing.order]
+        return tuple(torch.cat(parts)[routing.order] for parts in zip(of_patches, of_text, strict=True))
+
+
+class QKV(nn.Module):
+    """Queries [N, H, C], keys and values [N, K, C], with a norm of every head's queries and keys."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__()
+        model, dim, bias = config.model, config.head_dim, config.model["bias"] != "none"
+        self.head_dim = dim
+        self.q = nn.Linear(model["width"], model["heads"] * dim, bias=bias)
+        self.k = nn.Linear(model["width"], model["kv_heads"] * dim, bias=bias)
+        self.v = nn.Linear(model["width"], model["kv_heads"] * dim, bias=bias)
+        self.q_norm = make_norm(model["qk_norm"], dim, model["norm_eps"])
+        self.k_norm = make_norm(model["qk_norm"], dim, model["norm_eps"])
+
+    def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (linear(x_ND).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
+        return self.q_norm(q), self.k_norm(k), v
+
+
+class FFN(nn.Module):
+    """swiglu: down(silu(gate x) * up x). relu2: down(relu(up x)^2)."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__()
+        width, inner, bias = config.model["width"], config.model["ffn_width"], config.model["bias"] == "all"
+        self.gate = nn.Linear(width, inner, bias=bias) if config.model["ffn"] == "swiglu" else None
+        self.up = nn.Linear(width, inner, bias=bias)
+        self.down = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        return self.down(F.relu(up).square() if self.gate is None else F.silu(self.gate(x)) * up)
+
+
+class LearnedExperts(nn.Module):
+    """The likeliest experts of a learned router for every token; no token is dropped."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__()
+        learned, width = config.model["learned_experts"], config.model["width"]
+        inner = learned["width"] or config.model["ffn_width"] // learned["top_k"]
+        self.count, self.top_k = learned["count"], learned["top_k"]
+        self.router = nn.Linear(width, self.count, bias=False)
+        self.gate = nn.Parameter(torch.empty(self.count, inner, width))
+        self.up = nn.Parameter(torch.empty(self.count, inner, width))
+        self.down = nn.Parameter(torch.empty(self.count, width, inner))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        probability_NE = F.softmax(x_ND.float() @ self.router.weight.float().T, dim=-1)
+        strength_NA, chosen_NA = probability_NE.topk(self.top_k, dim=-1)
+        if self.top_k > 1:
+            strength_NA = strength_NA / strength_NA.sum(dim=-1, keepdim=True)
+        out_ND = torch.zeros_like(x_ND)
+        for expert in range(self.count):
+            rows, rank = (chosen_NA == expert).nonzero(as_tuple=True)
+            x = x_ND[rows]
+            inner = F.silu(x @ self.gate[expert].T) * (x @ self.up[expert].T)
+            out = (inner @ self.down[expert].T) * strength_NA[rows, rank, None].to(x.dtype)
+            out_ND = out_ND.index_add(0, rows, out)
+        return out_ND
+
+
+class LearnedFFN(nn.Module):
+    """The learned experts in the place of an FFN."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__()
+        self.learned = LearnedExperts(config)
+
+    def forward(self, x_ND: Tensor, routing: Routing | None) -> Tensor:
+        return self.learned(x_ND)
+
+
+class InnerEmbed(nn.Module):
+    """What conv and grid share: a convolution of stride `inner_size`, as a product over each inner patch."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__()
+        embed = config.model["patch_embed"]
+        self.size, self.channels = embed["inner_size"], embed["inner_width"]
+        self.side = config.image["patch_size"] // self.size
+        self.joined = self.side**2 * self.channels
+        self.inner = nn.Linear(3 * self.size**2, self.channels)
+
+    def convolve(self, pixels: Tensor) -> Tensor:
+        """Pixels [n, p*p*3], channel by channel, to inner patches row by row [n, side * side, channels]."""
+        cut = pixels.view(-1, 3, self.side, self.size, self.side, self.size).permute(0, 2, 4, 1, 3, 5)
+        return self.inner(cut.reshape(-1, self.side**2, 3 * self.size**2))
+
+
+class ConvEmbed(InnerEmbed):
+    """GELU and a product of the inner patches side by side; some models have learned tokens among the patches."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__(config)
+        width = config.model["width"]
+        self.merge = nn.Linear(self.joined, width)
+        markers = config.image.get("markers")
+        self.begin_marker = nn.Parameter(torch.empty(width)) if markers else None
+        self.row_marker = nn.Parameter(torch.empty(width)) if markers else None
+
+    def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
+        """Pixels [n, p*p*3] and places [n, 2] in the image, to [n, D]."""
+        x = self.merge(F.gelu(self.convolve(pixels)).flatten(1))
+        for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
+            if marker is not None:
+                x = torch.where(_needed(grid).to(x.device)[:, :1] == place, marker, x)
+        return x
+
+
+class GridEmbed(InnerEmbed):
+    """A learned position for every inner patch of a tile, then LayerNorm and an MLP over those of a patch."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__(config)
+        embed, width = config.model["patch_embed"], config.model["width"]
+        self.grid_side, self.tile_side = embed["grid_side"], config.image["tile_size"] // self.size
+        self.positions = nn.Parameter(torch.empty(embed["class_slot"] + self.grid_side**2, self.channels))
+        # Never used; kept because published weights have it.
+        self.class_token = nn.Parameter(torch.empty(self.channels)) if embed["class_slot"] else None
+        self.norm = nn.LayerNorm(self.joined, 1e-5)
+        self.hidden, self.out = nn.Linear(self.joined, width), nn.Linear(width, width)
+
+    def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
+        """Pixels [n, p*p*3] and places [n, 2] in the tile, to [n, D]."""
+        places = _needed(grid).to(pixels.device)
+        offset = torch.arange(self.side, device=pixels.device)
+        rows = places[:, :1] * self.side + offset.repeat_interleave(self.side)
+        columns = places[:, 1:] * self.side + offset.repeat(self.side)
+        x = self.convolve(pixels)
+        x = x + self.table().to(x.dtype)[rows * self.tile_side + columns]
+        return self.out(F.gelu(self.hidden(self.norm(x.flatten(1)))))
+
+    def table(self) -> Tensor:
+        """Positions of a tile's inner patches, float32 [side * side, channels], resampled to the tile's side."""
+        table = self.positions[self.positions.shape[0] - self.grid_side**2 :].float()
+        if self.tile_side == self.grid_side:
+            return table
+        square = table.view(1, self.grid_side, self.grid_side, -1).permute(0, 3, 1, 2)
+        side = (self.tile_side, self.tile_side)
+        return F.interpolate(square, side, mode="bicubic", align_corners=False)[0].flatten(1).T
+
+
+def _needed(grid: Tensor | None) -> Tensor:
+    if grid is None:
+        raise ValueError("this model needs patches_grid: the row and column of every patch in its image or tile")
+    return grid
+
+
+class LinearEmbed(nn.Linear):
+    """One product over all pixels of a patch."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        pixels = config.image["patch_size"] ** 2 * 3
+        super().__init__(pixels, config.model["width"], bias=config.model["patch_embed"]["bias"])
+
+    def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
+        return super().forward(pixels)
+
+
+EMBEDDERS: dict[str, Callable[[SoloMonolithConfig], nn.Module]] = {
+    "linear": LinearEmbed,
+    "conv": ConvEmbed,
+    "grid": GridEmbed,
+}
+
+
+def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + r/2) of the first r dimensions by angles [B, S, r/2]; float32 inside."""
+    dim = 2 * cos.shape[-1]
+    first, second = x_BHSC[..., :dim].float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([turned.to(x_BHSC.dtype), x_BHSC[..., dim:]], dim=-1)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention [B, H, S, C] -> ([B, S, H, C], weights [B, H, S, R]); the softmax in float32."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SoloMonolithLayer(GradientCheckpointingLayer):
+    """x + out(attention(norm x)), then x + ffn(norm x)."""
+
+    def __init__(self, config: SoloMonolithConfig, layer_idx: int):
+        super().__init__()
+        model, experts = config.model, config.model["experts"]
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, True
+        self.num_key_value_groups = model["heads"] // model["kv_heads"]
+        self.scaling = config.head_dim**-0.5
+        self.attention_norm = PerModality(experts["norms"], lambda: self._norm(model))
+        self.qkv = PerModality(experts["qkv"], lambda: QKV(config))
+        heads = model["heads"] * config.head_dim
+        self.out = PerModality(experts["out"], lambda: nn.Linear(heads, model["width"], bias=model["bias"] == "all"))
+        self.ffn_norm = PerModality(experts["norms"], lambda: self._norm(model))
+        learned = experts["ffn"] == "learned"
+        self.ffn = LearnedFFN(config) if learned else PerModality(experts["ffn"], lambda: FFN(config))
+
+    @staticmethod
+    def _norm(model: dict[str, Any]) -> nn.Module:
+        return make_norm(model["norm"], model["width"], model["norm_eps"])
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        routing: Routing | None,
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, tokens, width = hidden_states.shape
+        x = hidden_states.reshape(-1, width)
+        q, k, v = (
+            part.unflatten(0, (batch, tokens)).transpose(1, 2)
+            for part in self.qkv(self.attention_norm(x, routing), routing)
+        )
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        name = self.config._attn_implementation
+        attend = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        heads, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        x = x + self.out(heads.reshape(batch * tokens, -1), routing)
+        x = x + self.ffn(self.ffn_norm(x, routing), routing)
+        return x.view(batch, tokens, width), weights
+
+
+__all__ = ["EMBEDDERS", "ConvEmbed", "GridEmbed", "LearnedExperts", "Routing", "SoloMonolithLayer", "make_norm"]

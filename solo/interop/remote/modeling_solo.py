@@ -1,0 +1,359 @@
+"""A monolithic vision-language model in PyTorch: one decoder over text tokens and raw image patches.
+
+Which tokens are patches is known from `input_ids == image_token_id`, in every step: in a whole prompt, in a part of
+one, on top of a cache. Where patches have weights of their own (experts), tokens are gathered by modality and each
+expert computes its own tokens only.
+
+Letters in names and comments: B rows, S tokens of this step, R of all steps so far, D width, n patches of all rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import and_masks, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .configuration_solo import SoloMonolithConfig
+from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, LearnedExperts, Routing, SoloMonolithLayer, make_norm
+from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
+
+# transformers 5.24 gave the cache another name, in outputs and in what it calls.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+class SoloMonolithPreTrainedModel(PreTrainedModel):
+    """What both classes share."""
+
+    config_class = SoloMonolithConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("SoloMonolithLayer",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, LearnedExperts):
+            for kernel in (module.gate, module.up, module.down):
+                nn.init.normal_(kernel, std=std)
+        extra = [getattr(module, name, None) for name in ("positions", "class_token", "begin_marker", "row_marker")]
+        for parameter in extra if isinstance(module, ConvEmbed | GridEmbed) else []:
+            if parameter is not None:
+                nn.init.normal_(parameter, std=std)
+
+
+class SoloMonolithModel(SoloMonolithPreTrainedModel):
+    """Token ids and patches to final hidden states."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__(config)
+        model = config.model
+        self.text_embed = nn.Embedding(config.vocab_size, model["width"])
+        self.patch_embed = EMBEDDERS[model["patch_embed"]["kind"]](config)
+        self.layers = nn.ModuleList(SoloMonolithLayer(config, number) for number in range(model["layers"]))
+        self.final_norm = make_norm(model["norm"], model["width"], model["norm_eps"])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_embed = value
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, patches_grid: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Normalised pixels [n, p*p*3] of patches and their places [n, 2] to what stands for their tokens [n, D]."""
+        token_id, like = self.config.model["patch_embed"]["token_id"], self.text_embed.weight
+        features = self.patch_embed(pixel_values.to(like.device, like.dtype), patches_grid)
+        if token_id is not None:
+            features = features + like[token_id]
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
+
+    def get_position_ids(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, patches_grid: Tensor | None = None
+    ) -> Tensor:
+        """Positions of a whole sequence: [B, S], or [3, B, S] (time, row, column) where the model counts so.
+
+        input_ids must begin where the sequence begins, and patches_grid hold the places of all its patches.
+        """
+        if self.config.model["rope_sections"] is None:
+            return text_positions(input_ids.shape[1], input_ids, attention_mask)
+        return grid_positions(self.config, input_ids, attention_mask, patches_grid)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        patches_grid: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Read tokens, from the beginning or on top of a cache.
+
+        Args:
+            input_ids: int64 [B, S], the placeholder where a patch stands. Beside `inputs_embeds`, tells only which.
+            pixel_values: [n, p*p*3], normalised pixels of the patches of these tokens, row after row.
+            patches_grid: int64 [n, 2], row and column of each in its image or tile.
+            attention_mask: [B, R], 0 at padding (left or right); or a finished mask [B, 1, S, R].
+            position_ids: [B, S] or [3, B, S]; needed on top of a cache where the model counts rows and columns.
+            past_key_values: what was read before, as it is called before transformers 5.24.
+            cache: the same, as it is called since.
+            inputs_embeds: [B, S, D] instead of the embeddings of `input_ids`.
+            use_cache: return a cache also where none was given.
+            mm_encoder_outputs: {"image": get_image_features(...)} instead of pixel_values.
+            output_attentions: return the attention weights (eager only).
+            output_hidden_states: return the input of every layer and the final hidden states.
+            kwargs: passed on to the attention function.
+
+        Raises:
+            ValueError: placeholders and patches differ in number, or an input is missing.
+        """
+        cache = past_key_values if cache is None else cache
+        visual = self._visual(input_ids, inputs_embeds)
+        if inputs_embeds is None:
+            # A placeholder need not have a row.
+            inputs_embeds = self.text_embed(torch.where(visual, 0, input_ids))
+        if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
+            features = mm_encoder_outputs["image"]["pooler_output"]
+            features = torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
+            inputs_embeds = self._place(inputs_embeds, visual, features)
+        elif pixel_values is not None:
+            features = self.get_image_features(pixel_values, patches_grid, return_dict=True).last_hidden_state
+            inputs_embeds = self._place(inputs_embeds, visual, features)
+        if (use_cache if use_cache is not None else self.config.use_cache) and cache is None:
+            cache = DynamicCache(config=self.config)
+        past = 0 if cache is None else cache.get_seq_length()
+        if position_ids is None:
+            position_ids = self._positions(input_ids, inputs_embeds, attention_mask, patches_grid, past)
+        mask = self._mask(input_ids, inputs_embeds, visual, attention_mask, cache, past)
+        rotary = rotary_tables(self.config, position_ids)
+        routing = Routing.of(visual) if self.config.routes and visual is not None and visual.any() else None
+        x, states, attentions = inputs_embeds, [], []
+        for layer in self.layers:
+            states.append(x)
+            x, weights = layer(x, mask, rotary, routing, cache, **kwargs)
+            attentions.append(weights)
+        x = self.final_norm(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            **{CACHE: cache},
+            hidden_states=(*states, x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _visual(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
+        """bool [B, S], which tokens are patches; None where that cannot be known and does not matter."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        if inputs_embeds is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        if self.config.routes or self.config.image["attention"] != "causal":
+            raise ValueError("this model must know which tokens are patches: give input_ids beside inputs_embeds")
+        return None
+
+    def _place(self, inputs_embeds: Tensor, visual: Tensor | None, features: Tensor) -> Tensor:
+        if visual is None:
+            raise ValueError("patches come with the input_ids that say where they stand")
+        found = int(visual.sum())
+        if found != len(features):
+            raise ValueError(f"{found} placeholders (token {self.config.image_token_id}) for {len(features)} patches")
+        return inputs_embeds.masked_scatter(visual[..., None], features.to(inputs_embeds))
+
+    def _positions(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        patches_grid: Tensor | None,
+        past: int,
+    ) -> Tensor:
+        if self.config.model["rope_sections"] is None:
+            return text_positions(past + inputs_embeds.shape[1], inputs_embeds, attention_mask)[:, past:]
+        if past or input_ids is None:
+            raise ValueError("rows and columns count: give position_ids, as get_position_ids of the whole finds them")
+        return self.get_position_ids(input_ids, attention_mask, patches_grid)
+
+    def _mask(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor,
+        visual: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+        past: int,
+    ) -> Any:
+        """What the attention function expects: causal but for the tokens of images, within the window."""
+        attention, window = self.config.image["attention"], self.config.sequence["window"]
+        has_patches = visual is not None and bool(visual.any())
+        special: dict[str, Any] = {}
+        limits = []
+        if has_patches and attention in ("bidirectional", "prefix"):
+            blocks = image_blocks(self.config, input_ids, past)
+
+            def same_image(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return (blocks[b, q] == blocks[b, k]) & (blocks[b, q] >= 0)
+
+            special["or_mask_function"] = same_image
+            if window is not None:
+                limits.append(lambda b, h, q, k: (q - k <= window) | same_image(b, h, q, k))
+        elif window is not None:
+            limits.append(lambda b, h, q, k: q - k <= window)
+        if has_patches and attention == "isolated":
+            alone = F.pad(visual, (past, 0))
+            limits.append(lambda b, h, q, k: (q == k) | ~alone[b, q])
+        if limits:
+            special["and_mask_function"] = and_masks(*limits)
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            **{CACHE: cache},
+            **special,
+        )
+
+
+class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
+    """The model with its head: next-token logits, and generation with images in any turn."""
+
+    _tied_weights_keys = {"head.weight": "model.text_embed.weight"}  # noqa: RUF012
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__(config)
+        self.model = SoloMonolithModel(config)
+        self.head = nn.Linear(config.model["width"], config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.text_embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.text_embed = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.head = new_embeddings
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> Any:
+        """See `SoloMonolithModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        patches_grid: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As `SoloMonolithModel.forward`; labels [B, S] are shifted here, -100 is no target."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            patches_grid=patches_grid,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=past_key_values if cache is None else cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            **{CACHE: getattr(outputs, CACHE)},
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """As everywhere in transformers. On top of a cache, the whole conversation with all its images may be given
+        again: the patches of what was read already are left out.
+        """
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        past = 0 if cache is None else cache.get_seq_length()
+        mask = kwargs.get("attention_mask")
+        if past and ids is not None and (mask is None or mask.shape[1] == ids.shape[1]):
+            grid = kwargs.get("patches_grid")
+            if kwargs.get("position_ids") is None and self.config.model["rope_sections"] is not None:
+                kwargs["position_ids"] = self.model.get_position_ids(ids, mask, grid)
+            for name in ("pixel_values", "patches_grid"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = take_new(ids == self.config.image_token_id, past, kwargs[name])
+        return super().generate(inputs, **kwargs)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        if self.config.model["rope_sections"] is None or inputs_tensor.dtype.is_floating_point:
+            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        mask, grid = model_kwargs.get("attention_mask"), model_kwargs.get("patches_grid")
+        return self.model.get_position_ids(inputs_tensor, mask, grid)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Patches have no axis of rows: those of a row are repeated together."""
+        if expand_size == 1:
+            return input_ids, model_kwargs
+        of_patches = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "patches_grid")}
+        encoded = model_kwargs.pop("mm_encoder_outputs", None)
+        visual = None if input_ids is None else input_ids == self.config.image_token_id
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        for name, value in of_patches.items():
+            if value is not None:
+                model_kwargs[name] = expand_by_row(visual, value, expand_size)
+        if encoded is not None:
+            if encoded.get("image") is not None:
+                features = expand_by_row(visual, encoded["image"]["pooler_output"], expand_size)
+                encoded = {"image": BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)}
+            model_kwargs["mm_encoder_outputs"] = encoded
+        return input_ids, model_kwargs
+
+
+__all__ = ["SoloMonolithForCausalLM", "SoloMonolithModel", "SoloMonolithPreTrainedModel"]

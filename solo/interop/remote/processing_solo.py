@@ -1,0 +1,98 @@
+"""Texts with images to what the model reads: token ids, in which every image is its delimiters and placeholders."""
+
+from typing import Any
+
+from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs
+
+from .image_processing_solo import Grid, SoloMonolithImagesKwargs
+
+
+class SoloMonolithProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Texts are read as they are written; the chat template writes what opens them."""
+
+    images_kwargs: SoloMonolithImagesKwargs
+    _defaults = {"text_kwargs": {"padding": False, "add_special_tokens": False}}  # noqa: RUF012
+
+
+class SoloMonolithProcessor(ProcessorMixin):
+    """Image processor and tokenizer as one.
+
+    Args:
+        image_processor: cuts the images.
+        tokenizer: has all tokens below.
+        chat_template: of conversations.
+        image_token: stands in a text where an image is to be, and in token ids where a patch is.
+        image_begin_token: before an image's patches, or None.
+        image_end_token: behind them, or None.
+        image_row_token: between two rows of patches, or None.
+        row_token_after_last: whether it also stands behind the last row.
+    """
+
+    valid_processor_kwargs = SoloMonolithProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        image_begin_token: str | None = None,
+        image_end_token: str | None = None,
+        image_row_token: str | None = None,
+        row_token_after_last: bool = False,
+        **kwargs: Any,
+    ):
+        self.image_token, self.image_begin_token, self.image_end_token = image_token, image_begin_token, image_end_token
+        self.image_row_token, self.row_token_after_last = image_row_token, row_token_after_last
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        tokens = (image_token, image_begin_token, image_end_token, image_row_token)
+        self.image_token_ids = tokenizer.convert_tokens_to_ids([token for token in tokens if token is not None])
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """As everywhere in transformers; `image_token` stands in the texts where the images are to be.
+
+        Returns:
+            input_ids, attention_mask, and where there are images pixel_values and patches_grid, see
+            `SoloMonolithImageProcessor`; with return_mm_token_type_ids, 1 at every token of an image.
+        """
+        if images is not None and text is not None:
+            texts = [text] if isinstance(text, str) else text
+            kwargs["images_per_text"] = [each.count(self.image_token) for each in texts]
+        return super().__call__(images=images, text=text, **kwargs)
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """What the model does not read."""
+        return ["image_grids_of"]
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The tokens of one image."""
+        return self.image_text(image_inputs["image_grids_of"][image_idx])
+
+    def image_text(self, grid: Grid) -> str:
+        """Delimiters, placeholders and row tokens of an image that is cut like this."""
+        if self.image_row_token is None:
+            inside = self.image_token * self._placeholders(grid)
+        else:
+            row = self.image_token * grid.columns
+            inside = self.image_row_token.join([row] * grid.rows)
+            inside += self.image_row_token if self.row_token_after_last else ""
+        return f"{self.image_begin_token or ''}{inside}{self.image_end_token or ''}"
+
+    def _placeholders(self, grid: Grid) -> int:
+        """Patches, and the learned tokens that some models have among them."""
+        markers = 1 + grid.rows if self.image_processor.image.get("markers") else 0
+        return grid.tiles * grid.rows * grid.columns + markers
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """Placeholders and patches of images of these sizes (height, width)."""
+        if image_sizes is None:
+            return MultiModalData()
+        grids = [self.image_processor.grid(width, height) for height, width in image_sizes]
+        patches = [self._placeholders(grid) for grid in grids]
+        return MultiModalData(num_image_tokens=patches, num_image_patches=patches)
+
+
+__all__ = ["SoloMonolithProcessor"]

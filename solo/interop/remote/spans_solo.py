@@ -1,0 +1,147 @@
+"""What follows from where images stand in a sequence: positions, blocks of attention, the patches of a row."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .configuration_solo import SoloMonolithConfig
+
+
+def text_positions(length: int, like: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """One count over text and patches, padding left out: int64 [B, length], or [1, length] without a mask."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.arange(length, device=like.device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def rotary_tables(config: SoloMonolithConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, S, r/2], float32, of positions [B, S] or [3, B, S].
+
+    Rotary positions are of arXiv 2104.09864, their three axes of arXiv 2409.12191 (M-RoPE).
+    """
+    sections = config.model["rope_sections"]
+    rows = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
+    frequency = _frequencies(config, rows.amax(-1) + 1)
+    if sections is None:
+        angles = position_ids[..., None].float() * frequency
+    else:
+        axis_of_pair = torch.arange(3, device=rows.device).repeat_interleave(torch.tensor(sections, device=rows.device))
+        angles = position_ids.permute(1, 2, 0)[..., axis_of_pair].float() * frequency
+    return angles.cos(), angles.sin()
+
+
+def _frequencies(config: SoloMonolithConfig, length_B: Tensor) -> Tensor:
+    """Frequencies of the pairs, float32 [r/2], or [B, 1, r/2] where they grow with the row's length (dynamic NTK)."""
+    dim, base, scaling = config.rotary_dim, config.model["rope_theta"], config.model["rope_scaling"]
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=length_B.device) / dim
+    kind = None if scaling is None else scaling["kind"]
+    if kind == "dynamic":
+        factor, trained = scaling["factor"], scaling["trained_length"]
+        beyond = length_B.float().clamp(min=trained) / trained
+        return (base * (factor * beyond - (factor - 1)) ** (dim / (dim - 2)))[:, None, None] ** -exponents
+    frequency = base**-exponents
+    if kind == "linear":
+        return frequency / scaling["factor"]
+    if kind == "llama3":
+        turns = scaling["trained_length"] * frequency / (2 * math.pi)
+        low, high = scaling["low_frequency_factor"], scaling["high_frequency_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequency * (kept + (1 - kept) / scaling["factor"])
+    return frequency
+
+
+def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Tensor:
+    """int64 [B, past + S]: number of the image whose tokens all see each other, -1 elsewhere.
+
+    An image is its patches and row tokens; with attention "prefix" its begin and end tokens too.
+
+    Raises:
+        ValueError: these tokens begin or end within an image, which then could not see all of itself.
+    """
+
+    def is_token(token: int | None) -> Tensor:
+        return _none(input_ids) if token is None else input_ids == token
+
+    inside = is_token(config.image_token_id) | is_token(config.image_row_id)
+    opening = is_token(config.image_begin_id) & _after(inside) & ~inside
+    closing = is_token(config.image_end_id) & _before(inside) & ~inside
+    cut_before = past > 0 and config.image_begin_id is not None and bool(inside[:, 0].any())
+    if cut_before or (config.image_end_id is not None and bool(inside[:, -1].any())):
+        raise ValueError("an image lies in two chunks, but its patches see each other: cut the prompt elsewhere")
+    if config.image["attention"] == "prefix":
+        first = opening | (inside & ~_before(inside | opening))
+        inside = inside | opening | closing
+    else:
+        first = inside & ~_before(inside)
+    number = first.long().cumsum(-1) - 1
+    return F.pad(number.masked_fill(~inside, -1), (past, 0), value=-1)
+
+
+def grid_positions(
+    config: SoloMonolithConfig, input_ids: Tensor, attention_mask: Tensor | None, patches_grid: Tensor | None
+) -> Tensor:
+    """(time, row, column) of every token of whole sequences, int64 [3, B, S].
+
+    Text advances all three by one. A patch stands at the position that a text token in place of its image's first
+    patch would have, plus (tile, row, column); a row token as one more column of its row. What follows the image goes
+    on one behind the highest position in it.
+
+    Raises:
+        ValueError: there are not as many places as patches.
+    """
+    is_patch = input_ids == config.image_token_id
+    inside = is_patch | (_none(input_ids) if config.image_row_id is None else input_ids == config.image_row_id)
+    count = int(is_patch.sum())
+    if count != (0 if patches_grid is None else len(patches_grid)):
+        raise ValueError(f"rows and columns count: {count} placeholders need as many places in patches_grid")
+    steps = (~inside).long()
+    if attention_mask is not None and attention_mask.ndim == 2:
+        steps = steps * attention_mask.long()
+    offsets = torch.zeros(*input_ids.shape, 3, dtype=torch.long, device=input_ids.device)
+    if patches_grid is not None and count:
+        first, last = inside & ~_before(inside), inside & ~_after(inside)
+        image = (first.flatten().cumsum(0) - 1)[inside.flatten()]
+        patch = (is_patch.flatten().cumsum(0) - 1)[inside.flatten()]
+        grid = patches_grid.to(input_ids.device)
+        tile = (grid == 0).all(-1).cumsum(0)[patch]
+        tile = tile - tile[first.flatten()[inside.flatten()]][image]
+        column = grid[patch, 1] + ~is_patch[inside]
+        found = torch.stack([tile, grid[patch, 0], column], dim=-1)
+        offsets[inside] = found
+        highest = torch.zeros(int(first.sum()), dtype=torch.long, device=grid.device)
+        steps[last] = highest.scatter_reduce(0, image, found.amax(-1), "amax") + 1
+    before = steps.cumsum(-1) - steps
+    return (before[..., None] + offsets).permute(2, 0, 1)
+
+
+def _none(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.bool)
+
+
+def _before(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 0))[:, :-1]
+
+
+def _after(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 1))[:, 1:]
+
+
+def take_new(visual_BR: Tensor, past: int, of_patches: Tensor) -> Tensor:
+    """Of values [n, ...] of all patches of a batch, row after row, those of the tokens from `past` on."""
+    if int(visual_BR.sum()) != len(of_patches):
+        return of_patches
+    is_new = torch.arange(visual_BR.shape[1], device=visual_BR.device) >= past
+    return of_patches[is_new.expand_as(visual_BR)[visual_BR].to(of_patches.device)]
+
+
+def expand_by_row(visual_BS: Tensor, of_patches: Tensor, times: int) -> Tensor:
+    """Repeat the values [n, ...] of each row's patches, row by row: those of a row stay together."""
+    rows = of_patches.split(visual_BS.sum(-1).tolist())
+    return torch.cat([row for row in rows for _ in range(times)])
+
+
+__all__ = ["expand_by_row", "grid_positions", "image_blocks", "rotary_tables", "take_new", "text_positions"]

@@ -1,0 +1,101 @@
+"""A SentencePiece model as a `tokenizer.json`, which AutoTokenizer opens without the SentencePiece package.
+
+Ids are those of SentencePiece for every text without special pieces in it. Those are the one difference: our own
+tokenizers never find a special piece in a text, Hugging Face's do (`split_special_tokens=True` turns it off).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+
+_UNIGRAM, _BPE = 1, 2
+_SPACE = "▁"
+
+
+def tokenizer_json(model: bytes, add_bos: bool) -> str:
+    """The content of the file.
+
+    Args:
+        model: a SentencePiece model, Unigram or BPE.
+        add_bos: whether the token that opens a text is put there when special tokens are asked for.
+
+    Raises:
+        ValueError: the model is of another kind.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    kind = proto.trainer_spec.model_type
+    if kind not in (_UNIGRAM, _BPE):
+        raise ValueError(f"a SentencePiece model of type {kind} is neither Unigram nor BPE")
+    tokenizer = Tokenizer(_unigram(proto) if kind == _UNIGRAM else _bpe(proto))
+    steps = list(_normalizers(proto))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.decoder = _decoder(proto.normalizer_spec.add_dummy_prefix)
+    for token, piece in enumerate(proto.pieces):
+        # Unknown is left out: a text that reads "<unk>" is no unknown character.
+        if piece.type in (piece.CONTROL, piece.USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(piece.piece, normalized=False, special=piece.type == piece.CONTROL)])
+            assert tokenizer.token_to_id(piece.piece) == token
+    if add_bos:
+        name = proto.trainer_spec.bos_piece
+        ids = [(name, tokenizer.token_to_id(name))]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{name} $A", pair=f"{name} $A {name} $B", special_tokens=ids
+        )
+    return str(tokenizer.to_str())
+
+
+def has_dummy_prefix(model: bytes) -> bool:
+    """Whether a SentencePiece model begins every text with a space."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    return bool(proto.normalizer_spec.add_dummy_prefix)
+
+
+def _unigram(proto: Any) -> models.Unigram:
+    vocab = [(piece.piece, piece.score) for piece in proto.pieces]
+    return models.Unigram(vocab, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback)
+
+
+def _bpe(proto: Any) -> models.BPE:
+    vocab = {piece.piece: token for token, piece in enumerate(proto.pieces)}
+    plain = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges = [
+        (left, right)
+        for piece, _ in sorted(plain.items(), key=lambda item: -item[1])
+        for left, right in sorted(_cuts(piece, plain), key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+    ]
+    return models.BPE(
+        vocab,
+        merges,
+        unk_token=proto.trainer_spec.unk_piece,
+        fuse_unk=True,
+        byte_fallback=proto.trainer_spec.byte_fallback,
+    )
+
+
+def _cuts(piece: str, plain: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """The pairs of pieces that a piece can be merged from."""
+    for place in range(1, len(piece)):
+        if piece[:place] in plain and piece[place:] in plain:
+            yield piece[:place], piece[place:]
+
+
+def _normalizers(proto: Any) -> Iterator[normalizers.Normalizer]:
+    spec = proto.normalizer_spec
+    if spec.precompiled_charsmap:
+        yield normalizers.Precompiled(spec.precompiled_charsmap)
+    if spec.remove_extra_whitespaces:
+        yield normalizers.Strip()
+        yield normalizers.Replace(Regex(" {2,}"), " ")
+    if spec.add_dummy_prefix:
+        # Always, also before a space: Metaspace would not.
+        yield normalizers.Prepend(_SPACE)
+    yield normalizers.Replace(" ", _SPACE)
+
+
+def _decoder(dummy_prefix: bool) -> decoders.Decoder:
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if dummy_prefix else steps)

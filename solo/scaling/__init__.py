@@ -1,0 +1,1 @@
+"""Scaling laws: from the results of a sweep to a prediction with an interval."""

@@ -1,0 +1,151 @@
+"""The optimum by other ways: parabolas of equal compute, and the envelope of the runs.
+
+Both are biased even without noise: a parabola by the width and the centre of its grid and by alpha != beta (Czech et
+al. 2026, arXiv 2603.22339), the envelope by the steps between sizes. The bias lies in the size, hardly in the exponent.
+It is not guessed here but measured: the same procedure on the law's own losses for the same runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from solo.scaling.budgets import group_budgets
+from solo.scaling.fit import Fit
+from solo.scaling.laws import Array
+from solo.scaling.runs import Runs
+
+_FEWEST_SIZES = 4  # three points always lie on a parabola
+_FEWEST_OPTIMA = 2
+_ENVELOPE_POINTS = 25
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The runs of one budget and the parabola through them in log N; `refused` says why it gives no optimum."""
+
+    flops: float
+    runs: Runs
+    parabola: tuple[float, float, float]
+    optimum: float | None
+    refused: str | None
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """An optimum N = G C^a by another way than the law's.
+
+    optima          compute and optimal size of each place that gave one
+    exponent        a
+    optimal_n       at the largest compute of the runs, with `law_n` of the law beside it
+    bias            of `optimal_n` by the procedure alone, relative: on the law's own losses of these runs
+    refused         why there is none
+    """
+
+    name: str
+    optima: tuple[tuple[float, float], ...]
+    exponent: float | None
+    optimal_n: float | None
+    law_n: float | None
+    bias: float | None
+    refused: str | None
+
+    @property
+    def difference(self) -> float | None:
+        """Of its optimal size from the law's, relative."""
+        return self.optimal_n / self.law_n - 1.0 if self.optimal_n and self.law_n else None
+
+
+def cross_checks(fitted: Fit) -> list[CrossCheck]:
+    """The optimum by parabolas and by the envelope; nothing for a law that does not allocate compute."""
+    if not fitted.law.allocates:
+        return []
+    return [
+        _check(fitted, "isoFLOP parabolas", lambda runs: parabola_optima(runs)),
+        _check(fitted, "envelope", envelope_optima),
+    ]
+
+
+def isoflop_curves(runs: Runs) -> list[Curve]:
+    """A parabola of the loss in log N for each budget that at least four sizes share."""
+    curves = []
+    for group in group_budgets(runs.flops):
+        part = runs[group]
+        if len(np.unique(part.n)) < _FEWEST_SIZES:
+            continue
+        logs = np.log(part.n)
+        center = logs.mean()
+        square, slope, level = (float(value) for value in np.polyfit(logs - center, part.loss, 2))
+        vertex = float(np.exp(center - slope / (2 * square))) if square > 0 else float("nan")
+        refused = None
+        lowest = part.n[np.argmin(part.loss)]
+        if lowest in (part.n.min(), part.n.max()):
+            refused = f"the lowest loss is at the {'smallest' if lowest == part.n.min() else 'largest'} size"
+        elif not part.n.min() < vertex < part.n.max():
+            refused = "the parabola has no minimum among the sizes"
+        curves.append(
+            Curve(
+                flops=float(np.exp(np.log(part.flops).mean())),
+                runs=part,
+                parabola=(square, slope - 2 * square * center, level - slope * center + square * center**2),
+                optimum=None if refused else vertex,
+                refused=refused,
+            )
+        )
+    return curves
+
+
+def parabola_optima(runs: Runs) -> list[tuple[float, float]]:
+    """Compute and optimal size of each budget whose parabola has its minimum among the sizes."""
+    return [(curve.flops, curve.optimum) for curve in isoflop_curves(runs) if curve.optimum]
+
+
+def envelope_optima(runs: Runs) -> list[tuple[float, float]]:
+    """Compute and the size that is best there, of all sizes with three horizons or more.
+
+    Losses of a size between its horizons are interpolated in logarithms; places where the best size is the smallest or
+    the largest on offer are left out.
+    """
+    curves: list[tuple[float, Array, PchipInterpolator]] = []
+    for size in np.unique(runs.n):
+        part = runs[runs.n == size]
+        logs, places = np.unique(np.log(part.flops), return_index=True)
+        if len(logs) >= 3:
+            curves.append((float(size), logs, PchipInterpolator(logs, np.log(part.loss[places]))))
+    if len(curves) < _FEWEST_SIZES:
+        return []
+    ends = [(logs[0], logs[-1]) for _, logs, _ in curves]
+    found = []
+    for place in np.linspace(min(low for low, _ in ends), max(high for _, high in ends), _ENVELOPE_POINTS):
+        losses = [float(line(place)) if logs[0] <= place <= logs[-1] else np.nan for _, logs, line in curves]
+        offered = np.flatnonzero(np.isfinite(losses))
+        if len(offered) >= 3:
+            best = int(offered[np.argmin(np.array(losses)[offered])])
+            if best not in (offered[0], offered[-1]):
+                found.append((float(np.exp(place)), curves[best][0]))
+    return found
+
+
+def _check(fitted: Fit, name: str, procedure: Callable[[Runs], list[tuple[float, float]]]) -> CrossCheck:
+    runs = fitted.runs
+    largest = float(runs.flops.max())
+    law_n = float(fitted.law.optimum(fitted.coefficients, largest, runs.flops_factor)[0])
+    optima = procedure(runs)
+    line = _line(optima, largest)
+    if line is None:
+        why = f"{len(optima)} of the {_FEWEST_OPTIMA} optima it takes; no more budgets have their minimum between sizes"
+        return CrossCheck(name, tuple(optima), None, None, law_n, None, why)
+    ideal = _line(procedure(runs.with_loss(fitted.predict(runs))), largest)
+    return CrossCheck(name, tuple(optima), line[0], line[1], law_n, ideal[1] / law_n - 1.0 if ideal else None, None)
+
+
+def _line(optima: list[tuple[float, float]], flops: float) -> tuple[float, float] | None:
+    """Exponent of the optimal size in compute, and the size at a compute, by least squares in logarithms."""
+    if len({round(np.log(compute), 2) for compute, _ in optima}) < _FEWEST_OPTIMA:
+        return None
+    logs = np.log(np.array(optima))
+    slope, level = np.polyfit(logs[:, 0], logs[:, 1], 1)
+    return float(slope), float(np.exp(level + slope * np.log(flops)))

@@ -1,0 +1,231 @@
+"""One law fitted to runs: many starts, a tight finish, and a refusal where the runs cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from solo.scaling.laws import Array, Law
+from solo.scaling.problem import HIGHEST_EXPONENT, LOWEST_EXPONENT, Problem
+from solo.scaling.runs import Runs
+from solo.scaling.solver import Solutions, solve
+from solo.scaling.start import starting_points
+
+FEWEST_VALUES = 3  # of a variable: a power and a floor have three unknowns
+LEAST_RAY = 4.0  # tokens per parameter, largest over smallest
+_EDGE = 1e-6
+_NO_FLOOR = 1e-3  # of the lowest loss
+_STEPS = 150  # from any start; one that has not arrived by then does not count as agreeing
+_SAME_OBJECTIVE, _SAME_COEFFICIENT = 1e-6, 1e-2
+_WORST_CONDITION = 1e7  # about 30 for a good design, beyond 1e7 on one ray of tokens per parameter
+_WORST_ERROR = 0.5  # of an exponent, as a share of it
+_MEDIAN_TO_SD = 1.4826  # of absolute deviations, for normal errors
+_ROBUST_ERROR = 1.25  # standard error of a fit of absolute errors over that of least squares, for normal errors
+
+
+class FitRefusedError(ValueError):
+    """The runs do not determine the law; the message says why, and what would."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law.
+
+    coefficients    natural units: L = E + A/N^alpha + ... with N in parameters and D in tokens
+    objective       the minimised sum (see `problem.OBJECTIVES`)
+    starts          how many starting points were tried, and how many of them came to this minimum
+    condition       of the Jacobian with columns of length 1: large means that coefficients can stand in for each other
+    notes           what a reader should know before believing it
+    """
+
+    problem: Problem
+    vector: Array
+    coefficients: dict[str, float]
+    objective: float
+    starts: int
+    agreeing: int
+    condition: float
+    notes: tuple[str, ...]
+
+    @property
+    def law(self) -> Law:
+        """The law that was fitted."""
+        return self.problem.law
+
+    @property
+    def runs(self) -> Runs:
+        """The runs it was fitted to."""
+        return self.problem.runs
+
+    def predict(self, runs: Runs) -> Array:
+        """Loss that the law gives for other runs: [R]."""
+        return self.law.loss(self.coefficients, runs.variables())
+
+    def residuals(self) -> Array:
+        """Relative errors, log of the run's loss over the law's: [R]."""
+        return np.log(self.runs.loss / self.predict(self.runs))
+
+    @property
+    def scatter(self) -> float:
+        """Standard deviation of a run about the law, relative; by the median, so that no outlier decides."""
+        return _scatter(self.residuals(), len(self.law.coefficients))
+
+
+def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[str, float]] | None = None) -> Fit:
+    """Fit a law to runs.
+
+    Args:
+        law: one of `laws.LAWS`.
+        runs: finished runs only.
+        objective: `huber` on log losses, or `squares` of plain ones.
+        starts: coefficients to start from, in place of those of variable projection.
+
+    Raises:
+        FitRefusedError: too few runs, too little spread, a minimum at the edge of the search, or several minima.
+    """
+    check_design(law, runs)
+    problem = Problem(law, runs, objective)
+    vectors = starting_points(problem) if starts is None else np.array([problem.vector(start) for start in starts])
+    found = solve(problem, vectors, steps=_STEPS)
+    best = finish(problem, found.vectors[np.argmin(found.objective)])
+    value = float(problem.value(best[None], np.ones((1, len(runs))))[0])
+    agreeing = _agreeing(problem, found, best, value)
+    condition, notes = _check_minimum(problem, best)
+    if agreeing < 0.3 * len(vectors) and starts is None:
+        notes = (*notes, f"only {agreeing} of {len(vectors)} starting points led to the best minimum")
+    coefficients = {name: float(array) for name, array in problem.coefficients(best).items()}
+    return Fit(problem, best, coefficients, value, len(vectors), agreeing, condition, notes)
+
+
+def finish(problem: Problem, start: Array) -> Array:
+    """The minimum next to a start [P], by L-BFGS-B with gradients to the last digits.
+
+    The objective is a sum, about 1e-3 at its best: with SciPy's tolerances made for numbers around 1, let alone with a
+    mean in place of the sum, the search ends where it begins (Besiroglu et al. 2024, arXiv 2404.10102, on the published
+    fit of Hoffmann et al.). Dividing by the objective at the start makes the tolerances relative.
+    """
+    ones = np.ones((1, len(problem.runs)))
+    unit = max(float(problem.value(start[None], ones)[0]), 1e-30)
+
+    def scaled(vector: Array) -> tuple[float, Array]:
+        value = problem.evaluate(vector[None], ones)
+        return float(value.objective[0]) / unit, value.gradient[0] / unit
+
+    done = minimize(
+        scaled,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=list(zip(problem.lower, problem.upper, strict=True)),
+        options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 20_000, "maxfun": 50_000, "maxcor": 20},
+    )
+    end = np.asarray(done.x, float)
+    # Newton's last step is quadratic where that of L-BFGS is not.
+    polished = solve(problem, end[None]).vectors[0]
+    candidates = np.array([start, end, polished])
+    return candidates[np.argmin(problem.value(candidates, np.ones((3, len(problem.runs)))))]
+
+
+def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
+    """Refuse runs that cannot determine the law, whatever their losses. Raises FitRefusedError."""
+    fewest = law.fewest_runs if fewest_runs is None else fewest_runs
+    if len(runs) < fewest:
+        raise FitRefusedError(f"{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")
+    names = {"n": "parameters", "d": "tokens", "flops": "compute"}
+    for variable in law.variables:
+        values = np.unique(np.round(np.log(runs.variables()[variable]), 3))
+        if len(values) < FEWEST_VALUES and (law.name != "shared" or len(values) < 2):
+            raise FitRefusedError(
+                f"the runs have {len(values)} different numbers of {names[variable]}; the law {law.name!r} needs"
+                f" {FEWEST_VALUES} to tell an exponent from the floor E"
+            )
+    if law.allocates:
+        ratio = runs.d / runs.n
+        spread = float(ratio.max() / ratio.min())
+        if spread < LEAST_RAY:
+            raise FitRefusedError(
+                f"tokens per parameter differ by a factor of {spread:.3g} only, {ratio.min():.3g} to"
+                f" {ratio.max():.3g}: along one ray parameters and tokens cannot be told apart. Vary them by"
+                f" {LEAST_RAY:g} or more, or fit compute alone (--law power)"
+            )
+    if law.repeats and not (np.count_nonzero(runs.d > 1.5 * runs.unique) >= 3):
+        raise FitRefusedError(
+            f"the law {law.name!r} needs at least 3 runs that read their tokens more than 1.5 times;"
+            f" {np.count_nonzero(runs.d > 1.5 * runs.unique)} do. Without repeats fit --law chinchilla"
+        )
+
+
+def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> int:
+    """How many starts came to the best minimum. Raises FitRefusedError where as good a one lies elsewhere."""
+    near = found.converged & (found.objective <= value * (1 + _SAME_OBJECTIVE) + 1e-20)
+    here, there = problem.coefficients(best), problem.coefficients(found.vectors[near])
+    apart = np.zeros(int(near.sum()), bool)
+    for name in problem.law.exponents:
+        apart |= np.abs(there[name] / here[name] - 1) > _SAME_COEFFICIENT
+    # A floor near 0 may be any small number: what matters is how much of the loss a term is.
+    count = len(problem.law.amplitudes)
+    shares = np.abs(np.exp(found.vectors[near, :count]) - np.exp(best[:count])) / problem.loss.min()
+    apart |= (shares > _SAME_COEFFICIENT).any(axis=1)
+    if apart.any():
+        other = {name: float(array[np.argmax(apart)]) for name, array in there.items()}
+        raise FitRefusedError(
+            "not identified: two sets of coefficients fit equally well, "
+            + " and ".join(
+                ", ".join(f"{name} {float(array):.4g}" for name, array in one.items()) for one in (here, other)
+            )
+            + ". More sizes and horizons, further apart, would decide"
+        )
+    return int(near.sum())
+
+
+def _scatter(residuals: Array, parameters: int) -> float:
+    """Standard deviation of log residuals by the median of their sizes, without the smallest.
+
+    A fit of absolute errors passes through about as many runs as it has coefficients; those say nothing of the scatter.
+    """
+    sizes = np.sort(np.abs(residuals))[min(parameters, len(residuals) - 1) :]
+    return float(_MEDIAN_TO_SD * np.median(sizes))
+
+
+def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, ...]]:
+    """Condition of a minimum, and notes on it. Raises FitRefusedError at an edge of the search or where one is flat."""
+    law = problem.law
+    inside = (vector > problem.lower + _EDGE) & (vector < problem.upper - _EDGE)
+    floor = law.coefficients.index("E")
+    # Next to nothing, the floor has no slope left that would take it to the very edge.
+    inside[floor] &= vector[floor] > np.log(_NO_FLOOR * problem.loss.min())
+    notes = []
+    for place in np.flatnonzero(~inside):
+        name = law.coefficients[place]
+        if place == floor and vector[place] < problem.upper[place] - _EDGE:
+            notes.append("E is 0: the loss falls without a floor in sight, and the law says little beyond these runs")
+        elif name in law.exponents:
+            raise FitRefusedError(
+                f"the minimum lies at the edge of the search, {name} = {vector[place]:.3g} (searched from"
+                f" {LOWEST_EXPONENT} to {HIGHEST_EXPONENT}): the runs do not show this law's curvature"
+            )
+        else:
+            raise FitRefusedError(f"the minimum lies at the edge of the search: the runs say nothing of {name}")
+    jacobian = problem.jacobian(vector)[:, inside]
+    lengths = np.linalg.norm(jacobian, axis=0)
+    condition = float(np.linalg.cond(jacobian / np.maximum(lengths, 1e-300)))
+    more = "more sizes and horizons, further apart, would decide"
+    if condition > _WORST_CONDITION:
+        raise FitRefusedError(
+            f"not identified: a direction of the coefficients is flat (condition {condition:.2g}); {more}"
+        )
+    errors = np.full(len(vector), 0.0)
+    covariance = np.linalg.pinv(jacobian.T @ jacobian)
+    residuals = problem.residuals(vector)
+    errors[inside] = _ROBUST_ERROR * _scatter(residuals, len(vector)) * np.sqrt(np.diag(covariance))
+    for name in law.exponents:
+        value, error = (array[law.coefficients.index(name)] for array in (vector, errors))
+        if error > _WORST_ERROR * value:
+            raise FitRefusedError(
+                f"not identified: {name} = {value:.2g}, give or take {error:.2g}, under the scatter of these runs;"
+                f" {more}, or less noise"
+            )
+    return condition, tuple(notes)

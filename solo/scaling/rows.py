@@ -1,0 +1,142 @@
+"""Tables of runs as files: CSV, JSON lines, parquet, or the folder of a sweep."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import io
+import json
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from solo.config import ConfigError
+
+RESULTS = "results.jsonl"
+
+Row = dict[str, Any]
+
+_OPERATORS = {
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def read_rows(path: str | Path) -> tuple[list[Row], str]:
+    """Rows of a table, nested mappings flattened to dotted names, and the sha256 of its file.
+
+    Raises:
+        ConfigError: there is no such file, it is of no known kind, or a line of it cannot be read.
+    """
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read results {path}: {error.strerror}") from None
+    readers = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise ConfigError(f"{path}: a table is one of {', '.join(readers)}, or a sweep's folder with a {RESULTS}")
+    rows = [flat(row) for row in readers[path.suffix](data, path)]
+    if not rows:
+        raise ConfigError(f"{path} has no rows")
+    return rows, hashlib.sha256(data).hexdigest()
+
+
+def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
+    """A row without nesting: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}."""
+    found: Row = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + str(name)] = value
+    return found
+
+
+def number(value: Any) -> float:
+    """A value as a number; NaN for what is none, an empty cell included."""
+    try:
+        return float("nan") if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def text(value: Any) -> str:
+    """A value as text; empty for None and NaN."""
+    return "" if value is None or (isinstance(value, float) and value != value) else str(value)
+
+
+def where(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
+    """Rows for which every condition holds: `column=value`, or with !=, <, <=, >, >=; numbers compare as numbers.
+
+    Raises:
+        ConfigError: a condition is not of this form, or names no column.
+    """
+    kept = list(rows)
+    for condition in conditions:
+        match = re.fullmatch(r"([^<>=!]+)(!=|<=|>=|=|<|>)(.*)", condition)
+        if not match:
+            raise ConfigError(f"--where {condition!r}: expected COLUMN=VALUE, or one of != < <= > >= in place of =")
+        column, sign, value = match[1].strip(), match[2], match[3].strip()
+        if not any(column in row for row in rows):
+            raise ConfigError(f"--where {condition!r}: there is no column {column!r}; columns: {columns_of(rows)}")
+        if sign in "<=>=" and sign != "=" and number(value) != number(value):
+            raise ConfigError(f"--where {condition!r}: {value!r} is no number")
+        kept = [row for row in kept if _holds(row.get(column), sign, value)]
+    return kept
+
+
+def columns_of(rows: Sequence[Row]) -> str:
+    """Names of all columns, for messages."""
+    return ", ".join(dict.fromkeys(name for row in rows for name in row))
+
+
+def _holds(cell: Any, sign: str, value: str) -> bool:
+    left, right = number(cell), number(value)
+    if left == left and right == right:
+        return bool(_OPERATORS[sign](left, right))
+    return sign in ("=", "!=") and bool(_OPERATORS[sign](text(cell), value))
+
+
+def _csv(data: bytes, path: Path) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    rows = list(reader)
+    for row in rows:
+        if None in row or None in row.values():
+            raise ConfigError(f"{path}, line {reader.line_num}: the number of cells is not that of the heading")
+    return rows
+
+
+def _json_lines(data: bytes, path: Path) -> list[Row]:
+    rows = []
+    for place, line in enumerate(data.decode("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}, line {place}: not JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}, line {place}: expected an object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _parquet(data: bytes, path: Path) -> list[Row]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        try:
+            pandas = importlib.import_module("pandas")
+            return list(pandas.read_parquet(io.BytesIO(data)).to_dict("records"))
+        except ImportError:
+            raise ConfigError(f"{path}: reading parquet takes pyarrow; pip install pyarrow, or save as CSV") from None
+    return list(parquet.read_table(io.BytesIO(data)).to_pylist())

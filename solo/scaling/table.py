@@ -1,0 +1,236 @@
+"""From the rows of a table to runs that may be fitted together; what may not is set aside by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solo.config import ConfigError
+from solo.config.base import nearest
+from solo.scaling.rows import Row, columns_of, number, read_rows, text, where
+from solo.scaling.runs import Runs, make_runs
+
+DONE = "done"
+# Runs that were measured with another tokenizer or on other data have losses that mean something else.
+_UNMIXED = ("tokenizer", "evaluation_set")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column is which. The defaults are those of a sweep's results; optional ones are used where they exist.
+
+    n, d            active parameters; tokens seen
+    losses          one law each; all `losses.*` where none is named
+    by              one law for each value of this column, as for each mixture or design
+    """
+
+    n: str = "n_active"
+    d: str = "tokens"
+    losses: tuple[str, ...] = ()
+    flops: str = "flops"
+    unique: str = "unique_tokens"
+    id: str = "id"
+    trunk: str = "trunk"
+    status: str = "status"
+    tokenizer: str = "tokenizer"
+    evaluation_set: str = "evaluation_set"
+    score: str | None = None
+    by: str | None = None
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A row that is not fitted, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that may be fitted, and those that may not."""
+
+    path: str
+    sha256: str
+    columns: Columns
+    rows: tuple[Row, ...]
+    read: int
+    set_aside: tuple[SetAside, ...]
+
+    def groups(self) -> list[tuple[str | None, Table]]:
+        """The table for each value of the column `by`, or all of it."""
+        by = self.columns.by
+        if by is None:
+            return [(None, self)]
+        values = dict.fromkeys(text(row.get(by)) for row in self.rows)
+        return [
+            (value, replace(self, rows=tuple(row for row in self.rows if text(row.get(by)) == value)))
+            for value in values
+        ]
+
+    def runs(self, loss: str) -> tuple[Runs, tuple[SetAside, ...]]:
+        """The runs with one of the losses, and the rows in which it is no positive number.
+
+        Raises:
+            ConfigError: runs of several tokenizers or evaluation sets are among them, or none is left.
+        """
+        self._refuse_mixtures()
+        columns = self.columns
+        kept, aside = [], []
+        for row in self.rows:
+            value = number(row.get(loss))
+            if np.isfinite(value) and value > 0:
+                kept.append(row)
+            else:
+                aside.append(SetAside(self.id_of(row), f"{loss} is {text(row.get(loss)) or 'empty'}"))
+        if not kept:
+            raise ConfigError(f"{self.path}: no run has a usable {loss}: {count(aside)}")
+
+        def optional(name: str | None) -> Any:
+            return [number(row.get(name)) for row in kept] if name and any(name in row for row in kept) else None
+
+        flops, unique = optional(columns.flops), optional(columns.unique)
+        found = make_runs(
+            n=[number(row.get(columns.n)) for row in kept],
+            d=[number(row.get(columns.d)) for row in kept],
+            loss=[number(row.get(loss)) for row in kept],
+            flops=flops,
+            trunk=[text(row.get(columns.trunk)) or self.id_of(row) for row in kept],
+            unique=None if unique is None else np.where(np.isfinite(unique), unique, np.inf),
+            id=[self.id_of(row) for row in kept],
+            score=optional(columns.score),
+        )
+        return found, tuple(aside)
+
+    def id_of(self, row: Row) -> str:
+        """The name of a row."""
+        return text(row.get(self.columns.id))
+
+    def _refuse_mixtures(self) -> None:
+        for kind in _UNMIXED:
+            column = getattr(self.columns, kind)
+            found = Counter(text(row.get(column)) or "(empty)" for row in self.rows)
+            if len(found) > 1:
+                counts = ", ".join(f"{value} ({runs} runs)" for value, runs in found.most_common())
+                raise ConfigError(
+                    f"{self.path}: {len(found)} different values of {column!r} are mixed: {counts}. Losses are not"
+                    f" comparable across them; choose one with --where {column}=..."
+                )
+
+
+def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = ()) -> Table:
+    """Read a table and set aside what must not be fitted.
+
+    Args:
+        path: a CSV, JSON lines or parquet file, or the folder of a sweep.
+        columns: which column is which.
+        conditions: as of `--where`; rows for which they do not hold are no part of the table.
+
+    Raises:
+        ConfigError: the table cannot be read, lacks a column, has no row left, or has an id twice with two contents.
+    """
+    everything, sha256 = read_rows(path)
+    rows = where(everything, conditions)
+    if not rows:
+        raise ConfigError(f"{path}: no row of {len(everything)} meets {' and '.join(conditions)}")
+    columns = _resolve(columns, rows, str(path))
+    if not any(columns.id in row for row in rows):
+        columns = replace(columns, id="name" if _names_rows(rows) else "(row)")
+        rows = [{"(row)": f"row {place}", **row} for place, row in enumerate(rows, start=1)]
+    known = dict.fromkeys(name for row in rows for name in row)
+    rows = [{**known, **row} for row in rows]
+    rows, aside = _without_repeats(rows, columns, str(path))
+    kept = []
+    for row in rows:
+        reason = _unfit(row, columns)
+        if reason:
+            aside.append(SetAside(text(row.get(columns.id)), reason))
+        else:
+            kept.append(row)
+    if not kept:
+        raise ConfigError(f"{path}: no run is left to fit: {count(aside)}")
+    return Table(str(path), sha256, columns, tuple(kept), len(everything), tuple(aside))
+
+
+def count(aside: Iterable[SetAside]) -> str:
+    """What was set aside, by reason, with counts and the first names."""
+    by_reason: dict[str, list[str]] = {}
+    for item in aside:
+        by_reason.setdefault(item.reason, []).append(item.id)
+    return "; ".join(
+        f"{len(names)} with {reason} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for reason, names in by_reason.items()
+    )
+
+
+def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
+    """Columns by their full names. Raises ConfigError for one that does not exist."""
+    known = dict.fromkeys(name for row in rows for name in row)
+
+    def full(name: str, prefix: str, option: str) -> str:
+        for candidate in (name, f"{prefix}.{name}"):
+            if candidate in known:
+                return candidate
+        raise ConfigError(
+            f"{path} has no column {name!r}{nearest(name, list(known))}; name it with {option}. Columns:"
+            f" {columns_of(rows)}"
+        )
+
+    losses = columns.losses or tuple(name for name in known if name.startswith("losses."))
+    if not losses:
+        raise ConfigError(f"{path}: name a column of losses with --loss. Columns: {columns_of(rows)}")
+    given = {option: getattr(columns, option) for option in ("by", "score") if getattr(columns, option)}
+    defaults = Columns()
+    for option in ("flops", "unique", "id", "trunk", "status", *_UNMIXED):
+        if getattr(columns, option) != getattr(defaults, option):  # asked for, and so it has to be there
+            given[option] = getattr(columns, option)
+    return replace(
+        columns,
+        n=full(columns.n, "", "--n"),
+        d=full(columns.d, "", "--d"),
+        losses=tuple(dict.fromkeys(full(name, "losses", "--loss") for name in losses)),
+        **{option: full(name, "scores", f"--{option.replace('_', '-')}") for option, name in given.items()},
+    )
+
+
+def _names_rows(rows: list[Row]) -> bool:
+    names = [text(row.get("name")) for row in rows]
+    return all(names) and len(set(names)) == len(names)
+
+
+def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list[Row], list[SetAside]]:
+    """Rows with each id once. The same line twice is set aside; two lines for one id are refused."""
+    by_id: dict[str, Row] = {}
+    aside, conflicts = [], []
+    for row in rows:
+        name = text(row.get(columns.id))
+        if name not in by_id:
+            by_id[name] = row
+        elif by_id[name] == row:
+            aside.append(SetAside(name, "a line that is there already"))
+        else:
+            conflicts.append(name)
+    if conflicts:
+        names = list(dict.fromkeys(conflicts))
+        raise ConfigError(
+            f"{path}: {len(names)} ids stand for several different rows, as {', '.join(map(repr, names[:5]))}; which"
+            f" of them holds is not for a fit to guess. Give each run its own {columns.id!r}"
+        )
+    return list(by_id.values()), aside
+
+
+def _unfit(row: Row, columns: Columns) -> str | None:
+    """Why a row is not fitted, or None."""
+    status = text(row.get(columns.status))
+    if columns.status in row and status != DONE:
+        return f"status {status or '(empty)'}"
+    for column in (columns.n, columns.d, columns.flops):
+        value = number(row.get(column))
+        if column in row and not (np.isfinite(value) and value > 0):
+            return f"{column} {text(row.get(column)) or '(empty)'}"
+    return None

@@ -1,0 +1,70 @@
+"""Runs with random weights, saved as training saves them, for every layout."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from solo.config import MeshConfig
+from solo.data.tokenizer import Tokenizer, extend_tokenizer
+from solo.inference.monolith import Monolith
+from solo.model.parameters import define
+from solo.sharding.mesh import make_mesh
+from tests.tiny import MODEL, save_run, tiny_config
+
+DENSE: dict[str, Any] = MODEL | {"experts": {}}
+_CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+_FUYU = {
+    "patch_size": 6,
+    "geometry": "padded",
+    "max_height": 48,
+    "max_width": 60,
+    "begin_token": None,
+    "end_token": None,
+    "row_token_after_last": True,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
+_PERSIMMON = {"norm": "layer", "qk_norm": "layer", "ffn": "relu2", "bias": "all", "rope_fraction": 0.5, "kv_heads": 4}
+_GRID = {"kind": "grid", "inner_size": 4, "inner_width": 8, "grid_side": 4, "class_slot": True}
+_TILES = {"patch_size": 8, "geometry": "tiles", "tile_size": 16, "row_token": None, "resample": "bicubic"}
+_AREA = {"geometry": "area", "patch_size": 8, "min_pixels": 1024, "max_pixels": 1024, "resample": "bicubic"}
+_MARKED = {"begin_token": None, "end_token": None, "row_token": None, "markers": True}
+_EVE = {"bias": "qkv", "patch_embed": {"kind": "conv", "inner_size": 4, "inner_width": 8}}
+# Sections of a config that each layout can hold; names behind a space are variants of one.
+SECTIONS: dict[str, dict[str, Any]] = {
+    "native": {"model": MODEL},
+    "solo": {
+        "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
+        "model": DENSE | {"patch_embed": {"token_id": 310}},
+        "sequence": {"window": 40},
+    },
+    "mono_internvl": {"image": _TILES, "model": MODEL | {"experts": {"ffn": "modality"}, "patch_embed": _GRID}},
+    "evev2": {
+        "image": _AREA | _CLIP | _MARKED,
+        "model": MODEL | _EVE | {"experts": dict.fromkeys(("ffn", "qkv", "out", "norms"), "modality")},
+    },
+    "fuyu llama": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}}},
+    "fuyu mistral": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}}, "sequence": {"window": 12}},
+    "fuyu qwen3": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}, "qk_norm": "rms"}},
+    "fuyu persimmon": {"image": _FUYU, "model": DENSE | _PERSIMMON | {"patch_embed": {"bias": True}}},
+    "llama": {"model": MODEL},
+    "mistral": {"model": MODEL, "sequence": {"window": 6}},
+    "qwen2": {"model": MODEL | {"bias": "qkv", "tied_head": True}},
+    "qwen3": {"model": MODEL | {"qk_norm": "rms"}},
+    "internlm2": {"model": MODEL},
+}
+
+
+def saved_run(folder: Path, tokenizer: Tokenizer, **sections: Any) -> Path:
+    """The folder of a run that stopped at step 2."""
+    config = tiny_config(**sections)
+    tokenizer = extend_tokenizer(tokenizer, filter(None, [config.image.placeholder_token]))
+    rng = np.random.default_rng(0)
+    parameters = {
+        path: np.float32(rng.normal(0, 0.15, spec.shape) + path.endswith("scale"))
+        for path, spec in define(config, tokenizer.vocab_size).specs.items()
+    }
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return save_run(Monolith(config, tokenizer, parameters, mesh), folder, 2)

@@ -1,0 +1,226 @@
+"""A whole export of a tiny run, per layout: what is written, what is refused, what verification notices."""
+
+import json
+
+import numpy as np
+import pytest
+
+import solo
+from solo.cli import main
+from solo.data.tokenizer import extend_tokenizer
+from solo.data.tokenizer.huggingface import HuggingFaceTokenizer
+from solo.interop.export import export
+from solo.interop.layout import LayoutError
+from solo.interop.layouts import LAYOUTS
+from solo.interop.tensor_reader import TensorReader
+from solo.interop.verify import VerificationError, compare
+from tests.data.vocabularies import byte_level_json
+from tests.interop.runs import SECTIONS, saved_run
+
+ALWAYS = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+}
+NATIVE_ONLY = {
+    "configuration_solo.py",
+    "image_processing_solo.py",
+    "layers_solo.py",
+    "modeling_solo.py",
+    "preprocessor_config.json",
+    "processing_solo.py",
+    "processor_config.json",
+    "spans_solo.py",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_tokenizer):
+    """Name in SECTIONS -> folder of a run, made when it is first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("runs") / name.replace(" ", "_")
+            made[name] = saved_run(folder, tiny_tokenizer, **SECTIONS[name])
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_layout_is_written_and_loaded_again(name, runs, tmp_path):
+    layout = name.split()[0]
+    done = export(runs(name), tmp_path / "out", layout, verified=False)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == ALWAYS | (NATIVE_ONLY if layout == "native" else set())
+    assert done.placeholder == ("<image>" if layout in ("native", "fuyu") else None)
+    assert bool(done.left_out) == (not LAYOUTS[layout].has_images)
+    before, after = solo.load(runs(name)), solo.load(tmp_path / "out")
+    rows = before.definition.vocab_size
+    for path in before.parameters.keys() - set(done.left_out):
+        theirs = path.replace("text", "shared") if path not in after.parameters else path
+        ours, found = (np.asarray(each) for each in (before.parameters[path], after.parameters[theirs]))
+        cut = {"text_embed": np.s_[:rows], "head": np.s_[:, :rows]}.get(path, ...)
+        np.testing.assert_array_equal(found[cut], ours[cut], err_msg=path)
+
+
+# Of internlm2 transformers has no class; what an export says of it is in its verification.
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name.split()[0] != "internlm2"])
+def test_what_is_written_says_what_the_checkpoint_says(name, runs, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    dtype = "bfloat16" if name == "native" else "float32"
+    done = export(runs(name), tmp_path / "out", name.split()[0], dtype=dtype)
+    found = done.verification
+    assert found is not None
+    assert found.oracle is not None
+    assert found.tensors == done.tensors
+    expected = ["text", "image and text", "two images and text"] if LAYOUTS[done.layout].has_images else ["text"]
+    assert [agreement.name for agreement in found.agreements] == expected
+    assert found.answers == len(expected)
+    assert all(agreement.difference < 1e-4 * agreement.spread for agreement in found.agreements)
+    assert all(agreement.spread > 0.3 for agreement in found.agreements)
+
+
+def test_a_byte_level_tokenizer_and_another_template(tmp_path):
+    """As of a monolith grown out of a Qwen: no token opens a text, and answers end in one of the template's."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    tokenizer = HuggingFaceTokenizer(byte_level_json(), None, "<|endoftext|>", None)
+    tokenizer = extend_tokenizer(tokenizer, ["<vision>", "</vision>", "<vrow_sep>"])
+    chatml = {"template": "chatml", "system": "You see."}
+    run = saved_run(tmp_path / "run", tokenizer, **SECTIONS["native"], sequence=chatml)
+    done = export(run, tmp_path / "out")
+    assert done.verification is not None
+    assert done.verification.answers == 3
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    stops = [tokenizer.id(name) for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    assert settings["eos_token_id"] == stops
+    assert settings["bos_token_id"] is None
+
+
+def test_a_failed_verification_leaves_nothing(runs, tmp_path, monkeypatch):
+    """One value changed on its way to the disk."""
+    from solo.interop import export as module
+
+    def spoiled(folder, tensors, values, **options):
+        def value(name):
+            found = np.array(values(name), order="C")
+            found.reshape(-1)[-1] += name == "model.layers.1.out.shared.weight"
+            return found
+
+        write(folder, tensors, value, **options)
+
+    write = module.write_tensors
+    monkeypatch.setattr(module, "write_tensors", spoiled)
+    with pytest.raises(VerificationError, match=r"model\.layers\.1\.out\.shared\.weight was"):
+        export(runs("native"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_logits_fail_the_verification(runs, tmp_path, monkeypatch):
+    """The config says another base of the rotary positions than the model has."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from solo.interop import repository
+
+    true = repository.config_json
+
+    def wrong(plan):
+        found = true(plan)
+        found["model"]["rope_theta"] = 500.0
+        return found
+
+    monkeypatch.setattr(repository, "config_json", wrong)
+    with pytest.raises(VerificationError, match="text: the logits are not those of the checkpoint"):
+        export(runs("native"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "switch"),
+    [
+        ("native", "fuyu", "model.patch_embed.bias"),
+        ("native", "solo", "model.patch_embed.token_id"),
+        ("native", "mono_internvl", "model"),
+        ("native", "qwen2", "model.bias"),
+        ("qwen2", "llama", "model.bias"),
+        ("mistral", "llama", "sequence.window"),
+    ],
+)
+def test_a_layout_that_cannot_hold_the_model_names_the_switch(name, layout, switch, runs, tmp_path):
+    with pytest.raises(LayoutError, match=switch):
+        export(runs(name), tmp_path / "out", layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_and_their_index(runs, tmp_path):
+    done = export(runs("native"), tmp_path / "out", max_shard_bytes=60_000, verified=False)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == done.nbytes
+    assert len(set(index["weight_map"].values())) > 2
+    with TensorReader(tmp_path / "out") as reader:
+        assert set(reader) == set(index["weight_map"])
+
+
+def test_generation_ends_and_leaves_out_what_ours_does(runs, tmp_path):
+    export(runs("native"), tmp_path / "out", verified=False)
+    model = solo.load(tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [model.tokenizer.special.eos] == list(model.template.stops)
+    assert settings["suppress_tokens"] == sorted(model.tokenizer.special_ids - {model.tokenizer.special.eos})
+    assert model.tokenizer.find("<image>") in settings["suppress_tokens"]
+
+
+def test_an_export_can_be_exported(runs, tmp_path):
+    """A native repository is a checkpoint as well; its placeholder is not appended twice."""
+    export(runs("native"), tmp_path / "first", verified=False)
+    done = export(tmp_path / "first", tmp_path / "second", verified=False)
+    assert done.placeholder is None
+    first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    assert first.stat().st_size == second.stat().st_size
+    with TensorReader(first) as a, TensorReader(second) as b:
+        assert all(np.array_equal(a.read(name), b.read(name)) for name in a)
+
+
+def test_the_command_line(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(runs("native")), "--to", str(out), "--layout", "llama", "--no-verify"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out, the text path only is written" in shown
+    assert "not verified" in shown
+    assert main(["export", str(runs("native")), "--to", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["export", str(runs("native")), "--to", str(tmp_path / "b"), "--layout", "natve"]) == 2
+    assert "did you mean 'native'" in capsys.readouterr().err
+
+
+def test_the_card_has_the_runs_figures(runs, tmp_path):
+    run = runs("llama")
+    lines = [
+        {"kind": "train", "step": 1, "loss": 5.0, "total_tokens": 100, "total_flops": 10},
+        {"kind": "train", "step": 2, "loss": 2.5, "total_tokens": 1234, "total_flops": 20},
+        {"kind": "evaluation", "step": 2, "task": "reading", "metric": "exact_match", "score": 87.5, "examples": 40},
+        {"kind": "train", "step": 3, "loss": 1.0, "total_tokens": 9999, "total_flops": 30},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    export(run, tmp_path / "out", "llama", verified=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for wanted in ("| 2.5000 |", "| 1,234 |", "| reading | exact_match | 87.5 | 40 | 2 |", "config digest"):
+        assert wanted in card
+    assert "9,999" not in card, "a later step than the checkpoint's"
+
+
+def test_the_measures_of_agreement():
+    ours = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]], np.float32))
+    theirs = np.log(np.array([[0.7, 0.2, 0.1], [0.5, 0.2, 0.3]], np.float32)) + 1.0
+    found = compare("some", ours, theirs)
+    assert found.top_1 == 0.5
+    assert found.divergence == pytest.approx((0.2 * np.log(0.2 / 0.5) + 0.5 * np.log(0.5 / 0.2)) / 2, rel=1e-5)
+    assert found.difference == pytest.approx(1 + np.log(0.5 / 0.2), rel=1e-5)

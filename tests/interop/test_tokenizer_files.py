@@ -1,0 +1,115 @@
+"""What an export makes of our tokenizers and chat templates gives the ids that ours give."""
+
+import io
+import random
+import string
+from pydoc_data.topics import topics
+
+import pytest
+import sentencepiece
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from solo.config import SequenceConfig, TokenizerConfig
+from solo.data.conversation import Image, Turn
+from solo.data.templates import TextRun, make_template
+from solo.data.tokenizer import PIECES, extend_tokenizer, train_tokenizer
+from solo.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from solo.interop.chat_template import chat_template
+from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
+
+TEXTS = [topics[name] for name in sorted(topics)[:30]]
+MORE = ("<|im_start|>", "<|im_end|>", "<image>")
+
+
+def strings():
+    """Prose, noise, spaces at every place, characters without a piece, SentencePiece's own sign for the space."""
+    rng = random.Random(0)
+    yield from ("", " ", "  a", "a  ", "\n\n a\tb", "▁", "a▁b", "\x00", "日本語 🙂", "é" * 30, "a" * 300)
+    for text in TEXTS[:20]:
+        start = rng.randrange(len(text) // 2)
+        yield text[start : start + 200]
+    alphabet = string.printable + "▁ÀéüßĞжλ日本🙂    "
+    for length in range(400):
+        yield "".join(rng.choice(alphabet) for _ in range(length % 50))
+
+
+def trained(kind, **options):
+    """A SentencePiece model as other projects train them."""
+    model = io.BytesIO()
+    settings = {"byte_fallback": True, "normalization_rule_name": "identity", "minloglevel": 2, "num_threads": 1}
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=(line for text in TEXTS for line in text.splitlines() if line.strip()),
+        model_writer=model,
+        vocab_size=600,
+        model_type=kind,
+        **settings | options,
+    )
+    return SentencePieceTokenizer(model.getvalue())
+
+
+TOKENIZERS = {
+    "ours": lambda: train_tokenizer(TEXTS, TokenizerConfig(vocab_size=600)),
+    "ours, byte pairs": lambda: train_tokenizer(TEXTS, TokenizerConfig(vocab_size=600, model_type="bpe")),
+    "as Mistral's": lambda: trained("bpe", remove_extra_whitespaces=False, split_digits=True),
+    "normalised": lambda: trained("unigram", normalization_rule_name="nmt_nfkc"),
+    "without bytes": lambda: trained("bpe", byte_fallback=False, remove_extra_whitespaces=False),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_and_texts_are_those_of_sentencepiece(name):
+    ours = extend_tokenizer(TOKENIZERS[name](), ["<|im_start|>", "<image>"])
+    theirs = Tokenizer.from_str(tokenizer_json(ours._model, add_bos=True))
+    assert theirs.get_vocab_size() == ours.vocab_size
+    for text in strings():
+        ids = ours.encode(text)
+        assert theirs.encode(text, add_special_tokens=False).ids == ids, repr(text)
+        if name not in ("normalised", "without bytes"):  # what cannot be written is left out here, shown there
+            assert theirs.decode(ids) == ours.decode(ids), repr(text)
+    assert theirs.encode("a").ids[0] == ours.special.bos
+    assert theirs.token_to_id("<image>") == ours.vocab_size - 1
+
+
+IMAGE = Image(b"")
+CONVERSATIONS = {
+    "a question": [Turn("user", ("what is this?",))],
+    "an image first": [Turn("user", (IMAGE, "\nwhat is this?\n"))],
+    "images between texts": [Turn("user", ("this: \n", IMAGE, "\n and this ", IMAGE, IMAGE))],
+    "two turns": [
+        Turn("user", (IMAGE, " what is this?")),
+        Turn("assistant", ("a cat.",)),
+        Turn("user", (IMAGE, IMAGE, "and these? ")),
+    ],
+    "a caption": [Turn("text", (IMAGE, "\na cat."))],
+}
+
+
+def their_ids(theirs, template, turns, open_turn, bos, eos):
+    """As `apply_chat_template` renders and tokenises."""
+
+    def part_of(part):
+        return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+    messages = [{"role": turn.role, "content": [part_of(part) for part in turn.content]} for turn in turns]
+    rendered = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    text = rendered.render(messages=messages, add_generation_prompt=open_turn, bos_token=bos, eos_token=eos)
+    return theirs.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("prefixed", [False, True], ids=["plain", "dummy prefix"])
+@pytest.mark.parametrize("template", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"])
+def test_chat_templates_give_our_ids(template, prefixed):
+    plain = trained("bpe", remove_extra_whitespaces=False) if prefixed else TOKENIZERS["ours"]()
+    ours = extend_tokenizer(plain, [*MORE, *PIECES.values()])
+    theirs = Tokenizer.from_str(tokenizer_json(ours._model, add_bos=True))
+    image = ours.id("<image>")
+    for system in (None, 'You are "kind".\nBOS EOS') if template in ("roles", "internlm2_chat", "chatml") else (None,):
+        config = SequenceConfig(template=template, system=system)
+        text = chat_template(config, "<image>", bos=True, dummy_prefix=has_dummy_prefix(ours._model))
+        for name, turns in CONVERSATIONS.items():
+            for open_turn in {False, turns[-1].role == "user"}:
+                runs = make_template(ours, config).runs(turns, open_turn)
+                wanted = [token for run in runs for token in (run.tokens if isinstance(run, TextRun) else (image,))]
+                found = their_ids(theirs, text, turns, open_turn, "<s>", "</s>")
+                assert found == wanted, (name, open_turn, [ours._processor.IdToPiece(i) for i in wanted])

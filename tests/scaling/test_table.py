@@ -1,0 +1,241 @@
+"""Tables of runs: what may be fitted is fitted, and the rest is refused or set aside by name."""
+
+import csv
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from solo.config import ConfigError
+from solo.scaling.rows import read_rows, where
+from solo.scaling.table import Columns, count, load_table
+from tests.scaling.samples import OVERTRAIN
+
+GADRE = Columns(n="N", d="D", losses=("loss_c4_val",))
+
+
+def row(place: int, **changes) -> dict:
+    found = {
+        "id": f"run{place}",
+        "status": "done",
+        "n_active": 1e8 * (1 + place),
+        "n_total": 3e8 * (1 + place),
+        "tokens": 2e9,
+        "flops": 1.3e18 * (1 + place),
+        "losses": {"text": 3.0 - 0.01 * place, "caption": 2.0},
+        "trunk": None,
+        "tokenizer": "t1",
+        "evaluation_set": "e1",
+    }
+    return {**found, **changes}
+
+
+def folder(path, rows) -> str:
+    path.mkdir(exist_ok=True)
+    (path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    return str(path)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def test_a_table_of_somebody_else() -> None:
+    table = load_table(OVERTRAIN, GADRE, ["ds=rpj"])
+    runs, aside = table.runs("loss_c4_val")
+    assert (table.read, len(runs), aside) == (104, 35, ())
+    assert table.sha256 == hashlib.sha256(OVERTRAIN.read_bytes()).hexdigest()
+    largest = runs[runs.flops == runs.flops.max()]
+    assert largest.id == ("rpj-open_lm_1b-32.0",)  # by its name, as there is no id
+    assert runs.flops_factor == 6.0  # and no compute
+    assert len(set(runs.trunk)) == 35
+
+
+def test_a_sweep_s_folder(tmp_path) -> None:
+    path = folder(tmp_path / "sweep", [row(0), row(1, trunk="run0"), row(2, unique_tokens=1e9)])
+    table = load_table(path, Columns())
+    assert table.columns.losses == ("losses.text", "losses.caption")
+    runs, _ = table.runs("losses.caption")
+    assert list(runs.loss) == [2.0, 2.0, 2.0]
+    assert list(runs.n) == [1e8, 2e8, 3e8]  # active, not total
+    assert runs.flops_factor == pytest.approx(6.5)
+    assert runs.trunk == ("run0", "run0", "run2")
+    assert list(runs.unique) == [np.inf, np.inf, 1e9]
+    assert load_table(path, Columns(losses=("text",))).columns.losses == ("losses.text",)
+
+
+def test_the_same_table_in_every_format(tmp_path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    with OVERTRAIN.open() as file:
+        rows = [{name: _typed(value) for name, value in line.items()} for line in csv.DictReader(file)]
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "runs.parquet")
+    expected = load_table(OVERTRAIN, GADRE, ["ds=rpj"]).runs("loss_c4_val")[0]
+    for name in ("runs.jsonl", "runs.parquet"):
+        runs = load_table(tmp_path / name, GADRE, ["ds=rpj"]).runs("loss_c4_val")[0]
+        assert runs.id == expected.id
+        assert (runs.loss == expected.loss).all()
+
+
+def _typed(value: str):
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def test_parquet_without_a_reader_says_what_to_install(tmp_path, monkeypatch) -> None:
+    (tmp_path / "runs.parquet").write_bytes(b"PAR1")
+    for name in ("pyarrow", "pyarrow.parquet", "pandas"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match="pip install pyarrow"):
+        read_rows(tmp_path / "runs.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.csv", None, "cannot read results .*missing.csv: No such file"),
+        ("runs.xlsx", "x", "a table is one of .csv, .jsonl, .parquet"),
+        ("runs.csv", "id,n,d\n", "has no rows"),
+        ("runs.csv", "id,n\na,1\nb,2,3\n", "line 3: the number of cells"),
+        ("runs.jsonl", '{"id": 1}\n{"id":\n', "line 2: not JSON"),
+        ("runs.jsonl", "[1]\n", "line 1: expected an object, found list"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "kept"),
+    [
+        (["ds=rpj"], 35),
+        (["ds!=rpj"], 69),
+        (["ds=rpj", "cc<=1"], 14),
+        (["ds=rpj", "cc=1"], 6),
+        (["ds=rpj", "cc=1.0"], 6),
+        (["N > 1e9", "ds=rpj"], 3),
+    ],
+)
+def test_where(conditions, kept) -> None:
+    rows, _ = read_rows(OVERTRAIN)
+    assert len(where(rows, conditions)) == kept
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [("ds", "expected COLUMN=VALUE"), ("dataset=rpj", "no column 'dataset'"), ("cc<many", "'many' is no number")],
+)
+def test_where_that_means_nothing(condition, message) -> None:
+    rows, _ = read_rows(OVERTRAIN)
+    with pytest.raises(ConfigError, match=message):
+        where(rows, [condition])
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            Columns(n="N", d="D", losses=("loss_c4",)),
+            r"no column 'loss_c4'; did you mean 'loss_c4_val'\?; name it with",
+        ),
+        (Columns(d="D", losses=("loss_c4_val",)), "no column 'n_active'.*name it with --n"),
+        (Columns(n="N", losses=("loss_c4_val",)), "no column 'tokens'.*name it with --d"),
+        (Columns(n="N", d="D"), "name a column of losses with --loss"),
+        (Columns(n="N", d="D", losses=("loss_c4_val",), trunk="parent"), "no column 'parent'.*--trunk"),
+        (Columns(n="N", d="D", losses=("loss_c4_val",), by="mixture"), "no column 'mixture'.*--by"),
+    ],
+)
+def test_missing_columns_are_named(columns, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_table(OVERTRAIN, columns)
+
+
+def test_no_row_left(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="no row of 104 meets ds=nothing"):
+        load_table(OVERTRAIN, GADRE, ["ds=nothing"])
+    path = folder(tmp_path / "sweep", [row(0, status="failed"), row(1, status="failed")])
+    with pytest.raises(ConfigError, match=r"no run is left to fit: 2 with status failed \(run0, run1\)"):
+        load_table(path, Columns())
+
+
+def test_runs_that_did_not_finish_are_set_aside_by_name(tmp_path) -> None:
+    states = ["done", "failed", "diverged", "stale", "running", "", "done"]
+    table = load_table(folder(tmp_path / "s", [row(k, status=state) for k, state in enumerate(states)]), Columns())
+    assert [table.id_of(line) for line in table.rows] == ["run0", "run6"]
+    assert {(item.id, item.reason) for item in table.set_aside} == {
+        ("run1", "status failed"),
+        ("run2", "status diverged"),
+        ("run3", "status stale"),
+        ("run4", "status running"),
+        ("run5", "status (empty)"),
+    }
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "nan", "", 0.0, -1.0, "oops", float("inf"), True])
+def test_losses_that_are_none_are_set_aside_by_name(tmp_path, value) -> None:
+    rows = [row(k) for k in range(3)]
+    rows[1]["losses"] = {"text": value, "caption": 2.0}
+    table = load_table(folder(tmp_path / "s", rows), Columns())
+    runs, aside = table.runs("losses.text")
+    assert runs.id == ("run0", "run2")
+    assert [item.id for item in aside] == ["run1"]
+    assert "1 with losses.text is" in count(aside)
+    # It has its other loss all the same.
+    assert len(table.runs("losses.caption")[0]) == 3
+
+
+def test_a_loss_that_no_run_has(tmp_path) -> None:
+    rows = [row(k, losses={"text": None}) for k in range(3)]
+    with pytest.raises(ConfigError, match=r"no run has a usable losses\.text: 3 with"):
+        load_table(folder(tmp_path / "s", rows), Columns()).runs("losses.text")
+
+
+@pytest.mark.parametrize("column", ["n_active", "tokens", "flops"])
+@pytest.mark.parametrize("value", [None, 0, -5, "many"])
+def test_sizes_that_are_none_are_set_aside_by_name(tmp_path, column, value) -> None:
+    table = load_table(folder(tmp_path / "s", [row(0), row(1, **{column: value})]), Columns())
+    assert [table.id_of(line) for line in table.rows] == ["run0"]
+    assert table.set_aside[0].id == "run1"
+    assert table.set_aside[0].reason.startswith(column)
+
+
+def test_a_line_twice_counts_once(tmp_path) -> None:
+    table = load_table(folder(tmp_path / "s", [row(0), row(1), row(0)]), Columns())
+    assert len(table.rows) == 2
+    assert count(table.set_aside) == "1 with a line that is there already (run0)"
+
+
+def test_one_id_for_two_runs_is_refused(tmp_path) -> None:
+    rows = [row(0), row(1), row(1, tokens=4e9), row(2), row(2, tokens=4e9)]
+    with pytest.raises(ConfigError, match=r"2 ids stand for several different rows, as 'run1', 'run2'"):
+        load_table(folder(tmp_path / "s", rows), Columns())
+
+
+@pytest.mark.parametrize("column", ["tokenizer", "evaluation_set"])
+@pytest.mark.parametrize("other", ["t2", None])
+def test_mixed_tokenizers_and_evaluation_sets_are_refused(tmp_path, column, other) -> None:
+    rows = [row(0), row(1), row(2, **{column: other})]
+    path = folder(tmp_path / "s", rows)
+    with pytest.raises(ConfigError, match=rf"2 different values of '{column}' are mixed: .1 \(2 runs\)"):
+        load_table(path, Columns()).runs("losses.text")
+    first = rows[0][column]
+    assert len(load_table(path, Columns(), [f"{column}={first}"]).runs("losses.text")[0]) == 2
+    # What is not fitted may have been measured as it was.
+    rows[2]["status"] = "failed"
+    assert len(load_table(folder(tmp_path / "t", rows), Columns()).runs("losses.text")[0]) == 2
+
+
+def test_one_law_for_each_value_of_a_column(tmp_path) -> None:
+    rows = [row(k, design="dense" if k < 4 else "experts", tokenizer="t1" if k < 4 else "t2") for k in range(6)]
+    table = load_table(folder(tmp_path / "s", rows), Columns(by="design"))
+    groups = {name: len(part.runs("losses.text")[0]) for name, part in table.groups()}
+    assert groups == {"dense": 4, "experts": 2}  # each with a tokenizer of its own
