@@ -49,7 +49,8 @@ def _of_mesh(axes: str, device_ids: str | None, along: str) -> np.ndarray:
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     ids = _of_iota(device_ids).ravel() if device_ids else np.arange(prod(sizes.values()))
     wanted = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in _AXIS.findall(along)]
-    shape, joined = [], []
+    shape: list[int] = []
+    joined: list[int] = []
     for name, size in sizes.items():
         # Every axis is cut where a part begins or ends.
         cuts = sorted({1, size, *(cut for axis, before, part in wanted if axis == name for cut in (before, before * part))})

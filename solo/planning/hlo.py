@@ -115,7 +115,8 @@ class Module:
 def parse_module(text: str) -> Module:
     """Read a module. Raises ValueError where the text has no entry computation."""
     computations: dict[str, tuple[Instruction, ...]] = {}
-    entry, name, lines = "", None, []
+    entry, name = "", None
+    lines: list[Instruction] = []
     for line in text.splitlines():
         if name is None:
             if opened := _COMPUTATION.match(line):

@@ -36,12 +36,16 @@ class Rows:
     num_steps  of the stage
     documents  of some rows that stand for all of them
     source     where all this comes from, in words
+    measured   whether that is prepared data
+    pieces     of the tokenizer, where there is one
     """
 
     shape: RowShape
     num_steps: int
     documents: tuple[tuple[Document, ...], ...]
     source: str
+    measured: bool = False
+    pieces: int | None = None
 
     @cached_property
     def live(self) -> tuple[float, float, float]:
@@ -51,8 +55,21 @@ class Rows:
         return patches, text, targets
 
 
-def planned_rows(config: Config, stage: StageConfig, pieces: int) -> Rows:
-    """From the prepared data of a config, by planning it; `pieces` is the tokenizer's size.
+def stage_rows(config: Config, stage: StageConfig) -> Rows:
+    """From the prepared data where there is some, else as stated.
+
+    Raises:
+        ConfigError: the data does not fit the rows, or there is none and the stage is counted in epochs.
+    """
+    try:
+        open_prepared(config)
+    except (ConfigError, OSError):
+        return stated_rows(stage)
+    return planned_rows(config, stage)
+
+
+def planned_rows(config: Config, stage: StageConfig) -> Rows:
+    """From the prepared data of a config, by planning it.
 
     Raises:
         ConfigError: the data is not prepared, or it does not fit the rows.
@@ -65,7 +82,8 @@ def planned_rows(config: Config, stage: StageConfig, pieces: int) -> Rows:
         for step in range(min(_SAMPLED_STEPS, plan.num_steps))
         for row in plan.rows(step)
     )
-    return Rows(plan.shape, plan.num_steps, documents, f"the prepared data of {config.data.folder}")
+    source, pieces = f"the prepared data of {config.data.folder}", prepared.tokenizer.vocab_size
+    return Rows(plan.shape, plan.num_steps, documents, source, measured=True, pieces=pieces)
 
 
 def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_slots: int | None = None) -> Rows:
@@ -99,7 +117,9 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
     return Rows(shape, stage.steps, (row,), f"{source}; documents of {length:,} slots (stated)")
 
 
-def intervals(row: Sequence[Document], shape: RowShape, attention: str = "causal", window: int | None = None) -> np.ndarray:
+def intervals(
+    row: Sequence[Document], shape: RowShape, attention: str = "causal", window: int | None = None
+) -> np.ndarray:
     """int32 [S, 4]: `Batch.attend` of a row of documents whose image comes first; empty slots see nothing."""
     found = np.zeros((shape.slots, 4), np.int32)
     reach = window if window is not None else shape.slots
