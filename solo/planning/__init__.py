@@ -1,1 +1,1 @@
-"""The step of a run compiled ahead of time for the machine it is meant for: does it fit, how fast, what does it cost."""
+"""The step of a run compiled ahead of time for its machine: does it fit, how fast is it, what does it cost."""

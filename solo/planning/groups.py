@@ -27,7 +27,9 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
     if found := _MESH.search(attributes):
         return _of_mesh(*found.groups())
     if found := _LISTED.search(attributes):
-        listed = [[int(number) for number in group.split(",") if number] for group in re.findall(r"\{([\d, ]*)\}", found[1])]
+        listed = [
+            [int(number) for number in group.split(",") if number] for group in re.findall(r"\{([\d, ]*)\}", found[1])
+        ]
         return np.asarray(listed) if listed and listed[0] else np.arange(devices)[None]
     if found := _IOTA.search(attributes):
         return _of_iota(found[1])
@@ -53,7 +55,9 @@ def _of_mesh(axes: str, device_ids: str | None, along: str) -> np.ndarray:
     joined: list[int] = []
     for name, size in sizes.items():
         # Every axis is cut where a part begins or ends.
-        cuts = sorted({1, size, *(cut for axis, before, part in wanted if axis == name for cut in (before, before * part))})
+        cuts = sorted(
+            {1, size, *(cut for axis, before, part in wanted if axis == name for cut in (before, before * part))}
+        )
         for low, high in zip(cuts, cuts[1:], strict=False):
             if any(axis == name and before <= low < before * part for axis, before, part in wanted):
                 joined.append(len(shape))

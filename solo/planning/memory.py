@@ -149,4 +149,3 @@ def _vocabulary(definition: ModelDefinition, stage: StageConfig, shape: RowShape
 
 def _item(config: ModelConfig) -> int:
     return 2 if config.compute_dtype == "bfloat16" else 4
-

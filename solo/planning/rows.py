@@ -110,9 +110,7 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
         source = f"row_slots of the stage, a share of {patch_share:.0%} patches (stated, not measured)"
     shape = RowShape(patches, text, stage.target_slots or text)
     count = max(1, round(shape.slots / (document_slots or shape.slots)))
-    row = tuple(
-        Document(patches // count, text // count, min(text, shape.target_slots) // count) for _ in range(count)
-    )
+    row = tuple(Document(patches // count, text // count, min(text, shape.target_slots) // count) for _ in range(count))
     length = row[0].patches + row[0].text
     return Rows(shape, stage.steps, (row,), f"{source}; documents of {length:,} slots (stated)")
 

@@ -122,6 +122,4 @@ def _gpu_target(machine: Machine) -> str:
     chip = machine.chip
     if chip.name not in ("h100", "h200"):
         raise ConfigError(f"no description of {chip.name} for the compiler; there are h100 and h200")
-    return _GPU.format(
-        bandwidth=int(chip.memory_bandwidth or 0), memory=chip.memory, description=chip.device_kinds[0]
-    )
+    return _GPU.format(bandwidth=int(chip.memory_bandwidth or 0), memory=chip.memory, description=chip.device_kinds[0])

@@ -62,7 +62,9 @@ def step_work(config: Config, stage: StageConfig, definition: ModelDefinition, r
         tiles = [shape.slots**2]
     patches, text, targets = (round(value * count) for value in rows.live)
     useful = step_flops(definition, Work(patches, text, targets, round(np.mean(pairs) * count)), trained)
-    slots = Work(shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count))
+    slots = Work(
+        shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count)
+    )
     return StepWork(useful, _with_recomputation(definition, slots, trained), patches + text, float(np.mean(blocks)))
 
 
