@@ -31,6 +31,7 @@ def add_arguments(parser: Any, overrides: str) -> None:
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of TYPE; default 1")
     parser.add_argument("--stage", metavar="NAME", help="only this one; default: all, equal ones compiled once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
     parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="instead of the list price")
 
@@ -56,6 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     show_recipe(recipe, console)
     if arguments.json:
         arguments.json.write_text(json.dumps(recipe, indent=1) + "\n")
+    if arguments.hlo:
+        arguments.hlo.mkdir(parents=True, exist_ok=True)
+        for each in found:
+            if each.program:
+                (arguments.hlo / f"{config.name}_{each.stage.name}_{where.name}.hlo").write_text(each.program.text)
     return _refuse(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 from math import prod
 
 import numpy as np
@@ -18,7 +19,7 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
     """Positions in the mesh, int [groups, members], of the devices that a collective joins.
 
     Args:
-        attributes: of its instruction: listed `{{0,1},{2,3}}`, iota `[2,2]<=[4]`, or mesh axes `mesh['a'=2,'b'=2] {'a'}`.
+        attributes: of its instruction: listed `{{0,1},{2,3}}`, iota `[2,2]<=[4]`, or axes `mesh['a'=2,'b'=2] {'a'}`.
         devices: in all; what empty groups mean.
 
     Raises:
@@ -55,10 +56,9 @@ def _of_mesh(axes: str, device_ids: str | None, along: str) -> np.ndarray:
     joined: list[int] = []
     for name, size in sizes.items():
         # Every axis is cut where a part begins or ends.
-        cuts = sorted(
-            {1, size, *(cut for axis, before, part in wanted if axis == name for cut in (before, before * part))}
-        )
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        parts = [(before, before * part) for axis, before, part in wanted if axis == name]
+        cuts = sorted({1, size, *chain.from_iterable(parts)})
+        for low, high in pairwise(cuts):
             if any(axis == name and before <= low < before * part for axis, before, part in wanted):
                 joined.append(len(shape))
             shape.append(high // low)

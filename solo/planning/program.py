@@ -118,7 +118,8 @@ def compile_step(
     """
     mesh = make_mesh(config.mesh, machine_devices(machine))
     made = make_stage(definition, stage, num_steps, config.safety, mesh)
-    lowered = made.step.lower(made.abstract, abstract_batch(config, stage.batch_rows, shape, mesh))
+    step: Any = made.step
+    lowered = step.lower(made.abstract, abstract_batch(config, stage.batch_rows, shape, mesh))
     start = time.monotonic()
     try:
         compiled = lowered.compile(compiler_options=dict(options or {}) or None)

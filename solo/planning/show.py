@@ -58,7 +58,7 @@ def _memory(found: Forecast) -> Table:
         table.add_row("activations, gradients, gathered weights", *_sizes(program.temporaries, count.temporaries))
         table.add_row("outputs and program", *_sizes(program.outputs + program.code, None))
     else:
-        refused = found.refusal and found.refusal.temporaries
+        refused = found.refusal.temporaries if found.refusal else None
         table.add_row("activations, gradients, gathered weights", *_sizes(refused, count.temporaries))
     for part in ("saved", "gradients", "layer", "vocabulary"):
         table.add_row(f"  of which {part}", *_sizes(None, getattr(count, part)))
