@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from solo.config import Config, ConfigError, load_config
-from solo.sharding.hardware import Machine, machine
+if TYPE_CHECKING:
+    from solo.config import Config
+    from solo.planning.forecast import Forecast
+    from solo.sharding.hardware import Machine
 
 DESCRIPTION = (
     "With --count: sizes of the model by component, and its tensors in every published layout. With --on: compiles the"
@@ -30,6 +32,8 @@ def add_arguments(parser: Any, overrides: str) -> None:
     what.add_argument("--on", metavar="TYPE", help="v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of TYPE; default 1")
     parser.add_argument("--stage", metavar="NAME", help="only this one; default: all, equal ones compiled once")
+    parser.add_argument("--search", type=Path, metavar="FILE", help="find the best setting, write its overrides there")
+    parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
@@ -38,6 +42,9 @@ def add_arguments(parser: Any, overrides: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, print, write. Returns the exit status."""
+    from solo.config import load_config
+    from solo.sharding.hardware import machine
+
     where = machine(arguments.on, arguments.slices)
     prepare_process(where)
     from rich.console import Console
@@ -49,8 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     config, changes = settle(load_config(arguments.config, arguments.overrides), where, arguments.rows_per_device)
     for change in changes:
         console.print(f"planned with {change}: train with it too", highlight=False)
+    known: tuple[Forecast, ...] = ()
+    if arguments.search:
+        best, chosen = _search(arguments, config, where, console)
+        config, changes, known = best.config, [*changes, *chosen], (best,)
     with progress.status("") as status:
-        found = forecast_recipe(config, where, arguments.stage, status.update)
+        found = forecast_recipe(config, where, arguments.stage, status.update, known)
     for each in found:
         show_forecast(each, console)
     recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
@@ -63,6 +74,22 @@ def run(arguments: argparse.Namespace) -> int:
             if each.program:
                 (arguments.hlo / f"{config.name}_{each.stage.name}_{where.name}.hlo").write_text(each.program.text)
     return _refuse(found)
+
+
+def _search(
+    arguments: argparse.Namespace, config: Config, where: Machine, console: Any
+) -> tuple[Forecast, tuple[str, ...]]:
+    """The best setting for the first stage, or the named one; its overrides are written as words for a command line."""
+    from solo.planning.forecast import chosen_stages
+    from solo.planning.search import search
+    from solo.planning.show import show_search
+
+    stage = chosen_stages(config, arguments.stage)[0]
+    found = search(config, stage, where, arguments.tries, lambda line: console.print(line, highlight=False))
+    show_search(found, console)
+    arguments.search.write_text(" ".join(found.overrides) + "\n")
+    console.print(f"written to {arguments.search}: solo train {arguments.config} $(cat {arguments.search})")
+    return found.best, found.overrides
 
 
 def prepare_process(where: Machine) -> None:
@@ -79,6 +106,7 @@ def settle(config: Config, where: Machine, rows_per_device: int | None = None) -
     Raises:
         ConfigError: the mesh does not go with the machine.
     """
+    from solo.config import ConfigError
     from solo.planning.topology import slice_mesh
     from solo.sharding.mesh import TABLE, mesh_sizes
 
@@ -102,7 +130,7 @@ def settle(config: Config, where: Machine, rows_per_device: int | None = None) -
     return config, changes
 
 
-def _refuse(found: list[Any]) -> int:
+def _refuse(found: list[Forecast]) -> int:
     from solo.planning.fit import refusal
 
     too_large = [each for each in found if not each.fits]

@@ -33,12 +33,12 @@ class Setting:
 
     def __str__(self) -> str:
         how = " ".join(self.overrides) if self.machine is None else f"--on {self.machine}"
-        return f"{how} (about {gib(self.needed)} a device)"
+        return f"{how} (about {in_words(self.needed)} a device)"
 
 
-def gib(size: float) -> str:
-    """Bytes in GiB, the unit that memories are sold in."""
-    return f"{size / 2**30:,.2f} GiB"
+def in_words(size: float) -> str:
+    """Bytes in GiB, the unit that memories are sold in, or in MiB where that would be nothing."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
 
 
 def check_fit(
@@ -57,8 +57,8 @@ def check_fit(
         raise ConfigError(refusal(config, stage, definition, shape, machine, count, count.total))
     if count.total > limit:
         return (
-            f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {gib(count.total)} of the"
-            f" {gib(limit)} of a device; solo plan --on {machine.name} compiles it to be sure"
+            f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {in_words(count.total)} of the"
+            f" {in_words(limit)} of a device; solo plan --on {machine.name} compiles it to be sure"
         )
     return None
 
@@ -74,12 +74,12 @@ def refusal(
 ) -> str:
     """What to say of a stage that does not fit: what holds how much, and what to set instead."""
     limit = memory_limit(machine) or 0
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in count.as_dict().items() if name != "total")
+    parts = ", ".join(f"{name} {in_words(size)}" for name, size in count.as_dict().items() if name != "total")
     found = nearest_settings(config, stage, definition, shape, machine, needed)
     instead = "\n".join(f"  {each}" for each in found) or "  none found: take more devices, or a smaller model"
     return (
-        f"stage {stage.name!r} does not fit {machine.name}: it needs {gib(needed)} of the {gib(limit)} of a device"
-        f" ({parts}, by hand count)\nwhat would fit, by hand count:\n{instead}"
+        f"stage {stage.name!r} does not fit {machine.name}: it needs {in_words(needed)} of the {in_words(limit)}"
+        f" of a device ({parts}, by hand count)\nwhat would fit, by hand count:\n{instead}"
     )
 
 

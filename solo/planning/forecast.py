@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -179,9 +179,20 @@ def forecast(
 
 
 def forecast_recipe(
-    config: Config, machine: Machine, stage: str | None = None, report: Callable[[str], None] = lambda line: None
+    config: Config,
+    machine: Machine,
+    stage: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    earlier: Sequence[Forecast] = (),
 ) -> list[Forecast]:
-    """All stages, or the one that is named. Stages whose programs are the same are compiled once.
+    """All stages, or the one that is named. Stages that differ in nothing but their mixture are compiled once.
+
+    Args:
+        config: the run.
+        machine: all slices.
+        stage: a stage's name.
+        report: is told how it goes.
+        earlier: what is known already, of the same config.
 
     Raises:
         ConfigError: there is no such stage; see also `forecast`.
@@ -189,7 +200,7 @@ def forecast_recipe(
     found: list[Forecast] = []
     for each in chosen_stages(config, stage):
         report(f"compiling stage {each.name} for {machine.name}")
-        found.append(_again(found, each) or forecast(config, each, machine))
+        found.append(_again([*earlier, *found], each) or forecast(config, each, machine))
     return found
 
 
@@ -202,12 +213,12 @@ def chosen_stages(config: Config, name: str | None) -> list[StageConfig]:
     return found
 
 
-def _again(earlier: list[Forecast], stage: StageConfig) -> Forecast | None:
+def _again(earlier: Sequence[Forecast], stage: StageConfig) -> Forecast | None:
     """An earlier forecast under another name, where stages differ in nothing but name, mixture and number of steps."""
     neutral = {"name": "", "mixture": {"": 1.0}, "steps": 1, "optimizer_state": "reset"}
     for each in earlier:
         same = stage.model_copy(update=neutral) == each.stage.model_copy(update=neutral)
-        if same and not each.rows.measured:
+        if stage == each.stage or (same and not each.rows.measured):
             rows = replace(each.rows, num_steps=stage.steps or each.rows.num_steps)
             return replace(each, stage=stage, rows=rows)
     return None

@@ -10,8 +10,8 @@ from math import prod
 import numpy as np
 
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*?\}|)\}")
-_IOTA = re.compile(r"replica_groups=(\[[^=]*?)(?:, [a-z]|$)")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^=]*<=[^)]*\)?)\))? ?\{([^}]*)\}")
+_IOTA = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?)\))? ?\{([^}]*)\}")
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
@@ -40,17 +40,20 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
 def _of_iota(text: str) -> np.ndarray:
     """`[groups, members]<=[dimensions]T(permutation)`, the permutation left out where there is none."""
     shape, _, source = text.partition("<=")
-    dimensions, _, permutation = source.partition("T")
+    return _permuted(source).reshape(_numbers(shape))
+
+
+def _permuted(text: str) -> np.ndarray:
+    """`[dimensions]T(permutation)`: all numbers in that shape, transposed."""
+    dimensions, _, permutation = text.partition("T")
     ids = np.arange(prod(_numbers(dimensions))).reshape(_numbers(dimensions))
-    if permutation:
-        ids = ids.transpose(_numbers(permutation))
-    return ids.reshape(_numbers(shape))
+    return ids.transpose(_numbers(permutation)) if permutation else ids
 
 
 def _of_mesh(axes: str, device_ids: str | None, along: str) -> np.ndarray:
     """Groups along axes, or along parts of them: `'a':(2)4` is 4 of axis a, behind 2 of it."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    ids = _of_iota(device_ids).ravel() if device_ids else np.arange(prod(sizes.values()))
+    ids = _permuted(device_ids).ravel() if device_ids else np.arange(prod(sizes.values()))
     wanted = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in _AXIS.findall(along)]
     shape: list[int] = []
     joined: list[int] = []

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solo.planning.fit import gib
+from solo.planning.fit import in_words
 from solo.planning.forecast import BASIS, Forecast
+from solo.planning.search import Found
 
 _OTHER = "what the compiler adds"
 
@@ -47,9 +48,27 @@ def show_recipe(recipe: Mapping[str, Any], console: Console) -> None:
         console.print(f"[dim]{title}: {basis}[/dim]", highlight=False)
 
 
+def show_search(found: Found, console: Console) -> None:
+    """Print everything that a search compiled, the best last."""
+    table = _table("setting", ("memory", "step s", "MFU", "tokens/s"))
+    order = sorted(found.compiled, key=lambda pair: (pair[1].fits, pair[1].tokens_per_second or 0.0))
+    for overrides, each in order:
+        step = f"{each.time.total:.3f}" if each.time else "?"
+        mfu = f"{each.mfu:.1%}" if each.mfu else "?"
+        speed = f"{each.tokens_per_second:,.0f}" if each.tokens_per_second else "?"
+        size = in_words(each.needed)
+        table.add_row(" ".join(overrides), size if each.fits else f"{size} too large", step, mfu, speed)
+    console.print(table)
+    console.print(
+        f"{found.pruned} settings were dropped because state and saved activations alone do not fit;"
+        f" {found.left} less promising ones were not compiled (--tries)",
+        highlight=False,
+    )
+
+
 def _memory(found: Forecast) -> Table:
     program, count = found.program, found.by_hand
-    table = _table("memory of a device", ("GiB", "by hand"))
+    table = _table("memory of a device", ("compiled", "by hand"))
     table.add_row("parameters", *_sizes(count.parameters, count.parameters))
     table.add_row("optimizer", *_sizes(count.optimizer, count.optimizer))
     table.add_row("batch", *_sizes(count.batch, count.batch))
@@ -64,7 +83,7 @@ def _memory(found: Forecast) -> Table:
         table.add_row(f"  of which {part}", *_sizes(None, getattr(count, part)))
     table.add_section()
     table.add_row("all", *_sizes(found.needed, count.total))
-    limit = "unknown" if found.limit is None else f"{found.limit / 2**30:,.2f}"
+    limit = "unknown" if found.limit is None else in_words(found.limit)
     table.add_row("limit", limit, "fits" if found.fits else "[bold red]does not fit[/bold red]")
     return table
 
@@ -114,4 +133,4 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _sizes(*sizes: int | None) -> list[str]:
-    return ["" if size is None else gib(size).removesuffix(" GiB") for size in sizes]
+    return ["" if size is None else in_words(size) for size in sizes]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solo.config import Config, StageConfig
+from solo.config import Config, ModelConfig, StageConfig
 from solo.model.attention import needed_blocks
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition
@@ -65,19 +65,23 @@ def step_work(config: Config, stage: StageConfig, definition: ModelDefinition, r
     slots = Work(
         shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count)
     )
-    return StepWork(useful, _with_recomputation(definition, slots, trained), patches + text, float(np.mean(blocks)))
+    return StepWork(
+        useful, _with_recomputation(config.model, definition, slots, trained), patches + text, float(np.mean(blocks))
+    )
 
 
-def _with_recomputation(definition: ModelDefinition, work: Work, trained: frozenset[str]) -> dict[str, int]:
+def _with_recomputation(
+    config: ModelConfig, definition: ModelDefinition, work: Work, trained: frozenset[str]
+) -> dict[str, int]:
     """Add the scores of the backward pass, the logits, and what `remat: full` computes again of a layer."""
     found = step_flops(definition, work, trained)
     # Without anything trained a part is its forward pass and one product as large; the embedder's first has none.
     forward = {part: flops // 2 for part, flops in step_flops(definition, work, frozenset()).items()}
     found["attention"] = found["attention"] * 7 // 6
     found["head"] += forward["head"]
-    if definition.config.remat == "full":
+    if config.remat == "full":
         # Nothing needs the output of an FFN's last product again.
-        last = 3 if definition.config.ffn == "swiglu" else 2
+        last = 3 if config.ffn == "swiglu" else 2
         for part in _MATRICES:
             found[part] += forward[part] * (last - 1) // last if part.startswith("ffn") else forward[part]
     return found
