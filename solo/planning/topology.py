@@ -100,9 +100,10 @@ def _virtual(count: int, devices: Sequence[Any]) -> list[Any]:
 
 
 def _tpu(machine: Machine) -> dict[str, Any]:
-    # Both only keep libtpu from looking for, and complaining about, hardware.
+    # These only keep libtpu from looking for, and complaining about, hardware.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     # It is a compiler here: that another process compiles too does no harm.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     closed = wraps(machine)
