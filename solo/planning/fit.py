@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
+import jax
+
 from solo.config import Config, ConfigError, StageConfig
 from solo.data.shape import RowShape
-from solo.model.parameters import ModelDefinition
+from solo.model.parameters import ModelDefinition, define
 from solo.planning.memory import HandCount, hand_count, memory_limit
-from solo.sharding.hardware import Machine
+from solo.planning.rows import stage_rows
+from solo.sharding.hardware import Machine, chip_of
 from solo.sharding.hardware import machine as find_machine
 from solo.sharding.mesh import TABLE, mesh_sizes
 
@@ -58,9 +61,38 @@ def check_fit(
     if count.total > limit:
         return (
             f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {in_words(count.total)} of the"
-            f" {in_words(limit)} of a device; solo plan --on {machine.name} compiles it to be sure"
+            f" {in_words(limit)} of a device; `solo plan --on` compiles it to be sure"
         )
     return None
+
+
+def check_run(config: Config, machine: Machine) -> list[str]:
+    """`check_fit` of every stage, with the rows of its data, or as stated. Returns the warnings.
+
+    A stage whose rows nobody knows yet (counted in epochs of data that is not prepared) is not checked.
+    """
+    if memory_limit(machine) is None:
+        return []
+    pieces = config.model.vocab_size or config.data.tokenizer.vocab_size
+    found = []
+    for stage in config.stages:
+        try:
+            rows = stage_rows(config, stage)
+        except ConfigError:
+            continue
+        definition = define(config, rows.pieces or pieces)
+        found.append(check_fit(config, stage, definition, rows.shape, machine))
+    return [warning for warning in found if warning]
+
+
+def machine_here() -> Machine | None:
+    """The devices that jax has, as a machine; None where their kind is not known."""
+    devices = jax.devices()
+    chip = chip_of(devices[0].device_kind)
+    if chip is None:
+        return None
+    chips, hosts = max(1, len(devices) // chip.devices), jax.process_count()
+    return Machine(f"{chip.name}, {len(devices)} devices", chip, chips, None, hosts)
 
 
 def refusal(

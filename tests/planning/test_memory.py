@@ -1,12 +1,17 @@
 """Memory counted by hand, against real compiled steps and against arithmetic."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 
+from solo import pipeline
 from solo.config import ConfigError, load_config
 from solo.data.shape import RowShape
 from solo.model.parameters import define
-from solo.planning.fit import check_fit, nearest_settings
+from solo.planning.fit import check_fit, machine_here, nearest_settings
 from solo.planning.memory import hand_count, memory_limit
+from solo.sharding import hardware
 from solo.sharding.hardware import machine
 
 SHAPE = RowShape(6144, 2048, 2048)
@@ -83,3 +88,18 @@ def test_a_machine_of_unknown_memory_is_never_refused() -> None:
 
 def test_a_device_of_tpu7x_has_half_of_its_chip() -> None:
     assert memory_limit(machine("tpu7x-128")) == 96 * 2**30
+
+
+def test_the_devices_here_are_a_machine_of_their_kind() -> None:
+    here = machine_here()
+    assert (here.chip.name, here.devices) == ("cpu", 8)
+
+
+def test_training_refuses_what_the_devices_cannot_hold(monkeypatch) -> None:
+    """`solo train` asks before its first step, with the shape that its data was given."""
+    config, stage, definition = _solo_7b("mesh.fsdp=8")
+    small = dataclasses.replace(hardware.CHIPS["cpu"], memory=2**30)
+    monkeypatch.setitem(hardware.CHIPS, "cpu", small)
+    trainer = SimpleNamespace(config=config, definition=definition, plans=[SimpleNamespace(stage=stage, shape=SHAPE)])
+    with pytest.raises(ConfigError, match="does not fit cpu, 8 devices"):
+        pipeline.check_memory(trainer)
