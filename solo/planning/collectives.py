@@ -80,12 +80,18 @@ def find_collectives(
         sums = found.setdefault(key, [0, 0, 0.0])
         for place, part in enumerate((1, size, seconds)):
             sums[place] += part * run.times
-    across = [_across_slices(run, machine) for run in module.runs() if run.instruction.opcode == "send"]
+    for run in module.runs():
+        across = _across_slices(run, machine) if run.instruction.opcode == "send" else None
+        if across:
+            key = (across.kind, across.axes, across.members, True, True)
+            sums = found.setdefault(key, [0, 0, 0.0])
+            for place, part in enumerate((across.count, across.bytes, across.seconds)):
+                sums[place] += part
     listed = [
         Collective(kind, axes, members, overlapped, int(count), int(size), seconds, network)
         for (kind, axes, members, overlapped, network), (count, size, seconds) in found.items()
     ]
-    return sorted([*listed, *(each for each in across if each)], key=lambda each: (-each.bytes, each.name))
+    return sorted(listed, key=lambda each: (-each.bytes, each.name))
 
 
 def _kind(run: Run) -> str | None:

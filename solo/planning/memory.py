@@ -15,15 +15,17 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from solo.config import Config, ModelConfig, StageConfig
+from solo.config import Config, ConfigError, ModelConfig, StageConfig
 from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
 from solo.sharding.hardware import Machine
-from solo.sharding.mesh import AXES, TABLE, mesh_sizes
-from solo.training.step import make_stage
+from solo.sharding.mesh import AXES, TABLE, mesh_sizes, parameter_shardings, shardings_like
+from solo.training.optimizer import make_optimizer, subset, trainable_paths
 
+# Of `solo.training.step.Health`, and the step: four numbers.
+_COUNTERS = 16
 # Intermediate results of a layer in units of its widths: the forward pass again, and gradients.
 _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
 
@@ -90,19 +92,38 @@ def hand_count(
     """
     sizes = mesh_sizes(config.mesh, devices)
     mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    # The mesh has all that shardings need to know; `make_stage` only passes it on.
-    state = make_stage(definition, stage, 1, config.safety, mesh).abstract  # type: ignore[arg-type]
-    rows = stage.batch_rows // stage.accumulate // prod(sizes[axis] for axis in TABLE["rows"])
+    rows, left = divmod(stage.batch_rows // stage.accumulate, prod(sizes[axis] for axis in TABLE["rows"]))
+    if left:
+        raise ConfigError(f"stage {stage.name!r}: its rows cannot be shared out evenly over {devices} devices")
     slots = rows * shape.slots // sizes["context"]
-    trained = held(state.trainable)
+    by_path = _described(definition, mesh)
+    chosen = subset(by_path, trainable_paths(definition.specs, stage))
+    trained = held(chosen)
     return HandCount(
-        parameters=trained + held(state.frozen),
-        optimizer=held(state.optimizer),
-        batch=held(abstract_batch(config, stage.batch_rows, shape, mesh)) + held((state.health, state.step)),
+        parameters=held(by_path),
+        optimizer=held(_optimizer_state(definition, stage, chosen, mesh)),
+        batch=held(abstract_batch(config, stage.batch_rows, shape, mesh)) + _COUNTERS,
         gradients=trained * (2 if stage.accumulate > 1 else 1),
         saved=slots * config.model.layers * _saved(config.model, sizes["tensor"]),
         layer=slots * _intermediate(config.model, sizes["tensor"]) + _gathered(definition, sizes["tensor"]),
         vocabulary=_vocabulary(definition, stage, shape, rows, sizes["tensor"]),
+    )
+
+
+def _described(definition: ModelDefinition, mesh: Any) -> dict[str, Any]:
+    """The parameters as shapes with shardings."""
+    shardings = parameter_shardings(definition.specs, mesh)
+    return {
+        path: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=shardings[path])
+        for path, spec in definition.specs.items()
+    }
+
+
+def _optimizer_state(definition: ModelDefinition, stage: StageConfig, trained: dict[str, Any], mesh: Any) -> Any:
+    state = jax.eval_shape(make_optimizer(stage.optimizer, definition.specs).init, trained)
+    shardings = shardings_like(state, parameter_shardings(definition.specs, mesh), mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
     )
 
 
@@ -120,7 +141,8 @@ def _saved(config: ModelConfig, tensor: int) -> int:
     ffn = config.ffn_width // tensor * (2 if config.ffn == "swiglu" else 1)
     attention = heads * head_dim
     kept = width + attention
-    if config.remat != "full":
+    # Policies that are not known here, as those that keep things in the host's memory, count as keeping nothing else.
+    if config.remat in ("dots", "none"):
         kept += qkv + width + ffn
     if config.remat == "none":
         kept += 2 * width + qkv + ffn

@@ -24,8 +24,8 @@ from solo.sharding.mesh import TABLE, mesh_sizes
 
 ROWS = (1, 2, 4, 8)
 SPLITS = (1, 2, 4, 8)
-# Those are for tests: they hold a square of a row's slots.
-_NEVER = ("dense",)
+# dense is for tests: it holds a square of a row's slots; auto is one of the others.
+_NEVER = ("auto", "dense")
 
 
 @dataclass(frozen=True)
