@@ -101,7 +101,7 @@ def _kind(run: Run) -> str | None:
 
 def _overlapped(run: Run) -> bool:
     around = (*run.inside, f"{run.instruction.opcode} {run.instruction.name}")
-    return any(re.search(r"async.collective.fusion|^[a-z\-]*-start |^async-start", place) for place in around)
+    return any(re.search(r"async.collective|^[a-z\-]*-start ", place) for place in around)
 
 
 def _bytes(run: Run, kind: str, members: int) -> int:
