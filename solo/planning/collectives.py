@@ -106,11 +106,11 @@ def _overlapped(run: Run) -> bool:
 
 def _bytes(run: Run, kind: str, members: int) -> int:
     shape, size = run.instruction.shape, run.instruction.bytes
-    if run.instruction.opcode.endswith("-start") and shape.startswith("(") and kind != "all-reduce":
-        # (operands, results, ...): the result is what counts.
-        parts = [shape_bytes(part) for part in re.findall(r"[a-z]+\d*\w*\[[\d,]*\]", shape)]
-        size = max(parts, default=0) if kind == "all-gather" else (parts[1] if len(parts) > 1 else size)
-    return size * members if kind == "reduce-scatter" else size
+    if not run.instruction.opcode.endswith("-start") or not shape.startswith("(") or kind == "all-reduce":
+        return size * members if kind == "reduce-scatter" else size
+    # The start's shape has operands and results, of which there may be many, and numbers of the runtime's.
+    both = size - 4 * shape.count("u32[]")
+    return both * members // (members + 1) if kind in ("all-gather", "reduce-scatter") else both // 2
 
 
 def _across_slices(run: Run, machine: Machine) -> Collective | None:

@@ -76,6 +76,22 @@ def test_bytes_and_axes_of_collectives() -> None:
     assert (scatter.kind, scatter.axes, scatter.bytes) == ("reduce-scatter", ("data",), 2 * 4 * 2)
 
 
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("((f32[16], f32[4]), (f32[4], f32[1])) reduce-scatter-start(%a), replica_groups=[2,4]<=[8]", 4 * (16 + 4)),
+        ("((f32[4], f32[1]), (f32[16], f32[4])) all-gather-start(%a), replica_groups=[2,4]<=[8]", 4 * (16 + 4)),
+        ("(f32[4], f32[4], u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}", 16),
+        ("f32[4] all-reduce-start(%a), replica_groups=[2,4]<=[8]", 16),
+    ],
+)
+def test_collectives_that_are_started_count_once(line: str, size: int) -> None:
+    text = LOOPS.replace("  ROOT %e", f"  %s = {line}\n  ROOT %e")
+    found = find_collectives(parse_module(text), MESH, machine("cpu-8"), range(8))
+    (started,) = [each for each in found if each.overlapped]
+    assert started.bytes == size
+
+
 def test_a_loop_of_unknown_length_runs_as_often_as_documents_need() -> None:
     time = step_time(parse_module(LOOPS), [], WORK, machine("v5e-8"))
     assert time.products * 1.5e9 == pytest.approx(6 * 100)
