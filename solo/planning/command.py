@@ -37,6 +37,9 @@ def add_arguments(parser: Any, overrides: str) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
+    parser.add_argument(
+        "--document-slots", type=int, metavar="N", help="length of documents assumed; default: the data's, or a row's"
+    )
     parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="instead of the list price")
 
 
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         best, chosen = _search(arguments, config, where, console)
         config, changes, known = best.config, [*changes, *chosen], (best,)
     with progress.status("") as status:
-        found = forecast_recipe(config, where, arguments.stage, status.update, known)
+        found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots)
     for each in found:
         show_forecast(each, console)
     recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
@@ -85,7 +88,14 @@ def _search(
     from solo.planning.show import show_search
 
     stage = chosen_stages(config, arguments.stage)[0]
-    found = search(config, stage, where, arguments.tries, lambda line: console.print(line, highlight=False))
+    found = search(
+        config,
+        stage,
+        where,
+        arguments.tries,
+        lambda line: console.print(line, highlight=False),
+        document_slots=arguments.document_slots,
+    )
     show_search(found, console)
     arguments.search.write_text(" ".join(found.overrides) + "\n")
     console.print(f"written to {arguments.search}: solo train {arguments.config} $(cat {arguments.search})")

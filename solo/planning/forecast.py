@@ -150,7 +150,11 @@ def settings(config: Config, stage: StageConfig) -> dict[str, Any]:
 
 
 def forecast(
-    config: Config, stage: StageConfig, machine: Machine, options: Mapping[str, Any] | None = None
+    config: Config,
+    stage: StageConfig,
+    machine: Machine,
+    options: Mapping[str, Any] | None = None,
+    document_slots: int | None = None,
 ) -> Forecast:
     """Compile a stage's step for a machine and read everything off it.
 
@@ -159,11 +163,12 @@ def forecast(
         stage: of it.
         machine: all slices.
         options: further ones of the compiler.
+        document_slots: of the documents that rows are taken to hold; None: as the data has them, or one a row.
 
     Raises:
         ConfigError: the config does not go with the machine, or there is no compiler for it.
     """
-    rows = stage_rows(config, stage)
+    rows = stage_rows(config, stage, document_slots)
     definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
     by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
     work = step_work(config, stage, definition, rows)
@@ -184,6 +189,7 @@ def forecast_recipe(
     stage: str | None = None,
     report: Callable[[str], None] = lambda line: None,
     earlier: Sequence[Forecast] = (),
+    document_slots: int | None = None,
 ) -> list[Forecast]:
     """All stages, or the one that is named. Stages that differ in nothing but their mixture are compiled once.
 
@@ -193,6 +199,7 @@ def forecast_recipe(
         stage: a stage's name.
         report: is told how it goes.
         earlier: what is known already, of the same config.
+        document_slots: see `forecast`.
 
     Raises:
         ConfigError: there is no such stage; see also `forecast`.
@@ -200,7 +207,7 @@ def forecast_recipe(
     found: list[Forecast] = []
     for each in chosen_stages(config, stage):
         report(f"compiling stage {each.name} for {machine.name}")
-        found.append(_again([*earlier, *found], each) or forecast(config, each, machine))
+        found.append(_again([*earlier, *found], each) or forecast(config, each, machine, None, document_slots))
     return found
 
 

@@ -55,12 +55,14 @@ class Rows:
         return patches, text, targets
 
 
-def stage_rows(config: Config, stage: StageConfig) -> Rows:
-    """From the prepared data where there is some, else as stated.
+def stage_rows(config: Config, stage: StageConfig, document_slots: int | None = None) -> Rows:
+    """From the prepared data where there is some and `document_slots` does not say otherwise, else as stated.
 
     Raises:
         ConfigError: the data does not fit the rows, or there is none and the stage is counted in epochs.
     """
+    if document_slots is not None:
+        return stated_rows(stage, document_slots=document_slots)
     try:
         open_prepared(config)
     except (ConfigError, OSError):

@@ -57,13 +57,15 @@ class Found:
     left: int
 
 
-def candidates(config: Config, stage: StageConfig, machine: Machine) -> tuple[list[Candidate], int]:
+def candidates(
+    config: Config, stage: StageConfig, machine: Machine, document_slots: int | None = None
+) -> tuple[list[Candidate], int]:
     """Those that may fit, the most promising first, and how many were dropped because they cannot.
 
     Raises:
         ConfigError: the config goes with the machine in no way.
     """
-    rows = stage_rows(config, stage)
+    rows = stage_rows(config, stage, document_slots)
     limit, number = memory_limit(machine), config.stages.index(stage)
     # Its parameters are the same in every setting.
     definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
@@ -96,6 +98,7 @@ def search(
     most: int = 6,
     report: Callable[[str], None] = lambda line: None,
     plan: Callable[..., Forecast] = forecast,
+    document_slots: int | None = None,
 ) -> Found:
     """Compile the most promising settings and take the best.
 
@@ -106,15 +109,16 @@ def search(
         most: so many are compiled.
         report: is told how it goes.
         plan: compiles one.
+        document_slots: see `forecast`.
 
     Raises:
         ConfigError: none fits.
     """
-    kept, dropped = candidates(config, stage, machine)
+    kept, dropped = candidates(config, stage, machine, document_slots)
     compiled: list[tuple[tuple[str, ...], Forecast]] = []
     for number, each in enumerate(kept[:most]):
         report(f"{number + 1} of {min(most, len(kept))}: {' '.join(each.overrides)}")
-        compiled.append((each.overrides, plan(each.config, each.stage, machine)))
+        compiled.append((each.overrides, plan(each.config, each.stage, machine, document_slots=document_slots)))
     fitting = [(overrides, found) for overrides, found in compiled if found.fits]
     if not fitting:
         raise ConfigError(f"none of the {len(compiled)} settings compiled fits {machine.name}; try more with --tries")
