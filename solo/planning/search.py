@@ -170,8 +170,8 @@ def _choices(field: str) -> tuple[str, ...]:
 
 
 def _goes(kernel: str, machine: Machine) -> bool:
-    """Whether a kernel can be compiled for the machine: Pallas' are for TPUs here, and others for none but GPUs."""
-    return kernel == "blocks" or machine.chip.is_tpu
+    """Whether a kernel is one of the machine's: on CPUs those of Pallas are only interpreted."""
+    return kernel == "blocks" or machine.chip.name != "cpu"
 
 
 def _work_of_a_row(definition: ModelDefinition, rows: Rows) -> Callable[[Config, StageConfig], StepWork]:

@@ -56,6 +56,7 @@ def step_work(config: Config, stage: StageConfig, definition: ModelDefinition, r
                 attend[None], num_patches=shape.patch_slots, num_text=shape.text_slots, block=model.attention_block
             )
         )
+        # Blocks may reach beyond the row; what is there is computed too.
         tiles.append(int(needed.sum()) * model.attention_block**2)
         blocks.append(float(needed.sum() / needed.shape[1]))
     if model.attention == "dense":
