@@ -17,9 +17,6 @@ from solo.sharding.hardware import Machine, chip_of
 from solo.sharding.hardware import machine as find_machine
 from solo.sharding.mesh import TABLE, mesh_sizes
 
-# What hand counts of temporaries were found to be off by, either way.
-TOLERANCE = 0.25
-
 
 @dataclass(frozen=True)
 class Setting:
