@@ -66,20 +66,21 @@ def step_work(config: Config, stage: StageConfig, definition: ModelDefinition, r
     slots = Work(
         shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count)
     )
-    return StepWork(
-        useful, _with_recomputation(config.model, definition, slots, trained), patches + text, float(np.mean(blocks))
-    )
+    # Of a loss in several chunks the backward pass computes the logits again.
+    chunked = stage.loss.chunk // max(1, count // stage.accumulate) < shape.target_slots
+    computed = _with_recomputation(config.model, definition, slots, trained, chunked)
+    return StepWork(useful, computed, patches + text, float(np.mean(blocks)))
 
 
 def _with_recomputation(
-    config: ModelConfig, definition: ModelDefinition, work: Work, trained: frozenset[str]
+    config: ModelConfig, definition: ModelDefinition, work: Work, trained: frozenset[str], chunked: bool
 ) -> dict[str, int]:
-    """Add the scores of the backward pass, the logits, and what `remat: full` computes again of a layer."""
+    """Add the scores of the backward pass, the logits of chunks, and what `remat: full` computes again of a layer."""
     found = step_flops(definition, work, trained)
     # Without anything trained a part is its forward pass and one product as large; the embedder's first has none.
     forward = {part: flops // 2 for part, flops in step_flops(definition, work, frozenset()).items()}
     found["attention"] = found["attention"] * 7 // 6
-    found["head"] += forward["head"]
+    found["head"] += forward["head"] * chunked
     if config.remat == "full":
         # Nothing needs the output of an FFN's last product again.
         last = 3 if config.ffn == "swiglu" else 2

@@ -38,6 +38,7 @@ def test_parameters_and_optimizer_of_solo_7b_are_sixty_fourths_of_the_whole() ->
 def test_frozen_parameters_have_no_optimizer_state_and_no_gradients() -> None:
     config, stage, definition = _solo_7b()
     some = hand_count(config, stage.model_copy(update={"train": ("head",)}), definition, SHAPE, 64)
+    assert some.parameters == hand_count(config, stage, definition, SHAPE, 64).parameters
     head = 4 * definition.specs["head"].shape[0] * definition.specs["head"].shape[1] // 64
     assert some.gradients == head
     assert some.optimizer == pytest.approx(2 * head, abs=8)

@@ -57,6 +57,14 @@ def test_recomputation_is_no_useful_work() -> None:
     assert work["none"].useful_share > work["full"].useful_share
 
 
+def test_logits_of_chunks_are_computed_again() -> None:
+    config, stage = _stage()
+    chunks = stage.model_copy(update={"loss": stage.loss.model_copy(update={"chunk": 64})})
+    whole, cut = (step_work(config, each, define(config, None), stated_rows(each)) for each in (stage, chunks))
+    assert cut.computed["head"] * 3 == whole.computed["head"] * 4
+    assert cut.useful == whole.useful
+
+
 def test_shorter_documents_need_fewer_tiles_and_fewer_pairs() -> None:
     config, stage = _stage(attention="blocks", attention_block=16)
     definition, whole = define(config, None), stated_rows(stage)
