@@ -25,7 +25,7 @@ DOES_NOT_FIT = 2
 
 def add_arguments(parser: Any, overrides: str) -> None:
     """Declare what `solo plan` takes."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/plans/solo_7b_v5p-128.yaml")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/plans/solo_7b_8k.yaml")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=overrides)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--count", action="store_true", help="tensors and parameters; nothing is compiled")
@@ -35,6 +35,7 @@ def add_arguments(parser: Any, overrides: str) -> None:
     parser.add_argument("--search", type=Path, metavar="FILE", help="find the best setting, write its overrides there")
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--quick", action="store_true", help="TPUs: memory to 7%% and no time, six times as fast")
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
     parser.add_argument(
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from solo.planning.forecast import as_json, forecast_recipe
+    from solo.planning.program import QUICK
     from solo.planning.show import show_forecast, show_recipe
 
     console, progress = Console(), Console(stderr=True)
@@ -60,11 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     for change in changes:
         console.print(f"planned with {change}: train with it too", highlight=False)
     known: tuple[Forecast, ...] = ()
+    options = QUICK if arguments.quick and where.chip.is_tpu else None
     if arguments.search:
         best, chosen = _search(arguments, config, where, console)
         config, changes, known = best.config, [*changes, *chosen], (best,)
     with progress.status("") as status:
-        found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots)
+        found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots, options)
     for each in found:
         show_forecast(each, console)
     recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}

@@ -12,7 +12,7 @@ from solo.planning.collectives import Collective, find_collectives
 from solo.planning.estimate import ASSUMED_CLOCK, KERNEL_SHARE, StepTime, step_time
 from solo.planning.hlo import parse_module
 from solo.planning.memory import HandCount, hand_count, memory_limit
-from solo.planning.program import OutOfMemoryError, Program, compile_step
+from solo.planning.program import QUICK, OutOfMemoryError, Program, compile_step
 from solo.planning.rows import Rows, stage_rows
 from solo.planning.work import StepWork, step_work
 from solo.sharding.hardware import Machine
@@ -179,7 +179,8 @@ def forecast(
         return Forecast(*found, None, error, (), None)
     module = parse_module(program.text)
     collectives = find_collectives(module, program.mesh, machine, program.devices)
-    time = step_time(module, collectives, work, machine)
+    # A program that was made in haste says nothing about the time of one that was not.
+    time = None if options == QUICK else step_time(module, collectives, work, machine)
     return Forecast(*found, program, None, tuple(collectives), time)
 
 
@@ -190,6 +191,7 @@ def forecast_recipe(
     report: Callable[[str], None] = lambda line: None,
     earlier: Sequence[Forecast] = (),
     document_slots: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Forecast]:
     """All stages, or the one that is named. Stages that differ in nothing but their mixture are compiled once.
 
@@ -199,7 +201,7 @@ def forecast_recipe(
         stage: a stage's name.
         report: is told how it goes.
         earlier: what is known already, of the same config.
-        document_slots: see `forecast`.
+        document_slots: see `forecast`; so `options`.
 
     Raises:
         ConfigError: there is no such stage; see also `forecast`.
@@ -207,7 +209,7 @@ def forecast_recipe(
     found: list[Forecast] = []
     for each in chosen_stages(config, stage):
         report(f"compiling stage {each.name} for {machine.name}")
-        found.append(_again([*earlier, *found], each) or forecast(config, each, machine, None, document_slots))
+        found.append(_again([*earlier, *found], each) or forecast(config, each, machine, options, document_slots))
     return found
 
 

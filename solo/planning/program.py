@@ -22,6 +22,8 @@ from solo.sharding.hardware import Machine
 from solo.sharding.mesh import AXES, batch_shardings, make_mesh
 from solo.training.step import make_stage
 
+# For the compiler for TPUs, and a float: done in a sixth of the time, with memory right to 7% and a far slower program.
+QUICK = {"exec_time_optimization_effort": -1.0}
 _EXHAUSTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

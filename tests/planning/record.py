@@ -9,12 +9,11 @@ from pathlib import Path
 
 from solo.config import load_config
 from solo.planning.forecast import forecast
+from solo.planning.program import QUICK
 from solo.sharding.hardware import machine
 
 FOLDER = Path(__file__).parent / "golden"
 RECORD = FOLDER / "small_v5e-8.json"
-# A float: compiles in a sixth of the time, into a program whose memory is about right and whose speed is not.
-QUICK = {"exec_time_optimization_effort": -1.0}
 
 
 def versions() -> dict[str, str]:
