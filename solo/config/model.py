@@ -77,6 +77,27 @@ class RopeScalingConfig(Section):
     high_frequency_factor: float = Field(4.0, gt=0, description="llama3")
 
 
+class ParametrisationConfig(Section):
+    """How initial scales and learning rates follow the size, so that those tuned at a base size serve every other.
+
+    standard   they do not
+    mup        over widths
+    completep  over widths and depths; see `solo.model.parametrisation`
+    """
+
+    kind: Literal["standard", "mup", "completep"] = "standard"
+    base_width: int | None = Field(None, ge=1, description="width at which all kinds are the same")
+    base_layers: int | None = Field(None, ge=1, description="completep: layers at which all kinds are the same")
+    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, where the ladder changes it")
+
+    @model_validator(mode="after")
+    def _check(self) -> ParametrisationConfig:
+        needed = {"mup": ("base_width",), "completep": ("base_width", "base_layers")}.get(self.kind, ())
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"{self.kind} needs {', '.join(missing)}")
+        return self
+
+
 class ModelConfig(Section):
     """A pre-norm decoder: norms, rotary attention with grouped keys, an FFN; see `solo.model.transformer`."""
 
@@ -106,6 +127,7 @@ class ModelConfig(Section):
     tied_head: bool = False
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded up to a multiple of this")
     init_std: float = Field(0.02, gt=0)
+    parametrisation: ParametrisationConfig = ParametrisationConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = Field("none", description="what a layer recomputes in the backward pass")
     scan_layers: bool = True
