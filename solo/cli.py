@@ -331,7 +331,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="a run's folder")
 
     from solo.scaling import command
+    from solo.scaling.sweep import command as sweep
 
+    sweep.add_arguments(add("sweep", sweep.run, "plan and run a sweep of sizes and lengths", sweep.DESCRIPTION))
     command.add_arguments(add("fit", command.run, "fit a scaling law to a table of runs", command.DESCRIPTION))
     return parser
 

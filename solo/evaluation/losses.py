@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,8 +59,8 @@ def held_out_losses(
 
 
 def evaluation_set(config: Config, prepared: Prepared) -> str:
-    """A digest of what the losses are measured on: sources, tokens, rows. Losses are comparable where it is the same."""
-    parts = []
+    """A digest of what the losses are measured on: sources, tokens, rows. Where it differs they are not comparable."""
+    parts: list[Any] = []
     for name, settings in config.evaluation.losses.items():
         plan = _plan(config, prepared, name, settings)
         counts = prepared.sources[settings.source].index.counts(config.image).sum(axis=0)

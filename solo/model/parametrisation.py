@@ -12,8 +12,8 @@ size; m is width / base_width, d is layers / base_layers (1 but for CompleteP):
     head             1               1             1/m          logits: 1/m, tied or not
     norms, biases    1               1             1/(m d)      outside of the layers: 1/m
 
-Queries are scaled by sqrt(base_head_dim) / C in all, muP's 1/d attention. Decay is not scaled: learning rate times decay
-is the same for every matrix. They take it that F / D is that of the base size.
+Queries are scaled by sqrt(base_head_dim) / C in all, muP's 1/d attention. Decay is not scaled: learning rate times
+decay is the same for every matrix. They take it that F / D is that of the base size.
 """
 
 from __future__ import annotations
