@@ -9,14 +9,12 @@ or of a piece of one, is nobody's target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from solo.batch import Batch
 from solo.config import Average, ImageConfig, SequenceConfig
-from solo.data.document import NO_IMAGE, Document
+from solo.data.document import Document
 from solo.data.order import join_documents, positions, visible
 from solo.data.shape import RowShape
 
@@ -80,35 +78,6 @@ def _weights(opening: np.ndarray, average: Average) -> np.ndarray:
 def stack(rows: Sequence[Batch]) -> Batch:
     """Rows to a batch: every field gets the axis B in front."""
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
-
-
-class Continuation(NamedTuple):
-    """Text tokens that will be written behind a document, one after the other: n of them.
-
-    positions  int32 [n], or [n, 3] with `positions: grid`
-    attend     int32 [n, 4]: what each of them sees of the document, and of those before it
-    """
-
-    positions: np.ndarray
-    attend: np.ndarray
-
-
-def continuation(document: Document, count: int, image: ImageConfig, sequence: SequenceConfig = _PLAIN) -> Continuation:
-    """Where the next `count` text tokens of a document stand, and what they see, before they are known."""
-    following = replace(
-        document,
-        tokens=np.concatenate([document.tokens, np.zeros(count, np.int32)]),
-        supervised=np.zeros(len(document.tokens) + count, bool),
-        image=np.concatenate([document.image, np.full(count, NO_IMAGE, np.int32)]),
-    )
-    order = join_documents([(following, 0)])
-    found = positions(order, sequence), visible(order, image, sequence)
-    return Continuation(*(array[len(document.tokens) :].astype(np.int32) for array in found))
-
-
-def next_position(document: Document, sequence: SequenceConfig = _PLAIN) -> int:
-    """Position, on every axis, of the text token that follows a document; each further one stands one behind it."""
-    return int(continuation(document, 1, ImageConfig(), sequence).positions.ravel()[0])
 
 
 def _slots(is_patch: np.ndarray, shape: RowShape) -> np.ndarray:

@@ -118,6 +118,12 @@ class Machine:
         return self.hosts * self.slices
 
     @property
+    def accelerator_type(self) -> str | None:
+        """What Google Cloud's API calls one slice: v5litepod-16; None where it is not to be had as TPU VMs."""
+        number = self.name.rpartition("-")[2]
+        return f"{self.chip.accelerator_type}-{number}" if self.chip.accelerator_type else None
+
+    @property
     def topology_name(self) -> str | None:
         """What `jax.experimental.topologies.get_topology_desc` calls one slice; None where it is no TPU."""
         return f"{self.chip.topology_prefix}:{self.topology}" if self.topology else None

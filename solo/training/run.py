@@ -25,11 +25,6 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def tokenizer_file(self) -> Path:
-        """The SentencePiece model, special tokens included."""
-        return self.path / "tokenizer.model"
-
-    @property
     def metrics_file(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -53,6 +48,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """One folder per saved step."""
         return self.path / "checkpoints"
+
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint that was written whole, as the folder shows it; None: there is none."""
+        steps = [int(path.parent.name) for path in self.checkpoints.glob("*/commit_success.txt")]
+        return max(steps, default=None)
 
     @classmethod
     def open(cls, config: Config) -> RunFolder:
@@ -78,7 +78,17 @@ class RunFolder:
         return run
 
 
-class MetricsStream:
+class Metrics:
+    """Writes nothing: what the processes of a run have that do not write its metrics."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take one line."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class MetricsStream(Metrics):
     """`metrics.jsonl`, and the TensorBoard files made from its lines.
 
     Opened after a restart, it drops the lines past the step that the run resumes from; the TensorBoard files

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.document import NO_IMAGE, PATCH, Document
 from solo.data.order import join_documents, positions, visible
-from solo.data.rows import assemble_row, continuation, next_position
+from solo.data.rows import assemble_row
 from solo.data.shape import RowShape
 
 PATTERNS = ["causal", "bidirectional", "prefix", "isolated"]
@@ -184,36 +184,8 @@ def test_rows_hold_three_positions_a_slot() -> None:
     assert not row.positions[[4, 5, *range(10, 14)]].any()
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    documents(delimiters=True),
-    st.sampled_from(PATTERNS),
-    st.sampled_from([SequenceConfig(), SequenceConfig(window=3), SequenceConfig(positions="grid")]),
-)
-def test_what_will_be_written_stands_where_it_would_if_it_were_read(
-    one: Document, pattern: str, sequence: SequenceConfig
-) -> None:
-    longer = Document(
-        np.concatenate([one.tokens, np.full(4, 50, np.int32)]),
-        np.zeros(len(one.tokens) + 4, bool),
-        np.concatenate([one.image, np.full(4, NO_IMAGE, np.int32)]),
-        one.patches,
-        one.patch_grid,
-    )
-    patches = len(one.patches)
-    shape = RowShape(patches, len(longer.tokens) - patches, 0)
-    row = assemble_row([(longer, 0)], shape, config(pattern), 0, sequence)
-    found = continuation(one, 4, config(pattern), sequence)
-    assert np.array_equal(found.positions, row.positions[-4:])
-    assert np.array_equal(found.attend, row.attend[-4:])
-    assert found.attend.dtype == found.positions.dtype == np.int32
-    start = next_position(one, sequence)
-    assert found.positions.reshape(4, -1)[:, 0].tolist() == list(range(start, start + 4))
-
-
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_documents(pattern: str) -> None:
     order = join_documents([])
     assert visible(order, config(pattern), SequenceConfig(window=2)).shape == (0, 4)
     assert positions(order, SequenceConfig(positions="grid")).shape == (0, 3)
-    assert next_position(document(text(1)).piece(0, 0)) == 0

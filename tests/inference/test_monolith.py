@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 
 import solo
-from solo.config import dump_config
+from solo.config import Config, MeshConfig, dump_config
 from solo.data.conversation import parse_conversation
 from solo.data.document import PATCH, TextRun, encode, runs
+from solo.data.rows import assemble_row, stack
+from solo.data.shape import RowShape
 from solo.data.templates import InternLM2Chat
-from solo.data.tokenizer import extend_tokenizer
+from solo.data.tokenizer import Tokenizer, extend_tokenizer
 from solo.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from solo.inference.decoding import allowed_tokens
 from solo.inference.monolith import Monolith
+from solo.model.parameters import define
 from solo.model.transformer import padded_vocab
+from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import CheckpointError
 from tests.reference import forward, loss_sum
-from tests.tiny import assistant, image, picture, save_run, tiny_config, tiny_monolith, user
+from tests.tiny import MODEL, assistant, image, picture, save_run, tiny_config, tiny_monolith, user
 
 LONGEST = 120
 
@@ -100,6 +104,51 @@ def test_answers_are_those_of_full_recomputation(model, answers) -> None:
         parts = runs(parse_conversation(conversation), model.tokenizer, open_turn=True)
         assert answer == model.tokenizer.decode(plain_continuation(model, parts, 6))
     assert len(set(answers)) > 3
+
+
+@pytest.mark.parametrize(
+    ("attention", "sequence", "model_changes"),
+    [
+        ("causal", {"window": 9}, {}),
+        ("prefix", {"positions": "grid"}, {"rope_sections": [0, 2, 2]}),
+        ("causal", {}, {"experts": {"ffn": "learned"}, "learned_experts": {"count": 4, "top_k": 2}}),
+    ],
+    ids=["window", "grid positions", "learned experts"],
+)
+def test_what_is_written_stands_where_it_would_be_read(spelled, attention, sequence, model_changes) -> None:
+    """Token by token with a memory, and read anew as part of the conversation: the same answer."""
+    config = tiny_config(attention, sequence=sequence, model={**MODEL, **model_changes})
+    other = Monolith(config, spelled, random_parameters(config, spelled), one_device())
+    answers = other.generate(CONVERSATIONS[:4], 6)
+    for conversation, answer in zip(CONVERSATIONS[:4], answers, strict=True):
+        parts = other.template.runs(parse_conversation(conversation), open_turn=True)
+        assert answer == other.tokenizer.decode(read_anew(other, parts, 6))
+    assert len(set(answers)) > 2
+
+
+def random_parameters(config: Config, tokenizer: Tokenizer) -> dict:
+    rng = np.random.default_rng(0)
+    specs = define(config, tokenizer.vocab_size).specs
+    return {path: np.float32(("norm" in path) + 0.3 * rng.normal(size=spec.shape)) for path, spec in specs.items()}
+
+
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def read_anew(model: Monolith, parts: list, count: int) -> list[int]:
+    """The likeliest tokens one after the other, the whole document read for each."""
+    stops, image = set(model.template.stops), model.config.image
+    allowed = allowed_tokens(model.tokenizer, model.tokenizer.vocab_size, model.template.stops)
+    found: list[int] = []
+    while len(found) < count and not stops & set(found):
+        document = encode([*parts, TextRun(tuple(found), False)], model.tokenizer, image)
+        # One shape for all: what is behind the document is empty.
+        shape = RowShape(40, 100, 32)
+        batch = stack([assemble_row([(document, 0)], shape, image, 0, model.config.sequence)])
+        last = shape.patch_slots + int((document.tokens != PATCH).sum()) - 1
+        found.append(int(np.where(allowed, model.logits(batch)[0, last], -np.inf).argmax()))
+    return found
 
 
 def test_an_answer_does_not_depend_on_the_others(model, answers) -> None:

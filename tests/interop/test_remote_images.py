@@ -24,6 +24,15 @@ GEOMETRIES = {
     "area_up": {"geometry": "area", "patch_size": 8, "min_pixels": 1024, "max_pixels": 1024},
     "area_nearest": {"geometry": "area", "patch_size": 8, "max_pixels": 1500, "rounding": "nearest"},
     "area_within": {"geometry": "area", "patch_size": 8, "min_pixels": 500, "max_pixels": 1500, "rounding": "within"},
+    "markers": {
+        "geometry": "area",
+        "patch_size": 8,
+        "max_pixels": 1500,
+        "begin_token": None,
+        "end_token": None,
+        "row_token": None,
+        "markers": True,
+    },
     "padded": {"geometry": "padded", "patch_size": 6, "max_height": 48, "max_width": 60, "mean": (0.5, 0.5, 0.5)},
 }
 

@@ -17,7 +17,7 @@ SWITCHES = {
         "image": {"row_token": None, "tile_size": 8},
         "model": {
             "experts": {"ffn": "modality"},
-            "patch_embed": {"kind": "grid", "inner_size": 2, "inner_width": 6, "grid_side": 4, "class_slot": True},
+            "patch_embed": {"kind": "grid", "inner_size": 2, "inner_width": 6, "grid_side": 3, "class_slot": True},
             "rope_scaling": {"kind": "dynamic", "factor": 2.0, "trained_length": 8},
         },
     },
@@ -105,6 +105,15 @@ def test_padding_changes_nothing(experts, pad, attention):
     inputs = experts.inputs(few, many, pad=pad)
     experts.torch_model.set_attn_implementation(attention)
     torch.testing.assert_close(real(logits_of(experts, inputs), inputs), alone, atol=1e-5, rtol=0)
+
+
+def test_a_rows_length_is_its_own():
+    """Dynamic scaling changes what is longer than 8, and padding makes nothing longer."""
+    twins = make_twins(modeling_solo, **SWITCHES["modality_ffn_grid_dynamic"])
+    few, many, alone = alone_and_together(twins)
+    inputs = twins.inputs(few, many)
+    assert len(few.tokens) < 8 < len(many.tokens)
+    torch.testing.assert_close(real(logits_of(twins, inputs), inputs), alone, atol=1e-5, rtol=0)
 
 
 def test_another_attention_function_is_used(experts):
@@ -245,9 +254,13 @@ def test_generate_is_greedy_decoding(twins):
 def test_beams_keep_their_rows_images(twins):
     few, many, _ = alone_and_together(twins)
     beams = SETTINGS | {"num_beams": 2, "num_return_sequences": 2}
-    together = twins.torch_model.generate(**twins.inputs(few, many), **beams)[:, -5:]
+    inputs = twins.inputs(few, many)
+    together = twins.torch_model.generate(**inputs, **beams)[:, -5:]
     alone = [twins.torch_model.generate(**twins.inputs(one), **beams)[:, -5:] for one in (few, many)]
     assert torch.equal(together, torch.cat(alone))
+    ids, expanded = twins.torch_model._expand_inputs_for_generation(2, False, **inputs)
+    twice = logits_of(twins, expanded | {"input_ids": ids})
+    torch.testing.assert_close(twice, logits_of(twins, inputs).repeat_interleave(2, dim=0), atol=1e-5, rtol=0)
 
 
 def test_prompts_are_read_in_chunks(twins):

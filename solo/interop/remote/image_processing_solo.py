@@ -26,7 +26,7 @@ class Grid(NamedTuple):
     columns: int
 
 
-class SoloMonolithImagesKwargs(ImagesKwargs, total=False):
+class SoloMonolithImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """images_per_text: how many images each text has, where the tiles of a text are shared out among them."""
 
     images_per_text: list[int] | None
@@ -152,14 +152,14 @@ def patches_of(pixels: np.ndarray, side: int, by_column: bool) -> np.ndarray:
 
 
 def with_markers(pixels: np.ndarray, places: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """With a learned token before the image and one behind each row: no pixels, and no place but -1 and -2."""
-
-    def mark(values: np.ndarray, begin: int, row: int) -> np.ndarray:
-        rows = values.reshape(grid.rows, grid.columns, -1)
-        rows = np.concatenate([rows, np.full_like(rows[:, :1], row)], axis=1).reshape(-1, values.shape[1])
-        return np.concatenate([np.full_like(rows[:1], begin), rows])
-
-    return mark(pixels, 0, 0), mark(places, BEGIN_MARKER, ROW_MARKER)
+    """With a learned token before the image and one behind each row: without pixels, at row -1 or -2."""
+    is_patch = np.full((grid.rows, grid.columns + 1), True)
+    is_patch[:, -1] = False
+    is_patch = np.concatenate([[False], is_patch.ravel()])
+    all_pixels = np.zeros((len(is_patch), pixels.shape[1]), pixels.dtype)
+    all_places = np.full((len(is_patch), 2), (ROW_MARKER, 0))
+    all_pixels[is_patch], all_places[is_patch], all_places[0] = pixels, places, (BEGIN_MARKER, 0)
+    return all_pixels, all_places
 
 
 def resized(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:

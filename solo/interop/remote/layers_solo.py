@@ -148,46 +148,63 @@ class LearnedFFN(nn.Module):
         return self.learned(x_ND)
 
 
-class PatchEmbed(nn.Module):
-    """From the normalised pixels of a patch, channel by channel, to the model's width: conv and grid."""
+class InnerEmbed(nn.Module):
+    """What conv and grid share: a convolution of stride `inner_size`, as a product over each inner patch."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
-        embed, width = config.model["patch_embed"], config.model["width"]
-        self.size, channels = embed["inner_size"], embed["inner_width"]
+        embed = config.model["patch_embed"]
+        self.size, self.channels = embed["inner_size"], embed["inner_width"]
         self.side = config.image["patch_size"] // self.size
-        joined = self.side**2 * channels
-        self.inner = nn.Linear(3 * self.size**2, channels)
-        self.is_grid = embed["kind"] == "grid"
-        if self.is_grid:
-            self.grid_side, self.tile_side = embed["grid_side"], config.image["tile_size"] // self.size
-            self.positions = nn.Parameter(torch.empty(embed["class_slot"] + self.grid_side**2, channels))
-            # Never used; kept because published weights have it.
-            self.class_token = nn.Parameter(torch.empty(channels)) if embed["class_slot"] else None
-            self.norm = nn.LayerNorm(joined, 1e-5)
-            self.hidden, self.out = nn.Linear(joined, width), nn.Linear(width, width)
-        else:
-            self.merge = nn.Linear(joined, width)
+        self.joined = self.side**2 * self.channels
+        self.inner = nn.Linear(3 * self.size**2, self.channels)
+
+    def convolve(self, pixels: Tensor) -> Tensor:
+        """Pixels [n, p*p*3], channel by channel, to inner patches row by row [n, side * side, channels]."""
+        cut = pixels.view(-1, 3, self.side, self.size, self.side, self.size).permute(0, 2, 4, 1, 3, 5)
+        return self.inner(cut.reshape(-1, self.side**2, 3 * self.size**2))
+
+
+class ConvEmbed(InnerEmbed):
+    """GELU and a product of the inner patches side by side; some models have learned tokens among the patches."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__(config)
+        width = config.model["width"]
+        self.merge = nn.Linear(self.joined, width)
         markers = config.image.get("markers")
         self.begin_marker = nn.Parameter(torch.empty(width)) if markers else None
         self.row_marker = nn.Parameter(torch.empty(width)) if markers else None
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
-        """Pixels [n, p*p*3] and places [n, 2] in the image or tile, to [n, D]."""
-        side, size = self.side, self.size
-        cut = pixels.view(-1, 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
-        x = self.inner(cut.reshape(-1, side**2, 3 * size**2))
-        if grid is None and (self.is_grid or self.begin_marker is not None):
-            raise ValueError("this model needs patches_grid: the row and column of every patch in its image or tile")
-        if not self.is_grid:
-            x = self.merge(F.gelu(x).flatten(1))
-            for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
-                if marker is not None:
-                    x = torch.where(grid[:, :1].to(x.device) == place, marker, x)
-            return x
-        offset = torch.arange(side, device=grid.device)
-        rows = grid[:, :1] * side + offset.repeat_interleave(side)
-        columns = grid[:, 1:] * side + offset.repeat(side)
+        """Pixels [n, p*p*3] and places [n, 2] in the image, to [n, D]."""
+        x = self.merge(F.gelu(self.convolve(pixels)).flatten(1))
+        for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
+            if marker is not None:
+                x = torch.where(_needed(grid).to(x.device)[:, :1] == place, marker, x)
+        return x
+
+
+class GridEmbed(InnerEmbed):
+    """A learned position for every inner patch of a tile, then LayerNorm and an MLP over those of a patch."""
+
+    def __init__(self, config: SoloMonolithConfig):
+        super().__init__(config)
+        embed, width = config.model["patch_embed"], config.model["width"]
+        self.grid_side, self.tile_side = embed["grid_side"], config.image["tile_size"] // self.size
+        self.positions = nn.Parameter(torch.empty(embed["class_slot"] + self.grid_side**2, self.channels))
+        # Never used; kept because published weights have it.
+        self.class_token = nn.Parameter(torch.empty(self.channels)) if embed["class_slot"] else None
+        self.norm = nn.LayerNorm(self.joined, 1e-5)
+        self.hidden, self.out = nn.Linear(self.joined, width), nn.Linear(width, width)
+
+    def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
+        """Pixels [n, p*p*3] and places [n, 2] in the tile, to [n, D]."""
+        places = _needed(grid).to(pixels.device)
+        offset = torch.arange(self.side, device=pixels.device)
+        rows = places[:, :1] * self.side + offset.repeat_interleave(self.side)
+        columns = places[:, 1:] * self.side + offset.repeat(self.side)
+        x = self.convolve(pixels)
         x = x + self.table().to(x.dtype)[rows * self.tile_side + columns]
         return self.out(F.gelu(self.hidden(self.norm(x.flatten(1)))))
 
@@ -201,6 +218,12 @@ class PatchEmbed(nn.Module):
         return F.interpolate(square, side, mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
+def _needed(grid: Tensor | None) -> Tensor:
+    if grid is None:
+        raise ValueError("this model needs patches_grid: the row and column of every patch in its image or tile")
+    return grid
+
+
 class LinearEmbed(nn.Linear):
     """One product over all pixels of a patch."""
 
@@ -210,6 +233,13 @@ class LinearEmbed(nn.Linear):
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
         return super().forward(pixels)
+
+
+EMBEDDERS: dict[str, Callable[[SoloMonolithConfig], nn.Module]] = {
+    "linear": LinearEmbed,
+    "conv": ConvEmbed,
+    "grid": GridEmbed,
+}
 
 
 def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -267,7 +297,7 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         routing: Routing | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         batch, tokens, width = hidden_states.shape
@@ -277,8 +307,8 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
             for part in self.qkv(self.attention_norm(x, routing), routing)
         )
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         name = self.config._attn_implementation
         attend = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         heads, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
@@ -287,4 +317,4 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         return x.view(batch, tokens, width), weights
 
 
-__all__ = ["LearnedExperts", "LinearEmbed", "PatchEmbed", "Routing", "SoloMonolithLayer", "make_norm"]
+__all__ = ["EMBEDDERS", "ConvEmbed", "GridEmbed", "LearnedExperts", "Routing", "SoloMonolithLayer", "make_norm"]

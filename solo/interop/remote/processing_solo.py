@@ -8,7 +8,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs
 from .image_processing_solo import Grid, SoloMonolithImagesKwargs
 
 
-class SoloMonolithProcessorKwargs(ProcessingKwargs, total=False):
+class SoloMonolithProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Texts are read as they are written; the chat template writes what opens them."""
 
     images_kwargs: SoloMonolithImagesKwargs
