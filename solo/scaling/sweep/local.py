@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -136,10 +137,8 @@ def _pin(pid: int, slot: int, jobs: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         mine = shares(sorted(os.sched_getaffinity(0)), jobs)[slot]
         if mine and jobs > 1:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(pid, mine)
-            except ProcessLookupError:
-                pass
 
 
 def _visible_gpus() -> list[str]:

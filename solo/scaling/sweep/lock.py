@@ -1,8 +1,8 @@
 """One process to a run: a lock file that only one can make, kept alive by a heartbeat.
 
-The holder of a lock may be killed, on this host or another. Its lock is then stale, and is not removed but outbid: locks
-of a run are numbered, the highest number holds, and a number is made with O_EXCL, so that of all who see the same
-stale lock one makes the next. Whoever was only paused finds a higher number than its own, and stops.
+The holder of a lock may be killed, on this host or another. Its lock is then stale, and is not removed but outbid:
+locks of a run are numbered, the highest number holds, and a number is made with O_EXCL, so that of all who see the
+same stale lock one makes the next. Whoever was only paused finds a higher number than its own, and stops.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ class SweepSpec(Section):
 
 
 def load_spec(path: str | Path) -> SweepSpec:
-    """Read a sweep's file. Raises ConfigError with one line per fault; a relative `base` is made one of the caller's."""
+    """Read a sweep's file; its `base` is found beside it. Raises ConfigError with one line per fault."""
     data = read_config(path)
     spec = parse_section(SweepSpec, data, str(path), "sweep")
     base = Path(path).parent / spec.base

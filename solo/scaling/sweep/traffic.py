@@ -24,7 +24,7 @@ _SAMPLED_ROWS = 32
 
 
 class Flow(Protocol):
-    """Of one stage's data. `slots` are those of a row; `pieces` of the tokenizer, None without data."""
+    """Of one stage's data. `slots` are those of a row; `pieces` of the tokenizer, None where that is not known."""
 
     slots: int
     pieces: int | None
@@ -43,7 +43,8 @@ class Assumed:
 
     def __init__(self, config: Config, traffic: Traffic):
         stage = config.stages[0]
-        self.slots, self.pieces = stage.row_slots, None
+        self.slots = stage.row_slots
+        self.pieces = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
         self._rows, self._traffic = stage.batch_rows, traffic
 
     def work(self, steps: int) -> Work:
