@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--json", metavar="FILE", help="write the table as JSON")
     add("--rates", metavar="FILE", help="plot the best learning rate over widths, from the results")
+    add("--loss", default="text", metavar="NAME", help="with --rates: of evaluation.losses, default text")
     add("--coord-check", metavar="FILE", help="plot the scale of activations over the ladder's widths, and judge it")
 
 
@@ -43,17 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.run:
         return _run_points(arguments, spec, folder)
     if arguments.rates:
-        from solo.scaling.sweep.rates import plot_rates
-
-        return _say(plot_rates(folder, Path(arguments.rates)))
+        return _rates(arguments, folder)
     import jax
 
     # Planning needs no accelerator, and one that it held would be missing to the runs.
     jax.config.update("jax_platforms", "cpu")
     if arguments.coord_check:
-        from solo.scaling.sweep.coordinates import check_spec
-
-        return check_spec(spec, Path(arguments.coord_check))
+        return _coordinates(spec, Path(arguments.coord_check))
     return _plan(arguments, spec, folder)
 
 
@@ -175,6 +172,34 @@ def _as_json(points: Any, folder: Any, found: Any) -> dict[str, Any]:
     }
 
 
-def _say(text: str) -> int:
-    print(text)
+def _rates(arguments: argparse.Namespace, folder: Any) -> int:
+    from solo.scaling.sweep.plots import check_suffix, plot_rates
+    from solo.scaling.sweep.rates import curves
+
+    path = Path(arguments.rates)
+    check_suffix(path)
+    found = curves(folder, arguments.loss)
+    for curve in found:
+        best = "at the edge: try more rates" if curve.best is None else f"{curve.best:.3g}, loss {curve.best_loss:.4f}"
+        print(f"width {curve.width}: best learning rate {best}")
+    plot_rates(found, arguments.loss, path)
+    print(f"plotted: {path}")
     return 0
+
+
+def _coordinates(spec: Any, path: Path) -> int:
+    """Exit status 1 where the activations are not flat."""
+    from solo.scaling.sweep.coordinates import FLAT, check_spec, is_flat, spreads
+    from solo.scaling.sweep.plots import check_suffix, plot_coordinates
+
+    check_suffix(path)
+    found = check_spec(spec, lambda line: print(line, flush=True))
+    for kind, sizes in found.items():
+        print(f"{kind}: largest scale over smallest, less 1, after {len(sizes[0]) - 1} steps")
+        for name, spread in spreads([size[-1] for size in sizes]).items():
+            print(f"  {name}: {spread:.1%}")
+    plot_coordinates(found, path)
+    kind, sizes = next(iter(found.items()))
+    flat = is_flat(sizes)
+    print(f"{kind} is {'' if flat else 'not '}flat within {FLAT:.0%} behind every layer; plotted: {path}")
+    return 0 if flat else 1

@@ -82,6 +82,15 @@ def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
     return found
 
 
+def first_sizes(spec: SweepSpec) -> list[Config]:
+    """The configs of all sizes, with the first value of every axis, as long as the base is."""
+    base = read_config(spec.base)
+    for key, value in spec.set.items():
+        set_value(base, key, value)
+    _, changes = spec.combinations()[0]
+    return [_config(spec, base, {**changes, **model}) for model in _models(spec, base, changes)]
+
+
 def _models(spec: SweepSpec, base: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
     return sizes(spec.ladder, _config(spec, base, changes))
 
