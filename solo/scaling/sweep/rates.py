@@ -1,4 +1,4 @@
-"""The best learning rate of every width: where it is one for all, what was tuned at a small width serves every other."""
+"""The best learning rate of every width: where it is one for all, what was tuned at a small width serves the others."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ class Measured:
         indexes = {name: source.index for name, source in sources.items()}
         endless = stage.model_copy(update={"steps": 10**9})
         self._plan = StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
-        self.slots, self.pieces = self._plan.shape.slots, prepared.tokenizer.vocab_size
+        self.slots = self._plan.shape.slots
+        self.pieces: int | None = prepared.tokenizer.vocab_size
         self._rows = stage.batch_rows
         self._pairs = self._pairs_per_token(config, prepared, sources)
         self._tables = list(self._plan.pieces.values())
