@@ -57,9 +57,10 @@ def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[B
     def look(parameters: Parameters) -> dict[str, jax.Array]:
         return _activations(definition, parameters, batches[0])
 
+    initialise = jax.jit(definition.initialise)
     squares: list[dict[str, float]] = [{} for _ in range(len(batches) + 1)]
     for seed in SEEDS:
-        state = made.start(definition.initialise(jax.random.key(seed)))
+        state = made.start(initialise(jax.random.key(seed)))
         before = look(state.parameters)
         for number in range(len(batches) + 1):
             now = look(state.parameters)
