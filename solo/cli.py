@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 done, 1 failed, 2 wrong use, 42 interrupted and resumable."""
     parsed = _parser().parse_args(arguments)
     parsed.words = sys.argv[1:] if arguments is None else list(arguments)
+    from solo.training.distributed import among_others, end_at_once
+
+    try:
+        status = _run(parsed)
+    except Exception:
+        if not among_others():
+            raise
+        traceback.print_exc()
+        status = EXIT_FAILED
+    if status not in (0, EXIT_INTERRUPTED) and among_others():
+        end_at_once(status)
+    return status
+
+
+def _run(parsed: argparse.Namespace) -> int:
     from solo.config import ConfigError
 
     try:
@@ -63,21 +79,36 @@ def train(arguments: argparse.Namespace) -> int:
     from solo.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    from solo.training.distributed import MissingHostsError, join, leave, wait_for_the_guilty
+
+    try:
+        hosts = join()
+    except MissingHostsError as error:
+        print(f"solo: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    from jax.errors import JaxRuntimeError
+
     from solo.evaluation.results import print_results
     from solo.pipeline import train as train_run
     from solo.training.loop import Interrupted
-    from solo.training.observer import ProgressBar
+    from solo.training.observer import Observer, ProgressBar
 
-    console = Console()
-    observer = ProgressBar(console)
-    observer.listen()
+    console = Console(quiet=hosts is not None and not hosts.is_first)
+    observer = Observer() if console.quiet else ProgressBar(console)
+    if hosts is None:  # among others, jax listens: see `stop_agreed`
+        observer.listen()
     try:
         done = train_run(config, observer)
     except Interrupted:
         print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command goes on", file=sys.stderr)
+        leave()
         return EXIT_INTERRUPTED
+    except JaxRuntimeError as error:
+        wait_for_the_guilty(error)
+        raise
     finally:
         observer.finish()
+    leave()
     print_results(done.results, console)
     _say_where(done.run.path, done.set_aside, console)
     return 0

@@ -10,7 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from solo.config import Config, parse_config
-from solo.data.tokenizer import Tokenizer, open_tokenizer
+from solo.data.templates import TEMPLATES
+from solo.data.tokenizer import Tokenizer, expand_pieces, extend_tokenizer, open_tokenizer
+from solo.data.vocabulary import needed_pieces
 from solo.inference.monolith import Monolith, Published, load_run, local_mesh, newest_checkpoint, read_parameters
 from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
@@ -50,7 +52,9 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
     layout, config, tokenizer = describe_repository(folder)
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh
-    published = Published(placeholder_id(config_json), partial(published_tensors, layout, definition))
+    published = Published(
+        layout.has_images, placeholder_id(config_json), partial(published_tensors, layout, definition)
+    )
     parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
     return Monolith(config, tokenizer, parameters, mesh, published)
 
@@ -63,7 +67,24 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
     tokenizer = open_tokenizer(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
     if layout.adds_placeholder:
         sections["model"]["patch_embed"].setdefault("token_id", _placeholder_row(sections, tokenizer))
-    return layout, parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json")), tokenizer
+    if not layout.has_images:
+        sections["image"] |= {"begin_token": None, "end_token": None, "row_token": None}
+    if tokenizer:
+        sections.setdefault("sequence", {}).setdefault("template", _template(layout, tokenizer))
+    config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
+    if tokenizer:
+        # Some are normal pieces in published files, which text could become; ids stay, and nothing is appended.
+        special = [*(piece for _, piece in needed_pieces(config)), *expand_pieces(layout.special_pieces)]
+        tokenizer = extend_tokenizer(tokenizer, [piece for piece in special if tokenizer.find(piece) is not None])
+    return layout, config, tokenizer
+
+
+def _template(layout: Layout, tokenizer: Tokenizer) -> str:
+    """The first of the layout's chat templates whose pieces the tokenizer has; else the one without any markup."""
+    for name in layout.templates:
+        if all(tokenizer.find(piece) is not None for piece in TEMPLATES[name].pieces):
+            return name
+    return "solo_pretrain"
 
 
 def published_tensors(
@@ -76,9 +97,8 @@ def published_tensors(
 def _placeholder_row(sections: Sections, tokenizer: Tokenizer | None) -> int:
     """The row of the vocabulary that a SOLO adds under every patch, which its config.json does not say."""
     piece = sections["image"]["placeholder_token"]
-    if tokenizer is not None:
-        return tokenizer.id(piece)
-    return min(_SOLO_PATCH, int(sections["model"]["vocab_size"]) - 1)
+    found = tokenizer.find(piece) if tokenizer else None
+    return found if found is not None else min(_SOLO_PATCH, int(sections["model"]["vocab_size"]) - 1)
 
 
 def placeholder_id(config_json: dict[str, Any]) -> int | None:

@@ -6,10 +6,11 @@ from functools import partial
 from typing import NamedTuple
 
 from solo.config import Config
-from solo.data.prepare import Prepared, prepare
+from solo.data.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.loading import initial_parameters
+from solo.training.distributed import first_then_others
 from solo.training.loop import Trainer
 from solo.training.observer import Observer
 from solo.training.run import RunFolder
@@ -40,12 +41,18 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
         CheckpointError: a checkpoint could not be written, or read back.
         BadStepError: a loss was not finite or jumped, and the config says to stop.
         Interrupted: SIGTERM came, and the observer listens for it; all is saved.
+        OtherProcessError: process 0 of several could not do one of these things.
     """
     config.check_runnable()
     observer = observer or Observer()
-    run = RunFolder.open(config)
-    prepared = prepare(config, observer.note)
-    prepared.tokenizer.save(run.path)
+
+    def set_up() -> tuple[RunFolder, Prepared]:
+        run = RunFolder.open(config)
+        prepared = prepare(config, observer.note)
+        prepared.tokenizer.save(run.path)
+        return run, prepared
+
+    run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
     observer.note("planning")
     initial = partial(initial_parameters, config.start_from) if config.start_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial)

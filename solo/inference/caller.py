@@ -77,7 +77,7 @@ def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int
     """
     if unknown := sorted(set(tensors) - set(_NAMES)):
         raise ValueError(f"batch() does not know {', '.join(unknown)}; it takes {', '.join(_NAMES)}")
-    given = {name: np.asarray(value) for name, value in tensors.items() if value is not None}
+    given = {name: _numpy(value) for name, value in tensors.items() if value is not None}
     if "input_ids" not in given or given["input_ids"].ndim != 2:
         raise ValueError("input_ids of shape [rows, length] are needed")
     ids = given["input_ids"].astype(np.int32)
@@ -102,6 +102,14 @@ def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int
         grid=grid.astype(np.int32),
         under_id=under_id,
     )
+
+
+def _numpy(value: Any) -> np.ndarray:
+    """Of anything numpy can read; of a PyTorch tensor, wherever it lies, bfloat16 as float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    return np.asarray(value)
 
 
 _NAMES = (

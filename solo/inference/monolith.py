@@ -20,9 +20,10 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.batch import Batch
 from solo.config import Config, LossConfig, MeshConfig, load_config
+from solo.data.conversation import Image, Turn
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
-from solo.data.templates import Template, make_template
+from solo.data.templates import Runs, Template, make_template
 from solo.data.tokenizer import Tokenizer, open_tokenizer
 from solo.inference.caller import CallerBatch, caller_batch, read_caller
 from solo.inference.decoding import Decoding, answer_length
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 class Published:
     """What a repository calls things.
 
+    sees_images     False of a text model, whose embedder of patches is all zeros
     placeholder_id  what stands for a patch in its `input_ids`, where its config says so
     rename          path -> array of ours, to name -> array of its tensors
     """
 
+    sees_images: bool
     placeholder_id: int | None
     rename: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -132,13 +135,21 @@ class Monolith:
             raise ValueError("there is no conversation to make a batch of")
         tokenizer, image, sequence = self.tokenizer, self.config.image, self.config.sequence
         documents = [
-            encode_prompt(self.template.runs(turns), tokenizer, image, f"conversation {number}")
+            encode_prompt(self.written(turns), tokenizer, image, f"conversation {number}")
             for number, turns in enumerate(parse(conversations))
         ]
         needs = [(*slots(document), int(document.supervised.sum())) for document in documents]
         shape = RowShape(*(-(-max(need) // slot_multiple) * slot_multiple for need in zip(*needs, strict=True)))
         pad = tokenizer.special.pad
         return stack([assemble_row([(document, 0)], shape, image, pad, sequence) for document in documents])
+
+    def written(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
+        """`Template.runs`. Raises ValueError for images where the model is a text model."""
+        runs = self.template.runs(turns, open_turn, continued)
+        blind = self.published is not None and not self.published.sees_images
+        if blind and any(isinstance(run, Image) for run in runs):
+            raise ValueError("this is a text model: it has nothing to see images with (solo import can grow it)")
+        return runs
 
     def logits(self, batch: Batch | CallerBatch) -> np.ndarray:
         """Float32 logits [B, S, V] of what follows each slot, V being the vocabulary's rows.
@@ -205,7 +216,7 @@ class Monolith:
             raise ValueError(f"batch_rows is {batch_rows}; it must be at least 1")
         if not conversations:
             return []
-        prompts = [self.template.runs(turns, open_turn=True) for turns in parse(conversations)]
+        prompts = [self.written(turns, open_turn=True) for turns in parse(conversations)]
         # A power of two, so that numbers of conversations that differ a little share a compilation.
         rows = self._fill(min(1 << (len(prompts) - 1).bit_length(), batch_rows))
         answers: list[str] = []

@@ -55,7 +55,7 @@ class Session:
         decoding = Decoding(max_new_tokens, temperature, top_p)
         turns = parse_conversation([{"role": "user", "content": content}])
         begun = self._document is not None
-        parts = model.template.runs(turns, open_turn=True, continued=begun)
+        parts = model.written(turns, open_turn=True, continued=begun)
         if begun:
             parts = [TextRun(self._unread, False), *parts]
         logits_1V = self._read(encode_prompt(parts, model.tokenizer, model.config.image, "this turn"), max_new_tokens)

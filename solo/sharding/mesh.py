@@ -92,12 +92,17 @@ def batch_shardings(mesh: Mesh) -> Batch:
     return Batch(*[rows] * len(Batch._fields))._replace(patches=slots, patch_grid=slots, text=slots)
 
 
-def device_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Bring this process's rows of a batch (numpy) to the devices, as a global batch."""
+def device_batch(batch: Batch, mesh: Mesh, shares: int = 1) -> Batch:
+    """Bring this process's rows of a batch (numpy) to the devices, as a global batch of `shares` times as many."""
     shardings = batch_shardings(mesh)
-    if jax.process_count() == 1:
+    if not mesh.is_multi_process:
         return jax.device_put(batch, shardings)
-    return Batch(*map(jax.make_array_from_process_local_data, shardings, batch))
+
+    def place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
+        # With its whole shape said, every dimension but the first is taken as held in full by every process.
+        return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * shares, *x.shape[1:]))
+
+    return Batch(*map(place, shardings, batch))
 
 
 def placement(mesh: Mesh, config: ModelConfig) -> Placement:

@@ -6,6 +6,7 @@ the step, the step a pure function of state and batch: a run that is killed and 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,11 +23,13 @@ from solo.data.prepare import Prepared
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.hardware import peak_flops
+from solo.sharding.hosts import row_share, summed
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress
+from solo.training.distributed import stop_agreed, wait_for_all
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
-from solo.training.run import MetricsStream, RunFolder
+from solo.training.run import Metrics, MetricsStream, RunFolder
 from solo.training.step import Stage, StepMetrics, TrainState, make_stage
 
 
@@ -39,11 +42,11 @@ class Interrupted(Exception):  # noqa: N818 - not a fault
 
 
 class Facts(NamedTuple):
-    """What the host knows of a batch before it is computed."""
+    """What the hosts know of a batch before it is computed. `work` is over all of them; it may wait for devices."""
 
     step: int
     stage_step: int
-    work: Work
+    work: Callable[[], Work]
     slots: int
     wait_seconds: float
 
@@ -66,6 +69,7 @@ class Trainer:
         self.config, self.prepared, self.run, self.observer = config, prepared, run, observer
         self.definition = define(config, prepared.tokenizer.vocab_size)
         self.mesh = mesh or make_mesh(config.mesh)
+        self._share = row_share(self.mesh)
         self._initial = initial or self._draw
         self.plans = [self._plan(stage) for stage in config.stages]
         self.totals = {"tokens": 0, "flops": 0}
@@ -87,7 +91,8 @@ class Trainer:
         checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint)
         progress = checkpoints.latest() or Progress(0, 0, 0, {})
         self.totals |= progress.totals
-        metrics = MetricsStream(self.run, progress.step)
+        # One process writes what a run writes once.
+        metrics = MetricsStream(self.run, progress.step) if jax.process_index() == 0 else Metrics()
         try:
             state: TrainState | None = None
             for number in range(progress.stage, len(self.plans)):
@@ -120,19 +125,19 @@ class Trainer:
         return state
 
     def _run_stage(
-        self, stage: Stage, state: TrainState, at: Progress, checkpoints: Checkpoints, metrics: MetricsStream
+        self, stage: Stage, state: TrainState, at: Progress, checkpoints: Checkpoints, metrics: Metrics
     ) -> TrainState:
         """Steps `at.stage_step` to the end of stage `at.stage`, saving on the way."""
         plan, config = self.plans[at.stage], self.config.stages[at.stage]
         pending: tuple[Facts, StepMetrics] | None = None
         clock = time.perf_counter()
         for facts, batch in self._batches(plan, config, at):
-            state, measured = stage.step(state, device_batch(batch, self.mesh))
+            state, measured = stage.step(state, device_batch(batch, self.mesh, self._share.count))
             # The previous step is read while this one runs.
             if pending:
                 clock = self._log(at.stage, *pending, metrics, clock)
             pending = (facts, measured)
-            stopping = self.observer.stop_requested
+            stopping = stop_agreed(facts.step, self.observer.stop_requested)
             last = facts.stage_step == plan.num_steps
             if last or stopping or facts.step % self.config.checkpoint.every_steps == 0:
                 clock = self._log(at.stage, *pending, metrics, clock)
@@ -141,6 +146,7 @@ class Trainer:
                 checkpoints.save(state, Progress(facts.step, at.stage, facts.stage_step, snapshot, dict(self.totals)))
             if stopping:
                 checkpoints.wait()
+                wait_for_all()  # before the first process ends and takes the others with it
                 raise Interrupted
         return state
 
@@ -154,10 +160,10 @@ class Trainer:
             self.prepared.tokenizer,
             self.config.image_in(config),
             self.config.data,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=self._share.index,
+            process_count=self._share.count,
             start_step=at.stage_step,
-            quarantine=self.run.quarantine_file,
+            quarantine=self.run.quarantine_file if self._share.first else None,
             sequence=self.config.sequence,
         )
         with loader:
@@ -167,16 +173,22 @@ class Trainer:
                 batch = next(batches)
                 waited = time.perf_counter() - start
                 step = at.step - at.stage_step + stage_step
-                yield Facts(step, stage_step, count_work(batch), batch.positions.size, waited), batch
+                slots = batch.attend.shape[0] * batch.attend.shape[1] * self._share.count
+                yield Facts(step, stage_step, self._work(batch), slots, waited), batch
 
-    def _log(self, number: int, facts: Facts, measured: StepMetrics, metrics: MetricsStream, clock: float) -> float:
+    def _work(self, batch: Batch) -> Callable[[], Work]:
+        total = summed(dataclasses.astuple(count_work(batch)), self._share, self.mesh)
+        return lambda: Work(*total())
+
+    def _log(self, number: int, facts: Facts, measured: StepMetrics, metrics: Metrics, clock: float) -> float:
         """Write the line of a step, and stop the run if the step was bad. Returns the time now."""
         config, plan = self.config.stages[number], self.plans[number]
         values: StepMetrics = jax.device_get(measured)
         now = time.perf_counter()
         seconds = now - clock
-        flops = sum(step_flops(self.definition, facts.work, self._trained[number]).values())
-        tokens = facts.work.patches + facts.work.text
+        work = facts.work()
+        flops = sum(step_flops(self.definition, work, self._trained[number]).values())
+        tokens = work.patches + work.text
         self.totals = {"tokens": self.totals["tokens"] + tokens, "flops": self.totals["flops"] + flops}
         peak = peak_flops(jax.devices()[0].device_kind)
         line = {
@@ -191,8 +203,8 @@ class Trainer:
             "learning_rate": float(values.learning_rate),
             "applied": bool(values.ok),
             "tokens": tokens,
-            "visual_tokens": facts.work.patches,
-            "targets": facts.work.targets,
+            "visual_tokens": work.patches,
+            "targets": work.targets,
             "useful_share": tokens / facts.slots,
             "flops": flops,
             "total_tokens": self.totals["tokens"],
@@ -230,10 +242,11 @@ class Trainer:
         sources = {name: self.prepared.sources[name] for name in config.mixture}
         records = batch_record_ids(plan, sources, facts.stage_step - 1)
         what = f"step {facts.step} of stage {config.name!r}: loss {values.loss}, gradient norm {values.grad_norm}"
-        append_line(
-            self.run.quarantine_file,
-            {"kind": "bad_step", "step": facts.step, "reason": what, "records": records},
-        )
+        if jax.process_index() == 0:
+            append_line(
+                self.run.quarantine_file,
+                {"kind": "bad_step", "step": facts.step, "reason": what, "records": records},
+            )
         skips = int(values.bad_run)
         if self.config.safety.policy == "stop" or skips >= self.config.safety.max_skips:
             raise BadStepError(

@@ -49,6 +49,11 @@ class RunFolder:
         """One folder per saved step."""
         return self.path / "checkpoints"
 
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint that was written whole, as the folder shows it; None: there is none."""
+        steps = [int(path.parent.name) for path in self.checkpoints.glob("*/commit_success.txt")]
+        return max(steps, default=None)
+
     @classmethod
     def open(cls, config: Config) -> RunFolder:
         """Make the folder, or open the one that an equal config made.
@@ -73,7 +78,17 @@ class RunFolder:
         return run
 
 
-class MetricsStream:
+class Metrics:
+    """Writes nothing: what the processes of a run have that do not write its metrics."""
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take one line."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class MetricsStream(Metrics):
     """`metrics.jsonl`, and the TensorBoard files made from its lines.
 
     Opened after a restart, it drops the lines past the step that the run resumes from; the TensorBoard files

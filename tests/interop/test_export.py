@@ -70,7 +70,8 @@ def test_every_layout_is_written_and_loaded_again(name, runs, tmp_path):
         np.testing.assert_array_equal(found[cut], ours[cut], err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["native", "solo", "mono_internvl", "evev2", "fuyu llama", "mistral"])
+# Of internlm2 transformers has no class; what an export says of it is in its verification.
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name.split()[0] != "internlm2"])
 def test_what_is_written_says_what_the_checkpoint_says(name, runs, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -174,3 +174,11 @@ def test_indices_out_of_range_are_refused(model) -> None:
         model.batch(**{**given, "vision_patch_indices": given["vision_patch_indices"] + 1})
     with pytest.raises(ValueError, match="say where they stand"):
         model.batch(input_ids=given["input_ids"], vision_patches=given["vision_patches"])
+
+
+def test_tensors_of_torch_are_taken_in_any_precision(model) -> None:
+    given = sample("one image")
+    tensors = {name: torch.tensor(value) for name, value in given.items()}
+    tensors["vision_patches"] = tensors["vision_patches"].bfloat16().requires_grad_()
+    rounded = {**given, "vision_patches": tensors["vision_patches"].detach().float().numpy()}
+    np.testing.assert_array_equal(model.logits(model.batch(**tensors)), model.logits(model.batch(**rounded)))

@@ -45,7 +45,7 @@ def embed(model: ModelDefinition, parameters: dict, patches, grid) -> np.ndarray
 
 
 def test_conv_is_two_convolutions_with_gelu_between() -> None:
-    image = ImageConfig(patch_size=8, max_side=64, markers=True)
+    image = ImageConfig(patch_size=8, max_side=64, row_token=None, markers=True)
     model = definition(image, kind="conv", inner_size=4, inner_width=5)
     parameters = random_parameters(model)
     pixels = np.random.default_rng(1).normal(size=(3, 16, 24)).astype(np.float32)

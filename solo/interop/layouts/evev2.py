@@ -26,6 +26,7 @@ class EVEv2(Layout):
 
     name = "evev2"
     has_images = True
+    templates = ("chatml",)
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type."""

@@ -26,6 +26,7 @@ class Fuyu(Layout):
 
     name = "fuyu"
     has_images = True
+    templates = ("fuyu",)
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type."""

@@ -19,6 +19,7 @@ class InternLM2(Layout):
 
     name = "internlm2"
     has_images = False
+    templates = ("internlm2_chat",)
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type."""

@@ -49,6 +49,8 @@ class LlamaLike(Layout):
     max_positions: int = 32_768
     has_images: bool = False
     adds_placeholder: bool = False
+    special_pieces: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By its model_type; a monolith that borrows it has another class and a patch size."""
@@ -176,7 +178,7 @@ class LlamaLike(Layout):
         return {"lm_head.weight": "model.embed_tokens.weight"} if definition.config.tied_head else {}
 
 
-MISTRAL = LlamaLike("mistral", "MistralForCausalLM", windowed=True)
+MISTRAL = LlamaLike("mistral", "MistralForCausalLM", windowed=True, templates=("solo_chat",))
 LLAMA = LlamaLike("llama", "LlamaForCausalLM", max_positions=131_072)
-QWEN2 = LlamaLike("qwen2", "Qwen2ForCausalLM", bias="qkv")
-QWEN3 = LlamaLike("qwen3", "Qwen3ForCausalLM", qk_norm="rms", max_positions=40_960)
+QWEN2 = LlamaLike("qwen2", "Qwen2ForCausalLM", bias="qkv", templates=("chatml",))
+QWEN3 = LlamaLike("qwen3", "Qwen3ForCausalLM", qk_norm="rms", max_positions=40_960, templates=("chatml",))

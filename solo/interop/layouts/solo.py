@@ -110,7 +110,16 @@ class Solo(LlamaLike):
         return [first, rules.linear(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
 
 
-SOLO = Solo("solo", "SoloForCausalLM", windowed=True, has_images=True, adds_placeholder=True)
+# Appended from 32000 on (solo.md 1.5); the authors' own inference suppresses all of them.
+_PIECES = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_{1..1024}>", "<|vis_cls|>")
+SOLO = Solo(
+    "solo",
+    "SoloForCausalLM",
+    windowed=True,
+    has_images=True,
+    adds_placeholder=True,
+    special_pieces=_PIECES,
+)
 SAIL = Solo(
     "sail",
     "SailForCausalLM",
@@ -118,6 +127,7 @@ SAIL = Solo(
     max_positions=131_072,
     has_images=True,
     adds_placeholder=True,
+    special_pieces=_PIECES,
     projection="vis_embed",
     classes=("SailForCausalLM", "MMistralForCausalLM"),
     sail=True,

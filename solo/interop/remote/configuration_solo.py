@@ -32,7 +32,7 @@ class SoloMonolithConfig(PreTrainedConfig):
     """
 
     model_type = "solo_monolith"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
     has_no_defaults_at_init = True
 
     def __init__(

@@ -297,7 +297,7 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         routing: Routing | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         batch, tokens, width = hidden_states.shape
@@ -307,8 +307,8 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
             for part in self.qkv(self.attention_norm(x, routing), routing)
         )
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         name = self.config._attn_implementation
         attend = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         heads, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)

@@ -23,6 +23,9 @@ from .configuration_solo import SoloMonolithConfig
 from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, LearnedExperts, Routing, SoloMonolithLayer, make_norm
 from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
 
+# transformers 5.24 gave the cache another name, in outputs and in what it calls.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 class SoloMonolithPreTrainedModel(PreTrainedModel):
     """What both classes share."""
@@ -32,7 +35,7 @@ class SoloMonolithPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ("SoloMonolithLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("past_key_values", "cache")
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -99,6 +102,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
@@ -114,7 +118,8 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             patches_grid: int64 [n, 2], row and column of each in its image or tile.
             attention_mask: [B, R], 0 at padding (left or right); or a finished mask [B, 1, S, R].
             position_ids: [B, S] or [3, B, S]; needed on top of a cache where the model counts rows and columns.
-            past_key_values: what was read before.
+            past_key_values: what was read before, as it is called before transformers 5.24.
+            cache: the same, as it is called since.
             inputs_embeds: [B, S, D] instead of the embeddings of `input_ids`.
             use_cache: return a cache also where none was given.
             mm_encoder_outputs: {"image": get_image_features(...)} instead of pixel_values.
@@ -125,6 +130,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         Raises:
             ValueError: placeholders and patches differ in number, or an input is missing.
         """
+        cache = past_key_values if cache is None else cache
         visual = self._visual(input_ids, inputs_embeds)
         if inputs_embeds is None:
             # A placeholder need not have a row.
@@ -136,23 +142,23 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         elif pixel_values is not None:
             features = self.get_image_features(pixel_values, patches_grid, return_dict=True).last_hidden_state
             inputs_embeds = self._place(inputs_embeds, visual, features)
-        if (use_cache if use_cache is not None else self.config.use_cache) and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if (use_cache if use_cache is not None else self.config.use_cache) and cache is None:
+            cache = DynamicCache(config=self.config)
+        past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, patches_grid, past)
-        mask = self._mask(input_ids, inputs_embeds, visual, attention_mask, past_key_values, past)
+        mask = self._mask(input_ids, inputs_embeds, visual, attention_mask, cache, past)
         rotary = rotary_tables(self.config, position_ids)
         routing = Routing.of(visual) if self.config.routes and visual is not None and visual.any() else None
         x, states, attentions = inputs_embeds, [], []
         for layer in self.layers:
             states.append(x)
-            x, weights = layer(x, mask, rotary, routing, past_key_values, **kwargs)
+            x, weights = layer(x, mask, rotary, routing, cache, **kwargs)
             attentions.append(weights)
         x = self.final_norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             hidden_states=(*states, x) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -195,7 +201,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         inputs_embeds: Tensor,
         visual: Tensor | None,
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         past: int,
     ) -> Any:
         """What the attention function expects: causal but for the tokens of images, within the window."""
@@ -223,7 +229,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
             **special,
         )
 
@@ -264,6 +270,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -279,7 +286,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
             patches_grid=patches_grid,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -294,7 +301,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -304,7 +311,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         again: the patches of what was read already are left out.
         """
         ids = inputs if inputs is not None else kwargs.get("input_ids")
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         past = 0 if cache is None else cache.get_seq_length()
         mask = kwargs.get("attention_mask")
         if past and ids is not None and (mask is None or mask.shape[1] == ids.shape[1]):

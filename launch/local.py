@@ -1,0 +1,40 @@
+"""This machine: processes over localhost with virtual CPU devices, or one on the accelerators that are here."""
+
+from __future__ import annotations
+
+import shlex
+
+from launch.plan import Command, Plan
+from launch.request import Request, module
+from solo.config import ConfigError
+
+
+def plan(request: Request) -> Plan:
+    """Run in the foreground under the supervisor. Raises ConfigError where the machine has several real hosts."""
+    if request.machine.chip.name != "cpu" and request.machine.all_hosts > 1:
+        raise ConfigError(f"{request.machine.name} has {request.machine.all_hosts} hosts, and this is one")
+    machine, run = request.machine, request.config.run_folder
+    config, pid = request.config_file(), f"{request.folder}/supervisor.pid"
+    several = machine.all_hosts > 1
+    virtual = machine.chip.name == "cpu"
+    supervisor = module(
+        "launch.supervisor",
+        f"--run-folder={run}",
+        *request.restart_options,
+        f"--processes={machine.all_hosts}",
+        *([f"--devices={machine.devices_per_host}"] if virtual else []),
+        *([f"--logs={request.folder}/logs"] if several else []),
+        f"--pid-file={pid}",
+        "--",
+        *module("solo.cli", "train", config.path),
+    )
+    logs = f"tail -n 40 {shlex.quote(request.folder)}/logs/host-*.log"
+    return Plan(
+        request.run,
+        "local",
+        (config,),
+        (Command(supervisor, "train here, in the foreground"),),
+        status=(Command(("tail", "-n", "1", f"{run}/metrics.jsonl"), "the newest step"),),
+        logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", f"{run}/metrics.jsonl")),),
+        stop=(Command(("sh", "-c", f"kill -TERM $(cat {shlex.quote(pid)})"), "saves, and ends with 42"),),
+    )

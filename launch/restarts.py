@@ -1,0 +1,100 @@
+"""Who is started again, and when that ends. Standard library only: it also runs where nothing is installed yet.
+
+    python -m launch.restarts --state FILE --run-folder FOLDER [--max-restarts N] [--max-idle-restarts N]
+
+is run before every start of a job that a scheduler restarts: it counts the start in FILE, and ends with 1 where the run
+has been started too often, or several times in a row without a new checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+INTERRUPTED = 42
+MAX_RESTARTS = 100
+MAX_IDLE_RESTARTS = 5
+_FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0
+
+
+def may_be_retried(status: int) -> bool:
+    """Whether an exit status says that the same command may do better: 42, or the end by a signal (128 + n)."""
+    return status == INTERRUPTED or status > 126
+
+
+def newest_step(run_folder: Path) -> int | None:
+    """Step of the newest checkpoint that was written whole, or None."""
+    return newest_of([str(path) for path in run_folder.glob("checkpoints/*/commit_success.txt")])
+
+
+def newest_of(paths: list[str]) -> int | None:
+    """The highest step among paths that end in <step>/commit_success.txt, or None."""
+    steps = [path.rstrip().split("/")[-2] for path in paths if path.rstrip().endswith("/commit_success.txt")]
+    return max((int(step) for step in steps if step.isdigit()), default=None)
+
+
+@dataclass
+class Restarts:
+    """Counts the starts of a run.
+
+    starts  so far
+    idle    of them, the last in a row that found no newer checkpoint than the one before found
+    step    newest checkpoint at the last start
+    """
+
+    maximum: int = MAX_RESTARTS
+    max_idle: int = MAX_IDLE_RESTARTS
+    starts: int = 0
+    idle: int = 0
+    step: int | None = None
+
+    def start(self, step: int | None) -> str | None:
+        """Count a start that finds this checkpoint. Returns the reason not to make it, or None."""
+        if self.starts:
+            self.idle = self.idle + 1 if step == self.step else 0
+        self.starts, self.step = self.starts + 1, step
+        if self.starts > self.maximum + 1:
+            return f"it was restarted {self.maximum} times"
+        if self.idle >= self.max_idle:
+            where = "without a checkpoint" if step is None else f"without a checkpoint after step {step}"
+            return f"it was restarted {self.idle} times in a row {where}"
+        return None
+
+    @property
+    def wait(self) -> float:
+        """Seconds before the next start: doubled with every one that found no progress."""
+        return min(_FIRST_WAIT * 2**self.idle, _LONGEST_WAIT)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Count a start. Returns 0, or 1 where it is not to be made."""
+    parser = argparse.ArgumentParser(prog="python -m launch.restarts", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--state", type=Path, required=True)
+    add_options(parser)
+    parsed = parser.parse_args(arguments)
+    kept = json.loads(parsed.state.read_text()) if parsed.state.exists() else {}
+    restarts = Restarts(**{**kept, "maximum": parsed.max_restarts, "max_idle": parsed.max_idle_restarts})
+    refusal = restarts.start(newest_step(parsed.run_folder))
+    parsed.state.parent.mkdir(parents=True, exist_ok=True)
+    partial = parsed.state.with_name(parsed.state.name + ".partial")
+    partial.write_text(json.dumps(asdict(restarts)) + "\n")
+    partial.replace(parsed.state)
+    if refusal:
+        print(f"launch: not started again: {refusal}", file=sys.stderr)
+        return 1
+    print(f"launch: start {restarts.starts}, newest checkpoint {restarts.step}", file=sys.stderr)
+    return 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say when starting again ends."""
+    parser.add_argument("--run-folder", type=Path, required=True)
+    parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)
+    parser.add_argument("--max-idle-restarts", type=int, default=MAX_IDLE_RESTARTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A SLURM cluster whose nodes share this folder: one task for each GPU, or one for each node without any."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import resources
+
+from launch.plan import Command, File, Plan
+from launch.request import Request
+from solo.config import ConfigError
+
+
+def plan(request: Request) -> Plan:
+    """One batch job, or an array of them; either starts itself again.
+
+    Raises:
+        ConfigError: the machine is no cluster's, or the configs of an array share a run folder.
+    """
+    if request.machine.chip.is_tpu:
+        raise ConfigError(f"SLURM has no {request.machine.name}; use gke or tpu-vm")
+    folders = [str(config.run_folder) for config in request.configs]
+    if len(set(folders)) < len(folders):
+        raise ConfigError("the runs of an array need names of their own: put name=... into every line")
+    array = len(request.configs) > 1
+    configs = [
+        request.config_file(config, f"config-{number}.yaml" if array else "config.yaml")
+        for number, config in enumerate(request.configs)
+    ]
+    script = File(f"{request.folder}/job.sbatch", _script(request, folders, [file.path for file in configs]))
+    name = f"solo-{request.run}"
+    log = f"{request.folder}/slurm-*.log"
+    return Plan(
+        request.run,
+        "slurm",
+        (*configs, script),
+        (Command(("sbatch", script.path), "submit; the job starts itself again, see the script"),),
+        status=(
+            Command(("squeue", "--name", name, "--format", "%i %T %M %D %R"), "what runs or waits"),
+            Command(("sacct", "--name", name, "--format", "JobID,State,ExitCode,Elapsed"), "what ended", True),
+        ),
+        logs=(Command(("sh", "-c", f"tail -n 40 {shlex.quote(request.folder)}/slurm-*.log"), f"the end of {log}"),),
+        stop=(
+            Command(("scancel", "--signal=TERM", "--name", name), "saves; the tasks end with 42", True),
+            Command(("sleep", "60")),
+            Command(("scancel", "--name", name), "for good"),
+        ),
+    )
+
+
+def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) -> str:
+    machine, options = request.machine, request.options
+    cpu = machine.chip.name == "cpu"
+    directives = {
+        "job-name": f"solo-{request.run}",
+        "nodes": machine.all_hosts,
+        "ntasks-per-node": 1 if cpu else machine.chips_per_host,
+        "gpus-per-node": None if cpu else machine.chips_per_host,
+        "output": f"{request.folder}/slurm-%{'A_%a' if len(configs) > 1 else 'j'}.log",
+        "open-mode": "append",
+        # To the steps, not to the batch script alone, which `B:` would mean.
+        "signal": f"TERM@{options.get('grace_seconds') or 120}",
+        "array": f"0-{len(configs) - 1}" if len(configs) > 1 else None,
+        **{name: options.get(name) for name in ("partition", "account", "time", "qos", "constraint")},
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in directives.items() if value is not None]
+    lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in options.get("sbatch") or ())]
+    settings = {
+        "JAX_PLATFORMS": "cpu" if cpu else None,
+        "JAX_NUM_CPU_DEVICES": machine.devices_per_host if cpu else None,
+    }
+    template = resources.files("launch").joinpath("templates/job.sbatch").read_text()
+    filled = {
+        "DIRECTIVES": "\n".join(lines),
+        "SETTINGS": "\n".join(f"export {name}={value}" for name, value in settings.items() if value is not None),
+        "CONFIGS": " ".join(map(shlex.quote, configs)),
+        "RUN_FOLDERS": " ".join(map(shlex.quote, folders)),
+        "FOLDER": shlex.quote(request.folder),
+        "PYTHON": shlex.quote(sys.executable),
+        "RESTARTS": shlex.join(request.restart_options),
+    }
+    for name, text in filled.items():
+        template = template.replace(f"@{name}@", text)
+    return template

@@ -1,0 +1,232 @@
+"""Several processes as one run: joining, waiting for each other, stopping together.
+
+A process that is alone is left alone: every function here then does nothing, or the obvious.
+
+How processes end matters to whoever restarts them (0 done, 1 to 126 never again, 42 and the rest again):
+- jax ends a process with SIGABRT (134) once another is gone: that may be tried again;
+- a process that fails by itself must end at once. An orderly end waits minutes for processes that know nothing of it,
+  and is then aborted, which would look like somebody else's fault: see `end_at_once`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from solo.config import ConfigError
+from solo.training.hosts import Hosts, find_hosts
+
+T = TypeVar("T")
+
+START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
+# Pods of one job have been seen to start ten minutes apart; a preparation of data may take a day.
+START_SECONDS = 900
+PREPARE_SECONDS = 7 * 24 * 3600
+SAVE_SECONDS = 1800
+# After this long without a sign of life, jax declares a process dead.
+HEARTBEAT_SECONDS = 100
+# Errors that are nobody else's fault.
+_OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND", "FAILED_PRECONDITION")
+
+
+class MissingHostsError(RuntimeError):
+    """Not all processes of the run came; the message names those that did not."""
+
+
+class OtherProcessError(RuntimeError):
+    """Process 0 failed at what the others waited for."""
+
+
+def join(environment: Mapping[str, str] = os.environ) -> Hosts | None:
+    """Become one of the run's processes, before anything of jax is used. None: this process is alone.
+
+    Raises:
+        ConfigError: the scheduler's variables do not make sense; see `find_hosts`.
+        MissingHostsError: not all came within $SOLO_START_TIMEOUT_SECONDS (900).
+    """
+    hosts = find_hosts(environment)
+    if hosts is None:
+        return None
+    seconds = float(environment.get(START_TIMEOUT) or START_SECONDS)
+    roll_call(hosts, seconds)
+    import jax
+
+    jax.distributed.initialize(
+        hosts.coordinator,
+        len(hosts.names),
+        hosts.index,
+        local_device_ids=hosts.local_devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(seconds) + 1,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+    return hosts
+
+
+def roll_call(hosts: Hosts, seconds: float) -> None:
+    """Wait until every process has reached process 0, at the port that jax uses right after.
+
+    jax itself ends such a wait with SIGABRT and without a word about who is missing.
+
+    Raises:
+        MissingHostsError: some did not come in time, or process 0 was not to be reached.
+    """
+    if hosts.is_first:
+        _call(hosts, seconds)
+    else:
+        _answer(hosts, seconds)
+
+
+def _call(hosts: Hosts, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    present: dict[int, socket.socket] = {}
+    with socket.create_server(("", int(hosts.coordinator.rsplit(":", 1)[1])), backlog=len(hosts.names)) as server:
+        while len(present) < len(hosts.names) - 1 and (left := end - time.monotonic()) > 0:
+            server.settimeout(left)
+            try:
+                caller, _ = server.accept()
+                caller.settimeout(5)
+                said = caller.recv(16).decode()
+            except (TimeoutError, OSError, UnicodeDecodeError):
+                continue
+            if said.strip().isdigit() and 0 < int(said) < len(hosts.names):
+                present[int(said)] = caller
+            else:
+                caller.close()  # not one of us
+    missing = [number for number in range(1, len(hosts.names)) if number not in present]
+    for caller in present.values():
+        with caller:
+            caller.sendall((json.dumps(missing) + "\n").encode())
+    _check(hosts, missing, seconds)
+
+
+def _answer(hosts: Hosts, seconds: float) -> None:
+    host, _, port = hosts.coordinator.rpartition(":")
+    end = time.monotonic() + seconds
+    refused = ""
+    while (left := end - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, int(port)), timeout=min(left, 10)) as connection:
+                connection.sendall(f"{hosts.index}\n".encode())
+                # Process 0 gives up by its own clock, which may have been started later.
+                connection.settimeout(left + seconds + 10)
+                answer = connection.makefile().readline()
+        except OSError as error:
+            refused = f": {error}"
+            time.sleep(0.2)
+            continue
+        if answer:
+            return _check(hosts, json.loads(answer), seconds)
+        time.sleep(0.2)
+    raise MissingHostsError(
+        f"process {hosts.index} ({hosts.names[hosts.index]}) could not reach {hosts.names[0]}, process 0, at"
+        f" {hosts.coordinator} within {seconds:g} s{refused}"
+    )
+
+
+def _check(hosts: Hosts, missing: list[int], seconds: float) -> None:
+    if missing:
+        who = ", ".join(f"{hosts.names[number]} (process {number})" for number in missing)
+        raise MissingHostsError(
+            f"{len(missing)} of {len(hosts.names)} processes ({hosts.source}) did not come within {seconds:g} s: {who};"
+            f" look at their logs, or give them longer with {START_TIMEOUT}"
+        )
+
+
+def leave() -> None:
+    """End this process's part once all others have come as far."""
+    if among_others():
+        import jax
+
+        jax.distributed.shutdown()
+
+
+def among_others() -> bool:
+    """Whether this process has joined others, and not left."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End this process without waiting for the others, which jax will end in their turn."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def wait_for_the_guilty(error: Exception) -> None:
+    """Return if an error of jax's runtime is this process's own; if another died, jax ends this one meanwhile."""
+    if among_others() and not str(error).startswith(_OWN_FAULTS):
+        print(f"solo: {error}\nsolo: waiting to see whether another process died", file=sys.stderr, flush=True)
+        time.sleep(HEARTBEAT_SECONDS + 30)
+
+
+def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
+    """Do `first` in process 0; do `others` in the other processes once that is done.
+
+    Raises:
+        OtherProcessError: in the others, where `first` failed.
+    """
+    if not among_others():
+        return first()
+    import jax
+
+    client, key = _client(), f"solo/first/{_count('first')}"
+    if jax.process_index():
+        failed = client.blocking_key_value_get(key, PREPARE_SECONDS * 1000)
+        if failed != "done":
+            raise OtherProcessError(f"process 0: {failed}")
+        return others()
+    try:
+        made = first()
+    except Exception as error:
+        client.key_value_set(key, f"{type(error).__name__}: {error}")
+        raise
+    client.key_value_set(key, "done")
+    return made
+
+
+def wait_for_all(seconds: float = SAVE_SECONDS) -> None:
+    """Return once every process has come here."""
+    if among_others():
+        _client().wait_at_barrier(f"solo/all/{_count('all')}", int(seconds * 1000))
+
+
+def stop_agreed(step: int, requested: bool) -> bool:
+    """Whether to stop after this step, as all processes agree. To be asked once for every step.
+
+    Alone, `requested` decides. Among others it is jax that listens for SIGTERM: the first process to get it makes all
+    of them stop after the first step that none of them has passed.
+    """
+    if not among_others():
+        return requested
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+_counts: dict[str, int] = {}
+
+
+def _count(what: str) -> int:
+    """The how manieth call this is: keys and barriers are used once, and processes call in the same order."""
+    _counts[what] = _counts.get(what, 0) + 1
+    return _counts[what]
+
+
+def _client() -> Any:
+    """The client of jax's coordination service. There is no public way to it; Orbax takes the same one."""
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    if client is None:
+        raise ConfigError("jax.distributed is not initialised")
+    return client

@@ -1,0 +1,257 @@
+"""JobSets: their Jobs against Kubernetes' own schema, the JobSet around them against what its types document."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from launch import gke
+from launch.plan import Plan
+from launch.request import Request
+from launch.restarts import may_be_retried
+from solo.config import load_config
+from solo.sharding.hardware import machine
+from tests.launch.tiny_run import write_config
+
+VERSION = "1.34"
+# Fields of jobset.x-k8s.io/v1alpha2 that are used, with the types they must have (api/jobset/v1alpha2/jobset_types.go).
+SPEC = {"failurePolicy": dict, "replicatedJobs": list}
+FAILURE_POLICY = {"maxRestarts": int, "rules": list}
+RULE = {"name": str, "action": str, "onJobFailureReasons": list, "onJobFailureMessagePatterns": list}
+REPLICATED_JOB = {"name": str, "replicas": int, "template": dict}
+ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
+MACHINES = ["v6e-8", "v6e-16", "v5e-8", "v5p-16", "tpu7x-16", "v4-16", "h100-16", "h200-8"]
+
+
+def plan(folder: Path, on: str, slices: int = 1, **options) -> Plan:
+    path = write_config(folder)
+    overrides = ["folder=runs", "data.folder=data", f"mesh.replica={slices}"]
+    overrides += [f"stages.{stage}.batch_rows=64" for stage in range(2)]
+    config = load_config(path, overrides)
+    given = {"image": "us-docker.pkg.dev/p/r/solo:1", "bucket": "gs://bucket", **options}
+    return gke.plan(Request("run", (config,), machine(on, slices), 20, 5, given))
+
+
+def documents(plan: Plan) -> tuple[dict, dict]:
+    (file,) = plan.files
+    config_map, job_set = yaml.safe_load_all(file.text)
+    return config_map, job_set
+
+
+def check_fields(value: dict, allowed: dict[str, type], where: str) -> None:
+    for name, part in value.items():
+        assert name in allowed, f"{where} has no field {name}"
+        assert isinstance(part, allowed[name]), f"{where}.{name} is no {allowed[name]}"
+
+
+def check_job_set(job_set: dict) -> None:
+    assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(job_set) == {"apiVersion", "kind", "metadata", "spec"}
+    check_fields(job_set["spec"], SPEC, "spec")
+    check_fields(job_set["spec"]["failurePolicy"], FAILURE_POLICY, "spec.failurePolicy")
+    for rule in job_set["spec"]["failurePolicy"]["rules"]:
+        check_fields(rule, RULE, "rule")
+        assert {"name", "action"} <= set(rule)  # the webhook would fill the name in; the schema wants it
+        assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+        assert rule["action"] in ACTIONS
+    for replicated in job_set["spec"]["replicatedJobs"]:
+        check_fields(replicated, REPLICATED_JOB, "replicatedJob")
+        # Of a pod: <jobset>-<job>-<number>-<number>-<five letters>; a DNS label.
+        assert len(f"{job_set['metadata']['name']}-{replicated['name']}-999-9999-abcde") <= 63
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "job"},
+            "spec": replicated["template"]["spec"],
+        }
+        kubernetes_validate.validate(job, VERSION, strict=True)
+
+
+def nulls(value: object) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return value is None or any(map(nulls, parts))
+
+
+def pod(job_set: dict) -> dict:
+    return job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("on", MACHINES)
+def test_every_machine_makes_a_valid_job_set(on: str, tmp_path: Path) -> None:
+    config_map, job_set = documents(plan(tmp_path, on, queue="queue", spot=True, service_account="trainer"))
+    check_job_set(job_set)
+    kubernetes_validate.validate(config_map, VERSION, strict=True)
+    assert not nulls(job_set)
+    assert not nulls(config_map)
+
+
+def test_the_checks_would_notice(tmp_path: Path) -> None:
+    def broken(change) -> dict:
+        _, job_set = documents(plan(tmp_path, "v6e-8"))
+        change(job_set)
+        return job_set
+
+    def job(job_set: dict) -> dict:
+        return job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+    wrong = [
+        lambda js: js["spec"].update(ttlSecondsAfterFinishd=3),
+        lambda js: job(js).update(backofLimit=0),
+        lambda js: job(js).update(parallelism="four"),
+        lambda js: js["spec"]["failurePolicy"]["rules"][0].pop("name"),
+        lambda js: pod(js)["containers"][0].update(comand=["x"]),
+    ]
+    for change in wrong:
+        with pytest.raises(Exception, match=r".") as caught:
+            check_job_set(broken(change))
+        assert isinstance(caught.value, AssertionError | kubernetes_validate.ValidationError)
+
+
+def test_two_slices_are_two_jobs_of_a_node_pool_each(tmp_path: Path) -> None:
+    _, job_set = documents(plan(tmp_path, "v6e-16", slices=2))
+    (replicated,) = job_set["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert (replicated["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 4, 4, 0)
+    assert job_set["metadata"]["annotations"] == {
+        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
+    assert pod(job_set)["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+    }
+    assert pod(job_set)["containers"][0]["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert (pod(job_set)["hostNetwork"], pod(job_set)["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+
+
+def test_gpu_hosts_are_told_of_each_other(tmp_path: Path) -> None:
+    from solo.training.hosts import find_hosts
+
+    _, job_set = documents(plan(tmp_path, "h100-16"))
+    container = pod(job_set)["containers"][0]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
+    variables = {entry["name"]: entry.get("value", "1") for entry in container["env"]}
+    hosts = find_hosts(variables, devices=tmp_path)
+    assert hosts is not None
+    assert hosts.names == ("run-slice-0-0.run", "run-slice-0-1.run")
+    assert (hosts.index, hosts.coordinator) == (1, "run-slice-0-0.run:8476")
+
+
+@pytest.mark.parametrize("code", range(1, 256))
+def test_the_exit_rules_are_the_contract(code: int, tmp_path_factory) -> None:
+    _, job_set = job_set_once(tmp_path_factory)
+    job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (by_code,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert by_code["operator"] == "In"
+    assert (code in by_code["values"]) == (not may_be_retried(code))
+
+
+_made: list = []
+
+
+def job_set_once(factory) -> tuple[dict, dict]:
+    if not _made:
+        _made.append(documents(plan(factory.mktemp("gke"), "v6e-8")))
+    return _made[0]
+
+
+def test_evictions_restart_uncounted_and_faults_end_it(tmp_path: Path) -> None:
+    _, job_set = documents(plan(tmp_path, "v6e-8"))
+    policy = job_set["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 20
+
+    def action(reason: str, message: str) -> str:
+        """As the controller decides: the first rule that fits, else a counted restart."""
+        for rule in policy["rules"]:
+            patterns = rule.get("onJobFailureMessagePatterns", [])
+            if reason in rule["onJobFailureReasons"] and (
+                not patterns or any(re.search(pattern, message) for pattern in patterns)
+            ):
+                return rule["action"]
+        return "RestartJobSet"
+
+    evicted = "Pod default/run-0 has condition DisruptionTarget matching FailJob rule at index 1"
+    fault = "Container train for pod default/run-0 failed with exit code 2 matching FailJob rule at index 0"
+    assert action("PodFailurePolicy", evicted) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert action("PodFailurePolicy", fault) == "FailJobSet"
+    assert action("BackoffLimitExceeded", "Job has reached the specified backoff limit") == "RestartJobSet"
+
+
+def test_the_run_lies_in_the_bucket(tmp_path: Path) -> None:
+    config_map, job_set = documents(plan(tmp_path, "v6e-8"))
+    path = tmp_path / "again.yaml"
+    path.write_text(config_map["data"]["config.yaml"])
+    config = load_config(path)
+    assert (str(config.run_folder), config.data.folder) == ("/mnt/solo/runs/run", "/mnt/solo/data")
+    (bucket,) = [volume["csi"] for volume in pod(job_set)["volumes"] if volume["name"] == "bucket"]
+    assert bucket["volumeAttributes"]["bucketName"] == "bucket"
+
+
+def test_only_the_first_pod_counts_starts_and_solo_gets_the_signals(tmp_path: Path, monkeypatch) -> None:
+    _, job_set = documents(plan(tmp_path, "v6e-8"))
+    bash, option, text = pod(job_set)["containers"][0]["command"]
+    for program in ("solo", "python"):
+        (tmp_path / program).write_text(
+            f'#!/bin/sh\necho {program} "$@" >> {tmp_path}/calls\nexit ${{FAIL_{program}:-0}}\n'
+        )
+        (tmp_path / program).chmod(0o755)
+
+    def run(job: str, pod: str, **variables: str) -> tuple[int, list[str]]:
+        (tmp_path / "calls").write_text("")
+        found = {"JOB_INDEX": job, "JOB_COMPLETION_INDEX": pod, "JOBSET_UID": "u-1", **variables}
+        done = subprocess.run([bash, option, text], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **found})
+        return done.returncode, [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+
+    assert run("0", "1") == (0, ["solo"])
+    assert run("1", "0") == (0, ["solo"])
+    assert run("0", "0") == (0, ["python", "solo"])
+    assert run("0", "0", FAIL_python="1") == (1, ["python"])
+    assert run("0", "0", FAIL_solo="42") == (42, ["python", "solo"])
+    assert "\nexec solo train" in text
+
+
+@pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
+@pytest.mark.parametrize(("on", "slices"), [("v6e-16", 2), ("v5p-16", 1), ("v5e-16", 1), ("tpu7x-16", 1)])
+def test_xpk_would_ask_for_the_same(on: str, slices: int, tmp_path: Path) -> None:
+    """Google's own launcher as an independent oracle: it renders without an account."""
+    file, account = tmp_path / "xpk.yaml", {"HOME": str(tmp_path)}
+    subprocess.run(["xpk", "config", "set", "send-telemetry", "false"], env={**os.environ, **account}, check=True)
+    names = ["--cluster=c", "--project=p", "--zone=us-east5-a", "--workload=run", "--docker-image=image"]
+    limits = ["--max-restarts=20", "--restart-on-exit-codes=42", "--command=true"]
+    dry = ["--dry-run", "--skip-validation", f"--output-manifest-file={file}"]
+    command = [
+        "xpk",
+        "workload",
+        "create",
+        f"--tpu-type={machine(on).accelerator_type or on}",
+        f"--num-slices={slices}",
+        *names,
+        *limits,
+        *dry,
+    ]
+    subprocess.run(command, env={**os.environ, **account}, check=True, capture_output=True)
+    theirs = yaml.safe_load(file.read_text())
+    _, ours = documents(plan(tmp_path, on, slices))
+
+    def facts(job_set: dict) -> dict:
+        (replicated,) = job_set["spec"]["replicatedJobs"]
+        job, found = replicated["template"]["spec"], pod(job_set)
+        (by_code,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if rule.get("onExitCodes")]
+        codes = set(by_code["values"])
+        return {
+            "slices": replicated["replicas"],
+            "hosts": (job["parallelism"], job["completions"], job["backoffLimit"]),
+            "fatal": codes if by_code["operator"] == "In" else set(range(1, 256)) - codes,
+            "restarts": job_set["spec"]["failurePolicy"]["maxRestarts"],
+            "placement": job_set["metadata"]["annotations"],
+            "pod": {name: found[name] for name in ("nodeSelector", "hostNetwork", "dnsPolicy", "restartPolicy")},
+            "tolerated": {toleration["key"] for toleration in found["tolerations"]},
+            "resources": found["containers"][0]["resources"],
+            "privileged": found["containers"][0]["securityContext"],
+        }
+
+    assert facts(ours) == facts(theirs)

@@ -1,0 +1,108 @@
+"""What is printed is what is done: the printed script, run by bash, against the plan carried out."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.plan import Command, File, Plan, load_record
+from tests.launch.tiny_run import REPOSITORY, write_config
+
+_PROGRAMS = ("gcloud", "kubectl", "sbatch", "python3")
+
+# Writes down how it was called, and does nothing else.
+_FAKE = """#!/bin/sh
+for word in "$(basename "$0")" "$@"; do printf '%s\\n' "$word" >> {log}; done
+case "$*" in *" rm "*) exit 1;; esac
+"""
+
+_TARGETS = {
+    "local": ["--on", "cpu-8", "--hosts", "2"],
+    "slurm": ["--on", "h100-8", "--time", "01:00:00"],
+    "gke": ["--on", "v6e-8", "--image", "pkg.dev/p/solo:1", "--bucket", "gs://bucket", "--queue", "a queue"],
+    "tpu-vm": ["--on", "v6e-8", "--image", "pkg.dev/p/solo:1", "--bucket", "gs://bucket", "--zone", "us-east5-a"],
+}
+
+
+def config(folder: Path) -> str:
+    """A config whose folders are relative, as those of clouds must be."""
+    path = write_config(folder)
+    path.write_text(path.read_text().replace(str(folder) + "/", ""))
+    return str(path)
+
+
+def everything(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("target", _TARGETS)
+def test_the_printed_script_does_what_yes_does(target: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = [target, config(tmp_path), "name=Odd_Name.1", *_TARGETS[target]]
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for program in _PROGRAMS:
+        (bin / program).write_text(_FAKE.format(log="calls"))
+        (bin / program).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bin / "python3"))
+    monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
+    found = {}
+    for way in ("printed", "done"):
+        folder = tmp_path / way
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        if way == "done":
+            assert main([*arguments, "--yes"]) == 0
+        else:
+            assert main(arguments) == 0
+            assert everything(folder) == {}, "a dry run wrote something"
+            subprocess.run(["bash", "-s"], input=capsys.readouterr().out, text=True, check=True)
+        found[way] = everything(folder)
+    assert found["printed"] == found["done"]
+    assert found["done"]["calls"]
+    assert "launches/odd-name-1/plan.json" in found["done"]
+
+
+def test_a_command_that_fails_ends_it_unless_it_may(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran: list[str] = []
+
+    def run(command: Command) -> int:
+        ran.append(str(command))
+        return int(command.argv[0] != "true")
+
+    commands = (Command(("no",), may_fail=True), Command(("true",)), Command(("no", "more")), Command(("never",)))
+    assert Plan("run", "local", (), commands, (), (), ()).execute(run) == 1
+    assert ran == ["no", "true", "no more"]
+
+
+def test_the_record_gives_the_commands_back(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = Command(("echo", "a 'quoted' || true", "$HOME"), may_fail=True)
+    Plan("run", "local", (), (), (odd,), (Command(("ls",)),), ()).execute()
+    record = load_record("run")
+    assert record["status"] == (odd,)
+    assert record["logs"] == (Command(("ls",)),)
+    assert record["watch"] is None
+
+
+def test_a_file_that_would_end_the_script_is_refused() -> None:
+    with pytest.raises(ValueError, match="END_OF_FILE"):
+        File("x", "END_OF_FILE\n")
+
+
+def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert main(["slurm", path, "--on", "h100-8", "--yes"]) == 2
+    assert "there is no sbatch here" in capsys.readouterr().err
+
+
+def test_dockerfile_copies_what_is_there() -> None:
+    lines = (REPOSITORY / "launch/Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]]
+    assert {"solo", "launch", "configs", "pyproject.toml"} <= set(copied)
+    assert all((REPOSITORY / name).exists() for name in copied)

@@ -1,0 +1,196 @@
+"""Two real processes of four virtual devices each: as one run, through every end that a process can have."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.supervisor import _free_port
+from tests.launch.tiny_run import REPOSITORY, STEPS, environment, metrics, saved, steps, wait_until, write_config
+
+pytestmark = pytest.mark.slow
+
+# A slice for each process: its devices lie along fsdp, the slices along replica.
+SLICES = ("mesh.replica=2",)
+
+
+class Runs:
+    """Starts runs in one folder; data and compiled code are shared between them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = write_config(folder)
+        self.environment = environment(folder)
+
+    def launch(self, name: str, *overrides: str) -> subprocess.Popen:
+        """`launch local --yes` over two processes."""
+        arguments = [str(self.config), "--on", "cpu-4", "--slices", "2", *SLICES, f"name={name}", *overrides, "--yes"]
+        command = [sys.executable, "-m", "launch", "local", *arguments]
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True)
+
+    def start(self, name: str, *overrides: str, processes: int = 2) -> list[subprocess.Popen]:
+        """The processes themselves, unsupervised; eight devices in all."""
+        port = _free_port()
+        variables = {"JAX_NUM_CPU_DEVICES": str(8 // processes)}
+        if processes > 1:
+            variables |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
+        command = [sys.executable, "-m", "solo.cli", "train", str(self.config), *SLICES, f"name={name}", *overrides]
+        return [
+            subprocess.Popen(
+                command,
+                env={**self.environment, **variables, "JAX_PROCESS_ID": str(number) if processes > 1 else ""},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(processes)
+        ]
+
+    def finish(self, processes: list[subprocess.Popen]) -> tuple[list[int], str]:
+        said = "".join(process.communicate(timeout=400)[1] for process in processes)
+        return [process.returncode for process in processes], said
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("processes"))
+    launched = runs.launch("whole")
+    _, said = launched.communicate(timeout=600)
+    assert launched.returncode == 0, said
+    return runs
+
+
+def close(found: object, expected: object) -> bool:
+    """Equal, but for the last digits of what floating point summed in another order."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[key], expected[key]) for key in found)
+    if isinstance(found, float):
+        return found == pytest.approx(expected, rel=1e-4)
+    return found == expected
+
+
+def test_two_processes_compute_what_one_computes(runs: Runs) -> None:
+    statuses, said = runs.finish(runs.start("one", processes=1))
+    assert statuses == [0], said
+    one, two = metrics(runs.folder, "one"), metrics(runs.folder, "whole")
+    assert [line["step"] for line in two if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    # Tokens, targets, FLOPs are integers: equal to the last digit.
+    assert len(one) == len(two)
+    assert all(close(*lines) for lines in zip(one, two, strict=True))
+    assert (runs.folder / "runs/whole/report.html").exists()
+
+
+def test_one_is_killed_and_the_launch_goes_on(runs: Runs) -> None:
+    launched = runs.launch("killed")
+    wait_until(lambda: len(steps(runs.folder, "killed")) > 4)
+    victim = subprocess.run(["pgrep", "-f", "cli train launches/killed/"], capture_output=True, text=True)
+    os.kill(int(victim.stdout.split()[-1]), signal.SIGKILL)
+    _, said = launched.communicate(timeout=600)
+    assert launched.returncode == 0, said
+    assert "ended with 137" in said
+    assert metrics(runs.folder, "killed") == metrics(runs.folder, "whole")
+
+
+def test_sigterm_to_one_stops_both_at_one_step_and_one_process_goes_on(runs: Runs) -> None:
+    rarely = "checkpoint.every_steps=1000"
+    processes = runs.start("stopped", rarely)
+    wait_until(lambda: len(steps(runs.folder, "stopped")) > 1)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, said = runs.finish(processes)
+    assert statuses == [42, 42], said
+    done = steps(runs.folder, "stopped")
+    assert max(saved(runs.folder, "stopped")) == done[-1] < STEPS
+    before, whole = metrics(runs.folder, "stopped"), metrics(runs.folder, "whole")
+    assert before == whole[: len(before)]
+
+    statuses, said = runs.finish(runs.start("stopped", rarely, processes=1))
+    assert statuses == [0], said
+    after = metrics(runs.folder, "stopped")
+    assert after[: len(before)] == before
+    assert [line["step"] for line in after] == [line["step"] for line in whole]
+    assert all(close(*lines) for lines in zip(after, whole, strict=True))
+
+
+def test_a_fault_that_only_the_first_can_see_ends_both_as_a_fault(runs: Runs) -> None:
+    """Process 0 finds that the folder was made by another config; the other waits for it."""
+    statuses, said = runs.finish(runs.start("whole", "seed=9"))
+    assert statuses[0] == 2, said
+    assert "seed: 3 there, 9 here" in said
+    assert statuses[1] in (1, 134)  # it is told, unless jax ends it first
+
+
+def test_a_missing_process_is_named(runs: Runs) -> None:
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    hosts = {"SOLO_HOST_NAMES": "north,south", "SOLO_START_TIMEOUT_SECONDS": "1"}
+    command = [sys.executable, "-m", "solo.cli", "train", str(runs.config)]
+    done = subprocess.run(command, env={**runs.environment, **variables, **hosts}, capture_output=True, text=True)
+    assert done.returncode == 42
+    assert "1 of 2 processes (JAX_* variables) did not come within 1 s: south (process 1)" in done.stderr
+
+
+_ROWS = """
+import numpy as np, jax, sys
+from solo.training.distributed import first_then_others, join, leave, wait_for_all, OtherProcessError
+hosts = join()
+from solo.batch import Batch
+from solo.config import ConfigError, MeshConfig
+from solo.sharding.hosts import row_share, summed
+from solo.sharding.mesh import device_batch, make_mesh
+me = jax.process_index()
+whole = Batch(*(np.arange(8 * 16).reshape(8, 16) + number for number in range(len(Batch._fields))))
+for sizes in ({}, {"replica": 2}, {"data": 4, "fsdp": 2}, {"fsdp": 1, "context": 8}, {"fsdp": 2, "context": 4},
+              {"fsdp": 1, "tensor": 8}, {"fsdp": 1, "context": 2, "tensor": 4}):
+    mesh = make_mesh(MeshConfig(**sizes))
+    share = row_share(mesh)
+    rows = slice(share.index * 8 // share.count, (share.index + 1) * 8 // share.count)
+    placed = device_batch(Batch(*(part[rows] for part in whole)), mesh, share.count)
+    for part, expected in zip(placed, whole):
+        assert part.shape == expected.shape, sizes
+        for shard in part.addressable_shards:
+            np.testing.assert_array_equal(shard.data, expected[shard.index])
+    # More than 32 bits; rows that two processes hold count once.
+    mine = [int(whole.text[rows].sum()), (1 << 40) * (rows.stop - rows.start)]
+    assert summed(mine, share, mesh)() == [int(whole.text.sum()), 8 << 40], sizes
+devices = np.asarray(jax.devices()).reshape(2, 4).T.reshape(-1)  # every other row is this process's
+try:
+    row_share(make_mesh(MeshConfig(), devices))
+    sys.exit("not refused")
+except ConfigError as error:
+    assert "cannot be told apart" in str(error)
+assert first_then_others(lambda: "first", lambda: "other") == ("first", "other")[me]
+def fail(): raise ValueError("no data")
+try:
+    first_then_others(fail, lambda: None)
+    sys.exit("did not fail")
+except ValueError: assert me == 0
+except OtherProcessError as error: assert me == 1 and str(error) == "process 0: ValueError: no data"
+wait_for_all()
+leave()
+print("fine")
+"""
+
+
+def test_rows_and_counts_on_meshes_that_span_processes(runs: Runs) -> None:
+    port = _free_port()
+    variables = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "4"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ROWS],
+            env={**runs.environment, **variables, "JAX_PROCESS_ID": str(number)},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert all("fine" in out for out, _ in said)

@@ -1,0 +1,58 @@
+"""What is refused before anything is paid for."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.request import mesh_sizes, run_name
+from solo.config import ConfigError, MeshConfig
+from tests.launch.tiny_run import write_config
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("solo_7b.v2", "solo-7b-v2"), ("Quick", "quick"), ("7b", "run-7b"), ("_a_", "a")]
+)
+def test_names_are_dns_labels(name: str, label: str) -> None:
+    assert run_name(name) == label
+
+
+def test_a_long_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--as"):
+        run_name("a" * 29)
+
+
+def test_the_rest_of_the_devices_goes_to_the_open_axis() -> None:
+    assert mesh_sizes(MeshConfig(replica=2, tensor=4), 64)["fsdp"] == 8
+    with pytest.raises(ConfigError, match="does not make 6 devices"):
+        mesh_sizes(MeshConfig(tensor=4), 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["local", "--on", "cpu-3"], "set batch_rows to a multiple of 3"),
+        (["local", "--on", "cpu-8", "mesh.tensor=3"], "does not make 8 devices"),
+        (["local", "--on", "h100-16", "mesh.tensor=2"], "has 2 hosts, and this is one"),
+        (["local", "--on", "v5-128"], "did you mean 'v5p'"),
+        (["local", "--on", "v5p-7"], "is sold; there are v5p-8"),
+        (["local", "--on", "cpu-8", "stages.0.setps=3"], "did you mean 'steps'"),
+        (["gke", "--on", "v6e-8"], "give --image"),
+        (["gke", "--on", "v6e-8", "--image", "i"], "give --bucket"),
+        (["gke", "--on", "v6e-8", "--image", "i", "--bucket", "b"], "is not on those machines"),
+        (["tpu-vm", "--on", "tpu7x-8"], "as TPU VMs; use gke"),
+        (["tpu-vm", "--on", "v6e-8", "--bucket", "b"], "give --zone"),
+        (["slurm", "--on", "cpu-8", "--hosts", "3"], "not 3 equal hosts"),
+    ],
+)
+def test_wrong_use_is_one_clear_line_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    target, *rest = arguments
+    path = write_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([target, str(path), *rest]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("launch: ")
+    assert message in error
+    assert not (tmp_path / "launches").exists()

@@ -1,0 +1,75 @@
+"""Who is started again, and when that ends."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.restarts import Restarts, main, may_be_retried, newest_of, newest_step
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [(0, False), (1, False), (2, False), (41, False), (42, True), (43, False), (126, False)]
+)
+def test_a_fault_is_never_tried_again(status: int, again: bool) -> None:
+    assert may_be_retried(status) == again
+
+
+@pytest.mark.parametrize("status", [127, 134, 137, 143, 255])
+def test_the_end_by_a_signal_is(status: int) -> None:
+    assert may_be_retried(status)
+
+
+def test_a_storm_without_a_new_checkpoint_ends() -> None:
+    restarts = Restarts(max_idle=3)
+    assert [restarts.start(10) for _ in range(3)] == [None] * 3
+    assert restarts.start(10) == "it was restarted 3 times in a row without a checkpoint after step 10"
+
+
+def test_progress_calms_the_storm_and_shortens_the_wait() -> None:
+    restarts = Restarts(max_idle=3)
+    waits = []
+    for step in (None, None, None, 5, 5):
+        assert restarts.start(step) is None
+        waits.append(restarts.wait)
+    assert waits == [5, 10, 20, 5, 10]
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 3)), max_size=40), st.integers(0, 10), st.integers(1, 4))
+def test_no_more_starts_than_allowed(steps: list[int | None], maximum: int, max_idle: int) -> None:
+    restarts, made = Restarts(maximum, max_idle), 0
+    for step in steps:
+        if restarts.start(step):
+            break
+        made += 1
+    assert made <= maximum + 1
+    assert restarts.wait <= 300
+
+
+def test_a_scheduler_that_restarts_is_told_to_stop(tmp_path: Path, capsys) -> None:
+    def start(*saved: int) -> int:
+        for step in saved:
+            (tmp_path / f"run/checkpoints/{step}").mkdir(parents=True)
+            (tmp_path / f"run/checkpoints/{step}/commit_success.txt").touch()
+        state = tmp_path / "deep" / "state.json"
+        return main([f"--state={state}", f"--run-folder={tmp_path}/run", "--max-idle-restarts=2"])
+
+    assert [start(), start(), start(3), start(), start()] == [0, 0, 0, 0, 1]
+    assert "not started again: it was restarted 2 times in a row without a checkpoint after step 3" in (
+        capsys.readouterr().err
+    )
+
+
+def test_only_a_checkpoint_that_was_written_whole_counts(tmp_path: Path) -> None:
+    assert newest_step(tmp_path) is None
+    for step in (3, 12):
+        (tmp_path / f"checkpoints/{step}").mkdir(parents=True)
+    (tmp_path / "checkpoints/3/commit_success.txt").touch()
+    assert newest_step(tmp_path) == 3
+    listing = [
+        "gs://b/runs/r/checkpoints/3/commit_success.txt",
+        "gs://b/runs/r/checkpoints/20/commit_success.txt\n",
+        "",
+    ]
+    assert newest_of(listing) == 20

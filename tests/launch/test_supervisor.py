@@ -1,0 +1,123 @@
+"""The supervisor over real processes, which stand in for a run's: what they end with is what counts here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.restarts import Restarts
+from launch.supervisor import supervise
+from tests.launch.tiny_run import REPOSITORY, wait_until
+
+# Ends with the next of the statuses in ./ends/<process>, "hang" for never, and says who it is.
+_PROCESS = """
+import os, sys, time
+from pathlib import Path
+number = os.environ.get("JAX_PROCESS_ID", "0")
+of, devices = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_NUM_CPU_DEVICES"))
+print("process", number, "of", of, "with", devices, flush=True)
+ends = Path("ends") / number
+status, *rest = ends.read_text().split()
+ends.write_text(" ".join(rest))
+if status.startswith("saves"):
+    step = Path("run/checkpoints") / status[5:]
+    step.mkdir(parents=True)
+    (step / "commit_success.txt").touch()
+    status = "42"
+if status == "hang":
+    time.sleep(600)
+if status.startswith("late"):
+    time.sleep(0.5)
+    status = status[4:]
+sys.stdout.flush()
+os._exit(int(status)) if int(status) >= 0 else os.kill(os.getpid(), -int(status))
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.restarts._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("launch.supervisor._SHORT_GRACE", 1.0)
+    (tmp_path / "ends").mkdir()
+
+
+def run(*ends: str, **limits: int) -> int:
+    """Supervise processes with these ends, one string for each process."""
+    for number, statuses in enumerate(ends):
+        Path(f"ends/{number}").write_text(statuses)
+    command = [sys.executable, "-c", _PROCESS]
+    return supervise(command, Path("run"), Restarts(**limits), len(ends), devices=4, logs=Path("logs"))
+
+
+def starts(number: int = 0) -> int:
+    return Path(f"logs/host-{number}.log").read_text().count("process")
+
+
+def test_done_at_once() -> None:
+    assert run("0", "0") == 0
+    assert Path("logs/host-1.log").read_text() == "process 1 of 2 with 4\n"
+
+
+@pytest.mark.parametrize("ends", ["42 0", "-9 0", "134 0", "saves3 saves6 0"])
+def test_what_may_do_better_is_started_again(ends: str) -> None:
+    assert run(ends) == 0
+    assert starts() == len(ends.split())
+
+
+@pytest.mark.parametrize("status", [1, 2, 126])
+def test_a_fault_is_not(status: int) -> None:
+    assert run(f"{status} 0") == status
+    assert starts() == 1
+
+
+def test_one_that_is_killed_takes_the_others_with_it() -> None:
+    assert run("hang 0", "-9 0") == 0
+    assert (starts(0), starts(1)) == (2, 2)
+
+
+def test_the_first_end_decides_over_its_consequences() -> None:
+    """A fault in one process; jax aborts the other for it a little later."""
+    assert run("late134 0", "1 0") == 1
+    assert starts() == 1
+
+
+def test_a_storm_ends_and_is_told(capsys) -> None:
+    assert run("42 saves4 42 42 42", max_idle=2) == 1
+    assert starts() == 4
+    assert "given up: it was restarted 2 times in a row without a checkpoint after step 4" in capsys.readouterr().err
+
+
+def test_sigterm_is_handed_on_and_final(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(42));"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    supervisor = [sys.executable, "-m", "launch.supervisor", "--run-folder=run", "--processes=2", "--logs=logs"]
+    process = subprocess.Popen(
+        [*supervisor, "--pid-file=pid", "--", sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    logs = [tmp_path / f"logs/host-{number}.log" for number in range(2)]
+    wait_until(lambda: all(log.exists() and "up" in log.read_text() for log in logs), 30)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 42, said
+    assert not (tmp_path / "pid").exists()
+    assert all(log.read_text() == "up\n" for log in logs)
+
+
+def test_sigterm_while_waiting_to_start_again(monkeypatch) -> None:
+    monkeypatch.setattr("launch.restarts._FIRST_WAIT", 30.0)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    began = time.monotonic()
+    assert run("42 0") == 42
+    assert time.monotonic() - began < 20
+    assert starts() == 1

@@ -1,0 +1,66 @@
+"""The smallest run that is worth launching, and what is to be seen of it from outside."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from solo.training.run import read_metrics
+from tests.training.test_resume import CONFIG
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 12
+
+
+def write_config(folder: Path) -> Path:
+    """A config of two stages of six steps, eight rows each, whose data and runs lie in `folder`."""
+    config = {
+        **CONFIG,
+        "folder": str(folder / "runs"),
+        "data": {**CONFIG["data"], "folder": str(folder / "data")},
+        "model": {**CONFIG["model"], "attention": "dense"},  # compiles faster
+        "stages": [{**stage, "steps": STEPS // 2, "batch_rows": 8} for stage in CONFIG["stages"]],
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Variables for a launch from any folder, with compiled code shared between runs."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def metrics(folder: Path, name: str) -> list[dict]:
+    """What a run wrote, without the clock's readings."""
+    lines = read_metrics(folder / "runs" / name / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "timing"} for line in lines]
+
+
+def steps(folder: Path, name: str) -> list[int]:
+    """Steps that a run wrote metrics of."""
+    return [line["step"] for line in metrics(folder, name) if line["kind"] == "train"]
+
+
+def saved(folder: Path, name: str) -> list[int]:
+    """Steps of its checkpoints that were written whole."""
+    found = (folder / "runs" / name / "checkpoints").glob("*/commit_success.txt")
+    return sorted(int(path.parent.name) for path in found)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)

@@ -1,0 +1,88 @@
+"""The table of machines agrees with itself, with jax's own, and with what vendors call things."""
+
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from solo.config import ConfigError
+from solo.sharding.hardware import CHIPS, chip_of, chips_in, machine, peak_flops, with_price
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_sizes_are_their_topologies(name: str) -> None:
+    chip = CHIPS[name]
+    assert all(chips_in(topology) == chips for chips, topology in chip.sizes.items())
+    dimensions = {topology.count("x") + 1 for topology in chip.sizes.values()}
+    assert dimensions <= {chip.links // 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "topology", "hosts", "devices"),
+    [
+        ("v5e-256", 256, "v5e:16x16", 64, 256),
+        ("v5litepod-16", 16, "v5e:4x4", 4, 16),
+        ("v5p-128", 64, "v5p:4x4x4", 16, 64),
+        ("v6e-8", 8, "v6e:2x4", 1, 8),
+        ("v6e-1", 1, "v6e:1x1", 1, 1),
+        ("v4-8", 4, "v4:2x2x1", 1, 4),
+        ("tpu7x-128", 64, "tpu7x:4x4x4", 16, 128),
+        ("h100-64", 64, None, 8, 64),
+        ("h200-1", 1, None, 1, 1),
+        ("cpu-8", 8, None, 1, 8),
+    ],
+)
+def test_names(name: str, chips: int, topology: str | None, hosts: int, devices: int) -> None:
+    found = machine(name)
+    assert (found.chips, found.topology_name, found.hosts, found.devices) == (chips, topology, hosts, devices)
+    assert found.hosts * found.devices_per_host == devices
+    if bounds := found.chips_per_host_bounds:
+        assert bounds[0] * bounds[1] * bounds[2] == found.chips_per_host
+
+
+def test_slices_and_hosts_multiply() -> None:
+    two = machine("v5e-16", slices=2)
+    assert (two.devices, two.all_hosts) == (32, 8)
+    split = machine("cpu-8", hosts=4)
+    assert (split.hosts, split.devices_per_host) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5p-7", "there are v5p-8, v5p-16"),
+        ("v6-8", "did you mean 'v6e'"),
+        ("h100-12", "whole hosts of 8"),
+        ("v5e", "v5e-N"),
+    ],
+)
+def test_what_is_not_sold_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        machine(name)
+
+
+def test_prices_are_dated_and_can_be_ones_own() -> None:
+    assert machine("v5e-256").usd_per_hour() == pytest.approx(256 * CHIPS["v5e"].price.usd_per_chip_hour)
+    assert machine("v5e-256", slices=2).usd_per_hour(0.5) == 256
+    assert machine("tpu7x-8").usd_per_hour() is None
+    assert with_price(CHIPS["tpu7x"], 12.0, "2026-11").price.as_of == "2026-11"
+    assert all(chip.price.as_of and chip.price.source for chip in CHIPS.values() if chip.price)
+
+
+def test_peaks_are_of_a_device() -> None:
+    assert peak_flops("TPU v5p") == 459e12
+    assert peak_flops("TPU7x") == 2307e12 / 2
+    assert peak_flops("cpu") is None
+    assert peak_flops("abacus") is None
+    kinds = [kind for chip in CHIPS.values() for kind in chip.device_kinds]
+    assert len(set(kinds)) == len(kinds)
+    assert chip_of("TPU v6 lite") is CHIPS["v6e"]
+
+
+@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_jax_knows_the_chips_alike(name: str) -> None:
+    """Against the table of jax's own kernels, which counts bytes and FLOPs of one core."""
+    chip = CHIPS[name]
+    tpu = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion({"tpu7x": "7x"}.get(name, name)), 1)
+    cores = chip.cores if name not in ("v5e", "v6e") else 1
+    assert tpu.bf16_ops_per_second * cores == pytest.approx(chip.peak_flops, rel=0.01)
+    assert tpu.hbm_capacity_bytes * cores == pytest.approx(chip.memory, rel=0.08)
+    assert tpu.mem_bw_bytes_per_second * cores == pytest.approx(chip.memory_bandwidth, rel=0.12)  # v5p: 2460, says jax

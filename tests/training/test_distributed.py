@@ -1,0 +1,77 @@
+"""The roll call, between threads; what needs processes is in tests/launch/test_processes.py."""
+
+import contextlib
+import socket
+import threading
+import time
+
+from solo.training.distributed import MissingHostsError, first_then_others, roll_call, stop_agreed, wait_for_all
+from solo.training.hosts import Hosts
+
+NAMES = ("north", "east", "south", "west")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for_port(port: int) -> None:
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+
+
+def call(*present: int, seconds: float = 2.0, noise: tuple[bytes, ...] = ()) -> dict[int, str]:
+    """What each process that is there gets to hear: nothing, or the error."""
+    port, heard = free_port(), {}
+
+    def take_part(index: int) -> None:
+        try:
+            roll_call(Hosts(NAMES, index, f"127.0.0.1:{port}", None, "a test"), seconds)
+            heard[index] = ""
+        except MissingHostsError as error:
+            heard[index] = str(error)
+
+    threads = [threading.Thread(target=take_part, args=(index,)) for index in present]
+    for thread in threads:
+        thread.start()
+    for said in noise:
+        wait_for_port(port)
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(said)
+    for thread in threads:
+        thread.join(30)
+    assert len(heard) == len(present)
+    return heard
+
+
+def test_all_are_there() -> None:
+    assert call(3, 1, 2, 0) == dict.fromkeys(range(4), "")
+
+
+def test_those_who_are_missing_are_named_to_all() -> None:
+    heard = call(0, 2)
+    assert set(heard) == {0, 2}
+    for text in heard.values():
+        assert "2 of 4 processes (a test) did not come within 2 s: east (process 1), west (process 3)" in text
+
+
+def test_without_process_0_each_says_where_it_looked() -> None:
+    (text,) = call(2, seconds=1).values()
+    assert "process 2 (south) could not reach north, process 0, at 127.0.0.1:" in text
+    assert "refused" in text
+
+
+def test_strangers_do_not_count() -> None:
+    """Whoever scans ports is no process of the run."""
+    heard = call(0, 1, 2, noise=(b"GET / HTTP/1.1\r\n", b"99\n", b"\xff\xfe", b""))
+    assert "1 of 4 processes" in heard[0]
+    assert "west (process 3)" in heard[0]
+
+
+def test_alone_nothing_is_waited_for() -> None:
+    wait_for_all()
+    assert first_then_others(lambda: 1, lambda: 2) == 1
+    assert [stop_agreed(1, requested) for requested in (False, True)] == [False, True]
