@@ -12,15 +12,17 @@ X query blocks and Y key blocks of all rows, N groups of G query blocks, Q queri
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from solo.model.attention_tpu import LANES, flash_attention
-from solo.model.intervals import FLOOR, HIDDEN, SAVED, needed_blocks, pad_slots
+from solo.model.attention_kernel import LANES, Implementation, Kernel
+from solo.model.attention_tpu import flash_attention
+from solo.model.attention_tpu_tiles import Sizes
+from solo.model.intervals import FLOOR, HIDDEN, SAVED, needed_blocks, pad_slots, round_up
 
 __all__ = ["SAVED", "interval_attention", "needed_blocks"]
 
@@ -37,8 +39,10 @@ def interval_attention(
     intervals_BS4: Array,
     *,
     num_patches: int,
-    implementation: Literal["blocks", "dense"] = "blocks",
+    implementation: Implementation = "blocks",
     block: int = 128,
+    key_block: int | None = None,
+    interpret: bool = False,
 ) -> Array:
     """Softmax attention of each query over the key patches [a0, a1) and the key texts [a2, a3) of its row.
 
@@ -48,33 +52,51 @@ def interval_attention(
     q_BSHC         queries, any float dtype; H is a multiple of K
     k_BRKC, v_BRKC keys and values of the same dtype
     intervals_BS4  int32 (a0, a1, a2, a3) of each query, as `Batch.attend`
-    implementation "dense" holds S x R scores: right for a single query; "blocks" holds some block x block tiles of them
-    block          queries and keys per tile side
+    implementation "dense" holds S x R scores: right for a single query; "blocks" holds some block x block tiles of
+                   them; "pallas_tpu" is the kernel of `solo.model.attention_tpu`
+    block          queries of a tile
+    key_block      keys of a tile of a kernel, the same if not given; those of "blocks" are square
+    interpret      let a kernel be computed step by step on any platform
 
     Returns [B, S, H, C] in the dtype of q; scores, softmax and sums are float32 throughout.
     Under a mesh call it inside `shard_map`: it orders the query blocks of all the rows that it is given by their work.
     Raises ValueError where shapes or arguments do not fit together.
     """
-    _check(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches, implementation, block)
+    kernel = Kernel(implementation, block, key_block or block, interpret)
+    _check(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches, kernel)
     num_text = k_BRKC.shape[1] - num_patches
     intervals_BS4 = jnp.clip(intervals_BS4, 0, jnp.array([num_patches, num_patches, num_text, num_text]))
     if implementation == "dense":
         return _dense(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches)
+    if implementation == "pallas_tpu":
+        return flash_attention(_sizes(kernel, q_BSHC, k_BRKC, num_patches), q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
     grid = _Grid(len(q_BSHC), q_BSHC.shape[1], num_patches, num_text, block)
     return _blocks(grid, q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
 
 
-def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, implementation: str, block: int) -> None:
+def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, num_patches: int) -> Sizes:
+    """Tiles no larger than what there is, in whole lanes."""
+    rows, queries, num_text = *q_BSHC.shape[:2], k_BRKC.shape[1] - num_patches
+    block = min(kernel.block, round_up(queries, LANES))
+    key_block = min(kernel.key_block, round_up(max(num_patches, num_text), LANES))
+    return Sizes(rows, queries, num_patches, num_text, block, key_block, kernel.interpret)
+
+
+def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, kernel: Kernel) -> None:
     B, S, H, C = q.shape
     R, K = k.shape[1:3]
     if k.shape != (B, R, K, C) or v.shape != k.shape or H % K:
         raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit together")
     if intervals.shape != (B, S, 4) or not jnp.issubdtype(intervals.dtype, jnp.signedinteger):
         raise ValueError(f"intervals must be int32 {(B, S, 4)}, not {intervals.dtype} {intervals.shape}")
-    if not 0 <= num_patches <= R or block < 1:
-        raise ValueError(f"num_patches={num_patches} of {R} keys, in blocks of {block}")
-    if implementation not in ("blocks", "dense"):
-        raise ValueError(f"implementation={implementation!r}: choose 'blocks' or 'dense'")
+    if not 0 <= num_patches <= R or kernel.block < 1 or kernel.key_block < 1:
+        raise ValueError(f"num_patches={num_patches} of {R} keys, in blocks of {kernel.block} x {kernel.key_block}")
+    if kernel.implementation not in get_args(Implementation):
+        raise ValueError(f"implementation={kernel.implementation!r}: choose one of {get_args(Implementation)}")
+    if kernel.implementation == "blocks" and kernel.block != kernel.key_block:
+        raise ValueError(
+            f"'blocks' computes square tiles, not {kernel.block} x {kernel.key_block}; leave key_block out"
+        )
 
 
 # --- One tile: the arithmetic of both implementations ---

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -42,8 +42,6 @@ from solo.model.attention_tpu_tiles import (
 )
 from solo.model.intervals import FLOOR, SAVED, pad_slots
 
-# A block of queries lies along the lanes of a register, a block of keys along them where it is transposed.
-LANES = 128
 # The lists of tiles lie in the scalar memory, 1 MiB of all TPUs from v4 on; some of it is the compiler's.
 MOST_TILES = 40_000
 VMEM_BYTES = 48 * 2**20
@@ -56,7 +54,7 @@ def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, i
         ValueError: what the kernels do not compute: dtypes that differ or are not float32 or bfloat16, too many tiles.
     """
     _check(sizes, q_BSHC, k_BRKC, v_BRKC)
-    B, S, H, C = q_BSHC.shape
+    S = q_BSHC.shape[1]
     q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
     k_BKRC, v_BKRC = (_pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
     bounds_BS4 = intervals_BS4 + jnp.array([0, 0, sizes.padded_patches, sizes.padded_patches])
@@ -117,7 +115,7 @@ def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B
         functools.partial(_forward_kernel, sizes),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
-            grid=(K, visits.count),
+            grid=(K, visits.number),
             in_specs=[of_heads, of_keys, of_keys, of_bounds],
             out_specs=[of_heads, of_rows],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, C, Q), (M, 1, Q), (M, 1, Q))],

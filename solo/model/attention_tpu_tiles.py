@@ -55,12 +55,12 @@ class Sizes(NamedTuple):
 
 
 class Visits(NamedTuple):
-    """The tiles to visit, row by row, query block by query block: int32 [N], of which the first `count` stand.
+    """The tiles to visit, row by row, query block by query block: int32 [N], of which the first `number` stand.
 
     Every query block has a visit, and so every row: one that sees nothing has still zeros to write.
     """
 
-    count: Array
+    number: Array
     row: Array
     query: Array
     key: Array
