@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from solo.model.attention_gpu import triton_attention
 from solo.model.attention_kernel import LANES, Implementation, Kernel
+from solo.model.attention_tiles import Sizes
 from solo.model.attention_tpu import flash_attention
-from solo.model.attention_tpu_tiles import Sizes
 from solo.model.intervals import FLOOR, HIDDEN, SAVED, needed_blocks, pad_slots, round_up
 
 __all__ = ["SAVED", "interval_attention", "needed_blocks"]
@@ -53,7 +54,7 @@ def interval_attention(
     k_BRKC, v_BRKC keys and values of the same dtype
     intervals_BS4  int32 (a0, a1, a2, a3) of each query, as `Batch.attend`
     implementation "dense" holds S x R scores: right for a single query; "blocks" holds some block x block tiles of
-                   them; "pallas_tpu" is the kernel of `solo.model.attention_tpu`
+                   them; "pallas_tpu" and "pallas_gpu" are the kernels of `solo.model.attention_tpu` and `attention_gpu`
     block          queries of a tile
     key_block      keys of a tile of a kernel, the same if not given; those of "blocks" are square
     interpret      let a kernel be computed step by step on any platform
@@ -68,8 +69,9 @@ def interval_attention(
     intervals_BS4 = jnp.clip(intervals_BS4, 0, jnp.array([num_patches, num_patches, num_text, num_text]))
     if implementation == "dense":
         return _dense(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches)
-    if implementation == "pallas_tpu":
-        return flash_attention(_sizes(kernel, q_BSHC, k_BRKC, num_patches), q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
+    if implementation in ("pallas_tpu", "pallas_gpu"):
+        attend = flash_attention if implementation == "pallas_tpu" else triton_attention
+        return attend(_sizes(kernel, q_BSHC, k_BRKC, num_patches), q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
     grid = _Grid(len(q_BSHC), q_BSHC.shape[1], num_patches, num_text, block)
     return _blocks(grid, q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
 
@@ -79,7 +81,7 @@ def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, num_patches: int) -> Si
     rows, queries, num_text = *q_BSHC.shape[:2], k_BRKC.shape[1] - num_patches
     block = min(kernel.block, round_up(queries, LANES))
     key_block = min(kernel.key_block, round_up(max(num_patches, num_text), LANES))
-    return Sizes(rows, queries, num_patches, num_text, block, key_block, kernel.interpret)
+    return Sizes(rows, queries, num_patches, num_text, block, key_block, q_BSHC.shape[3], kernel.interpret)
 
 
 def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, kernel: Kernel) -> None:

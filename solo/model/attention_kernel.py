@@ -9,13 +9,16 @@ import jax
 
 from solo.config import ConfigError, ModelConfig
 
-Implementation = Literal["blocks", "dense", "pallas_tpu"]
+Implementation = Literal["blocks", "dense", "pallas_tpu", "pallas_gpu"]
 
 # A tile's queries lie along the lanes of a register, and its keys where the backward pass transposes it.
 LANES = 128
 # Queries and keys of a tile, by what jax calls the chip.
 TILES: Mapping[str, tuple[int, int]] = {"TPU v5 lite": (512, 512), "TPU v5": (512, 512), "TPU v6 lite": (512, 512)}
 OTHER_TPU = (512, 512)
+GPU = (64, 64)
+# The smallest matrix that the tensor cores of a GPU multiply has this many rows and columns.
+LEAST_GPU = 16
 
 
 class Kernel(NamedTuple):
@@ -36,22 +39,26 @@ def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kerne
     """What `model.attention` means on a platform: `tpu`, `gpu`, `cuda` or `cpu`, and jax's name of the device there.
 
     Raises:
-        ConfigError: the platform has no such kernel, or the chip cannot lay out tiles of `model.attention_tile`.
+        ConfigError: the chip cannot lay out tiles of `model.attention_tile`.
     """
     name = config.attention
     if name == "auto":
-        name = "pallas" if platform == "tpu" else "blocks"
+        name = "blocks" if platform == "cpu" else "pallas"
     if name != "pallas":
         return Kernel(name, config.attention_block, config.attention_block)
-    if platform not in ("tpu", "cpu"):
-        raise ConfigError(f"model.attention pallas has no kernel for {platform}; set it to auto or blocks")
-    query_block, key_block = config.attention_tile or TILES.get(device_kind, OTHER_TPU)
-    if platform == "tpu" and (query_block % LANES or key_block % LANES):
-        raise ConfigError(
-            f"model.attention_tile {query_block} x {key_block}: a TPU lays out queries and keys in lanes of {LANES}; "
-            f"choose multiples of {LANES}, or leave it out for what suits the chip"
-        )
-    return Kernel("pallas_tpu", query_block, key_block, interpret=platform == "cpu")
+    if platform in ("gpu", "cuda"):
+        tile = config.attention_tile or GPU
+        if any(size < LEAST_GPU or size & (size - 1) for size in tile):
+            raise _misfit(tile, f"a GPU computes blocks of 2^n, at least {LEAST_GPU}; choose 64, 64")
+        return Kernel("pallas_gpu", *tile)
+    tile = config.attention_tile or TILES.get(device_kind, OTHER_TPU)
+    if platform == "tpu" and any(size % LANES for size in tile):
+        raise _misfit(tile, f"a TPU lays out queries and keys in lanes of {LANES}; choose multiples of {LANES}")
+    return Kernel("pallas_tpu", *tile, interpret=platform == "cpu")
+
+
+def _misfit(tile: tuple[int, int], reason: str) -> ConfigError:
+    return ConfigError(f"model.attention_tile {tile[0]} x {tile[1]}: {reason}, or leave it out for what suits the chip")
 
 
 def local_kernel(config: ModelConfig) -> Kernel:

@@ -24,18 +24,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from solo.model.attention_tiles import TN, Sizes, check_dtypes, pad_bounds, pad_regions, product
 from solo.model.attention_tpu_backward import backward
 from solo.model.attention_tpu_tiles import (
     FIRST,
     LAST,
-    TN,
-    Sizes,
     Visits,
     by_sight,
     compiler_parameters,
     on_kind,
     plan_visits,
-    product,
     scores,
     specification,
     visible_keys,
@@ -53,34 +51,23 @@ def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, i
     Raises:
         ValueError: what the kernels do not compute: dtypes that differ or are not float32 or bfloat16, too many tiles.
     """
-    _check(sizes, q_BSHC, k_BRKC, v_BRKC)
+    check_dtypes(q_BSHC, k_BRKC, v_BRKC)
+    _check(sizes)
     S = q_BSHC.shape[1]
     q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
-    k_BKRC, v_BKRC = (_pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
-    bounds_BS4 = intervals_BS4 + jnp.array([0, 0, sizes.padded_patches, sizes.padded_patches])
-    bounds_B4S = pad_slots(bounds_BS4, sizes.padded_queries).swapaxes(1, 2)
-    out_BHSC = _attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds_B4S, plan_visits(sizes, intervals_BS4))
+    k_BKRC, v_BKRC = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
+    bounds, visits = pad_bounds(sizes, intervals_BS4), plan_visits(sizes, intervals_BS4)
+    out_BHSC = _attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, visits)
     return out_BHSC.swapaxes(1, 2)[:, :S]
 
 
-def _check(sizes: Sizes, q: Array, k: Array, v: Array) -> None:
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(
-            f"the pallas kernel takes queries, keys and values all float32 or all bfloat16, not {q.dtype}, {k.dtype} "
-            f"and {v.dtype}; cast them, or choose implementation='blocks'"
-        )
+def _check(sizes: Sizes) -> None:
     tiles = sizes.rows * (sizes.padded_queries // sizes.query_block) * (sizes.padded_keys // sizes.key_block)
     if tiles > MOST_TILES:
         raise ValueError(
             f"{sizes.rows} rows of {sizes.queries} queries and {sizes.patches} + {sizes.text} keys make {tiles} tiles "
             f"of {sizes.query_block} x {sizes.key_block}, and the chip's list holds {MOST_TILES}; choose larger blocks"
         )
-
-
-def _pad_regions(sizes: Sizes, x_BR: Array) -> Array:
-    """Each region of the keys to whole blocks."""
-    patches = pad_slots(x_BR[:, : sizes.patches], sizes.padded_patches)
-    return jnp.concatenate([patches, pad_slots(x_BR[:, sizes.patches :], sizes.padded_text)], axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -158,7 +145,7 @@ def _forward_kernel(
         k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
         for m in heads:
-            scores_JQ = scores(k_JC, q_ref[0, m], visible_JQ)
+            scores_JQ = scores(sizes, k_JC, q_ref[0, m], visible_JQ)
             maximum_1Q = jnp.maximum(maximum_M1Q[m], scores_JQ.max(axis=0, keepdims=True))
             weights_JQ = jnp.exp2(scores_JQ - maximum_1Q)
             fade_1Q = jnp.exp2(maximum_M1Q[m] - maximum_1Q)

@@ -18,20 +18,16 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from solo.model.attention_tiles import NN, NT, TN, Sizes, product
 from solo.model.attention_tpu_tiles import (
     FIRST,
     FIRST_OF_ROW,
     LAST,
     LAST_OF_ROW,
-    NN,
-    NT,
-    TN,
-    Sizes,
     Visits,
     by_sight,
     compiler_parameters,
     on_kind,
-    product,
     scores,
     specification,
     visible_keys,
@@ -110,7 +106,6 @@ def _backward_kernel(
 ) -> None:
     n = pl.program_id(1)
     kind, heads, J = kinds[n], range(q_ref.shape[1]), sizes.key_block
-    scale = q_ref.shape[-1] ** -0.5
 
     @on_kind(kind, FIRST_OF_ROW)
     def _() -> None:
@@ -127,7 +122,7 @@ def _backward_kernel(
         here = pl.ds(pl.multiple_of(key[n] * J, J), J)
         for m in heads:
             q_QC, d_out_QC = q_ref[0, m], d_out_ref[0, m]
-            weights_JQ = jnp.exp2(scores(k_JC, q_QC, visible_JQ) - log_total_ref[0, 0, m : m + 1])
+            weights_JQ = jnp.exp2(scores(sizes, k_JC, q_QC, visible_JQ) - log_total_ref[0, 0, m : m + 1])
             d_scores_JQ = weights_JQ * (product(v_JC, d_out_QC, NT) - inner_ref[0, 0, m : m + 1])
             d_scores_JQ = d_scores_JQ.astype(q_QC.dtype)
             d_v_RC[here] += product(weights_JQ.astype(q_QC.dtype), d_out_QC, NN)
@@ -139,9 +134,9 @@ def _backward_kernel(
     @on_kind(kind, LAST)
     def _() -> None:
         for m in heads:
-            d_q_ref[0, m] = (d_q_MCQ[m] * scale).T.astype(d_q_ref.dtype)
+            d_q_ref[0, m] = (d_q_MCQ[m] * sizes.scale).T.astype(d_q_ref.dtype)
 
     @on_kind(kind, LAST_OF_ROW)
     def _() -> None:
-        d_k_ref[0, 0] = (d_k_RC[...] * scale).astype(d_k_ref.dtype)
+        d_k_ref[0, 0] = (d_k_RC[...] * sizes.scale).astype(d_k_ref.dtype)
         d_v_ref[0, 0] = d_v_RC[...].astype(d_v_ref.dtype)

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel for TPU share: sizes, the list of tiles, the mask of one.
+"""What the forward and the backward kernel for TPU share: the list of tiles, the mask of one, its scores.
 
 Letters as in `solo.model.attention_tpu`.
 """
@@ -14,44 +14,11 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.intervals import HIDDEN, Tiles, round_up, tiles
+from solo.model.attention_tiles import NT, Sizes, product, seen_tiles
+from solo.model.intervals import HIDDEN, Tiles
 
 # What a visit is within its query block and its row, and how it sees its tile: bits of `Visits.kind`.
 FIRST, LAST, FIRST_OF_ROW, LAST_OF_ROW, SOME, FULL = (1 << i for i in range(6))
-# Contracted axes of a product of matrices.
-NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
-
-
-class Sizes(NamedTuple):
-    """The static sizes of a call."""
-
-    rows: int
-    queries: int
-    patches: int
-    text: int
-    query_block: int
-    key_block: int
-    interpret: bool
-
-    @property
-    def padded_queries(self) -> int:
-        """The slots of whole query blocks."""
-        return round_up(self.queries, self.query_block)
-
-    @property
-    def padded_patches(self) -> int:
-        """The slots of whole blocks of patches; the text starts there."""
-        return round_up(self.patches, self.key_block)
-
-    @property
-    def padded_text(self) -> int:
-        """The slots of whole blocks of text."""
-        return round_up(self.text, self.key_block)
-
-    @property
-    def padded_keys(self) -> int:
-        """The slots of whole key blocks, of both regions."""
-        return self.padded_patches + self.padded_text
 
 
 class Visits(NamedTuple):
@@ -69,14 +36,7 @@ class Visits(NamedTuple):
 
 def plan_visits(sizes: Sizes, intervals_BS4: Array) -> Visits:
     """List the needed tiles. No interval lies beyond its region."""
-    seen = tiles(
-        intervals_BS4,
-        num_patches=sizes.patches,
-        num_text=sizes.text,
-        block=sizes.query_block,
-        key_block=sizes.key_block,
-    )
-    return _list(seen)
+    return _list(seen_tiles(sizes, intervals_BS4))
 
 
 def _list(seen: Tiles) -> Visits:
@@ -120,16 +80,10 @@ def visible_keys(sizes: Sizes, bounds_ref: Any, key: Array) -> Array:
     return (slots >= start) & (slots < end)
 
 
-def scores(k_JC: Array, q_QC: Array, visible_JQ: Array | None) -> Array:
+def scores(sizes: Sizes, k_JC: Array, q_QC: Array, visible_JQ: Array | None) -> Array:
     """[J, Q] float32, as exponents of 2, so that the softmax needs no other factor."""
-    found = product(k_JC, q_QC, NT) * (log2(e) / q_QC.shape[-1] ** 0.5)
+    found = product(k_JC, q_QC, NT) * (log2(e) * sizes.scale)
     return found if visible_JQ is None else jnp.where(visible_JQ, found, HIDDEN)
-
-
-def product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Array:
-    """Of two matrices, in float32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
 def specification(block: tuple[int, ...], place: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:

@@ -3,7 +3,7 @@
 import pytest
 
 from solo.config import ConfigError, ModelConfig
-from solo.model.attention_kernel import LANES, OTHER_TPU, TILES, Kernel, choose_kernel, local_kernel
+from solo.model.attention_kernel import GPU, LANES, OTHER_TPU, TILES, Kernel, choose_kernel, local_kernel
 
 
 def model(**settings) -> ModelConfig:
@@ -18,6 +18,7 @@ def model(**settings) -> ModelConfig:
         ("cpu", "cpu", Kernel("blocks", 64, 64)),
         ("tpu", "TPU v5 lite", Kernel("pallas_tpu", *TILES["TPU v5 lite"])),
         ("tpu", "TPU v9", Kernel("pallas_tpu", *OTHER_TPU)),
+        ("gpu", "NVIDIA H100 80GB HBM3", Kernel("pallas_gpu", *GPU)),
     ],
 )
 def test_auto_is_the_kernel_of_the_platform(platform: str, kind: str, expected: Kernel) -> None:
@@ -36,6 +37,12 @@ def test_settings_are_followed() -> None:
 def test_a_tile_that_does_not_fit_the_lanes_is_refused(tile: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"attention_tile.*128"):
         choose_kernel(model(attention_tile=tile), "tpu", "TPU v5 lite")
+
+
+@pytest.mark.parametrize("tile", [[96, 64], [64, 8]])
+def test_a_tile_that_a_gpu_does_not_compute_is_refused(tile: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"attention_tile.*2\^n"):
+        choose_kernel(model(attention_tile=tile), "gpu", "NVIDIA H100 80GB HBM3")
 
 
 def test_every_chip_of_the_table_can_lay_out_its_tiles() -> None:
