@@ -111,8 +111,8 @@ class ModelConfig(Section):
     scan_layers: bool = True
     attention: Literal["auto", "blocks", "dense", "pallas"] = Field(
         "auto",
-        description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: the kernel"
-        " of the platform; on a CPU it is interpreted, for tests. dense materialises S x S: for tests",
+        description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: kernels"
+        " of the platform, on a CPU interpreted, for tests. dense materialises S x S: for tests",
     )
     attention_block: int = Field(128, ge=8, description="queries and keys per block of `blocks`")
     attention_tile: tuple[PositiveInt, PositiveInt] | None = Field(
