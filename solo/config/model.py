@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from solo.config.base import Section
 
@@ -131,8 +131,15 @@ class ModelConfig(Section):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = Field("none", description="what a layer recomputes in the backward pass")
     scan_layers: bool = True
-    attention: Literal["blocks", "dense"] = Field("blocks", description="dense materialises S x S: for tests")
-    attention_block: int = Field(128, ge=8, description="queries and keys per block")
+    attention: Literal["auto", "blocks", "dense", "pallas"] = Field(
+        "auto",
+        description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: kernels"
+        " of the platform, on a CPU interpreted, for tests. dense materialises S x S: for tests",
+    )
+    attention_block: int = Field(128, ge=8, description="queries and keys per block of `blocks`")
+    attention_tile: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="queries and keys per tile of `pallas`; null: what suits the chip"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

@@ -13,6 +13,7 @@ from solo.interop.layout import Layout, LayoutError, Sections
 _FREE = {
     "attention",
     "attention_block",
+    "attention_tile",
     "compute_dtype",
     "experts",
     "frozen_embedding_id",

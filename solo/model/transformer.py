@@ -18,6 +18,7 @@ from flax import nnx
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
 from solo.model.attention import SAVED, interval_attention
+from solo.model.attention_kernel import Kernel, local_kernel
 from solo.model.experts import LearnedFFN, Mixture, local_mixture
 from solo.model.modules import FFN, QKV, LayerNorm, Out, PerRegion, Regions, RMSNorm, make_norm, normal
 from solo.model.parametrisation import logits_multiplier, query_multiplier, residual_multiplier
@@ -36,15 +37,14 @@ class Attention(Protocol):
 
 
 def local_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    """Attention on one device."""
+    """Attention on one device of jax's default platform."""
+    return attention_by(local_kernel(config), q, k, v, attend_BS4)
+
+
+def attention_by(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
+    """Attention on one device by one kernel."""
     out = interval_attention(
-        q.join(),
-        k.join(),
-        v.join(),
-        attend_BS4,
-        num_patches=k.patches.shape[1],
-        implementation=config.attention,
-        block=config.attention_block,
+        q.join(), k.join(), v.join(), attend_BS4, num_patches=k.patches.shape[1], **kernel._asdict()
     )
     return Regions.split(out, q.patches.shape[1])
 
