@@ -50,14 +50,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         ConfigError: the axis sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    fixed = prod(size for size in sizes if size > 0)
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if prod(sizes) != len(devices):
-        wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ConfigError(f"mesh: {wanted} does not make {len(devices)} devices; set one axis to -1 to take the rest")
+    sizes = tuple(mesh_sizes(config, len(devices)).values())
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Devices along every axis, outermost first. Raises ConfigError where they do not multiply to so many."""
+    sizes = {axis: int(getattr(config, axis)) for axis in AXES}
+    fixed = prod(size for size in sizes.values() if size > 0)
+    found = {axis: max(1, devices // fixed) if size == -1 else size for axis, size in sizes.items()}
+    if prod(found.values()) != devices:
+        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise ConfigError(f"mesh: {wanted} does not make {devices} devices; set one axis to -1 to take the rest")
+    return found
 
 
 def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

@@ -1,0 +1,88 @@
+"""FLOPs of a step: what is useful of it, and what the machine has to compute for that.
+
+Counted from shapes (`solo.model.flops`), so exact for the documents assumed. What recomputation adds follows from
+the checkpoint policy of `solo.model.transformer`, not from the program: the compiler may spare some of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from solo.config import Config, ModelConfig, StageConfig
+from solo.model.attention import needed_blocks
+from solo.model.flops import Work, step_flops
+from solo.model.parameters import ModelDefinition
+from solo.planning.rows import Rows, intervals
+from solo.training.optimizer import trainable_paths
+
+_SAMPLED_ROWS = 64
+_MATRICES = ("qkv", "out", "ffn_patches", "ffn_text")
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """FLOPs of one step over all devices, by part as in `step_flops`.
+
+    useful    products for slots that hold something, and query-key pairs that see each other
+    computed  products for all slots and whole tiles, with what is computed again in the backward pass
+    tokens    patches and text tokens that a step learns from
+    visits    key blocks that a query block visits, on average
+    """
+
+    useful: dict[str, int]
+    computed: dict[str, int]
+    tokens: int
+    visits: float
+
+    @property
+    def useful_share(self) -> float:
+        """Of what is computed."""
+        return sum(self.useful.values()) / sum(self.computed.values())
+
+
+def step_work(config: Config, stage: StageConfig, definition: ModelDefinition, rows: Rows) -> StepWork:
+    """Count a step of a stage."""
+    trained = frozenset(trainable_paths(definition.specs, stage))
+    model, shape, count = config.model, rows.shape, stage.batch_rows
+    image = config.image_in(stage)
+    pairs, tiles, blocks = [], [], []
+    for row in rows.documents[:_SAMPLED_ROWS]:
+        attend = intervals(row, shape, image.attention, config.sequence.window)
+        pairs.append(int((attend[:, 1] - attend[:, 0] + attend[:, 3] - attend[:, 2]).sum()))
+        needed = np.asarray(
+            needed_blocks(
+                attend[None], num_patches=shape.patch_slots, num_text=shape.text_slots, block=model.attention_block
+            )
+        )
+        # Blocks may reach beyond the row; what is there is computed too.
+        tiles.append(int(needed.sum()) * model.attention_block**2)
+        blocks.append(float(needed.sum() / needed.shape[1]))
+    if model.attention == "dense":
+        tiles = [shape.slots**2]
+    patches, text, targets = (round(value * count) for value in rows.live)
+    useful = step_flops(definition, Work(patches, text, targets, round(np.mean(pairs) * count)), trained)
+    slots = Work(
+        shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count)
+    )
+    return StepWork(
+        useful, _with_recomputation(config.model, definition, slots, trained), patches + text, float(np.mean(blocks))
+    )
+
+
+def _with_recomputation(
+    config: ModelConfig, definition: ModelDefinition, work: Work, trained: frozenset[str]
+) -> dict[str, int]:
+    """Add the scores of the backward pass, the logits, and what `remat: full` computes again of a layer."""
+    found = step_flops(definition, work, trained)
+    # Without anything trained a part is its forward pass and one product as large; the embedder's first has none.
+    forward = {part: flops // 2 for part, flops in step_flops(definition, work, frozenset()).items()}
+    found["attention"] = found["attention"] * 7 // 6
+    found["head"] += forward["head"]
+    if config.remat == "full":
+        # Nothing needs the output of an FFN's last product again.
+        last = 3 if config.ffn == "swiglu" else 2
+        for part in _MATRICES:
+            found[part] += forward[part] * (last - 1) // last if part.startswith("ffn") else forward[part]
+    return found
