@@ -8,7 +8,9 @@ import pytest
 from solo.cli import main
 
 
-@pytest.mark.parametrize("verb", [[], ["prepare"], ["train"], ["generate"], ["evaluate"], ["export"], ["fit"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["prepare"], ["train"], ["generate"], ["evaluate"], ["export"], ["fit"], ["goodput"]]
+)
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
     code = (
         "import sys, solo.cli\n"
