@@ -107,7 +107,9 @@ class ModelConfig(Section):
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded up to a multiple of this")
     init_std: float = Field(0.02, gt=0)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = Field("none", description="what a layer recomputes in the backward pass")
+    remat: Literal["none", "dots", "projections", "full", "everything", "offload", "offload_projections"] = Field(
+        "none", description="what a layer keeps for the backward pass, and where; see solo/model/remat.py"
+    )
     scan_layers: bool = True
     attention: Literal["blocks", "dense"] = Field("blocks", description="dense materialises S x S: for tests")
     attention_block: int = Field(128, ge=8, description="queries and keys per block")
