@@ -129,7 +129,9 @@ class ModelConfig(Section):
     init_std: float = Field(0.02, gt=0)
     parametrisation: ParametrisationConfig = ParametrisationConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = Field("none", description="what a layer recomputes in the backward pass")
+    remat: Literal["none", "dots", "projections", "full", "everything", "offload", "offload_projections"] = Field(
+        "none", description="what a layer keeps for the backward pass, and where; see solo/model/remat.py"
+    )
     scan_layers: bool = True
     attention: Literal["auto", "blocks", "dense", "pallas"] = Field(
         "auto",

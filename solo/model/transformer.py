@@ -17,12 +17,13 @@ from flax import nnx
 
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
-from solo.model.attention import SAVED, interval_attention
+from solo.model.attention import interval_attention
 from solo.model.attention_kernel import Kernel, local_kernel
 from solo.model.experts import LearnedFFN, Mixture, local_mixture
 from solo.model.modules import FFN, QKV, LayerNorm, Out, PerRegion, Regions, RMSNorm, make_norm, normal
 from solo.model.parametrisation import logits_multiplier, query_multiplier, residual_multiplier
 from solo.model.patch_embed import EMBEDDERS
+from solo.model.remat import LAYER_INPUT, PROJECTION, named, rematerialised
 from solo.model.rotary import rotary_angles, rotate
 
 _NO_PROBABILITY = -1e30  # finite, so that nothing multiplied by zero becomes NaN
@@ -122,10 +123,12 @@ class Layer(nnx.Module):
         qkv = self.qkv(self.attention_norm(x))
         q, k, v = (Regions(qkv.patches[i], qkv.text[i]) for i in range(3))
         q, k = _times(q, self.query_multiplier).map(rotate, context.angles), k.map(rotate, context.angles)
+        q, k, v = (named(part, PROJECTION) for part in (q, k, v))
         if memory is not None:
             memory = _remember(memory, k, v)
             k, v = memory.k, memory.v
-        x = x.map(jnp.add, _times(self.out(context.attention(q, k, v)), self.residual_multiplier))
+        out = named(self.out(context.attention(q, k, v)), PROJECTION)
+        x = x.map(jnp.add, _times(out, self.residual_multiplier))
         normed = self.ffn_norm(x)
         auxiliary = jnp.zeros((), jnp.float32)
         if isinstance(self.ffn, LearnedFFN):
@@ -215,13 +218,13 @@ class Transformer(nnx.Module):
         def apply(x: Regions, scanned: tuple[Any, Any]) -> tuple[Regions, Any]:
             state, cached = scanned
             of_layer = None if memory is None else memory._replace(k=cached[0], v=cached[1])
-            x, extended, auxiliary = nnx.merge(graph, state)(x, context, of_layer)
+            x, extended, auxiliary = nnx.merge(graph, state)(named(x, LAYER_INPUT), context, of_layer)
             x = x.map(lambda part: placement.constrain(part, axes))
             return x, (None if extended is None else (extended.k, extended.v), auxiliary)
 
         cached = None if memory is None else (memory.k, memory.v)
         x, (extended, auxiliary) = jax.lax.scan(
-            _remat(apply, config), x, (stacked, cached), unroll=1 if config.scan_layers else config.layers
+            rematerialised(apply, config), x, (stacked, cached), unroll=1 if config.scan_layers else config.layers
         )
         read = None if memory is None else memory._replace(k=extended[0], v=extended[1])
         return Output(x.map(self.final_norm), read, auxiliary.mean())
@@ -271,15 +274,3 @@ def live_slots(attend_BS4: Any) -> Any:
 def padded_vocab(vocab_size: int, config: ModelConfig) -> int:
     """V: the tokenizer's pieces, rounded up to `vocab_multiple`. Padding ids never occur as inputs or targets."""
     return -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
-
-
-def _remat(function: Callable[..., Any], config: ModelConfig) -> Callable[..., Any]:
-    if config.remat == "none":
-        return function
-    # Attention's output is small and dear: always kept.
-    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
-    if config.remat == "dots":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        policy = jax.checkpoint_policies.save_from_both_policies(policy, dots)
-    # The scan is a barrier already, so the one against common-subexpression elimination would only cost.
-    return jax.checkpoint(function, prevent_cse=not config.scan_layers, policy=policy)

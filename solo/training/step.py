@@ -64,12 +64,13 @@ class StepMetrics(NamedTuple):
 class Stage(NamedTuple):
     """A stage ready to run on a mesh.
 
-    step       (TrainState, Batch) -> (TrainState, StepMetrics), jitted; the state's buffers are reused
+    step       (TrainState, Batch) -> (TrainState, StepMetrics), jitted: to be called, or lowered and compiled; the
+               state's buffers are reused
     start      Parameters -> TrainState with a fresh optimizer state, jitted
     abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings: what a checkpoint is restored onto
     """
 
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    step: Any
     start: Callable[[Parameters], TrainState]
     abstract: TrainState
 

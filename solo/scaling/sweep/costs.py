@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.config import ConfigError
+from solo.planning.memory import memory_limit
 from solo.scaling.sweep.estimate import Speed, speed
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
@@ -60,7 +61,9 @@ def finished(points: Sequence[Point], folder: SweepFolder) -> list[tuple[float, 
 def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None:
     """Raise ConfigError where the runs that are missing come to more than the limits; all are named."""
     limits = spec.limits
-    faults = []
+    faults: list[str] = []
+    if not points:
+        return
 
     def check(name: str, limit: float | None, value: float | None, shown: Any) -> None:
         if limit is None:
@@ -74,6 +77,12 @@ def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None
     check("flops", limits.flops, found.flops, f"{found.flops:.4g}")
     check("hours", limits.hours, found.hours, f"{found.hours or 0:.2f}")
     check("usd", limits.usd, found.total_usd, f"{found.total_usd or 0:,.2f}")
+    memory, largest = memory_limit(machine(spec.machine.name)), max(points, key=lambda point: point.estimate.memory)
+    if memory is not None and largest.estimate.memory > memory:
+        faults.append(
+            f"run {largest.id}, width {largest.config.model.width}, needs about {largest.estimate.memory / 2**30:.1f}"
+            f" GiB on each device of {spec.machine.name}, which has {memory / 2**30:.1f}; ask solo plan --on what fits"
+        )
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise ConfigError(f"sweep {spec.name!r} is refused:\n{lines}")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, prod
+from math import log
 
 from solo.config import Config
 from solo.model.count import count_parameters
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition
-from solo.model.transformer import padded_vocab
+from solo.planning.memory import hand_count
 from solo.scaling.sweep.spec import MachineSpec
 from solo.scaling.sweep.traffic import Flow
 from solo.sharding.hardware import machine
 from solo.training.optimizer import trainable_paths
-
-_TRAINED_BYTES, _FROZEN_BYTES = 16, 4  # value, gradient and two moments in float32; the value alone
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Estimate:
     text, visual    tokens
     flops           of the whole run, as its result will have it
     paid_flops      of these, what is computed for it: a branch only pays its decay
-    memory          bytes on each device, about
+    memory          bytes on each device, counted by hand; `solo plan --on` compiles instead
     """
 
     n_active: int
@@ -38,7 +36,7 @@ class Estimate:
     unique_tokens: float
     flops: int
     paid_flops: int
-    memory: float
+    memory: int
 
     @property
     def tokens(self) -> int:
@@ -70,7 +68,7 @@ def estimate(config: Config, definition: ModelDefinition, flow: Flow, devices: i
         unique_tokens=flow.unique_tokens(stage.steps),
         flops=flops,
         paid_flops=flops - before,
-        memory=memory(config, definition, flow.slots, devices),
+        memory=hand_count(config, stage, definition, flow.shape, devices).total,
     )
 
 
@@ -90,31 +88,6 @@ def active(definition: ModelDefinition, work: Work) -> int:
         components = [component for component in components if component.name != "text_embed"]
     text, patches = (sum(getattr(each, name) for each in components) for name in ("of_text", "of_patches"))
     return round((text * work.text + patches * work.patches) / (work.text + work.patches))
-
-
-def memory(config: Config, definition: ModelDefinition, slots: int, devices: int) -> float:
-    """Bytes on each device, about: state sharded over all of them, and what the backward pass keeps of a micro-batch.
-
-    `solo plan` compiles instead of estimating.
-    """
-    model, stage = config.model, config.stages[0]
-    trained = set(trainable_paths(definition.specs, stage))
-    state = sum(
-        prod(spec.shape) * (_TRAINED_BYTES if path in trained else _FROZEN_BYTES)
-        for path, spec in definition.specs.items()
-    )
-    width, heads = model.width, model.heads * model.dim_per_head
-    keys = 2 * model.kv_heads * model.dim_per_head
-    ffn = model.ffn_width * (1 if model.experts.ffn != "learned" else model.learned_experts.top_k)
-    kept = {
-        "none": 6 * width + 3 * heads + 2 * keys + 4 * ffn,
-        "dots": 3 * width + 2 * heads + keys + 2 * ffn,
-        "full": width + heads,
-    }[model.remat]
-    rows = max(1, stage.batch_rows // stage.accumulate // devices)
-    size = 4 if model.compute_dtype == "float32" else 2
-    logits = 3 * 4 * min(stage.loss.chunk, rows * slots) * padded_vocab(definition.vocab_size, model)
-    return state / devices + rows * slots * model.layers * kept * size + logits
 
 
 @dataclass(frozen=True)

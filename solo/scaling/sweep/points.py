@@ -213,7 +213,9 @@ def _point(
     config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
     name = run_id(config)
     config = config.model_copy(update={"name": name, "folder": str(spec.path / "runs")})
-    devices = machine(spec.machine.name).devices
+    on = machine(spec.machine.name)
+    # A run sees the processors of a host as one device.
+    devices = 1 if on.chip.name == "cpu" else on.devices
     found = estimate(config, size.definition, size.flow, devices, branch_step)
     return Point(name, config, size.labels, found, branch_step=branch_step, **fields)
 

@@ -14,7 +14,9 @@ from solo.config import Config, ConfigError
 from solo.data.loader import Loader
 from solo.data.plan import StagePlan
 from solo.data.prepare import Prepared, prepare
+from solo.data.shape import RowShape
 from solo.model.flops import Work
+from solo.planning.rows import stated_rows
 from solo.scaling.sweep.identity import digest
 from solo.scaling.sweep.spec import Traffic
 from solo.training.loop import count_work
@@ -24,9 +26,9 @@ _SAMPLED_ROWS = 32
 
 
 class Flow(Protocol):
-    """Of one stage's data. `slots` are those of a row; `pieces` of the tokenizer, None where that is not known."""
+    """Of one stage's data. `shape` is that of a row; `pieces` of the tokenizer, None where that is not known."""
 
-    slots: int
+    shape: RowShape
     pieces: int | None
 
     def work(self, steps: int) -> Work:
@@ -43,7 +45,7 @@ class Assumed:
 
     def __init__(self, config: Config, traffic: Traffic):
         stage = config.stages[0]
-        self.slots = stage.row_slots
+        self.shape = stated_rows(stage).shape
         self.pieces = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
         self._rows, self._traffic = stage.batch_rows, traffic
 
@@ -68,7 +70,7 @@ class Measured:
         indexes = {name: source.index for name, source in sources.items()}
         endless = stage.model_copy(update={"steps": 10**9})
         self._plan = StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
-        self.slots = self._plan.shape.slots
+        self.shape = self._plan.shape
         self.pieces: int | None = prepared.tokenizer.vocab_size
         self._rows = stage.batch_rows
         self._pairs = self._pairs_per_token(config, prepared, sources)
