@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,6 +75,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Prepare, train every stage, evaluate; or go on where an earlier try stopped."""
+    began = time.time()
     from rich.console import Console
 
     from solo.config import load_config
@@ -98,7 +100,7 @@ def train(arguments: argparse.Namespace) -> int:
     if hosts is None:  # among others, jax listens: see `stop_agreed`
         observer.listen()
     try:
-        done = train_run(config, observer)
+        done = train_run(config, observer, began)
     except Interrupted:
         print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command goes on", file=sys.stderr)
         leave()
@@ -360,7 +362,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="a run's folder")
 
     from solo.scaling import command
+    from solo.scaling.sweep import command as sweep
 
+    sweep.add_arguments(add("sweep", sweep.run, "plan and run a sweep of sizes and lengths", sweep.DESCRIPTION))
+    from solo.training import goodput
+
+    goodput.add_arguments(add("goodput", goodput.run, "say what the time of a run went into", goodput.DESCRIPTION))
     command.add_arguments(add("fit", command.run, "fit a scaling law to a table of runs", command.DESCRIPTION))
     return parser
 

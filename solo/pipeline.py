@@ -12,7 +12,8 @@ from solo.evaluation.tasks import TaskResult
 from solo.loading import initial_parameters
 from solo.planning.fit import check_fit, machine_here
 from solo.training.distributed import first_then_others
-from solo.training.loop import Trainer
+from solo.training.ledger import Ledger
+from solo.training.loop import Interrupted, Trainer
 from solo.training.observer import Observer
 from solo.training.run import RunFolder
 
@@ -30,12 +31,13 @@ class Trained(NamedTuple):
     set_aside: list[str]
 
 
-def train(config: Config, observer: Observer | None = None) -> Trained:
+def train(config: Config, observer: Observer | None = None, began: float | None = None) -> Trained:
     """Prepare, train, evaluate; go on from the last checkpoint where an earlier try stopped.
 
     Args:
         config: the run; it lives in `<folder>/<name>`.
         observer: is told how it goes; silent unless given.
+        began: seconds since 1970 at which this try began, for `goodput.jsonl`; now, unless given.
 
     Raises:
         ConfigError: the config does not fit its data, the devices, or the run that the folder holds.
@@ -45,10 +47,20 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
         OtherProcessError: process 0 of several could not do one of these things.
     """
     config.check_runnable()
-    observer = observer or Observer()
+    ledger = Ledger(began)
+    try:
+        done = _train(config, observer or Observer(), ledger)
+    except BaseException as error:
+        ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
+        raise
+    ledger.close("done")
+    return done
 
+
+def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
     def set_up() -> tuple[RunFolder, Prepared]:
         run = RunFolder.open(config)
+        ledger.open(run.goodput_file)
         prepared = prepare(config, observer.note)
         prepared.tokenizer.save(run.path)
         return run, prepared
@@ -56,12 +68,13 @@ def train(config: Config, observer: Observer | None = None) -> Trained:
     run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
     observer.note("planning")
     initial = partial(initial_parameters, config.start_from) if config.start_from else None
-    trainer = Trainer(config, prepared, run, observer, initial=initial)
+    trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)
     doubts = check_memory(trainer)
     observer.start(trainer.num_steps)
     trainer.train()
     observer.finish()
     results = evaluate_run(run, config, prepared, observer)
+    ledger.spent("evaluation")
     return Trained(run, results, [*doubts, *_set_aside(run, prepared, trainer)])
 
 

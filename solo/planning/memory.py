@@ -120,7 +120,7 @@ def _described(definition: ModelDefinition, mesh: Any) -> dict[str, Any]:
 
 
 def _optimizer_state(definition: ModelDefinition, stage: StageConfig, trained: dict[str, Any], mesh: Any) -> Any:
-    state = jax.eval_shape(make_optimizer(stage.optimizer, definition.specs).init, trained)
+    state = jax.eval_shape(make_optimizer(stage.optimizer, definition.specs, definition.config).init, trained)
     shardings = shardings_like(state, parameter_shardings(definition.specs, mesh), mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings

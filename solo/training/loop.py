@@ -27,6 +27,8 @@ from solo.sharding.hosts import row_share, summed
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import stop_agreed, wait_for_all
+from solo.training.idle import IdleWatch
+from solo.training.ledger import Ledger
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
 from solo.training.run import Metrics, MetricsStream, RunFolder
@@ -55,6 +57,7 @@ class Trainer:
     """One run of a config, on all devices unless a mesh is given.
 
     initial  gives the parameters that the run begins with, sharded over the mesh; they are drawn unless it is given
+    ledger   is told what the time goes into
     """
 
     def __init__(
@@ -65,14 +68,17 @@ class Trainer:
         observer: Observer,
         mesh: Mesh | None = None,
         initial: Callable[[ModelDefinition, Mesh], Parameters] | None = None,
+        ledger: Ledger | None = None,
     ):
         self.config, self.prepared, self.run, self.observer = config, prepared, run, observer
         self.definition = define(config, prepared.tokenizer.vocab_size)
         self.mesh = mesh or make_mesh(config.mesh)
         self._share = row_share(self.mesh)
         self._initial = initial or self._draw
+        self.ledger = ledger or Ledger()
         self.plans = [self._plan(stage) for stage in config.stages]
         self.totals = {"tokens": 0, "flops": 0}
+        self._idle = IdleWatch()
         self._trained = [frozenset(trainable_paths(self.definition.specs, stage)) for stage in config.stages]
 
     @property
@@ -91,6 +97,7 @@ class Trainer:
         checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint)
         progress = checkpoints.latest() or Progress(0, 0, 0, {})
         self.totals |= progress.totals
+        self.ledger.resumed(progress.step)
         # One process writes what a run writes once.
         metrics = MetricsStream(self.run, progress.step) if jax.process_index() == 0 else Metrics()
         try:
@@ -103,7 +110,9 @@ class Trainer:
                 state = self._enter(stage, number, at, state, checkpoints)
                 state = self._run_stage(stage, state, at, checkpoints, metrics)
             checkpoints.wait()
+            self.ledger.spent("checkpoint")
         finally:
+            self._idle.close()
             metrics.close()
             checkpoints.close()
 
@@ -130,22 +139,32 @@ class Trainer:
         """Steps `at.stage_step` to the end of stage `at.stage`, saving on the way."""
         plan, config = self.plans[at.stage], self.config.stages[at.stage]
         pending: tuple[Facts, StepMetrics] | None = None
+        step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]] | None = None
         clock = time.perf_counter()
         for facts, batch in self._batches(plan, config, at):
-            state, measured = stage.step(state, device_batch(batch, self.mesh, self._share.count))
+            placed = device_batch(batch, self.mesh, self._share.count)
+            if step is None:
+                self.ledger.spent("start-up")
+                step = stage.step.lower(state, placed).compile()
+                self.ledger.spent("compile")
+                clock = time.perf_counter()
+            state, measured = step(state, placed)
+            self._idle.given(measured.loss)
             # The previous step is read while this one runs.
             if pending:
                 clock = self._log(at.stage, *pending, metrics, clock)
             pending = (facts, measured)
             stopping = stop_agreed(facts.step, self.observer.stop_requested)
             last = facts.stage_step == plan.num_steps
-            if last or stopping or facts.step % self.config.checkpoint.every_steps == 0:
+            if last or stopping or self._saves_at(facts.step):
                 clock = self._log(at.stage, *pending, metrics, clock)
                 pending = None
                 snapshot = {} if last else plan.snapshot(facts.stage_step)
                 checkpoints.save(state, Progress(facts.step, at.stage, facts.stage_step, snapshot, dict(self.totals)))
+                self.ledger.spent("checkpoint")
             if stopping:
                 checkpoints.wait()
+                self.ledger.spent("checkpoint")
                 wait_for_all()  # before the first process ends and takes the others with it
                 raise Interrupted
         return state
@@ -171,7 +190,10 @@ class Trainer:
             for stage_step in range(at.stage_step + 1, plan.num_steps + 1):
                 start = time.perf_counter()
                 batch = next(batches)
-                waited = time.perf_counter() - start
+                end = time.perf_counter()
+                if stage_step > at.stage_step + 1:  # the first one is part of starting
+                    self.ledger.waited(self._idle.idle(start, end))
+                waited = end - start
                 step = at.step - at.stage_step + stage_step
                 slots = batch.attend.shape[0] * batch.attend.shape[1] * self._share.count
                 yield Facts(step, stage_step, self._work(batch), slots, waited), batch
@@ -186,6 +208,7 @@ class Trainer:
         values: StepMetrics = jax.device_get(measured)
         now = time.perf_counter()
         seconds = now - clock
+        self.ledger.spent("step", facts.step)
         work = facts.work()
         flops = sum(step_flops(self.definition, work, self._trained[number]).values())
         tokens = work.patches + work.text
@@ -257,6 +280,10 @@ class Trainer:
     def _plan(self, stage: StageConfig) -> StagePlan:
         indexes = {name: self.prepared.sources[name].index for name in stage.mixture}
         return StagePlan(stage, indexes, self.config.image_in(stage), self.config.data, self.config.seed)
+
+    def _saves_at(self, step: int) -> bool:
+        config = self.config.checkpoint
+        return step % config.every_steps == 0 or step in config.at_steps
 
     def _stage(self, number: int) -> Stage:
         config = self.config

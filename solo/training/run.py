@@ -30,6 +30,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def goodput_file(self) -> Path:
+        """What the time went into, over all tries; see `solo.training.ledger`."""
+        return self.path / "goodput.jsonl"
+
+    @property
     def quarantine_file(self) -> Path:
         """What was skipped, with its id and the reason, one JSON object a line."""
         return self.path / "quarantine.jsonl"

@@ -64,12 +64,13 @@ class StepMetrics(NamedTuple):
 class Stage(NamedTuple):
     """A stage ready to run on a mesh.
 
-    step       (TrainState, Batch) -> (TrainState, StepMetrics), jitted; the state's buffers are reused
+    step       (TrainState, Batch) -> (TrainState, StepMetrics), jitted: to be called, or lowered and compiled; the
+               state's buffers are reused
     start      Parameters -> TrainState with a fresh optimizer state, jitted
     abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings: what a checkpoint is restored onto
     """
 
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    step: Any
     start: Callable[[Parameters], TrainState]
     abstract: TrainState
 
@@ -117,7 +118,7 @@ def make_stage(
     trained = trainable_paths(specs, stage)
     frozen = sorted(set(specs) - set(trained))
     scales = rate_scales(specs, stage)
-    optimizer = make_optimizer(stage.optimizer, specs)
+    optimizer = make_optimizer(stage.optimizer, specs, definition.config)
     where = placement(mesh, definition.config)
     _check_rows(stage, mesh)
 

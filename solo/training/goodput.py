@@ -1,0 +1,58 @@
+"""`solo goodput RUN`: what the time of a run went into. Nothing heavy is imported for help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = (
+    "Sums up goodput.jsonl over all tries of a run, also of one that still goes on: start-up, compiling, steps, idle"
+    " waits for data, checkpoints, evaluation, steps that a restart had to do again, and the time between tries."
+    " Goodput is the share of steps that count."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the summary. Raises ConfigError where the folder is no run, or holds no reading."""
+    from solo.config import ConfigError
+    from solo.training.ledger import goodput
+    from solo.training.run import RunFolder
+
+    folder = RunFolder(Path(arguments.run))
+    if not folder.config_file.is_file():
+        raise ConfigError(f"{folder.path} is no run of solo: it has no {folder.config_file.name}")
+    found = goodput(folder.goodput_file)
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        _show(found, folder.goodput_file)
+    return 0
+
+
+def _show(found: Any, path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("time in")
+    for title in ("seconds", "share"):
+        table.add_column(title, justify="right")
+    for part, seconds in found.seconds.items():
+        table.add_row(part, f"{seconds:,.1f}", f"{found.share_of(part):.1%}")
+    table.add_section()
+    table.add_row("all", f"{found.total:,.1f}", "")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.last))
+    console.print(f"goodput {found.share_of('step'):.1%}: {found.steps:,} steps in {found.tries} tries")
+    console.print(f"{found.state}; last reading {at}")
+    if found.broken:
+        console.print(f"{found.broken} lines of {path} were cut short and are left out")

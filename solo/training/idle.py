@@ -1,0 +1,37 @@
+"""How long devices stood idle while the host waited for something."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+
+
+class IdleWatch:
+    """Notes when the devices were done with what they were given last: a wait beside their work costs nothing."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="idle-watch")
+        self._done: Future[float] | None = None
+
+    def given(self, result: jax.Array) -> None:
+        """The devices were given the work that ends in this result."""
+        self._done = self._thread.submit(_when_ready, result)
+
+    def idle(self, start: float, end: float) -> float:
+        """Seconds between two readings of `time.perf_counter`, `end` being about now, with nothing to do."""
+        if self._done is None:
+            return end - start
+        if not self._done.done() or self._done.exception():
+            return 0.0
+        return max(0.0, end - max(start, self._done.result()))
+
+    def close(self) -> None:
+        """Nothing more will be asked."""
+        self._thread.shutdown(wait=False)
+
+
+def _when_ready(result: jax.Array) -> float:
+    result.block_until_ready()
+    return time.perf_counter()

@@ -1,0 +1,54 @@
+"""Policies of rematerialisation: the same gradients from less and less that is kept."""
+
+from itertools import pairwise
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solo.config import ExpertsConfig, ImageConfig, ModelConfig
+from solo.data.rows import assemble_row, stack
+from solo.data.shape import RowShape
+from solo.model.parameters import ModelDefinition
+from tests.reference import random_document
+
+POLICIES = get_args(ModelConfig.model_fields["remat"].annotation)
+IMAGE = ImageConfig(patch_size=2, max_side=64)
+
+
+def compiled(remat: str, parameters: dict, batch):
+    config = ModelConfig(
+        width=32, layers=6, heads=4, kv_heads=2, ffn_width=96, experts=ExpertsConfig(ffn="modality"),
+        attention_block=16, init_std=0.2, remat=remat,
+    )  # fmt: skip
+    definition = ModelDefinition(config, IMAGE, 50)
+
+    def loss(parameters, batch):
+        return jnp.sum(jnp.square(definition.bind(parameters).hidden(batch).hidden.join())) / 1000
+
+    return jax.jit(jax.grad(loss)).lower(parameters, batch).compile()
+
+
+@pytest.mark.slow
+def test_policies_keep_less_and_less_and_change_no_gradient() -> None:
+    rng = np.random.default_rng(0)
+    documents = [(random_document(rng, 50, patch_size=2, parts=4), 0) for _ in range(2)]
+    batch = stack([assemble_row(documents, RowShape(64, 96, 16), IMAGE, 0)])
+    model = ModelConfig(
+        width=32, layers=6, heads=4, kv_heads=2, ffn_width=96, experts=ExpertsConfig(ffn="modality"), init_std=0.2
+    )
+    parameters = ModelDefinition(model, IMAGE, 50).initialise(jax.random.key(0))
+    held, expected = {}, None
+    for remat in POLICIES:
+        gradient = compiled(remat, parameters, batch)
+        held[remat] = gradient.memory_analysis().temp_size_in_bytes
+        found = gradient(parameters, batch)
+        expected = expected or found
+        for path, value in expected.items():
+            scale = float(np.abs(value).max())
+            np.testing.assert_allclose(found[path] / scale, value / scale, atol=1e-5, rtol=0, err_msg=f"{remat} {path}")
+    shrinking = [held[remat] for remat in ("none", "dots", "projections", "full", "everything")]
+    layer_input = 160 * 32 * 4 * model.layers
+    assert all(more - less > layer_input / 2 for more, less in pairwise(shrinking)), held
