@@ -171,7 +171,7 @@ def forecast(
     rows = stage_rows(config, stage, document_slots)
     definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
     by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
-    work = step_work(config, stage, definition, rows)
+    work = step_work(config, stage, definition, rows, machine.chip)
     found = (config, stage, definition, rows, machine, by_hand, work)
     try:
         program = compile_step(config, stage, definition, rows.shape, rows.num_steps, machine, options)

@@ -19,7 +19,7 @@ from solo.planning.forecast import Forecast, forecast
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.rows import Rows, stage_rows
 from solo.planning.work import StepWork, step_work
-from solo.sharding.hardware import Machine
+from solo.sharding.hardware import Chip, Machine
 from solo.sharding.mesh import TABLE, mesh_sizes
 
 ROWS = (1, 2, 4, 8)
@@ -69,7 +69,7 @@ def candidates(
     limit, number = memory_limit(machine), config.stages.index(stage)
     # Its parameters are the same in every setting.
     definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
-    row = _work_of_a_row(definition, rows)
+    row = _work_of_a_row(definition, rows, machine.chip)
     kept, dropped = [], 0
     for changed, overrides in _settings(config, stage, number, machine):
         its_stage = changed.stages[number]
@@ -174,14 +174,14 @@ def _goes(kernel: str, machine: Machine) -> bool:
     return kernel == "blocks" or machine.chip.name != "cpu"
 
 
-def _work_of_a_row(definition: ModelDefinition, rows: Rows) -> Callable[[Config, StageConfig], StepWork]:
+def _work_of_a_row(definition: ModelDefinition, rows: Rows, chip: Chip) -> Callable[[Config, StageConfig], StepWork]:
     """FLOPs of one row under a config, counted once for all that have the same."""
     counted: dict[tuple[str, str], StepWork] = {}
 
     def of(config: Config, stage: StageConfig) -> StepWork:
         key = (config.model.remat, config.model.attention)
         if key not in counted:
-            counted[key] = step_work(config, stage.model_copy(update={"batch_rows": 1}), definition, rows)
+            counted[key] = step_work(config, stage.model_copy(update={"batch_rows": 1}), definition, rows, chip)
         return counted[key]
 
     return of

@@ -12,9 +12,11 @@ import numpy as np
 
 from solo.config import Config, ModelConfig, StageConfig
 from solo.model.attention import needed_blocks
+from solo.model.attention_kernel import choose_kernel
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.rows import Rows, intervals
+from solo.sharding.hardware import CHIPS, Chip
 from solo.training.optimizer import trainable_paths
 
 _SAMPLED_ROWS = 64
@@ -42,24 +44,33 @@ class StepWork:
         return sum(self.useful.values()) / sum(self.computed.values())
 
 
-def step_work(config: Config, stage: StageConfig, definition: ModelDefinition, rows: Rows) -> StepWork:
-    """Count a step of a stage."""
+def step_work(
+    config: Config, stage: StageConfig, definition: ModelDefinition, rows: Rows, chip: Chip = CHIPS["cpu"]
+) -> StepWork:
+    """Count a step of a stage, with the tiles of the chip's own attention."""
     trained = frozenset(trainable_paths(definition.specs, stage))
     model, shape, count = config.model, rows.shape, stage.batch_rows
     image = config.image_in(stage)
+    kernel = choose_kernel(
+        model, "tpu" if chip.is_tpu else "cpu" if chip.name == "cpu" else "cuda", chip.device_kinds[0]
+    )
     pairs, tiles, blocks = [], [], []
     for row in rows.documents[:_SAMPLED_ROWS]:
         attend = intervals(row, shape, image.attention, config.sequence.window)
         pairs.append(int((attend[:, 1] - attend[:, 0] + attend[:, 3] - attend[:, 2]).sum()))
         needed = np.asarray(
             needed_blocks(
-                attend[None], num_patches=shape.patch_slots, num_text=shape.text_slots, block=model.attention_block
+                attend[None],
+                num_patches=shape.patch_slots,
+                num_text=shape.text_slots,
+                block=kernel.block,
+                key_block=kernel.key_block,
             )
         )
         # Blocks may reach beyond the row; what is there is computed too.
-        tiles.append(int(needed.sum()) * model.attention_block**2)
+        tiles.append(int(needed.sum()) * kernel.block * kernel.key_block)
         blocks.append(float(needed.sum() / needed.shape[1]))
-    if model.attention == "dense":
+    if kernel.implementation == "dense":
         tiles = [shape.slots**2]
     patches, text, targets = (round(value * count) for value in rows.live)
     useful = step_flops(definition, Work(patches, text, targets, round(np.mean(pairs) * count)), trained)
