@@ -140,12 +140,13 @@ def _saved(config: ModelConfig, tensor: int) -> int:
     qkv = (heads + 2 * config.kv_heads // tensor) * head_dim
     ffn = config.ffn_width // tensor * (2 if config.ffn == "swiglu" else 1)
     attention = heads * head_dim
-    kept = width + attention
-    # Policies that are not known here, as those that keep things in the host's memory, count as keeping nothing else.
-    if config.remat in ("dots", "none"):
-        kept += qkv + width + ffn
-    if config.remat == "none":
-        kept += 2 * width + qkv + ffn
+    products = {"dots": qkv + width + ffn, "projections": qkv + width, "none": 2 * (qkv + ffn) + 3 * width}
+    kept = products.get(config.remat, 0)
+    # What lies in the host's memory is none of the device's.
+    kept += 0 if config.remat.startswith("offload") else width
+    if config.remat == "everything":
+        return kept * _item(config)
+    kept += attention
     return kept * _item(config) + 4 * heads
 
 

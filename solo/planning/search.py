@@ -139,7 +139,8 @@ def _settings(
                 continue
             for rows in ROWS:
                 batch = rows * prod(sizes[axis] for axis in TABLE["rows"])
-                for remat in _choices("remat"):
+                # How fast a host's memory is reached is in no table, so that offloading has no estimate.
+                for remat in (policy for policy in _choices("remat") if not policy.startswith("offload")):
                     for kernel in kernels:
                         yield _with(config, number, mesh, batch, remat, kernel)
 

@@ -1,7 +1,7 @@
 """FLOPs of a step: what is useful of it, and what the machine has to compute for that.
 
 Counted from shapes (`solo.model.flops`), so exact for the documents assumed. What recomputation adds follows from
-the checkpoint policy of `solo.model.transformer`, not from the program: the compiler may spare some of it.
+the policies of `solo.model.remat`, not from the program: the compiler may spare some of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from solo.sharding.hardware import CHIPS, Chip
 from solo.training.optimizer import trainable_paths
 
 _SAMPLED_ROWS = 64
-_MATRICES = ("qkv", "out", "ffn_patches", "ffn_text")
+_FFN = ("ffn_patches", "ffn_text")
+_MATRICES = ("qkv", "out", *_FFN)
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,18 @@ def step_work(
 def _with_recomputation(
     config: ModelConfig, definition: ModelDefinition, work: Work, trained: frozenset[str], chunked: bool
 ) -> dict[str, int]:
-    """Add the scores of the backward pass, the logits of chunks, and what `remat: full` computes again of a layer."""
+    """Add the scores of the backward pass, the logits of chunks, and what `model.remat` computes again of a layer."""
     found = step_flops(definition, work, trained)
     # Without anything trained a part is its forward pass and one product as large; the embedder's first has none.
     forward = {part: flops // 2 for part, flops in step_flops(definition, work, frozenset()).items()}
     found["attention"] = found["attention"] * 7 // 6
     found["head"] += forward["head"] * chunked
-    if config.remat == "full":
-        # Nothing needs the output of an FFN's last product again.
-        last = 3 if config.ffn == "swiglu" else 2
-        for part in _MATRICES:
-            found[part] += forward[part] * (last - 1) // last if part.startswith("ffn") else forward[part]
+    if config.remat == "everything":
+        # Scores and values once more.
+        found["attention"] += forward["attention"] * 2 // 3
+    again = {"none": (), "dots": (), "projections": _FFN, "offload_projections": _FFN}.get(config.remat, _MATRICES)
+    # Nothing needs the output of an FFN's last product again.
+    last = 3 if config.ffn == "swiglu" else 2
+    for part in again:
+        found[part] += forward[part] * (last - 1) // last if part in _FFN else forward[part]
     return found
