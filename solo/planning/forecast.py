@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from solo.config import Config, ConfigError, StageConfig
@@ -42,6 +42,7 @@ class Forecast:
     refusal       what it said then
     collectives   of a step, the largest first
     time          of a step; None where the compiler gives no cycles
+    options       of the compiler, beyond its own
     """
 
     config: Config
@@ -55,6 +56,7 @@ class Forecast:
     refusal: OutOfMemoryError | None
     collectives: tuple[Collective, ...]
     time: StepTime | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def limit(self) -> int | None:
@@ -131,6 +133,7 @@ class Forecast:
             "tokens_per_second": self.tokens_per_second,
             "steps": self.rows.num_steps,
             "hours": self.hours,
+            "compiler_options": dict(self.options),
             "compiled_in_seconds": program and program.seconds,
         }
 
@@ -176,12 +179,12 @@ def forecast(
     try:
         program = compile_step(config, stage, definition, rows.shape, rows.num_steps, machine, options)
     except OutOfMemoryError as error:
-        return Forecast(*found, None, error, (), None)
+        return Forecast(*found, None, error, (), None, dict(options or {}))
     module = parse_module(program.text)
     collectives = find_collectives(module, program.mesh, machine, program.devices)
     # A program that was made in haste says nothing about the time of one that was not.
-    time = None if options == QUICK else step_time(module, collectives, work, machine)
-    return Forecast(*found, program, None, tuple(collectives), time)
+    time = None if (options or {}).items() >= QUICK.items() else step_time(module, collectives, work, machine)
+    return Forecast(*found, program, None, tuple(collectives), time, dict(options or {}))
 
 
 def forecast_recipe(

@@ -74,7 +74,7 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
     first, second = plan["stages"]
     assert set(first) == {
         *("stage", "mesh", "settings", "rows", "memory", "flops", "collectives", "step", "mfu", "tokens_per_second"),
-        *("steps", "hours", "compiled_in_seconds"),
+        *("steps", "hours", "compiler_options", "compiled_in_seconds"),
     }
     assert first["memory"]["parameters"] == found.by_hand.parameters
     assert first["mesh"] == {"replica": 1, "data": 1, "fsdp": 4, "context": 1, "tensor": 2}
@@ -98,6 +98,18 @@ def test_what_does_not_fit_ends_with_status_2_and_says_what_would(
     error = capsys.readouterr().err
     assert f"needs {in_words(found.needed)}" in error
     assert "what would fit" in error
+
+
+def test_compiler_options_are_passed_on_and_said(found: Forecast, tmp_path: Path, monkeypatch, capsys) -> None:
+    calls = []
+    monkeypatch.setattr(forecasts, "forecast", lambda *arguments: calls.append(arguments) or found)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "config.yaml").write_text(dump_config(_config()))
+    words = ["plan", str(tmp_path / "config.yaml"), "--on", "cpu-8"]
+    assert main([*words, "--xla", "xla_a=1", "--xla=--xla_b=true"]) == 0
+    assert calls[0][3] == {"xla_a": "1", "xla_b": "true"}
+    assert "--xla_a=1 --xla_b=true" in " ".join(capsys.readouterr().out.split())
+    assert main([*words, "--xla", "xla_a"]) == 2
 
 
 def test_a_missing_stage_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
