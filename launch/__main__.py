@@ -10,7 +10,7 @@ from typing import Any
 
 from launch import gke, local, slurm, tpu_vm
 from launch.plan import load_record, run_all, show
-from launch.request import Request, check, run_name
+from launch.request import Request, check, check_memory, run_name
 from launch.restarts import MAX_IDLE_RESTARTS, MAX_RESTARTS
 from launch.watch import follow
 from solo.config import ConfigError, load_config
@@ -56,6 +56,8 @@ def request(parsed: argparse.Namespace) -> Request:
     where = machine(parsed.on, parsed.slices, parsed.hosts)
     for config in configs:
         check(config, where)
+        for doubt in check_memory(config, where):
+            print(f"launch: {doubt}", file=sys.stderr)
     options = {name: value for name, value in vars(parsed).items() if name not in _COMMON}
     name = run_name(parsed.name or configs[0].name)
     return Request(name, configs, where, parsed.max_restarts, parsed.max_idle_restarts, options)

@@ -91,6 +91,20 @@ def check(config: Config, machine: Machine) -> None:
             )
 
 
+def check_memory(config: Config, machine: Machine) -> list[str]:
+    """Count by hand whether the stages fit into the devices' memory. Returns what is doubtful.
+
+    Raises:
+        ConfigError: one cannot fit; the message names settings that would.
+    """
+    if machine.chip.memory is None:
+        return []
+    # Imported here: it takes jax, and seconds.
+    from solo.planning.fit import check_run
+
+    return check_run(config, machine)
+
+
 def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
     """Devices along every axis. Raises ConfigError where they do not multiply to the machine's."""
     sizes = mesh.model_dump()

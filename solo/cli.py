@@ -213,7 +213,11 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    """Count a model's tensors and parameters."""
+    """Count a model's tensors and parameters, or compile its training for a machine."""
+    if not arguments.count:
+        from solo.planning import command
+
+        return command.run(arguments)
     from rich.console import Console
     from rich.table import Table
 
@@ -344,16 +348,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
     added.add_argument("--no-verify", dest="verify", action="store_false", help="compare nothing")
 
-    added = add(
-        "plan",
-        plan,
-        "count a config's tensors and parameters",
-        "Nothing is allocated: sizes of the model by component, all of them and those that one text token or one patch"
-        " meets, and its tensors in every published layout that can hold it.",
-    )
-    added.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/models/solo_7b.yaml")
-    added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
-    added.add_argument("--count", action="store_true", required=True, help="the one plan there is so far")
+    from solo.planning import command as planning
+
+    added = add("plan", plan, "what a run needs and costs on a machine, before paying for it", planning.DESCRIPTION)
+    planning.add_arguments(added, OVERRIDES)
 
     added = add(
         "evaluate",
@@ -364,6 +362,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("run", metavar="RUN", help="a run's folder")
 
     from solo.scaling import command
+    from solo.scaling.sweep import command as sweep
+
+    sweep.add_arguments(add("sweep", sweep.run, "plan and run a sweep of sizes and lengths", sweep.DESCRIPTION))
     from solo.training import goodput
 
     goodput.add_arguments(add("goodput", goodput.run, "say what the time of a run went into", goodput.DESCRIPTION))

@@ -10,6 +10,7 @@ from solo.data.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.loading import initial_parameters
+from solo.planning.fit import check_fit, machine_here
 from solo.training.distributed import first_then_others
 from solo.training.ledger import Ledger
 from solo.training.loop import Interrupted, Trainer
@@ -68,12 +69,22 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
     observer.note("planning")
     initial = partial(initial_parameters, config.start_from) if config.start_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)
+    doubts = check_memory(trainer)
     observer.start(trainer.num_steps)
     trainer.train()
     observer.finish()
     results = evaluate_run(run, config, prepared, observer)
     ledger.spent("evaluation")
-    return Trained(run, results, _set_aside(run, prepared, trainer))
+    return Trained(run, results, [*doubts, *_set_aside(run, prepared, trainer)])
+
+
+def check_memory(trainer: Trainer) -> list[str]:
+    """What is doubtful about the stages' fit into the devices' memory. Raises ConfigError where one cannot."""
+    here = machine_here()
+    if here is None:
+        return []
+    found = [check_fit(trainer.config, plan.stage, trainer.definition, plan.shape, here) for plan in trainer.plans]
+    return [doubt for doubt in found if doubt]
 
 
 def _set_aside(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:

@@ -4,6 +4,8 @@ import os
 
 # Before jax is imported for the first time. Unoptimised code compiles twice as fast, and tests mostly compile.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# The compiler for TPUs may be installed; its TPUs are not looked for.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 

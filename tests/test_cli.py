@@ -9,7 +9,11 @@ from solo.cli import main
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["prepare"], ["train"], ["generate"], ["evaluate"], ["export"], ["fit"], ["goodput"]]
+    "verb",
+    [
+        [],
+        *([verb] for verb in ("prepare", "train", "generate", "evaluate", "export", "plan", "sweep", "fit", "goodput")),
+    ],
 )
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
     code = (

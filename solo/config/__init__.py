@@ -7,12 +7,13 @@ a `Config`; `dump_config` writes one back, and that text alone repeats the run.
 
 from solo.config.base import ConfigError, Section, nearest
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
-from solo.config.file import dump_config, load_config, parse_config
+from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
 from solo.config.model import (
     ExpertsConfig,
     LearnedExpertsConfig,
     MeshConfig,
     ModelConfig,
+    ParametrisationConfig,
     PatchEmbedConfig,
     RopeScalingConfig,
     Sharing,
@@ -22,6 +23,7 @@ from solo.config.training import (
     Average,
     CheckpointConfig,
     EvaluationConfig,
+    HeldOutConfig,
     LossConfig,
     OptimizerConfig,
     SafetyConfig,
@@ -37,12 +39,14 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ExpertsConfig",
+    "HeldOutConfig",
     "ImageConfig",
     "LearnedExpertsConfig",
     "LossConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ParametrisationConfig",
     "PatchEmbedConfig",
     "RopeScalingConfig",
     "SafetyConfig",
@@ -57,4 +61,7 @@ __all__ = [
     "load_config",
     "nearest",
     "parse_config",
+    "parse_section",
+    "read_config",
+    "set_value",
 ]

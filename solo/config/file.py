@@ -8,13 +8,15 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from solo.config.base import ConfigError, nearest
+from solo.config.base import ConfigError, Section, nearest
 from solo.config.run import Config
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 # What a recipe writes where its source does not say: to be set before it can run.
 UNKNOWN = "unknown"
@@ -37,10 +39,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or unreadable, or the config is not valid.
     """
-    data = _read(Path(path), seen=())
+    data = read_config(path)
     for override in overrides:
         _apply(data, override)
     return parse_config(data, origin=str(path))
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What a YAML file and those it extends say, not validated. Raises ConfigError where one cannot be read."""
+    return _read(Path(path), seen=())
+
+
+def set_value(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key, as in `stages.0.steps`. Raises ConfigError where there is no such place."""
+    keys = key.split(".")
+    node: Any = data
+    try:
+        for part in keys[:-1]:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(keys[-1])] = value
+        elif isinstance(node, dict):
+            node[keys[-1]] = value
+        else:
+            raise TypeError
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"{key!r}: there is no such place in the config") from None
 
 
 def parse_config(data: Mapping[str, Any], origin: str = "config") -> Config:
@@ -50,11 +74,16 @@ def parse_config(data: Mapping[str, Any], origin: str = "config") -> Config:
             f"{origin} leaves open what its source does not say; set it:\n"
             + "\n".join(f"  {key}=..." for key in unknown)
         )
+    return parse_section(Config, data, origin, "config")
+
+
+def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> SectionT:
+    """Validate a mapping as a section. Raises ConfigError with one line per fault."""
     try:
-        return Config.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [_explain(fault) for fault in error.errors()]
-        raise ConfigError(f"{origin} is not a valid config:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        lines = [_explain(fault, kind) for fault in error.errors()]
+        raise ConfigError(f"{origin} is not a valid {what}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -103,28 +132,21 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r}: expected key.path=value")
-    keys = path.split(".")
-    node: Any = data
     try:
-        for key in keys[:-1]:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        if isinstance(node, list):
-            node[int(keys[-1])] = yaml.load(text, Loader=_Loader)
-        elif isinstance(node, dict):
-            node[keys[-1]] = yaml.load(text, Loader=_Loader)
-        else:
-            raise TypeError
-    except (ValueError, IndexError, TypeError, AttributeError):
-        raise ConfigError(f"override {override!r}: there is no such place in the config") from None
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    try:
+        set_value(data, path, value)
+    except ConfigError:
+        raise ConfigError(f"override {override!r}: there is no such place in the config") from None
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, kind: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     where = ".".join(location) or "(top)"
     if fault["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        known = _fields_at(location[:-1], kind)
         return f"{where}: unknown key{nearest(location[-1], known) or f'; known keys: {sorted(known)}'}"
     if fault["type"] == "missing":
         return f"{where}: missing"
@@ -135,9 +157,8 @@ def _explain(fault: Any) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}; found {found} ({type(fault['input']).__name__})"
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    """Field names of the section at a dotted path of the schema."""
-    kind: Any = Config
+def _fields_at(location: list[str], kind: Any) -> list[str]:
+    """Field names of the section at a dotted path of a schema."""
     for part in location:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[part].annotation if part in kind.model_fields else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from solo.config.base import Section
 
@@ -77,6 +77,27 @@ class RopeScalingConfig(Section):
     high_frequency_factor: float = Field(4.0, gt=0, description="llama3")
 
 
+class ParametrisationConfig(Section):
+    """How initial scales and learning rates follow the size, so that those tuned at a base size serve every other.
+
+    standard   they do not
+    mup        over widths
+    completep  over widths and depths; see `solo.model.parametrisation`
+    """
+
+    kind: Literal["standard", "mup", "completep"] = "standard"
+    base_width: int | None = Field(None, ge=1, description="width at which all kinds are the same")
+    base_layers: int | None = Field(None, ge=1, description="completep: layers at which all kinds are the same")
+    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, where the ladder changes it")
+
+    @model_validator(mode="after")
+    def _check(self) -> ParametrisationConfig:
+        needed = {"mup": ("base_width",), "completep": ("base_width", "base_layers")}.get(self.kind, ())
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"{self.kind} needs {', '.join(missing)}")
+        return self
+
+
 class ModelConfig(Section):
     """A pre-norm decoder: norms, rotary attention with grouped keys, an FFN; see `solo.model.transformer`."""
 
@@ -106,13 +127,21 @@ class ModelConfig(Section):
     tied_head: bool = False
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded up to a multiple of this")
     init_std: float = Field(0.02, gt=0)
+    parametrisation: ParametrisationConfig = ParametrisationConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "projections", "full", "everything", "offload", "offload_projections"] = Field(
         "none", description="what a layer keeps for the backward pass, and where; see solo/model/remat.py"
     )
     scan_layers: bool = True
-    attention: Literal["blocks", "dense"] = Field("blocks", description="dense materialises S x S: for tests")
-    attention_block: int = Field(128, ge=8, description="queries and keys per block")
+    attention: Literal["auto", "blocks", "dense", "pallas"] = Field(
+        "auto",
+        description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: kernels"
+        " of the platform, on a CPU interpreted, for tests. dense materialises S x S: for tests",
+    )
+    attention_block: int = Field(128, ge=8, description="queries and keys per block of `blocks`")
+    attention_tile: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="queries and keys per tile of `pallas`; null: what suits the chip"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

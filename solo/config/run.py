@@ -45,6 +45,8 @@ class Config(Section):
                 check(name, f"stage {stage.name!r}, mixture")
         for title, task in self.evaluation.tasks.items():
             check(task.source, f"evaluation task {title!r}")
+        for title, loss in self.evaluation.losses.items():
+            check(loss.source, f"evaluation loss {title!r}")
         for name in self.data.tokenizer.train_on:
             check(name, "data.tokenizer.train_on")
         names = [stage.name for stage in self.stages]

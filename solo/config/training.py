@@ -86,6 +86,9 @@ class CheckpointConfig(Section):
     every_steps: int = Field(100, ge=1)
     keep_latest: int = Field(2, ge=1)
     keep_every_steps: int | None = Field(None, ge=1, description="besides the latest, keep these for good")
+    at_steps: tuple[int, ...] = Field(
+        (), description="save at these too, and keep them: where a sweep's runs branch off"
+    )
 
 
 class SafetyConfig(Section):
@@ -108,8 +111,17 @@ class TaskConfig(Section):
     blank_images: bool = Field(False, description="also answer with the images blanked: multi-modal gain (MMStar)")
 
 
+class HeldOutConfig(Section):
+    """The mean cross-entropy of a source that is not trained on, packed into rows like those of the last stage."""
+
+    source: str
+    batches: int | None = Field(None, ge=1, description="of batch_rows rows; default all of the source, once")
+    batch_rows: int = Field(8, ge=1)
+
+
 class EvaluationConfig(Section):
     """What is evaluated at the end of a run, and how much of it the report shows."""
 
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    losses: dict[str, HeldOutConfig] = Field(default_factory=dict)
     report_examples: int = Field(12, ge=0, description="examples of each task shown in report.html")

@@ -65,9 +65,12 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
     for name in config.data.sources:
         _prepare_source(name, config, tokenizer, report)
     prepared = open_prepared(config)
-    with _replacing(folder / "quarantine.jsonl") as partial, partial.open("wb") as whole:
-        for source in prepared.sources.values():
-            whole.write((source.folder / "quarantine.jsonl").read_bytes())
+    left_out = b"".join((source.folder / "quarantine.jsonl").read_bytes() for source in prepared.sources.values())
+    whole = folder / "quarantine.jsonl"
+    # Nothing is written where nothing is new: the runs of a sweep come here at the same time.
+    if not whole.exists() or whole.read_bytes() != left_out:
+        with _replacing(whole) as partial:
+            partial.write_bytes(left_out)
     return prepared
 
 

@@ -99,7 +99,8 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
             Fact("positions in use", f"{tokens / max(slots, 1):.1%}"),
             Fact("time in steps", duration(sum(line["timing"]["step_seconds"] for line in steps))),
         ]
-    return facts
+    held_out = {line["task"]: line["loss"] for line in lines if line["kind"] == "held_out"}
+    return facts + [Fact(f"held-out loss, {name}", f"{loss:.3f}") for name, loss in held_out.items()]
 
 
 def active_parameters(definition: ModelDefinition) -> dict[str, int]:

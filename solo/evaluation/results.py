@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from solo.evaluation.losses import HeldOutLoss
 from solo.evaluation.tasks import TaskResult
 
 UNITS = {"exact_match": "right", "character_error_rate": "characters wrong"}
@@ -29,6 +30,11 @@ def results_lines(results: Sequence[TaskResult], step: int) -> list[dict[str, An
         }
         for result in results
     ]
+
+
+def losses_lines(losses: Sequence[HeldOutLoss], step: int) -> list[dict[str, Any]]:
+    """One line per held-out loss for `metrics.jsonl`, as of a step of the run."""
+    return [{"kind": "held_out", "step": step, "task": found.name, **found._asdict()} for found in losses]
 
 
 def print_results(results: Sequence[TaskResult], console: Console) -> None:

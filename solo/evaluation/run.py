@@ -10,8 +10,9 @@ import jax
 
 from solo.config import Config, ConfigError, load_config
 from solo.data.prepare import Prepared, open_prepared
+from solo.evaluation.losses import held_out_losses
 from solo.evaluation.report import write_report
-from solo.evaluation.results import results_lines
+from solo.evaluation.results import losses_lines, results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
 from solo.inference.monolith import load_run, newest_checkpoint
 from solo.training.observer import Observer
@@ -19,7 +20,7 @@ from solo.training.run import RunFolder, read_metrics
 
 
 def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
-    """Answer a run's tasks with its newest checkpoint, add the scores to its metrics, and write `report.html`.
+    """Answer a run's tasks with its newest checkpoint, and measure its held-out losses; into metrics and `report.html`.
 
     Scores that are there already are not written again. Every process answers; the first one writes.
 
@@ -34,9 +35,11 @@ def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: O
         observer.note(f"evaluating {task}: {done} of {total}")
 
     results = evaluate(model, config.evaluation, prepared.sources, note)
+    losses = held_out_losses(model, config, prepared, note)
     if jax.process_index() == 0:
         observer.note("writing the report")
-        _record(run, int(checkpoint.name), results)
+        step = int(checkpoint.name)
+        _record(run, [*results_lines(results, step), *losses_lines(losses, step)])
         write_report(run.report_file, config, model.definition, results, read_metrics(run.metrics_file))
     return results
 
@@ -52,8 +55,8 @@ def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
     return evaluate_run(run, config, open_prepared(config), observer)
 
 
-def _record(run: RunFolder, step: int, results: list[TaskResult]) -> None:
-    """Append the scores to the metrics of a step, unless they stand there already.
+def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:
+    """Append scores and losses to the metrics, unless they stand there already.
 
     Only appends, because the run may be training, and writing the same file, at this moment.
     """
@@ -61,8 +64,8 @@ def _record(run: RunFolder, step: int, results: list[TaskResult]) -> None:
     def what_counts(line: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in line.items() if name != "timing"}
 
-    known = [what_counts(line) for line in read_metrics(run.metrics_file) if line["kind"] == "evaluation"]
+    known = [what_counts(line) for line in read_metrics(run.metrics_file)]
     with run.metrics_file.open("a", encoding="utf-8") as metrics:
-        for line in results_lines(results, step):
+        for line in lines:
             if what_counts(line) not in known:
                 metrics.write(json.dumps(line, ensure_ascii=False) + "\n")

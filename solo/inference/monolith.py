@@ -158,7 +158,7 @@ class Monolith:
         Of a caller's batch they are [B, N, V], in the order of its `input_ids`.
         """
         definition, plain = self._as_given(batch)
-        logits_BSV = _logits(definition, self.placement, self.parameters, self._place(plain))
+        logits_BSV = _logits(definition, self.placement, self.parameters, self.place(plain))
         found = np.asarray(logits_BSV[: len(plain.text), :, : self.definition.vocab_size])
         return batch.in_order(found) if isinstance(batch, CallerBatch) else found
 
@@ -168,7 +168,7 @@ class Monolith:
         Of a caller's batch, with weights from a published repository, the gradients go by that repository's names.
         """
         definition, plain = self._as_given(batch)
-        found = _loss_and_grads(definition, self.placement, self.parameters, self._place(plain))
+        found = _loss_and_grads(definition, self.placement, self.parameters, self.place(plain))
         loss, grads = jax.device_get(found)
         if isinstance(batch, CallerBatch) and self.published is not None:
             grads = self.published.rename(grads)
@@ -238,7 +238,7 @@ class Monolith:
         definition, parameters = self.definition, self.parameters
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
         memory = empty_memory(definition, len(counts_B2), batch.patches.shape[1], text_slots)
-        memory, logits = read(definition, self.placement, parameters, memory, self._place(batch), counts_B2)
+        memory, logits = read(definition, self.placement, parameters, memory, self.place(batch), counts_B2)
         window = self.config.sequence.window
         written = decoding.write(definition, parameters, self.tokenizer, self.template, memory, logits, keys_B, window)
         tokens, lengths = jax.device_get((written.tokens, written.lengths))
@@ -250,7 +250,7 @@ class Monolith:
         share = prod(self.mesh.shape[axis] for axis in TABLE["rows"])
         return -(-rows // share) * share
 
-    def _place(self, batch: Batch) -> Batch:
+    def place(self, batch: Batch) -> Batch:
         """The batch on the devices, with empty rows added to share it out."""
         missing = self._fill(len(batch.text)) - len(batch.text)
         padded = (

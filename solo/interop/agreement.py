@@ -13,6 +13,7 @@ from solo.interop.layout import Layout, LayoutError, Sections
 _FREE = {
     "attention",
     "attention_block",
+    "attention_tile",
     "compute_dtype",
     "experts",
     "frozen_embedding_id",
@@ -86,6 +87,8 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> 
         # A text token stands at the same time, row and column: sections make no difference to it.
         elif key not in _FREE:
             yield from _line(f"model.{key}", theirs, ours, key)
+    if "parametrisation" not in sections["model"] and ours.parametrisation.kind != "standard":
+        yield f"model.parametrisation.kind: standard there, {ours.parametrisation.kind} here"
     rows, wanted = theirs.vocab_size or 0, ours.vocab_size
     if wanted is not None and rows > wanted:
         yield f"model.vocab_size: {rows} there, {wanted} here; rows can be added, not taken away"

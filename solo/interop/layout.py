@@ -202,8 +202,11 @@ class Rules:
 
 
 def first_refusal(config: Config, layout: str, allowed: Mapping[str, Any]) -> str | None:
-    """The first key of a config (`model.bias`) whose value is not the one allowed, or not among those in a tuple."""
-    for key, wanted in allowed.items():
+    """The first key of a config (`model.bias`) whose value is not the one allowed, or not among those in a tuple.
+
+    No published layout has the multipliers of muP.
+    """
+    for key, wanted in {"model.parametrisation.kind": "standard", **allowed}.items():
         value = reduce(getattr, key.split("."), config)
         if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             needed = " or ".join(str(each) for each in wanted) if isinstance(wanted, tuple) else wanted

@@ -12,21 +12,23 @@ X query blocks and Y key blocks of all rows, N groups of G query blocks, Q queri
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from solo.model.attention_gpu import triton_attention
+from solo.model.attention_kernel import Implementation, Kernel
+from solo.model.attention_tiles import Sizes
+from solo.model.attention_tpu import flash_attention
+from solo.model.intervals import FLOOR, HIDDEN, SAVED, needed_blocks, pad_slots
+
+__all__ = ["SAVED", "interval_attention", "needed_blocks"]
+
 # Query blocks that advance in lock step. More of them waste visits and outgrow the caches, fewer give small products.
 GROUP = 4
-# The score of a hidden key, and the least maximum of a softmax: exp(HIDDEN - FLOOR) is 0, so that a query which
-# sees nothing sums up to 0 instead of NaN. True scores stay far above both.
-HIDDEN = -1e30
-FLOOR = -1e29
-# A checkpoint policy that saves this name spares the backward pass a second forward pass.
-SAVED = "interval_attention"
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -38,8 +40,10 @@ def interval_attention(
     intervals_BS4: Array,
     *,
     num_patches: int,
-    implementation: Literal["blocks", "dense"] = "blocks",
+    implementation: Implementation = "blocks",
     block: int = 128,
+    key_block: int | None = None,
+    interpret: bool = False,
 ) -> Array:
     """Softmax attention of each query over the key patches [a0, a1) and the key texts [a2, a3) of its row.
 
@@ -49,50 +53,51 @@ def interval_attention(
     q_BSHC         queries, any float dtype; H is a multiple of K
     k_BRKC, v_BRKC keys and values of the same dtype
     intervals_BS4  int32 (a0, a1, a2, a3) of each query, as `Batch.attend`
-    implementation "dense" holds S x R scores: right for a single query; "blocks" holds some block x block tiles of them
-    block          queries and keys per tile side
+    implementation "dense" holds S x R scores: right for a single query; "blocks" holds some block x block tiles of
+                   them; "pallas_tpu" and "pallas_gpu" are the kernels of `solo.model.attention_tpu` and `attention_gpu`
+    block          queries of a tile
+    key_block      keys of a tile of a kernel, the same if not given; those of "blocks" are square
+    interpret      let a kernel be computed step by step on any platform
 
     Returns [B, S, H, C] in the dtype of q; scores, softmax and sums are float32 throughout.
     Under a mesh call it inside `shard_map`: it orders the query blocks of all the rows that it is given by their work.
     Raises ValueError where shapes or arguments do not fit together.
     """
-    _check(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches, implementation, block)
+    kernel = Kernel(implementation, block, key_block or block, interpret)
+    _check(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches, kernel)
     num_text = k_BRKC.shape[1] - num_patches
     intervals_BS4 = jnp.clip(intervals_BS4, 0, jnp.array([num_patches, num_patches, num_text, num_text]))
     if implementation == "dense":
         return _dense(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches)
+    if implementation in ("pallas_tpu", "pallas_gpu"):
+        attend = flash_attention if implementation == "pallas_tpu" else triton_attention
+        return attend(_sizes(kernel, q_BSHC, k_BRKC, num_patches), q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
     grid = _Grid(len(q_BSHC), q_BSHC.shape[1], num_patches, num_text, block)
     return _blocks(grid, q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
 
 
-def needed_blocks(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int) -> Array:
-    """Which key blocks some query of a query block sees: bool [B, query blocks, key blocks], patch blocks first.
-
-    Queries are cut into blocks across the regions, keys within each. The True tiles are those that "blocks" visits.
-    """
-    rows, queries, _ = intervals_BS4.shape
-    grid = _Grid(rows, queries, num_patches, num_text, block)
-    intervals = _pad_slots(jnp.asarray(intervals_BS4), grid.blocks(queries) * block).reshape(rows, -1, block, 1, 4)
-
-    def meets(start: Array, end: Array, slots: int) -> Array:
-        first = jnp.arange(grid.blocks(slots)) * block
-        return jnp.any(jnp.maximum(start, first) < jnp.minimum(end, first + block), axis=2)
-
-    a0, a1, a2, a3 = jnp.moveaxis(intervals, -1, 0)
-    return jnp.concatenate([meets(a0, a1, num_patches), meets(a2, a3, num_text)], axis=-1)
+def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, num_patches: int) -> Sizes:
+    rows, queries, num_text = *q_BSHC.shape[:2], k_BRKC.shape[1] - num_patches
+    kernel = kernel.fitted(queries, num_patches, num_text)
+    dim, interpret = q_BSHC.shape[3], kernel.interpret
+    return Sizes(rows, queries, num_patches, num_text, kernel.block, kernel.key_block, dim, interpret)
 
 
-def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, implementation: str, block: int) -> None:
+def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, kernel: Kernel) -> None:
     B, S, H, C = q.shape
     R, K = k.shape[1:3]
     if k.shape != (B, R, K, C) or v.shape != k.shape or H % K:
         raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit together")
     if intervals.shape != (B, S, 4) or not jnp.issubdtype(intervals.dtype, jnp.signedinteger):
         raise ValueError(f"intervals must be int32 {(B, S, 4)}, not {intervals.dtype} {intervals.shape}")
-    if not 0 <= num_patches <= R or block < 1:
-        raise ValueError(f"num_patches={num_patches} of {R} keys, in blocks of {block}")
-    if implementation not in ("blocks", "dense"):
-        raise ValueError(f"implementation={implementation!r}: choose 'blocks' or 'dense'")
+    if not 0 <= num_patches <= R or kernel.block < 1 or kernel.key_block < 1:
+        raise ValueError(f"num_patches={num_patches} of {R} keys, in blocks of {kernel.block} x {kernel.key_block}")
+    if kernel.implementation not in get_args(Implementation):
+        raise ValueError(f"implementation={kernel.implementation!r}: choose one of {get_args(Implementation)}")
+    if kernel.implementation == "blocks" and kernel.block != kernel.key_block:
+        raise ValueError(
+            f"'blocks' computes square tiles, not {kernel.block} x {kernel.key_block}; leave key_block out"
+        )
 
 
 # --- One tile: the arithmetic of both implementations ---
@@ -207,7 +212,7 @@ def _plan_visits(grid: _Grid, intervals_BS4: Array) -> _Visits:
     count = jnp.pad(count.reshape(-1), (0, -count.size % GROUP))
     order = jnp.argsort(-count).reshape(-1, GROUP)
     keys = keys.at[order].get(mode="fill", fill_value=empty).swapaxes(1, 2)
-    intervals = _pad_slots(intervals_BS4, grid.blocks(grid.queries) * grid.block).reshape(-1, grid.block, 4)
+    intervals = pad_slots(intervals_BS4, grid.blocks(grid.queries) * grid.block).reshape(-1, grid.block, 4)
     return _Visits(order, count[order[:, 0]], keys, _in_order(intervals, order))
 
 
@@ -229,14 +234,10 @@ def _visible(grid: _Grid, key_block_G: Array, intervals_GQ4: Array) -> Array:
     return _within(slots_GJ, jnp.where(is_text[..., None], intervals_GQ4[..., 2:], intervals_GQ4[..., :2]))
 
 
-def _pad_slots(x_BS: Array, size: int) -> Array:
-    return jnp.pad(x_BS, [(0, 0), (0, size - x_BS.shape[1])] + [(0, 0)] * (x_BS.ndim - 2))
-
-
 def _cut_keys(grid: _Grid, x_BRKC: Array) -> Array:
     """Keys or values as blocks of all rows [B * key blocks, K, J, C]."""
-    patches = _pad_slots(x_BRKC[:, : grid.patches], grid.blocks(grid.patches) * grid.block)
-    text = _pad_slots(x_BRKC[:, grid.patches :], (grid.blocks(grid.text) + 1) * grid.block)
+    patches = pad_slots(x_BRKC[:, : grid.patches], grid.blocks(grid.patches) * grid.block)
+    text = pad_slots(x_BRKC[:, grid.patches :], (grid.blocks(grid.text) + 1) * grid.block)
     x = jnp.concatenate([patches, text], axis=1)
     return x.reshape(grid.rows * grid.key_blocks, grid.block, *x.shape[2:]).swapaxes(1, 2)
 
@@ -246,7 +247,7 @@ def _blocks(grid: _Grid, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, attend_BS4
     B, S, H, C = q_BSHC.shape
     K, Q = k_BRKC.shape[2], grid.block
     visits = _plan_visits(grid, attend_BS4)
-    q = _pad_slots(q_BSHC, grid.blocks(S) * Q)
+    q = pad_slots(q_BSHC, grid.blocks(S) * Q)
     q_XKMQC = q.reshape(B * grid.blocks(S), Q, K, H // K, C).transpose(0, 2, 3, 1, 4)
     out_XKMQC = _visit(grid, q_XKMQC, _cut_keys(grid, k_BRKC), _cut_keys(grid, v_BRKC), visits)
     return out_XKMQC.transpose(0, 3, 1, 2, 4).reshape(B, -1, H, C)[:, :S]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from solo.config import Config, ConfigError, ImageConfig, ModelConfig
+from solo.model.parametrisation import initial_scale
 from solo.model.transformer import Transformer
 
 Parameters = dict[str, jax.Array]
@@ -65,7 +66,8 @@ class ModelDefinition:
         """Draw all parameters; a pure function of the key, to be jitted with the shardings it should have."""
         state = nnx.to_flat_state(nnx.state(self._build(key), nnx.Param))
         found = {"/".join(map(str, path)): variable[...] for path, variable in state}
-        return dict(sorted(found.items()))
+        scales = {path: initial_scale(path, spec.axes, self.config) for path, spec in self.specs.items()}
+        return {path: found[path] * scale if scale != 1 else found[path] for path, scale in scales.items()}
 
     def bind(self, parameters: Parameters) -> Transformer:
         """The model with these values; call it inside the jitted function."""

@@ -18,8 +18,10 @@ from flax import nnx
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
 from solo.model.attention import interval_attention
+from solo.model.attention_kernel import Kernel, local_kernel
 from solo.model.experts import LearnedFFN, Mixture, local_mixture
 from solo.model.modules import FFN, QKV, LayerNorm, Out, PerRegion, Regions, RMSNorm, make_norm, normal
+from solo.model.parametrisation import logits_multiplier, query_multiplier, residual_multiplier
 from solo.model.patch_embed import EMBEDDERS
 from solo.model.remat import LAYER_INPUT, PROJECTION, named, rematerialised
 from solo.model.rotary import rotary_angles, rotate
@@ -36,15 +38,14 @@ class Attention(Protocol):
 
 
 def local_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    """Attention on one device."""
+    """Attention on one device of jax's default platform."""
+    return attention_by(local_kernel(config), q, k, v, attend_BS4)
+
+
+def attention_by(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
+    """Attention on one device by one kernel."""
     out = interval_attention(
-        q.join(),
-        k.join(),
-        v.join(),
-        attend_BS4,
-        num_patches=k.patches.shape[1],
-        implementation=config.attention,
-        block=config.attention_block,
+        q.join(), k.join(), v.join(), attend_BS4, num_patches=k.patches.shape[1], **kernel._asdict()
     )
     return Regions.split(out, q.patches.shape[1])
 
@@ -106,6 +107,7 @@ class Layer(nnx.Module):
         # Residual outputs start smaller, so that the sum over 2 L of them keeps its scale (GPT-2).
         residual_std = config.init_std / (2 * config.layers) ** 0.5
         experts = config.experts
+        self.query_multiplier, self.residual_multiplier = query_multiplier(config), residual_multiplier(config)
         self.attention_norm = PerRegion(experts.norms, lambda: _norm(config))
         self.qkv = PerRegion(experts.qkv, lambda: QKV(config, rngs))
         self.out = PerRegion(experts.out, lambda: Out(config, residual_std, rngs))
@@ -120,19 +122,24 @@ class Layer(nnx.Module):
         """Hidden states [B, ., D] in, the same out, with the layer's part of the memory extended, and its auxiliary."""
         qkv = self.qkv(self.attention_norm(x))
         q, k, v = (Regions(qkv.patches[i], qkv.text[i]) for i in range(3))
-        q, k = q.map(rotate, context.angles), k.map(rotate, context.angles)
+        q, k = _times(q, self.query_multiplier).map(rotate, context.angles), k.map(rotate, context.angles)
         q, k, v = (named(part, PROJECTION) for part in (q, k, v))
         if memory is not None:
             memory = _remember(memory, k, v)
             k, v = memory.k, memory.v
-        x = x.map(jnp.add, named(self.out(context.attention(q, k, v)), PROJECTION))
+        out = named(self.out(context.attention(q, k, v)), PROJECTION)
+        x = x.map(jnp.add, _times(out, self.residual_multiplier))
         normed = self.ffn_norm(x)
         auxiliary = jnp.zeros((), jnp.float32)
         if isinstance(self.ffn, LearnedFFN):
             out, auxiliary = self.ffn.learned(normed, context.live, context.mixture)
         else:
             out = self.ffn(normed)
-        return x.map(jnp.add, out), memory, auxiliary
+        return x.map(jnp.add, _times(out, self.residual_multiplier)), memory, auxiliary
+
+
+def _times(x: Regions, factor: float) -> Regions:
+    return x if factor == 1 else x.map(lambda part: part * factor)
 
 
 def _norm(config: ModelConfig) -> RMSNorm | LayerNorm:
@@ -206,20 +213,10 @@ class Transformer(nnx.Module):
         the memory holds, `positions` go on from there.
         """
         placement, config = placement or Placement(), self.config
-        num_patches = batch.patches.shape[1]
         axes = ("rows", "slots", None)
         embedded = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
         x = embedded.map(lambda part: placement.constrain(part, axes))
-
-        def attention(q: Regions, k: Regions, v: Regions) -> Regions:
-            return placement.attention(q, k, v, batch.attend, config)
-
-        context = Context(
-            Regions.split(rotary_angles(batch.positions, config), num_patches),
-            attention,
-            Regions.split(live_slots(batch.attend), num_patches),
-            placement.mixture,
-        )
+        context = self._context(batch, placement)
         graph, stacked = nnx.split(self.layers)
 
         def apply(x: Regions, scanned: tuple[Any, Any]) -> tuple[Regions, Any]:
@@ -236,6 +233,29 @@ class Transformer(nnx.Module):
         read = None if memory is None else memory._replace(k=extended[0], v=extended[1])
         return Output(x.map(self.final_norm), read, auxiliary.mean())
 
+    def residual_stream(self, batch: Batch) -> list[Regions]:
+        """Hidden states before the first layer and behind each, L + 1 of them, on one device: for looking at them."""
+        context = self._context(batch, Placement())
+        graph, stacked = nnx.split(self.layers)
+        found = [self.embed(batch.patches, batch.patch_grid, batch.text)]
+        for number in range(self.config.layers):
+            layer = nnx.merge(graph, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))
+            found.append(layer(found[-1], context, None)[0])
+        return found
+
+    def _context(self, batch: Batch, placement: Placement) -> Context:
+        num_patches = batch.patches.shape[1]
+
+        def attention(q: Regions, k: Regions, v: Regions) -> Regions:
+            return placement.attention(q, k, v, batch.attend, self.config)
+
+        return Context(
+            Regions.split(rotary_angles(batch.positions, self.config), num_patches),
+            attention,
+            Regions.split(live_slots(batch.attend), num_patches),
+            placement.mixture,
+        )
+
     def head_kernel(self) -> jax.Array:
         """The output projection [D, V], float32."""
         return self.text_embed[...].T if self.head is None else self.head[...]
@@ -246,6 +266,7 @@ class Transformer(nnx.Module):
         Padding has no probability: a vocabulary that is padded gives the loss of one that is not.
         """
         logits = jnp.matmul(x, self.head_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = logits * logits_multiplier(self.config)
         return jnp.where(np.arange(logits.shape[-1]) < self.vocab_size, logits, _NO_PROBABILITY)
 
 

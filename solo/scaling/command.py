@@ -38,7 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--objective", choices=("huber", "squares"), default="huber", help="default huber, on log losses")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses, and show both fits")
     add("--hold-out", type=float, metavar="FLOPS", help="hold out from here on; default the largest budget")
-    add("--predict", action="append", type=float, default=[], metavar="FLOPS", help="may be repeated")
+    add(
+        "--predict",
+        action="append",
+        default=[],
+        metavar="COMPUTE",
+        help="FLOPs, as in 1e24, or a machine and hours, as in v5p-128:72; may be repeated",
+    )
+    add("--mfu", type=float, default=0.4, help="share of a machine's peak that --predict counts on, default 0.4")
+    add("--config", metavar="FILE", help="write the run that --predict finds as a config; for a sweep's folder")
     add("--predict-unique", type=float, metavar="TOKENS", help="different tokens that there are (--law repeated)")
     add("--score", metavar="COLUMN", help="a task's scores, to be fitted as a function of the loss")
     add("--chance", type=float, default=0.0, metavar="X", help="score of a model that guesses, default 0")
@@ -59,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--drop-highest is at least 0 and --draws at least 100")
     from rich.console import Console
 
+    from solo.scaling.compute import parse_compute
     from solo.scaling.laws import LAWS
     from solo.scaling.study import Question, study
     from solo.scaling.summary import print_study, print_table
@@ -70,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         objective=arguments.objective,
         draws=arguments.draws,
         seed=arguments.seed,
-        predict=tuple(arguments.predict),
+        predict=tuple(parse_compute(text, arguments.mfu) for text in arguments.predict),
         unique=arguments.predict_unique,
         hold_out=arguments.hold_out,
         drop_highest=arguments.drop_highest,
@@ -86,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             runs, aside = part.runs(loss)
             studies.append(study(loss, runs, question, group, aside))
             print_study(studies[-1], console)
+    if arguments.config:
+        _write_config(arguments, table, studies, console)
     command = _command(arguments)
     if arguments.json:
         _write(Path(arguments.json), json.dumps(_plain(table, studies, command), indent=1) + "\n")
@@ -96,6 +107,27 @@ def run(arguments: argparse.Namespace) -> int:
         _write(Path(arguments.report), render(table, studies, command))
         console.print(f"report  {arguments.report}")
     return 1 if any(found.refused for found in studies) else 0
+
+
+def _write_config(arguments: argparse.Namespace, table: Any, studies: list[Any], console: Any) -> None:
+    """The run of the one prediction of the one law."""
+    folder = Path(arguments.results)
+    if not (folder / "plan.json").is_file():
+        raise ValueError(f"--config needs a sweep's folder, which knows how its sizes are made; {folder} is none")
+    if len(arguments.predict) != 1 or len(studies) != 1:
+        raise ValueError("--config writes one run: give one --predict, one --loss, and --where in place of --by")
+    found = studies[0].answer.predictions[0] if studies[0].answer else None
+    if found is None or found.n is None or found.d is None:
+        console.print("no config: there is no law, or one that does not tell size and tokens apart")
+        return
+    from solo.config import dump_config
+    from solo.scaling.sweep.folder import SweepFolder
+    from solo.scaling.sweep.predicted import predicted_config
+
+    config = predicted_config(SweepFolder(folder), table.rows, found.n, found.d)
+    _write(Path(arguments.config), dump_config(config))
+    model, stage = config.model, config.stages[0]
+    console.print(f"config  {arguments.config}: width {model.width}, {model.layers} layers, {stage.steps:,} steps")
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -16,11 +16,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
 from solo.config import ConfigError, MeshConfig, ModelConfig
-from solo.model.attention import interval_attention
+from solo.model.attention_kernel import Kernel, choose_kernel
 from solo.model.experts import ExpertWeights, Load, local_mixture
 from solo.model.modules import Regions
 from solo.model.parameters import ParameterSpec
-from solo.model.transformer import Placement
+from solo.model.transformer import Placement, attention_by
 
 AXES = ("replica", "data", "fsdp", "context", "tensor")
 
@@ -51,14 +51,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         ConfigError: the axis sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    fixed = prod(size for size in sizes if size > 0)
-    if -1 in sizes and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if prod(sizes) != len(devices):
-        wanted = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise ConfigError(f"mesh: {wanted} does not make {len(devices)} devices; set one axis to -1 to take the rest")
+    sizes = tuple(mesh_sizes(config, len(devices)).values())
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Devices along every axis, outermost first. Raises ConfigError where they do not multiply to so many."""
+    sizes = {axis: int(getattr(config, axis)) for axis in AXES}
+    fixed = prod(size for size in sizes.values() if size > 0)
+    found = {axis: max(1, devices // fixed) if size == -1 else size for axis, size in sizes.items()}
+    if prod(found.values()) != devices:
+        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise ConfigError(f"mesh: {wanted} does not make {devices} devices; set one axis to -1 to take the rest")
+    return found
 
 
 def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
@@ -110,10 +115,12 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     """Constraints and attention for a mesh; plain local computation for one device.
 
     Raises:
-        ConfigError: the tensor axis does not divide the heads.
+        ConfigError: the tensor axis does not divide the heads, or the devices cannot run `model.attention`.
     """
+    device = mesh.devices.flat[0]
+    kernel = choose_kernel(config, device.platform, device.device_kind)
     if mesh.size == 1:
-        return Placement()
+        return Placement(attention=lambda q, k, v, attend_BS4, config: attention_by(kernel, q, k, v, attend_BS4))
     tensor = mesh.shape["tensor"]
     if config.kv_heads % tensor:
         raise ConfigError(f"mesh.tensor {tensor} does not divide model.kv_heads {config.kv_heads}")
@@ -122,7 +129,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
 
     def attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-        return _attention_on(mesh, q, k, v, attend_BS4, config)
+        return _attention_on(mesh, kernel, q, k, v, attend_BS4)
 
     def mixture(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
         return _mixture_on(mesh, x, live, weights, top_k)
@@ -130,9 +137,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     return Placement(constrain, attention, mixture)
 
 
-def _attention_on(
-    mesh: Mesh, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig
-) -> Regions:
+def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
     """Every device attends for its rows, its heads and its share of the queries, over all keys of the row."""
     heads = PartitionSpec(TABLE["rows"], TABLE["slots"], TABLE["heads"])
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
@@ -141,16 +146,7 @@ def _attention_on(
     def local(q: Regions, k: Regions, v: Regions, intervals: Regions) -> Regions:
         if mesh.shape["context"] > 1:
             k, v = (part.map(lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True)) for part in (k, v))
-        out = interval_attention(
-            q.join(),
-            k.join(),
-            v.join(),
-            intervals.join(),
-            num_patches=k.patches.shape[1],
-            implementation=config.attention,
-            block=config.attention_block,
-        )
-        return Regions.split(out, q.patches.shape[1])
+        return attention_by(kernel, q, k, v, intervals.join())
 
     # The kernel's loops run as often as a device's own rows need: there is no replication to check.
     return jax.shard_map(

@@ -54,6 +54,8 @@ class Checkpoints:
         keep: list[Any] = [training.preservation_policies.LatestN(config.keep_latest)]
         if config.keep_every_steps:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every_steps))
+        if config.at_steps:
+            keep.append(training.preservation_policies.CustomSteps(config.at_steps))
         self.folder = folder.absolute()
         self._pending: Any = None
         self._failed = False

@@ -167,7 +167,7 @@ class Trainer:
             pending = (facts, measured)
             stopping = stop_agreed(facts.step, self.observer.stop_requested)
             last = facts.stage_step == plan.num_steps
-            if last or stopping or facts.step % self.config.checkpoint.every_steps == 0:
+            if last or stopping or self._saves_at(facts.step):
                 clock = self._log(at.stage, *pending, metrics, clock)
                 pending = None
                 snapshot = {} if last else plan.snapshot(facts.stage_step)
@@ -291,6 +291,10 @@ class Trainer:
     def _plan(self, stage: StageConfig) -> StagePlan:
         indexes = {name: self.prepared.sources[name].index for name in stage.mixture}
         return StagePlan(stage, indexes, self.config.image_in(stage), self.config.data, self.config.seed)
+
+    def _saves_at(self, step: int) -> bool:
+        config = self.config.checkpoint
+        return step % config.every_steps == 0 or step in config.at_steps
 
     def _stage(self, number: int) -> Stage:
         config = self.config

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from solo.config import ConfigError, OptimizerConfig, StageConfig
+from solo.config import ConfigError, ModelConfig, OptimizerConfig, StageConfig
 from solo.model.parameters import Parameters, ParameterSpec
+from solo.model.parametrisation import eps_scale, step_scale
 
 
 def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
@@ -62,17 +63,30 @@ def decays(path: str, spec: ParameterSpec, kind: Literal["matrices", "matrices_a
     return is_matrix and (kind == "matrices_and_embeddings" or not is_embedding)
 
 
-def make_optimizer(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, specs: Mapping[str, ParameterSpec], model: ModelConfig
+) -> optax.GradientTransformation:
     """AdamW's direction; the caller multiplies it by minus the learning rate.
 
-    Gradients are clipped by their global norm first, over the trainable parameters.
+    Gradients are clipped by their global norm first, over the trainable parameters. Steps and eps follow the
+    model's parametrisation.
     """
     mask = {path: decays(path, spec, config.decayed) for path, spec in specs.items()}
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    if model.parametrisation.kind != "standard":
+        # Adam on gradients divided by s is Adam with eps times s.
+        clip = optax.chain(clip, _times({path: 1 / eps_scale(path, spec.axes, model) for path, spec in specs.items()}))
+        adam = optax.chain(adam, _times({path: step_scale(path, spec.axes, model) for path, spec in specs.items()}))
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        clip,
+        adam,
         optax.add_decayed_weights(config.weight_decay, lambda tree: {path: mask[path] for path in tree}),
     )
+
+
+def _times(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    return optax.stateless(lambda tree, _: {path: value * factors[path] for path, value in tree.items()})
 
 
 def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptState:

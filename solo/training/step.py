@@ -128,7 +128,7 @@ def make_stage(
     trained = trainable_paths(specs, stage)
     frozen = sorted(set(specs) - set(trained))
     scales = rate_scales(specs, stage)
-    optimizer = make_optimizer(stage.optimizer, specs)
+    optimizer = make_optimizer(stage.optimizer, specs, definition.config)
     where = placement(mesh, definition.config)
     _check_rows(stage, mesh)
 

@@ -15,6 +15,22 @@ from solo.training.step import make_stage
 B, P, T, Y = 2, 192, 320, 128
 
 
+def shapes_of(B: int, P: int, T: int, Y: int, patch_size: int) -> Batch:
+    """A batch without values."""
+    shapes = Batch(
+        ((B, P, 3 * patch_size**2), np.uint8),
+        ((B, P, 2), np.int32),
+        ((B, T), np.int32),
+        ((B, P + T), np.int32),
+        ((B, P + T, 4), np.int32),
+        ((B, Y), np.int32),
+        ((B, Y), np.int32),
+        ((B, Y), np.float32),
+        ((B, Y), np.int32),
+    )
+    return Batch(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("experts", "train", "tied"),
@@ -45,18 +61,7 @@ def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, ti
     )
     compiled_stage = make_stage(definition, stage, 1, SafetyConfig(), make_mesh(MeshConfig(), jax.devices()[:1]))
     abstract = jax.eval_shape(compiled_stage.start, {p: s.abstract() for p, s in definition.specs.items()})
-    shapes = Batch(
-        ((B, P, 3072), np.uint8),
-        ((B, P, 2), np.int32),
-        ((B, T), np.int32),
-        ((B, P + T), np.int32),
-        ((B, P + T, 4), np.int32),
-        ((B, Y), np.int32),
-        ((B, Y), np.int32),
-        ((B, Y), np.float32),
-        ((B, Y), np.int32),
-    )
-    batch = Batch(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes))
+    batch = shapes_of(B, P, T, Y, 32)
     counted = compiled_stage.step.lower(abstract, batch).compile().cost_analysis()["flops"]
     work = Work(B * P, B * T, B * Y, B * (P + T) ** 2)
     analytic = sum(step_flops(definition, work, frozenset(trainable_paths(definition.specs, stage))).values())

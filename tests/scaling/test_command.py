@@ -209,7 +209,7 @@ def test_simulate(tmp_path, capsys) -> None:
         (["missing.csv"], "cannot read results missing.csv"),
         ([str(OVERTRAIN), "--loss", "err17"], "no column 'n_active'"),
         ([*GADRE[1:], "--where", "ds=none"], "no row of 104"),
-        ([*GADRE[1:], "--predict", "-5"], "compute must be positive"),
+        ([*GADRE[1:], "--predict", "-5"], "expected FLOPs, as in 1e24, or a machine and hours"),
         ([*GADRE[1:], "--predict", "1e22", "--predict-unique", "1e9"], "does not know of repeated tokens"),
         ([*GADRE[1:], "--draws", "3"], "--draws at least 100"),
         ([str(OVERTRAIN), "more.csv"], "unexpected 'more.csv'"),

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solo.config import OptimizerConfig, StageConfig
+from solo.config import ModelConfig, OptimizerConfig, StageConfig
 from solo.model.parameters import ParameterSpec
 from solo.training.optimizer import carry_state, decays, learning_rate, make_optimizer, trainable_paths
+from tests.tiny import MODEL
 
 SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn")) for name in ("a", "b")}
 
 
 def test_moments_are_carried_for_what_both_stages_train_and_start_at_zero_for_the_rest() -> None:
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0), SPECS)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0), SPECS, ModelConfig(**MODEL))
     before = {"a": jnp.ones((3, 4))}
     _, previous = optimizer.update({"a": jnp.full((3, 4), 2.0)}, optimizer.init(before), before)
     fresh = optimizer.init({"a": jnp.ones((3, 4)), "b": jnp.ones((3, 4))})

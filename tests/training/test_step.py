@@ -52,11 +52,18 @@ def batches(count: int, rows: int = 8) -> list[Batch]:
     return [stack([row() for _ in range(rows)]) for _ in range(count)]
 
 
-def run(stage: StageConfig, data: list[Batch], mesh_config: MeshConfig | None = None, devices: int = 1, safety=None):
+def run(
+    stage: StageConfig,
+    data: list[Batch],
+    mesh_config: MeshConfig | None = None,
+    devices: int = 1,
+    safety: SafetyConfig | None = None,
+    definition: ModelDefinition = DEFINITION,
+):
     """Losses of every step, and the state after the last."""
     mesh = make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
-    built = make_stage(DEFINITION, stage, 5, safety or SafetyConfig(), mesh)
-    state = built.start(DEFINITION.initialise(jax.random.key(0)))
+    built = make_stage(definition, stage, 5, safety or SafetyConfig(), mesh)
+    state = built.start(definition.initialise(jax.random.key(0)))
     measured = []
     for batch in data:
         state, metrics = built.step(state, device_batch(batch, mesh))
@@ -206,6 +213,18 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, name: str) -> None:
     down = state.parameters["layers/ffn/text/down"]
     if name == "fsdp":
         assert down.addressable_shards[0].data.size * 8 == down.size
+
+
+def test_the_kernel_for_tpu_trains_like_blocks() -> None:
+    """Computed step by step; every device has its share of the rows' slots and of the heads."""
+    model = DEFINITION.config.model_copy(update={"attention": "pallas", "attention_tile": (16, 16)})
+    definition = ModelDefinition(model, DEFINITION.image, VOCAB)
+    data = batches(2, rows=2)
+    stage, mesh = stage_config(batch_rows=2), MeshConfig(fsdp=1, context=2, tensor=2)
+    expected, _ = run(stage, data)
+    measured, _ = run(stage, data, mesh, devices=4, definition=definition)
+    np.testing.assert_allclose([m.loss for m in measured], [m.loss for m in expected], rtol=2e-5)
+    np.testing.assert_allclose([m.grad_norm for m in measured], [m.grad_norm for m in expected], rtol=2e-5)
 
 
 def test_a_mesh_that_does_not_fit_is_refused() -> None:

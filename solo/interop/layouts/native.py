@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
 from solo.model.parameters import ModelDefinition
 
 MODEL_TYPE = "solo_monolith"
@@ -69,8 +69,8 @@ class Native(Layout):
         }
 
     def refusal(self, config: Config) -> str | None:
-        """Nothing is refused."""
-        return None
+        """Nothing is refused but the multipliers of muP, which its code for PyTorch does not have."""
+        return first_refusal(config, self.name, {})
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         """The embeddings, then layer by layer, then what follows."""

@@ -1,0 +1,122 @@
+"""Mean cross-entropy of held-out sources: what a scaling law is fitted to.
+
+Every target of a source weighs the same, whatever average the training uses. The rows are planned with seed 0, so
+that runs of other seeds are measured on the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from solo.batch import Batch
+from solo.config import Config, ConfigError, HeldOutConfig, LossConfig, StageConfig
+from solo.data.loader import Loader
+from solo.data.plan import StagePlan
+from solo.data.prepare import Prepared
+from solo.inference.monolith import Monolith
+from solo.model.parameters import ModelDefinition, Parameters
+from solo.model.transformer import Placement
+from solo.training.loss import batch_loss
+
+
+class HeldOutLoss(NamedTuple):
+    """`loss` in nats, the mean over `targets`."""
+
+    name: str
+    source: str
+    loss: float
+    targets: int
+
+
+def held_out_losses(
+    model: Monolith,
+    config: Config,
+    prepared: Prepared,
+    note: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[HeldOutLoss]:
+    """The losses of `config.evaluation.losses`, in its order.
+
+    Args:
+        model: what is evaluated.
+        config: the run; rows and image geometry are those of its last stage.
+        prepared: its data.
+        note: called with (name, batches done, batches) as it goes on.
+
+    Raises:
+        ConfigError: nothing of a source fits a row, or it has no target.
+    """
+    return [
+        _loss_of(model, config, prepared, name, settings, partial(note, name))
+        for name, settings in config.evaluation.losses.items()
+    ]
+
+
+def evaluation_set(config: Config, prepared: Prepared) -> str:
+    """A digest of what the losses are measured on: sources, tokens, rows. Where it differs they are not comparable."""
+    parts: list[Any] = []
+    for name, settings in config.evaluation.losses.items():
+        plan = _plan(config, prepared, name, settings)
+        counts = prepared.sources[settings.source].index.counts(config.image).sum(axis=0)
+        parts.append([name, settings.model_dump(mode="json"), plan.num_steps, repr(plan.shape), counts.tolist()])
+        parts.append(config.data.sources[settings.source].model_dump(mode="json"))
+    text = json.dumps([parts, prepared.tokenizer.fingerprint], sort_keys=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _loss_of(
+    model: Monolith,
+    config: Config,
+    prepared: Prepared,
+    name: str,
+    settings: HeldOutConfig,
+    note: Callable[[int, int], None],
+) -> HeldOutLoss:
+    plan = _plan(config, prepared, name, settings)
+    steps = min(plan.num_steps, settings.batches or plan.num_steps)
+    source = {settings.source: prepared.sources[settings.source]}
+    total = np.zeros(2)
+    loader = Loader(
+        plan, source, prepared.tokenizer, config.image_in(config.stages[-1]), config.data, sequence=config.sequence
+    )
+    with loader:
+        for step, batch in zip(range(steps), loader, strict=False):
+            total += np.asarray(_sums(model.definition, model.placement, model.parameters, model.place(batch)))
+            note(step + 1, steps)
+    if not total[1]:
+        raise ConfigError(f"evaluation loss {name!r}: source {settings.source!r} has no token to be predicted")
+    return HeldOutLoss(name, settings.source, float(total[0] / total[1]), int(total[1]))
+
+
+def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig) -> StagePlan:
+    last = config.stages[-1]
+    # Validated anew, so that one pass over the source is what is left of the stage's length.
+    stage = StageConfig.model_validate(
+        {
+            "name": "held_out",
+            "mixture": {settings.source: 1.0},
+            "epochs": 1.0,
+            "batch_rows": settings.batch_rows,
+            "row_slots": last.row_slots,
+            "slot_multiple": last.slot_multiple,
+            "max_tiles": last.max_tiles,
+            "optimizer": last.optimizer,
+        }
+    )
+    indexes = {settings.source: prepared.sources[settings.source].index}
+    try:
+        return StagePlan(stage, indexes, config.image_in(last), config.data, seed=0)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation loss {name!r}: {error}") from None
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:
+    """float32 [2]: sum of cross-entropy over the batch's targets, and their number."""
+    return batch_loss(definition, where, parameters, batch, LossConfig()).by_source[0]

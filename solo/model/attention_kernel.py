@@ -1,0 +1,75 @@
+"""Which implementation computes attention where, and in tiles of which size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+
+from solo.config import ConfigError, ModelConfig
+from solo.model.intervals import round_up
+
+Implementation = Literal["blocks", "dense", "pallas_tpu", "pallas_gpu"]
+
+# A tile's queries lie along the lanes of a register, and its keys where the backward pass transposes it.
+LANES = 128
+# Queries and keys of a tile, by what jax calls the chip.
+TILES: Mapping[str, tuple[int, int]] = {"TPU v5 lite": (256, 256), "TPU v5": (256, 256), "TPU v6 lite": (256, 256)}
+OTHER_TPU = (256, 256)
+# Their vector memory of 16 MiB does not hold the gradients of a row of 8,192 keys: `auto` is blocks there.
+SMALL_MEMORY = ("TPU v2", "TPU v3", "TPU v4")
+GPU = (64, 64)
+# The smallest matrix that the tensor cores of a GPU multiply has this many rows and columns.
+LEAST_GPU = 16
+
+
+class Kernel(NamedTuple):
+    """An implementation of `interval_attention`, and how it is to run.
+
+    block      queries of a tile
+    key_block  keys of a tile
+    interpret  compute a kernel step by step, as on a CPU: right, and slow
+    """
+
+    implementation: Implementation
+    block: int
+    key_block: int
+    interpret: bool = False
+
+    def fitted(self, queries: int, num_patches: int, num_text: int) -> Kernel:
+        """The same with tiles no larger than what there is, in whole lanes: what `interval_attention` computes."""
+        block = min(self.block, round_up(queries, LANES))
+        return self._replace(block=block, key_block=min(self.key_block, round_up(max(num_patches, num_text), LANES)))
+
+
+def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kernel:
+    """What `model.attention` means on a platform: `tpu`, `gpu`, `cuda` or `cpu`, and jax's name of the device there.
+
+    Raises:
+        ConfigError: the chip cannot lay out tiles of `model.attention_tile`.
+    """
+    name = config.attention
+    if name == "auto":
+        name = "blocks" if platform == "cpu" or device_kind in SMALL_MEMORY else "pallas"
+    if name != "pallas":
+        return Kernel(name, config.attention_block, config.attention_block)
+    if platform in ("gpu", "cuda"):
+        tile = config.attention_tile or GPU
+        if any(size < LEAST_GPU or size & (size - 1) for size in tile):
+            raise _misfit(tile, f"a GPU computes blocks of 2^n, at least {LEAST_GPU}; choose 64, 64")
+        return Kernel("pallas_gpu", *tile)
+    tile = config.attention_tile or TILES.get(device_kind, OTHER_TPU)
+    if platform == "tpu" and any(size % LANES for size in tile):
+        raise _misfit(tile, f"a TPU lays out queries and keys in lanes of {LANES}; choose multiples of {LANES}")
+    return Kernel("pallas_tpu", *tile, interpret=platform == "cpu")
+
+
+def _misfit(tile: tuple[int, int], reason: str) -> ConfigError:
+    return ConfigError(f"model.attention_tile {tile[0]} x {tile[1]}: {reason}, or leave it out for what suits the chip")
+
+
+def local_kernel(config: ModelConfig) -> Kernel:
+    """The kernel of the devices that jax computes on by default."""
+    device = jax.devices()[0]
+    return choose_kernel(config, device.platform, device.device_kind)

@@ -1,0 +1,92 @@
+"""What the kernels of all platforms share: sizes, padding to whole blocks, and products of matrices.
+
+Letters besides those of solo/batch.py: R key slots; of a tile: Q queries, J keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from solo.model.intervals import Tiles, pad_slots, round_up, tiles
+
+# Contracted axes of a product of matrices.
+NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
+
+
+class Sizes(NamedTuple):
+    """The static sizes of a call."""
+
+    rows: int
+    queries: int
+    patches: int
+    text: int
+    query_block: int
+    key_block: int
+    dim: int
+    interpret: bool
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self.dim**-0.5
+
+    @property
+    def padded_queries(self) -> int:
+        """The slots of whole query blocks."""
+        return round_up(self.queries, self.query_block)
+
+    @property
+    def padded_patches(self) -> int:
+        """The slots of whole blocks of patches; the text starts there."""
+        return round_up(self.patches, self.key_block)
+
+    @property
+    def padded_text(self) -> int:
+        """The slots of whole blocks of text."""
+        return round_up(self.text, self.key_block)
+
+    @property
+    def padded_keys(self) -> int:
+        """The slots of whole key blocks, of both regions."""
+        return self.padded_patches + self.padded_text
+
+
+def check_dtypes(q: Array, k: Array, v: Array) -> None:
+    """Raise ValueError where they differ, or are neither float32 nor bfloat16."""
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(
+            f"the pallas kernels take queries, keys and values all float32 or all bfloat16, not {q.dtype}, {k.dtype} "
+            f"and {v.dtype}; cast them, or choose implementation='blocks'"
+        )
+
+
+def pad_regions(sizes: Sizes, x_BR: Array) -> Array:
+    """Each region of the keys [B, R, ...] to whole blocks."""
+    patches = pad_slots(x_BR[:, : sizes.patches], sizes.padded_patches)
+    return jnp.concatenate([patches, pad_slots(x_BR[:, sizes.patches :], sizes.padded_text)], axis=1)
+
+
+def pad_bounds(sizes: Sizes, intervals_BS4: Array) -> Array:
+    """int32 [B, 4, S] of whole query blocks: the intervals, those of the text counted from the start of the row."""
+    bounds_BS4 = intervals_BS4 + jnp.array([0, 0, sizes.padded_patches, sizes.padded_patches])
+    return pad_slots(bounds_BS4, sizes.padded_queries).swapaxes(1, 2)
+
+
+def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
+    """What is seen of each tile."""
+    return tiles(
+        intervals_BS4,
+        num_patches=sizes.patches,
+        num_text=sizes.text,
+        block=sizes.query_block,
+        key_block=sizes.key_block,
+    )
+
+
+def product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Array:
+    """Of two matrices, in float32."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return lax.dot_general(a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,163 @@
+"""What a step sends between devices: by kind and mesh axis, how much, how long, and whether it waits for it.
+
+The bytes are exact: they are those of the program. The seconds are a model: rings over the links of the torus that a
+group of devices spans (a ring that does not close has half), or a device's share of a switch or of the network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from solo.planning.groups import axes_of, replica_groups
+from solo.planning.hlo import Module, Run, shape_bytes
+from solo.planning.topology import wraps
+from solo.sharding.hardware import Machine
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_ACROSS_SLICES = re.compile(r'_xla_megascale_transfer_type="?(\w+)')
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind along the same axes.
+
+    kind        of KINDS
+    axes        mesh axes that it goes along
+    members     devices of a group
+    overlapped  whether the program computes while it runs
+    count       of them in a step
+    bytes       of the whole arrays that one device ends up with, or hands in for reduce-scatter, in a step
+    seconds     that the links need for it: a model
+    network     whether it crosses slices or hosts over the data-centre network
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    members: int
+    overlapped: bool
+    count: int
+    bytes: int
+    seconds: float
+    network: bool = False
+
+    @property
+    def name(self) -> str:
+        """Kind and axes, as in `all-gather over fsdp`."""
+        return f"{self.kind} over {' x '.join(self.axes) or 'one device'}"
+
+
+def find_collectives(
+    module: Module, mesh: Mapping[str, int], machine: Machine, devices: Iterable[Any]
+) -> list[Collective]:
+    """The collectives of a compiled step, the largest first.
+
+    Args:
+        module: the program.
+        mesh: its axes' sizes.
+        machine: what it is compiled for.
+        devices: of the mesh, in its order.
+    """
+    links = _Links(machine, list(devices))
+    found: dict[tuple[str, tuple[str, ...], int, bool, bool], list[float]] = {}
+    channels = set()
+    for run in module.runs():
+        kind = _kind(run)
+        # A fused collective is written into every fusion that carries a part of it.
+        channel = re.search(r"channel_id=(\d+)", run.instruction.rest)
+        if kind is None or (channel and channel[1] in channels):
+            continue
+        channels |= {channel[1]} if channel else set()
+        groups = replica_groups(run.instruction.rest, machine.devices)
+        members = groups.shape[1]
+        size = _bytes(run, kind, members)
+        seconds, network = links.seconds(kind, size, groups)
+        key = (kind, axes_of(groups, mesh), members, _overlapped(run), network)
+        sums = found.setdefault(key, [0, 0, 0.0])
+        for place, part in enumerate((1, size, seconds)):
+            sums[place] += part * run.times
+    for run in module.runs():
+        across = _across_slices(run, machine) if run.instruction.opcode == "send" else None
+        if across:
+            key = (across.kind, across.axes, across.members, True, True)
+            sums = found.setdefault(key, [0, 0, 0.0])
+            for place, part in enumerate((across.count, across.bytes, across.seconds)):
+                sums[place] += part
+    listed = [
+        Collective(kind, axes, members, overlapped, int(count), int(size), seconds, network)
+        for (kind, axes, members, overlapped, network), (count, size, seconds) in found.items()
+    ]
+    return sorted(listed, key=lambda each: (-each.bytes, each.name))
+
+
+def _kind(run: Run) -> str | None:
+    opcode = run.instruction.opcode.removesuffix("-start")
+    return opcode if opcode in KINDS else None
+
+
+def _overlapped(run: Run) -> bool:
+    around = (*run.inside, f"{run.instruction.opcode} {run.instruction.name}")
+    return any(re.search(r"async.collective|^[a-z\-]*-start ", place) for place in around)
+
+
+def _bytes(run: Run, kind: str, members: int) -> int:
+    shape, size = run.instruction.shape, run.instruction.bytes
+    if not run.instruction.opcode.endswith("-start") or not shape.startswith("(") or kind == "all-reduce":
+        return size * members if kind == "reduce-scatter" else size
+    # The start's shape has operands and results, of which there may be many, and numbers of the runtime's.
+    both = size - 4 * shape.count("u32[]")
+    return both * members // (members + 1) if kind in ("all-gather", "reduce-scatter") else both // 2
+
+
+def _across_slices(run: Run, machine: Machine) -> Collective | None:
+    found = _ACROSS_SLICES.search(run.instruction.rest)
+    if not found:
+        return None
+    kind = found[1].lower().replace("_", "-")
+    size = shape_bytes(run.instruction.shape.split("u32[]")[0]) * run.times
+    bandwidth = machine.chip.network_bandwidth or np.inf
+    slices = machine.slices
+    rounds = (2 if kind == "all-reduce" else 1) * (slices - 1) / slices
+    return Collective(kind, ("replica",), slices, True, run.times, size, rounds * size / bandwidth, True)
+
+
+class _Links:
+    """How fast groups of devices talk."""
+
+    def __init__(self, machine: Machine, devices: list[Any]) -> None:
+        self._machine = machine
+        self._closed = wraps(machine)
+        self._coords = None
+        if machine.chip.is_tpu:
+            self._coords = np.asarray([device.coords for device in devices])
+
+    def seconds(self, kind: str, size: int, groups: np.ndarray) -> tuple[float, bool]:
+        """Of one collective, and whether it goes over the data-centre network."""
+        members = groups.shape[1]
+        bandwidth, network = self._bandwidth(groups[0])
+        if members < 2 or not bandwidth:
+            return 0.0, network
+        share = (members - 1) / members
+        rounds = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+        return rounds * size / bandwidth, network
+
+    def _bandwidth(self, group: np.ndarray) -> tuple[float, bool]:
+        chip = self._machine.chip
+        link = chip.link_bandwidth or 0.0
+        if self._coords is not None:
+            places = self._coords[group]
+            sides = [int(side) for side in (self._machine.topology or "").split("x")]
+            lines = 0
+            for dimension, side in enumerate(sides):
+                used = len(np.unique(places[:, dimension]))
+                closed = self._closed[dimension] and used == side
+                lines += 0 if used < 2 else 2 if closed else 1
+            return link * (lines or 2), False
+        hosts = group // self._machine.devices_per_host
+        if len(np.unique(hosts)) > 1:
+            return chip.network_bandwidth or 0.0, True
+        return link * chip.links, False

@@ -1,0 +1,172 @@
+"""`solo plan`: its arguments, and what it does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from solo.config import Config
+    from solo.planning.forecast import Forecast
+    from solo.sharding.hardware import Machine
+
+DESCRIPTION = (
+    "With --count: sizes of the model by component, and its tensors in every published layout. With --on: compiles the"
+    " step that `solo train` would run, for a machine that need not be there, and tells whether it fits, how fast it"
+    " is, and what the recipe costs. TPUs need pip install 'solo-vlm[tpu]', NVIDIA GPUs 'solo-vlm[cuda]'."
+    " Exit status: 0 it fits, 2 it does not, or wrong use."
+)
+DOES_NOT_FIT = 2
+
+
+def add_arguments(parser: Any, overrides: str) -> None:
+    """Declare what `solo plan` takes."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/plans/solo_7b_8k.yaml")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=overrides)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--count", action="store_true", help="tensors and parameters; nothing is compiled")
+    what.add_argument("--on", metavar="TYPE", help="v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of TYPE; default 1")
+    parser.add_argument("--stage", metavar="NAME", help="only this one; default: all, equal ones compiled once")
+    parser.add_argument("--search", type=Path, metavar="FILE", help="find the best setting, write its overrides there")
+    parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--quick", action="store_true", help="TPUs: memory to 7%% and no time, six times as fast")
+    parser.add_argument(
+        "--xla", metavar="NAME=VALUE", action="append", default=[], help="an option of the compiler; may be repeated"
+    )
+    parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
+    parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
+    parser.add_argument(
+        "--document-slots", type=int, metavar="N", help="length of documents assumed; default: the data's, or a row's"
+    )
+    parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="instead of the list price")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, print, write. Returns the exit status."""
+    from solo.config import load_config
+    from solo.sharding.hardware import machine
+
+    where = machine(arguments.on, arguments.slices)
+    prepare_process(where)
+    from rich.console import Console
+
+    from solo.planning.forecast import as_json, forecast_recipe
+    from solo.planning.program import QUICK
+    from solo.planning.show import show_forecast, show_recipe
+
+    console, progress = Console(), Console(stderr=True)
+    config, changes = settle(load_config(arguments.config, arguments.overrides), where, arguments.rows_per_device)
+    for change in changes:
+        console.print(f"planned with {change}: train with it too", highlight=False)
+    known: tuple[Forecast, ...] = ()
+    options = compiler_options(arguments.xla, console.print) | (QUICK if arguments.quick and where.chip.is_tpu else {})
+    if arguments.search:
+        best, chosen = _search(arguments, config, where, console)
+        config, changes, known = best.config, [*changes, *chosen], (best,)
+    with progress.status("") as status:
+        found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots, options)
+    for each in found:
+        show_forecast(each, console)
+    recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
+    show_recipe(recipe, console)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(recipe, indent=1) + "\n")
+    if arguments.hlo:
+        arguments.hlo.mkdir(parents=True, exist_ok=True)
+        for each in found:
+            if each.program:
+                (arguments.hlo / f"{config.name}_{each.stage.name}_{where.name}.hlo").write_text(each.program.text)
+    return _refuse(found)
+
+
+def compiler_options(words: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    """NAME=VALUE words as the compiler takes them. Raises ConfigError where one has no value."""
+    from solo.config import ConfigError
+
+    if wrong := [word for word in words if "=" not in word]:
+        raise ConfigError(f"--xla {wrong[0]}: expected NAME=VALUE, as in xla_enable_async_all_gather=true")
+    if words:
+        flags = " ".join(f"--{word.removeprefix('--')}" for word in words)
+        say(f"planned with compiler options; set LIBTPU_INIT_ARGS='{flags}' (GPUs: XLA_FLAGS) to train with them")
+    return dict(word.removeprefix("--").split("=", 1) for word in words)
+
+
+def _search(
+    arguments: argparse.Namespace, config: Config, where: Machine, console: Any
+) -> tuple[Forecast, tuple[str, ...]]:
+    """The best setting for the first stage, or the named one; its overrides are written as words for a command line."""
+    from solo.planning.forecast import chosen_stages
+    from solo.planning.search import search
+    from solo.planning.show import show_search
+
+    stage = chosen_stages(config, arguments.stage)[0]
+    found = search(
+        config,
+        stage,
+        where,
+        arguments.tries,
+        lambda line: console.print(line, highlight=False),
+        document_slots=arguments.document_slots,
+        options=compiler_options(arguments.xla, lambda line: None),
+    )
+    show_search(found, console)
+    arguments.search.write_text(" ".join(found.overrides) + "\n")
+    console.print(f"written to {arguments.search}: solo train {arguments.config} $(cat {arguments.search})")
+    return found.best, found.overrides
+
+
+def prepare_process(where: Machine) -> None:
+    """Before jax starts: it shall use no accelerator that may be here, and have the CPU devices that are asked for."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if where.chip.name == "cpu" and "device_count" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={where.devices}".strip()
+
+
+def settle(config: Config, where: Machine, rows_per_device: int | None = None) -> tuple[Config, list[str]]:
+    """The config as it is to be planned on a machine, and the overrides that make it so.
+
+    Raises:
+        ConfigError: the mesh does not go with the machine.
+    """
+    from solo.config import ConfigError
+    from solo.planning.topology import slice_mesh
+    from solo.sharding.mesh import TABLE, mesh_sizes
+
+    changes = []
+    mesh = slice_mesh(config.mesh, where.slices)
+    if mesh != config.mesh:
+        changes.append(f"mesh.replica={mesh.replica}")
+    config = config.model_copy(update={"mesh": mesh})
+    if rows_per_device is not None:
+        if rows_per_device < 1:
+            raise ConfigError(f"--rows-per-device {rows_per_device}: it is at least 1")
+        sizes = mesh_sizes(mesh, where.devices)
+        rows = rows_per_device
+        for axis in TABLE["rows"]:
+            rows *= sizes[axis]
+        stages = []
+        for number, stage in enumerate(config.stages):
+            changes += [f"stages.{number}.batch_rows={rows}", f"stages.{number}.accumulate=1"]
+            stages.append(stage.model_copy(update={"batch_rows": rows, "accumulate": 1}))
+        config = config.model_copy(update={"stages": tuple(stages)})
+    return config, changes
+
+
+def _refuse(found: list[Forecast]) -> int:
+    from solo.planning.fit import refusal
+
+    too_large = [each for each in found if not each.fits]
+    for each in too_large:
+        message = refusal(
+            each.config, each.stage, each.definition, each.rows.shape, each.machine, each.by_hand, each.needed
+        )
+        print(f"solo: {message}", file=sys.stderr)
+    return DOES_NOT_FIT if too_large else 0

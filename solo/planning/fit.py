@@ -1,0 +1,182 @@
+"""Whether a stage fits into a machine's memory, by hand count; where it does not, the nearest setting that would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+import jax
+
+from solo.config import Config, ConfigError, StageConfig
+from solo.data.shape import RowShape
+from solo.model.parameters import ModelDefinition, define
+from solo.planning.memory import HandCount, hand_count, memory_limit
+from solo.planning.rows import stage_rows
+from solo.sharding.hardware import Machine, chip_of
+from solo.sharding.hardware import machine as find_machine
+from solo.sharding.mesh import TABLE, mesh_sizes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that would fit.
+
+    overrides   of the config
+    machine     another one; None: the same
+    needed      bytes of a device, estimated
+    """
+
+    overrides: tuple[str, ...]
+    machine: str | None
+    needed: int
+
+    def __str__(self) -> str:
+        how = " ".join(self.overrides) if self.machine is None else f"--on {self.machine}"
+        return f"{how} (about {in_words(self.needed)} a device)"
+
+
+def in_words(size: float) -> str:
+    """Bytes in GiB, the unit that memories are sold in, or in MiB where that would be nothing."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
+
+
+def check_fit(
+    config: Config, stage: StageConfig, definition: ModelDefinition, shape: RowShape, machine: Machine
+) -> str | None:
+    """Look, without compiling, whether a stage fits. Returns a warning where that is doubtful.
+
+    Raises:
+        ConfigError: not even what no compiler can do without fits; the message says what would.
+    """
+    limit = memory_limit(machine)
+    if limit is None:
+        return None
+    count = hand_count(config, stage, definition, shape, machine.devices)
+    if count.least > limit:
+        raise ConfigError(refusal(config, stage, definition, shape, machine, count, count.total))
+    if count.total > limit:
+        return (
+            f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {in_words(count.total)} of the"
+            f" {in_words(limit)} of a device; `solo plan --on` compiles it to be sure"
+        )
+    return None
+
+
+def check_run(config: Config, machine: Machine) -> list[str]:
+    """`check_fit` of every stage, with the rows of its data, or as stated. Returns the warnings.
+
+    A stage whose rows nobody knows yet (counted in epochs of data that is not prepared) is not checked.
+    """
+    if memory_limit(machine) is None:
+        return []
+    pieces = config.model.vocab_size or config.data.tokenizer.vocab_size
+    found = []
+    for stage in config.stages:
+        try:
+            rows = stage_rows(config, stage)
+        except ConfigError:
+            continue
+        definition = define(config, rows.pieces or pieces)
+        found.append(check_fit(config, stage, definition, rows.shape, machine))
+    return [warning for warning in found if warning]
+
+
+def machine_here() -> Machine | None:
+    """The devices that jax has, as a machine; None where their kind is not known."""
+    devices = jax.devices()
+    chip = chip_of(devices[0].device_kind)
+    if chip is None:
+        return None
+    chips, hosts = max(1, len(devices) // chip.devices), jax.process_count()
+    return Machine(f"{chip.name}, {len(devices)} devices", chip, chips, None, hosts)
+
+
+def refusal(
+    config: Config,
+    stage: StageConfig,
+    definition: ModelDefinition,
+    shape: RowShape,
+    machine: Machine,
+    count: HandCount,
+    needed: int,
+) -> str:
+    """What to say of a stage that does not fit: what holds how much, and what to set instead."""
+    limit = memory_limit(machine) or 0
+    parts = ", ".join(f"{name} {in_words(size)}" for name, size in count.as_dict().items() if name != "total")
+    found = nearest_settings(config, stage, definition, shape, machine, needed)
+    instead = "\n".join(f"  {each}" for each in found) or "  none found: take more devices, or a smaller model"
+    return (
+        f"stage {stage.name!r} does not fit {machine.name}: it needs {in_words(needed)} of the {in_words(limit)}"
+        f" of a device ({parts}, by hand count)\nwhat would fit, by hand count:\n{instead}"
+    )
+
+
+def nearest_settings(
+    config: Config, stage: StageConfig, definition: ModelDefinition, shape: RowShape, machine: Machine, needed: int
+) -> list[Setting]:
+    """Settings that would fit, those first that change least. `needed` is what the stage needs as it is."""
+    limit = memory_limit(machine) or 0
+    now = hand_count(config, stage, definition, shape, machine.devices)
+    # What was compiled says how far the hand count is off.
+    scale = max(1.0, (needed - now.arguments) / now.temporaries)
+    found = []
+    for changed, changed_stage, where, setting in _candidates(config, stage, machine):
+        try:
+            count = hand_count(changed, changed_stage, replace(definition, config=changed.model), shape, where.devices)
+        except ConfigError:
+            continue
+        estimate = count.arguments + int(scale * count.temporaries)
+        if estimate <= limit:
+            found.append(replace(setting, needed=estimate))
+    kinds = set()
+    nearest = []
+    for each in found:
+        # Of every kind of change the first: the least.
+        kind = each.machine is not None or tuple(part.partition("=")[0] for part in each.overrides)
+        if kind not in kinds:
+            kinds.add(kind)
+            nearest.append(each)
+    return nearest
+
+
+def _candidates(
+    config: Config, stage: StageConfig, machine: Machine
+) -> Iterator[tuple[Config, StageConfig, Machine, Setting]]:
+    number = config.stages.index(stage) if stage in config.stages else 0
+    sizes = mesh_sizes(config.mesh, machine.devices)
+    full = config.model_copy(update={"model": config.model.model_copy(update={"remat": "full"})})
+    rows = stage.batch_rows // stage.accumulate // prod(sizes[axis] for axis in TABLE["rows"])
+    kinds: list[tuple[Config, tuple[str, ...]]] = [(config, ())]
+    if config.model.remat == "none":
+        dots = config.model_copy(update={"model": config.model.model_copy(update={"remat": "dots"})})
+        kinds.append((dots, ("model.remat=dots",)))
+    if config.model.remat != "full":
+        kinds.append((full, ("model.remat=full",)))
+    for changed, words in kinds:
+        for times in (1, *(each for each in range(2, rows + 1) if rows % each == 0)):
+            accumulate = stage.accumulate * times
+            setting = (*words, f"stages.{number}.accumulate={accumulate}") if times > 1 else words
+            if setting:
+                yield (
+                    changed,
+                    stage.model_copy(update={"accumulate": accumulate}),
+                    machine,
+                    Setting(setting, None, 0),
+                )
+    for axis in ("context", "tensor"):
+        # The axis that takes what is left gives up as much.
+        if config.mesh.fsdp != -1:
+            break
+        for times in (2, 4, 8):
+            size = sizes[axis] * times
+            mesh = config.mesh.model_copy(update={axis: size})
+            yield (
+                config.model_copy(update={"mesh": mesh}),
+                stage,
+                machine,
+                Setting((f"mesh.{axis}={size}",), None, 0),
+            )
+    for chips in sorted(size for size in machine.chip.sizes if size > machine.chips):
+        name = f"{machine.chip.name}-{chips * machine.chip.cores}"
+        yield config, stage, find_machine(name, machine.slices), Setting((), name, 0)

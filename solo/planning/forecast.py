@@ -1,0 +1,269 @@
+"""What a run will be like on a machine: memory, work, collectives, time, cost. All figures, as data and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from solo.config import Config, ConfigError, StageConfig
+from solo.model.parameters import ModelDefinition, define
+from solo.planning.collectives import Collective, find_collectives
+from solo.planning.estimate import ASSUMED_CLOCK, KERNEL_SHARE, StepTime, step_time
+from solo.planning.hlo import parse_module
+from solo.planning.memory import HandCount, hand_count, memory_limit
+from solo.planning.program import QUICK, OutOfMemoryError, Program, compile_step
+from solo.planning.rows import Rows, stage_rows
+from solo.planning.work import StepWork, step_work
+from solo.sharding.hardware import Machine
+from solo.sharding.mesh import mesh_sizes
+
+SECONDS_PER_HOUR = 3600
+BASIS = {
+    "memory.parameters, optimizer, batch": "exact: counted from shapes and shardings, as the compiler's arguments are",
+    "memory.arguments, temporaries, outputs, code": "exact: what the compiler allots",
+    "memory.by_hand": "a model where it is not parameters, optimizer or batch; right to about a fifth",
+    "flops": "exact for the documents assumed; what is computed again follows from model.remat, not from the program",
+    "collectives.bytes": "exact: those of the program",
+    "collectives.seconds": "a model: rings over the links that a group of devices spans",
+    "step": "a model: libtpu's own cycle counts; it was 10 to 31% slower than published steps on v5e",
+    "recipe": "a model: the step's time times the number of steps; no start-up, evaluation, checkpoints or restarts",
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One stage's step on a machine.
+
+    config, stage, definition, rows, machine   what was planned
+    by_hand       memory, counted from shapes
+    work          FLOPs of a step over all devices
+    program       the compiled step; None where the compiler refused it for want of memory
+    refusal       what it said then
+    collectives   of a step, the largest first
+    time          of a step; None where the compiler gives no cycles
+    options       of the compiler, beyond its own
+    """
+
+    config: Config
+    stage: StageConfig
+    definition: ModelDefinition
+    rows: Rows
+    machine: Machine
+    by_hand: HandCount
+    work: StepWork
+    program: Program | None
+    refusal: OutOfMemoryError | None
+    collectives: tuple[Collective, ...]
+    time: StepTime | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of a device's memory that a program may use."""
+        found = self.refusal.available if self.refusal else None
+        return found or memory_limit(self.machine)
+
+    @property
+    def needed(self) -> int:
+        """Bytes of a device's memory that the step needs."""
+        if self.program:
+            return self.program.total
+        assert self.refusal is not None
+        return self.by_hand.arguments + (self.refusal.temporaries or self.by_hand.temporaries)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it may run; true where no limit is known."""
+        return self.program is not None and (self.limit is None or self.needed <= self.limit)
+
+    @property
+    def mfu(self) -> float | None:
+        """Useful FLOPs per second over the peak of all chips."""
+        peak = self.machine.chip.peak_flops
+        if self.time is None or peak is None:
+            return None
+        chips = self.machine.chips * self.machine.slices
+        return sum(self.work.useful.values()) / self.time.total / (peak * chips)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Patches and text tokens, over all devices."""
+        return self.work.tokens / self.time.total if self.time else None
+
+    @property
+    def hours(self) -> float | None:
+        """Of the stage."""
+        return self.time.total * self.rows.num_steps / SECONDS_PER_HOUR if self.time else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        shape, program, work = self.rows.shape, self.program, self.work
+        memory: dict[str, Any] = {
+            "limit": self.limit,
+            "needed": self.needed,
+            "fits": self.fits,
+            "parameters": self.by_hand.parameters,
+            "optimizer": self.by_hand.optimizer,
+            "batch": self.by_hand.batch,
+            "by_hand": self.by_hand.as_dict(),
+        }
+        memory |= {part: getattr(program, part, None) for part in ("arguments", "temporaries", "outputs", "code")}
+        return {
+            "stage": self.stage.name,
+            "mesh": mesh_sizes(self.config.mesh, self.machine.devices),
+            "settings": settings(self.config, self.stage),
+            "rows": {
+                "patch_slots": shape.patch_slots,
+                "text_slots": shape.text_slots,
+                "target_slots": shape.target_slots,
+                "source": self.rows.source,
+                "measured": self.rows.measured,
+            },
+            "memory": memory,
+            "flops": {
+                "useful": work.useful,
+                "computed": work.computed,
+                "useful_share": work.useful_share,
+                "kernel_share_of_peak": KERNEL_SHARE,
+            },
+            "collectives": [asdict(each) for each in self.collectives],
+            "step": None if self.time is None else {**asdict(self.time), "seconds": self.time.total},
+            "mfu": self.mfu,
+            "tokens_per_second": self.tokens_per_second,
+            "steps": self.rows.num_steps,
+            "hours": self.hours,
+            "compiler_options": dict(self.options),
+            "compiled_in_seconds": program and program.seconds,
+        }
+
+
+def settings(config: Config, stage: StageConfig) -> dict[str, Any]:
+    """What a search changes, and what decides most."""
+    model = config.model
+    return {
+        "batch_rows": stage.batch_rows,
+        "accumulate": stage.accumulate,
+        "remat": model.remat,
+        "attention": model.attention,
+        "attention_block": model.attention_block,
+        "compute_dtype": model.compute_dtype,
+        "loss_chunk": stage.loss.chunk,
+    }
+
+
+def forecast(
+    config: Config,
+    stage: StageConfig,
+    machine: Machine,
+    options: Mapping[str, Any] | None = None,
+    document_slots: int | None = None,
+) -> Forecast:
+    """Compile a stage's step for a machine and read everything off it.
+
+    Args:
+        config: the run, with the mesh it has on all slices.
+        stage: of it.
+        machine: all slices.
+        options: further ones of the compiler.
+        document_slots: of the documents that rows are taken to hold; None: as the data has them, or one a row.
+
+    Raises:
+        ConfigError: the config does not go with the machine, or there is no compiler for it.
+    """
+    rows = stage_rows(config, stage, document_slots)
+    definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
+    by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
+    work = step_work(config, stage, definition, rows, machine.chip)
+    found = (config, stage, definition, rows, machine, by_hand, work)
+    try:
+        program = compile_step(config, stage, definition, rows.shape, rows.num_steps, machine, options)
+    except OutOfMemoryError as error:
+        return Forecast(*found, None, error, (), None, dict(options or {}))
+    module = parse_module(program.text)
+    collectives = find_collectives(module, program.mesh, machine, program.devices)
+    # A program that was made in haste says nothing about the time of one that was not.
+    time = None if (options or {}).items() >= QUICK.items() else step_time(module, collectives, work, machine)
+    return Forecast(*found, program, None, tuple(collectives), time, dict(options or {}))
+
+
+def forecast_recipe(
+    config: Config,
+    machine: Machine,
+    stage: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    earlier: Sequence[Forecast] = (),
+    document_slots: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Forecast]:
+    """All stages, or the one that is named. Stages that differ in nothing but their mixture are compiled once.
+
+    Args:
+        config: the run.
+        machine: all slices.
+        stage: a stage's name.
+        report: is told how it goes.
+        earlier: what is known already, of the same config.
+        document_slots: see `forecast`; so `options`.
+
+    Raises:
+        ConfigError: there is no such stage; see also `forecast`.
+    """
+    found: list[Forecast] = []
+    for each in chosen_stages(config, stage):
+        report(f"compiling stage {each.name} for {machine.name}")
+        found.append(_again([*earlier, *found], each) or forecast(config, each, machine, options, document_slots))
+    return found
+
+
+def chosen_stages(config: Config, name: str | None) -> list[StageConfig]:
+    """All stages, or the named one. Raises ConfigError where there is none."""
+    found = [stage for stage in config.stages if name in (None, stage.name)]
+    if not found:
+        known = ", ".join(stage.name for stage in config.stages) or "none: it describes a model but no run"
+        raise ConfigError(f"{config.name!r} has no stage {name or ''!r}; it has {known}")
+    return found
+
+
+def _again(earlier: Sequence[Forecast], stage: StageConfig) -> Forecast | None:
+    """An earlier forecast under another name, where stages differ in nothing but name, mixture and number of steps."""
+    neutral = {"name": "", "mixture": {"": 1.0}, "steps": 1, "optimizer_state": "reset"}
+    for each in earlier:
+        same = stage.model_copy(update=neutral) == each.stage.model_copy(update=neutral)
+        if stage == each.stage or (same and not each.rows.measured):
+            rows = replace(each.rows, num_steps=stage.steps or each.rows.num_steps)
+            return replace(each, stage=stage, rows=rows)
+    return None
+
+
+def as_json(config: Config, machine: Machine, found: list[Forecast], usd_per_chip_hour: float | None) -> dict[str, Any]:
+    """The whole recipe: every stage, hours and cost in all, and what each figure is worth."""
+    hours = recipe_hours(found)
+    rate = machine.usd_per_hour(usd_per_chip_hour)
+    price = machine.chip.price
+    return {
+        "config": config.name,
+        "machine": {
+            "name": machine.name,
+            "slices": machine.slices,
+            "chips": machine.chips * machine.slices,
+            "devices": machine.devices,
+            "topology": machine.topology,
+            "clock": machine.chip.clock or (ASSUMED_CLOCK if machine.chip.is_tpu else None),
+        },
+        "stages": [each.as_dict() for each in found],
+        "recipe": {
+            "fits": all(each.fits for each in found),
+            "hours": hours,
+            "usd": None if hours is None or rate is None else hours * rate,
+            "usd_per_hour": rate,
+            "price": "given" if usd_per_chip_hour is not None else price and f"{price.as_of}, {price.source}",
+        },
+        "basis": BASIS,
+    }
+
+
+def recipe_hours(found: list[Forecast]) -> float | None:
+    """Of all stages; None where one has no estimate."""
+    hours = [each.hours for each in found]
+    return None if None in hours else sum(hour for hour in hours if hour is not None)

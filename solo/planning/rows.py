@@ -1,0 +1,140 @@
+"""What a stage's rows hold: their slots, and the documents in them, from prepared data or as stated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from solo.config import Config, ConfigError, StageConfig
+from solo.data.plan import StagePlan
+from solo.data.prepare import open_prepared
+from solo.data.shape import RowShape
+
+# Of a row's slots where no data says better: documents of image and text in a row of SOLO's or Mono-InternVL's kind.
+PATCH_SHARE = 0.75
+# Batches of prepared data that are looked at for the lengths of documents.
+_SAMPLED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Document:
+    """Slots of a document: patches, text tokens, and those of them that are targets' places."""
+
+    patches: int
+    text: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A stage's rows.
+
+    shape      slots of a row
+    num_steps  of the stage
+    documents  of some rows that stand for all of them
+    source     where all this comes from, in words
+    measured   whether that is prepared data
+    pieces     of the tokenizer, where there is one
+    """
+
+    shape: RowShape
+    num_steps: int
+    documents: tuple[tuple[Document, ...], ...]
+    source: str
+    measured: bool = False
+    pieces: int | None = None
+
+    @cached_property
+    def live(self) -> tuple[float, float, float]:
+        """Patches, text tokens and targets of a row that holds what those rows hold on average."""
+        sums = [(d.patches, d.text, d.targets) for row in self.documents for d in row]
+        patches, text, targets = (sum(column) / len(self.documents) for column in zip(*sums, strict=True))
+        return patches, text, targets
+
+
+def stage_rows(config: Config, stage: StageConfig, document_slots: int | None = None) -> Rows:
+    """From the prepared data where there is some and `document_slots` does not say otherwise, else as stated.
+
+    Raises:
+        ConfigError: the data does not fit the rows, or there is none and the stage is counted in epochs.
+    """
+    if document_slots is not None:
+        return stated_rows(stage, document_slots=document_slots)
+    try:
+        open_prepared(config)
+    except (ConfigError, OSError):
+        return stated_rows(stage)
+    return planned_rows(config, stage)
+
+
+def planned_rows(config: Config, stage: StageConfig) -> Rows:
+    """From the prepared data of a config, by planning it.
+
+    Raises:
+        ConfigError: the data is not prepared, or it does not fit the rows.
+    """
+    prepared = open_prepared(config)
+    indexes = {name: prepared.sources[name].index for name in stage.mixture}
+    plan = StagePlan(stage, indexes, config.image_in(stage), config.data, config.seed)
+    documents = tuple(
+        tuple(Document(*piece.needs) for piece in row)
+        for step in range(min(_SAMPLED_STEPS, plan.num_steps))
+        for row in plan.rows(step)
+    )
+    source, pieces = f"the prepared data of {config.data.folder}", prepared.tokenizer.vocab_size
+    return Rows(plan.shape, plan.num_steps, documents, source, measured=True, pieces=pieces)
+
+
+def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_slots: int | None = None) -> Rows:
+    """Rows as the stage gives them, filled with equal documents, an image before its text.
+
+    Args:
+        stage: its patch_slots and text_slots, or row_slots shared out by `patch_share`.
+        patch_share: of a row's slots.
+        document_slots: of a document; a whole row unless given.
+
+    Raises:
+        ConfigError: a stage counted in epochs has no number of steps without data, or a share is none.
+    """
+    if not 0 <= patch_share < 1:
+        raise ConfigError(f"patch share {patch_share}: it is at least 0 and below 1")
+    if stage.steps is None:
+        raise ConfigError(f"stage {stage.name!r} is counted in epochs: prepare its data (solo prepare), or give steps")
+    if stage.patch_slots is not None and stage.text_slots is not None:
+        patches, text, source = stage.patch_slots, stage.text_slots, "patch_slots and text_slots of the stage"
+    else:
+        multiple = stage.slot_multiple
+        patches = round(stage.row_slots * patch_share / multiple) * multiple
+        text = -(-(stage.row_slots - patches) // multiple) * multiple
+        source = f"row_slots of the stage, a share of {patch_share:.0%} patches (stated, not measured)"
+    shape = RowShape(patches, text, stage.target_slots or text)
+    count = max(1, round(shape.slots / (document_slots or shape.slots)))
+    row = tuple(Document(patches // count, text // count, min(text, shape.target_slots) // count) for _ in range(count))
+    length = row[0].patches + row[0].text
+    return Rows(shape, stage.steps, (row,), f"{source}; documents of {length:,} slots (stated)")
+
+
+def intervals(
+    row: Sequence[Document], shape: RowShape, attention: str = "causal", window: int | None = None
+) -> np.ndarray:
+    """int32 [S, 4]: `Batch.attend` of a row of documents whose image comes first; empty slots see nothing."""
+    found = np.zeros((shape.slots, 4), np.int32)
+    reach = window if window is not None else shape.slots
+    first = np.zeros(2, int)
+    for document in row:
+        (p0, t0), patches, text = first, np.arange(document.patches), np.arange(document.text)
+        here = found[p0 : p0 + document.patches]
+        here[:, 0], here[:, 1] = p0 + np.maximum(0, patches - reach), p0 + patches + 1
+        if attention in ("bidirectional", "prefix"):
+            here[:, :2] = p0, p0 + document.patches
+        elif attention == "isolated":
+            here[:, 0] = p0 + patches
+        there = found[shape.patch_slots + t0 : shape.patch_slots + t0 + document.text]
+        there[:, 0] = p0 + np.clip(document.patches + text - reach, 0, document.patches)
+        there[:, 1] = p0 + document.patches
+        there[:, 2], there[:, 3] = t0 + np.maximum(0, text - reach), t0 + text + 1
+        first += (document.patches, document.text)
+    return found

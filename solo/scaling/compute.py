@@ -1,0 +1,37 @@
+"""Training compute, as a number of FLOPs or as a machine and hours."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from solo.config import ConfigError
+from solo.sharding.hardware import machine
+
+SECONDS_PER_HOUR = 3600
+
+
+def parse_compute(text: str, mfu: float) -> float:
+    """FLOPs of `1e24`, or of `v5p-128:72`, a machine and hours.
+
+    Args:
+        text: what was given.
+        mfu: share of the machine's peak that training reaches.
+
+    Raises:
+        ConfigError: it is neither, or the peak of the machine is not known.
+    """
+    name, colon, hours = text.partition(":")
+    try:
+        value = float(hours) if colon else float(name)
+    except ValueError:
+        value = float("nan")
+    if not (isfinite(value) and value > 0):
+        raise ConfigError(f"--predict {text!r}: expected FLOPs, as in 1e24, or a machine and hours, as in v5p-128:72")
+    if not colon:
+        return value
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu {mfu}: a share of the peak lies above 0 and up to 1")
+    on = machine(name)
+    if on.chip.peak_flops is None:
+        raise ConfigError(f"--predict {text!r}: the peak of {on.name} is not known; give FLOPs")
+    return value * SECONDS_PER_HOUR * on.chip.peak_flops * on.chips * mfu

@@ -1,0 +1,154 @@
+"""Does the parametrisation hold: are activations, and what training changes of them, of one scale over all sizes?
+
+The coordinate check of muP (Yang et al. 2022, arXiv 2203.03466, appendix D.1): models of all sizes take the same few
+steps on the same batches. Measured are root mean squares behind every layer, and of the change of the logits; where
+they grow or shrink with the width, learning rates do not transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from solo.batch import Batch
+from solo.config import Config, ConfigError, MeshConfig, SafetyConfig, StageConfig
+from solo.data.loader import Loader
+from solo.data.plan import StagePlan
+from solo.data.prepare import Prepared, prepare
+from solo.model.modules import Regions
+from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.scaling.sweep.points import first_sizes
+from solo.scaling.sweep.spec import SweepSpec
+from solo.sharding.mesh import make_mesh
+from solo.training.step import make_stage
+
+FLAT = 0.15
+NUM_STEPS = 5
+SEEDS = (0, 1, 2)
+LOGITS = "change of logits"
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Of one model: what is measured -> its root mean square, over seeds, batches and slots, after `steps` steps."""
+
+    width: int
+    layers: int
+    steps: int
+    scales: Mapping[str, float]
+
+
+def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[Batch]) -> list[Coordinates]:
+    """Coordinates before the first and after every step, one per batch; learning rate constant, without warm-up.
+
+    Args:
+        definition: the model; drawn anew for every seed.
+        stage: how it learns.
+        batches: what it learns from, and, the first of them, what it is measured on.
+    """
+    optimizer = stage.optimizer.model_copy(update={"schedule": "constant", "warmup_steps": 0})
+    stage = stage.model_copy(update={"optimizer": optimizer, "steps": len(batches)})
+    made = make_stage(definition, stage, len(batches), SafetyConfig(), make_mesh(MeshConfig(), jax.devices()[:1]))
+
+    @jax.jit
+    def look(parameters: Parameters) -> dict[str, jax.Array]:
+        return _activations(definition, parameters, batches[0])
+
+    initialise = jax.jit(definition.initialise)
+    squares: list[dict[str, float]] = [{} for _ in range(len(batches) + 1)]
+    for seed in SEEDS:
+        state = made.start(initialise(jax.random.key(seed)))
+        before = look(state.parameters)
+        for number in range(len(batches) + 1):
+            now = look(state.parameters)
+            found = {name: float(jnp.square(value).mean()) for name, value in now.items() if name != "logits"}
+            found[LOGITS] = float(jnp.square(now["logits"] - before["logits"]).mean())
+            for name, value in found.items():
+                squares[number][name] = squares[number].get(name, 0.0) + value / len(SEEDS)
+            if number < len(batches):
+                state, _ = made.step(state, batches[number])
+    config = definition.config
+    return [
+        Coordinates(config.width, config.layers, number, {name: value**0.5 for name, value in each.items()})
+        for number, each in enumerate(squares)
+    ]
+
+
+def _activations(definition: ModelDefinition, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
+    """The residual stream at three depths, and the logits of the text; float32."""
+    model = definition.bind(parameters)
+    stream = model.residual_stream(batch)
+    places = {"embedded": 0, "middle layer": len(stream) // 2, "last layer": len(stream) - 1}
+    found = {name: _live(stream[place], batch) for name, place in places.items()}
+    return {**found, "logits": model.logits(model.final_norm(stream[-1].text))[..., : definition.vocab_size]}
+
+
+def _live(x: Regions, batch: Batch) -> jax.Array:
+    """Hidden states, 0 where a slot holds nothing."""
+    attend = batch.attend
+    lives = (attend[..., 0] < attend[..., 1]) | (attend[..., 2] < attend[..., 3])
+    return jnp.where(lives[..., None], x.join().astype(jnp.float32), 0.0)
+
+
+def spreads(found: Sequence[Coordinates]) -> dict[str, float]:
+    """What is measured -> largest over smallest scale of the sizes, less 1."""
+    scales = {name: [each.scales[name] for each in found] for name in found[0].scales}
+    return {name: max(values) / min(values) - 1 for name, values in scales.items() if min(values) > 0}
+
+
+def first_batches(config: Config, prepared: Prepared, count: int) -> list[Batch]:
+    """The first batches that a run of this config learns from."""
+    stage = config.stages[0]
+    sources = {name: prepared.sources[name] for name in stage.mixture}
+    indexes = {name: source.index for name, source in sources.items()}
+    endless = stage.model_copy(update={"steps": 10**9})
+    plan = StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
+    data = config.data.model_copy(update={"worker_processes": 0})
+    loader = Loader(plan, sources, prepared.tokenizer, config.image_in(stage), data, sequence=config.sequence)
+    with loader:
+        return [batch for _, batch in zip(range(count), loader, strict=False)]
+
+
+def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[list[Coordinates]]]:
+    """Measure all sizes of a sweep's ladder, as its base is parametrised and as the standard parametrisation has them.
+
+    Args:
+        spec: a sweep with a ladder and data; the first of each axis' values is taken.
+        note: called with a line for every size.
+
+    Returns:
+        Parametrisation -> for every size its coordinates, after 0 to `NUM_STEPS` steps.
+
+    Raises:
+        ConfigError: there is no ladder, no data, or no parametrisation to be checked.
+    """
+    if spec.ladder is None or spec.traffic is not None:
+        raise ConfigError(f"sweep {spec.name!r}: a coordinate check needs a ladder, and data in place of traffic")
+    configs = first_sizes(spec)
+    kind = configs[0].model.parametrisation.kind
+    if kind == "standard":
+        raise ConfigError(f"{spec.base}: model.parametrisation.kind is standard; there is nothing to check")
+    prepared = prepare(configs[0], note)
+    batches = first_batches(configs[0], prepared, NUM_STEPS)
+    found: dict[str, list[list[Coordinates]]] = {kind: [], "standard": []}
+    for name, sizes in found.items():
+        for config in configs:
+            note(f"{name}: width {config.model.width}, {config.model.layers} layers")
+            parametrisation = config.model.parametrisation.model_copy(update={"kind": name})
+            model = config.model.model_copy(update={"parametrisation": parametrisation})
+            definition = define(config.model_copy(update={"model": model}), prepared.tokenizer.vocab_size)
+            sizes.append(measure(definition, config.stages[0], batches))
+    return found
+
+
+def is_flat(found: Sequence[Sequence[Coordinates]]) -> bool:
+    """Whether activations are of one scale over all sizes, within `FLAT`, after every step."""
+    return all(spread <= FLAT for step in zip(*found, strict=True) for spread in judged(step).values())
+
+
+def judged(found: Sequence[Coordinates]) -> dict[str, float]:
+    """The spreads of the activations. That of the logits is only shown: their first draw fades with the width."""
+    return {name: spread for name, spread in spreads(found).items() if name != LOGITS}

@@ -1,0 +1,93 @@
+"""What a sweep comes to in all, and whether that is more than its limits allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from solo.config import ConfigError
+from solo.planning.memory import memory_limit
+from solo.scaling.sweep.estimate import Speed, speed
+from solo.scaling.sweep.folder import SweepFolder
+from solo.scaling.sweep.points import Point
+from solo.scaling.sweep.spec import SweepSpec
+from solo.sharding.hardware import machine
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of some runs. `seconds` and `usd` by run; None where they are not known.
+
+    flops   computed for them, trunks once
+    hours   of the machine, all runs one after another
+    """
+
+    speed: Speed
+    seconds: dict[str, float | None]
+    usd: dict[str, float | None]
+    flops: int
+    hours: float | None
+    total_usd: float | None
+
+
+def costs(spec: SweepSpec, points: Sequence[Point], folder: SweepFolder) -> Costs:
+    """What runs come to; how fast they are is measured by those of the sweep that are finished."""
+    found = speed(spec.machine, finished(points, folder))
+    seconds = {point.id: found.seconds(point.estimate, spec.machine) for point in points}
+    per_hour = machine(spec.machine.name).usd_per_hour(spec.machine.usd_per_chip_hour)
+    usd = {id: None if per_hour is None or took is None else took / 3600 * per_hour for id, took in seconds.items()}
+    total = _sum(seconds)
+    return Costs(
+        speed=found,
+        seconds=seconds,
+        usd=usd,
+        flops=sum(point.estimate.paid_flops for point in points),
+        hours=None if total is None else total / 3600,
+        total_usd=_sum(usd),
+    )
+
+
+def finished(points: Sequence[Point], folder: SweepFolder) -> list[tuple[float, float]]:
+    """Active parameters and FLOPs per second of the runs that are finished."""
+    results = [(point, folder.result(point.id)) for point in points]
+    return [
+        (float(point.estimate.n_active), result["flops_per_second"])
+        for point, result in results
+        if result and result.get("flops_per_second")
+    ]
+
+
+def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None:
+    """Raise ConfigError where the runs that are missing come to more than the limits; all are named."""
+    limits = spec.limits
+    faults: list[str] = []
+    if not points:
+        return
+
+    def check(name: str, limit: float | None, value: float | None, shown: Any) -> None:
+        if limit is None:
+            return
+        if value is None:
+            faults.append(f"limits.{name} is {limit:g}, and what the sweep comes to is not known: {found.speed.source}")
+        elif value > limit:
+            faults.append(f"limits.{name} is {limit:g}; the sweep comes to {shown}")
+
+    check("runs", limits.runs, len(points), len(points))
+    check("flops", limits.flops, found.flops, f"{found.flops:.4g}")
+    check("hours", limits.hours, found.hours, f"{found.hours or 0:.2f}")
+    check("usd", limits.usd, found.total_usd, f"{found.total_usd or 0:,.2f}")
+    memory, largest = memory_limit(machine(spec.machine.name)), max(points, key=lambda point: point.estimate.memory)
+    if memory is not None and largest.estimate.memory > memory:
+        faults.append(
+            f"run {largest.id}, width {largest.config.model.width}, needs about {largest.estimate.memory / 2**30:.1f}"
+            f" GiB on each device of {spec.machine.name}, which has {memory / 2**30:.1f}; ask solo plan --on what fits"
+        )
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise ConfigError(f"sweep {spec.name!r} is refused:\n{lines}")
+
+
+def _sum(values: dict[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return sum(known) if len(known) == len(values) else None

@@ -1,0 +1,84 @@
+"""Two pictures about hyper-parameters that transfer: scales of activations, and the best learning rate, over sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from solo.config import ConfigError
+from solo.scaling.drawing import ACCENT, QUIET, WRONG, shades, styled
+from solo.scaling.sweep.coordinates import LOGITS, Coordinates
+from solo.scaling.sweep.rates import Curve
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ConfigError where the name is not that of a picture: before it is computed, not after."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: a picture ends in {', '.join(SUFFIXES)}")
+
+
+@styled
+def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path: Path) -> None:
+    """Scales over the width, a column for each parametrisation, a row for each place, a line for each step."""
+    names = list(next(iter(found.values()))[0][-1].scales)
+    figure = _figure(8.8, 1.9 * len(names))
+    axes = figure.subplots(len(names), len(found), squeeze=False, sharex=True, sharey="row")
+    for column, (kind, sizes) in enumerate(found.items()):
+        colours = shades(len(sizes[0]))
+        for row, name in enumerate(names):
+            axis = axes[row][column]
+            for step in range(1 if name == LOGITS else 0, len(sizes[0])):
+                steps = [size[step] for size in sizes]
+                label = f"{step} steps" if step != 1 else "1 step"
+                x, y = [each.width for each in steps], [each.scales[name] for each in steps]
+                axis.plot(x, y, "o-", markersize=3, color=colours[step], label=label)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_major_formatter("{x:.3g}")
+            axis.set_ylabel(name if column == 0 else "")
+        axes[0][column].set_title(kind)
+        axes[-1][column].set_xlabel("width")
+    axes[0][0].legend()
+    _save(figure, path)
+
+
+@styled
+def plot_rates(curves: Sequence[Curve], loss: str, path: Path) -> None:
+    """Loss over the learning rate, a line for each width with its optimum; beside it, the optimum over the width."""
+    figure = _figure(8.8, 3.6)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for curve, colour in zip(curves, shades(len(curves)), strict=True):
+        left.plot(curve.rates, curve.losses, "o-", markersize=4, color=colour, label=f"width {curve.width}")
+        if curve.best is not None:
+            left.plot([curve.best], [curve.best_loss], "*", markersize=11, color=colour)
+    left.set(xscale="log", xlabel="learning rate", ylabel=f"loss {loss}")
+    left.legend()
+    inside = [curve for curve in curves if curve.best is not None]
+    edge = [curve for curve in curves if curve.best is None]
+    right.plot([curve.width for curve in inside], [curve.best for curve in inside], "*-", markersize=10, color=ACCENT)
+    if edge:
+        lowest = [curve.rates[curve.losses.index(min(curve.losses))] for curve in edge]
+        right.plot([curve.width for curve in edge], lowest, "x", color=WRONG, label="at the edge of the rates tried")
+        right.legend()
+    tried = [rate for curve in curves for rate in curve.rates]
+    right.set(xscale="log", yscale="log", xlabel="width", ylabel="best learning rate")
+    right.set_ylim(min(tried) / 1.3, max(tried) * 1.3)
+    right.set_xticks([curve.width for curve in curves], [str(curve.width) for curve in curves])
+    right.minorticks_off()
+    right.tick_params(axis="both", colors=QUIET)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white")

@@ -1,0 +1,236 @@
+"""From a sweep's file to its runs: axes x sizes x lengths, each a whole config with an id."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from solo.config import Config, ConfigError, parse_config, read_config, set_value
+from solo.model.parameters import ModelDefinition, define
+from solo.scaling.sweep.estimate import Estimate, active, estimate, run_flops
+from solo.scaling.sweep.identity import run_id
+from solo.scaling.sweep.ladder import sizes
+from solo.scaling.sweep.spec import HorizonsDesign, IsoFlop, SweepSpec
+from solo.scaling.sweep.traffic import Flow, Flows
+from solo.sharding.hardware import machine
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    config       named by its id
+    labels       axis -> value
+    trunk        id of the run it branches from, at `branch_step`
+    is_trunk     its rate does not decay: others branch from it, and it is never fitted
+    budget       FLOPs that it was planned for, of a design of equal compute
+    """
+
+    id: str
+    config: Config
+    labels: dict[str, Any]
+    estimate: Estimate
+    trunk: str | None = None
+    branch_step: int = 0
+    is_trunk: bool = False
+    budget: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """Of the run."""
+        steps = self.config.stages[0].steps
+        assert steps is not None
+        return steps
+
+
+@dataclass(frozen=True)
+class _Size:
+    """One size of one combination of the axes, before its length is known."""
+
+    raw: dict[str, Any]
+    labels: dict[str, Any]
+    config: Config
+    definition: ModelDefinition
+    flow: Flow
+    n: int
+
+
+def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
+    """All runs of a sweep, trunks before their branches. Prepares the data where it is not there.
+
+    Args:
+        spec: the sweep.
+        note: called with a line for every part of the data that is prepared.
+
+    Raises:
+        ConfigError: a config that is not valid, a design that asks for sizes the ladder does not have, or two runs that
+            are the same.
+    """
+    flows = Flows(spec.traffic, note)
+    found: list[Point] = []
+    base = read_config(spec.base)
+    for key, value in spec.set.items():
+        set_value(base, key, value)
+    for labels, changes in spec.combinations():
+        chosen = [_size(spec, base, labels, {**changes, **model}, flows) for model in _models(spec, base, changes)]
+        found += _lengths(spec, chosen)
+    _refuse_twins(found)
+    return found
+
+
+def first_sizes(spec: SweepSpec) -> list[Config]:
+    """The configs of all sizes, with the first value of every axis, as long as the base is."""
+    base = read_config(spec.base)
+    for key, value in spec.set.items():
+        set_value(base, key, value)
+    _, changes = spec.combinations()[0]
+    return [_config(spec, base, {**changes, **model}) for model in _models(spec, base, changes)]
+
+
+def _models(spec: SweepSpec, base: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
+    return sizes(spec.ladder, _config(spec, base, changes))
+
+
+def _config(spec: SweepSpec, raw: dict[str, Any], changes: dict[str, Any]) -> Config:
+    raw = copy.deepcopy(raw)
+    for key, value in changes.items():
+        set_value(raw, key, value)
+    config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
+    if len(config.stages) != 1 or config.stages[0].steps is None:
+        raise ConfigError(f"{spec.base}: a sweep's base has one stage, counted in steps; found {len(config.stages)}")
+    if not config.evaluation.losses:
+        raise ConfigError(f"{spec.base} has no evaluation.losses: there would be nothing to fit")
+    return config
+
+
+def _size(
+    spec: SweepSpec, base: dict[str, Any], labels: dict[str, Any], changes: dict[str, Any], flows: Flows
+) -> _Size:
+    raw = copy.deepcopy(base)
+    for key, value in changes.items():
+        set_value(raw, key, value)
+    config = _config(spec, raw, {})
+    flow = flows.of(config)
+    definition = define(config, flow.pieces)
+    return _Size(raw, labels, config, definition, flow, active(definition, flow.work(1)))
+
+
+def _lengths(spec: SweepSpec, chosen: list[_Size]) -> Iterator[Point]:
+    design = spec.design
+    if design is None:
+        for size in chosen:
+            steps = size.config.stages[0].steps
+            assert steps is not None
+            yield _point(spec, size, steps)
+    elif design.isoflop is not None:
+        for budget in design.isoflop.budgets:
+            yield from _equal_compute(spec, design.isoflop, budget, chosen)
+    elif design.grid is not None:
+        for size in chosen:
+            for amount in design.grid.tokens or design.grid.tokens_per_parameter or design.grid.steps or ():
+                unit = "tokens" if design.grid.tokens else "steps" if design.grid.steps else "tokens_per_parameter"
+                yield _point(spec, size, _steps(size, unit, amount))
+    elif design.horizons is not None:
+        for size in chosen:
+            yield from _branches(spec, design.horizons, size)
+
+
+def _steps(size: _Size, unit: str, amount: float) -> int:
+    if unit == "steps":
+        return int(amount)
+    tokens = amount * (size.n if unit == "tokens_per_parameter" else 1)
+    # Of many steps, as single ones vary.
+    some = size.flow.work(64)
+    return max(2, round(tokens * 64 / (some.patches + some.text)))
+
+
+def _equal_compute(spec: SweepSpec, design: IsoFlop, budget: float, chosen: list[_Size]) -> Iterator[Point]:
+    centre = design.centre.at(budget)
+    wanted = centre * design.half_width ** np.linspace(-1, 1, design.points)
+    logs = np.log([size.n for size in chosen])
+    places = sorted({int(np.argmin(np.abs(logs - np.log(target)))) for target in wanted})
+    lowest, highest = (chosen[int(np.argmin(logs))].n, chosen[int(np.argmax(logs))].n)
+    if wanted[0] < lowest / 1.3 or wanted[-1] > highest * 1.3 or len(places) < 3:
+        raise ConfigError(
+            f"design.isoflop: at {budget:.3g} FLOPs sizes of {wanted[0]:.3g} to {wanted[-1]:.3g} active parameters are"
+            f" asked for; the ladder has {lowest:.3g} to {highest:.3g}, {len(places)} of them different ones. Add"
+            " widths, or change centre, half_width or budgets"
+        )
+    for place in places:
+        size = chosen[place]
+        step = run_flops(size.config, size.definition, size.flow.work(64)) / 64
+        steps = round(budget / step)
+        if steps < 10:
+            raise ConfigError(
+                f"design.isoflop: {budget:.3g} FLOPs are {steps} steps of width {size.config.model.width}, too few to"
+                " train; lower stages.0.batch_rows, or leave the budget out"
+            )
+        yield _point(spec, size, steps, budget=budget)
+
+
+def _branches(spec: SweepSpec, design: HorizonsDesign, size: _Size) -> Iterator[Point]:
+    unit = next(name for name in ("tokens", "tokens_per_parameter", "steps") if getattr(design, name) is not None)
+    longest = _steps(size, unit, getattr(design, unit))
+    horizons = sorted(max(2, round(share * longest)) for share in design.at)
+    decays = [max(1, round(design.decay * steps)) for steps in horizons]
+    at = [steps - decay for steps, decay in zip(horizons, decays, strict=True)]
+    optimizer = size.config.stages[0].optimizer
+    warmup = optimizer.warmup_steps if spec.warmup is None else max(1, round(spec.warmup * horizons[0]))
+    if warmup >= at[0]:
+        raise ConfigError(
+            f"design.horizons: warm-up of {warmup} steps is not over where the first branch begins, at step {at[0]} of"
+            f" width {size.config.model.width}; set warmup to a share of the shortest horizon"
+        )
+    own: dict[str, Any] = {
+        "stages.0.optimizer.schedule": "constant",
+        "stages.0.optimizer.decay_steps": None,
+        "stages.0.optimizer.warmup_steps": warmup,
+        "evaluation": {},
+        "checkpoint.at_steps": at,
+    }
+    trunk = _point(spec, size, at[-1], changes=own, is_trunk=True)
+    yield trunk
+    for steps, decay, start in zip(horizons, decays, at, strict=True):
+        own = {
+            "stages.0.optimizer.schedule": "wsd",
+            "stages.0.optimizer.decay_steps": decay,
+            "stages.0.optimizer.warmup_steps": warmup,
+        }
+        yield _point(spec, size, steps, changes=own, trunk=trunk.id, branch_step=start)
+
+
+def _point(
+    spec: SweepSpec, size: _Size, steps: int, changes: dict[str, Any] | None = None, branch_step: int = 0, **fields: Any
+) -> Point:
+    raw = copy.deepcopy(size.raw)
+    changes = changes if changes is not None else _warmup(spec, steps)
+    for key, value in {**changes, "stages.0.steps": steps}.items():
+        set_value(raw, key, value)
+    config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
+    name = run_id(config)
+    config = config.model_copy(update={"name": name, "folder": str(spec.path / "runs")})
+    on = machine(spec.machine.name)
+    # A run sees the processors of a host as one device.
+    devices = 1 if on.chip.name == "cpu" else on.devices
+    found = estimate(config, size.definition, size.flow, devices, branch_step)
+    return Point(name, config, size.labels, found, branch_step=branch_step, **fields)
+
+
+def _warmup(spec: SweepSpec, steps: int) -> dict[str, Any]:
+    return {} if spec.warmup is None else {"stages.0.optimizer.warmup_steps": max(1, round(spec.warmup * steps))}
+
+
+def _refuse_twins(points: list[Point]) -> None:
+    seen: dict[str, Point] = {}
+    for point in points:
+        twin = seen.setdefault(point.id, point)
+        if twin is not point:
+            raise ConfigError(
+                f"two runs of the sweep are the same: {twin.labels} and {point.labels}, width"
+                f" {point.config.model.width}, {point.steps} steps; an axis that changes nothing, or lengths that round"
+                " to the same"
+            )

@@ -1,0 +1,101 @@
+"""The config of the run that a law calls the best of a compute: the sweep's own ladder and base, at another size."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from math import log
+from typing import Any
+
+from solo.config import Config, ConfigError, parse_config, read_config, set_value
+from solo.model.flops import Work
+from solo.model.parameters import define
+from solo.scaling.rows import Row, text
+from solo.scaling.sweep.estimate import active
+from solo.scaling.sweep.folder import SweepFolder
+from solo.scaling.sweep.ladder import size
+from solo.scaling.sweep.spec import Ladder, SweepSpec
+
+_WIDEST = 65_536
+
+
+def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: float) -> Config:
+    """The run of so many parameters and tokens.
+
+    Args:
+        folder: of a sweep with finished runs, which tell how many tokens a step has.
+        rows: of its results, those that the law was fitted to: axes in which they differ have no one value.
+        n: active parameters; the width nearest to it is taken.
+        d: tokens.
+
+    Raises:
+        ConfigError: the labels leave open what the run is, or no run is finished.
+    """
+    spec = SweepSpec.model_validate_json(json.dumps(json.loads(folder.plan_file.read_text())["spec"]))
+    base = read_config(spec.base)
+    for key, value in {**spec.set, **_changes(spec, rows)}.items():
+        set_value(base, key, value)
+    visual, text_tokens, steps = _counted(folder)
+    mixture = Work(visual, text_tokens, 0, 0)
+
+    start = parse_config(copy.deepcopy(base), origin=spec.base)
+    ladder = spec.ladder or Ladder(width=(start.model.width,))
+
+    def at(width: int) -> Config:
+        raw = copy.deepcopy(base)
+        for key, value in size(ladder, start, width).items():
+            set_value(raw, key, value)
+        return parse_config(raw, origin=spec.base)
+
+    def distance(width: int) -> float:
+        config = at(width)
+        pieces = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
+        return log(active(define(config, pieces), mixture) / n)
+
+    unit = ladder.head_dim or start.model.dim_per_head
+    low, high = 1, _WIDEST // unit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if distance(middle * unit) <= 0 else (low, middle)
+    width = min((low, high), key=lambda count: abs(distance(count * unit))) * unit
+    return _trained(at(width), spec, max(2, round(d * steps / (visual + text_tokens))))
+
+
+def _changes(spec: SweepSpec, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the axes change in the runs that these rows are of."""
+    of_rows = {name: {text(row.get(name)) for row in rows} for name in spec.axes}
+    fitting = [
+        changes
+        for labels, changes in spec.combinations()
+        if all(of_rows[name] == {text(value)} for name, value in labels.items())
+    ]
+    if len(fitting) != 1:
+        several = ", ".join(name for name, values in of_rows.items() if len(values) != 1)
+        raise ConfigError(f"the law is of runs that differ in {several}: choose one kind with --where AXIS=VALUE")
+    return fitting[0]
+
+
+def _counted(folder: SweepFolder) -> tuple[int, int, int]:
+    """Visual tokens, text tokens and steps of all finished runs."""
+    visual = read = steps = 0
+    for point in folder.read_plan():
+        result = folder.result(point.id)
+        if result and result["status"] == "done":
+            visual, read = visual + result["visual_tokens"], read + result["text_tokens"]
+            steps += point.steps
+    if not steps:
+        raise ConfigError(f"{folder.path}: no run is finished")
+    return visual, read, steps
+
+
+def _trained(config: Config, spec: SweepSpec, steps: int) -> Config:
+    stage = config.stages[0]
+    optimizer: dict[str, Any] = {}
+    if spec.warmup is not None:
+        optimizer["warmup_steps"] = max(1, round(spec.warmup * steps))
+    if spec.design and spec.design.horizons:
+        decay = max(1, round(spec.design.horizons.decay * steps))
+        optimizer |= {"schedule": "wsd", "decay_steps": decay}
+    changed = stage.model_copy(update={"steps": steps, "optimizer": stage.optimizer.model_copy(update=optimizer)})
+    return config.model_copy(update={"name": f"{spec.name}-predicted", "stages": (changed,)})

@@ -1,0 +1,72 @@
+"""The best learning rate of every width: where it is one for all, what was tuned at a small width serves the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+
+from solo.config import ConfigError
+from solo.scaling.sweep.folder import SweepFolder
+
+AXIS = "stages.0.optimizer.learning_rate"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one width over learning rates, smallest first.
+
+    best, best_loss   vertex of the parabola through the lowest point and its neighbours, in log rate; None at an edge
+    """
+
+    width: int
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    best: float | None
+    best_loss: float | None
+
+
+def curves(folder: SweepFolder, loss: str) -> list[Curve]:
+    """A curve for each width of a sweep with the axis `stages.0.optimizer.learning_rate`, of its longest runs.
+
+    Raises:
+        ConfigError: there is no such axis, or a width has fewer than three finished runs.
+    """
+    found: dict[int, dict[float, tuple[int, float]]] = {}
+    for point in folder.read_plan():
+        result = folder.result(point.id)
+        if point.is_trunk or result is None or result["status"] != "done":
+            continue
+        if AXIS not in point.labels:
+            raise ConfigError(f"{folder.path}: the sweep has no axis {AXIS}")
+        if loss not in result["losses"]:
+            raise ConfigError(f"{folder.path}: there is no loss {loss!r}; there are {', '.join(result['losses'])}")
+        rates = found.setdefault(point.config.model.width, {})
+        rate = float(point.labels[AXIS])
+        rates[rate] = max(rates.get(rate, (0, 0.0)), (point.steps, float(result["losses"][loss])))
+    if not found:
+        raise ConfigError(f"{folder.path}: no run is finished")
+    return [
+        _curve(width, {rate: value for rate, (_, value) in sorted(found[width].items())}) for width in sorted(found)
+    ]
+
+
+def _curve(width: int, losses: dict[float, float]) -> Curve:
+    if len(losses) < 3:
+        raise ConfigError(f"width {width} has {len(losses)} finished learning rates; three or more tell an optimum")
+    rates, values = tuple(losses), tuple(losses.values())
+    best = vertex(rates, values)
+    return Curve(width, rates, values, *(best or (None, None)))
+
+
+def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
+    """Rate and loss of the vertex of the parabola through the lowest point and its neighbours; None at an edge."""
+    lowest = int(np.argmin(losses))
+    if lowest in (0, len(rates) - 1):
+        return None
+    near = slice(lowest - 1, lowest + 2)
+    centre = log(rates[lowest])
+    square, slope, level = np.polyfit(np.log(np.asarray(rates[near])) - centre, np.asarray(losses[near]), 2)
+    return exp(centre - slope / (2 * square)), float(level - slope**2 / (4 * square))

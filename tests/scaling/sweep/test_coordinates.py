@@ -1,0 +1,47 @@
+"""Activations of one scale over widths and depths with muP and CompleteP, and not without."""
+
+from pathlib import Path
+
+import pytest
+
+from solo.config import OptimizerConfig, StageConfig
+from solo.scaling.sweep.coordinates import FLAT, LOGITS, Coordinates, is_flat, measure
+from solo.scaling.sweep.plots import plot_coordinates
+from tests.model.test_parametrisation import definition, random_batch
+
+STAGE = StageConfig(
+    name="only", mixture={"a": 1.0}, steps=4, batch_rows=1, optimizer=OptimizerConfig(learning_rate=0.01)
+)
+
+
+def measured(kind: str, width: int, layers: int = 2) -> list[Coordinates]:
+    shape = {"width": width, "heads": width // 8, "kv_heads": width // 16, "head_dim": 8, "ffn_width": 2 * width}
+    of = definition(kind, layers=layers, experts={}, **shape)
+    return measure(of, STAGE, [random_batch(of, seed) for seed in range(4)])
+
+
+@pytest.mark.slow
+def test_over_eightfold_width(tmp_path: Path) -> None:
+    mup = [measured("mup", width) for width in (32, 128, 256)]
+    standard = [measured("standard", width) for width in (32, 256)]
+    assert is_flat(mup)
+    assert not is_flat(standard)
+    # Visibly: by far more than is let pass.
+    narrow, wide = (size[-1].scales for size in standard)
+    assert wide["last layer"] / narrow["last layer"] > 1 + 20 * FLAT
+    assert wide[LOGITS] / narrow[LOGITS] > 4
+    plot_coordinates({"mup": mup, "standard": standard}, tmp_path / "coordinates.png")
+    assert (tmp_path / "coordinates.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_over_depths() -> None:
+    """What is behind the last layer: of one scale with CompleteP, growing with muP."""
+    found = {
+        kind: [measured(kind, 32, layers)[-1].scales["last layer"] for layers in (2, 8)]
+        for kind in ("completep", "mup")
+    }
+    shallow, deep = found["completep"]
+    assert deep / shallow == pytest.approx(1, abs=FLAT)
+    shallow, deep = found["mup"]
+    assert deep / shallow > 1 + FLAT

@@ -1,0 +1,58 @@
+"""The optimum of a few learning rates."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from solo.config import ConfigError
+from solo.scaling.sweep.folder import SweepFolder
+from solo.scaling.sweep.plots import plot_rates
+from solo.scaling.sweep.points import expand
+from solo.scaling.sweep.rates import AXIS, curves, vertex
+from tests.scaling.sweep.tiny_sweep import planned
+
+
+def test_the_vertex_of_a_parabola_is_found() -> None:
+    rates = np.array([1e-3, 2e-3, 4e-3, 1e-2])
+    losses = 2.0 + 0.3 * np.log(rates / 3e-3) ** 2
+    rate, loss = vertex(rates, losses)
+    assert (rate, loss) == (pytest.approx(3e-3), pytest.approx(2.0))
+    assert vertex(rates[2:], losses[2:]) is None
+    assert vertex(rates[:2], losses[:2]) is None
+
+
+def test_a_curve_for_each_width(tmp_path: Path) -> None:
+    """Width 16 has its best at 4e-3; that of width 32 lies beyond the rates, and its diverged run is left out."""
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    spec = planned(tmp_path, axes={AXIS: rates}, ladder={"width": [16, 32]})
+    points, folder = expand(spec), SweepFolder(spec.path)
+    folder.write_plan(spec, points)
+    for point in points:
+        rate, width = point.labels[AXIS], point.config.model.width
+        result = {"status": "done", "losses": {"text": 1 + abs(np.log(rate / (4e-3 if width == 16 else 1e-3)))}}
+        if (width, rate) == (32, 8e-3):
+            result = {"status": "diverged", "error": "a loss"}
+        folder.run(point.id).mkdir(parents=True)
+        folder.result_file(point.id).write_text(json.dumps(result))
+    narrow, wide = curves(folder, "text")
+    assert (narrow.width, narrow.rates) == (16, tuple(rates))
+    assert narrow.best == pytest.approx(4e-3)
+    assert (wide.width, wide.rates, wide.best) == (32, tuple(rates[:3]), None)
+    plot_rates([narrow, wide], "text", tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").stat().st_size > 10_000
+    with pytest.raises(ConfigError, match="there is no loss 'caption'; there are text"):
+        curves(folder, "caption")
+
+
+def test_a_sweep_without_learning_rates(tmp_path: Path) -> None:
+    spec = planned(tmp_path)
+    points, folder = expand(spec), SweepFolder(spec.path)
+    folder.write_plan(spec, points)
+    with pytest.raises(ConfigError, match="no run is finished"):
+        curves(folder, "text")
+    folder.run(points[0].id).mkdir(parents=True)
+    folder.result_file(points[0].id).write_text(json.dumps({"status": "done", "losses": {"text": 1.0}}))
+    with pytest.raises(ConfigError, match="no axis"):
+        curves(folder, "text")

@@ -1,0 +1,148 @@
+"""A whole sweep of tiny models: planned, killed, gone on with by two at once, and fitted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from solo.config import ConfigError, dump_config, load_config
+from solo.scaling.sweep.folder import SweepFolder
+from solo.scaling.sweep.points import Point, expand
+from solo.scaling.sweep.spec import load_spec
+from solo.training.run import RunFolder, read_metrics
+from tests.scaling.sweep.tiny_sweep import write_sweep
+
+pytestmark = pytest.mark.slow
+# One device: two rows do not divide among eight.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+HORIZONS = {"horizons": {"steps": 200, "at": [0.1, 1.0], "decay": 0.5}}
+
+
+def start(spec: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "solo.cli", "sweep", str(spec), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+
+
+def wait(until: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.02)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    return [int(number) for number in found.stdout.split()]
+
+
+class Sweep:
+    """What lies in the sweep's folder."""
+
+    def __init__(self, spec: Path):
+        self.spec = spec
+        self.folder = SweepFolder(load_spec(spec).path)
+        self.points = expand(load_spec(spec))
+
+    def metrics(self, point: Point) -> list[dict[str, Any]]:
+        file = RunFolder(self.folder.run(point.id)).metrics_file
+        lines = read_metrics(file) if file.exists() else []
+        return [line for line in lines if line["kind"] == "train"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.folder.results_file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A sweep whose first process was killed with all it had started, and that two others finished side by side."""
+    spec = write_sweep(tmp_path_factory.mktemp("sweep"), design=HORIZONS, warmup=0.1)
+    sweep = Sweep(spec)
+    trunk = sweep.points[0]
+    first = start(spec, "--yes")
+    wait(lambda: len(sweep.metrics(trunk)) > 5)
+    under_way = children(first)
+    assert under_way
+    for number in [first.pid, *under_way]:
+        os.kill(number, signal.SIGKILL)
+    first.wait()
+    assert sweep.folder.status(trunk.id) == "stale"
+    both = [start(spec, "--yes"), start(spec, "--yes")]
+    outputs = [process.communicate(timeout=400)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    return sweep
+
+
+def test_no_run_is_lost_and_none_done_twice(swept: Sweep) -> None:
+    trunk, short, long = swept.points
+    assert [row["id"] for row in swept.rows()] == [trunk.id, short.id, long.id]
+    assert [row["status"] for row in swept.rows()] == ["trunk", "done", "done"]
+    # Each step of each run is there once: nothing was trained again, and nobody else wrote beside.
+    assert [line["step"] for line in swept.metrics(trunk)] == list(range(1, 101))
+    assert [line["step"] for line in swept.metrics(short)] == list(range(11, 21))
+    assert [line["step"] for line in swept.metrics(long)] == list(range(101, 201))
+    said = [swept.folder.log(point.id).read_text() for point in swept.points]
+    assert [text.count(": done") + text.count(": trunk") for text in said] == [1, 1, 1]
+    assert not list(swept.folder.locks.iterdir())
+
+
+def test_a_finished_sweep_starts_nothing(swept: Sweep) -> None:
+    before = {path: path.stat().st_mtime_ns for path in swept.folder.path.glob("runs/*/metrics.jsonl")}
+    process = start(swept.spec, "--yes")
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "started" not in output
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_branch_is_the_run_of_its_length(swept: Sweep, tmp_path: Path) -> None:
+    """Step for step what the same config gives that was trained in one go."""
+    short = swept.points[1]
+    config = load_config(swept.folder.run(short.id) / "config.yaml")
+    path = tmp_path / "whole.yaml"
+    path.write_text(dump_config(config.model_copy(update={"name": "whole", "folder": str(tmp_path)})))
+    subprocess.run([sys.executable, "-m", "solo.cli", "train", str(path)], env=ENVIRONMENT, check=True)
+    whole = read_metrics(RunFolder(tmp_path / "whole").metrics_file)
+    by_step = {line["step"]: line["loss"] for line in whole if line["kind"] == "train"}
+    branch = {line["step"]: line["loss"] for line in swept.metrics(short)}
+    trunk = {line["step"]: line["loss"] for line in swept.metrics(swept.points[0]) if line["step"] <= short.branch_step}
+    assert {**trunk, **branch} == pytest.approx(by_step, rel=1e-5)
+    held_out = next(line["loss"] for line in whole if line["kind"] == "held_out")
+    assert swept.rows()[1]["losses"]["text"] == pytest.approx(held_out, rel=1e-5)
+
+
+def test_figures_are_those_that_were_planned(swept: Sweep) -> None:
+    for point, row in zip(swept.points, swept.rows(), strict=True):
+        assert row["tokens"] == pytest.approx(point.estimate.tokens, rel=1e-3)
+        assert row["flops"] == pytest.approx(point.estimate.flops, rel=0.02)
+        assert row["text_tokens"] + row["visual_tokens"] == row["tokens"]
+
+
+def test_another_file_never_mixes_with_what_is_there(swept: Sweep) -> None:
+    """The same folder, another learning rate: other runs, and the old ones are named and left out."""
+    base = yaml.safe_load((swept.spec.parent / "base.yaml").read_text())
+    base["stages"][0]["optimizer"]["learning_rate"] = 2e-2
+    (swept.spec.parent / "other_base.yaml").write_text(yaml.safe_dump(base))
+    other = swept.spec.with_name("other.yaml")
+    other.write_text(swept.spec.read_text().replace("base.yaml", "other_base.yaml"))
+    points, folder = expand(load_spec(other)), swept.folder
+    assert not {point.id for point in points} & {point.id for point in swept.points}
+    assert [folder.status(point.id) for point in points] == ["pending"] * 3
+    assert set(folder.strangers(points)) == {point.id for point in swept.points}
+    # A process that was started for the new file does not take the old plan for its own.
+    with pytest.raises(ConfigError, match="has changed since"):
+        folder.read_plan(load_spec(other))
+    before = folder.plan_file.read_bytes()
+    folder.write_plan(load_spec(other), points)
+    folder.write_results()
+    assert [row["status"] for row in swept.rows()] == ["pending"] * 3
+    folder.plan_file.write_bytes(before)
+    folder.write_results()
+    assert [row["status"] for row in swept.rows()] == ["trunk", "done", "done"]
