@@ -24,6 +24,9 @@ class Config(Section):
     sequence: SequenceConfig = SequenceConfig()
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()
+    compiler_options: dict[str, str | int | float | bool | None] = Field(
+        {}, description="XLA's, over those of solo/sharding/flags.py for the machine; null takes one away"
+    )
     stages: tuple[StageConfig, ...] = ()
     checkpoint: CheckpointConfig = CheckpointConfig()
     safety: SafetyConfig = SafetyConfig()

@@ -178,14 +178,18 @@ class Transformer(nnx.Module):
         self.final_norm = _norm(config)
         self.head = None if config.tied_head else normal(rngs, (width, vocab), ("embed", "vocab"), std)
 
-    def embed(self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array) -> Regions:
+    def embed(
+        self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array, placement: Placement | None = None
+    ) -> Regions:
         """Pixels [B, P, p*p*3], places [B, P, 2] and token ids [B, T] to hidden states [B, P, D], [B, T, D]."""
         dtype, config = jnp.dtype(self.config.compute_dtype), self.config
         x_BPD = self.patch_embed(self.normalise(patches).astype(dtype), patch_grid)
         table = self.text_embed[...]
         if config.patch_embed.token_id is not None:
             x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype)
-        x_BTD = table.astype(dtype)[text_BT]
+        # Where the table's width is shared out over devices, so is what is looked up: it is then the rows that change
+        # places with the width. Left alone, the partitioner copies the rows of all devices to each of them.
+        x_BTD = (placement or Placement()).constrain(table.astype(dtype)[text_BT], ("whole_rows", "slots", "embed"))
         if config.frozen_embedding_id is not None:
             frozen = (text_BT == config.frozen_embedding_id)[..., None]
             x_BTD = jnp.where(frozen, jax.lax.stop_gradient(x_BTD), x_BTD)
@@ -210,7 +214,7 @@ class Transformer(nnx.Module):
         """
         placement, config = placement or Placement(), self.config
         axes = ("rows", "slots", None)
-        embedded = self.embed(batch.patches, batch.patch_grid, batch.text)
+        embedded = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
         x = embedded.map(lambda part: placement.constrain(part, axes))
         context = self._context(batch, placement)
         graph, stacked = nnx.split(self.layers)

@@ -1,10 +1,10 @@
 """Options of XLA for each kind of machine, each with the reason why it is not left at its default.
 
-They are handed to the compiler with the step itself (`compiler_options`), not through the environment: what a run was
-compiled with is known, and `solo plan` compiles the same. `mesh.compiler_options` adds to them, changes them, or, with
-null, takes one away. Every option here is accepted by libtpu 0.0.42 for its chips, or by XLA's GPU compiler of
-jaxlib 0.10.2 (tests/sharding/test_flags.py). v4, v5e and tpu7x have none: the sets that are passed around for them left
-the compiled program as it was (v5e), or are switched on by themselves (tpu7x moves its collectives to the SparseCore).
+They are handed to the compiler with the step itself, not through the environment: what a run was compiled with is
+known, and `solo plan` compiles the same. The config's `compiler_options` adds to them, changes them, or, with null,
+takes one away. Every option here is accepted by libtpu 0.0.42 for its chips, or by XLA's GPU compiler of jaxlib 0.10.2
+(tests/sharding/test_flags.py). v4, v5e and tpu7x have none: the sets that are passed around for them left the compiled
+program as it was (v5e), or are switched on by themselves (tpu7x moves its collectives to the SparseCore).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
 
 
 def compiler_options(mesh: Mesh, changes: Mapping[str, Value | None] | None = None) -> dict[str, Value]:
-    """The options for a mesh's devices, with changes (`mesh.compiler_options`) over them; None takes one away."""
+    """The options for a mesh's devices, with the config's changes over them; None takes one away."""
     chip = chip_of(mesh.devices.flat[0].device_kind)
     found = {option.name: option.value for option in OPTIONS.get(chip.name if chip else "", ())}
     # libtpu takes words for its own options; XLA's are read by their type.

@@ -39,6 +39,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "experts": (),
     "norm": (),
     "rows": ("replica", "data", "fsdp"),
+    "whole_rows": ("replica", "data"),
     "slots": ("context",),
 }
 

@@ -124,7 +124,7 @@ class Trainer:
             "devices": self.mesh.size,
             "processes": jax.process_count(),
             "mesh": dict(self.mesh.shape),
-            "compiler_options": compiler_options(self.mesh, self.config.mesh.compiler_options),
+            "compiler_options": compiler_options(self.mesh, self.config.compiler_options),
         }
 
     def _draw(self, definition: ModelDefinition, mesh: Mesh) -> Parameters:
@@ -304,7 +304,7 @@ class Trainer:
             self.plans[number].num_steps,
             config.safety,
             self.mesh,
-            config.mesh.compiler_options,
+            config.compiler_options,
         )
 
     def _before(self, number: int) -> int:

@@ -119,7 +119,7 @@ def make_stage(
     mesh: Mesh,
     options: Mapping[str, Value | None] | None = None,
 ) -> Stage:
-    """Build a stage's step. `options`, as `mesh.compiler_options`, changes those of the compiler for the machine.
+    """Build a stage's step. `options`: the config's `compiler_options`.
 
     Raises:
         ConfigError: the stage does not fit the model or the mesh.

@@ -97,7 +97,7 @@ def ours(case: Case) -> Contestant:
     stage_config = StageConfig.model_validate(
         {"name": "b", "mixture": {"a": 1.0}, "steps": 100, "batch_rows": len(case.documents), "optimizer": optimizer}
     )
-    options = case.config.mesh.compiler_options
+    options = case.config.compiler_options
     stage = make_stage(case.definition, stage_config, 100, SafetyConfig(), mesh, options)
     batch = device_batch(case.batch, mesh)
     compiled = stage.step.lower(stage.abstract, batch).compile()

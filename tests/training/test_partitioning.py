@@ -143,5 +143,17 @@ def test_no_slot_of_a_region_travels_for_its_expert(name: str) -> None:
     assert with_slots == expected
 
 
+@pytest.mark.parametrize("name", MESHES)
+def test_no_device_gathers_more_activations_than_it_holds(name: str) -> None:
+    """The embedding's lookup, above all: its table is shared out by width, and its tokens by rows."""
+    stage, compiled = built(name)
+    sizes = stage.abstract.step.sharding.mesh.shape
+    held = ROWS // (sizes["data"] * sizes["fsdp"]) * TEXT // sizes["context"] * WIDTH
+    slots = {PATCHES, TEXT, PATCHES // 2, TEXT // 2}
+    found = [each.shape for each in collectives(compiled.as_text()) if each.kind == "all-gather"]
+    with_width = [shape for shape in found if slots & set(shape) and {WIDTH, WIDTH // 2} & set(shape)]
+    assert all(prod(shape) <= held for shape in with_width), with_width
+
+
 def _is_by_path(tree: Any) -> bool:
     return isinstance(tree, dict) and "text_embed" in tree
