@@ -174,10 +174,13 @@ class MeshConfig(Section):
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+    compiler_options: dict[str, str | int | float | bool | None] = Field(
+        {}, description="XLA's, over those of solo/sharding/flags.py for the machine; null takes one away"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> MeshConfig:
-        sizes = list(self.model_dump().values())
+        sizes = list(self.model_dump(exclude={"compiler_options"}).values())
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
             raise ValueError("axis sizes are positive, and at most one is -1 (all devices that are left)")
         return self

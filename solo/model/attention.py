@@ -20,10 +20,10 @@ from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from solo.model.attention_gpu import triton_attention
-from solo.model.attention_kernel import LANES, Implementation, Kernel
+from solo.model.attention_kernel import Implementation, Kernel
 from solo.model.attention_tiles import Sizes
 from solo.model.attention_tpu import flash_attention
-from solo.model.intervals import FLOOR, HIDDEN, SAVED, needed_blocks, pad_slots, round_up
+from solo.model.intervals import FLOOR, HIDDEN, SAVED, needed_blocks, pad_slots
 
 __all__ = ["SAVED", "interval_attention", "needed_blocks"]
 
@@ -77,11 +77,10 @@ def interval_attention(
 
 
 def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, num_patches: int) -> Sizes:
-    """Tiles no larger than what there is, in whole lanes."""
     rows, queries, num_text = *q_BSHC.shape[:2], k_BRKC.shape[1] - num_patches
-    block = min(kernel.block, round_up(queries, LANES))
-    key_block = min(kernel.key_block, round_up(max(num_patches, num_text), LANES))
-    return Sizes(rows, queries, num_patches, num_text, block, key_block, q_BSHC.shape[3], kernel.interpret)
+    kernel = kernel.fitted(queries, num_patches, num_text)
+    dim, interpret = q_BSHC.shape[3], kernel.interpret
+    return Sizes(rows, queries, num_patches, num_text, kernel.block, kernel.key_block, dim, interpret)
 
 
 def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, kernel: Kernel) -> None:

@@ -8,14 +8,17 @@ from typing import Literal, NamedTuple
 import jax
 
 from solo.config import ConfigError, ModelConfig
+from solo.model.intervals import round_up
 
 Implementation = Literal["blocks", "dense", "pallas_tpu", "pallas_gpu"]
 
 # A tile's queries lie along the lanes of a register, and its keys where the backward pass transposes it.
 LANES = 128
 # Queries and keys of a tile, by what jax calls the chip.
-TILES: Mapping[str, tuple[int, int]] = {"TPU v5 lite": (512, 512), "TPU v5": (512, 512), "TPU v6 lite": (512, 512)}
-OTHER_TPU = (512, 512)
+TILES: Mapping[str, tuple[int, int]] = {"TPU v5 lite": (256, 256), "TPU v5": (256, 256), "TPU v6 lite": (256, 256)}
+OTHER_TPU = (256, 256)
+# Their vector memory of 16 MiB does not hold the gradients of a row of 8,192 keys: `auto` is blocks there.
+SMALL_MEMORY = ("TPU v2", "TPU v3", "TPU v4")
 GPU = (64, 64)
 # The smallest matrix that the tensor cores of a GPU multiply has this many rows and columns.
 LEAST_GPU = 16
@@ -34,6 +37,11 @@ class Kernel(NamedTuple):
     key_block: int
     interpret: bool = False
 
+    def fitted(self, queries: int, num_patches: int, num_text: int) -> Kernel:
+        """The same with tiles no larger than what there is, in whole lanes: what `interval_attention` computes."""
+        block = min(self.block, round_up(queries, LANES))
+        return self._replace(block=block, key_block=min(self.key_block, round_up(max(num_patches, num_text), LANES)))
+
 
 def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kernel:
     """What `model.attention` means on a platform: `tpu`, `gpu`, `cuda` or `cpu`, and jax's name of the device there.
@@ -43,7 +51,7 @@ def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kerne
     """
     name = config.attention
     if name == "auto":
-        name = "blocks" if platform == "cpu" else "pallas"
+        name = "blocks" if platform == "cpu" or device_kind in SMALL_MEMORY else "pallas"
     if name != "pallas":
         return Kernel(name, config.attention_block, config.attention_block)
     if platform in ("gpu", "cuda"):

@@ -144,15 +144,17 @@ def _forward_kernel(
     def tile(masked: bool) -> None:
         k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
+        # All heads at each stage, not one after the other: while one waits for its scores, the others compute.
+        before_M1Q = [maximum_M1Q[m] for m in heads]
+        scores_MJQ = [scores(sizes, k_JC, q_ref[0, m], visible_JQ) for m in heads]
+        after_M1Q = [jnp.maximum(before_M1Q[m], scores_MJQ[m].max(axis=0, keepdims=True)) for m in heads]
+        weights_MJQ = [jnp.exp2(scores_MJQ[m] - after_M1Q[m]) for m in heads]
+        fade_M1Q = [jnp.exp2(before_M1Q[m] - after_M1Q[m]) for m in heads]
+        values_MCQ = [product(v_JC, weights_JQ.astype(v_JC.dtype), TN) for weights_JQ in weights_MJQ]
         for m in heads:
-            scores_JQ = scores(sizes, k_JC, q_ref[0, m], visible_JQ)
-            maximum_1Q = jnp.maximum(maximum_M1Q[m], scores_JQ.max(axis=0, keepdims=True))
-            weights_JQ = jnp.exp2(scores_JQ - maximum_1Q)
-            fade_1Q = jnp.exp2(maximum_M1Q[m] - maximum_1Q)
-            values_CQ = product(v_JC, weights_JQ.astype(v_JC.dtype), TN)
-            weighted_MCQ[m] = weighted_MCQ[m] * fade_1Q + values_CQ
-            total_M1Q[m] = total_M1Q[m] * fade_1Q + weights_JQ.sum(axis=0, keepdims=True)
-            maximum_M1Q[m] = maximum_1Q
+            weighted_MCQ[m] = weighted_MCQ[m] * fade_M1Q[m] + values_MCQ[m]
+            total_M1Q[m] = total_M1Q[m] * fade_M1Q[m] + weights_MJQ[m].sum(axis=0, keepdims=True)
+            maximum_M1Q[m] = after_M1Q[m]
 
     by_sight(kind, tile)
 

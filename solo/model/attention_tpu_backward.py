@@ -120,14 +120,17 @@ def _backward_kernel(
         k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
         here = pl.ds(pl.multiple_of(key[n] * J, J), J)
+        q_MQC, d_out_MQC = ([ref[0, m] for m in heads] for ref in (q_ref, d_out_ref))
+        # All heads at each stage, as in the forward pass.
+        scores_MJQ = [scores(sizes, k_JC, q_QC, visible_JQ) for q_QC in q_MQC]
+        d_weights_MJQ = [product(v_JC, d_out_QC, NT) for d_out_QC in d_out_MQC]
+        weights_MJQ = [jnp.exp2(scores_MJQ[m] - log_total_ref[0, 0, m : m + 1]) for m in heads]
+        d_scores_MJQ = [weights_MJQ[m] * (d_weights_MJQ[m] - inner_ref[0, 0, m : m + 1]) for m in heads]
+        weights_MJQ, d_scores_MJQ = ([x.astype(k_JC.dtype) for x in xs] for xs in (weights_MJQ, d_scores_MJQ))
+        d_v_RC[here] += sum(product(weights_MJQ[m], d_out_MQC[m], NN) for m in heads)
+        d_k_RC[here] += sum(product(d_scores_MJQ[m], q_MQC[m], NN) for m in heads)
         for m in heads:
-            q_QC, d_out_QC = q_ref[0, m], d_out_ref[0, m]
-            weights_JQ = jnp.exp2(scores(sizes, k_JC, q_QC, visible_JQ) - log_total_ref[0, 0, m : m + 1])
-            d_scores_JQ = weights_JQ * (product(v_JC, d_out_QC, NT) - inner_ref[0, 0, m : m + 1])
-            d_scores_JQ = d_scores_JQ.astype(q_QC.dtype)
-            d_v_RC[here] += product(weights_JQ.astype(q_QC.dtype), d_out_QC, NN)
-            d_k_RC[here] += product(d_scores_JQ, q_QC, NN)
-            d_q_MCQ[m] += product(k_JC, d_scores_JQ, TN)
+            d_q_MCQ[m] += product(k_JC, d_scores_MJQ[m], TN)
 
     by_sight(kind, tile)
 

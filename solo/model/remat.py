@@ -21,7 +21,9 @@ of D 256, F 768, scanned, over 2 rows of 1,024 slots; all of them, and what a la
   dots          233 MiB   11.0      everything    91 MiB   1.0
   projections   157 MiB    5.0      offload      107 MiB   2.0
 
-On a CPU the memory of the host is that of the device: there the offload policies work, and save nothing.
+On a CPU the memory of the host is that of the device: there the offload policies work, and save nothing. The same step
+with `offload`, compiled for four v5e chips, has all layers' inputs (8.4 MB) in the host's memory, and temporaries of
+63.4 MB on the chip instead of 76.7 MB.
 """
 
 from __future__ import annotations

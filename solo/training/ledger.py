@@ -3,7 +3,8 @@
 A file of its own and not lines of `metrics.jsonl`: that one tells each step once, and forgets at a restart what came
 after the checkpoint. Exactly that is what is to be counted here; so this file is only ever appended to.
 
-Lines are `{"try": 2, "began": t}` at a start, `{"try": 2, "resumed": step}` once it is known where it goes on,
+Lines are `{"try": 2, "began": t}` at a start, `{"try": 2, "resumed": step, "on": {...}}` once it is known where it
+goes on, with devices, mesh and compiler options,
 `{"try": 2, "spent": what, "seconds": s, "at": t}` for every stretch of time, which follow each other without a gap
 (of a step with `step` and `data_wait`, seconds on top of it in which the devices stood idle for want of data), and
 `{"try": 2, "ended": how, "at": t}`. Times are seconds since 1970. Process 0 writes, by its own clock.
@@ -55,9 +56,9 @@ class Ledger:
             self._file.write("\n")  # a kill cut the last line short
         self._write({"began": self._last})
 
-    def resumed(self, step: int) -> None:
-        """The try goes on after this step; 0: it begins the run."""
-        self._write({"resumed": step})
+    def resumed(self, step: int, on: Mapping[str, Any] | None = None) -> None:
+        """The try goes on after this step (0: it begins the run), on a machine that is described by `on`."""
+        self._write({"resumed": step, **({"on": on} if on else {})})
 
     def spent(self, what: str, step: int | None = None) -> None:
         """The time since the last call went into `what`, one of `SPENT`; less what `waited` was told since."""

@@ -22,6 +22,7 @@ from solo.data.plan import StagePlan
 from solo.data.prepare import Prepared
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.sharding.flags import compiler_options
 from solo.sharding.hardware import peak_flops
 from solo.sharding.hosts import row_share, summed
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
@@ -97,7 +98,7 @@ class Trainer:
         checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint)
         progress = checkpoints.latest() or Progress(0, 0, 0, {})
         self.totals |= progress.totals
-        self.ledger.resumed(progress.step)
+        self.ledger.resumed(progress.step, self._machine())
         # One process writes what a run writes once.
         metrics = MetricsStream(self.run, progress.step) if jax.process_index() == 0 else Metrics()
         try:
@@ -115,6 +116,16 @@ class Trainer:
             self._idle.close()
             metrics.close()
             checkpoints.close()
+
+    def _machine(self) -> dict[str, Any]:
+        """What this try runs on, for the ledger: the next one may run on something else."""
+        return {
+            "device_kind": jax.devices()[0].device_kind,
+            "devices": self.mesh.size,
+            "processes": jax.process_count(),
+            "mesh": dict(self.mesh.shape),
+            "compiler_options": compiler_options(self.mesh, self.config.mesh.compiler_options),
+        }
 
     def _draw(self, definition: ModelDefinition, mesh: Mesh) -> Parameters:
         shardings = parameter_shardings(definition.specs, mesh)
@@ -288,7 +299,12 @@ class Trainer:
     def _stage(self, number: int) -> Stage:
         config = self.config
         return make_stage(
-            self.definition, config.stages[number], self.plans[number].num_steps, config.safety, self.mesh
+            self.definition,
+            config.stages[number],
+            self.plans[number].num_steps,
+            config.safety,
+            self.mesh,
+            config.mesh.compiler_options,
         )
 
     def _before(self, number: int) -> int:

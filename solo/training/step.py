@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from solo.batch import Batch
 from solo.config import ConfigError, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition, Parameters
+from solo.sharding.flags import Value, compiler_options
 from solo.sharding.mesh import TABLE, batch_shardings, parameter_shardings, placement, shardings_like
 from solo.training.loss import LossSums, batch_loss, normalised_weights
 from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
@@ -111,9 +112,18 @@ def loss_and_grads(
 
 
 def make_stage(
-    definition: ModelDefinition, stage: StageConfig, num_steps: int, safety: SafetyConfig, mesh: Mesh
+    definition: ModelDefinition,
+    stage: StageConfig,
+    num_steps: int,
+    safety: SafetyConfig,
+    mesh: Mesh,
+    options: Mapping[str, Value | None] | None = None,
 ) -> Stage:
-    """Build a stage's step. Raises ConfigError where the stage does not fit the model or the mesh."""
+    """Build a stage's step. `options`, as `mesh.compiler_options`, changes those of the compiler for the machine.
+
+    Raises:
+        ConfigError: the stage does not fit the model or the mesh.
+    """
     specs = definition.specs
     trained = trainable_paths(specs, stage)
     frozen = sorted(set(specs) - set(trained))
@@ -158,6 +168,7 @@ def make_stage(
             in_shardings=(shardings, batch_shardings(mesh)),
             out_shardings=(shardings, replicated),
             donate_argnums=0,
+            compiler_options=compiler_options(mesh, options) or None,
         ),
         jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
         placed,

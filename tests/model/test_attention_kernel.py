@@ -17,6 +17,7 @@ def model(**settings) -> ModelConfig:
     [
         ("cpu", "cpu", Kernel("blocks", 64, 64)),
         ("tpu", "TPU v5 lite", Kernel("pallas_tpu", *TILES["TPU v5 lite"])),
+        ("tpu", "TPU v4", Kernel("blocks", 64, 64)),
         ("tpu", "TPU v9", Kernel("pallas_tpu", *OTHER_TPU)),
         ("gpu", "NVIDIA H100 80GB HBM3", Kernel("pallas_gpu", *GPU)),
     ],
@@ -43,6 +44,13 @@ def test_a_tile_that_does_not_fit_the_lanes_is_refused(tile: list[int]) -> None:
 def test_a_tile_that_a_gpu_does_not_compute_is_refused(tile: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"attention_tile.*2\^n"):
         choose_kernel(model(attention_tile=tile), "gpu", "NVIDIA H100 80GB HBM3")
+
+
+def test_tiles_are_no_larger_than_what_there_is() -> None:
+    kernel = Kernel("pallas_tpu", 512, 256)
+    assert kernel.fitted(4096, 3072, 1024) == kernel
+    assert kernel.fitted(100, 60, 40) == Kernel("pallas_tpu", 128, 128)
+    assert kernel.fitted(300, 130, 20) == Kernel("pallas_tpu", 384, 256)
 
 
 def test_every_chip_of_the_table_can_lay_out_its_tiles() -> None:

@@ -1,0 +1,103 @@
+"""Options of the compiler: accepted by the compilers they are for, and handed to them."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.errors import JaxRuntimeError
+
+from solo.config import ConfigError, MeshConfig, SafetyConfig, parse_config
+from solo.sharding.flags import OPTIONS, compiler_options
+from solo.sharding.hardware import CHIPS
+from solo.sharding.mesh import make_mesh
+from solo.training.step import make_stage
+from tests.tiny import tiny_config
+from tests.training.test_step import DEFINITION, VOCAB, batches, stage_config
+
+
+class Device:
+    """As much of a device as options are chosen by."""
+
+    def __init__(self, kind: str):
+        self.device_kind = kind
+
+
+class Mesh:
+    def __init__(self, kind: str):
+        self.devices = np.array([Device(kind)])
+
+
+def test_options_are_for_chips_that_exist_and_give_their_reason() -> None:
+    assert set(OPTIONS) <= set(CHIPS)
+    assert all(len(option.reason) > 20 for options in OPTIONS.values() for option in options)
+
+
+def test_changes_go_over_those_of_the_machine() -> None:
+    assert compiler_options(make_mesh(MeshConfig(), jax.devices()[:1])) == {}
+    of_v5p = compiler_options(Mesh("TPU v5p"))
+    assert of_v5p["xla_enable_async_all_gather"] == "true"
+    changed = compiler_options(Mesh("TPU v5p"), {"xla_enable_async_all_gather": None, "xla_tpu_new": 3})
+    assert changed == {**{k: v for k, v in of_v5p.items() if k != "xla_enable_async_all_gather"}, "xla_tpu_new": "3"}
+    assert compiler_options(Mesh("NVIDIA H200"))["xla_gpu_enable_latency_hiding_scheduler"] is True
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3"])
+def test_xla_knows_the_options_for_gpus(kind: str) -> None:
+    """XLA reads the options of all platforms in every compiler, and refuses what it does not know."""
+    double, x = jax.jit(lambda x: 2 * x), jnp.ones(2)
+    options = compiler_options(Mesh(kind))
+    assert double.lower(x).compile(compiler_options=options)(x).sum() == 4
+    with pytest.raises(JaxRuntimeError, match="No such compile option"):
+        double.lower(x).compile(compiler_options={**options, "xla_gpu_no_such_option": True})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (extra tpu)")
+@pytest.mark.parametrize(("chip", "topology"), [("v5p", "v5p:2x2x1"), ("v6e", "v6e:2x2")])
+def test_libtpu_knows_the_options_for_tpus(chip: str, topology: str) -> None:
+    code = (
+        "import sys, jax, jax.numpy as jnp\n"
+        "from jax.experimental.topologies import get_topology_desc\n"
+        "from jax.sharding import SingleDeviceSharding\n"
+        "from tests.sharding.test_flags import Mesh\n"
+        "from solo.sharding.flags import compiler_options\n"
+        "devices = get_topology_desc(platform='tpu', topology_name=sys.argv[1], chip_config_name='default',"
+        " chips_per_host_bounds=(2, 2, 1), num_slices=1).devices\n"
+        "x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=SingleDeviceSharding(devices[0]))\n"
+        "lowered = jax.jit(lambda x: 2 * x).lower(x)\n"
+        "lowered.compile(compiler_options=compiler_options(Mesh(sys.argv[2])))\n"
+        "try: lowered.compile(compiler_options={'xla_tpu_no_such_option': 'true'})\n"
+        "except jax.errors.JaxRuntimeError as error: sys.exit('No such compile option' not in str(error))\n"
+        "sys.exit('not refused')"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    arguments = [sys.executable, "-c", code, topology, CHIPS[chip].device_kinds[-1]]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_steps_compiler_gets_them(tmp_path: Path) -> None:
+    """An option that leaves something to be seen: the compiler writes the step that it was given."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+
+    def compiled(options: dict) -> None:
+        stage = make_stage(DEFINITION, stage_config(), 5, SafetyConfig(), mesh, options)
+        (batch,) = batches(1)
+        stage.step.lower(stage.abstract, batch).compile()
+
+    compiled({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
+    assert any(f"f32[{VOCAB},32]" in path.read_text() for path in tmp_path.glob("*jit_step*.txt"))
+    with pytest.raises(JaxRuntimeError, match="No such compile option: 'xla_no_such_option'"):
+        compiled({"xla_no_such_option": True})
+
+
+def test_the_config_takes_them() -> None:
+    config = tiny_config(mesh={"fsdp": 2, "compiler_options": {"xla_a": True, "xla_b": None, "xla_c": 3}})
+    assert config.mesh.compiler_options == {"xla_a": True, "xla_b": None, "xla_c": 3}
+    with pytest.raises(ConfigError, match="at most one is -1"):
+        parse_config({**config.model_dump(mode="json"), "mesh": {"fsdp": 0}})
