@@ -119,7 +119,7 @@ def compile_step(
         OutOfMemoryError: the compiler says that the step does not fit.
     """
     mesh = make_mesh(config.mesh, machine_devices(machine))
-    made = make_stage(definition, stage, num_steps, config.safety, mesh)
+    made = make_stage(definition, stage, num_steps, config.safety, mesh, config.mesh.compiler_options)
     step: Any = made.step
     lowered = step.lower(made.abstract, abstract_batch(config, stage.batch_rows, shape, mesh))
     start = time.monotonic()
