@@ -7,6 +7,7 @@ of 7B models it was right to about a fifth.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -15,14 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from solo.config import Config, ConfigError, ModelConfig, StageConfig
+from solo.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
 from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
 from solo.sharding.hardware import Machine
 from solo.sharding.mesh import AXES, TABLE, mesh_sizes, parameter_shardings, shardings_like
-from solo.training.optimizer import make_optimizer, subset, trainable_paths
+from solo.training.optimizer import make_optimizer, trainable_paths
 
 # Of `solo.training.step.Health`, and the step: four numbers.
 _COUNTERS = 16
@@ -96,12 +97,11 @@ def hand_count(
     if left:
         raise ConfigError(f"stage {stage.name!r}: its rows cannot be shared out evenly over {devices} devices")
     slots = rows * shape.slots // sizes["context"]
-    by_path = _described(definition, mesh)
-    chosen = subset(by_path, trainable_paths(definition.specs, stage))
-    trained = held(chosen)
+    paths = tuple(trainable_paths(definition.specs, stage))
+    parameters, trained, optimizer = _state(definition, paths, stage.optimizer, mesh)
     return HandCount(
-        parameters=held(by_path),
-        optimizer=held(_optimizer_state(definition, stage, chosen, mesh)),
+        parameters=parameters,
+        optimizer=optimizer,
         batch=held(abstract_batch(config, stage.batch_rows, shape, mesh)) + _COUNTERS,
         gradients=trained * (2 if stage.accumulate > 1 else 1),
         saved=slots * config.model.layers * _saved(config.model, sizes["tensor"]),
@@ -110,21 +110,25 @@ def hand_count(
     )
 
 
-def _described(definition: ModelDefinition, mesh: Any) -> dict[str, Any]:
-    """The parameters as shapes with shardings."""
-    shardings = parameter_shardings(definition.specs, mesh)
-    return {
+# A search asks for the same state again and again.
+@functools.lru_cache(maxsize=64)
+def _state(
+    definition: ModelDefinition, trained: tuple[str, ...], config: OptimizerConfig, mesh: AbstractMesh
+) -> tuple[int, int, int]:
+    """Bytes on each device of all parameters, of the trained ones, and of the optimizer's state."""
+    shardings = parameter_shardings(definition.specs, mesh)  # type: ignore[arg-type]
+    by_path = {
         path: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=shardings[path])
         for path, spec in definition.specs.items()
     }
-
-
-def _optimizer_state(definition: ModelDefinition, stage: StageConfig, trained: dict[str, Any], mesh: Any) -> Any:
-    state = jax.eval_shape(make_optimizer(stage.optimizer, definition.specs, definition.config).init, trained)
-    shardings = shardings_like(state, parameter_shardings(definition.specs, mesh), mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+    chosen: Any = {path: by_path[path] for path in trained}
+    state = jax.eval_shape(make_optimizer(config, definition.specs, definition.config).init, chosen)
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings_like(state, shardings, mesh),  # type: ignore[arg-type]
     )
+    return held(by_path), held(chosen), held(placed)
 
 
 def held(tree: Any) -> int:
