@@ -14,6 +14,7 @@ from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
 
+_WIDEST = 1000
 _OFF = 0.01  # planned and counted FLOPs that differ by more are worth a note
 
 
@@ -22,7 +23,11 @@ def print_sweep(
 ) -> None:
     """The table that is printed before anything starts."""
     status = {point.id: folder.status(point.id) for point in points}
-    console.print(_table(spec, points, found, status))
+    table = _table(spec, points, found, status)
+    # Whole even where the terminal is narrow, or there is none: an id that is cut off is of no use to --run.
+    width = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+    console.width = max(width, console.width)
+    console.print(table)
     runs = sum(not point.is_trunk for point in points)
     trunks = len(points) - runs
     console.print(

@@ -9,7 +9,7 @@ from tests.scaling.sweep.tiny_sweep import planned
 
 
 def point(folder: Path, **changes: object) -> Point:
-    return expand(planned(folder, set=changes))[0]
+    return expand(planned(folder, set=changes, machine={"name": "h100-2"}))[0]
 
 
 @pytest.mark.parametrize(
