@@ -3,15 +3,22 @@
 They are handed to the compiler with the step itself, not through the environment: what a run was compiled with is
 known, and `solo plan` compiles the same. The config's `compiler_options` adds to them, changes them, or, with null,
 takes one away. Every option here is accepted by libtpu 0.0.42 for its chips, or by XLA's GPU compiler of jaxlib 0.10.2
-(tests/sharding/test_flags.py). v4, v5e and tpu7x have none: the sets that are passed around for them left the compiled
-program as it was (v5e), or are switched on by themselves (tpu7x moves its collectives to the SparseCore).
+(tests/sharding/test_flags.py). Those for GPUs come and go with XLA's versions (0.11 has no pipelined ones any more): one
+of this table that the XLA at hand does not know is left out, with a warning. v4, v5e and tpu7x have none: the sets that
+are passed around for them left the compiled program as it was (v5e), or are switched on by themselves (tpu7x moves its
+collectives to the SparseCore).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
+import jax
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
 from solo.sharding.hardware import chip_of
@@ -80,7 +87,8 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
 def compiler_options(mesh: Mesh, changes: Mapping[str, Value | None] | None = None) -> dict[str, Value]:
     """The options for a mesh's devices, with the config's changes over them; None takes one away."""
     chip = chip_of(mesh.devices.flat[0].device_kind)
-    found = {option.name: option.value for option in OPTIONS.get(chip.name if chip else "", ())}
+    table = OPTIONS.get(chip.name if chip else "", ())
+    found = {option.name: option.value for option in table if _is_known(option.name, option.value)}
     # libtpu takes words for its own options; XLA's are read by their type.
     changed = {name: value for name, value in {**found, **(changes or {})}.items() if value is not None}
     return {name: str(value).lower() if _of_libtpu(name) else value for name, value in changed.items()}
@@ -88,3 +96,19 @@ def compiler_options(mesh: Mesh, changes: Mapping[str, Value | None] | None = No
 
 def _of_libtpu(name: str) -> bool:
     return name.startswith(("xla_tpu_", "xla_jf_", "xla_enable_async_"))
+
+
+@cache
+def _is_known(name: str, value: Value) -> bool:
+    """Whether XLA has the option: it reads those of GPUs in every compiler, and refuses names that it does not know."""
+    if not name.startswith("xla_gpu_"):
+        return True
+    lowered = jax.jit(lambda: jnp.zeros(())).lower()
+    try:
+        lowered.compile(compiler_options={name: value})
+    except JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        warnings.warn(f"{name}: this version of XLA has no such option; compiled without it", stacklevel=3)
+        return False
+    return True

@@ -13,7 +13,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from solo.config import ConfigError, MeshConfig, SafetyConfig
-from solo.sharding.flags import OPTIONS, compiler_options
+from solo.sharding.flags import OPTIONS, Option, compiler_options
 from solo.sharding.hardware import CHIPS
 from solo.sharding.mesh import make_mesh
 from solo.training.step import make_stage
@@ -55,6 +55,16 @@ def test_xla_knows_the_options_for_gpus(kind: str) -> None:
     assert double.lower(x).compile(compiler_options=options)(x).sum() == 4
     with pytest.raises(JaxRuntimeError, match="No such compile option"):
         double.lower(x).compile(compiler_options={**options, "xla_gpu_no_such_option": True})
+
+
+def test_one_of_the_table_that_xla_has_lost_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Option("xla_gpu_lost_in_some_version", True, "was good for something once")
+    monkeypatch.setattr("solo.sharding.flags.OPTIONS", {"h200": (lost, *OPTIONS["h200"])})
+    with pytest.warns(UserWarning, match="xla_gpu_lost_in_some_version"):
+        found = compiler_options(Mesh("NVIDIA H200"))
+    assert found == {option.name: option.value for option in OPTIONS["h200"]}
+    # What the config asks for is never left out: the compiler refuses it by name.
+    assert compiler_options(Mesh("cpu"), {lost.name: True}) == {lost.name: True}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (extra tpu)")
