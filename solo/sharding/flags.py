@@ -3,8 +3,8 @@
 They are handed to the compiler with the step itself, not through the environment: what a run was compiled with is
 known, and `solo plan` compiles the same. The config's `compiler_options` adds to them, changes them, or, with null,
 takes one away. Every option here is accepted by libtpu 0.0.42 for its chips, or by XLA's GPU compiler of jaxlib 0.10.2
-(tests/sharding/test_flags.py). Those for GPUs come and go with XLA's versions (0.11 has no pipelined ones any more): one
-of this table that the XLA at hand does not know is left out, with a warning. v4, v5e and tpu7x have none: the sets that
+(tests/sharding/test_flags.py). Those for GPUs come and go with XLA's versions (0.11 has no pipelined ones): one of this
+table that the XLA at hand does not know is left out, with a warning. v4, v5e and tpu7x have none: the sets that
 are passed around for them left the compiled program as it was (v5e), or are switched on by themselves (tpu7x moves its
 collectives to the SparseCore).
 """
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +105,9 @@ def _is_known(name: str, value: Value) -> bool:
     if not name.startswith("xla_gpu_"):
         return True
     lowered = jax.jit(lambda: jnp.zeros(())).lower()
+    options: Any = {name: value}
     try:
-        lowered.compile(compiler_options={name: value})
+        lowered.compile(compiler_options=options)
     except JaxRuntimeError as error:
         if "No such compile option" not in str(error):
             raise
