@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from solo.config import Config, ConfigError, dump_config, load_config, parse_config
+from solo.scaling.sweep.spec import load_spec
 
 MINIMAL = {
     "name": "tiny",
@@ -93,7 +94,17 @@ def test_a_config_cannot_be_changed() -> None:
         config.seed = 3
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").rglob("*.yaml")), ids=str)
+FILES = sorted(Path("configs").rglob("*.yaml"))
+SWEEPS = [path for path in FILES if path.parent.name == "sweeps" and "base" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=str)
+def test_every_shipped_sweep_is_valid(path: Path) -> None:
+    assert load_spec(path).name == path.stem
+    assert load_spec(path).base in map(str, FILES)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in SWEEPS], ids=str)
 def test_every_shipped_config_is_valid(path: Path) -> None:
     """But for what its source does not say: a recipe names that, and is valid once it is set."""
     try:

@@ -172,6 +172,7 @@ def test_a_full_disk_while_saving_keeps_the_last_good_checkpoint(runs: Runs) -> 
         "import solo.training.checkpoint as c\n"
         "save = c.Checkpoints.save\n"
         "def limit(self, state, progress):\n"
+        "    self.wait()  # or the step before is still being written\n"
         "    if progress.step > 3: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
         "    return save(self, state, progress)\n"
         "c.Checkpoints.save = limit\n"
