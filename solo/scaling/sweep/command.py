@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, metavar="N", help="runs at a time; default as the file says")
     add("--retry", action="store_true", help="with --yes or --slurm: failed and diverged runs too")
     add("--slurm", metavar="FILE", help="write a job array for what is missing")
+    add(
+        "--configs",
+        metavar="FOLDER",
+        help="write the config of every run that can start, for `solo train` or `python -m launch`; the next"
+        " `solo sweep` takes up the results",
+    )
     add("--at-once", type=int, default=8, metavar="N", help="with --slurm: tasks at a time, default 8")
     add("--run", nargs="+", metavar="ID", help="do these runs of the planned sweep, one after another, in this process")
     add(
@@ -64,13 +71,14 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
 
     console = Console(highlight=False, soft_wrap=True)
     points = expand(spec)
-    starts = arguments.yes or arguments.slurm
+    starts = arguments.yes or arguments.slurm or arguments.configs
     if starts and spec.traffic is not None:
         raise ValueError("this sweep is planned without data (traffic): it can be costed, not started")
     if starts and arguments.retry:
         for point in points:
             if folder.status(point.id) in BAD:
                 folder.forget(point.id)
+    _collect(folder, points)
     lacking = [point for point in points if folder.result(point.id) is None]
     missing = costs(spec, lacking, folder)
     if arguments.list:
@@ -91,14 +99,37 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
         return 0
     folder.write_plan(spec, points)
     folder.write_results()
+    if arguments.slurm or arguments.configs:
+        return _hand_out(arguments, spec, folder, points, lacking)
+    return _start(arguments, spec, folder, points, console)
+
+
+def _collect(folder: Any, points: Any) -> None:
+    """Take up what was trained elsewhere since the sweep was planned."""
+    from solo.scaling.sweep.elsewhere import collect
+
+    if folder.plan_file.exists():
+        for point in collect(folder, points):
+            print(f"taken up: {point.id}, trained elsewhere", file=sys.stderr)
+
+
+def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, lacking: Any) -> int:
+    """Runs for others to do: a job array, or configs."""
     if arguments.slurm:
         from solo.scaling.sweep.slurm import write_array
 
-        path, name = Path(arguments.slurm), spec.name
-        tasks = write_array(path, Path(arguments.spec), name, folder.path, lacking, arguments.at_once)
-        console.print(f"{tasks} tasks; send them with: sbatch {arguments.slurm}")
+        path = Path(arguments.slurm)
+        tasks = write_array(path, Path(arguments.spec), spec.name, folder.path, lacking, arguments.at_once)
+        print(f"{tasks} tasks; send them with: sbatch {path}")
         return 0
-    return _start(arguments, spec, folder, points, console)
+    from solo.scaling.sweep.elsewhere import write_configs
+
+    written = write_configs(folder, points, lacking, Path(arguments.configs))
+    for path in written:
+        print(f"python -m launch TARGET {path} --on {spec.machine.name}")
+    if waiting := len(lacking) - len(written):
+        print(f"{waiting} more run already, or wait for their trunk: ask again once it has a result")
+    return 0
 
 
 def _start(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, console: Any) -> int:

@@ -65,10 +65,10 @@ def _attempt(folder: SweepFolder, point: Point, trunk: Point | None, observer: O
     started = time.monotonic()
     try:
         if trunk is not None:
-            _branch(folder, point, trunk, observer)
+            branch(folder, point, trunk, observer)
         _adopt(folder.run(point.id), point)
         train(point.config, observer)
-        found = _measured(folder, point)
+        found = measured(folder, point)
     except BadStepError as error:
         found = {"status": "diverged", "error": str(error)}
     except Interrupted:
@@ -76,10 +76,10 @@ def _attempt(folder: SweepFolder, point: Point, trunk: Point | None, observer: O
     except Exception as error:  # whatever it is, it is this run's, and the others go on
         traceback.print_exc()
         found = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    return {**found, "seconds": time.monotonic() - started, **_versions()}
+    return {**found, "seconds": time.monotonic() - started, **versions()}
 
 
-def _branch(folder: SweepFolder, point: Point, trunk: Point, observer: Observer) -> None:
+def branch(folder: SweepFolder, point: Point, trunk: Point, observer: Observer) -> None:
     """Begin with the trunk's checkpoint, unless the run has one of its own already."""
     checkpoints = folder.run(point.id) / "checkpoints"
     if any(checkpoints.glob("*/commit_success.txt")):
@@ -115,7 +115,7 @@ def _adopt(run: Path, point: Point) -> None:
         made.write_text(dump_config(point.config))
 
 
-def _measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
+def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
     """The result of a run that was trained to its end."""
     run = RunFolder(folder.run(point.id))
     lines = read_metrics(run.metrics_file)
@@ -158,7 +158,7 @@ def _rate(steps: list[dict[str, Any]]) -> float:
     return float(rates[len(rates) // 2])
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
     """What the result was made by."""
     place = Path(solo.__file__).parent
     try:

@@ -18,7 +18,7 @@ _SCRIPT = """#!/bin/bash
 # Add what your cluster asks for: --partition, --account, --time, --gpus-per-task.
 # A task does its runs one after the other. Sent again, the array does what is missing.
 set -uo pipefail
-cd {here}
+cd {here} || exit 1
 runs=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
 exec {python} -m solo.cli sweep {spec} --run $runs
 """
