@@ -22,7 +22,7 @@ SECONDS_PER_HOUR = 3600
 BASIS = {
     "memory.parameters, optimizer, batch": "exact: counted from shapes and shardings, as the compiler's arguments are",
     "memory.arguments, temporaries, outputs, code": "exact: what the compiler allots",
-    "memory.by_hand": "a model where it is not parameters, optimizer or batch; right to about a fifth",
+    "memory.by_hand": "a model, but for parameters, optimizer and batch; up to 40% too high where it was compared",
     "flops": "exact for the documents assumed; what is computed again follows from model.remat, not from the program",
     "collectives.bytes": "exact: those of the program",
     "collectives.seconds": "a model: rings over the links that a group of devices spans",
