@@ -62,18 +62,23 @@ class Horizons(Section):
 
 
 class Design(Section):
-    """The runs of a sweep, in one of four ways; `runs` lists pairs of parameters and tokens."""
+    """The runs of a sweep, in one of five ways.
+
+    runs    pairs of parameters and tokens
+    sweep   the file of a sweep, whose own runs they are; relative to this one
+    """
 
     isoflop: IsoFlop | None = None
     grid: Grid | None = None
     horizons: Horizons | None = None
     runs: list[list[float]] | None = None
+    sweep: str | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Design:
         given = [name for name, value in self if value is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of isoflop, grid, horizons, runs; found {given or 'none'}")
+            raise ValueError(f"give exactly one of isoflop, grid, horizons, runs, sweep; found {given or 'none'}")
         if self.runs is not None and any(len(pair) != 2 for pair in self.runs):
             raise ValueError("runs: each is a pair, [parameters, tokens]")
         return self
@@ -136,16 +141,23 @@ def load_spec(path: str | Path) -> SimulateSpec:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     try:
-        return SimulateSpec.model_validate(_numbers(data), strict=False)
+        spec = SimulateSpec.model_validate(_numbers(data), strict=False)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, fault['loc'])) or '(top)'}: {fault['msg']}" for fault in error.errors()]
         raise ConfigError(f"{path} is no design:\n" + "\n".join(lines)) from None
+    if spec.design.sweep is None:
+        return spec
+    beside = str(Path(path).parent / spec.design.sweep)
+    return spec.model_copy(update={"design": spec.design.model_copy(update={"sweep": beside})})
 
 
 def design_runs(design: Design, law: Law, coefficients: dict[str, float]) -> Runs:
     """The runs of a design, with the law's losses and no noise."""
-    n, d, trunk = _points(design, law, coefficients)
-    runs = make_runs(n, d, np.ones(len(n)), trunk=trunk)
+    if design.sweep is not None:
+        runs = _of_sweep(design.sweep)
+    else:
+        n, d, trunk = _points(design, law, coefficients)
+        runs = make_runs(n, d, np.ones(len(n)), trunk=trunk)
     return runs.with_loss(law.loss(coefficients, runs.variables()))
 
 
@@ -228,6 +240,24 @@ def _points(design: Design, law: Law, coefficients: dict[str, float]) -> tuple[A
         return n, n * share * design.horizons.tokens_per_parameter, [f"trunk of {size:g}" for size in n]
     pairs = np.array(design.runs or [], float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1], None
+
+
+def _of_sweep(path: str) -> Runs:
+    """The runs that a sweep would fit, all axes together; its data are counted, and prepared where they are missing."""
+    # Imported here: it takes jax.
+    from solo.scaling.sweep.points import expand
+    from solo.scaling.sweep.spec import load_spec
+
+    points = [point for point in expand(load_spec(path)) if not point.is_trunk]
+    found = [point.estimate for point in points]
+    return make_runs(
+        [each.n_active for each in found],
+        [each.tokens for each in found],
+        np.ones(len(found)),
+        flops=[each.flops for each in found],
+        trunk=[point.trunk or point.id for point in points],
+        id=[point.id for point in points],
+    )
 
 
 def _numbers(node: Any) -> Any:

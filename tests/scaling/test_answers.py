@@ -15,9 +15,11 @@ from solo.scaling.fit import FitRefusedError, fit
 from solo.scaling.holdout import hold_out, hold_out_ladder
 from solo.scaling.laws import CHINCHILLA, POWER, REPEATED
 from solo.scaling.predict import optimum, predict
-from solo.scaling.simulate import load_spec, simulate
+from solo.scaling.simulate import ASSUMED, design_runs, load_spec, simulate
 from solo.scaling.study import Question, seed_noise, study
+from solo.scaling.sweep.points import expand
 from tests.scaling.samples import TRUTH, grid, isoflop, sweep
+from tests.scaling.sweep.tiny_sweep import planned
 
 # --------------------------------------------------------------------------------------- hold-out
 
@@ -320,3 +322,17 @@ def test_a_design_that_no_losses_could_save_is_refused(tmp_path) -> None:
 def test_specs_that_are_none(tmp_path, changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         spec(tmp_path, **changes)
+
+
+def test_a_sweep_s_own_design(tmp_path) -> None:
+    """Its sizes, tokens and trunks; branches of a trunk are one cluster, the trunk itself is no run."""
+    horizons = {"horizons": {"steps": 4000, "at": [0.25, 0.5, 1.0], "decay": 0.2}}
+    sweep = planned(tmp_path, ladder={"width": [16, 32, 64]}, design=horizons, warmup=0.1)
+    found = spec(tmp_path, design={"sweep": "sweep.yaml"}, predict=1e14, datasets=10)
+    runs = design_runs(found.design, CHINCHILLA, ASSUMED)
+    points = [point for point in expand(sweep) if not point.is_trunk]
+    assert len(runs) == 9
+    assert len(set(runs.trunk)) == 3
+    assert list(runs.flops) == [point.estimate.flops for point in points]
+    assert list(runs.n) == [point.estimate.n_active for point in points]
+    assert simulate(found).runs == 9
