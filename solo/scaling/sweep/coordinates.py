@@ -29,6 +29,7 @@ FLAT = 0.15
 NUM_STEPS = 5
 SEEDS = (0, 1, 2)
 LOGITS = "change of logits"
+MEASURED = ("embedded", "middle layer", "last layer", LOGITS)  # from input to output
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[B
                 state, _ = made.step(state, batches[number])
     config = definition.config
     return [
-        Coordinates(config.width, config.layers, number, {name: value**0.5 for name, value in each.items()})
+        Coordinates(config.width, config.layers, number, {name: each[name] ** 0.5 for name in MEASURED})
         for number, each in enumerate(squares)
     ]
 

@@ -44,7 +44,9 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path:
             axis.set_ylabel(name if column == 0 else "")
         axes[0][column].set_title(kind)
         axes[-1][column].set_xlabel("width")
-    axes[0][0].legend()
+    # Beside the axes: the lines fill them.
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(lines))
     _save(figure, path)
 
 
