@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from solo.batch import Batch
-from solo.config import Config, ConfigError, MeshConfig, SafetyConfig, StageConfig
-from solo.data.loader import Loader
-from solo.data.plan import StagePlan
-from solo.data.prepare import Prepared, prepare
+from solo.config import ConfigError, MeshConfig, SafetyConfig, StageConfig
+from solo.data.prepare import prepare
 from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.scaling.sweep.points import first_sizes
 from solo.scaling.sweep.spec import SweepSpec
+from solo.scaling.sweep.traffic import endless_plan, first_batches
 from solo.sharding.mesh import make_mesh
 from solo.training.step import make_stage
 
@@ -100,19 +99,6 @@ def spreads(found: Sequence[Coordinates]) -> dict[str, float]:
     return {name: max(values) / min(values) - 1 for name, values in scales.items() if min(values) > 0}
 
 
-def first_batches(config: Config, prepared: Prepared, count: int) -> list[Batch]:
-    """The first batches that a run of this config learns from."""
-    stage = config.stages[0]
-    sources = {name: prepared.sources[name] for name in stage.mixture}
-    indexes = {name: source.index for name, source in sources.items()}
-    endless = stage.model_copy(update={"steps": 10**9})
-    plan = StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
-    data = config.data.model_copy(update={"worker_processes": 0})
-    loader = Loader(plan, sources, prepared.tokenizer, config.image_in(stage), data, sequence=config.sequence)
-    with loader:
-        return [batch for _, batch in zip(range(count), loader, strict=False)]
-
-
 def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[list[Coordinates]]]:
     """Measure all sizes of a sweep's ladder, as its base is parametrised and as the standard parametrisation has them.
 
@@ -133,7 +119,7 @@ def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[l
     if kind == "standard":
         raise ConfigError(f"{spec.base}: model.parametrisation.kind is standard; there is nothing to check")
     prepared = prepare(configs[0], note)
-    batches = first_batches(configs[0], prepared, NUM_STEPS)
+    batches = first_batches(configs[0], prepared, endless_plan(configs[0], prepared), NUM_STEPS)
     found: dict[str, list[list[Coordinates]]] = {kind: [], "standard": []}
     for name, sizes in found.items():
         for config in configs:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from solo.batch import Batch
 from solo.config import Config, ConfigError
 from solo.data.loader import Loader
 from solo.data.plan import StagePlan
@@ -66,14 +67,11 @@ class Measured:
 
     def __init__(self, config: Config, prepared: Prepared):
         stage = config.stages[0]
-        sources = {name: prepared.sources[name] for name in stage.mixture}
-        indexes = {name: source.index for name, source in sources.items()}
-        endless = stage.model_copy(update={"steps": 10**9})
-        self._plan = StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
+        self._plan = endless_plan(config, prepared)
         self.shape = self._plan.shape
         self.pieces: int | None = prepared.tokenizer.vocab_size
         self._rows = stage.batch_rows
-        self._pairs = self._pairs_per_token(config, prepared, sources)
+        self._pairs = self._pairs_per_token(config, prepared)
         self._tables = list(self._plan.pieces.values())
 
     def work(self, steps: int) -> Work:
@@ -91,20 +89,28 @@ class Measured:
         length = np.array([table.needs[:, :2].sum() / len(table) for table in self._tables])
         return float((np.minimum(seen, there) * length).sum())
 
-    def _pairs_per_token(self, config: Config, prepared: Prepared, sources: dict[str, Any]) -> float:
-        stage = config.stages[0]
-        loader = Loader(
-            self._plan,
-            sources,
-            prepared.tokenizer,
-            config.image_in(stage),
-            config.data.model_copy(update={"worker_processes": 0}),
-            sequence=config.sequence,
-        )
-        with loader:
-            steps = max(1, _SAMPLED_ROWS // stage.batch_rows)
-            found = [count_work(batch) for _, batch in zip(range(steps), loader, strict=False)]
+    def _pairs_per_token(self, config: Config, prepared: Prepared) -> float:
+        steps = max(1, _SAMPLED_ROWS // self._rows)
+        found = [count_work(batch) for batch in first_batches(config, prepared, self._plan, steps)]
         return sum(work.pairs for work in found) / sum(work.patches + work.text for work in found)
+
+
+def endless_plan(config: Config, prepared: Prepared) -> StagePlan:
+    """The plan of the one stage of a run, whatever its length."""
+    stage = config.stages[0]
+    indexes = {name: prepared.sources[name].index for name in stage.mixture}
+    endless = stage.model_copy(update={"steps": 10**9})
+    return StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
+
+
+def first_batches(config: Config, prepared: Prepared, plan: StagePlan, count: int) -> list[Batch]:
+    """The first batches that a run of this config learns from."""
+    stage = config.stages[0]
+    sources = {name: prepared.sources[name] for name in stage.mixture}
+    data = config.data.model_copy(update={"worker_processes": 0})
+    loader = Loader(plan, sources, prepared.tokenizer, config.image_in(stage), data, sequence=config.sequence)
+    with loader:
+        return [batch for _, batch in zip(range(count), loader, strict=False)]
 
 
 @dataclass
