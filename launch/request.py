@@ -10,7 +10,8 @@ from math import prod
 from typing import Any
 
 from launch.plan import FOLDER, File
-from solo.config import Config, ConfigError, MeshConfig, dump_config
+from solo.config import Config, ConfigError, dump_config
+from solo.sharding.axes import mesh_sizes
 from solo.sharding.hardware import Machine
 
 # JobSet's pods are called <run>-slice-<number>-<number>-<five letters>, and xpk's limit leaves room for queues.
@@ -103,17 +104,6 @@ def check_memory(config: Config, machine: Machine) -> list[str]:
     from solo.planning.fit import check_run
 
     return check_run(config, machine)
-
-
-def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
-    """Devices along every axis. Raises ConfigError where they do not multiply to the machine's."""
-    sizes = mesh.model_dump()
-    fixed = prod(size for size in sizes.values() if size > 0)
-    found = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
-    if prod(found.values()) != devices:
-        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-        raise ConfigError(f"mesh: {wanted} does not make {devices} devices; set one axis to -1 to take the rest")
-    return found
 
 
 def module(name: str, *arguments: str) -> tuple[str, ...]:

@@ -138,7 +138,8 @@ def settle(config: Config, where: Machine, rows_per_device: int | None = None) -
     """
     from solo.config import ConfigError
     from solo.planning.topology import slice_mesh
-    from solo.sharding.mesh import TABLE, mesh_sizes
+    from solo.sharding.axes import mesh_sizes
+    from solo.sharding.mesh import TABLE
 
     changes = []
     mesh = slice_mesh(config.mesh, where.slices)

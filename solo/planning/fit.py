@@ -13,9 +13,10 @@ from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition, define
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.rows import stage_rows
+from solo.sharding.axes import mesh_sizes
 from solo.sharding.hardware import Machine, chip_of
 from solo.sharding.hardware import machine as find_machine
-from solo.sharding.mesh import TABLE, mesh_sizes
+from solo.sharding.mesh import TABLE
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.program import QUICK, OutOfMemoryError, Program, compile_step
 from solo.planning.rows import Rows, stage_rows
 from solo.planning.work import StepWork, step_work
+from solo.sharding.axes import mesh_sizes
 from solo.sharding.hardware import Machine
-from solo.sharding.mesh import mesh_sizes
 
 SECONDS_PER_HOUR = 3600
 BASIS = {

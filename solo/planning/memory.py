@@ -21,8 +21,9 @@ from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
+from solo.sharding.axes import AXES, mesh_sizes
 from solo.sharding.hardware import Machine
-from solo.sharding.mesh import AXES, TABLE, mesh_sizes, parameter_shardings, shardings_like
+from solo.sharding.mesh import TABLE, parameter_shardings, shardings_like
 from solo.training.optimizer import make_optimizer, trainable_paths
 
 # Of `solo.training.step.Health`, and the step: four numbers.

@@ -18,8 +18,9 @@ from solo.config import Config, StageConfig
 from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.planning.topology import machine_devices
+from solo.sharding.axes import AXES
 from solo.sharding.hardware import Machine
-from solo.sharding.mesh import AXES, batch_shardings, make_mesh
+from solo.sharding.mesh import batch_shardings, make_mesh
 from solo.training.step import make_stage
 
 # For the compiler for TPUs, and a float: done in a sixth of the time, with memory right to 7% and a far slower program.

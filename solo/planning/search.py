@@ -19,8 +19,9 @@ from solo.planning.forecast import Forecast, forecast
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.rows import Rows, stage_rows
 from solo.planning.work import StepWork, step_work
+from solo.sharding.axes import mesh_sizes
 from solo.sharding.hardware import Chip, Machine
-from solo.sharding.mesh import TABLE, mesh_sizes
+from solo.sharding.mesh import TABLE
 
 ROWS = (1, 2, 4, 8)
 SPLITS = (1, 2, 4, 8)

@@ -21,8 +21,7 @@ from solo.model.experts import ExpertWeights, Load, local_mixture
 from solo.model.modules import Regions
 from solo.model.parameters import ParameterSpec
 from solo.model.transformer import Placement, attention_by
-
-AXES = ("replica", "data", "fsdp", "context", "tensor")
+from solo.sharding.axes import AXES, mesh_sizes
 
 # Logical axis -> mesh axes. Parameters above, activations below.
 TABLE: Mapping[str, tuple[str, ...]] = {
@@ -53,17 +52,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = tuple(mesh_sizes(config, len(devices)).values())
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """Devices along every axis, outermost first. Raises ConfigError where they do not multiply to so many."""
-    sizes = {axis: int(getattr(config, axis)) for axis in AXES}
-    fixed = prod(size for size in sizes.values() if size > 0)
-    found = {axis: max(1, devices // fixed) if size == -1 else size for axis, size in sizes.items()}
-    if prod(found.values()) != devices:
-        wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-        raise ConfigError(f"mesh: {wanted} does not make {devices} devices; set one axis to -1 to take the rest")
-    return found
 
 
 def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.request import mesh_sizes, run_name
+from launch.request import run_name
 from solo.config import ConfigError, MeshConfig
+from solo.sharding.axes import mesh_sizes
 from tests.launch.tiny_run import write_config
 
 
