@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from math import e, log2
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +21,19 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from solo.model.attention_tiles import NN, NT, TN, Sizes, check_dtypes, pad_bounds, pad_regions, product, seen_tiles
-from solo.model.intervals import FLOOR, HIDDEN, SAVED, Tiles, pad_slots
+from solo.model.attention_tiles import (
+    NN,
+    NT,
+    TN,
+    Sizes,
+    check_dtypes,
+    pad_bounds,
+    pad_regions,
+    product,
+    scores,
+    seen_tiles,
+)
+from solo.model.intervals import FLOOR, SAVED, Tiles, pad_slots
 
 # The smallest head that the tensor cores multiply; wider ones are padded to a power of two.
 LEAST_DIM = 16
@@ -122,12 +132,6 @@ def _visible(sizes: Sizes, bounds_ref: Any, queries: Any, key: Any) -> Array:
     return (slots_J[None, :] >= start_Q[:, None]) & (slots_J[None, :] < end_Q[:, None])
 
 
-def _scores(sizes: Sizes, q_QC: Array, k_JC: Array, visible_QJ: Array | None) -> Array:
-    """[Q, J] float32, as exponents of 2, so that the softmax needs no other factor."""
-    found = product(q_QC, k_JC, NT) * (log2(e) * sizes.scale)
-    return found if visible_QJ is None else jnp.where(visible_QJ, found, HIDDEN)
-
-
 def _visit(visits_ref: Any, tile: Callable[..., Any], start: Any, times: int = 1) -> Any:
     """Fold `tile` over a block's visits, each `times` times: (number of the visit, masked, sums) -> sums."""
     full, some = visits_ref[0] * times, visits_ref[1] * times
@@ -168,7 +172,7 @@ def _forward_kernel(
         key = visits_ref[2 + i]
         here = pl.ds(key * J, J)
         visible_QJ = _visible(sizes, bounds_ref, slice(None), key) if masked else None
-        scores_QJ = _scores(sizes, q_QC, k_ref[here, :], visible_QJ)
+        scores_QJ = scores(sizes, q_QC, k_ref[here, :], visible_QJ)
         highest_Q = jnp.maximum(maximum_Q, scores_QJ.max(axis=1))
         weights_QJ = jnp.exp2(scores_QJ - highest_Q[:, None])
         fade_Q = jnp.exp2(maximum_Q - highest_Q)
@@ -226,7 +230,7 @@ def _query_gradients_kernel(
         here = pl.ds(key * J, J)
         k_JC = k_ref[here, :]
         visible_QJ = _visible(sizes, bounds_ref, slice(None), key) if masked else None
-        weights_QJ = jnp.exp2(_scores(sizes, q_QC, k_JC, visible_QJ) - log_total_Q[:, None])
+        weights_QJ = jnp.exp2(scores(sizes, q_QC, k_JC, visible_QJ) - log_total_Q[:, None])
         d_scores_QJ = weights_QJ * (product(d_out_QC, v_ref[here, :], NT) - inner_Q[:, None])
         return d_q_QC + product(d_scores_QJ.astype(k_JC.dtype), k_JC, NN)
 
@@ -276,7 +280,7 @@ def _key_gradients_kernel(
         here, m = pl.ds(visits_ref[2 + lax.div(i, M)] * Q, Q), lax.rem(i, M)
         q_QC, d_out_QC = q_ref[here, m, :], d_out_ref[here, m, :]
         visible_QJ = _visible(sizes, bounds_ref, here, key) if masked else None
-        weights_QJ = jnp.exp2(_scores(sizes, q_QC, k_JC, visible_QJ) - log_total_ref[m, here][:, None])
+        weights_QJ = jnp.exp2(scores(sizes, q_QC, k_JC, visible_QJ) - log_total_ref[m, here][:, None])
         d_scores_QJ = weights_QJ * (product(d_out_QC, v_JC, NT) - inner_ref[m, here][:, None])
         d_k_JC += product(d_scores_QJ.astype(q_QC.dtype), q_QC, TN)
         return d_k_JC, d_v_JC + product(weights_QJ.astype(q_QC.dtype), d_out_QC, TN)

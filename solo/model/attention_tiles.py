@@ -1,16 +1,17 @@
-"""What the kernels of all platforms share: sizes, padding to whole blocks, and products of matrices.
+"""What the kernels of all platforms share: sizes, padding to whole blocks, products of matrices, scores.
 
 Letters besides those of solo/batch.py: R key slots; of a tile: Q queries, J keys.
 """
 
 from __future__ import annotations
 
+from math import e, log2
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from solo.model.intervals import Tiles, pad_slots, round_up, tiles
+from solo.model.intervals import HIDDEN, Tiles, pad_slots, round_up, tiles
 
 # Contracted axes of a product of matrices.
 NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
@@ -90,3 +91,12 @@ def product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Ar
     """Of two matrices, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def scores(sizes: Sizes, first: Array, second: Array, visible: Array | None) -> Array:
+    """Of queries [Q, C] and keys [J, C] or the other way round, float32; hidden where not `visible`, of their shape.
+
+    As exponents of 2, so that the softmax needs no other factor.
+    """
+    found = product(first, second, NT) * (log2(e) * sizes.scale)
+    return found if visible is None else jnp.where(visible, found, HIDDEN)

@@ -24,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention_tiles import TN, Sizes, check_dtypes, pad_bounds, pad_regions, product
+from solo.model.attention_tiles import TN, Sizes, check_dtypes, pad_bounds, pad_regions, product, scores
 from solo.model.attention_tpu_backward import backward
 from solo.model.attention_tpu_tiles import (
     FIRST,
@@ -34,7 +34,6 @@ from solo.model.attention_tpu_tiles import (
     compiler_parameters,
     on_kind,
     plan_visits,
-    scores,
     specification,
     visible_keys,
 )

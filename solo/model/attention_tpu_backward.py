@@ -18,7 +18,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention_tiles import NN, NT, TN, Sizes, product
+from solo.model.attention_tiles import NN, NT, TN, Sizes, product, scores
 from solo.model.attention_tpu_tiles import (
     FIRST,
     FIRST_OF_ROW,
@@ -28,7 +28,6 @@ from solo.model.attention_tpu_tiles import (
     by_sight,
     compiler_parameters,
     on_kind,
-    scores,
     specification,
     visible_keys,
 )

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel for TPU share: the list of tiles, the mask of one, its scores.
+"""What the forward and the backward kernel for TPU share: the list of tiles, the mask of one.
 
 Letters as in `solo.model.attention_tpu`.
 """
@@ -6,7 +6,6 @@ Letters as in `solo.model.attention_tpu`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import e, log2
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention_tiles import NT, Sizes, product, seen_tiles
-from solo.model.intervals import HIDDEN, Tiles
+from solo.model.attention_tiles import Sizes, seen_tiles
+from solo.model.intervals import Tiles
 
 # What a visit is within its query block and its row, and how it sees its tile: bits of `Visits.kind`.
 FIRST, LAST, FIRST_OF_ROW, LAST_OF_ROW, SOME, FULL = (1 << i for i in range(6))
@@ -78,12 +77,6 @@ def visible_keys(sizes: Sizes, bounds_ref: Any, key: Array) -> Array:
     start, end = (jnp.where(is_text, bounds_ref[0, i + 2 : i + 3], bounds_ref[0, i : i + 1]) for i in (0, 1))
     slots = key * sizes.key_block + lax.broadcasted_iota(jnp.int32, (sizes.key_block, sizes.query_block), 0)
     return (slots >= start) & (slots < end)
-
-
-def scores(sizes: Sizes, k_JC: Array, q_QC: Array, visible_JQ: Array | None) -> Array:
-    """[J, Q] float32, as exponents of 2, so that the softmax needs no other factor."""
-    found = product(k_JC, q_QC, NT) * (log2(e) * sizes.scale)
-    return found if visible_JQ is None else jnp.where(visible_JQ, found, HIDDEN)
 
 
 def specification(block: tuple[int, ...], place: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
