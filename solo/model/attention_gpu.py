@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
@@ -27,13 +26,14 @@ from solo.model.attention_tiles import (
     TN,
     Sizes,
     check_dtypes,
+    differentiable,
     pad_bounds,
     pad_regions,
     product,
     scores,
     seen_tiles,
 )
-from solo.model.intervals import FLOOR, SAVED, Tiles, pad_slots
+from solo.model.intervals import FLOOR, Tiles, pad_slots
 
 # The smallest head that the tensor cores multiply; wider ones are padded to a power of two.
 LEAST_DIM = 16
@@ -58,7 +58,8 @@ def triton_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, 
     q = pad_slots(q, sizes.padded_queries)
     k, v = (pad_regions(sizes, x) for x in (k, v))
     bounds = pad_bounds(sizes, intervals_BS4)
-    return _attend(sizes, q, k, v, bounds, plan_visits(sizes, intervals_BS4))[:, :S, :, :C]
+    attend = differentiable(_forward, _backward)
+    return attend(sizes, q, k, v, bounds, plan_visits(sizes, intervals_BS4))[:, :S, :, :C]
 
 
 def _pad_dim(x: Array) -> Array:
@@ -78,26 +79,20 @@ def _list(seen: Tiles) -> Array:
     return jnp.concatenate([*counts, jnp.argsort(rank, axis=-1, stable=True)], axis=-1).astype(jnp.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits) -> Array:
-    return _attend_forward(sizes, q, k, v, bounds, visits)[0]
-
-
-def _attend_forward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits) -> tuple:
-    out, log_total = checkpoint_name(_forward(sizes, q, k, v, bounds, visits), SAVED)
-    return out, (q, k, v, bounds, visits, out, log_total)
-
-
-def _attend_backward(sizes: Sizes, saved: tuple, d_out_BSHC: Array) -> tuple:
-    q, k, v, bounds, visits, out, log_total = saved
-    inner_BHS = jnp.einsum("bshc,bshc->bhs", d_out_BSHC, out, preferred_element_type=jnp.float32)
-    rest = (d_out_BSHC, log_total, inner_BHS)
-    d_q = _query_gradients(sizes, q, k, v, bounds, visits.keys, rest)
+def _backward(
+    sizes: Sizes,
+    q: Array,
+    k: Array,
+    v: Array,
+    bounds: Array,
+    visits: Visits,
+    out: Array,
+    log_total: Array,
+    d_out: Array,
+) -> tuple[Array, Array, Array]:
+    rest = (d_out, log_total, jnp.einsum("bshc,bshc->bhs", d_out, out, preferred_element_type=jnp.float32))
     d_k, d_v = _key_gradients(sizes, q, k, v, bounds, visits.queries, rest)
-    return d_q, d_k, d_v, None, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+    return _query_gradients(sizes, q, k, v, bounds, visits.keys, rest), d_k, d_v
 
 
 # --- What the kernels share ---

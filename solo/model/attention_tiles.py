@@ -1,17 +1,22 @@
-"""What the kernels of all platforms share: sizes, padding to whole blocks, products of matrices, scores.
+"""What the kernels of all platforms share: sizes, padding to whole blocks, products of matrices, scores, the
+shape of a gradient.
 
 Letters besides those of solo/batch.py: R key slots; of a tile: Q queries, J keys.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from math import e, log2
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
-from solo.model.intervals import HIDDEN, Tiles, pad_slots, round_up, tiles
+from solo.model.intervals import HIDDEN, SAVED, Tiles, pad_slots, round_up, tiles
 
 # Contracted axes of a product of matrices.
 NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
@@ -100,3 +105,25 @@ def scores(sizes: Sizes, first: Array, second: Array, visible: Array | None) -> 
     """
     found = product(first, second, NT) * (log2(e) * sizes.scale)
     return found if visible is None else jnp.where(visible, found, HIDDEN)
+
+
+def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Array]:
+    """Attention as (sizes, q, k, v, bounds, visits) -> out, with its gradients.
+
+    forward   the same arguments -> out, and the log of the total weight of each query
+    backward  the same arguments, then what forward gave, then d_out -> d_q, d_k, d_v
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def attend(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Any) -> Array:
+        return attend_and_keep(sizes, q, k, v, bounds, visits)[0]
+
+    def attend_and_keep(sizes: Sizes, *arguments: Any) -> tuple:
+        out, log_total = checkpoint_name(forward(sizes, *arguments), SAVED)
+        return out, (*arguments, out, log_total)
+
+    def gradients(sizes: Sizes, kept: tuple, d_out: Array) -> tuple:
+        return *backward(sizes, *kept, d_out), None, None
+
+    attend.defvjp(attend_and_keep, gradients)
+    return attend

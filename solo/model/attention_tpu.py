@@ -20,11 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention_tiles import TN, Sizes, check_dtypes, pad_bounds, pad_regions, product, scores
+from solo.model.attention_tiles import TN, Sizes, check_dtypes, differentiable, pad_bounds, pad_regions, product, scores
 from solo.model.attention_tpu_backward import backward
 from solo.model.attention_tpu_tiles import (
     FIRST,
@@ -37,7 +36,7 @@ from solo.model.attention_tpu_tiles import (
     specification,
     visible_keys,
 )
-from solo.model.intervals import FLOOR, SAVED, pad_slots
+from solo.model.intervals import FLOOR, pad_slots
 
 # The lists of tiles lie in the scalar memory, 1 MiB of all TPUs from v4 on; some of it is the compiler's.
 MOST_TILES = 40_000
@@ -56,7 +55,8 @@ def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, i
     q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
     k_BKRC, v_BKRC = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
     bounds, visits = pad_bounds(sizes, intervals_BS4), plan_visits(sizes, intervals_BS4)
-    out_BHSC = _attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, visits)
+    attend = differentiable(_forward, _backward)
+    out_BHSC = attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, visits)
     return out_BHSC.swapaxes(1, 2)[:, :S]
 
 
@@ -69,24 +69,19 @@ def _check(sizes: Sizes) -> None:
         )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits) -> Array:
-    return _attend_forward(sizes, q, k, v, bounds, visits)[0]
-
-
-def _attend_forward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits) -> tuple:
-    out, log_total = checkpoint_name(_forward(sizes, q, k, v, bounds, visits), SAVED)
-    return out, (q, k, v, bounds, visits, out, log_total)
-
-
-def _attend_backward(sizes: Sizes, saved: tuple, d_out_BHSC: Array) -> tuple:
-    q, k, v, bounds, visits, out, log_total = saved
-    inner = jnp.einsum("bhsc,bhsc->bhs", d_out_BHSC, out, preferred_element_type=jnp.float32)
-    out_side = (d_out_BHSC, log_total, inner.reshape(log_total.shape))
-    return *backward(sizes, q, k, v, bounds, visits, out_side), None, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+def _backward(
+    sizes: Sizes,
+    q: Array,
+    k: Array,
+    v: Array,
+    bounds: Array,
+    visits: Visits,
+    out: Array,
+    log_total: Array,
+    d_out: Array,
+) -> tuple[Array, Array, Array]:
+    inner = jnp.einsum("bhsc,bhsc->bhs", d_out, out, preferred_element_type=jnp.float32)
+    return backward(sizes, q, k, v, bounds, visits, (d_out, log_total, inner.reshape(log_total.shape)))
 
 
 def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits) -> Any:
