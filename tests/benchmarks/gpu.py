@@ -115,7 +115,8 @@ def ours(case: Case) -> Contestant:
 def theirs(case: Case, compile: bool) -> Contestant:
     """The PyTorch model with the same weights, as one would train it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _torch_model(case).to(device).train()
+    with torch.device(device):  # billions of weights are not drawn on a CPU, to be overwritten
+        model = _torch_model(case).to(device).train()
     if case.config.model.remat != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     inputs = {name: value.to(device) for name, value in _inputs(case).items()}
