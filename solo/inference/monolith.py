@@ -31,7 +31,8 @@ from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_bat
 from solo.model.generate import empty_memory, read
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.model.transformer import Placement
-from solo.sharding.mesh import TABLE, device_batch, make_mesh, parameter_shardings, placement
+from solo.sharding.mesh import TABLE, device_batch, make_mesh, parameter_shardings
+from solo.sharding.placement import placement
 from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
 from solo.training.loss import batch_loss, normalised_weights
 

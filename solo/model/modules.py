@@ -6,7 +6,7 @@ gather, no mask and no router.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,6 +34,35 @@ class Regions(NamedTuple):
     def map(self, function: Callable[..., Any], *others: Regions) -> Regions:
         """Apply a function to each region."""
         return Regions(*(function(*parts) for parts in zip(self, *others, strict=True)))
+
+
+Parts = tuple[jax.Array, ...]
+"""What one set of weights is applied to: the slots of one region or of both, each [B, ., ...]."""
+
+
+class Weight(NamedTuple):
+    """A matrix, in float32 and with its logical axes; the first `inputs` of them are summed over."""
+
+    value: jax.Array
+    axes: tuple[str, ...]
+    inputs: int
+
+
+# Products of every part with every weight: [weight][part]. Weights of one call have the same inputs.
+Project = Callable[[Parts, Sequence[Weight]], tuple[Parts, ...]]
+
+
+def local_project(parts: Parts, weights: Sequence[Weight]) -> tuple[Parts, ...]:
+    """The products on one device, in the parts' dtype."""
+    return tuple(
+        tuple(jnp.tensordot(part, weight.value.astype(part.dtype), weight.inputs) for part in parts)
+        for weight in weights
+    )
+
+
+def as_weight(parameter: nnx.Param, inputs: int = 1) -> Weight:
+    """A parameter as a matrix."""
+    return Weight(parameter[...], parameter.axes, inputs)
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> nnx.Param:
@@ -104,13 +133,16 @@ class QKV(nnx.Module):
         self.q_norm = make_norm(config.qk_norm, dim, config.norm_eps)
         self.k_norm = make_norm(config.qk_norm, dim, config.norm_eps)
 
-    def __call__(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return q [B, S, H, C], k and v [B, S, K, C]."""
-        weights = (self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias)
-        q, k, v = (
-            add_bias(jnp.einsum("bsd,dhc->bshc", x_BSD, weight[...].astype(x_BSD.dtype)), bias)
-            for weight, bias in weights
+    def __call__(self, parts: Parts, project: Project) -> tuple[tuple[jax.Array, jax.Array, jax.Array], ...]:
+        """Of every part [B, ., D]: q [B, ., H, C], k and v [B, ., K, C]."""
+        products = project(parts, [as_weight(weight) for weight in (self.q, self.k, self.v)])
+        biases = self.q_bias, self.k_bias, self.v_bias
+        return tuple(
+            self._normed(*(add_bias(x, bias) for x, bias in zip(of_part, biases, strict=True)))
+            for of_part in zip(*products, strict=True)
         )
+
+    def _normed(self, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         return q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k), v
 
 
@@ -122,9 +154,10 @@ class Out(nnx.Module):
         self.kernel = normal(rngs, shape, ("heads", "head_dim", "embed"), std)
         self.bias = zeros(config.bias == "all", (config.width,), ("norm",))
 
-    def __call__(self, x_BSHC: jax.Array) -> jax.Array:
-        """Return [B, S, D]."""
-        return add_bias(jnp.einsum("bshc,hcd->bsd", x_BSHC, self.kernel[...].astype(x_BSHC.dtype)), self.bias)
+    def __call__(self, parts: Parts, project: Project) -> Parts:
+        """Of every part [B, ., H, C]: [B, ., D]."""
+        (products,) = project(parts, [as_weight(self.kernel, inputs=2)])
+        return tuple(add_bias(x, self.bias) for x in products)
 
 
 class FFN(nnx.Module):
@@ -140,15 +173,19 @@ class FFN(nnx.Module):
         self.up_bias = zeros(biased, (hidden,), ("ffn",))
         self.down_bias = zeros(biased, (width,), ("norm",))
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        """Return [B, S, D]."""
-        dtype = x_BSD.dtype
-        up = add_bias(x_BSD @ self.up[...].astype(dtype), self.up_bias)
+    def __call__(self, parts: Parts, project: Project) -> Parts:
+        """Of every part [B, ., D]: the same."""
         if self.gate is None:
-            inner = jnp.square(jax.nn.relu(up))
+            (up,) = project(parts, [as_weight(self.up)])
+            inner = tuple(jnp.square(jax.nn.relu(add_bias(x, self.up_bias))) for x in up)
         else:
-            inner = jax.nn.silu(add_bias(x_BSD @ self.gate[...].astype(dtype), self.gate_bias)) * up
-        return add_bias(inner @ self.down[...].astype(dtype), self.down_bias)
+            gate, up = project(parts, [as_weight(self.gate), as_weight(self.up)])
+            inner = tuple(
+                jax.nn.silu(add_bias(g, self.gate_bias)) * add_bias(u, self.up_bias)
+                for g, u in zip(gate, up, strict=True)
+            )
+        (down,) = project(inner, [as_weight(self.down)])
+        return tuple(add_bias(x, self.down_bias) for x in down)
 
 
 class PerRegion(nnx.Module):
@@ -167,3 +204,12 @@ class PerRegion(nnx.Module):
         of_patches: Any = self.shared if self.sharing == "shared" else self.patches
         of_text: Any = self.shared if self.sharing == "shared" else self.text
         return Regions(of_patches(x.patches), of_text(x.text))
+
+    def project(self, x: Regions, project: Project) -> Regions:
+        """The same for products. Weights of both regions see both at once: their gradient is one sum."""
+        if self.sharing == "shared":
+            of_both: Any = self.shared
+            return Regions(*of_both(tuple(x), project))
+        of_patches: Any = self.patches
+        of_text: Any = self.text
+        return Regions(*of_patches((x.patches,), project), *of_text((x.text,), project))

@@ -20,7 +20,19 @@ from solo.config import ImageConfig, ModelConfig
 from solo.model.attention import interval_attention
 from solo.model.attention_kernel import Kernel, local_kernel
 from solo.model.experts import LearnedFFN, Mixture, local_mixture
-from solo.model.modules import FFN, QKV, LayerNorm, Out, PerRegion, Regions, RMSNorm, make_norm, normal
+from solo.model.modules import (
+    FFN,
+    QKV,
+    LayerNorm,
+    Out,
+    PerRegion,
+    Project,
+    Regions,
+    RMSNorm,
+    local_project,
+    make_norm,
+    normal,
+)
 from solo.model.parametrisation import logits_multiplier, query_multiplier, residual_multiplier
 from solo.model.patch_embed import EMBEDDERS
 from solo.model.remat import LAYER_INPUT, PROJECTION, named, rematerialised
@@ -54,11 +66,13 @@ class Placement(NamedTuple):
     """How a computation is laid over devices; the default is one device and no constraint.
 
     constrain   (array, logical axes) -> array, pinned to the mesh
+    project     products with weights over the mesh
     attention   attention over the mesh
     mixture     learned experts over the mesh
     """
 
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
+    project: Project = local_project
     attention: Attention = local_attention
     mixture: Mixture = local_mixture
 
@@ -92,9 +106,10 @@ class Output(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer is told besides its input: rotary angles, attention, which slots hold something, the mixture."""
+    """What every layer is told besides its input; `live`: which slots hold something. The rest as in `Placement`."""
 
     angles: Regions
+    project: Project
     attention: Callable[[Regions, Regions, Regions], Regions]
     live: Regions
     mixture: Mixture
@@ -120,21 +135,21 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Regions, context: Context, memory: Memory | None) -> tuple[Regions, Memory | None, jax.Array]:
         """Hidden states [B, ., D] in, the same out, with the layer's part of the memory extended, and its auxiliary."""
-        qkv = self.qkv(self.attention_norm(x))
+        qkv = self.qkv.project(self.attention_norm(x), context.project)
         q, k, v = (Regions(qkv.patches[i], qkv.text[i]) for i in range(3))
         q, k = _times(q, self.query_multiplier).map(rotate, context.angles), k.map(rotate, context.angles)
         q, k, v = (named(part, PROJECTION) for part in (q, k, v))
         if memory is not None:
             memory = _remember(memory, k, v)
             k, v = memory.k, memory.v
-        out = named(self.out(context.attention(q, k, v)), PROJECTION)
+        out = named(self.out.project(context.attention(q, k, v), context.project), PROJECTION)
         x = x.map(jnp.add, _times(out, self.residual_multiplier))
         normed = self.ffn_norm(x)
         auxiliary = jnp.zeros((), jnp.float32)
         if isinstance(self.ffn, LearnedFFN):
             out, auxiliary = self.ffn.learned(normed, context.live, context.mixture)
         else:
-            out = self.ffn(normed)
+            out = self.ffn.project(normed, context.project)
         return x.map(jnp.add, _times(out, self.residual_multiplier)), memory, auxiliary
 
 
@@ -251,6 +266,7 @@ class Transformer(nnx.Module):
 
         return Context(
             Regions.split(rotary_angles(batch.positions, self.config), num_patches),
+            placement.project,
             attention,
             Regions.split(live_slots(batch.attend), num_patches),
             placement.mixture,

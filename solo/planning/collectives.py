@@ -67,11 +67,14 @@ def find_collectives(
     channels = set()
     for run in module.runs():
         kind = _kind(run)
-        # A fused collective is written into every fusion that carries a part of it.
-        channel = re.search(r"channel_id=(\d+)", run.instruction.rest)
-        if kind is None or (channel and channel[1] in channels):
+        if kind is None:
             continue
-        channels |= {channel[1]} if channel else set()
+        # A fused collective is written into every fusion that carries a part of it. Others may share their channels.
+        channel = re.search(r"channel_id=(\d+)", run.instruction.rest)
+        if channel and any(place.startswith("fusion ") for place in run.inside):
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
         groups = replica_groups(run.instruction.rest, machine.devices)
         members = groups.shape[1]
         size = _bytes(run, kind, members)

@@ -125,7 +125,7 @@ class Forecast:
                 "useful": work.useful,
                 "computed": work.computed,
                 "useful_share": work.useful_share,
-                "kernel_share_of_peak": KERNEL_SHARE,
+                "kernel_share_of_peak": KERNEL_SHARE.get(self.machine.chip.name),
             },
             "collectives": [asdict(each) for each in self.collectives],
             "step": None if self.time is None else {**asdict(self.time), "seconds": self.time.total},

@@ -19,6 +19,8 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,<=]*)\]")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# What runs on a SparseCore has the largest integer there is.
+_UNKNOWN_CYCLES = 2**63 - 1
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NUMBER = re.compile(r"(\d+)\)")
 
@@ -34,9 +36,9 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """Cycles that libtpu expects of it once; 0 where it gives none."""
+        """Cycles that libtpu expects of it once; 0 where it gives none, or says that it does not know."""
         found = _CYCLES.search(self.rest)
-        return int(found[1]) if found else 0
+        return int(found[1]) if found and int(found[1]) < _UNKNOWN_CYCLES else 0
 
     @property
     def bytes(self) -> int:

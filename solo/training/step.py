@@ -15,7 +15,8 @@ from solo.batch import Batch
 from solo.config import ConfigError, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.flags import Value, compiler_options
-from solo.sharding.mesh import TABLE, batch_shardings, parameter_shardings, placement, shardings_like
+from solo.sharding.mesh import TABLE, batch_shardings, parameter_shardings, shardings_like
+from solo.sharding.placement import placement
 from solo.training.loss import LossSums, batch_loss, normalised_weights
 from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
 

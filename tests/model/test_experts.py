@@ -12,7 +12,8 @@ from solo.model.experts import ExpertWeights, local_mixture
 from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import Placement
-from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings, placement
+from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.sharding.placement import placement
 from solo.training.loss import batch_loss, normalised_weights
 from tests.model.test_transformer import make, pack
 from tests.reference import random_document

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from solo.planning.collectives import find_collectives
-from solo.planning.estimate import step_time
+from solo.planning.estimate import KERNEL_SHARE, step_time
 from solo.planning.hlo import parse_module, shape_bytes
 from solo.planning.work import StepWork
 from solo.sharding.hardware import machine
@@ -102,8 +102,16 @@ def test_a_loop_of_unknown_length_runs_as_often_as_documents_need() -> None:
 
 def test_kernels_are_counted_at_a_share_of_peak() -> None:
     call = '  %k = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"\n  ROOT %e'
-    time = step_time(parse_module(LOOPS.replace("  ROOT %e", call)), [], WORK, machine("v5e-8"), kernel_share=0.5)
-    assert time.kernels == pytest.approx(10**12 / 8 / (0.5 * 197e12))
+    time = step_time(parse_module(LOOPS.replace("  ROOT %e", call)), [], WORK, machine("v5e-8"))
+    assert time.kernels == pytest.approx(10**12 / 8 / (KERNEL_SHARE["v5e"] * 197e12))
+
+
+def test_cycles_that_the_compiler_does_not_know_are_not_counted() -> None:
+    line = (
+        f'  %k = f32[8]{{0}} fusion(%a), kind=kCustom, backend_config={{"estimated_cycles":"{2**63 - 1}"}}\n  ROOT %e'
+    )
+    known = step_time(parse_module(LOOPS), [], WORK, machine("v5e-8"))
+    assert step_time(parse_module(LOOPS.replace("  ROOT %e", line)), [], WORK, machine("v5e-8")) == known
 
 
 @pytest.mark.parametrize(
