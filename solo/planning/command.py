@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +36,6 @@ def add_arguments(parser: Any, overrides: str) -> None:
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--quick", action="store_true", help="TPUs: memory to 7%% and no time, six times as fast")
-    parser.add_argument(
-        "--xla", metavar="NAME=VALUE", action="append", default=[], help="an option of the compiler; may be repeated"
-    )
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
     parser.add_argument(
@@ -66,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     for change in changes:
         console.print(f"planned with {change}: train with it too", highlight=False)
     known: tuple[Forecast, ...] = ()
-    options = compiler_options(arguments.xla, console.print) | (QUICK if arguments.quick and where.chip.is_tpu else {})
+    options = QUICK if arguments.quick and where.chip.is_tpu else None
     if arguments.search:
         best, chosen = _search(arguments, config, where, console)
         config, changes, known = best.config, [*changes, *chosen], (best,)
@@ -86,18 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
     return _refuse(found)
 
 
-def compiler_options(words: list[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """NAME=VALUE words as the compiler takes them. Raises ConfigError where one has no value."""
-    from solo.config import ConfigError
-
-    if wrong := [word for word in words if "=" not in word]:
-        raise ConfigError(f"--xla {wrong[0]}: expected NAME=VALUE, as in xla_enable_async_all_gather=true")
-    if words:
-        flags = " ".join(f"--{word.removeprefix('--')}" for word in words)
-        say(f"planned with compiler options; set LIBTPU_INIT_ARGS='{flags}' (GPUs: XLA_FLAGS) to train with them")
-    return dict(word.removeprefix("--").split("=", 1) for word in words)
-
-
 def _search(
     arguments: argparse.Namespace, config: Config, where: Machine, console: Any
 ) -> tuple[Forecast, tuple[str, ...]]:
@@ -114,7 +98,6 @@ def _search(
         arguments.tries,
         lambda line: console.print(line, highlight=False),
         document_slots=arguments.document_slots,
-        options=compiler_options(arguments.xla, lambda line: None),
     )
     show_search(found, console)
     arguments.search.write_text(" ".join(found.overrides) + "\n")
