@@ -114,6 +114,14 @@ def test_options_of_the_compiler_are_overrides_as_others(found: Forecast, tmp_pa
     assert options is None
 
 
+def test_an_option_that_the_compiler_refuses_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "config.yaml").write_text(dump_config(_config()))
+    words = [str(tmp_path / "config.yaml"), "compiler_options.xla_no_such_option=true", "--on", "cpu-8"]
+    assert main(["plan", *words, "--stage", "only"]) == 2
+    assert capsys.readouterr().err.startswith("solo: compiler_options.xla_no_such_option: the compiler for cpu refuses")
+
+
 def test_a_missing_stage_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (tmp_path / "config.yaml").write_text(dump_config(_config()))
