@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from solo.files import write_whole
+
 if TYPE_CHECKING:
     from solo.config import Config
     from solo.planning.forecast import Forecast
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
     show_recipe(recipe, console)
     if arguments.json:
-        arguments.json.write_text(json.dumps(recipe, indent=1) + "\n")
+        write_whole(arguments.json, json.dumps(recipe, indent=1) + "\n")
     if arguments.hlo:
         arguments.hlo.mkdir(parents=True, exist_ok=True)
         for each in found:
@@ -100,7 +102,7 @@ def _search(
         document_slots=arguments.document_slots,
     )
     show_search(found, console)
-    arguments.search.write_text(" ".join(found.overrides) + "\n")
+    write_whole(arguments.search, " ".join(found.overrides) + "\n")
     console.print(f"written to {arguments.search}: solo train {arguments.config} $(cat {arguments.search})")
     return found.best, found.overrides
 

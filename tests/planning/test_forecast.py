@@ -68,8 +68,11 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
     monkeypatch.setattr(forecasts, "forecast", lambda *arguments: calls.append(arguments) or found)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (tmp_path / "config.yaml").write_text(dump_config(_config()))
-    assert main(["plan", str(tmp_path / "config.yaml"), "--on", "cpu-8", "--json", str(tmp_path / "plan.json")]) == 0
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (
+        main(["plan", str(tmp_path / "config.yaml"), "--on", "cpu-8", "--json", str(tmp_path / "new" / "plan.json")])
+        == 0
+    )
+    plan = json.loads((tmp_path / "new" / "plan.json").read_text())
     assert set(plan) == {"config", "machine", "stages", "recipe", "basis", "overrides"}
     first, second = plan["stages"]
     assert set(first) == {
