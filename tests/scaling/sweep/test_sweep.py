@@ -18,11 +18,9 @@ from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point, expand
 from solo.scaling.sweep.spec import load_spec
 from solo.training.run import RunFolder, read_metrics
-from tests.scaling.sweep.tiny_sweep import write_sweep
+from tests.scaling.sweep.tiny_sweep import ENVIRONMENT, write_sweep
 
 pytestmark = pytest.mark.slow
-# One device: two rows do not divide among eight.
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 HORIZONS = {"horizons": {"steps": 200, "at": [0.1, 1.0], "decay": 0.5}}
 
 
