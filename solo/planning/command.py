@@ -47,7 +47,9 @@ def add_arguments(parser: Any, overrides: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, print, write. Returns the exit status."""
+    """Count, or plan, print and write. Returns the exit status."""
+    if arguments.count:
+        return _count(arguments)
     from solo.config import load_config
     from solo.sharding.hardware import machine
 
@@ -82,6 +84,30 @@ def run(arguments: argparse.Namespace) -> int:
             if each.program:
                 (arguments.hlo / f"{config.name}_{each.stage.name}_{where.name}.hlo").write_text(each.program.text)
     return _refuse(found)
+
+
+def _count(arguments: argparse.Namespace) -> int:
+    """Print the sizes of the model's components, and its tensors in every published layout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from solo.config import load_config
+    from solo.interop.structure import structure
+
+    found = structure(load_config(arguments.config, arguments.overrides))
+    table = Table("component")
+    for title in ("parameters", "of a text token", "of a patch"):
+        table.add_column(title, justify="right")
+    rows = [(each.name, [each.total, each.of_text, each.of_patches]) for each in found.components]
+    totals = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
+    for name, sizes in [*rows, ("all", totals)]:
+        table.add_row(name, *(f"{size:,}" for size in sizes), end_section=name == rows[-1][0])
+    console = Console()
+    console.print(table)
+    console.print(f"vocabulary {found.vocab_size:,}")
+    for layout, (tensors, parameters) in found.layouts.items():
+        console.print(f"as {layout}: {tensors:,} tensors, {parameters:,} parameters", highlight=False)
+    return 0
 
 
 def _search(
