@@ -7,12 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 42
 
+Verb = Callable[[argparse.Namespace], int]
 OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
 
 
@@ -212,34 +214,6 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """Count a model's tensors and parameters, or compile its training for a machine."""
-    if not arguments.count:
-        from solo.planning import command
-
-        return command.run(arguments)
-    from rich.console import Console
-    from rich.table import Table
-
-    from solo.config import load_config
-    from solo.interop.structure import structure
-
-    found = structure(load_config(arguments.config, arguments.overrides))
-    table = Table("component")
-    for title in ("parameters", "of a text token", "of a patch"):
-        table.add_column(title, justify="right")
-    rows = [(each.name, [each.total, each.of_text, each.of_patches]) for each in found.components]
-    totals = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
-    for name, sizes in [*rows, ("all", totals)]:
-        table.add_row(name, *(f"{size:,}" for size in sizes), end_section=name == rows[-1][0])
-    console = Console()
-    console.print(table)
-    console.print(f"vocabulary {found.vocab_size:,}")
-    for layout, (tensors, parameters) in found.layouts.items():
-        console.print(f"as {layout}: {tensors:,} tensors, {parameters:,} parameters", highlight=False)
-    return 0
-
-
 def _say_where(run: Any, set_aside: list[str], console: Any) -> None:
     for title, name in (
         ("report", "report.html"),
@@ -261,39 +235,70 @@ class _Turn(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from solo.planning import command as planning
+    from solo.scaling import command as fitting
+    from solo.scaling.sweep import command as sweep
+    from solo.training import goodput
+
     parser = argparse.ArgumentParser(
         prog="solo",
         description="Pretrain monolithic vision-language models: one transformer over text and raw image patches.",
         epilog="solo VERB --help says more of each.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    add = partial(_add, verbs)
+    _add_prepare(verbs)
+    _add_train(verbs)
+    _add_generate(verbs)
+    _add_import(verbs)
+    _add_export(verbs)
+    about = "what a run needs and costs on a machine, before paying for it"
+    planning.add_arguments(add("plan", planning.run, about, planning.DESCRIPTION), OVERRIDES)
+    _add_evaluate(verbs)
+    sweep.add_arguments(add("sweep", sweep.run, "plan and run a sweep of sizes and lengths", sweep.DESCRIPTION))
+    goodput.add_arguments(add("goodput", goodput.run, "say what the time of a run went into", goodput.DESCRIPTION))
+    fitting.add_arguments(add("fit", fitting.run, "fit a scaling law to a table of runs", fitting.DESCRIPTION))
+    return parser
 
-    def add(name: str, verb: Callable[[argparse.Namespace], int], help: str, description: str) -> Any:
-        added = verbs.add_parser(name, help=help, description=description)
-        added.set_defaults(verb=verb)
-        return added
 
-    for name, verb, help, description in (
-        (
-            "prepare",
-            prepare,
-            "turn a config's sources into shards and indexes",
-            "Reads every source of the config, trains or extends the tokenizer, and writes ArrayRecord shards with an"
-            " index of counts. What is already there and unchanged is kept. `solo train` does this by itself.",
-        ),
-        (
-            "train",
-            train,
-            "train a config's stages, evaluate, and write the report",
-            "Trains every stage in runs/NAME, saving checkpoints; the same command goes on after a stop of any kind."
-            " Exit status: 0 done, 1 failed, 2 wrong config or use, 42 saved after SIGTERM.",
-        ),
-    ):
-        added = add(name, verb, help, description)
-        added.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
-        added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
+def _add(verbs: Any, name: str, verb: Verb, help: str, description: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=description)
+    added.set_defaults(verb=verb)
+    return added
 
-    added = add(
+
+def _add_prepare(verbs: Any) -> None:
+    added = _add(
+        verbs,
+        "prepare",
+        prepare,
+        "turn a config's sources into shards and indexes",
+        "Reads every source of the config, trains or extends the tokenizer, and writes ArrayRecord shards with an"
+        " index of counts. What is already there and unchanged is kept. `solo train` does this by itself.",
+    )
+    _add_config(added)
+
+
+def _add_train(verbs: Any) -> None:
+    added = _add(
+        verbs,
+        "train",
+        train,
+        "train a config's stages, evaluate, and write the report",
+        "Trains every stage in runs/NAME, saving checkpoints; the same command goes on after a stop of any kind."
+        " Exit status: 0 done, 1 failed, 2 wrong config or use, 42 saved after SIGTERM.",
+    )
+    _add_config(added)
+
+
+def _add_config(added: argparse.ArgumentParser) -> None:
+    added.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")
+    added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
+
+
+def _add_generate(verbs: Any) -> None:
+    added = _add(
+        verbs,
         "generate",
         generate,
         "answer a prompt about images",
@@ -309,7 +314,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling, default 0")
     added.set_defaults(turns=None)
 
-    added = add(
+
+def _add_import(verbs: Any) -> None:
+    added = _add(
+        verbs,
         "import",
         import_weights,
         "begin with published weights, or grow a monolith out of a text model",
@@ -333,7 +341,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
     )
 
-    added = add(
+
+def _add_export(verbs: Any) -> None:
+    added = _add(
+        verbs,
         "export",
         export,
         "write a checkpoint as a Hugging Face repository",
@@ -348,28 +359,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
     added.add_argument("--no-verify", dest="verify", action="store_false", help="compare nothing")
 
-    from solo.planning import command as planning
 
-    added = add("plan", plan, "what a run needs and costs on a machine, before paying for it", planning.DESCRIPTION)
-    planning.add_arguments(added, OVERRIDES)
-
-    added = add(
+def _add_evaluate(verbs: Any) -> None:
+    added = _add(
+        verbs,
         "evaluate",
         evaluate,
         "evaluate a run again and rewrite its report",
         "Answers the tasks of the run's config by generation, with the newest checkpoint.",
     )
     added.add_argument("run", metavar="RUN", help="a run's folder")
-
-    from solo.scaling import command
-    from solo.scaling.sweep import command as sweep
-
-    sweep.add_arguments(add("sweep", sweep.run, "plan and run a sweep of sizes and lengths", sweep.DESCRIPTION))
-    from solo.training import goodput
-
-    goodput.add_arguments(add("goodput", goodput.run, "say what the time of a run went into", goodput.DESCRIPTION))
-    command.add_arguments(add("fit", command.run, "fit a scaling law to a table of runs", command.DESCRIPTION))
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ import sys
 import pytest
 
 from solo.cli import main
+from solo.config import load_config
 
 
 @pytest.mark.parametrize(
     "verb",
     [
         [],
-        *([verb] for verb in ("prepare", "train", "generate", "evaluate", "export", "plan", "sweep", "fit", "goodput")),
+        *([verb] for verb in ("prepare", "train", "generate", "import", "export", "plan", "evaluate")),
+        *([verb] for verb in ("sweep", "goodput", "fit")),
     ],
 )
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
@@ -60,3 +62,16 @@ def test_wrong_use_is_one_clear_line_and_status_2(arguments: list[str], message:
     assert error.startswith("solo: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def test_plan_counts_a_model(capsys) -> None:
+    assert main(["plan", "configs/quickstart.yaml", "model.layers=3", "--count"]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if line.startswith("│")]
+    *parts, total = [int(row[2].replace(",", "")) for row in rows]
+    model = load_config("configs/quickstart.yaml").model
+    assert (
+        dict(zip([row[1] for row in rows], parts, strict=False))["ffn, text"] == 3 * 3 * model.width * model.ffn_width
+    )
+    assert sum(parts) == total
+    assert f"as native: 39 tensors, {total:,} parameters" in said

@@ -29,6 +29,7 @@ from solo.data.store import Description, PreparedSource, SourceWriter
 from solo.data.templates import Template, TextRun, make_template
 from solo.data.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from solo.data.vocabulary import check_pieces, configured_tokenizer
+from solo.files import write_whole
 
 _FORMAT = 2  # of what is prepared, the chat templates included; raise it, and older files are made anew
 _REFUSED_SHOWN = 3
@@ -65,12 +66,11 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
     for name in config.data.sources:
         _prepare_source(name, config, tokenizer, report)
     prepared = open_prepared(config)
-    left_out = b"".join((source.folder / "quarantine.jsonl").read_bytes() for source in prepared.sources.values())
+    left_out = "".join((source.folder / "quarantine.jsonl").read_text() for source in prepared.sources.values())
     whole = folder / "quarantine.jsonl"
     # Nothing is written where nothing is new: the runs of a sweep come here at the same time.
-    if not whole.exists() or whole.read_bytes() != left_out:
-        with _replacing(whole) as partial:
-            partial.write_bytes(left_out)
+    if not whole.exists() or whole.read_text() != left_out:
+        write_whole(whole, left_out)
     return prepared
 
 
@@ -262,20 +262,17 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder under, which takes the place of `path` once the block ends well."""
+    """A path to make a folder at, which takes the place of `path` once the block ends well."""
     partial = path.with_name(path.name + ".partial")
     _remove(partial)  # left by a process that was killed
     try:
         yield partial
-        if path.is_dir():
-            _remove(path)
-        partial.replace(path)
+        _remove(path)
+        partial.rename(path)
     finally:
         _remove(partial)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.exists():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from solo.evaluation.chart import loss_chart
 from solo.evaluation.metrics import collapsed, edit_distance, is_match
 from solo.evaluation.results import UNITS, percent, points
 from solo.evaluation.tasks import Example, TaskResult
+from solo.files import write_whole
 from solo.model.parameters import ModelDefinition
 
 _WIDEST, _TALLEST = 400, 192  # of small images, enlarged, in CSS pixels
@@ -42,10 +43,7 @@ def write_report(
         results: what came out of its tasks, with the examples to show.
         lines: its `metrics.jsonl`, for the loss and the facts.
     """
-    path = Path(path)
-    partial = path.with_suffix(".partial")
-    partial.write_text(render(config, definition, results, lines), encoding="utf-8")
-    partial.replace(path)
+    write_whole(Path(path), render(config, definition, results, lines))
 
 
 def render(

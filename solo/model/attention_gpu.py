@@ -109,11 +109,13 @@ def _call(kernel: Callable[..., None], sizes: Sizes, name: str, **arguments: Any
     )
 
 
-def _of_query_block(sizes: Sizes, dim: int) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
-    """In a grid of (X, H, B): the block's queries [Q, C], its bounds [4, Q], its numbers per query [Q]."""
-    Q = sizes.query_block
+def _of_query_block(sizes: Sizes, heads: int, k_BRKC: Array, visits: Array) -> tuple[pl.BlockSpec, ...]:
+    """In a grid of (X, H, B): a block's visits, queries [Q, C], keys of its head [R, C], bounds [4, Q], numbers [Q]."""
+    (R, K, C), Q = k_BRKC.shape[1:], sizes.query_block
     return (
-        pl.BlockSpec((None, Q, None, dim), lambda x, h, b: (b, x, h, 0)),
+        pl.BlockSpec((None, None, visits.shape[2]), lambda x, h, b: (b, x, 0)),
+        pl.BlockSpec((None, Q, None, C), lambda x, h, b: (b, x, h, 0)),
+        pl.BlockSpec((None, R, None, C), lambda x, h, b: (b, 0, h // (heads // K), 0)),
         pl.BlockSpec((None, 4, Q), lambda x, h, b: (b, 0, x)),
         pl.BlockSpec((None, None, Q), lambda x, h, b: (b, h, x)),
     )
@@ -139,10 +141,8 @@ def _visit(visits_ref: Any, tile: Callable[..., Any], start: Any, times: int = 1
 
 def _forward(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Visits) -> Any:
     """The output, and the log to base 2 of the sum of exp(score), float32 [B, H, S]: FLOOR of nothing seen."""
-    (B, S, H, C), (R, K) = q_BSHC.shape, k_BRKC.shape[1:3]
-    of_queries, of_bounds, of_numbers = _of_query_block(sizes, C)
-    of_keys = pl.BlockSpec((None, R, None, C), lambda x, h, b: (b, 0, h // (H // K), 0))
-    of_visits = pl.BlockSpec((None, None, visits.keys.shape[2]), lambda x, h, b: (b, x, 0))
+    B, S, H = q_BSHC.shape[:3]
+    of_visits, of_queries, of_keys, of_bounds, of_numbers = _of_query_block(sizes, H, k_BRKC, visits.keys)
     return _call(
         _forward_kernel,
         sizes,
@@ -190,10 +190,8 @@ def _query_gradients(
     sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Array, rest: tuple
 ) -> Array:
     """d_q [B, S, H, C]. `rest`: d_out [B, S, H, C]; float32 [B, H, S]: the log of the total, and d_out . out"""
-    (B, S, H, C), (R, K) = q_BSHC.shape, k_BRKC.shape[1:3]
-    of_queries, of_bounds, of_numbers = _of_query_block(sizes, C)
-    of_keys = pl.BlockSpec((None, R, None, C), lambda x, h, b: (b, 0, h // (H // K), 0))
-    of_visits = pl.BlockSpec((None, None, visits.shape[2]), lambda x, h, b: (b, x, 0))
+    B, S, H = q_BSHC.shape[:3]
+    of_visits, of_queries, of_keys, of_bounds, of_numbers = _of_query_block(sizes, H, k_BRKC, visits)
     return _call(
         _query_gradients_kernel,
         sizes,

@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from solo.files import write_whole
 
 if TYPE_CHECKING:
     from solo.config import Config
@@ -37,9 +38,6 @@ def add_arguments(parser: Any, overrides: str) -> None:
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--quick", action="store_true", help="TPUs: memory to 7%% and no time, six times as fast")
-    parser.add_argument(
-        "--xla", metavar="NAME=VALUE", action="append", default=[], help="an option of the compiler; may be repeated"
-    )
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
     parser.add_argument(
@@ -49,7 +47,9 @@ def add_arguments(parser: Any, overrides: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, print, write. Returns the exit status."""
+    """Count, or plan, print and write. Returns the exit status."""
+    if arguments.count:
+        return _count(arguments)
     from solo.config import load_config
     from solo.sharding.hardware import machine
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     for change in changes:
         console.print(f"planned with {change}: train with it too", highlight=False)
     known: tuple[Forecast, ...] = ()
-    options = compiler_options(arguments.xla, console.print) | (QUICK if arguments.quick and where.chip.is_tpu else {})
+    options = QUICK if arguments.quick and where.chip.is_tpu else None
     if arguments.search:
         best, chosen = _search(arguments, config, where, console)
         config, changes, known = best.config, [*changes, *chosen], (best,)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
     show_recipe(recipe, console)
     if arguments.json:
-        arguments.json.write_text(json.dumps(recipe, indent=1) + "\n")
+        write_whole(arguments.json, json.dumps(recipe, indent=1) + "\n")
     if arguments.hlo:
         arguments.hlo.mkdir(parents=True, exist_ok=True)
         for each in found:
@@ -86,16 +86,28 @@ def run(arguments: argparse.Namespace) -> int:
     return _refuse(found)
 
 
-def compiler_options(words: list[str], say: Callable[[str], None]) -> dict[str, Any]:
-    """NAME=VALUE words as the compiler takes them. Raises ConfigError where one has no value."""
-    from solo.config import ConfigError
+def _count(arguments: argparse.Namespace) -> int:
+    """Print the sizes of the model's components, and its tensors in every published layout."""
+    from rich.console import Console
+    from rich.table import Table
 
-    if wrong := [word for word in words if "=" not in word]:
-        raise ConfigError(f"--xla {wrong[0]}: expected NAME=VALUE, as in xla_enable_async_all_gather=true")
-    if words:
-        flags = " ".join(f"--{word.removeprefix('--')}" for word in words)
-        say(f"planned with compiler options; set LIBTPU_INIT_ARGS='{flags}' (GPUs: XLA_FLAGS) to train with them")
-    return dict(word.removeprefix("--").split("=", 1) for word in words)
+    from solo.config import load_config
+    from solo.interop.structure import structure
+
+    found = structure(load_config(arguments.config, arguments.overrides))
+    table = Table("component")
+    for title in ("parameters", "of a text token", "of a patch"):
+        table.add_column(title, justify="right")
+    rows = [(each.name, [each.total, each.of_text, each.of_patches]) for each in found.components]
+    totals = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
+    for name, sizes in [*rows, ("all", totals)]:
+        table.add_row(name, *(f"{size:,}" for size in sizes), end_section=name == rows[-1][0])
+    console = Console()
+    console.print(table)
+    console.print(f"vocabulary {found.vocab_size:,}")
+    for layout, (tensors, parameters) in found.layouts.items():
+        console.print(f"as {layout}: {tensors:,} tensors, {parameters:,} parameters", highlight=False)
+    return 0
 
 
 def _search(
@@ -114,10 +126,9 @@ def _search(
         arguments.tries,
         lambda line: console.print(line, highlight=False),
         document_slots=arguments.document_slots,
-        options=compiler_options(arguments.xla, lambda line: None),
     )
     show_search(found, console)
-    arguments.search.write_text(" ".join(found.overrides) + "\n")
+    write_whole(arguments.search, " ".join(found.overrides) + "\n")
     console.print(f"written to {arguments.search}: solo train {arguments.config} $(cat {arguments.search})")
     return found.best, found.overrides
 

@@ -19,6 +19,7 @@ from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.planning.topology import machine_devices
 from solo.sharding.axes import AXES
+from solo.sharding.compiling import compile_lowered
 from solo.sharding.hardware import Machine
 from solo.sharding.mesh import batch_shardings, make_mesh
 from solo.training.step import make_stage
@@ -116,7 +117,8 @@ def compile_step(
         options: further ones of the compiler.
 
     Raises:
-        ConfigError: the mesh is not the machine's, rows cannot be shared out, or there is no compiler for the machine.
+        ConfigError: the mesh is not the machine's, rows cannot be shared out, there is no compiler for the machine, or
+            it refuses one of the `compiler_options`.
         OutOfMemoryError: the compiler says that the step does not fit.
     """
     mesh = make_mesh(config.mesh, machine_devices(machine))
@@ -125,7 +127,7 @@ def compile_step(
     lowered = step.lower(made.abstract, abstract_batch(config, stage.batch_rows, shape, mesh))
     start = time.monotonic()
     try:
-        compiled = lowered.compile(compiler_options=dict(options or {}) or None)
+        compiled = compile_lowered(lowered, mesh, config.compiler_options, options)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfMemoryError(str(error)) from None

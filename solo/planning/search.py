@@ -7,7 +7,7 @@ second decide; what has no estimate (GPU, CPU) is ordered by what it recomputes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, get_args
@@ -100,7 +100,6 @@ def search(
     report: Callable[[str], None] = lambda line: None,
     plan: Callable[..., Forecast] = forecast,
     document_slots: int | None = None,
-    options: Mapping[str, Any] | None = None,
 ) -> Found:
     """Compile the most promising settings and take the best.
 
@@ -111,7 +110,7 @@ def search(
         most: so many are compiled.
         report: is told how it goes.
         plan: compiles one.
-        document_slots: see `forecast`; so `options`.
+        document_slots: see `forecast`.
 
     Raises:
         ConfigError: none fits.
@@ -120,7 +119,7 @@ def search(
     compiled: list[tuple[tuple[str, ...], Forecast]] = []
     for number, each in enumerate(kept[:most]):
         report(f"{number + 1} of {min(most, len(kept))}: {' '.join(each.overrides)}")
-        compiled.append((each.overrides, plan(each.config, each.stage, machine, options, document_slots)))
+        compiled.append((each.overrides, plan(each.config, each.stage, machine, document_slots=document_slots)))
     fitting = [(overrides, found) for overrides, found in compiled if found.fits]
     if not fitting:
         raise ConfigError(f"none of the {len(compiled)} settings compiled fits {machine.name}; try more with --tries")

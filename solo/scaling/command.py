@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from solo.files import write_whole
+
 DESCRIPTION = (
     "Fits a scaling law to a table of runs (CSV, JSON lines, parquet) or to a sweep's folder, with intervals, a"
     " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` plays a design through before it"
@@ -99,12 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
         _write_config(arguments, table, studies, console)
     command = _command(arguments)
     if arguments.json:
-        _write(Path(arguments.json), json.dumps(_plain(table, studies, command), indent=1) + "\n")
+        write_whole(Path(arguments.json), json.dumps(_plain(table, studies, command), indent=1) + "\n")
         console.print(f"JSON    {arguments.json}")
     if arguments.report:
         from solo.scaling.report import render
 
-        _write(Path(arguments.report), render(table, studies, command))
+        write_whole(Path(arguments.report), render(table, studies, command))
         console.print(f"report  {arguments.report}")
     return 1 if any(found.refused for found in studies) else 0
 
@@ -125,7 +127,7 @@ def _write_config(arguments: argparse.Namespace, table: Any, studies: list[Any],
     from solo.scaling.sweep.predicted import predicted_config
 
     config = predicted_config(SweepFolder(folder), table.rows, found.n, found.d)
-    _write(Path(arguments.config), dump_config(config))
+    write_whole(Path(arguments.config), dump_config(config))
     model, stage = config.model, config.stages[0]
     console.print(f"config  {arguments.config}: width {model.width}, {model.layers} layers, {stage.steps:,} steps")
 
@@ -150,7 +152,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     print_simulated(spec, found, Console(highlight=False, soft_wrap=True))
     if arguments.json:
         plain = {"command": _command(arguments), "spec": spec.model_dump(mode="json"), **asdict(found)}
-        _write(Path(arguments.json), json.dumps(plain, indent=1) + "\n")
+        write_whole(Path(arguments.json), json.dumps(plain, indent=1) + "\n")
     return 0
 
 
@@ -200,11 +202,3 @@ def _finite(node: Any) -> Any:
 
 def _command(arguments: argparse.Namespace) -> str:
     return shlex.join(["solo", *arguments.words])
-
-
-def _write(path: Path, content: str) -> None:
-    """A file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)

@@ -22,6 +22,7 @@ from solo.data.plan import StagePlan
 from solo.data.prepare import Prepared
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.sharding.compiling import compile_lowered
 from solo.sharding.flags import compiler_options
 from solo.sharding.hardware import peak_flops
 from solo.sharding.hosts import row_share, summed
@@ -93,6 +94,7 @@ class Trainer:
         Raises:
             Interrupted: after SIGTERM, once the step is finished and saved.
             BadStepError: see `SafetyConfig`.
+            ConfigError: the compiler refuses one of the `compiler_options`.
             CheckpointError: a checkpoint could not be read or written.
         """
         checkpoints = Checkpoints(self.run.checkpoints, self.config.checkpoint)
@@ -156,7 +158,8 @@ class Trainer:
             placed = device_batch(batch, self.mesh, self._share.count)
             if step is None:
                 self.ledger.spent("start-up")
-                step = stage.step.lower(state, placed).compile()
+                lowered = stage.step.lower(state, placed)
+                step = compile_lowered(lowered, self.mesh, self.config.compiler_options)
                 self.ledger.spent("compile")
                 clock = time.perf_counter()
             state, measured = step(state, placed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from solo.config import Config, ConfigError, dump_config, load_config
+from solo.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,7 @@ class RunFolder:
                     + "\nchoose another name (name=...), or delete that folder"
                 )
             return run
-        run.path.mkdir(parents=True, exist_ok=True)
-        partial = run.config_file.with_suffix(".partial")
-        partial.write_text(dump_config(config))
-        partial.rename(run.config_file)
+        write_whole(run.config_file, dump_config(config))
         return run
 
 
@@ -105,9 +103,7 @@ class MetricsStream(Metrics):
         from tensorboardX import SummaryWriter
 
         kept = [line for line in read_metrics(run.metrics_file) if line["step"] <= resume_step]
-        partial = run.metrics_file.with_suffix(".partial")
-        partial.write_text("".join(_dump(line) for line in kept))
-        partial.rename(run.metrics_file)
+        write_whole(run.metrics_file, "".join(_dump(line) for line in kept))
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         self._board = SummaryWriter(str(run.tensorboard))
         self._file: IO[str] = run.metrics_file.open("a")

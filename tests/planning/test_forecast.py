@@ -68,8 +68,11 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
     monkeypatch.setattr(forecasts, "forecast", lambda *arguments: calls.append(arguments) or found)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (tmp_path / "config.yaml").write_text(dump_config(_config()))
-    assert main(["plan", str(tmp_path / "config.yaml"), "--on", "cpu-8", "--json", str(tmp_path / "plan.json")]) == 0
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (
+        main(["plan", str(tmp_path / "config.yaml"), "--on", "cpu-8", "--json", str(tmp_path / "new" / "plan.json")])
+        == 0
+    )
+    plan = json.loads((tmp_path / "new" / "plan.json").read_text())
     assert set(plan) == {"config", "machine", "stages", "recipe", "basis", "overrides"}
     first, second = plan["stages"]
     assert set(first) == {
@@ -100,16 +103,26 @@ def test_what_does_not_fit_ends_with_status_2_and_says_what_would(
     assert "what would fit" in error
 
 
-def test_compiler_options_are_passed_on_and_said(found: Forecast, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_options_of_the_compiler_are_overrides_as_others(found: Forecast, tmp_path: Path, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(forecasts, "forecast", lambda *arguments: calls.append(arguments) or found)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (tmp_path / "config.yaml").write_text(dump_config(_config()))
-    words = ["plan", str(tmp_path / "config.yaml"), "--on", "cpu-8"]
-    assert main([*words, "--xla", "xla_a=1", "--xla=--xla_b=true"]) == 0
-    assert calls[0][3] == {"xla_a": "1", "xla_b": "true"}
-    assert "--xla_a=1 --xla_b=true" in " ".join(capsys.readouterr().out.split())
-    assert main([*words, "--xla", "xla_a"]) == 2
+    given = {"xla_a": "true", "xla_b": "3", "xla_c": "0.5", "xla_d": "fast", "xla_e": "null"}
+    words = [f"compiler_options.{name}={value}" for name, value in given.items()]
+    assert main(["plan", str(tmp_path / "config.yaml"), *words, "--on", "cpu-8"]) == 0
+    (config, *_, options, _) = calls[0]
+    assert config.compiler_options == {"xla_a": True, "xla_b": 3, "xla_c": 0.5, "xla_d": "fast", "xla_e": None}
+    assert [type(value) for value in config.compiler_options.values()] == [bool, int, float, str, type(None)]
+    assert options is None
+
+
+def test_an_option_that_the_compiler_refuses_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (tmp_path / "config.yaml").write_text(dump_config(_config()))
+    words = [str(tmp_path / "config.yaml"), "compiler_options.xla_no_such_option=true", "--on", "cpu-8"]
+    assert main(["plan", *words, "--stage", "only"]) == 2
+    assert capsys.readouterr().err.startswith("solo: compiler_options.xla_no_such_option: the compiler for cpu refuses")
 
 
 def test_a_missing_stage_is_named(tmp_path: Path, monkeypatch, capsys) -> None:

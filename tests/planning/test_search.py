@@ -50,7 +50,7 @@ def test_what_recomputes_and_sends_less_is_tried_first(kept_and_dropped) -> None
 def test_the_fastest_that_fits_wins(solo_7b) -> None:
     speeds = iter([10.0, 30.0, 20.0])
 
-    def plan(config, stage, where, *options):
+    def plan(config, stage, where, **options):
         speed = next(speeds)
         return SimpleNamespace(config=config, stage=stage, fits=speed != 30.0, tokens_per_second=speed)
 

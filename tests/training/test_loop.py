@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from solo.config import Config, parse_config
+from solo.config import Config, ConfigError, parse_config
 from solo.data.plan import StagePlan
 from solo.data.prepare import prepare
 from solo.sharding.mesh import make_mesh
@@ -100,3 +100,9 @@ def test_metrics_past_the_checkpoint_and_half_written_lines_are_dropped(tmp_path
     stream.write({"kind": "train", "step": 4, "loss": float("nan")})
     stream.close()
     assert read_metrics(run.metrics_file) == [*whole[:3], {"kind": "train", "step": 4, "loss": None}]
+
+
+def test_an_option_that_the_compiler_refuses_is_named(prepared_folder: Path) -> None:
+    config = make(prepared_folder, name="refused", compiler_options={"xla_dump_hlo_as_text": "maybe"})
+    with pytest.raises(ConfigError, match=r"compiler_options\.xla_dump_hlo_as_text: the compiler for cpu refuses it"):
+        train(config)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from solo.files import write_whole
+
 DESCRIPTION = (
     "Prints what a sweep's file comes to: runs, parameters, tokens, FLOPs, memory, time, cost. --yes starts what has no"
     " result yet, --slurm writes it as a job array; `solo fit <folder>` fits the results. Exit status: 0 done, 1 a run"
@@ -65,7 +67,7 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     from rich.console import Console
 
     from solo.scaling.sweep.costs import check_limits, costs
-    from solo.scaling.sweep.folder import BAD, write_whole
+    from solo.scaling.sweep.folder import BAD
     from solo.scaling.sweep.points import expand
     from solo.scaling.sweep.show import print_sweep
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo.config import dump_config
+from solo.files import write_whole
 from solo.scaling.sweep.execute import branch, measured, versions
-from solo.scaling.sweep.folder import SweepFolder, write_whole
+from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
 from solo.training.observer import Observer

@@ -15,6 +15,7 @@ import solo
 from solo.config import dump_config, load_config
 from solo.data.prepare import open_prepared
 from solo.evaluation.losses import evaluation_set
+from solo.files import write_whole
 from solo.model.parameters import define
 from solo.pipeline import train
 from solo.scaling.sweep.folder import BAD, SweepFolder
@@ -112,7 +113,7 @@ def _adopt(run: Path, point: Point) -> None:
     """Let a run go on whose config differs in nothing that its result depends on: another mesh, another data folder."""
     made = RunFolder(run).config_file
     if made.exists() and load_config(made) != point.config and run_id(load_config(made)) == point.id:
-        made.write_text(dump_config(point.config))
+        write_whole(made, dump_config(point.config))
 
 
 def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:

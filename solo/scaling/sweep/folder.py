@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from solo.config import ConfigError, parse_config
+from solo.files import write_whole
 from solo.scaling.rows import RESULTS
 from solo.scaling.sweep.estimate import Estimate
 from solo.scaling.sweep.identity import digest, run_id
@@ -164,14 +163,6 @@ def spec_digest(spec: SweepSpec) -> str:
     """Of what decides the runs, not of how fast or on what they are started."""
     free = {"machine", "limits", "jobs"}
     return digest(spec.model_dump(mode="json", exclude=free))
-
-
-def write_whole(path: Path, content: str) -> None:
-    """A file that appears whole or not at all, whoever else writes it at the moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
 
 
 def _plain(point: Point) -> dict[str, Any]:

@@ -15,10 +15,8 @@ from solo.scaling.sweep.points import expand
 from solo.scaling.sweep.slurm import write_array
 from solo.scaling.sweep.spec import load_spec
 from tests.launch.test_slurm import tools
-from tests.scaling.sweep.tiny_sweep import planned, write_sweep
+from tests.scaling.sweep.tiny_sweep import ENVIRONMENT, planned, write_sweep
 
-# One device: two rows do not divide among eight.
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 HORIZONS = {"horizons": {"steps": 8, "at": [0.5, 1.0], "decay": 0.5}}
 
 

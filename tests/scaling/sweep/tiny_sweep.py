@@ -1,5 +1,6 @@
-"""A sweep's file and its base, small enough for a test."""
+"""A sweep's file and its base, small enough for a test, and the environment of a process that trains its runs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import yaml
 
 from solo.scaling.sweep.spec import SweepSpec, load_spec
 
+# One device: two rows do not divide among eight.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 MODEL = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32, "attention": "dense"}
 TRAFFIC = {"patches": 100, "text": 100, "targets": 80, "pairs": 12000}
 
