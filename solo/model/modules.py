@@ -12,8 +12,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from solo.config import ModelConfig, Sharing
+
+# What rematerialisation may keep of a layer by name: outputs of products with weights.
+PRODUCT = "product"
 
 
 class Regions(NamedTuple):
@@ -49,6 +53,7 @@ class Weight(NamedTuple):
 
 
 # Products of every part with every weight: [weight][part]. Weights of one call have the same inputs.
+# On a mesh what is inside does not show: `products` names what comes out.
 Project = Callable[[Parts, Sequence[Weight]], tuple[Parts, ...]]
 
 
@@ -58,6 +63,11 @@ def local_project(parts: Parts, weights: Sequence[Weight]) -> tuple[Parts, ...]:
         tuple(jnp.tensordot(part, weight.value.astype(part.dtype), weight.inputs) for part in parts)
         for weight in weights
     )
+
+
+def products(project: Project, parts: Parts, weights: Sequence[Weight]) -> tuple[Parts, ...]:
+    """The same, by name."""
+    return jax.tree.map(lambda x: checkpoint_name(x, PRODUCT), project(parts, weights))
 
 
 def as_weight(parameter: nnx.Param, inputs: int = 1) -> Weight:
@@ -135,11 +145,11 @@ class QKV(nnx.Module):
 
     def __call__(self, parts: Parts, project: Project) -> tuple[tuple[jax.Array, jax.Array, jax.Array], ...]:
         """Of every part [B, ., D]: q [B, ., H, C], k and v [B, ., K, C]."""
-        products = project(parts, [as_weight(weight) for weight in (self.q, self.k, self.v)])
+        found = products(project, parts, [as_weight(weight) for weight in (self.q, self.k, self.v)])
         biases = self.q_bias, self.k_bias, self.v_bias
         return tuple(
             self._normed(*(add_bias(x, bias) for x, bias in zip(of_part, biases, strict=True)))
-            for of_part in zip(*products, strict=True)
+            for of_part in zip(*found, strict=True)
         )
 
     def _normed(self, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -156,8 +166,8 @@ class Out(nnx.Module):
 
     def __call__(self, parts: Parts, project: Project) -> Parts:
         """Of every part [B, ., H, C]: [B, ., D]."""
-        (products,) = project(parts, [as_weight(self.kernel, inputs=2)])
-        return tuple(add_bias(x, self.bias) for x in products)
+        (out,) = products(project, parts, [as_weight(self.kernel, inputs=2)])
+        return tuple(add_bias(x, self.bias) for x in out)
 
 
 class FFN(nnx.Module):
@@ -176,15 +186,15 @@ class FFN(nnx.Module):
     def __call__(self, parts: Parts, project: Project) -> Parts:
         """Of every part [B, ., D]: the same."""
         if self.gate is None:
-            (up,) = project(parts, [as_weight(self.up)])
+            (up,) = products(project, parts, [as_weight(self.up)])
             inner = tuple(jnp.square(jax.nn.relu(add_bias(x, self.up_bias))) for x in up)
         else:
-            gate, up = project(parts, [as_weight(self.gate), as_weight(self.up)])
+            gate, up = products(project, parts, [as_weight(self.gate), as_weight(self.up)])
             inner = tuple(
                 jax.nn.silu(add_bias(g, self.gate_bias)) * add_bias(u, self.up_bias)
                 for g, u in zip(gate, up, strict=True)
             )
-        (down,) = project(inner, [as_weight(self.down)])
+        (down,) = products(project, inner, [as_weight(self.down)])
         return tuple(add_bias(x, self.down_bias) for x in down)
 
 

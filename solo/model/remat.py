@@ -36,7 +36,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from solo.config import ModelConfig
 from solo.model.attention import SAVED
-from solo.model.modules import Regions
+from solo.model.modules import PRODUCT, Regions
 
 LAYER_INPUT = "layer_input"
 PROJECTION = "projection"
@@ -73,7 +73,6 @@ def _policy(name: str) -> Any:
     # Attention's output is small and dear.
     if name == "projections":
         return policies.save_only_these_names(SAVED, PROJECTION)
-    kept = policies.save_only_these_names(SAVED)
     if name == "dots":
-        return policies.save_from_both_policies(kept, policies.dots_with_no_batch_dims_saveable)
-    return kept
+        return policies.save_only_these_names(SAVED, PRODUCT)
+    return policies.save_only_these_names(SAVED)

@@ -204,7 +204,8 @@ class Transformer(nnx.Module):
             x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype)
         # Where the table's width is shared out over devices, so is what is looked up: it is then the rows that change
         # places with the width. Left alone, the partitioner copies the rows of all devices to each of them.
-        x_BTD = (placement or Placement()).constrain(table.astype(dtype)[text_BT], ("whole_rows", "slots", "embed"))
+        # Cast afterwards: a token's gradients are summed in float32.
+        x_BTD = (placement or Placement()).constrain(table[text_BT], ("whole_rows", "slots", "embed")).astype(dtype)
         if config.frozen_embedding_id is not None:
             frozen = (text_BT == config.frozen_embedding_id)[..., None]
             x_BTD = jnp.where(frozen, jax.lax.stop_gradient(x_BTD), x_BTD)

@@ -42,7 +42,7 @@ class Forecast:
     refusal       what it said then
     collectives   of a step, the largest first
     time          of a step; None where the compiler gives no cycles
-    options       of the compiler, beyond its own
+    options       of the compiler, beyond those of the config
     """
 
     config: Config
@@ -133,7 +133,7 @@ class Forecast:
             "tokens_per_second": self.tokens_per_second,
             "steps": self.rows.num_steps,
             "hours": self.hours,
-            "compiler_options": dict(self.options),
+            "compiler_options": {**self.config.compiler_options, **self.options},
             "compiled_in_seconds": program and program.seconds,
         }
 

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solo.config import ExpertsConfig, ImageConfig, ModelConfig
+from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig
 from solo.data.rows import assemble_row, stack
 from solo.data.shape import RowShape
 from solo.model.parameters import ModelDefinition
+from solo.model.transformer import Placement
+from solo.sharding.mesh import make_mesh
+from solo.sharding.placement import placement
 from tests.reference import random_document
 
 POLICIES = get_args(ModelConfig.model_fields["remat"].annotation)
@@ -52,3 +55,23 @@ def test_policies_keep_less_and_less_and_change_no_gradient() -> None:
     shrinking = [held[remat] for remat in ("none", "dots", "projections", "full", "everything")]
     layer_input = 160 * 32 * 4 * model.layers
     assert all(more - less > layer_input / 2 for more, less in pairwise(shrinking)), held
+
+
+@pytest.mark.parametrize("remat", POLICIES)
+def test_a_mesh_computes_as_much_again_as_one_device(remat: str) -> None:
+    """What a policy looks for must show through the products that are written out for a mesh."""
+    config = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, ffn_width=96, attention="dense", remat=remat)
+    definition = ModelDefinition(config, IMAGE, 50)
+    rng = np.random.default_rng(0)
+    row = assemble_row([(random_document(rng, 50, patch_size=2, parts=4), 0)], RowShape(64, 96, 16), IMAGE, 0)
+    batch = stack([row] * 4)
+    parameters = {path: spec.abstract() for path, spec in definition.specs.items()}
+
+    def products(where: Placement) -> int:
+        def loss(parameters, batch):
+            return jnp.sum(jnp.square(definition.bind(parameters).hidden(batch, where).hidden.join()))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(parameters, batch)).count("dot_general[")
+
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2), jax.devices()[:8])
+    assert products(placement(mesh, config)) == products(Placement())
