@@ -69,3 +69,25 @@ def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jnp.concatenate([turned.astype(x_BSHC.dtype), rest], axis=-1)
+
+
+def rotate_by_product(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
+    """The same, with partners brought together by a product with a permutation: exact, one 1 in each of its columns.
+
+    For TPUs: halves of a head fill half of a register, and taking them apart and joining them costs far more than this
+    small product. By libtpu 0.0.42's cycles for v5e, rows of 2 x 4,096 slots, 16 heads and 8 key heads of 128, forward
+    and backward: 1.28 ms less of elementwise work for 0.30 ms more of products.
+    """
+    C, R = x_BSHC.shape[-1], 2 * angles.shape[-1]
+    partner = np.concatenate([(np.arange(R) + R // 2) % R, np.arange(R, C)])
+    partners = jnp.einsum(
+        "bshc,cd->bshd",
+        x_BSHC,
+        np.eye(C)[:, partner].astype(x_BSHC.dtype),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    cos, sin, rest = jnp.cos(angles), jnp.sin(angles), (*angles.shape[:-1], C - R)
+    cos = jnp.concatenate([cos, cos, jnp.ones(rest)], axis=-1)[:, :, None]
+    sin = jnp.concatenate([-sin, sin, jnp.zeros(rest)], axis=-1)[:, :, None]
+    return (x_BSHC.astype(jnp.float32) * cos + partners * sin).astype(x_BSHC.dtype)

@@ -69,12 +69,14 @@ class Placement(NamedTuple):
     project     products with weights over the mesh
     attention   attention over the mesh
     mixture     learned experts over the mesh
+    rotate      rotary positions, as suits the devices
     """
 
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
     project: Project = local_project
     attention: Attention = local_attention
     mixture: Mixture = local_mixture
+    rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate
 
 
 class Memory(NamedTuple):
@@ -106,13 +108,18 @@ class Output(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer is told besides its input; `live`: which slots hold something. The rest as in `Placement`."""
+    """What every layer is told besides its input.
 
+    placement   how it is laid over devices
+    angles      of rotary positions [B, ., R/2]
+    live        which slots hold something, bool [B, .]
+    attention   the placement's, within the batch's intervals
+    """
+
+    placement: Placement
     angles: Regions
-    project: Project
-    attention: Callable[[Regions, Regions, Regions], Regions]
     live: Regions
-    mixture: Mixture
+    attention: Callable[[Regions, Regions, Regions], Regions]
 
 
 class Layer(nnx.Module):
@@ -135,21 +142,22 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Regions, context: Context, memory: Memory | None) -> tuple[Regions, Memory | None, jax.Array]:
         """Hidden states [B, ., D] in, the same out, with the layer's part of the memory extended, and its auxiliary."""
-        qkv = self.qkv.project(self.attention_norm(x), context.project)
+        project, rotate = context.placement.project, context.placement.rotate
+        qkv = self.qkv.project(self.attention_norm(x), project)
         q, k, v = (Regions(qkv.patches[i], qkv.text[i]) for i in range(3))
         q, k = _times(q, self.query_multiplier).map(rotate, context.angles), k.map(rotate, context.angles)
         q, k, v = (named(part, PROJECTION) for part in (q, k, v))
         if memory is not None:
             memory = _remember(memory, k, v)
             k, v = memory.k, memory.v
-        out = named(self.out.project(context.attention(q, k, v), context.project), PROJECTION)
+        out = named(self.out.project(context.attention(q, k, v), project), PROJECTION)
         x = x.map(jnp.add, _times(out, self.residual_multiplier))
         normed = self.ffn_norm(x)
         auxiliary = jnp.zeros((), jnp.float32)
         if isinstance(self.ffn, LearnedFFN):
-            out, auxiliary = self.ffn.learned(normed, context.live, context.mixture)
+            out, auxiliary = self.ffn.learned(normed, context.live, context.placement.mixture)
         else:
-            out = self.ffn.project(normed, context.project)
+            out = self.ffn.project(normed, project)
         return x.map(jnp.add, _times(out, self.residual_multiplier)), memory, auxiliary
 
 
@@ -265,13 +273,8 @@ class Transformer(nnx.Module):
         def attention(q: Regions, k: Regions, v: Regions) -> Regions:
             return placement.attention(q, k, v, batch.attend, self.config)
 
-        return Context(
-            Regions.split(rotary_angles(batch.positions, self.config), num_patches),
-            placement.project,
-            attention,
-            Regions.split(live_slots(batch.attend), num_patches),
-            placement.mixture,
-        )
+        angles = Regions.split(rotary_angles(batch.positions, self.config), num_patches)
+        return Context(placement, angles, Regions.split(live_slots(batch.attend), num_patches), attention)
 
     def head_kernel(self) -> jax.Array:
         """The output projection [D, V], float32."""

@@ -11,6 +11,7 @@ from solo.config import ConfigError, ModelConfig
 from solo.model.attention_kernel import Kernel, choose_kernel
 from solo.model.experts import ExpertWeights, Load, local_mixture
 from solo.model.modules import Parts, Regions, Weight
+from solo.model.rotary import rotate, rotate_by_product
 from solo.model.transformer import Placement, attention_by
 from solo.sharding.mesh import TABLE, partition
 from solo.sharding.projection import project_on
@@ -24,8 +25,11 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     """
     device = mesh.devices.flat[0]
     kernel = choose_kernel(config, device.platform, device.device_kind)
+    turn = rotate_by_product if device.platform == "tpu" else rotate
     if mesh.size == 1:
-        return Placement(attention=lambda q, k, v, attend_BS4, config: attention_by(kernel, q, k, v, attend_BS4))
+        return Placement(
+            attention=lambda q, k, v, attend_BS4, config: attention_by(kernel, q, k, v, attend_BS4), rotate=turn
+        )
     tensor = mesh.shape["tensor"]
     if config.kv_heads % tensor:
         raise ConfigError(f"mesh.tensor {tensor} does not divide model.kv_heads {config.kv_heads}")
@@ -42,7 +46,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def project(parts: Parts, weights: Sequence[Weight]) -> tuple[Parts, ...]:
         return project_on(mesh, parts, weights)
 
-    return Placement(constrain, project, attention, mixture)
+    return Placement(constrain, project, attention, mixture, turn)
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:

@@ -1,11 +1,12 @@
 """Rotary positions against transformers' own tables, and the sections of M-RoPE by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from solo.config import ModelConfig, RopeScalingConfig
-from solo.model.rotary import rotary_angles, rotate
+from solo.model.rotary import rotary_angles, rotate, rotate_by_product
 
 BASE = {"width": 64, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 8, "rope_theta": 1e4}
 
@@ -81,3 +82,22 @@ def test_a_part_of_a_head_may_stay_as_it_is() -> None:
     np.testing.assert_array_equal(turned[..., 16:], x[..., 16:])
     pairs = (x[..., :8] + 1j * x[..., 8:16]) * np.exp(1j * np.asarray(angles))[:, :, None]
     np.testing.assert_allclose(turned[..., :8] + 1j * turned[..., 8:16], pairs, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rotated", [16, 32], ids=["half of a head", "all of it"])
+def test_partners_can_be_brought_together_by_a_product(rotated: int, dtype) -> None:
+    """To the last bit, and the gradient too but for the order of a sum of two."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 3, 32)), dtype)
+    angles = jnp.asarray(rng.uniform(-30, 30, (2, 5, rotated // 2)), jnp.float32)
+    found, expected = rotate_by_product(x, angles), rotate(x, angles)
+    np.testing.assert_array_equal(found.astype(np.float32), expected.astype(np.float32))
+    weights = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+
+    def gradient(function):
+        return jax.grad(lambda x: jnp.sum(function(x, angles).astype(jnp.float32) * weights))(x).astype(np.float32)
+
+    np.testing.assert_allclose(
+        gradient(rotate_by_product), gradient(rotate), rtol=0, atol=2e-2 if dtype == jnp.bfloat16 else 1e-6
+    )
