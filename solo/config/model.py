@@ -132,7 +132,9 @@ class ModelConfig(Section):
     remat: Literal["none", "dots", "projections", "full", "everything", "offload", "offload_projections"] = Field(
         "none", description="what a layer keeps for the backward pass, and where; see solo/model/remat.py"
     )
-    scan_layers: bool = True
+    scan_layers: bool = Field(
+        True, description="layers in a loop, compiled once; else one after the other: faster where they are small"
+    )
     attention: Literal["auto", "blocks", "dense", "pallas"] = Field(
         "auto",
         description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: kernels"
