@@ -66,10 +66,12 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
     for name in config.data.sources:
         _prepare_source(name, config, tokenizer, report)
     prepared = open_prepared(config)
-    left_out = "".join((source.folder / "quarantine.jsonl").read_text() for source in prepared.sources.values())
+    left_out = "".join(
+        (source.folder / "quarantine.jsonl").read_text(encoding="utf-8") for source in prepared.sources.values()
+    )
     whole = folder / "quarantine.jsonl"
     # Nothing is written where nothing is new: the runs of a sweep come here at the same time.
-    if not whole.exists() or whole.read_text() != left_out:
+    if not whole.exists() or whole.read_text(encoding="utf-8") != left_out:
         write_whole(whole, left_out)
     return prepared
 

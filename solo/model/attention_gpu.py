@@ -79,17 +79,8 @@ def _list(seen: Tiles) -> Array:
     return jnp.concatenate([*counts, jnp.argsort(rank, axis=-1, stable=True)], axis=-1).astype(jnp.int32)
 
 
-def _backward(
-    sizes: Sizes,
-    q: Array,
-    k: Array,
-    v: Array,
-    bounds: Array,
-    visits: Visits,
-    out: Array,
-    log_total: Array,
-    d_out: Array,
-) -> tuple[Array, Array, Array]:
+def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits, outside: tuple) -> tuple:
+    out, log_total, d_out = outside
     rest = (d_out, log_total, jnp.einsum("bshc,bshc->bhs", d_out, out, preferred_element_type=jnp.float32))
     d_k, d_v = _key_gradients(sizes, q, k, v, bounds, visits.queries, rest)
     return _query_gradients(sizes, q, k, v, bounds, visits.keys, rest), d_k, d_v

@@ -111,7 +111,7 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) ->
     """Attention as (sizes, q, k, v, bounds, visits) -> out, with its gradients.
 
     forward   the same arguments -> out, and the log of the total weight of each query
-    backward  the same arguments, then what forward gave, then d_out -> d_q, d_k, d_v
+    backward  the same arguments, then (out, log of the total weight, d_out) -> d_q, d_k, d_v
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -123,7 +123,8 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) ->
         return out, (*arguments, out, log_total)
 
     def gradients(sizes: Sizes, kept: tuple, d_out: Array) -> tuple:
-        return *backward(sizes, *kept, d_out), None, None
+        *arguments, out, log_total = kept
+        return *backward(sizes, *arguments, (out, log_total, d_out)), None, None
 
     attend.defvjp(attend_and_keep, gradients)
     return attend

@@ -69,17 +69,8 @@ def _check(sizes: Sizes) -> None:
         )
 
 
-def _backward(
-    sizes: Sizes,
-    q: Array,
-    k: Array,
-    v: Array,
-    bounds: Array,
-    visits: Visits,
-    out: Array,
-    log_total: Array,
-    d_out: Array,
-) -> tuple[Array, Array, Array]:
+def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits, outside: tuple) -> tuple:
+    out, log_total, d_out = outside
     inner = jnp.einsum("bhsc,bhsc->bhs", d_out, out, preferred_element_type=jnp.float32)
     return backward(sizes, q, k, v, bounds, visits, (d_out, log_total, inner.reshape(log_total.shape)))
 

@@ -53,7 +53,7 @@ class Weight(NamedTuple):
 
 
 # Products of every part with every weight: [weight][part]. Weights of one call have the same inputs.
-# On a mesh what is inside does not show: `products` names what comes out.
+# Policies of rematerialisation cannot see into those of a mesh: `products` names what comes out.
 Project = Callable[[Parts, Sequence[Weight]], tuple[Parts, ...]]
 
 

@@ -45,6 +45,15 @@ class _Layout(NamedTuple):
         return _in_use(mesh, found)
 
 
+def _specs(layouts: tuple[_Layout, ...], parts: int) -> tuple[tuple, tuple, tuple]:
+    """Partitions of the parts, of the weights, and of the products as in `Project`."""
+    return (
+        (layouts[0].features(outputs=False),) * parts,
+        tuple(layout.spec for layout in layouts),
+        tuple((layout.features(outputs=True),) * parts for layout in layouts),
+    )
+
+
 def project_on(mesh: Mesh, parts: Parts, weights: Sequence[Weight]) -> tuple[Parts, ...]:
     """`local_project` for parts whose rows and slots are shared out over the mesh."""
     layouts = tuple(_Layout(partition(each.axes, each.value.shape, mesh), each.inputs) for each in weights)
@@ -55,6 +64,8 @@ def project_on(mesh: Mesh, parts: Parts, weights: Sequence[Weight]) -> tuple[Par
 def _project(
     mesh: Mesh, layouts: tuple[_Layout, ...], parts: Parts, values: tuple[jax.Array, ...]
 ) -> tuple[Parts, ...]:
+    of_inputs, of_weights, of_outputs = _specs(layouts, len(parts))
+
     def local(parts: Parts, values: tuple[jax.Array, ...]) -> tuple[Parts, ...]:
         products = []
         for layout, value in zip(layouts, values, strict=True):
@@ -65,8 +76,8 @@ def _project(
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=((layouts[0].features(outputs=False),) * len(parts), tuple(layout.spec for layout in layouts)),
-        out_specs=tuple((layout.features(outputs=True),) * len(parts) for layout in layouts),
+        in_specs=(of_inputs, of_weights),
+        out_specs=of_outputs,
         check_vma=False,
     )(parts, values)
 
@@ -84,8 +95,7 @@ def _backward(
     gradients: tuple[Parts, ...],
 ) -> tuple[Parts, tuple[jax.Array, ...]]:
     parts, values = kept
-    of_inputs = (layouts[0].features(outputs=False),) * len(parts)
-    of_weights = tuple(layout.spec for layout in layouts)
+    of_inputs, of_weights, of_outputs = _specs(layouts, len(parts))
 
     def local(
         parts: Parts, values: tuple[jax.Array, ...], gradients: tuple[Parts, ...]
@@ -100,7 +110,7 @@ def _backward(
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(of_inputs, of_weights, tuple((layout.features(outputs=True),) * len(parts) for layout in layouts)),
+        in_specs=(of_inputs, of_weights, of_outputs),
         out_specs=(of_inputs, of_weights),
         check_vma=False,
     )(parts, values, gradients)
