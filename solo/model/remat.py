@@ -18,8 +18,8 @@ Measured with `python -m tests.benchmarks.remat`, by the compiler's count of tem
 of D 256, F 768, scanned, over 2 rows of 1,024 slots; all of them, and what a layer adds in units of its input):
 
   none          510 MiB   28.2      full         107 MiB   2.0
-  dots          233 MiB   11.0      everything    91 MiB   1.0
-  projections   157 MiB    5.0      offload      107 MiB   2.0
+  dots          237 MiB   11.0      everything    91 MiB   1.0
+  projections   155 MiB    5.0      offload      107 MiB   2.0
 
 On a CPU the memory of the host is that of the device: there the offload policies work, and save nothing. The same step
 with `offload`, compiled for four v5e chips, has all layers' inputs (8.4 MB) in the host's memory, and temporaries of
