@@ -59,7 +59,7 @@ def prepare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from solo.config import load_config
-    from solo.data.prepare import prepare as prepare_data
+    from solo.data.store.prepare import prepare as prepare_data
 
     console = Console()
     config = load_config(arguments.config, arguments.overrides)
@@ -321,7 +321,7 @@ def _add_import(verbs: Any) -> None:
         "import",
         import_weights,
         "begin with published weights, or grow a monolith out of a text model",
-        "Writes a folder of weights that `start_from` and `solo generate` take. SOURCE is a repository in the Hugging"
+        "Writes a folder of weights that `init_from` and `solo generate` take. SOURCE is a repository in the Hugging"
         " Face form (config.json and safetensors) of the model that CONFIG describes; or of a text model of its size,"
         " which is grown: visual experts are copies of the text's, new vocabulary rows are as --new-tokens says, and"
         " the embedder of patches is drawn. Needs the memory of a few tensors, not of the model.",

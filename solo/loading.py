@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from solo.config import Config, parse_config
-from solo.data.templates import TEMPLATES
-from solo.data.tokenizer import Tokenizer, expand_pieces, extend_tokenizer, open_tokenizer
-from solo.data.vocabulary import needed_pieces
+from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
+from solo.data.text.templates import TEMPLATES
+from solo.data.text.vocabulary import needed_pieces
 from solo.inference.monolith import Monolith, Published, load_run, local_mesh, newest_checkpoint, read_parameters
 from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
@@ -74,7 +74,7 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
     config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
     if tokenizer:
         # Some are normal pieces in published files, which text could become; ids stay, and nothing is appended.
-        special = [*(piece for _, piece in needed_pieces(config)), *expand_pieces(layout.special_pieces)]
+        special = [*(piece for _, piece in needed_pieces(config)), *expand_tokens(layout.special_pieces)]
         tokenizer = extend_tokenizer(tokenizer, [piece for piece in special if tokenizer.find(piece) is not None])
     return layout, config, tokenizer
 
@@ -108,7 +108,7 @@ def placeholder_id(config_json: dict[str, Any]) -> int | None:
 
 
 def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
-    """What a run begins with (`Config.start_from`): a run's newest checkpoint, one of its checkpoints, or a repository.
+    """What a run begins with (`Config.init_from`): a run's newest checkpoint, one of its checkpoints, or a repository.
 
     Raises:
         ValueError: there is no such folder, or nothing in it that can be read.
@@ -120,5 +120,5 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
     if path.parent.name == "checkpoints":
         return read_parameters(path, definition, mesh)
     if not path.is_dir():
-        raise ValueError(f"start_from: {path} is no folder; expected weights (solo import), a run, or its checkpoint")
+        raise ValueError(f"init_from: {path} is no folder; expected weights (solo import), a run, or its checkpoint")
     return read_parameters(newest_checkpoint(path), definition, mesh)

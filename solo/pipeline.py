@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from solo.config import Config
-from solo.data.prepare import Prepared, open_prepared, prepare
+from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.loading import initial_parameters
@@ -67,7 +67,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
 
     run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
     observer.note("planning")
-    initial = partial(initial_parameters, config.start_from) if config.start_from else None
+    initial = partial(initial_parameters, config.init_from) if config.init_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)
     doubts = check_memory(trainer)
     observer.start(trainer.num_steps)

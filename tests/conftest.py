@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest
 
 from solo.config import TokenizerConfig
-from solo.data.tokenizer import Tokenizer, train_tokenizer
+from solo.data.text import Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solo.config import ImageConfig, ModelConfig
-from solo.data.document import PATCH, Document
+from solo.data.rows.document import PATCH, Document
 
 
 def random_document(rng: np.random.Generator, vocab: int, patch_size: int, parts: int = 5) -> Document:
@@ -68,7 +68,7 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
     pixels[is_patch] = (document.patches - shift) / scale
     text = parameters["text_embed"][np.where(is_patch, 0, document.tokens)]
     x = jnp.where(is_patch[:, None], jnp.asarray(pixels, jnp.float32) @ parameters["patch_embed/kernel"], text)
-    mask = reading_mask(document, image.attention)
+    mask = reading_mask(document, image.mask)
     for number in range(config.layers):
         layer = {path[7:]: value[number] for path, value in parameters.items() if path.startswith("layers/")}
 

@@ -36,7 +36,8 @@ def test_importing_solo_does_not_import_jax() -> None:
 
 
 def test_preparing_data_does_not_import_jax() -> None:
-    code = "import sys, solo.data.prepare, solo.data.plan, solo.data.loader; sys.exit('jax' in sys.modules)"
+    modules = "solo.data.store.prepare, solo.data.planning.stage_plan, solo.data.rows.loader"
+    code = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

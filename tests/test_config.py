@@ -128,3 +128,19 @@ def test_a_model_without_a_run_says_so() -> None:
 def test_unknown_values_are_named_with_their_keys() -> None:
     with pytest.raises(ConfigError, match=r"stages\.1\.optimizer\.learning_rate=\.\.\."):
         load_config("configs/recipes/mono_internvl_2b_pretrain.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.attention=dense", r"model\.attention: .* named model\.attention_implementation now"),
+        ("image.attention=causal", r"image\.attention: .* named image\.mask now"),
+        ("stages.0.optimizer.decayed=all", r"decayed: .* named stages\.\*\.optimizer\.weight_decay_mask now"),
+        ("model.remat=everything", "'everything' is named 'full' now"),
+        ("model.experts.ffn=learned", "'learned' is named 'moe' now"),
+        ("stages.0.mixture_by=positions", "'positions' is named 'tokens' now"),
+    ],
+)
+def test_old_names_are_refused_with_the_new_one(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("configs/quickstart.yaml", [override])

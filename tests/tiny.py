@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from solo.config import Config, MeshConfig, dump_config, parse_config
-from solo.data.tokenizer import Tokenizer
+from solo.data.text import Tokenizer
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
@@ -23,7 +23,7 @@ MODEL = {
     "kv_heads": 2,
     "ffn_width": 48,
     "experts": {"ffn": "modality", "qkv": "modality"},
-    "attention": "dense",  # compiles in half the time
+    "attention_implementation": "dense",  # compiles in half the time
 }
 
 
@@ -39,7 +39,7 @@ def tiny_config(attention: str = "causal", **sections) -> Config:
     config = {
         "name": "tiny",
         "data": {"sources": {"digits": {"reader": "digits"}}},
-        "image": {"patch_size": 8, "max_side": 64, "attention": attention},
+        "image": {"patch_size": 8, "max_side": 64, "mask": attention},
         "model": MODEL,
         "stages": [stage],
     }

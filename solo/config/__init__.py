@@ -10,9 +10,9 @@ from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConf
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
 from solo.config.model import (
     ExpertsConfig,
-    LearnedExpertsConfig,
     MeshConfig,
     ModelConfig,
+    MoEConfig,
     ParametrisationConfig,
     PatchEmbedConfig,
     RopeScalingConfig,
@@ -41,9 +41,9 @@ __all__ = [
     "ExpertsConfig",
     "HeldOutConfig",
     "ImageConfig",
-    "LearnedExpertsConfig",
     "LossConfig",
     "MeshConfig",
+    "MoEConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParametrisationConfig",

@@ -13,7 +13,7 @@ class TokenizerConfig(Section):
     """One that exists (`path`), or a SentencePiece model trained on the sources' text."""
 
     path: str | None = Field(None, description="a SentencePiece model, a tokenizer.json, or a folder with one of them")
-    add_pieces: tuple[str, ...] = Field(
+    add_tokens: tuple[str, ...] = Field(
         (), description="special pieces appended in this order; `<loc_{1..1024}>` stands for 1,024 of them"
     )
     vocab_size: int = Field(1024, ge=64, description="pieces of a trained tokenizer, special tokens included")
@@ -61,7 +61,7 @@ class ImageConfig(Section):
     placeholder_token: str | None = Field(
         None, description="piece that stands for a patch in published repositories; never in our rows"
     )
-    attention: Literal["causal", "bidirectional", "prefix", "isolated"] = Field(
+    mask: Literal["causal", "bidirectional", "prefix", "isolated"] = Field(
         "causal",
         description="among the tokens of one image; prefix: bidirectional with its begin and end tokens (SAIL);"
         " isolated: a patch sees only itself (EE-MLLM's composite attention)",
@@ -92,7 +92,7 @@ class SequenceConfig(Section):
 
     template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
                too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
-    positions  text: one count over text and patches; grid: (time, row, column) as M-RoPE has it, see `solo.data.rows`
+    positions  text: one count over text and patches; grid: (time, row, column) as in M-RoPE (solo.data.rows.reading_order)
     window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
     """
 

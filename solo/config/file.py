@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from solo.config.base import ConfigError, Section, nearest
+from solo.config.renamed import new_key, new_value
 from solo.config.run import Config
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -146,10 +147,14 @@ def _explain(fault: Any, kind: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     where = ".".join(location) or "(top)"
     if fault["type"] == "extra_forbidden":
+        if renamed := new_key(where):
+            return f"{where}: this key is named {renamed} now; see CHANGELOG.md"
         known = _fields_at(location[:-1], kind)
         return f"{where}: unknown key{nearest(location[-1], known) or f'; known keys: {sorted(known)}'}"
     if fault["type"] == "missing":
         return f"{where}: missing"
+    if renamed := new_value(where, fault["input"]):
+        return f"{where}: {fault['input']!r} is named {renamed!r} now; see CHANGELOG.md"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{where}: {message}"

@@ -14,13 +14,13 @@ Sharing = Literal["shared", "modality"]
 class ExpertsConfig(Section):
     """Per component: one set of weights, or one for patches and one for text (Mono-InternVL: ffn)."""
 
-    ffn: Literal["shared", "modality", "learned"] = Field("shared", description="learned: see learned_experts")
+    ffn: Literal["shared", "modality", "moe"] = Field("shared", description="learned: see moe")
     qkv: Sharing = "shared"
     out: Sharing = "shared"
     norms: Sharing = "shared"
 
 
-class LearnedExpertsConfig(Section):
+class MoEConfig(Section):
     """A learned mixture of experts in place of the FFN: top-k, dropless, with a load-balancing loss."""
 
     count: int = Field(8, ge=2)
@@ -29,7 +29,7 @@ class LearnedExpertsConfig(Section):
     auxiliary_weight: float = Field(0.01, ge=0, description="of the load-balancing loss")
 
     @model_validator(mode="after")
-    def _check(self) -> LearnedExpertsConfig:
+    def _check(self) -> MoEConfig:
         if self.top_k > self.count:
             raise ValueError(f"top_k {self.top_k} is above count {self.count}")
         return self
@@ -110,7 +110,7 @@ class ModelConfig(Section):
     head_dim: int | None = Field(None, description="C; default D / H")
     ffn_width: int = Field(ge=1, description="F")
     experts: ExpertsConfig = ExpertsConfig()
-    learned_experts: LearnedExpertsConfig = LearnedExpertsConfig()
+    moe: MoEConfig = MoEConfig()
     patch_embed: PatchEmbedConfig = PatchEmbedConfig()
     ffn: Literal["swiglu", "relu2"] = Field("swiglu", description="relu2: relu(up x)^2, no gate (Persimmon)")
     bias: Literal["none", "qkv", "all"] = Field("none", description="which projections of a layer have one")
@@ -129,13 +129,13 @@ class ModelConfig(Section):
     init_std: float = Field(0.02, gt=0)
     parametrisation: ParametrisationConfig = ParametrisationConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "projections", "full", "everything", "offload", "offload_projections"] = Field(
+    remat: Literal["none", "dots", "projections", "attention", "full", "offload", "offload_projections"] = Field(
         "none", description="what a layer keeps for the backward pass, and where; see solo/model/remat.py"
     )
     scan_layers: bool = Field(
         True, description="layers in a loop, compiled once; else one after the other: faster where they are small"
     )
-    attention: Literal["auto", "blocks", "dense", "pallas"] = Field(
+    attention_implementation: Literal["auto", "blocks", "dense", "pallas"] = Field(
         "auto",
         description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: kernels"
         " of the platform, on a CPU interpreted, for tests. dense materialises S x S: for tests",

@@ -18,7 +18,7 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     folder: str = Field("runs", description="the run lives in <folder>/<name>")
     seed: int = Field(0, ge=0)
-    start_from: str | None = Field(None, description="folder of weights to begin with (solo import), else drawn")
+    init_from: str | None = Field(None, description="folder of weights to begin with (solo import), else drawn")
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     sequence: SequenceConfig = SequenceConfig()

@@ -24,7 +24,7 @@ class OptimizerConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    decayed: Literal["matrices", "matrices_and_embeddings", "all"] = Field(
+    weight_decay_mask: Literal["matrices", "matrices_and_embeddings", "all"] = Field(
         "matrices", description="which parameters weight_decay is for; matrices: not norms, biases, embeddings"
     )
     clip_norm: float | None = Field(1.0, gt=0)
@@ -50,7 +50,7 @@ class StageConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     mixture: dict[str, float] = Field(min_length=1, description="source: weight")
-    mixture_by: Literal["documents", "positions"] = "documents"
+    mixture_by: Literal["documents", "tokens"] = "documents"
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0, description="instead of steps: passes over each source, times its weight")
     batch_rows: int = Field(ge=1, description="B, over all hosts")

@@ -17,9 +17,9 @@ import numpy as np
 
 from solo.batch import Batch
 from solo.config import Config, ConfigError, HeldOutConfig, LossConfig, StageConfig
-from solo.data.loader import Loader
-from solo.data.plan import StagePlan
-from solo.data.prepare import Prepared
+from solo.data.planning.stage_plan import StagePlan
+from solo.data.rows.loader import Loader
+from solo.data.store.prepare import Prepared
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.transformer import Placement

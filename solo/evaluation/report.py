@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 import solo
 from solo.config import Config, dump_config
-from solo.data.conversation import Image, Turn, encode_png
+from solo.data.record import Image, Turn, encode_png
 from solo.evaluation.chart import loss_chart
 from solo.evaluation.metrics import collapsed, edit_distance, is_match
 from solo.evaluation.results import UNITS, percent, points

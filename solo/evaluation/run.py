@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from solo.config import Config, ConfigError, load_config
-from solo.data.prepare import Prepared, open_prepared
+from solo.data.store.prepare import Prepared, open_prepared
 from solo.evaluation.losses import held_out_losses
 from solo.evaluation.report import write_report
 from solo.evaluation.results import losses_lines, results_lines

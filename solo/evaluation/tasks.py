@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from solo.config import ConfigError, EvaluationConfig, TaskConfig
-from solo.data.conversation import Image, Record, Turn, blank
+from solo.data.record import Image, Record, Turn, blank
 from solo.evaluation.metrics import character_error_rate, exact_match
 from solo.inference.monolith import Monolith
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from solo.batch import Batch
 from solo.config import Config, ImageConfig
-from solo.data.document import NO_IMAGE, PATCH, Document
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import NO_IMAGE, PATCH, Document
 
 IGNORED = -100  # label of what is not learned, as torch's cross-entropy has it
 

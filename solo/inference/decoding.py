@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solo.data.templates import Template
-from solo.data.tokenizer import Tokenizer
+from solo.data.text import Tokenizer
+from solo.data.text.templates import Template
 from solo.model.generate import Generated, Sampling, generate
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.transformer import Memory, padded_vocab

@@ -20,11 +20,11 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.batch import Batch
 from solo.config import Config, LossConfig, MeshConfig, load_config
-from solo.data.conversation import Image, Turn
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
-from solo.data.templates import Runs, Template, make_template
-from solo.data.tokenizer import Tokenizer, open_tokenizer
+from solo.data.planning.row_shape import RowShape
+from solo.data.record import Image, Turn
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.text import Tokenizer, open_tokenizer
+from solo.data.text.templates import Runs, Template, make_template
 from solo.inference.caller import CallerBatch, caller_batch, read_caller
 from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
@@ -118,7 +118,7 @@ class Monolith:
         """One row per conversation, supervised as in training; or one row per row of a caller's own tensors; numpy.
 
         Args:
-            conversations: lists of {"role", "content"}; see `solo.data.conversation.parse_conversation`.
+            conversations: lists of {"role", "content"}; see `solo.data.record.parse_conversation`.
             slot_multiple: P, T and Y are the least multiples of this that fit the largest row.
             tensors: instead of conversations, by the names of the published code; see `solo.inference.caller`.
                 What is made of such a batch comes back in the caller's order and by the published names.

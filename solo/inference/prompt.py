@@ -10,12 +10,12 @@ import numpy as np
 
 from solo.batch import Batch
 from solo.config import ImageConfig, SequenceConfig
-from solo.data.conversation import Image, Turn, parse_conversation
-from solo.data.document import PATCH, Document, TextRun, encode
-from solo.data.index import IndexBuilder
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
-from solo.data.tokenizer import Tokenizer
+from solo.data.planning.row_shape import RowShape
+from solo.data.record import Image, Turn, parse_conversation
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import PATCH, Document, TextRun, encode
+from solo.data.store.index import IndexBuilder
+from solo.data.text import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]] | Sequence[Turn]
 Parts = Sequence[TextRun | Image]

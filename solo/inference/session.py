@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from solo.data.conversation import Image, parse_conversation
-from solo.data.document import NO_IMAGE, Document, TextRun
-from solo.data.rows import stack
+from solo.data.record import Image, parse_conversation
+from solo.data.rows.assembly import stack
+from solo.data.rows.document import NO_IMAGE, Document, TextRun
 from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import bucket, encode_prompt, row_of, slots
 from solo.model.generate import empty_memory, enlarge, read
@@ -41,7 +41,7 @@ class Session:
         """Say something as the user, and return the answer.
 
         Args:
-            content: a string, or strings and image parts; see `solo.data.conversation.parse_conversation`.
+            content: a string, or strings and image parts; see `solo.data.record.parse_conversation`.
             max_new_tokens: where an answer ends that does not end itself; see `Decoding`.
             temperature: 0 takes the likeliest token; above, tokens are drawn.
             top_p: draw from the fewest tokens whose probabilities reach this sum.

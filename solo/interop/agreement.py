@@ -11,14 +11,14 @@ from solo.interop.layout import Layout, LayoutError, Sections
 
 # How a model is trained and computed, not what it is.
 _FREE = {
-    "attention",
+    "attention_implementation",
     "attention_block",
     "attention_tile",
     "compute_dtype",
     "experts",
     "frozen_embedding_id",
     "init_std",
-    "learned_experts",
+    "moe",
     "remat",
     "scan_layers",
     "vocab_multiple",
@@ -97,16 +97,16 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> 
 def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
     for component in _COMPONENTS:
         before, after = getattr(theirs.experts, component), getattr(ours.experts, component)
-        if after == "learned" and before != "learned":
+        if after == "moe" and before != "moe":
             yield (
                 f"model.experts.{component}: {before} there, learned here; a learned mixture is not grown out of one"
                 " FFN, since weighing its copies would change what the model says of text"
             )
         elif (before, after) not in {(before, before), ("shared", "modality")}:
             yield f"model.experts.{component}: {before} there, {after} here"
-    if theirs.experts.ffn == ours.experts.ffn == "learned":
+    if theirs.experts.ffn == ours.experts.ffn == "moe":
         for key in ("count", "top_k", "width"):
-            yield from _line(f"model.learned_experts.{key}", theirs.learned_experts, ours.learned_experts, key)
+            yield from _line(f"model.moe.{key}", theirs.moe, ours.moe, key)
 
 
 def _line(name: str, theirs: Any, ours: Any, key: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The chat templates of `solo.data.templates` in Jinja, as Hugging Face repositories ship them.
+"""The chat templates of `solo.data.text.templates` in Jinja, as Hugging Face repositories ship them.
 
 Rendered and tokenised, a conversation gives the ids that training had, but for one thing: where two texts stand next
 to each other without a special token between them, training tokenised each by itself, and Hugging Face does not.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from solo.data.tokenizer import Tokenizer, extend_tokenizer
+from solo.data.text import Tokenizer, extend_tokenizer
 from solo.interop.layout import Layout, LayoutError, Part
 from solo.interop.layouts import layout_named
 from solo.interop.model_card import model_card

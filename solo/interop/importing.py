@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from solo.config import Config
-from solo.data.tokenizer import Tokenizer, expand_pieces, extend_tokenizer, open_tokenizer
+from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.interop.agreement import check_agreement, source_image, source_model
 from solo.interop.growing import NewTokens, drawn, is_new, more_rows, twins
 from solo.interop.layout import Layout, LayoutError, Part, TensorRule
@@ -75,12 +75,12 @@ def import_repository(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Imported:
-    """Write a repository in our own layout; `solo.load` and `start_from` take its folder.
+    """Write a repository in our own layout; `solo.load` and `init_from` take its folder.
 
     Args:
         source: a folder with config.json and safetensors, of any layout in `solo.interop.layouts`.
         config: what the result should be. A source of the same model is converted; one that lacks visual experts,
-            vocabulary rows or images altogether is grown. Pieces of `data.tokenizer.add_pieces` are appended.
+            vocabulary rows or images altogether is grown. Pieces of `data.tokenizer.add_tokens` are appended.
         out: the folder to write; it is complete, or not there.
         new_tokens: rows of new tokens: the mean of the old ones, or N(0, init_std^2).
         seed: of what is drawn.
@@ -103,7 +103,7 @@ def import_repository(
     tokenizer = _tokenizer(source, config, old_rows)
     rows = config.model.vocab_size or max(old_rows, tokenizer.vocab_size if tokenizer else 0)
     if tokenizer and tokenizer.vocab_size > rows:
-        pieces = f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_pieces"
+        pieces = f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_tokens"
         raise ValueError(f"{pieces}, but model.vocab_size is {rows}")
     if (under := config.model.patch_embed.token_id) is not None and under >= rows:
         raise ValueError(f"model.patch_embed.token_id is {under}, but the vocabulary has {rows} rows")
@@ -211,7 +211,7 @@ def _tokenizer(source: Path, config: Config, rows: int) -> Tokenizer | None:
     tokenizer = open_tokenizer(path)
     if tokenizer.vocab_size > rows and files:
         raise ValueError(f"the tokenizer of {source} has {tokenizer.vocab_size} pieces, but config.json {rows} rows")
-    return extend_tokenizer(tokenizer, expand_pieces(config.data.tokenizer.add_pieces))
+    return extend_tokenizer(tokenizer, expand_tokens(config.data.tokenizer.add_tokens))
 
 
 def _reporting(

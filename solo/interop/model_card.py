@@ -93,7 +93,7 @@ def _what(plan: Plan) -> str:
         f"| heads of queries, of keys | {model.heads}, {model.kv_heads} |",
         f"| vocabulary | {plan.definition.vocab_size:,} |",
         f"| weights of their own for patches | {', '.join(experts) or 'none'} |",
-        f"| image geometry, attention | {image.geometry}, {image.attention} |",
+        f"| image geometry, attention | {image.geometry}, {image.mask} |",
         f"| dtype | {plan.dtype} |",
     ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from solo.data.layout import image_tokens
+from solo.data.images.delimiters import image_tokens
 from solo.interop.layouts.native import NATIVE
 from solo.interop.plan import Plan
 from solo.interop.remote.configuration_solo import SoloMonolithConfig

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from solo.config import Config
-from solo.data.tokenizer import Tokenizer
+from solo.data.text import Tokenizer
 from solo.interop.layout import Layout, Part, TensorRule
 from solo.interop.source import Source
 from solo.interop.tensor_reader import TensorInfo

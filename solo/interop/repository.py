@@ -10,9 +10,9 @@ from typing import Any
 import tokenizers
 
 from solo.config import ConfigError, ImageConfig
-from solo.data.layout import image_tokens
-from solo.data.templates import Template, make_template
-from solo.data.tokenizer import Tokenizer
+from solo.data.images.delimiters import image_tokens
+from solo.data.text import Tokenizer
+from solo.data.text.templates import Template, make_template
 from solo.interop.chat_template import chat_template
 from solo.interop.plan import Plan
 from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json

@@ -13,7 +13,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from solo.config import Config, load_config
-from solo.data.tokenizer import Tokenizer, open_tokenizer
+from solo.data.text import Tokenizer, open_tokenizer
 from solo.inference.monolith import newest_checkpoint
 from solo.interop.layout import Part, TensorRule
 from solo.interop.tensor_reader import TensorReader

@@ -44,7 +44,7 @@ def _title(component: str, region: str) -> str:
 
 def _parts(definition: ModelDefinition) -> Iterator[tuple[str, str, int, Fraction]]:
     """(component, region, parameters, share that one slot meets) of every parameter."""
-    learned = definition.config.learned_experts
+    learned = definition.config.moe
     for path, spec in definition.specs.items():
         # Padding rows of the vocabulary are nobody's.
         sizes = [
@@ -59,5 +59,5 @@ def _parts(definition: ModelDefinition) -> Iterator[tuple[str, str, int, Fractio
             yield "norms", "shared", prod(sizes), Fraction(1)
         else:
             component = {"qkv": "attention", "out": "attention", "ffn": "ffn"}.get(part, "norms")
-            routed = region == "learned" and rest[0] != "router"
+            routed = region == "moe" and rest[0] != "router"
             yield component, region, prod(sizes), Fraction(learned.top_k, learned.count) if routed else Fraction(1)

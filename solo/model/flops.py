@@ -69,8 +69,8 @@ def _uses(path: str, definition: ModelDefinition, work: Work) -> dict[str, Fract
         return {part: slots}
     if part != "ffn" or name not in _FFN:
         return {}
-    if region == "learned":
-        learned = definition.config.learned_experts
+    if region == "moe":
+        learned = definition.config.moe
         share = Fraction(1) if name == "router" else Fraction(learned.top_k, learned.count)
         return {"ffn_patches": patches * share, "ffn_text": text * share}
     both = {"ffn_patches": patches, "ffn_text": text}

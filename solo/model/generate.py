@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from solo.batch import Batch
 from solo.config import ModelConfig
-from solo.model.attention import interval_attention
+from solo.model.attention.interval import interval_attention
 from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.transformer import Memory, Placement

@@ -6,9 +6,9 @@ From the most kept to the least; gradients are the same in all of them.
   dots         outputs of all products with weights, and attention's output
   projections  queries, keys and values, attention's output and its projection: the FFN, which is wide and cheap for
                its bytes, is computed again
-  full         attention's output and the layer's input: all but attention is computed again
-  everything   the layer's input alone: attention is computed again too
-  offload      as `full`, with the layer's input in the host's memory
+  attention    attention's output and the layer's input: all but attention is computed again
+  full         the layer's input alone: attention is computed again too
+  offload      as `attention`, with the layer's input in the host's memory
   offload_projections   as `projections`, with all of it but attention's output in the host's memory
 
 The layer's input is [B, S, D], kept for every layer whatever the policy; `offload` takes that off the device, for a
@@ -17,8 +17,8 @@ transfer each way beside the computation.
 Measured with `python -m tests.benchmarks.remat`, by the compiler's count of temporary bytes on a CPU (float32; 8 layers
 of D 256, F 768, scanned, over 2 rows of 1,024 slots; all of them, and what a layer adds in units of its input):
 
-  none          510 MiB   28.2      full         107 MiB   2.0
-  dots          237 MiB   11.0      everything    91 MiB   1.0
+  none          510 MiB   28.2      attention    107 MiB   2.0
+  dots          237 MiB   11.0      full          91 MiB   1.0
   projections   155 MiB    5.0      offload      107 MiB   2.0
 
 On a CPU the memory of the host is that of the device: there the offload policies work, and save nothing. The same step
@@ -35,7 +35,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from solo.config import ModelConfig
-from solo.model.attention import SAVED
+from solo.model.attention.interval import SAVED
 from solo.model.modules import PRODUCT, Regions
 
 LAYER_INPUT = "layer_input"
@@ -61,7 +61,7 @@ def rematerialised(function: Callable[..., Any], config: ModelConfig) -> Callabl
 
 def _policy(name: str) -> Any:
     policies = jax.checkpoint_policies
-    if name == "everything":
+    if name == "full":
         return policies.nothing_saveable
     if name.startswith("offload"):
         return policies.save_and_offload_only_these_names(

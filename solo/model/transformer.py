@@ -17,9 +17,8 @@ from flax import nnx
 
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
-from solo.model.attention import interval_attention
-from solo.model.attention_kernel import Kernel, local_kernel
-from solo.model.experts import LearnedFFN, Mixture, local_mixture
+from solo.model.attention.interval import interval_attention
+from solo.model.attention.kernel import Kernel, local_kernel
 from solo.model.modules import (
     FFN,
     QKV,
@@ -33,6 +32,7 @@ from solo.model.modules import (
     make_norm,
     normal,
 )
+from solo.model.moe import Mixture, MoEFFN, local_mixture
 from solo.model.parametrisation import logits_multiplier, query_multiplier, residual_multiplier
 from solo.model.patch_embed import EMBEDDERS
 from solo.model.remat import LAYER_INPUT, PROJECTION, named, rematerialised
@@ -134,9 +134,9 @@ class Layer(nnx.Module):
         self.qkv = PerRegion(experts.qkv, lambda: QKV(config, rngs))
         self.out = PerRegion(experts.out, lambda: Out(config, residual_std, rngs))
         self.ffn_norm = PerRegion(experts.norms, lambda: _norm(config))
-        self.ffn: PerRegion | LearnedFFN
-        if experts.ffn == "learned":
-            self.ffn = LearnedFFN(config, residual_std, rngs)
+        self.ffn: PerRegion | MoEFFN
+        if experts.ffn == "moe":
+            self.ffn = MoEFFN(config, residual_std, rngs)
         else:
             self.ffn = PerRegion(experts.ffn, lambda: FFN(config, residual_std, rngs))
 
@@ -154,8 +154,8 @@ class Layer(nnx.Module):
         x = x.map(jnp.add, _times(out, self.residual_multiplier))
         normed = self.ffn_norm(x)
         auxiliary = jnp.zeros((), jnp.float32)
-        if isinstance(self.ffn, LearnedFFN):
-            out, auxiliary = self.ffn.learned(normed, context.live, context.placement.mixture)
+        if isinstance(self.ffn, MoEFFN):
+            out, auxiliary = self.ffn.moe(normed, context.live, context.placement.mixture)
         else:
             out = self.ffn.project(normed, project)
         return x.map(jnp.add, _times(out, self.residual_multiplier)), memory, auxiliary

@@ -20,7 +20,7 @@ from solo.planning.work import StepWork
 from solo.sharding.hardware import Machine
 
 # Of peak, in the interval attention kernel, forward and backward together (2 to 5), by its schedule with every product
-# holding its unit (solo/model/attention_kernel.py): v5e 55 and 75%, v6e 22 and 42%, a sixth being taken off for what a
+# holding its unit (solo/model/attention/kernel.py): v5e 55 and 75%, v6e 22 and 42%, a sixth being taken off for what a
 # schedule leaves out, waiting for memory above all. v5p and v4 have v5e's units, tpu7x has v6e's. Not measured.
 KERNEL_SHARE: Mapping[str, float] = {"v4": 0.68, "v5e": 0.68, "v5p": 0.68, "v6e": 0.33, "tpu7x": 0.33}
 # tpu7x: not published. v5p's and v6e's.

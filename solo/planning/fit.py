@@ -9,7 +9,7 @@ from math import prod
 import jax
 
 from solo.config import Config, ConfigError, StageConfig
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
 from solo.model.parameters import ModelDefinition, define
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.rows import stage_rows
@@ -146,14 +146,14 @@ def _candidates(
 ) -> Iterator[tuple[Config, StageConfig, Machine, Setting]]:
     number = config.stages.index(stage) if stage in config.stages else 0
     sizes = mesh_sizes(config.mesh, machine.devices)
-    full = config.model_copy(update={"model": config.model.model_copy(update={"remat": "full"})})
+    full = config.model_copy(update={"model": config.model.model_copy(update={"remat": "attention"})})
     rows = stage.batch_rows // stage.accumulate // prod(sizes[axis] for axis in TABLE["rows"])
     kinds: list[tuple[Config, tuple[str, ...]]] = [(config, ())]
     if config.model.remat == "none":
         dots = config.model_copy(update={"model": config.model.model_copy(update={"remat": "dots"})})
         kinds.append((dots, ("model.remat=dots",)))
-    if config.model.remat != "full":
-        kinds.append((full, ("model.remat=full",)))
+    if config.model.remat != "attention":
+        kinds.append((full, ("model.remat=attention",)))
     for changed, words in kinds:
         for times in (1, *(each for each in range(2, rows + 1) if rows % each == 0)):
             accumulate = stage.accumulate * times

@@ -145,7 +145,7 @@ def settings(config: Config, stage: StageConfig) -> dict[str, Any]:
         "batch_rows": stage.batch_rows,
         "accumulate": stage.accumulate,
         "remat": model.remat,
-        "attention": model.attention,
+        "attention_implementation": model.attention_implementation,
         "attention_block": model.attention_block,
         "compute_dtype": model.compute_dtype,
         "loss_chunk": stage.loss.chunk,

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from solo.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
@@ -149,7 +149,7 @@ def _saved(config: ModelConfig, tensor: int) -> int:
     kept = products.get(config.remat, 0)
     # What lies in the host's memory is none of the device's.
     kept += 0 if config.remat.startswith("offload") else width
-    if config.remat == "everything":
+    if config.remat == "full":
         return kept * _item(config)
     kept += attention
     return kept * _item(config) + 4 * heads

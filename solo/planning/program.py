@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from solo.batch import Batch
 from solo.config import Config, StageConfig
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
 from solo.model.parameters import ModelDefinition
 from solo.planning.topology import machine_devices
 from solo.sharding.axes import AXES

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from solo.config import Config, ConfigError, StageConfig
-from solo.data.plan import StagePlan
-from solo.data.prepare import open_prepared
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.planning.stage_plan import StagePlan
+from solo.data.store.prepare import open_prepared
 
 # Of a row's slots where no data says better: documents of image and text in a row of SOLO's or Mono-InternVL's kind.
 PATCH_SHARE = 0.75

@@ -13,7 +13,7 @@ from math import prod
 from typing import Any, get_args
 
 from solo.config import Config, ConfigError, ModelConfig, StageConfig
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
 from solo.model.parameters import ModelDefinition, define
 from solo.planning.forecast import Forecast, forecast
 from solo.planning.memory import HandCount, hand_count, memory_limit
@@ -130,7 +130,7 @@ def search(
 def _settings(
     config: Config, stage: StageConfig, number: int, machine: Machine
 ) -> Iterator[tuple[Config, tuple[str, ...]]]:
-    kernels = [kind for kind in _choices("attention") if kind not in _NEVER and _goes(kind, machine)]
+    kernels = [kind for kind in _choices("attention_implementation") if kind not in _NEVER and _goes(kind, machine)]
     for context in SPLITS:
         for tensor in SPLITS:
             mesh = config.mesh.model_copy(update={"data": 1, "fsdp": -1, "context": context, "tensor": tensor})
@@ -151,7 +151,7 @@ def _with(
 ) -> tuple[Config, tuple[str, ...]]:
     stages = list(config.stages)
     stages[number] = stages[number].model_copy(update={"batch_rows": batch, "accumulate": 1})
-    model = config.model.model_copy(update={"remat": remat, "attention": kernel})
+    model = config.model.model_copy(update={"remat": remat, "attention_implementation": kernel})
     overrides = (
         f"mesh.replica={mesh.replica}",
         "mesh.data=1",
@@ -161,7 +161,7 @@ def _with(
         f"stages.{number}.batch_rows={batch}",
         f"stages.{number}.accumulate=1",
         f"model.remat={remat}",
-        f"model.attention={kernel}",
+        f"model.attention_implementation={kernel}",
     )
     return config.model_copy(update={"mesh": mesh, "model": model, "stages": tuple(stages)}), overrides
 
@@ -181,7 +181,7 @@ def _work_of_a_row(definition: ModelDefinition, rows: Rows, chip: Chip) -> Calla
     counted: dict[tuple[str, str], StepWork] = {}
 
     def of(config: Config, stage: StageConfig) -> StepWork:
-        key = (config.model.remat, config.model.attention)
+        key = (config.model.remat, config.model.attention_implementation)
         if key not in counted:
             counted[key] = step_work(config, stage.model_copy(update={"batch_rows": 1}), definition, rows, chip)
         return counted[key]
@@ -205,6 +205,6 @@ def _seconds(
     activations = 8 * slots * model.width * (sizes["tensor"] > 1)
     keys = 6 * slots * sizes["context"] * model.kv_heads * model.dim_per_head / sizes["tensor"] * (sizes["context"] > 1)
     # Blocks pass through memory what kernels keep on the chip.
-    slow = 1.5 if model.attention == "blocks" and machine.chip.is_tpu else 1.0
+    slow = 1.5 if model.attention_implementation == "blocks" and machine.chip.is_tpu else 1.0
     computing = slow * sum(row.computed.values()) * rows / peak
     return (computing + (weights + activations + keys) / link) / (row.tokens * rows)

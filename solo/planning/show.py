@@ -24,7 +24,8 @@ def show_forecast(found: Forecast, console: Console) -> None:
         f"{stage.batch_rows:,} rows of {shape.patch_slots:,} patches and {shape.text_slots:,} text tokens,"
         f" {shape.target_slots:,} targets: {found.rows.source}\n"
         f"mesh {' x '.join(f'{axis} {size}' for axis, size in mesh.items())};"
-        f" accumulate {stage.accumulate}, remat {found.config.model.remat}, attention {found.config.model.attention}",
+        f" accumulate {stage.accumulate}, remat {found.config.model.remat},"
+        f" attention {found.config.model.attention_implementation}",
         highlight=False,
     )
     console.print(_memory(found))

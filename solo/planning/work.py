@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from solo.config import Config, ModelConfig, StageConfig
-from solo.model.attention import needed_blocks
-from solo.model.attention_kernel import choose_kernel
+from solo.model.attention.interval import needed_blocks
+from solo.model.attention.kernel import choose_kernel
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.rows import Rows, intervals
@@ -57,7 +57,7 @@ def step_work(
     )
     pairs, tiles, blocks = [], [], []
     for row in rows.documents[:_SAMPLED_ROWS]:
-        attend = intervals(row, shape, image.attention, config.sequence.window)
+        attend = intervals(row, shape, image.mask, config.sequence.window)
         pairs.append(int((attend[:, 1] - attend[:, 0] + attend[:, 3] - attend[:, 2]).sum()))
         needed = np.asarray(
             needed_blocks(
@@ -93,7 +93,7 @@ def _with_recomputation(
     forward = {part: flops // 2 for part, flops in step_flops(definition, work, frozenset()).items()}
     found["attention"] = found["attention"] * 7 // 6
     found["head"] += forward["head"] * chunked
-    if config.remat == "everything":
+    if config.remat == "full":
         # Scores and values once more.
         found["attention"] += forward["attention"] * 2 // 3
     again = {"none": (), "dots": (), "projections": _FFN, "offload_projections": _FFN}.get(config.remat, _MATRICES)

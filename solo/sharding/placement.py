@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import ConfigError, ModelConfig
-from solo.model.attention_kernel import Kernel, choose_kernel
-from solo.model.experts import ExpertWeights, Load, local_mixture
+from solo.model.attention.kernel import Kernel, choose_kernel
 from solo.model.modules import Parts, Regions, Weight
+from solo.model.moe import ExpertWeights, Load, local_mixture
 from solo.model.rotary import rotate, rotate_by_product
 from solo.model.transformer import Placement, attention_by
 from solo.sharding.mesh import TABLE, partition
@@ -21,7 +21,8 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     """Constraints and attention for a mesh; plain local computation for one device.
 
     Raises:
-        ConfigError: the tensor axis does not divide the heads, or the devices cannot run `model.attention`.
+        ConfigError: the tensor axis does not divide the heads, or the devices cannot run the attention
+            implementation.
     """
     device = mesh.devices.flat[0]
     kernel = choose_kernel(config, device.platform, device.device_kind)

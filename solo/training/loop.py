@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 
 from solo.batch import Batch
 from solo.config import Config, StageConfig
-from solo.data.loader import Loader, append_line, batch_record_ids
-from solo.data.plan import StagePlan
-from solo.data.prepare import Prepared
+from solo.data.planning.stage_plan import StagePlan
+from solo.data.rows.loader import Loader, append_line, batch_record_ids
+from solo.data.store.prepare import Prepared
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered

@@ -45,9 +45,9 @@ def batch_loss(
     model = definition.bind(parameters)
     output = model.hidden(batch, where)
     sums = target_loss(model, output.hidden, batch, config, num_sources)
-    if definition.config.experts.ffn != "learned":
+    if definition.config.experts.ffn != "moe":
         return sums
-    weight = definition.config.learned_experts.auxiliary_weight * share
+    weight = definition.config.moe.auxiliary_weight * share
     return sums._replace(total=sums.total + weight * output.auxiliary)
 
 

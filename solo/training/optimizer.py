@@ -55,7 +55,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> j
 
 
 def decays(path: str, spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
-    """Whether weight decay applies to a parameter; see `OptimizerConfig.decayed`."""
+    """Whether weight decay applies to a parameter; see `OptimizerConfig.weight_decay_mask`."""
     if kind == "all":
         return True
     is_matrix = len(spec.axes) - spec.axes.count("layers") > 1 and not path.endswith("bias")
@@ -71,7 +71,7 @@ def make_optimizer(
     Gradients are clipped by their global norm first, over the trainable parameters. Steps and eps follow the
     model's parametrisation.
     """
-    mask = {path: decays(path, spec, config.decayed) for path, spec in specs.items()}
+    mask = {path: decays(path, spec, config.weight_decay_mask) for path, spec in specs.items()}
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     if model.parametrisation.kind != "standard":

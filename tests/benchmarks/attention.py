@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from solo.config import ModelConfig
-from solo.model.attention import interval_attention, needed_blocks
-from solo.model.attention_kernel import local_kernel
+from solo.model.attention.interval import interval_attention, needed_blocks
+from solo.model.attention.kernel import local_kernel
 
 
 def intervals_of(documents: int, patches: int, text: int) -> np.ndarray:

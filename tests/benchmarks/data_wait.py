@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from solo.config import load_config
-from solo.data.prepare import prepare
+from solo.data.store.prepare import prepare
 from solo.training.loop import Trainer
 from solo.training.observer import Observer
 from solo.training.run import RunFolder, read_metrics

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig, OptimizerConfig, SafetyConfig, StageConfig
-from solo.data.document import Document
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import Document
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import device_batch, make_mesh
 from solo.training.step import make_stage

@@ -31,9 +31,9 @@ import torch
 
 from solo.batch import Batch
 from solo.config import Config, MeshConfig, SafetyConfig, StageConfig, load_config
-from solo.data.document import PATCH, Document
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import PATCH, Document
 from solo.interop.layouts.native import NATIVE
 from solo.interop.remote.configuration_solo import SoloMonolithConfig
 from solo.interop.remote.modeling_solo import SoloMonolithForCausalLM

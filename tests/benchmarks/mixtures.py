@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from solo.config import DataConfig, ImageConfig, OptimizerConfig, SourceConfig, StageConfig
-from solo.data.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex
+from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex
 
 IMAGES = ImageConfig(patch_size=8, max_side=8 * 64)
 
@@ -86,13 +86,13 @@ def _quickstart(
 
 def _long_tailed(text_share: float) -> tuple[dict[str, SourceIndex], StageConfig]:
     mixture = {"captions": 1 - text_share, "text": text_share}
-    return long_tailed(), stage(mixture, row_slots=16_384, mixture_by="positions")
+    return long_tailed(), stage(mixture, row_slots=16_384, mixture_by="tokens")
 
 
 CASES = {
     "quickstart, by documents": lambda: _quickstart(),
-    "quickstart, by positions": lambda: _quickstart(mixture_by="positions"),
-    "quickstart, rows of 2048": lambda: _quickstart(2048, mixture_by="positions"),
+    "quickstart, by tokens": lambda: _quickstart(mixture_by="tokens"),
+    "quickstart, rows of 2048": lambda: _quickstart(2048, mixture_by="tokens"),
     "quickstart, images only": lambda: _quickstart(without="text"),
     "digits only, rows of 8192": lambda: _quickstart(8192, without="scenes lines text"),
     "long-tailed, 30% text": lambda: _long_tailed(0.3),

@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 
-from solo.data.plan import StagePlan
+from solo.data.planning.stage_plan import StagePlan
 from tests.benchmarks.mixtures import CASES, IMAGES, data_config
 
 WINDOWS = 12  # fill in the long run is that of the second half

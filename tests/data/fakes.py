@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, SequenceConfig
-from solo.data.conversation import Record, Turn, encode_png
-from solo.data.document import runs
-from solo.data.index import IndexBuilder, SourceIndex
-from solo.data.tokenizer import SpecialTokens, Tokenizer
+from solo.data.record import Record, Turn, encode_png
+from solo.data.rows.document import runs
+from solo.data.store.index import IndexBuilder, SourceIndex
+from solo.data.text import SpecialTokens, Tokenizer
 
 IMAGE = ImageConfig(patch_size=4, max_side=32)
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<vision>", "</vision>", "<vrow_sep>"]

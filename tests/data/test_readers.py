@@ -10,10 +10,10 @@ import pytest
 from PIL import Image as PillowImage
 
 from solo.config import ConfigError
-from solo.data.conversation import Image, Record, Turn, encode_png
 from solo.data.readers import Unreadable, read, reader, scenes
 from solo.data.readers.digits import WORDS
 from solo.data.readers.topics import documents
+from solo.data.record import Image, Record, Turn, encode_png
 
 
 def records(name: str, limit: int | None = None, /, **options) -> list[Record]:

@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from solo.config import TokenizerConfig
-from solo.data.tokenizer import PIECES, train_tokenizer
+from solo.data.text import PIECES, train_tokenizer
 
 TEXTS = [topics[name] for name in sorted(topics)[:30]]
 

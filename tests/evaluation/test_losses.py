@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solo.config import ConfigError
-from solo.data.prepare import prepare
+from solo.data.store.prepare import prepare
 from solo.evaluation.losses import evaluation_set, held_out_losses
 from solo.evaluation.run import evaluate_run
 from solo.training.observer import Observer

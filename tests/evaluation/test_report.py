@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from solo.config import dump_config
-from solo.data.conversation import Image, Turn, encode_png
+from solo.data.record import Image, Turn, encode_png
 from solo.evaluation.chart import loss_chart
 from solo.evaluation.report import active_parameters, duration, enlargement, render, run_facts, short, write_report
 from solo.evaluation.tasks import Example, TaskResult

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from solo.config import ConfigError
-from solo.data.prepare import prepare
+from solo.data.store.prepare import prepare
 from solo.evaluation.run import evaluate_folder, evaluate_run
 from solo.training.observer import Observer
 from solo.training.run import RunFolder, read_metrics

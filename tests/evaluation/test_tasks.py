@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from solo.config import ConfigError, EvaluationConfig
-from solo.data.conversation import Image, Record, Turn, encode_png
 from solo.data.readers import read
+from solo.data.record import Image, Record, Turn, encode_png
 from solo.evaluation.results import print_results, results_lines
 from solo.evaluation.tasks import TaskResult, blank_images, evaluate, split_answer
 from tests.tiny import picture, tiny_monolith

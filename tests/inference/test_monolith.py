@@ -9,13 +9,13 @@ import pytest
 
 import solo
 from solo.config import Config, MeshConfig, dump_config
-from solo.data.conversation import parse_conversation
-from solo.data.document import PATCH, TextRun, encode, runs
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
-from solo.data.templates import InternLM2Chat
-from solo.data.tokenizer import Tokenizer, extend_tokenizer
-from solo.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from solo.data.planning.row_shape import RowShape
+from solo.data.record import parse_conversation
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import PATCH, TextRun, encode, runs
+from solo.data.text import Tokenizer, extend_tokenizer
+from solo.data.text.sentencepiece_model import SentencePieceTokenizer
+from solo.data.text.templates import InternLM2Chat
 from solo.inference.decoding import allowed_tokens
 from solo.inference.monolith import Monolith
 from solo.model.parameters import define
@@ -111,7 +111,7 @@ def test_answers_are_those_of_full_recomputation(model, answers) -> None:
     [
         ("causal", {"window": 9}, {}),
         ("prefix", {"positions": "grid"}, {"rope_sections": [0, 2, 2]}),
-        ("causal", {}, {"experts": {"ffn": "learned"}, "learned_experts": {"count": 4, "top_k": 2}}),
+        ("causal", {}, {"experts": {"ffn": "moe"}, "moe": {"count": 4, "top_k": 2}}),
     ],
     ids=["window", "grid positions", "learned experts"],
 )
@@ -338,7 +338,7 @@ def test_bad_input_is_named(model, tmp_path) -> None:
 
 
 def _png() -> bytes:
-    from solo.data.conversation import encode_png
+    from solo.data.record import encode_png
 
     return encode_png(picture(16, 16, 0)).data
 

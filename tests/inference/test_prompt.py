@@ -9,11 +9,11 @@ import pytest
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, SequenceConfig
-from solo.data.conversation import Turn, encode_png
-from solo.data.document import encode
-from solo.data.rows import assemble_row
-from solo.data.shape import RowShape
-from solo.data.templates import make_template
+from solo.data.planning.row_shape import RowShape
+from solo.data.record import Turn, encode_png
+from solo.data.rows.assembly import assemble_row
+from solo.data.rows.document import encode
+from solo.data.text.templates import make_template
 from solo.inference.decoding import allowed_tokens, answer_length
 from solo.inference.prompt import prompt_batches, row_of, slots
 from tests.data.fakes import CharacterTokenizer
@@ -29,7 +29,7 @@ TURNS = [
 @pytest.mark.parametrize("sequence", [{}, {"window": 5}, {"positions": "grid"}])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
 def test_chunks_agree_with_the_whole(attention, sequence) -> None:
-    image = ImageConfig(patch_size=4, max_side=32, attention=attention)
+    image = ImageConfig(patch_size=4, max_side=32, mask=attention)
     config = SequenceConfig(**sequence)
     template = make_template(TOKENIZER, config)
     first = encode(template.runs(TURNS[:2]), TOKENIZER, image)

@@ -34,7 +34,7 @@ SAIL = {
     "exif": "ignore",
     "row_token": None,
     "placeholder_token": "<vpatch>",
-    "attention": "prefix",
+    "mask": "prefix",
 }
 PERSIMMON = {
     "kv_heads": 4,
@@ -114,7 +114,7 @@ _TINY = {
     "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"window": 16}),
     "fuyu with qwen3": ("fuyu", {"qk_norm": "rms", "head_dim": 16, "patch_embed": {"bias": True}}, FUYU, {}),
     "native": ("native", {"patch_embed": GRID, "experts": MODALITY, "bias": "all", "qk_norm": "layer"}, TILES, {}),
-    "native with learned experts": ("native", {"experts": {"ffn": "learned"}, "tied_head": True}, PATCHES, {}),
+    "native with learned experts": ("native", {"experts": {"ffn": "moe"}, "tied_head": True}, PATCHES, {}),
 }
 TINY = tuple(_TINY)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from solo.config import MeshConfig
-from solo.data.tokenizer import Tokenizer, extend_tokenizer
+from solo.data.text import Tokenizer, extend_tokenizer
 from solo.inference.monolith import Monolith
 from solo.model.parameters import define
 from solo.sharding.mesh import make_mesh

@@ -7,8 +7,8 @@ import pytest
 
 import solo
 from solo.cli import main
-from solo.data.tokenizer import extend_tokenizer
-from solo.data.tokenizer.huggingface import HuggingFaceTokenizer
+from solo.data.text import extend_tokenizer
+from solo.data.text.huggingface import HuggingFaceTokenizer
 from solo.interop.export import export
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS

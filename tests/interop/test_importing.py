@@ -8,7 +8,7 @@ import pytest
 
 from solo.cli import main
 from solo.config import dump_config
-from solo.data.tokenizer import open_tokenizer
+from solo.data.text import open_tokenizer
 from solo.interop.importing import import_repository
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
@@ -57,7 +57,7 @@ def test_import_and_export_is_the_identity_bit_for_bit(tmp_path, name):
         ({"rope_theta": 5.0}, ["model.rope_theta: 10000.0 there, 5.0 here"]),
         ({"bias": "qkv"}, ["model.bias: none there, qkv here"]),
         ({"vocab_size": 99}, ["model.vocab_size: 100 there, 99 here; rows can be added, not taken away"]),
-        ({"experts": {"ffn": "learned"}}, ["model.experts.ffn: shared there, learned here; a learned mixture is not"]),
+        ({"experts": {"ffn": "moe"}}, ["model.experts.ffn: shared there, learned here; a learned mixture is not"]),
     ],
 )
 def test_a_source_of_another_model_is_refused_key_by_key(tmp_path, change, lines):
@@ -200,7 +200,7 @@ def test_a_row_under_patches_that_there_is_not(tmp_path):
 
 
 def with_pieces(config, *pieces):
-    tokenizer = config.data.tokenizer.model_copy(update={"add_pieces": pieces})
+    tokenizer = config.data.tokenizer.model_copy(update={"add_tokens": pieces})
     return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
@@ -241,7 +241,7 @@ def test_more_pieces_than_rows(tmp_path):
     save(tmp_path / "other", "mistral", rows=493)
     (tmp_path / "other" / "tokenizer.model").write_bytes(foreign_model(500))
     config = with_pieces(grown("mistral", vocab_size=495), "<a>", "<b>", "<c>")
-    with pytest.raises(ValueError, match=r"has 496 pieces with data.tokenizer.add_pieces, but model.vocab_size is 495"):
+    with pytest.raises(ValueError, match=r"has 496 pieces with data.tokenizer.add_tokens, but model.vocab_size is 495"):
         import_repository(tmp_path / "other", config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

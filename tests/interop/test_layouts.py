@@ -181,7 +181,7 @@ def test_a_text_path_is_what_is_left_of_a_monolith(layout):
     ("layout", "change", "message"),
     [
         ("mistral", {"model": {"bias": "qkv"}}, "model.bias is qkv; the mistral layout has none"),
-        ("mistral", {"model": {"experts": {"ffn": "learned"}}}, "model.experts.ffn is learned"),
+        ("mistral", {"model": {"experts": {"ffn": "moe"}}}, "model.experts.ffn is moe"),
         ("llama", {"sequence": {"window": 9}}, "sequence.window is 9; the llama layout has None"),
         ("qwen2", {}, "model.bias is none; the qwen2 layout has qkv"),
         ("qwen3", {}, "model.qk_norm is none; the qwen3 layout has rms"),
@@ -191,8 +191,8 @@ def test_a_text_path_is_what_is_left_of_a_monolith(layout):
         ("solo", {"model": {"patch_embed": {"token_id": 1}, "experts": MODALITY}}, "model.experts.ffn is modality"),
         (
             "solo",
-            {"model": {"patch_embed": {"token_id": 1}}, "image": {"attention": "prefix"}},
-            "image.attention is pr",
+            {"model": {"patch_embed": {"token_id": 1}}, "image": {"mask": "prefix"}},
+            "image.mask is pr",
         ),
         ("sail", {"model": {"patch_embed": {"token_id": 1}}}, "model.rope_sections is None"),
         ("mono_internvl", {}, "model.patch_embed.kind is linear; the mono_internvl layout has grid"),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig
-from solo.data.cutting import decode_patches
-from solo.data.geometry import patch_grid
+from solo.data.images.geometry import patch_grid
+from solo.data.images.patches import decode_patches
 
 pytest.importorskip("transformers")
 

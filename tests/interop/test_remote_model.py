@@ -22,7 +22,7 @@ SWITCHES = {
         },
     },
     "modality_all_conv_bias_qkv": {
-        "image": {"attention": "bidirectional"},
+        "image": {"mask": "bidirectional"},
         "model": {
             "experts": ALL,
             "patch_embed": {"kind": "conv", "inner_size": 2, "inner_width": 6},
@@ -43,13 +43,13 @@ SWITCHES = {
         },
     },
     "prefix_beyond_the_window": {
-        "image": {"attention": "prefix", "row_token_after_last": True},
+        "image": {"mask": "prefix", "row_token_after_last": True},
         "model": {"experts": {"qkv": "modality", "norms": "modality"}},
         "sequence": {"window": 3},
     },
-    "bidirectional_beyond_the_window": {"image": {"attention": "bidirectional"}, "sequence": {"window": 2}},
+    "bidirectional_beyond_the_window": {"image": {"mask": "bidirectional"}, "sequence": {"window": 2}},
     "grid_positions": {
-        "image": {"attention": "prefix"},
+        "image": {"mask": "prefix"},
         "model": {"rope_sections": (0, 1, 1), "experts": {"out": "modality"}},
         "sequence": {"positions": "grid"},
     },
@@ -58,8 +58,8 @@ SWITCHES = {
         "model": {"experts": ALL, "patch_embed": {"kind": "conv", "inner_size": 2, "inner_width": 6}, "bias": "qkv"},
     },
     "learned_tied_isolated": {
-        "image": {"attention": "isolated"},
-        "model": {"experts": {"ffn": "learned"}, "learned_experts": {"count": 4, "top_k": 2}, "tied_head": True},
+        "image": {"mask": "isolated"},
+        "model": {"experts": {"ffn": "moe"}, "moe": {"count": 4, "top_k": 2}, "tied_head": True},
     },
 }
 
@@ -85,7 +85,7 @@ def real(logits, inputs):
     return logits[inputs["attention_mask"].bool()]
 
 
-EXPERTS = {"image": {"attention": "prefix"}, "model": {"experts": ALL}}
+EXPERTS = {"image": {"mask": "prefix"}, "model": {"experts": ALL}}
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from solo.config import SequenceConfig, TokenizerConfig
-from solo.data.conversation import Image, Turn
-from solo.data.templates import TextRun, make_template
-from solo.data.tokenizer import PIECES, extend_tokenizer, train_tokenizer
-from solo.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from solo.data.record import Image, Turn
+from solo.data.text import PIECES, extend_tokenizer, train_tokenizer
+from solo.data.text.sentencepiece_model import SentencePieceTokenizer
+from solo.data.text.templates import TextRun, make_template
 from solo.interop.chat_template import chat_template
 from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from solo.batch import BEGIN_MARKER, ROW_MARKER, Batch
 from solo.config import Config, parse_config
-from solo.data.document import PATCH, Document
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import PATCH, Document
 from solo.interop.layouts.native import NATIVE
 from solo.model.parameters import ModelDefinition, Parameters
 
@@ -29,7 +29,7 @@ def twin_config(**sections: dict[str, Any]) -> Config:
         "image": {"patch_size": 4, "max_side": 16, "tile_size": 16},
         "model": {"width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 24, "vocab_multiple": 8},
     }
-    found["model"] |= {"attention": "dense", "vocab_size": VOCAB}  # dense compiles in half the time
+    found["model"] |= {"attention_implementation": "dense", "vocab_size": VOCAB}  # dense compiles in half the time
     for name, section in sections.items():
         found[name] = found.get(name, {}) | section
     return parse_config(found)

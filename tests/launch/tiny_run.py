@@ -22,7 +22,7 @@ def write_config(folder: Path) -> Path:
         **CONFIG,
         "folder": str(folder / "runs"),
         "data": {**CONFIG["data"], "folder": str(folder / "data")},
-        "model": {**CONFIG["model"], "attention": "dense"},  # compiles faster
+        "model": {**CONFIG["model"], "attention_implementation": "dense"},  # compiles faster
         "stages": [{**stage, "steps": STEPS // 2, "batch_rows": 8} for stage in CONFIG["stages"]],
     }
     path = folder / "config.yaml"

@@ -9,9 +9,9 @@ from solo.batch import Batch
 from solo.config import (
     ExpertsConfig,
     ImageConfig,
-    LearnedExpertsConfig,
     MeshConfig,
     ModelConfig,
+    MoEConfig,
     SafetyConfig,
     StageConfig,
 )
@@ -48,7 +48,7 @@ def shapes_of(B: int, P: int, T: int, Y: int, patch_size: int) -> Batch:
         (ExpertsConfig(ffn="modality"), ["*"], True),
         (ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality"), ["*"], False),
         (ExpertsConfig(ffn="modality"), ["patch_embed", "layers/ffn/patches/*"], False),
-        (ExpertsConfig(ffn="learned"), ["*"], False),
+        (ExpertsConfig(ffn="moe"), ["*"], False),
     ],
 )
 def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, tied, monkeypatch) -> None:
@@ -64,10 +64,10 @@ def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, ti
         ffn_width=2048,
         experts=experts,
         # The compiler counts the optimizer too, some 25 FLOPs a parameter: few experts, for few slots.
-        learned_experts=LearnedExpertsConfig(count=2),
+        moe=MoEConfig(count=2),
         tied_head=tied,
         scan_layers=False,
-        attention="dense",
+        attention_implementation="dense",
     )
     definition = ModelDefinition(config, ImageConfig(patch_size=32), 4096)
     stage = StageConfig.model_validate_json(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from solo.config import ExpertsConfig, ImageConfig, ModelConfig
-from solo.data.document import PATCH, Document
-from solo.data.rows import stack
+from solo.data.rows.assembly import stack
+from solo.data.rows.document import PATCH, Document
 from solo.inference.prompt import row_of, slots
 from solo.model.generate import Sampling, empty_memory, generate, read
 from solo.model.parameters import ModelDefinition
@@ -25,7 +25,7 @@ HERE = Placement()
 
 
 def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
-    image = ImageConfig(patch_size=2, max_side=64, attention=mode)
+    image = ImageConfig(patch_size=2, max_side=64, mask=mode)
     settings = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "attention_block": 16}
     return ModelDefinition(ModelConfig(experts=experts, **{**settings, **switches}), image, VOCAB)
 
@@ -81,7 +81,7 @@ def read_all(definition, parameters, documents):
 CASES = [
     (VISUAL_FFN, "causal", {}),
     (ALL_EXPERTS, "bidirectional", {"tied_head": True}),
-    (ALL_EXPERTS, "isolated", {"attention": "dense", "scan_layers": False}),
+    (ALL_EXPERTS, "isolated", {"attention_implementation": "dense", "scan_layers": False}),
 ]
 
 

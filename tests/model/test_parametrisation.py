@@ -79,8 +79,8 @@ def test_every_parameter_has_its_role(path: str, wanted: str) -> None:
 
 
 def test_the_weights_of_learned_experts_are_hidden_and_their_router_is_not() -> None:
-    specs = definition("mup", experts={"ffn": "learned"}).specs
-    found = {path: role(path, specs[path].axes) for path in specs if "/learned/" in path}
+    specs = definition("mup", experts={"ffn": "moe"}).specs
+    found = {path: role(path, specs[path].axes) for path in specs if "/moe/" in path}
     assert {path.split("/")[-1]: what for path, what in found.items()} == {
         "router": "router",
         "gate": "hidden",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import Placement
 from solo.sharding.mesh import make_mesh
@@ -52,7 +52,7 @@ def test_policies_keep_less_and_less_and_change_no_gradient() -> None:
         for path, value in expected.items():
             scale = float(np.abs(value).max())
             np.testing.assert_allclose(found[path] / scale, value / scale, atol=1e-5, rtol=0, err_msg=f"{remat} {path}")
-    shrinking = [held[remat] for remat in ("none", "dots", "projections", "full", "everything")]
+    shrinking = [held[remat] for remat in ("none", "dots", "projections", "attention", "full")]
     layer_input = 160 * 32 * 4 * model.layers
     assert all(more - less > layer_input / 2 for more, less in pairwise(shrinking)), held
 
@@ -60,7 +60,9 @@ def test_policies_keep_less_and_less_and_change_no_gradient() -> None:
 @pytest.mark.parametrize("remat", POLICIES)
 def test_a_mesh_computes_as_much_again_as_one_device(remat: str) -> None:
     """What a policy looks for must show through the products that are written out for a mesh."""
-    config = ModelConfig(width=32, layers=2, heads=4, kv_heads=2, ffn_width=96, attention="dense", remat=remat)
+    config = ModelConfig(
+        width=32, layers=2, heads=4, kv_heads=2, ffn_width=96, attention_implementation="dense", remat=remat
+    )
     definition = ModelDefinition(config, IMAGE, 50)
     rng = np.random.default_rng(0)
     row = assemble_row([(random_document(rng, 50, patch_size=2, parts=4), 0)], RowShape(64, 96, 16), IMAGE, 0)

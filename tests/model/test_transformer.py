@@ -7,8 +7,8 @@ import pytest
 
 from solo.batch import Batch
 from solo.config import ExpertsConfig, ImageConfig, LossConfig, ModelConfig, PatchEmbedConfig
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.training.loss import normalised_weights, target_loss
 from tests.reference import forward, loss_sum, random_document
@@ -20,7 +20,7 @@ ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norm
 
 
 def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
-    image = ImageConfig(patch_size=2, max_side=64, attention=mode)
+    image = ImageConfig(patch_size=2, max_side=64, mask=mode)
     settings = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "attention_block": 16}
     return ModelDefinition(ModelConfig(experts=experts, init_std=0.2, **{**settings, **switches}), image, VOCAB)
 
@@ -59,7 +59,7 @@ CASES = [
     (VISUAL_FFN, "bidirectional", {"tied_head": True}),
     (ALL_EXPERTS, "isolated", {"kv_heads": 4}),
     (ALL_EXPERTS, "bidirectional", {"remat": "dots"}),
-    (VISUAL_FFN, "causal", {"remat": "full", "scan_layers": False, "attention": "dense"}),
+    (VISUAL_FFN, "causal", {"remat": "attention", "scan_layers": False, "attention_implementation": "dense"}),
 ]
 
 

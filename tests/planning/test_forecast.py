@@ -26,7 +26,7 @@ def found() -> Forecast:
 
 
 def _config():
-    config = tiny_config(model={**MODEL, "remat": "full"}, data={"folder": "nowhere", **_sources()})
+    config = tiny_config(model={**MODEL, "remat": "attention"}, data={"folder": "nowhere", **_sources()})
     stage = config.stages[0].model_copy(update=ROWS)
     # An early stage of another name, which trains the same.
     other = stage.model_copy(update={"name": "other", "steps": 1500})

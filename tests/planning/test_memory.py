@@ -7,7 +7,7 @@ import pytest
 
 from solo import pipeline
 from solo.config import ConfigError, load_config
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
 from solo.model.parameters import define
 from solo.planning.fit import check_fit, machine_here, nearest_settings
 from solo.planning.memory import hand_count, memory_limit
@@ -51,7 +51,7 @@ def test_less_rematerialisation_and_more_rows_save_more() -> None:
 
     # Inputs of 32 layers and attention's outputs in bfloat16, and a float32 for every head.
     assert saved() == 16 * 8192 * 32 * (2 * 4096 * 2 + 32 * 4)
-    order = ("none", "dots", "projections", "full", "everything", "offload")
+    order = ("none", "dots", "projections", "attention", "full", "offload")
     sizes = [saved(f"model.remat={policy}") for policy in order]
     assert sizes[:5] == sorted(sizes[:5], reverse=True)
     # Half a layer each: its input alone, or attention's output alone.

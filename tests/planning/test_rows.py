@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solo.config import ConfigError
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
 from solo.planning.rows import Document, intervals, stage_rows, stated_rows
 from tests.tiny import tiny_config
 

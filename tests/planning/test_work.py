@@ -21,7 +21,7 @@ MODEL = {
     "ffn_width": 1024,
     "experts": {"ffn": "modality"},
     "scan_layers": False,
-    "attention": "dense",
+    "attention_implementation": "dense",
     "vocab_size": 2048,
 }
 
@@ -34,7 +34,7 @@ def _stage(**model):
 
 @pytest.mark.slow
 def test_what_is_computed_is_what_the_compiler_counts() -> None:
-    config, stage = _stage(remat="full")
+    config, stage = _stage(remat="attention")
     rows, definition = stated_rows(stage), define(config, None)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     made = make_stage(definition, stage, 1, SafetyConfig(), mesh)
@@ -47,14 +47,14 @@ def test_what_is_computed_is_what_the_compiler_counts() -> None:
 
 def test_recomputation_is_no_useful_work() -> None:
     work = {}
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "dots", "attention"):
         config, stage = _stage(remat=remat)
         work[remat] = step_work(config, stage, define(config, None), stated_rows(stage))
-    assert work["none"].useful == work["dots"].useful == work["full"].useful
+    assert work["none"].useful == work["dots"].useful == work["attention"].useful
     assert sum(work["none"].computed.values()) == sum(work["dots"].computed.values())
     # The forward pass once more, of three times as much: forward, and the gradients of inputs and of weights.
-    assert work["full"].computed["qkv"] * 3 == work["none"].computed["qkv"] * 4
-    assert work["none"].useful_share > work["full"].useful_share
+    assert work["attention"].computed["qkv"] * 3 == work["none"].computed["qkv"] * 4
+    assert work["none"].useful_share > work["attention"].useful_share
 
 
 def test_logits_of_chunks_are_computed_again() -> None:
@@ -66,7 +66,7 @@ def test_logits_of_chunks_are_computed_again() -> None:
 
 
 def test_shorter_documents_need_fewer_tiles_and_fewer_pairs() -> None:
-    config, stage = _stage(attention="blocks", attention_block=16)
+    config, stage = _stage(attention_implementation="blocks", attention_block=16)
     definition, whole = define(config, None), stated_rows(stage)
     quarters = Rows(whole.shape, 1, ((Document(48, 16, 16),) * 4,), "four equal documents")
     one, four = (step_work(config, stage, definition, rows) for rows in (whole, quarters))

@@ -85,7 +85,7 @@ def test_whole_names_are_looked_for_and_other_faults_are_left_alone(message: str
     ],
 )
 def test_libtpu_refuses_in_the_words_that_are_looked_for(option: str, reason: str) -> None:
-    settings = ("mesh.fsdp=1", "model.attention=blocks", f"compiler_options.{option}")
+    settings = ("mesh.fsdp=1", "model.attention_implementation=blocks", f"compiler_options.{option}")
     words = ("plan", "configs/quickstart.yaml", *settings, "--on", "v5e-1", "--stage", "classes")
     done = subprocess.run(
         [sys.executable, "-m", "solo.cli", *words],

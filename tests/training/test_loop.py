@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from solo.config import Config, ConfigError, parse_config
-from solo.data.plan import StagePlan
-from solo.data.prepare import prepare
+from solo.data.planning.stage_plan import StagePlan
+from solo.data.store.prepare import prepare
 from solo.sharding.mesh import make_mesh
 from solo.training.loop import BadStepError, Trainer
 from solo.training.observer import Observer

@@ -21,8 +21,8 @@ ROWS, PATCHES, TEXT, TARGETS, WIDTH, FFN, VOCAB = 8, 80, 112, 88, 48, 104, 640
 CHUNK = 64
 DEFINITION = ModelDefinition(
     ModelConfig(
-        width=WIDTH, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_width=FFN, attention="dense",
-        experts=ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality"), remat="full",
+        width=WIDTH, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_width=FFN, attention_implementation="dense",
+        experts=ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality"), remat="attention",
     ),
     ImageConfig(patch_size=2),
     VOCAB,

@@ -7,8 +7,8 @@ import pytest
 
 from solo.batch import Batch
 from solo.config import ConfigError, ExpertsConfig, ImageConfig, MeshConfig, ModelConfig, SafetyConfig, StageConfig
-from solo.data.rows import assemble_row, stack
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import Placement
 from solo.sharding.mesh import device_batch, make_mesh
@@ -22,7 +22,7 @@ DEFINITION = ModelDefinition(
         width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, experts=ExpertsConfig(ffn="modality"),
         attention_block=16, vocab_multiple=64,
     ),
-    ImageConfig(patch_size=2, max_side=64, attention="bidirectional"),
+    ImageConfig(patch_size=2, max_side=64, mask="bidirectional"),
     VOCAB,
 )  # fmt: skip
 
@@ -217,7 +217,7 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, name: str) -> None:
 
 def test_the_kernel_for_tpu_trains_like_blocks() -> None:
     """Computed step by step; every device has its share of the rows' slots and of the heads."""
-    model = DEFINITION.config.model_copy(update={"attention": "pallas", "attention_tile": (16, 16)})
+    model = DEFINITION.config.model_copy(update={"attention_implementation": "pallas", "attention_tile": (16, 16)})
     definition = ModelDefinition(model, DEFINITION.image, VOCAB)
     data = batches(2, rows=2)
     stage, mesh = stage_config(batch_rows=2), MeshConfig(fsdp=1, context=2, tensor=2)

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image as PillowImage
 
-from solo.data.conversation import Image, Record, Turn, encode_png
 from solo.data.readers.registry import Examples, reader
+from solo.data.record import Image, Record, Turn, encode_png
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUESTION = "Which digit is this?"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from solo.config import ConfigError
-from solo.data.conversation import Image, Record, Turn
 from solo.data.readers.registry import Examples, Unreadable, reader
+from solo.data.record import Image, Record, Turn
 
 
 @reader("folder")

@@ -11,8 +11,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from solo.config import ConfigError
-from solo.data.conversation import Image, Record, Turn, encode_png
 from solo.data.readers.registry import Examples, reader
+from solo.data.record import Image, Record, Turn, encode_png
 
 QUESTION = "Read the text."
 

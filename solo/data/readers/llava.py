@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from solo.config import ConfigError
-from solo.data.conversation import Image, Record, Role, Turn
 from solo.data.readers.registry import Examples, Unreadable, reader
+from solo.data.record import Image, Record, Role, Turn
 
 PLACEHOLDER = "<image>"
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}

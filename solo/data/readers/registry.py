@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from solo.config import ConfigError, nearest
-from solo.data.conversation import Record
+from solo.data.record import Record
 
 
 @dataclass(frozen=True, slots=True)

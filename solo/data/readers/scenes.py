@@ -17,8 +17,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from solo.config import ConfigError
-from solo.data.conversation import Image, Record, Turn, encode_png
 from solo.data.readers.registry import Examples, reader
+from solo.data.record import Image, Record, Turn, encode_png
 
 COLOURS = {
     "red": (220, 35, 35),

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from solo.config import ConfigError, nearest
-from solo.data.conversation import Image, Record, Turn, encode_png
 from solo.data.readers.registry import Examples, Unreadable, reader
+from solo.data.record import Image, Record, Turn, encode_png
 
 
 @reader("tfds")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from solo.data.conversation import Record, Turn
 from solo.data.readers.registry import Examples, reader
+from solo.data.record import Record, Turn
 
 
 @reader("topics")

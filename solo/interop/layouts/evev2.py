@@ -57,7 +57,7 @@ class EVEv2(Layout):
             "end_token": None,
             "row_token": None,
             "markers": True,
-            "attention": "causal",
+            "mask": "causal",
             "mean": CLIP_MEAN,
             "std": CLIP_STD,
         }
@@ -91,7 +91,7 @@ class EVEv2(Layout):
             "model.rope_sections": None,
             "image.geometry": "area",
             "image.markers": True,
-            "image.attention": "causal",
+            "image.mask": "causal",
             "image.mean": (CLIP_MEAN,),
             "image.std": (CLIP_STD,),
             "image.resample": "bicubic",

@@ -54,7 +54,7 @@ class Fuyu(Layout):
             "row_token": "|NEWLINE|",
             "row_token_after_last": True,
             "placeholder_token": "|SPEAKER|",
-            "attention": "causal",
+            "mask": "causal",
             "mean": _HALF,
             "std": _HALF,
         }
@@ -89,7 +89,7 @@ class Fuyu(Layout):
             "model.tied_head": False,
             "model.rope_sections": None,
             "image.geometry": "padded",
-            "image.attention": "causal",
+            "image.mask": "causal",
             "image.row_token_after_last": True,
             "image.mean": (_HALF,),
             "image.std": (_HALF,),

@@ -106,7 +106,7 @@ class MonoInternVL(Layout):
             "model.experts.norms": "shared",
             "model.rope_sections": None,
             "image.geometry": "tiles",
-            "image.attention": "causal",
+            "image.mask": "causal",
             "image.mean": (IMAGENET_MEAN,),
             "image.std": (IMAGENET_STD,),
             "image.resample": "bicubic",
@@ -158,7 +158,7 @@ def _image(config_json: Mapping[str, Any], inner: int, vision: Mapping[str, Any]
         "end_token": "</img>",
         "row_token": None,
         "placeholder_token": "<IMG_CONTEXT>",
-        "attention": "causal",
+        "mask": "causal",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
     }

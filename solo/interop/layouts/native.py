@@ -17,7 +17,7 @@ too, as the product of a flattened patch. With R one of shared, patches, text, a
     model.layers.i.qkv.R.q_norm.weight [C] .bias, .k_norm.weight .bias
     model.layers.i.out.R.weight [D, H C] .bias [D]
     model.layers.i.ffn.R.gate.weight [F, D] .bias [F], .up.weight .bias, .down.weight [D, F] .bias [D]
-    model.layers.i.ffn.learned.router.weight [E, D], .gate [E, F, D], .up [E, F, D], .down [E, D, F]
+    model.layers.i.ffn.moe.router.weight [E, D], .gate [E, F, D], .up [E, F, D], .down [E, D, F]
     model.final_norm.weight [D] .bias
 
 A bias is there where our parameter is (`model.bias`, `norm: layer`, `qk_norm: layer`).
@@ -88,7 +88,7 @@ class Native(Layout):
 def tensor_name(path: str, layer: int | None = None) -> str:
     """What a parameter's tensor is called; see the table at the top."""
     *words, last = path.split("/")
-    learned = "learned" in words
+    learned = "moe" in words
     if last.endswith("_bias"):
         last = f"{last.removesuffix('_bias')}.bias"
     elif last in _PROJECTIONS and (last == "router" or not learned):
@@ -102,7 +102,7 @@ def tensor_name(path: str, layer: int | None = None) -> str:
 def _rule(rules: Rules, path: str, layer: int | None = None) -> TensorRule:
     """The kind of rule follows from the path: which of our parameters are matrices with inputs first."""
     name, last = tensor_name(path, layer), path.rpartition("/")[2]
-    if "learned" in path and last != "router":
+    if "moe" in path and last != "router":
         experts, inputs, outputs = rules.definition.specs[path].shape[1:]
         return rules.rearranged(name, path, layer, view=(experts, outputs, inputs), order=(0, 2, 1))
     if last.endswith("bias"):

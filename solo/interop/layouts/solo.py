@@ -58,7 +58,7 @@ class Solo(LlamaLike):
             "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released: solo.md 1.6
             "row_token": None if self.sail else "<vrow_sep>",
             "placeholder_token": "<vpatch>",
-            "attention": "prefix" if self.sail else "causal",
+            "mask": "prefix" if self.sail else "causal",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
             **({"max_side": 2**17, "max_pixels": 4096 * side * side} if self.sail else {"stored_as_float16": True}),
@@ -97,7 +97,7 @@ class Solo(LlamaLike):
             "model.patch_embed.bias": False,
             "model.rope_sections": ((0, half, half),) if self.sail else None,
             "image.geometry": "native",
-            "image.attention": "prefix" if self.sail else "causal",
+            "image.mask": "prefix" if self.sail else "causal",
             "image.mean": (IMAGENET_MEAN,),
             "image.std": (IMAGENET_STD,),
         }

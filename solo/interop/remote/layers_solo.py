@@ -109,12 +109,12 @@ class FFN(nn.Module):
         return self.down(F.relu(up).square() if self.gate is None else F.silu(self.gate(x)) * up)
 
 
-class LearnedExperts(nn.Module):
+class MoE(nn.Module):
     """The likeliest experts of a learned router for every token; no token is dropped."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
-        learned, width = config.model["learned_experts"], config.model["width"]
+        learned, width = config.model["moe"], config.model["width"]
         inner = learned["width"] or config.model["ffn_width"] // learned["top_k"]
         self.count, self.top_k = learned["count"], learned["top_k"]
         self.router = nn.Linear(width, self.count, bias=False)
@@ -137,15 +137,15 @@ class LearnedExperts(nn.Module):
         return out_ND
 
 
-class LearnedFFN(nn.Module):
+class MoEFFN(nn.Module):
     """The learned experts in the place of an FFN."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
-        self.learned = LearnedExperts(config)
+        self.moe = MoE(config)
 
     def forward(self, x_ND: Tensor, routing: Routing | None) -> Tensor:
-        return self.learned(x_ND)
+        return self.moe(x_ND)
 
 
 class InnerEmbed(nn.Module):
@@ -284,8 +284,8 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         heads = model["heads"] * config.head_dim
         self.out = PerModality(experts["out"], lambda: nn.Linear(heads, model["width"], bias=model["bias"] == "all"))
         self.ffn_norm = PerModality(experts["norms"], lambda: self._norm(model))
-        learned = experts["ffn"] == "learned"
-        self.ffn = LearnedFFN(config) if learned else PerModality(experts["ffn"], lambda: FFN(config))
+        learned = experts["ffn"] == "moe"
+        self.ffn = MoEFFN(config) if learned else PerModality(experts["ffn"], lambda: FFN(config))
 
     @staticmethod
     def _norm(model: dict[str, Any]) -> nn.Module:
@@ -317,4 +317,4 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         return x.view(batch, tokens, width), weights
 
 
-__all__ = ["EMBEDDERS", "ConvEmbed", "GridEmbed", "LearnedExperts", "Routing", "SoloMonolithLayer", "make_norm"]
+__all__ = ["EMBEDDERS", "ConvEmbed", "GridEmbed", "MoE", "Routing", "SoloMonolithLayer", "make_norm"]

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .configuration_solo import SoloMonolithConfig
-from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, LearnedExperts, Routing, SoloMonolithLayer, make_norm
+from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, MoE, Routing, SoloMonolithLayer, make_norm
 from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
 
 # transformers 5.24 gave the cache another name, in outputs and in what it calls.
@@ -43,7 +43,7 @@ class SoloMonolithPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, LearnedExperts):
+        if isinstance(module, MoE):
             for kernel in (module.gate, module.up, module.down):
                 nn.init.normal_(kernel, std=std)
         extra = [getattr(module, name, None) for name in ("positions", "class_token", "begin_marker", "row_marker")]
@@ -169,7 +169,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             return input_ids == self.config.image_token_id
         if inputs_embeds is None:
             raise ValueError("give input_ids or inputs_embeds")
-        if self.config.routes or self.config.image["attention"] != "causal":
+        if self.config.routes or self.config.image["mask"] != "causal":
             raise ValueError("this model must know which tokens are patches: give input_ids beside inputs_embeds")
         return None
 
@@ -205,7 +205,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         past: int,
     ) -> Any:
         """What the attention function expects: causal but for the tokens of images, within the window."""
-        attention, window = self.config.image["attention"], self.config.sequence["window"]
+        attention, window = self.config.image["mask"], self.config.sequence["window"]
         has_patches = visual is not None and bool(visual.any())
         special: dict[str, Any] = {}
         limits = []

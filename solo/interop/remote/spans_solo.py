@@ -72,7 +72,7 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
     cut_before = past > 0 and config.image_begin_id is not None and bool(inside[:, 0].any())
     if cut_before or (config.image_end_id is not None and bool(inside[:, -1].any())):
         raise ValueError("an image lies in two chunks, but its patches see each other: cut the prompt elsewhere")
-    if config.image["attention"] == "prefix":
+    if config.image["mask"] == "prefix":
         first = opening | (inside & ~_before(inside | opening))
         inside = inside | opening | closing
     else:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from solo.batch import Batch
 from solo.config import ConfigError, MeshConfig, SafetyConfig, StageConfig
-from solo.data.prepare import prepare
+from solo.data.store.prepare import prepare
 from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.scaling.sweep.points import first_sizes

@@ -13,7 +13,7 @@ from typing import Any
 
 import solo
 from solo.config import dump_config, load_config
-from solo.data.prepare import open_prepared
+from solo.data.store.prepare import open_prepared
 from solo.evaluation.losses import evaluation_set
 from solo.files import write_whole
 from solo.model.parameters import define

@@ -22,7 +22,7 @@ _FREE: tuple[tuple[str, ...], ...] = (
     ("evaluation", "report_examples"),
     ("model", "remat"),
     ("model", "scan_layers"),
-    ("model", "attention"),
+    ("model", "attention_implementation"),
     ("model", "attention_block"),
 )
 

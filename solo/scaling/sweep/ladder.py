@@ -35,9 +35,9 @@ def size(ladder: Ladder, base: Config, width: int) -> dict[str, Any]:
         "model.head_dim": head_dim,
         "model.ffn_width": _rounded(width * model.ffn_width / model.width, ladder.ffn_multiple),
     }
-    if model.learned_experts.width is not None:
-        scaled = width * model.learned_experts.width / model.width
-        found["model.learned_experts.width"] = _rounded(scaled, ladder.ffn_multiple)
+    if model.moe.width is not None:
+        scaled = width * model.moe.width / model.width
+        found["model.moe.width"] = _rounded(scaled, ladder.ffn_multiple)
     return found
 
 

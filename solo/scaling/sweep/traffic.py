@@ -12,10 +12,10 @@ import numpy as np
 
 from solo.batch import Batch
 from solo.config import Config, ConfigError
-from solo.data.loader import Loader
-from solo.data.plan import StagePlan
-from solo.data.prepare import Prepared, prepare
-from solo.data.shape import RowShape
+from solo.data.planning.row_shape import RowShape
+from solo.data.planning.stage_plan import StagePlan
+from solo.data.rows.loader import Loader
+from solo.data.store.prepare import Prepared, prepare
 from solo.model.flops import Work
 from solo.planning.rows import stated_rows
 from solo.scaling.sweep.identity import digest

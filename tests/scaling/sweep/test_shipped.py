@@ -45,11 +45,11 @@ def test_designs_have_equal_active_parameters(tmp_path: Path) -> None:
             sizes[point.config.model.width, point.steps][point.labels["design"]] = point.estimate
     assert len(sizes) >= 12
     for found in sizes.values():
-        assert set(found) == {"dense", "visual_experts", "learned_experts"}
+        assert set(found) == {"dense", "visual_experts", "moe"}
         assert found["dense"].n_active == found["visual_experts"].n_active
         # Its router comes on top.
-        assert found["learned_experts"].n_active == pytest.approx(found["dense"].n_active, rel=0.03)
-        assert found["dense"].n_total < found["visual_experts"].n_total < found["learned_experts"].n_total
+        assert found["moe"].n_active == pytest.approx(found["dense"].n_active, rel=0.03)
+        assert found["dense"].n_total < found["visual_experts"].n_total < found["moe"].n_total
 
 
 def test_the_pods_is_of_equal_compute(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from solo.scaling.sweep.spec import SweepSpec, load_spec
 
 # One device: two rows do not divide among eight.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-MODEL = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32, "attention": "dense"}
+MODEL = {
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 1,
+    "head_dim": 8,
+    "ffn_width": 32,
+    "attention_implementation": "dense",
+}
 TRAFFIC = {"patches": 100, "text": 100, "targets": 80, "pairs": 12000}
 
 

@@ -1,0 +1,33 @@
+"""Renamed config keys and values: an old name is refused with a message that gives the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+
+# Old key -> what to write instead. Stages are matched by any index.
+RENAMED_KEYS: Mapping[str, str] = {
+    "start_from": "init_from",
+    "data.tokenizer.add_pieces": "data.tokenizer.add_tokens",
+    "image.attention": "image.mask",
+    "model.attention": "model.attention_implementation",
+    "model.learned_experts": "model.moe",
+    "stages.*.optimizer.decayed": "stages.*.optimizer.weight_decay_mask",
+}
+
+# (Key, old value) -> what to write instead.
+RENAMED_VALUES: Mapping[tuple[str, str], str] = {
+    ("model.experts.ffn", "learned"): "moe",
+    ("model.remat", "everything"): "full",
+    ("stages.*.mixture_by", "positions"): "tokens",
+}
+
+
+def new_key(key: str) -> str | None:
+    """Returns what replaces a dotted key, or None where it was never a key."""
+    return next((new for old, new in RENAMED_KEYS.items() if fnmatch(key, old)), None)
+
+
+def new_value(key: str, value: object) -> str | None:
+    """Returns what replaces a value of a key, or None where it was never one of its values."""
+    return next((new for (at, old), new in RENAMED_VALUES.items() if fnmatch(key, at) and value == old), None)

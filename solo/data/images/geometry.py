@@ -1,0 +1,144 @@
+"""How large an image becomes, and how many patches: the rules of `ImageConfig.geometry`, for whole sources at once.
+
+Every rule is that of published code, to the last bit of its floating-point arithmetic;
+`solo.data.images.patches` applies it to pixels. Where a rule leaves nothing of a very thin image, one patch remains.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from solo.config import ImageConfig
+from solo.data.images.tiles import tile_grid
+
+Sides = tuple[np.ndarray, np.ndarray]
+
+
+class PatchGrid(NamedTuple):
+    """What images are cut into: `tiles` grids of `rows` x `columns` patches each, int64, of the sizes' shape."""
+
+    tiles: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def patches(self) -> np.ndarray:
+        """Patches of all tiles together."""
+        return self.tiles * self.rows * self.columns
+
+
+def visual_tokens(grid: PatchGrid, config: ImageConfig) -> np.ndarray:
+    """Slots of images in the patch region: their patches and, with `markers`, one before and one behind each row."""
+    return grid.patches + (1 + grid.rows) * config.markers
+
+
+def patch_grid(
+    width: int | np.ndarray, height: int | np.ndarray, config: ImageConfig, images: int | np.ndarray = 1
+) -> PatchGrid:
+    """The patches of images of these sizes in pixels; `images` as in `solo.data.images.tiles.tile_grid`."""
+    width, height = np.asarray(width, np.int64), np.asarray(height, np.int64)
+    if config.geometry == "tiles":
+        columns, rows = tile_grid(width, height, config, images)
+        tiles = columns * rows
+        side = np.full_like(tiles, config.tile_size // config.patch_size)
+        return PatchGrid(tiles + (config.thumbnail & (tiles > 1)), side, side)
+    columns, rows = (-(-side // config.patch_size) for side in resized(width, height, config))
+    return PatchGrid(np.ones_like(rows), rows, columns)
+
+
+def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
+    """(width, height) in pixels, int64, to which whole images are scaled; for every geometry but tiles."""
+    if config.geometry == "padded":
+        return _padded(width, height, config)
+    sides = _native(width, height, config) if config.geometry == "native" else _area(width, height, config)
+    wide, high = (np.maximum(side, config.patch_size) for side in sides)
+    return wide, high
+
+
+def too_thin(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """bool: images of which the rule leaves nothing, so that one patch is left instead."""
+    if config.geometry == "tiles":
+        return np.zeros(np.shape(width), bool)
+    rule = {"native": _native, "area": _area, "padded": _scaled_down}[config.geometry]
+    wide, high = rule(np.asarray(width, np.int64), np.asarray(height, np.int64), config)
+    return (wide == 0) | (high == 0)
+
+
+def _native(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
+    """SOLO's rule (solo.md 1.1), and SAIL's where `max_pixels` is set.
+
+    The longer side is rounded up to whole patches and capped at `max_side`; the shorter one follows the aspect
+    ratio, truncated to whole pixels, and is then rounded up. SAIL reduces both, rounding down, where their product
+    is still above its cap.
+    """
+    patch = config.patch_size
+    longer, shorter = np.maximum(width, height), np.minimum(width, height)
+    long_side = np.minimum(_up(longer, patch), config.max_side)
+    # Products stay far below 2^53, so this float64 division truncates exactly as Python's does in SOLO's code.
+    short_side = _up((long_side * shorter / longer).astype(np.int64), patch)
+    if config.max_pixels is not None:
+        excess = long_side * short_side / config.max_pixels
+        factor = np.sqrt(np.maximum(excess, 1.0))
+        long_side, short_side = (
+            np.where(excess > 1, (side / factor / patch).astype(np.int64) * patch, side)
+            for side in (long_side, short_side)
+        )
+    landscape = width >= height
+    return np.where(landscape, long_side, short_side), np.where(landscape, short_side, long_side)
+
+
+def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
+    """Scaled into [`min_pixels`, `max_pixels`], then each side to whole patches.
+
+    up       EVEv2's `process_images`, with both bounds equal
+    nearest  what EVEv2 trains with, without a lower bound; halves go to the even neighbour
+    within   Qwen2-VL's and NEO's `smart_resize`: the sides are rounded first, and scaled only where their product
+             is then outside
+    """
+    patch, pixels = config.patch_size, width * height
+    least, most = config.min_pixels or 0, config.max_pixels or np.inf
+    if config.rounding == "within":
+        sides = tuple(np.maximum(np.rint(side / patch).astype(np.int64), 1) * patch for side in (width, height))
+        product = sides[0] * sides[1]
+        down, up = np.sqrt(pixels / most), np.sqrt(least / pixels)
+        small = (_floor(side / np.maximum(down, 1e-9), patch) for side in (width, height))
+        large = (_ceil(side * up, patch) for side in (width, height))
+        wide, high = (
+            np.where(product > most, less, np.where(product < least, more, side))
+            for side, less, more in zip(sides, small, large, strict=True)
+        )
+        return wide, high
+    bound = np.where(pixels > most, most, np.maximum(pixels, least))
+    factor = np.where(bound == pixels, 1.0, np.sqrt(pixels) / np.sqrt(bound))
+    if config.rounding == "up":
+        return _ceil(width / factor, patch), _ceil(height / factor, patch)
+    wide, high = (np.rint(side / factor / patch).astype(np.int64) * patch for side in (width, height))
+    return wide, high
+
+
+def _padded(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
+    wide, high = (np.maximum(side, 1) for side in _scaled_down(width, height, config))
+    return wide, high
+
+
+def _scaled_down(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
+    """Fuyu's rule: an image larger than `max_width` x `max_height` is scaled to fit, truncated to whole pixels."""
+    scale = np.minimum(config.max_height / height, config.max_width / width)
+    large = (width > config.max_width) | (height > config.max_height)
+    wide, high = (np.where(large, (side * scale).astype(np.int64), side) for side in (width, height))
+    return wide, high
+
+
+def _up(side: np.ndarray, patch: int) -> np.ndarray:
+    """int64, the least multiple of `patch` that is at least `side`, an integer."""
+    return -(-side // patch) * patch
+
+
+def _ceil(side: np.ndarray, patch: int) -> np.ndarray:
+    return np.ceil(side / patch).astype(np.int64) * patch
+
+
+def _floor(side: np.ndarray, patch: int) -> np.ndarray:
+    return np.floor(side / patch).astype(np.int64) * patch

@@ -1,0 +1,105 @@
+"""From an image file to patches: decoded, resized as `solo.data.images.geometry` says, and cut."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from solo.batch import BEGIN_MARKER, ROW_MARKER
+from solo.config import ImageConfig
+from solo.data.images.geometry import PatchGrid, patch_grid, resized
+from solo.data.images.tiles import tile_grid
+from solo.data.record import Image
+
+_PADDING = 1  # of 255: what Fuyu fills up with, before its pixels are scaled to [0, 1]
+_FILTERS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.Resampling.BICUBIC}
+
+
+class Patches(NamedTuple):
+    """An image, cut.
+
+    pixels  uint8 [n, p * p * 3]  in reading order; channel-major: value c * p * p + y * p + x
+    places  int32 [n, 2]          row and column of each patch in its image or tile; or a marker (`solo.batch`)
+    grid    tiles, rows and columns
+    """
+
+    pixels: np.ndarray
+    places: np.ndarray
+    grid: PatchGrid
+
+
+def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches:
+    """Decode an image file and cut it.
+
+    Pixels are RGB (alpha dropped), resized by Pillow's antialiased filters, as all references do. Patches stand row
+    by row, or column by column where `patch_order` says so; tile after tile.
+
+    Args:
+        data: the file.
+        config: the geometry.
+        images: images of its record; see `ImageConfig.share_tiles`.
+
+    Raises:
+        OSError: the bytes are no image that can be decoded.
+    """
+    image = Image(data).decode(config.exif)
+    width, height = (np.asarray(side) for side in image.size)
+    grid = patch_grid(width, height, config, images)
+    if config.geometry == "tiles":
+        columns, rows = (int(count) for count in tile_grid(width, height, config, images))
+        wholes = _tiles(image, columns, rows, config)
+    else:
+        wide, high = (int(side) for side in resized(width, height, config))
+        wholes = [_filled(_resize(image, wide, high, config), config)]
+    pixels = np.concatenate([_cut(whole, config) for whole in wholes])
+    places = np.indices((int(grid.rows), int(grid.columns)), np.int32)
+    order = (2, 1, 0) if config.patch_order == "columns" else (1, 2, 0)
+    places = np.tile(places.transpose(order).reshape(-1, 2), (len(wholes), 1))
+    if config.markers:
+        pixels, places = _marked(pixels, places, grid)
+    return Patches(pixels, places, grid)
+
+
+def _marked(pixels: np.ndarray, places: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
+    """With EVEv2's markers put in: slots without pixels, one before the image and one behind each row."""
+    at = np.concatenate([[0], (np.arange(int(grid.rows)) + 1) * int(grid.columns)])
+    kind = np.where(np.arange(len(at)) == 0, BEGIN_MARKER, ROW_MARKER)
+    marks = np.stack([kind, np.zeros_like(kind)], axis=1)
+    return np.insert(pixels, at, 0, axis=0), np.insert(places, at, marks, axis=0)
+
+
+def _resize(image: PillowImage.Image, width: int, height: int, config: ImageConfig) -> np.ndarray:
+    """uint8 [height, width, 3]."""
+    size = (width, height)
+    return np.asarray(image if image.size == size else image.resize(size, _FILTERS[config.resample]))
+
+
+def _tiles(image: PillowImage.Image, columns: int, rows: int, config: ImageConfig) -> list[np.ndarray]:
+    """Row by row, and the whole image as the last one where there are several and the config has it."""
+    side = config.tile_size
+    whole = _resize(image, side * columns, side * rows, config)
+    found = [
+        whole[side * row : side * (row + 1), side * column : side * (column + 1)]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return [*found, _resize(image, side, side, config)] if config.thumbnail and len(found) > 1 else found
+
+
+def _filled(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """Filled up to whole patches at the bottom and on the right; only Fuyu's images need it."""
+    missing = [-side % config.patch_size for side in pixels.shape[:2]]
+    if not any(missing):
+        return pixels
+    return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), constant_values=_PADDING)
+
+
+def _cut(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
+    """uint8 [rows * columns, p * p * 3] of [rows * p, columns * p, 3]."""
+    patch = config.patch_size
+    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+    blocks = pixels.reshape(rows, patch, columns, patch, 3)
+    order = (2, 0, 4, 1, 3) if config.patch_order == "columns" else (0, 2, 4, 1, 3)
+    return blocks.transpose(order).reshape(rows * columns, -1)

@@ -1,0 +1,1 @@
+"""Which documents share which row of which batch."""

@@ -1,0 +1,254 @@
+"""Which documents share which row of which batch: a pure function of (config, seed, step).
+
+The index says how long every document is; nothing is read or decoded. See `pieces` for what is placed, `mixture` for
+the order in which it is drawn, `windows` and `packing` for how it becomes rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
+from solo.data.planning.chunks import Pieces, make_pieces
+from solo.data.planning.mixture import MixtureStream, SourceSize
+from solo.data.planning.packing import MAX_SLOTS
+from solo.data.planning.packing_windows import State, WindowPlanner
+from solo.data.planning.permutation import derive_key
+from solo.data.planning.row_shape import RowShape, mean_needs, row_shapes, sample_index, text_per_patch
+from solo.data.store.index import SourceIndex
+
+_TRIED_ROWS = 64  # rows packed to see how well a shape fills
+_TRIED_RECORDS = 4096  # of each source, that those rows are drawn from
+_GOOD_FILL = 0.992  # of the shape nearest to row_slots; others are only tried if it stays below
+
+
+class Piece(NamedTuple):
+    """A document, or a piece of one.
+
+    source  its source, counted in mixture order
+    record  its record, counted in the source
+    start   it is the record's slots [start, stop) in reading order
+    stop
+    length  slots of the whole record
+    needs   patch, text and target slots
+    """
+
+    source: int
+    record: int
+    start: int
+    stop: int
+    length: int
+    needs: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PlanStatistics:
+    """What a range of steps holds.
+
+    rows       rows, empty ones included
+    slots      slots of those rows
+    useful     int64 [3]: patch, text and target slots that hold something
+    documents  pieces of every source, in mixture order
+    """
+
+    rows: int
+    slots: int
+    useful: np.ndarray
+    documents: tuple[int, ...]
+
+    @property
+    def fill(self) -> float:
+        """Share of all slots, patches and text together, that hold something."""
+        return float(self.useful[:2].sum() / max(self.slots, 1))
+
+
+class StagePlan:
+    """The batches of a stage. Safe to share between threads; pickles without what it has planned.
+
+    Args:
+        stage: mixture, rows and length.
+        indexes: the sources of `stage.mixture`, in its order.
+        image: how images become patches.
+        data: window size and what to do with documents that are too long.
+        seed: the run's seed.
+
+    Attributes:
+        shape: slots of a row: as given in the stage, or chosen so that the data fills them.
+        pieces: by source, what is placed, and how many records were split or dropped.
+
+    Raises:
+        ConfigError: a source has nothing that fits a row, or no shape can be found.
+    """
+
+    def __init__(
+        self, stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, seed: int
+    ) -> None:
+        if list(indexes) != list(stage.mixture):
+            raise ConfigError(f"stage {stage.name!r} mixes {list(stage.mixture)}, but was given {list(indexes)}")
+        self.stage = stage
+        self.shape = choose_row_shape(stage, indexes, image, data)
+        if max(astuple(self.shape)) > MAX_SLOTS:
+            raise ConfigError(f"stage {stage.name!r}: {self.shape} has more than {MAX_SLOTS:,} slots of a kind")
+        self.pieces = _pieces(stage, indexes, image, data, self.shape)
+        # Every batch lies in one window.
+        window_rows = -(-data.planning_window // stage.batch_rows) * stage.batch_rows
+        self._planner, self._key = _planner(stage, self.pieces, self.shape, window_rows, seed)
+
+    @cached_property
+    def num_steps(self) -> int:
+        """Steps of the stage. Where it is counted in epochs, this plans it through."""
+        if self.stage.steps is not None:
+            return self.stage.steps
+        number = 0
+        while not self._planner.is_end(self._planner.window(number).following):
+            number += 1
+        last = np.count_nonzero(np.diff(self._planner.window(number).ends, prepend=0))
+        return -(-(number * self._planner.rows + int(last)) // self.stage.batch_rows)
+
+    def rows(self, step: int) -> list[list[Piece]]:
+        """The B rows of a batch, each a list of documents in the order in which they stand.
+
+        Steps may be asked for in any order. Raises IndexError where the stage has no such step.
+        """
+        return [self.row(step, row) for row in range(self.stage.batch_rows)]
+
+    def row(self, step: int, row: int) -> list[Piece]:
+        """One of `rows(step)`."""
+        if not (0 <= step < self.num_steps and 0 <= row < self.stage.batch_rows):
+            raise IndexError(
+                f"row {row} of step {step} of stage {self.stage.name!r}, which has {self.num_steps} steps of "
+                f"{self.stage.batch_rows} rows"
+            )
+        number, place = divmod(step * self.stage.batch_rows + row, self._planner.rows)
+        return [self._piece(int(piece)) for piece in self._planner.window(number).rows(place, place + 1)]
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        """What `seek` needs to plan from a step on without planning what is before it. JSON-able, small."""
+        number = step * self.stage.batch_rows // self._planner.rows
+        state = self._planner.state(number)
+        return {"plan": f"{self._key:016x}", "window": number, "cursor": state.cursor, "carry": state.carry.tolist()}
+
+    def seek(self, snapshot: Mapping[str, Any]) -> None:
+        """Make a snapshot known. Raises ValueError where it comes from another plan (config, data or seed)."""
+        if snapshot["plan"] != f"{self._key:016x}":
+            raise ValueError(
+                f"the snapshot of stage {self.stage.name!r} comes from another plan: its sources, row shape, window, "
+                "batch_rows or seed have changed since"
+            )
+        state = State(int(snapshot["cursor"]), np.asarray(snapshot["carry"], np.int64))
+        self._planner.set_state(int(snapshot["window"]), state)
+
+    def statistics(self, start: int, stop: int) -> PlanStatistics:
+        """What the steps [start, stop) hold. Plans them if they are not planned yet."""
+        return _statistics(self._planner, self.shape, start * self.stage.batch_rows, stop * self.stage.batch_rows)
+
+    def fill(self, steps: int) -> float:
+        """Share of all slots of the first steps that hold something."""
+        return self.statistics(0, steps).fill
+
+    def _piece(self, number: int) -> Piece:
+        source = int(self._planner.source(np.asarray(number)))
+        table = list(self.pieces.values())[source]
+        place = number - int(self._planner.first_piece[source])
+        patches, text, targets = table.needs[place].tolist()
+        record, start, stop, length = (
+            int(column[place]) for column in (table.record, table.start, table.stop, table.length)
+        )
+        return Piece(source, record, start, stop, length, (patches, text, targets))
+
+
+def choose_row_shape(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig
+) -> RowShape:
+    """The slots of a stage's rows: as given in the stage, or chosen so that the data fills them.
+
+    Among the shapes of `row_shapes`, the first that fills well, else the one that fills best, measured by packing some
+    rows of a sample of the records.
+
+    Raises:
+        ConfigError: a source is empty, or no shape is near `row_slots`.
+    """
+    shapes = row_shapes(stage, indexes, image, data)
+    if len(shapes) == 1:
+        return shapes[0]
+    # A stage counted in epochs draws from each source by its size, which a sample does not show.
+    weights = {name: weight * (len(indexes[name]) if stage.epochs else 1) for name, weight in stage.mixture.items()}
+    endless = stage.model_copy(update={"steps": 1, "epochs": None, "mixture": weights})
+    sample = {name: sample_index(index, _TRIED_RECORDS) for name, index in indexes.items()}
+    best, best_fill = shapes[0], 0.0
+    for shape in shapes:
+        fill = _try_shape(endless, sample, image, data, shape)
+        if fill > best_fill:
+            best, best_fill = shape, fill
+        if fill > _GOOD_FILL:
+            break
+    return best
+
+
+def _try_shape(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
+) -> float:
+    """Fill to be expected of rows of a shape in the long run; 0 if it does not serve at all."""
+    try:
+        pieces = _pieces(stage, indexes, image, data, shape)
+    except ConfigError:
+        return 0.0
+    planner, _ = _planner(stage, pieces, shape, _TRIED_ROWS, seed=0)
+    found = _statistics(planner, shape, 0, _TRIED_ROWS)
+    used = found.useful[:2] / _TRIED_ROWS
+    # So few rows may carry a surplus of patches or text along, which in the long run has to be placed. But a surplus
+    # also makes packing easier: the truth was measured to lie between the two.
+    drawn = mean_needs(stage, _sizes(pieces), [table.needs for table in pieces.values()])[:2]
+    all_placed = min(used[drawn > 0] / drawn[drawn > 0]) * drawn.sum() / shape.slots
+    return float(found.fill + all_placed) / 2
+
+
+def _pieces(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
+) -> dict[str, Pieces]:
+    reserved = text_per_patch(stage, indexes, image)
+    pieces = {name: make_pieces(index, image, shape, data.overlong, reserved) for name, index in indexes.items()}
+    for name, found in pieces.items():
+        if not len(found):
+            raise ConfigError(
+                f"stage {stage.name!r}: no record of source {name!r} fits a row of {shape}; "
+                f"dropped: {dict(found.dropped)}. Raise row_slots, or lower image.max_side, max_pixels or max_tiles"
+            )
+    return pieces
+
+
+def _planner(
+    stage: StageConfig, pieces: Mapping[str, Pieces], shape: RowShape, window_rows: int, seed: int
+) -> tuple[WindowPlanner, int]:
+    """The planner, and a key that names the plan: another config or other data, another key."""
+    sizes = _sizes(pieces)
+    counts = [number for size in sizes for number in astuple(size)]
+    key = derive_key(seed, stage.name, repr(stage.mixture), window_rows, *astuple(shape), *counts)
+    return WindowPlanner(MixtureStream(stage, sizes, seed), list(pieces.values()), shape, window_rows, key), key
+
+
+def _sizes(pieces: Mapping[str, Pieces]) -> list[SourceSize]:
+    return [
+        SourceSize(found.documents - sum(found.dropped.values()), len(found), int(found.needs[:, :2].sum()))
+        for found in pieces.values()
+    ]
+
+
+def _statistics(planner: WindowPlanner, shape: RowShape, first: int, last: int) -> PlanStatistics:
+    """Of the rows [first, last)."""
+    useful = np.zeros(3, np.int64)
+    documents = np.zeros(len(planner.first_piece) - 1, np.int64)
+    row = first
+    while row < last:
+        number, place = divmod(row, planner.rows)
+        until = min(planner.rows, place + last - row)
+        pieces = planner.window(number).rows(place, until)
+        useful += planner.needs[pieces].sum(axis=0)
+        documents += np.bincount(planner.source(pieces), minlength=len(documents))
+        row += until - place
+    return PlanStatistics(last - first, (last - first) * shape.slots, useful, tuple(documents.tolist()))

@@ -1,0 +1,108 @@
+"""Documents to a row: the one place where reading order becomes two regions, and where labels are shifted.
+
+A row is `[P patches | T text]`. In reading order element i of a document is followed by element i + 1; if that one is
+a supervised token, it is the target of element i: its `target_slots` is the slot of element i, wherever that
+stands, and its `target_ids` is token i + 1. Nothing after this file shifts again. The first element of a document,
+or of a piece of one, is nobody's target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from solo.batch import Batch
+from solo.config import Average, ImageConfig, SequenceConfig
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.document import Document
+from solo.data.rows.reading_order import join_documents, positions, visible
+
+_PLAIN = SequenceConfig()
+
+
+def assemble_row(
+    documents: Sequence[tuple[Document, int]],
+    shape: RowShape,
+    image: ImageConfig,
+    pad_id: int,
+    sequence: SequenceConfig = _PLAIN,
+    average: Average = "token",
+) -> Batch:
+    """Lay documents out in one row.
+
+    Args:
+        documents: each with the number of its source, in the order in which they are to stand.
+        shape: slots of the row.
+        image: patch size, and how the tokens of one image see each other; see `solo.data.rows.reading_order.visible`.
+        pad_id: token of empty text slots.
+        sequence: window and positions; see `solo.data.rows.reading_order.positions`.
+        average: what weighs the same in the loss; see `LossConfig`.
+
+    Returns:
+        A Batch without its B axis; see `solo.batch` for the fields, their types and what empty slots hold.
+
+    Raises:
+        ValueError: the documents do not fit the row.
+    """
+    order = join_documents(documents)
+    is_patch = order.is_patch
+    slot = _slots(is_patch, shape)
+    row = _empty_row(shape, image, pad_id, sequence)
+    start = 0
+    for document, _ in documents:
+        stop = start + len(document.patches)
+        row.patches[start:stop], row.patch_grid[start:stop] = document.patches, document.patch_grid
+        start = stop
+    row.text[: len(is_patch) - start] = order.tokens[~is_patch]
+    row.positions[slot] = positions(order, sequence)
+    row.attend[slot] = visible(order, image, sequence)
+    # Element i + 1 is the target of element i if it is supervised and of the same document: a first one never is.
+    targets = np.flatnonzero(order.supervised & (order.place > 0))
+    if len(targets) > shape.target_slots:
+        raise ValueError(f"{len(targets)} targets do not fit a row of {shape.target_slots} target slots")
+    row.target_slots[: len(targets)] = slot[targets - 1]
+    row.target_ids[: len(targets)] = order.tokens[targets]
+    row.target_weights[: len(targets)] = _weights(order.opening[targets], average)
+    row.target_source[: len(targets)] = order.source[targets]
+    return row
+
+
+def _weights(opening: np.ndarray, average: Average) -> np.ndarray:
+    """float64 [n]: 1, or 1 / m or 1 / sqrt(m) where a document has m targets. `opening`: which document each is of."""
+    power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
+    _, number, counts = np.unique(opening, return_inverse=True, return_counts=True)
+    return counts[number] ** -power
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+    """Rows to a batch: every field gets the axis B in front."""
+    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+
+
+def _slots(is_patch: np.ndarray, shape: RowShape) -> np.ndarray:
+    """int64 [N]: the slot of every element. Raises ValueError where they do not fit."""
+    patches_so_far = np.cumsum(is_patch)
+    count = int(patches_so_far[-1]) if len(is_patch) else 0
+    if count > shape.patch_slots or len(is_patch) - count > shape.text_slots:
+        raise ValueError(
+            f"{count} patches and {len(is_patch) - count} text tokens do not fit a row of {shape.patch_slots} patch "
+            f"and {shape.text_slots} text slots"
+        )
+    return np.where(is_patch, patches_so_far - 1, shape.patch_slots + np.arange(len(is_patch)) - patches_so_far)
+
+
+def _empty_row(shape: RowShape, image: ImageConfig, pad_id: int, sequence: SequenceConfig) -> Batch:
+    patches, text, targets = shape.patch_slots, shape.text_slots, shape.target_slots
+    axes = () if sequence.positions == "text" else (3,)
+    return Batch(
+        patches=np.zeros((patches, image.patch_size**2 * 3), np.uint8),
+        patch_grid=np.zeros((patches, 2), np.int32),
+        text=np.full(text, pad_id, np.int32),
+        positions=np.zeros((patches + text, *axes), np.int32),
+        attend=np.zeros((patches + text, 4), np.int32),
+        target_slots=np.zeros(targets, np.int32),
+        target_ids=np.zeros(targets, np.int32),
+        target_weights=np.zeros(targets, np.float32),
+        target_source=np.zeros(targets, np.int32),
+    )

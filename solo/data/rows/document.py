@@ -1,0 +1,96 @@
+"""A record as the model reads it: runs of text tokens and images, then one reading order of slots.
+
+`runs` (`solo.data.text.templates`) needs the tokenizer only; `encode` also decodes the images. Between the two stands
+the index (`solo.data.store.index`), which counts the runs once so that planning never decodes an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from solo.config import ImageConfig
+from solo.data.images.delimiters import image_span, image_tokens
+from solo.data.images.patches import decode_patches
+from solo.data.record import Image
+from solo.data.text import Tokenizer
+from solo.data.text.templates import TextRun, runs
+
+__all__ = ["NO_IMAGE", "PATCH", "Document", "TextRun", "encode", "runs"]
+
+NO_IMAGE = -1
+PATCH = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document in reading order: N = patches + text tokens.
+
+    tokens      int32 [N]       token id; PATCH (-1) where a patch stands
+    supervised  bool [N]        whether the model learns to predict this token
+    image       int32 [N]       which image the slot belongs to, from its first patch to its last, separators
+                                included; NO_IMAGE (-1) elsewhere (begin and end tokens too)
+    patches     uint8 [p, patch_size^2 * 3]   raw pixels, channel-major (C, y, x), in reading order
+    patch_grid  int32 [p, 2]    row and column of each patch in its image or tile
+    """
+
+    tokens: np.ndarray
+    supervised: np.ndarray
+    image: np.ndarray
+    patches: np.ndarray
+    patch_grid: np.ndarray
+
+    def piece(self, start: int, stop: int) -> Document:
+        """The document's slots [start, stop), as a document of its own."""
+        is_patch = self.tokens == PATCH
+        first, last = int(is_patch[:start].sum()), int(is_patch[:stop].sum())
+        return Document(
+            self.tokens[start:stop],
+            self.supervised[start:stop],
+            self.image[start:stop],
+            self.patches[first:last],
+            self.patch_grid[first:last],
+        )
+
+
+def encode(parts: Sequence[TextRun | Image], tokenizer: Tokenizer, config: ImageConfig) -> Document:
+    """Lay runs out in reading order and cut the images into patches.
+
+    Raises:
+        OSError: an image cannot be decoded.
+        ConfigError: the tokenizer lacks a token of the image layout.
+    """
+    layout = image_tokens(config, tokenizer)
+    images = sum(isinstance(part, Image) for part in parts)
+    tokens: list[np.ndarray] = [np.zeros(0, np.int32)]
+    supervised: list[np.ndarray] = [np.zeros(0, bool)]
+    image: list[np.ndarray] = [np.zeros(0, np.int32)]
+    patches: list[np.ndarray] = [np.zeros((0, config.patch_size**2 * 3), np.uint8)]
+    grids: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
+    number = 0
+    for part in parts:
+        if isinstance(part, Image):
+            cut = decode_patches(part.data, config, images)
+            span = image_span(cut.grid, layout, config, PATCH)
+            inside = np.full(len(span), number, np.int32)
+            inside[: layout.begin is not None] = NO_IMAGE
+            inside[len(span) - (layout.end is not None) :] = NO_IMAGE
+            tokens.append(span)
+            supervised.append(np.zeros(len(span), bool))
+            image.append(inside)
+            patches.append(cut.pixels)
+            grids.append(cut.places)
+            number += 1
+        else:
+            tokens.append(np.asarray(part.tokens, np.int32))
+            supervised.append(np.full(len(part.tokens), part.supervised))
+            image.append(np.full(len(part.tokens), NO_IMAGE, np.int32))
+    return Document(
+        np.concatenate(tokens),
+        np.concatenate(supervised),
+        np.concatenate(image),
+        np.concatenate(patches),
+        np.concatenate(grids),
+    )

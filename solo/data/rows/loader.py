@@ -1,0 +1,247 @@
+"""Batches of one host, in order, read and assembled by threads or worker processes.
+
+Grain does the prefetching and nothing else. What is in a batch comes from the plan, which every host computes for
+itself; a host then reads only the rows that are its own. So there is no iterator state to save: a loader starts at
+any step, on any number of hosts.
+
+Grain is imported where it is used: it imports jax if it can, and nothing else in `solo.data` does. That holds for
+worker processes too; jax is only imported there, never given a device.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from solo.batch import Batch
+from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
+from solo.data.planning.stage_plan import Piece, StagePlan
+from solo.data.record import Record
+from solo.data.rows.assembly import assemble_row, stack
+from solo.data.rows.document import PATCH, Document, encode
+from solo.data.text import Tokenizer
+from solo.data.text.templates import make_template
+
+_log = logging.getLogger(__name__)
+_PLAIN = SequenceConfig()
+
+
+class Source(Protocol):
+    """A prepared source, as far as the loader needs it: see `solo.data.store.shards.PreparedSource`."""
+
+    def read(self, number: int) -> Record:
+        """Record `number`, from 0."""
+        ...
+
+
+class RowSource:
+    """A host's rows, at random access: item i is its row i % n, n being its rows of a batch, of step i // n.
+
+    Args:
+        plan: which documents share a row.
+        sources: the sources of the plan's mixture, in its order.
+        tokenizer: the one the sources were indexed with.
+        image: how images become patches.
+        rows: the host's rows [start, stop) of every batch.
+        start_step: step of item 0; steps count from there.
+        quarantine: file to which one JSON line is appended for every document that could not be read.
+        sequence: how turns become one sequence.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        sources: Mapping[str, Source],
+        tokenizer: Tokenizer,
+        image: ImageConfig,
+        rows: range,
+        start_step: int = 0,
+        quarantine: Path | None = None,
+        sequence: SequenceConfig = _PLAIN,
+    ) -> None:
+        self._sequence, self._template = sequence, make_template(tokenizer, sequence)
+        self._plan, self._sources, self._tokenizer, self._image = plan, dict(sources), tokenizer, image
+        self._names = list(sources)
+        self._rows, self._start_step, self._quarantine = rows, start_step, quarantine
+
+    def __len__(self) -> int:
+        return max(self._plan.num_steps - self._start_step, 0) * len(self._rows)
+
+    def __getitem__(self, item: int) -> Batch:
+        """One row, without the B axis. Slots of a document that cannot be read stay empty; nothing is raised."""
+        step, row = divmod(int(item), len(self._rows))
+        step += self._start_step
+        pieces = self._plan.row(step, self._rows[row])
+        documents = [(self._document(piece, step), piece.source) for piece in pieces]
+        readable = [(document, source) for document, source in documents if document is not None]
+        pad = self._tokenizer.special.pad
+        average = self._plan.stage.loss.average
+        return assemble_row(readable, self._plan.shape, self._image, pad, self._sequence, average)
+
+    def __repr__(self) -> str:
+        return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"
+
+    def _document(self, piece: Piece, step: int) -> Document | None:
+        record = None
+        # Whatever is wrong with one document must not end a run that has taken weeks: it is written down instead.
+        try:
+            record = self._sources[self._names[piece.source]].read(piece.record)
+            whole = encode(self._template.runs(record.turns), self._tokenizer, self._image)
+            document = whole.piece(piece.start, piece.stop)
+            _check(len(whole.tokens), document, piece)
+        except Exception as error:
+            self._report(piece, record, error, step)
+            return None
+        return document
+
+    def _report(self, piece: Piece, record: Record | None, error: Exception, step: int) -> None:
+        if self._quarantine is None:
+            return
+        line = {
+            "source": self._names[piece.source],
+            "id": piece.record if record is None else record.id,
+            "reason": f"{type(error).__name__}: {error}",
+            "step": step,
+        }
+        try:
+            append_line(self._quarantine, line)
+        except OSError as failure:
+            _log.warning("cannot write to %s (%s): %s", self._quarantine, failure, line)
+
+
+def _check(length: int, document: Document, piece: Piece) -> None:
+    """Raise where a document is not what was planned: it would be wrong, and might not fit its row."""
+    is_patch = document.tokens == PATCH
+    found = length, int(is_patch.sum()), int((~is_patch).sum()), int(document.supervised[1:].sum())
+    planned = piece.length, *piece.needs
+    if found != planned:
+        raise ValueError(
+            f"slots, patches, text tokens and targets are {found}, but the index says {planned}: it was made from "
+            "other data or with another tokenizer"
+        )
+
+
+class Loader:
+    """A host's batches of the steps start_step .. num_steps - 1, in order. Iterate, then close; or use `with`.
+
+    Args:
+        plan: of the stage.
+        sources: the sources of the stage's mixture, in its order.
+        tokenizer: the one the sources were indexed with.
+        image: how images become patches.
+        data: worker processes and prefetched batches.
+        process_index: this host h of n reads rows [h * B / n, (h + 1) * B / n) of every batch.
+        process_count: n.
+        start_step: first step, counted in the stage.
+        quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document
+            that could not be read; its slots stay empty. `id` is the record's number where even that is unreadable.
+        sequence: how turns become one sequence.
+
+    Raises:
+        ConfigError: the hosts cannot share the batch's rows evenly, or the sources are not the mixture's.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        sources: Mapping[str, Source],
+        tokenizer: Tokenizer,
+        image: ImageConfig,
+        data: DataConfig,
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        start_step: int = 0,
+        quarantine: Path | None = None,
+        sequence: SequenceConfig = _PLAIN,
+    ) -> None:
+        if list(sources) != list(plan.stage.mixture):
+            raise ConfigError(
+                f"stage {plan.stage.name!r} mixes {list(plan.stage.mixture)}, but was given {list(sources)}"
+            )
+        local, left = divmod(plan.stage.batch_rows, process_count)
+        if left:
+            raise ConfigError(
+                f"stage {plan.stage.name!r}: batch_rows {plan.stage.batch_rows} is not a multiple of the "
+                f"{process_count} hosts"
+            )
+        rows = range(process_index * local, (process_index + 1) * local)
+        source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine, sequence)
+        self._batches: Any = _prefetched(source, local, data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch: Batch = next(self._batches)
+        return batch
+
+    def close(self) -> None:
+        """End threads and worker processes; needed even after the last batch. A closed loader gives no more batches."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+        # Grain's iterators complain when they are collected as late as the interpreter's exit.
+        self._batches = iter(())
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _prefetched(source: RowSource, batch_rows: int, data: DataConfig) -> Any:
+    """A Grain iterator over stacked batches."""
+    import grain
+
+    dataset = grain.MapDataset.source(source).batch(batch_rows, batch_fn=stack)
+    threads = min(data.prefetch_batches, os.cpu_count() or 1)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch_batches)
+    batches = dataset.to_iter_dataset(reading)
+    if data.worker_processes:
+        from absl import flags
+
+        # Grain hands its workers absl flags, which exist only once they are parsed; outside absl.app nobody does.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        per_worker = -(-data.prefetch_batches // data.worker_processes)
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=data.worker_processes, per_worker_buffer_size=per_worker)
+        )
+    return iter(batches)
+
+
+def batch_record_ids(plan: StagePlan, sources: Mapping[str, Source], step: int) -> list[dict[str, Any]]:
+    """What a batch was made of: {"source", "record", "id"} for every document of every row, all hosts'.
+
+    `id` is None where the record cannot be read.
+    """
+    names = list(sources)
+    pieces = sorted({(piece.source, piece.record) for row in plan.rows(step) for piece in row})
+    return [
+        {"source": names[source], "record": record, "id": _id(sources[names[source]], record)}
+        for source, record in pieces
+    ]
+
+
+def _id(source: Source, record: int) -> str | None:
+    try:
+        return source.read(record).id
+    except Exception:
+        return None
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one JSON line in a single write, which other threads and processes cannot break apart."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,305 @@
+"""How a conversation is written down as tokens: the chat templates, and nothing else knows them.
+
+A template says which tokens open and close a turn, what of it is learned, and which tokens end an answer. All of
+them learn the content of `assistant` and `text` turns and read the rest; a `text` turn has no markup in any.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from solo.config import ConfigError, SequenceConfig
+from solo.data.record import Image, Turn
+from solo.data.text import PIECES, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextRun:
+    """Tokens that are all learned, or all only read."""
+
+    tokens: tuple[int, ...]
+    supervised: bool
+
+
+Runs = list[TextRun | Image]
+
+
+class Template(ABC):
+    """A way to write conversations down.
+
+    Attributes:
+        pieces: special pieces that it needs, by name.
+        closing: tokens behind an answer. Where it is not empty, the first one ends the answer.
+        stops: tokens at which an answer ends when it is generated.
+    """
+
+    pieces: ClassVar[tuple[str, ...]] = ()
+    takes_system: ClassVar[bool] = True
+    closing: tuple[int, ...]
+
+    def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
+        self._tokenizer, self._system = tokenizer, system
+        self._ids = {piece: tokenizer.id(piece, "sequence.template") for piece in self.pieces}
+        self.closing = (tokenizer.special.eos,)
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens at which an answer ends; `closing` and the end of a text."""
+        return tuple(dict.fromkeys([*self.closing[:1], self._tokenizer.special.eos]))
+
+    def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
+        """Tokenise turns.
+
+        Args:
+            turns: of one document.
+            open_turn: the last turn is left open for the model to continue: nothing closes it, and the answer is
+                opened if it is a `user` or `system` turn.
+            continued: the turns go on in a document that was read up to here: it has been opened already.
+
+        Raises:
+            ValueError: the template cannot write a turn.
+        """
+        speakers = {turn.role for turn in turns} - {"text"}
+        if self._system is not None and speakers and "system" not in speakers and not continued:
+            turns = [Turn("system", (self._system,)), *turns]
+        found = [] if continued else self._opening()
+        for number, turn in enumerate(turns):
+            is_open = open_turn and number == len(turns) - 1
+            first = number == 0 and not continued
+            found += self._text(turn, first, is_open) if turn.role == "text" else self._turn(turn, first, is_open)
+        return [run for run in found if isinstance(run, Image) or run.tokens]
+
+    def _opening(self) -> Runs:
+        """What stands before the first turn."""
+        bos = self._tokenizer.special.bos
+        return [] if bos is None else [TextRun((bos,), False)]
+
+    @abstractmethod
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        """A speaker's turn; `first` where it is its document's."""
+
+    def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        return [*self._parts(_unbroken(turn.content), True), *self._closing(is_open)]
+
+    def _closing(self, is_open: bool) -> Runs:
+        return [] if is_open else [TextRun((self._tokenizer.special.eos,), True)]
+
+    def _parts(self, content: Iterable[str | Image], learned: bool) -> Runs:
+        """Every text by itself (solo.md 3.2)."""
+        return [part if isinstance(part, Image) else self._run(part, learned) for part in content]
+
+    def _run(self, text: str, learned: bool) -> TextRun:
+        return TextRun(tuple(self._tokenizer.encode(text)), learned)
+
+
+class Roles(Template):
+    """Ours: `<s>` opens the document, a role token every turn; an answer ends in `</s>`, which is learned."""
+
+    pieces = tuple(PIECES[role] for role in ("system", "user", "assistant"))
+
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        learned = turn.role == "assistant"
+        found = [self._role(turn.role), *self._parts(_unbroken(turn.content), learned)]
+        if learned:
+            return [*found, *self._closing(is_open)]
+        return [*found, self._role("assistant")] if is_open else found
+
+    def _role(self, role: str) -> TextRun:
+        return TextRun((self._ids[PIECES[role]],), False)
+
+
+class SoloPretrain(Template):
+    """SOLO's pre-training: `<s>`, then the content of all turns, without markup or end (solo.md 1.8, 3.2).
+
+    `<s>` is what stands between two documents of SOLO's packs; neither it nor any end is learned.
+    """
+
+    takes_system = False
+
+    def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
+        super().__init__(tokenizer, system)
+        self.closing = ()
+
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        return self._parts(_unbroken(turn.content), turn.role == "assistant")
+
+    def _closing(self, is_open: bool) -> Runs:
+        return []
+
+
+class SoloChat(Template):
+    """SOLO's instruction tuning, and SAIL's: images, `<s>`, `[INST] question [/INST]`, the answer, `</s>`.
+
+    `<s>` stands behind the images (solo.md 1.9, 3.4), and only before the first question. The images of a turn go
+    to its front.
+    """
+
+    takes_system = False
+
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        opening = super()._opening() if first else []
+        content = _unbroken(turn.content)
+        if turn.role == "assistant":
+            return [*opening, *self._parts(content, True), *self._closing(is_open)]
+        if turn.role == "system":
+            raise ValueError("the template has no place for a system turn")
+        images = [part for part in content if isinstance(part, Image)]
+        question = "".join(part for part in content if isinstance(part, str))
+        return [*images, *opening, *self._question(question)]
+
+    def _question(self, question: str) -> Runs:
+        return [self._run(f"[INST] {question} [/INST]", False)]
+
+    def _opening(self) -> Runs:
+        return []
+
+    def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        return [*(super()._opening() if first else []), *super()._text(turn, first, is_open)]
+
+
+class Fuyu(SoloChat):
+    """Fuyu's: images, `<s>`, the question, the byte 4, the answer, and the end of the text.
+
+    Byte 4 is a piece of its vocabulary that no text is meant to hold; where one does, it is left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
+        super().__init__(tokenizer, system)
+        found = tokenizer.find("<0x04>")
+        if found is None:
+            raise ConfigError("sequence.template needs the piece '<0x04>', which the tokenizer does not have")
+        self._answer = TextRun((found,), False)
+
+    def _question(self, question: str) -> Runs:
+        return [self._run(question, False), self._answer]
+
+    def _run(self, text: str, learned: bool) -> TextRun:
+        return super()._run(text.replace("\x04", ""), learned)
+
+
+class InternLM2Chat(Template):
+    """Mono-InternVL's: `<|im_start|>role`, a line break, the message, `<|im_end|>`, and nothing behind it.
+
+    The answer and its `<|im_end|>` are learned (mono_internvl.md 3). All that is read between two special tokens is
+    tokenised as one text, as the reference does it; the answer by itself, as it is generated.
+    """
+
+    pieces = ("<|im_start|>", "<|im_end|>")
+    _behind = ""
+    _stripped = True
+
+    def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
+        super().__init__(tokenizer, system)
+        self.closing = (self._ids["<|im_end|>"], *tokenizer.encode(self._behind))
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """`<|im_end|>`, the end of a text, and `<|im_start|>`."""
+        return (*super().stops, self._ids["<|im_start|>"])
+
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+        content = _strip(turn.content) if self._stripped else turn.content
+        learned = turn.role == "assistant"
+        body = (
+            [self._run(f"{turn.role}\n", False), *self._joined(content, True)]
+            if learned
+            else self._joined([f"{turn.role}\n", *_broken(content)], False)
+        )
+        found = [self._start(), *body]
+        if not is_open:
+            found.append(TextRun(self.closing, learned))
+        elif not learned:
+            found += [TextRun(self.closing, False), self._start(), self._run("assistant\n", False)]
+        return found
+
+    def _start(self) -> TextRun:
+        return TextRun((self._ids["<|im_start|>"],), False)
+
+    def _joined(self, content: Iterable[str | Image], learned: bool) -> Runs:
+        """Neighbouring texts as one."""
+        joined: list[str | Image] = []
+        for part in content:
+            if isinstance(part, str) and joined and isinstance(joined[-1], str):
+                joined[-1] += part
+            else:
+                joined.append(part)
+        return self._parts(joined, learned)
+
+
+class ChatML(InternLM2Chat):
+    """Qwen's, and NEO's: a line break behind `<|im_end|>`, learned as well; messages stay as they are."""
+
+    _behind = "\n"
+    _stripped = False
+
+
+TEMPLATES: dict[str, type[Template]] = {
+    "roles": Roles,
+    "solo_pretrain": SoloPretrain,
+    "solo_chat": SoloChat,
+    "internlm2_chat": InternLM2Chat,
+    "chatml": ChatML,
+    "fuyu": Fuyu,
+}
+
+
+def make_template(tokenizer: Tokenizer, config: SequenceConfig) -> Template:
+    """The template that a config names.
+
+    Raises:
+        ConfigError: the tokenizer lacks a piece of it, or it has no place for the config's system turn.
+    """
+    kind = TEMPLATES[config.template]
+    if config.system is not None and not kind.takes_system:
+        raise ConfigError(f"sequence.system: template {config.template} has no place for a system turn")
+    return kind(tokenizer, config.system)
+
+
+def runs(
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    open_turn: bool = False,
+    config: SequenceConfig = SequenceConfig(),  # noqa: B008 - frozen
+) -> Runs:
+    """`Template.runs` of the template that a config names."""
+    return make_template(tokenizer, config).runs(turns, open_turn)
+
+
+def _unbroken(content: Sequence[str | Image]) -> list[str | Image]:
+    """Without the line breaks that part texts from images: LLaVA writes them, SOLO removes them."""
+    found = list(content)
+    for place, part in enumerate(found):
+        if isinstance(part, str):
+            if place and isinstance(found[place - 1], Image):
+                part = part.lstrip("\n")
+            if place + 1 < len(found) and isinstance(found[place + 1], Image):
+                part = part.rstrip("\n")
+            found[place] = part
+    return found
+
+
+def _broken(content: Sequence[str | Image]) -> list[str | Image]:
+    """With a line break behind each image that opens the message, as InternVL writes it, unless there is a space."""
+    content = [part for part in content if part != ""]
+    found: list[str | Image] = content[:1]
+    opening = True
+    for before, part in pairwise(content):
+        opening = opening and isinstance(before, Image)
+        if opening and not (isinstance(part, str) and part[:1].isspace()):
+            found.append("\n")
+        found.append(part)
+    return found
+
+
+def _strip(content: Sequence[str | Image]) -> list[str | Image]:
+    """A message without white space at its ends."""
+    found = list(content)
+    if found and isinstance(found[0], str):
+        found[0] = found[0].lstrip()
+    if found and isinstance(found[-1], str):
+        found[-1] = found[-1].rstrip()
+    return found

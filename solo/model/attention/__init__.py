@@ -1,0 +1,1 @@
+"""Interval attention: one function, one file per implementation."""

@@ -1,0 +1,151 @@
+"""Attention over intervals as Pallas kernels for TPU: flash attention that visits only the tiles that are needed.
+
+A tile is a block of queries, of all the heads that share a key head, against a block of keys of one region. The tiles
+that some query needs are written down beforehand, one after the other, as four lists of integers that the chip's
+scalar unit reads ahead of the arithmetic. They are the grid: its length is known only on the device, and a tile that
+nobody needs costs nothing, not even a step.
+
+Scores stand transposed in a tile, keys down and queries across: what belongs to a query (its intervals, its maximum,
+its sum) is then a row of lanes, and the sums over keys run down the sublanes, most of them plain additions.
+
+Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
+key blocks of a row; of a tile: Q queries, J keys; N tiles of all rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from solo.model.attention.intervals import FLOOR, pad_slots
+from solo.model.attention.tiles import TN, Sizes, check_dtypes, differentiable, pad_bounds, pad_regions, product, scores
+from solo.model.attention.tpu_backward import backward
+from solo.model.attention.tpu_tiles import (
+    FIRST,
+    LAST,
+    Visits,
+    by_sight,
+    compiler_parameters,
+    on_kind,
+    plan_visits,
+    specification,
+    visible_keys,
+)
+
+# The lists of tiles lie in the scalar memory, 1 MiB of all TPUs from v4 on; some of it is the compiler's.
+MOST_TILES = 40_000
+VMEM_BYTES = 48 * 2**20
+
+
+def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
+    """[B, S, H, C]; see `interval_attention`. No interval lies beyond its region.
+
+    Raises:
+        ValueError: what the kernels do not compute: dtypes that differ or are not float32 or bfloat16, too many tiles.
+    """
+    check_dtypes(q_BSHC, k_BRKC, v_BRKC)
+    _check(sizes)
+    S = q_BSHC.shape[1]
+    q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
+    k_BKRC, v_BKRC = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
+    bounds, visits = pad_bounds(sizes, intervals_BS4), plan_visits(sizes, intervals_BS4)
+    attend = differentiable(_forward, _backward)
+    out_BHSC = attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, visits)
+    return out_BHSC.swapaxes(1, 2)[:, :S]
+
+
+def _check(sizes: Sizes) -> None:
+    tiles = sizes.rows * (sizes.padded_queries // sizes.query_block) * (sizes.padded_keys // sizes.key_block)
+    if tiles > MOST_TILES:
+        raise ValueError(
+            f"{sizes.rows} rows of {sizes.queries} queries and {sizes.patches} + {sizes.text} keys make {tiles} tiles "
+            f"of {sizes.query_block} x {sizes.key_block}, and the chip's list holds {MOST_TILES}; choose larger blocks"
+        )
+
+
+def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits, outside: tuple) -> tuple:
+    out, log_total, d_out = outside
+    inner = jnp.einsum("bhsc,bhsc->bhs", d_out, out, preferred_element_type=jnp.float32)
+    return backward(sizes, q, k, v, bounds, visits, (d_out, log_total, inner.reshape(log_total.shape)))
+
+
+def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits) -> Any:
+    """The output, and the log to base 2 of the sum of exp(score), float32 [B, K, M, S]: FLOOR of nothing seen."""
+    (B, H, S, C), K = q_BHSC.shape, k_BKRC.shape[1]
+    M, Q, J = H // K, sizes.query_block, sizes.key_block
+    of_heads = specification((1, M, Q, C), lambda head, row, query, key: (row, head, query, 0))
+    of_keys = specification((1, 1, J, C), lambda head, row, query, key: (row, head, key, 0))
+    of_bounds = specification((1, 4, Q), lambda head, row, query, key: (row, 0, query))
+    of_rows = specification((1, 1, M, Q), lambda head, row, query, key: (row, head, 0, query))
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, sizes),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(K, visits.number),
+            in_specs=[of_heads, of_keys, of_keys, of_bounds],
+            out_specs=[of_heads, of_rows],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, C, Q), (M, 1, Q), (M, 1, Q))],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q_BHSC.shape, q_BHSC.dtype),
+            jax.ShapeDtypeStruct((B, K, M, S), jnp.float32),
+        ],
+        name="interval_attention_forward",
+        **compiler_parameters(sizes, VMEM_BYTES),
+    )(*visits[1:], q_BHSC, k_BKRC, v_BKRC, bounds_B4S)
+
+
+def _forward_kernel(
+    sizes: Sizes,
+    row: Any,
+    query: Any,
+    key: Any,
+    kinds: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    bounds_ref: Any,
+    out_ref: Any,
+    log_total_ref: Any,
+    weighted_MCQ: Any,
+    total_M1Q: Any,
+    maximum_M1Q: Any,
+) -> None:
+    n = pl.program_id(1)
+    kind, heads = kinds[n], range(q_ref.shape[1])
+
+    @on_kind(kind, FIRST)
+    def _() -> None:
+        weighted_MCQ[...] = jnp.zeros_like(weighted_MCQ)
+        total_M1Q[...] = jnp.zeros_like(total_M1Q)
+        maximum_M1Q[...] = jnp.full_like(maximum_M1Q, FLOOR)
+
+    def tile(masked: bool) -> None:
+        k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
+        visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
+        # All heads at each stage, not one after the other: while one waits for its scores, the others compute.
+        before_M1Q = [maximum_M1Q[m] for m in heads]
+        scores_MJQ = [scores(sizes, k_JC, q_ref[0, m], visible_JQ) for m in heads]
+        after_M1Q = [jnp.maximum(before_M1Q[m], scores_MJQ[m].max(axis=0, keepdims=True)) for m in heads]
+        weights_MJQ = [jnp.exp2(scores_MJQ[m] - after_M1Q[m]) for m in heads]
+        fade_M1Q = [jnp.exp2(before_M1Q[m] - after_M1Q[m]) for m in heads]
+        values_MCQ = [product(v_JC, weights_JQ.astype(v_JC.dtype), TN) for weights_JQ in weights_MJQ]
+        for m in heads:
+            weighted_MCQ[m] = weighted_MCQ[m] * fade_M1Q[m] + values_MCQ[m]
+            total_M1Q[m] = total_M1Q[m] * fade_M1Q[m] + weights_MJQ[m].sum(axis=0, keepdims=True)
+            maximum_M1Q[m] = after_M1Q[m]
+
+    by_sight(kind, tile)
+
+    @on_kind(kind, LAST)
+    def _() -> None:
+        for m in heads:
+            total_1Q = jnp.where(total_M1Q[m] == 0, 1.0, total_M1Q[m])
+            out_ref[0, m] = (weighted_MCQ[m] / total_1Q).T.astype(out_ref.dtype)
+            log_total_ref[0, 0, m : m + 1] = maximum_M1Q[m] + jnp.log2(total_1Q)

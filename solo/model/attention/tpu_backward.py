@@ -1,0 +1,144 @@
+"""The backward kernel for TPU: one pass over the tiles for all three gradients.
+
+The tiles come query block by query block, so that d_q gathers in place; d_k and d_v gather over the whole row, in the
+chip's vector memory. Two passes, one per order of the tiles, would compute scores and weights twice: seven products a
+tile instead of five. The memory bounds the length of a row; at 128 numbers a head it holds 24,000 keys in bfloat16.
+
+Letters as in `solo.model.attention.tpu`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from solo.model.attention.tiles import NN, NT, TN, Sizes, product, scores
+from solo.model.attention.tpu_tiles import (
+    FIRST,
+    FIRST_OF_ROW,
+    LAST,
+    LAST_OF_ROW,
+    Visits,
+    by_sight,
+    compiler_parameters,
+    on_kind,
+    specification,
+    visible_keys,
+)
+
+VMEM_BYTES = 60 * 2**20
+# What the tile's own arrays take of it, with some room.
+TILE_BYTES = 12 * 2**20
+
+
+def backward(
+    sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits, out_side: tuple
+) -> tuple[Array, Array, Array]:
+    """d_q, d_k, d_v, each like its argument.
+
+    out_side  d_out [B, H, S, C]; float32 [B, K, M, S]: the log to base 2 of the sum of exp(score), and d_out . out
+
+    Raises:
+        ValueError: a row is too long for the chip's vector memory.
+    """
+    (_, H, _, C), (_, K, R, _) = q_BHSC.shape, k_BKRC.shape
+    _check_memory(R, C, k_BKRC.dtype.itemsize)
+    M, Q, J = H // K, sizes.query_block, sizes.key_block
+    of_heads = specification((1, M, Q, C), lambda head, row, query, key: (row, head, query, 0))
+    of_keys = specification((1, 1, J, C), lambda head, row, query, key: (row, head, key, 0))
+    of_bounds = specification((1, 4, Q), lambda head, row, query, key: (row, 0, query))
+    of_rows = specification((1, 1, M, Q), lambda head, row, query, key: (row, head, 0, query))
+    of_row = specification((1, 1, R, C), lambda head, row, query, key: (row, head, 0, 0))
+    return tuple(
+        pl.pallas_call(
+            functools.partial(_backward_kernel, sizes),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=4,
+                grid=(K, visits.number),
+                in_specs=[of_heads, of_keys, of_keys, of_bounds, of_heads, of_rows, of_rows],
+                out_specs=[of_heads, of_row, of_row],
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, C, Q), (R, C), (R, C))],
+            ),
+            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BHSC, k_BKRC, v_BKRC)],
+            name="interval_attention_backward",
+            **compiler_parameters(sizes, VMEM_BYTES),
+        )(*visits[1:], q_BHSC, k_BKRC, v_BKRC, bounds_B4S, *out_side)
+    )
+
+
+def _check_memory(keys: int, dim: int, itemsize: int) -> None:
+    # Of d_k and of d_v: the sum in float32, and the result twice, one being written out as the next is made.
+    held = 2 * keys * dim * (4 + 2 * itemsize)
+    if held + TILE_BYTES > VMEM_BYTES:
+        raise ValueError(
+            f"the gradients of a row of {keys} keys of {dim} take {held / 2**20:.0f} MiB of the chip's vector memory, "
+            f"of which {(VMEM_BYTES - TILE_BYTES) / 2**20:.0f} are theirs; shorten the rows, or set "
+            "model.attention_implementation: blocks"
+        )
+
+
+def _backward_kernel(
+    sizes: Sizes,
+    row: Any,
+    query: Any,
+    key: Any,
+    kinds: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    bounds_ref: Any,
+    d_out_ref: Any,
+    log_total_ref: Any,
+    inner_ref: Any,
+    d_q_ref: Any,
+    d_k_ref: Any,
+    d_v_ref: Any,
+    d_q_MCQ: Any,
+    d_k_RC: Any,
+    d_v_RC: Any,
+) -> None:
+    n = pl.program_id(1)
+    kind, heads, J = kinds[n], range(q_ref.shape[1]), sizes.key_block
+
+    @on_kind(kind, FIRST_OF_ROW)
+    def _() -> None:
+        d_k_RC[...] = jnp.zeros_like(d_k_RC)
+        d_v_RC[...] = jnp.zeros_like(d_v_RC)
+
+    @on_kind(kind, FIRST)
+    def _() -> None:
+        d_q_MCQ[...] = jnp.zeros_like(d_q_MCQ)
+
+    def tile(masked: bool) -> None:
+        k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
+        visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
+        here = pl.ds(pl.multiple_of(key[n] * J, J), J)
+        q_MQC, d_out_MQC = ([ref[0, m] for m in heads] for ref in (q_ref, d_out_ref))
+        # All heads at each stage, as in the forward pass.
+        scores_MJQ = [scores(sizes, k_JC, q_QC, visible_JQ) for q_QC in q_MQC]
+        d_weights_MJQ = [product(v_JC, d_out_QC, NT) for d_out_QC in d_out_MQC]
+        weights_MJQ = [jnp.exp2(scores_MJQ[m] - log_total_ref[0, 0, m : m + 1]) for m in heads]
+        d_scores_MJQ = [weights_MJQ[m] * (d_weights_MJQ[m] - inner_ref[0, 0, m : m + 1]) for m in heads]
+        weights_MJQ, d_scores_MJQ = ([x.astype(k_JC.dtype) for x in xs] for xs in (weights_MJQ, d_scores_MJQ))
+        d_v_RC[here] += sum(product(weights_MJQ[m], d_out_MQC[m], NN) for m in heads)
+        d_k_RC[here] += sum(product(d_scores_MJQ[m], q_MQC[m], NN) for m in heads)
+        for m in heads:
+            d_q_MCQ[m] += product(k_JC, d_scores_MJQ[m], TN)
+
+    by_sight(kind, tile)
+
+    @on_kind(kind, LAST)
+    def _() -> None:
+        for m in heads:
+            d_q_ref[0, m] = (d_q_MCQ[m] * sizes.scale).T.astype(d_q_ref.dtype)
+
+    @on_kind(kind, LAST_OF_ROW)
+    def _() -> None:
+        d_k_ref[0, 0] = (d_k_RC[...] * sizes.scale).astype(d_k_ref.dtype)
+        d_v_ref[0, 0] = d_v_RC[...].astype(d_v_ref.dtype)

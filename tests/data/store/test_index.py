@@ -1,0 +1,103 @@
+import random
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from solo.config import ImageConfig, SequenceConfig
+from solo.data.planning.row_shape import RowShape
+from solo.data.record import Image, Turn, encode_png
+from solo.data.rows.assembly import assemble_row
+from solo.data.rows.document import PATCH, TextRun, encode, runs
+from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, IndexBuilder, SourceIndex
+from tests.data.fakes import CharacterTokenizer
+
+
+def random_turns(draw: random.Random) -> list[Turn]:
+    def part() -> str | Image:
+        if draw.random() < 0.4:
+            picture = PillowImage.new("RGB", (draw.randint(1, 90), draw.randint(1, 90)))
+            return encode_png(picture, orientation=draw.choice([1, 1, 3, 6]))
+        return "".join(draw.choices("ab c\n", k=draw.randint(0, 9)))
+
+    roles = draw.choices(["user", "assistant", "text"], k=draw.randint(0, 5))
+    return [Turn(role, tuple(part() for _ in range(draw.randint(0, 3)))) for role in roles]
+
+
+def random_image(draw: random.Random) -> ImageConfig:
+    patch = draw.choice([5, 8])
+    found = ImageConfig(
+        geometry=draw.choice(["native", "area", "tiles", "padded"]),
+        patch_size=patch,
+        max_side=8 * patch,
+        min_pixels=draw.choice([None, 900]),
+        max_pixels=draw.choice([None, 2000]),
+        rounding=draw.choice(["up", "nearest", "within"]),
+        tile_size=3 * patch,
+        max_tiles=draw.choice([1, 4, 6]),
+        share_tiles=draw.random() < 0.5,
+        thumbnail=draw.random() < 0.5,
+        max_height=7 * patch,
+        max_width=6 * patch,
+        exif=draw.choice(["apply", "ignore"]),
+        begin_token=draw.choice([None, "<vision>", "<img>"]),
+        end_token=draw.choice([None, "<vision>", "</img>"]),
+        row_token=draw.choice([None, "<vrow_sep>"]),
+        row_token_after_last=draw.random() < 0.5,
+    )
+    if found.geometry == "tiles" or found.row_token:
+        return found
+    return found.model_copy(update={"markers": draw.random() < 0.5})
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_counts_are_those_of_the_encoded_documents(tmp_path, seed):
+    draw, tokenizer = random.Random(seed), CharacterTokenizer()
+    config, builders = random_image(draw), {exif: IndexBuilder(exif) for exif in ("apply", "ignore")}
+    sequence = SequenceConfig(template=draw.choice(["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"]))
+    all_parts = [runs(random_turns(draw), tokenizer, config=sequence) for _ in range(12)]
+    for parts in all_parts:
+        for builder in builders.values():
+            builder.add(parts)
+    builders[config.exif].build().save(tmp_path / "index.npz")
+    index = SourceIndex.load(tmp_path / "index.npz")
+    assert len(index) == 12
+    # Sizes are kept in pixels: the same index serves every geometry.
+    for image in (config, config.model_copy(update={"patch_size": 1, "row_token": None})):
+        for parts, counts in zip(all_parts, index.counts(image), strict=True):
+            document = encode(parts, tokenizer, image)
+            is_patch = document.tokens == PATCH
+            assert counts.tolist() == [is_patch.sum(), (~is_patch).sum(), document.supervised.sum()]
+            assert len(document.patches) == len(document.patch_grid) == is_patch.sum()
+    # A row takes what the index says it needs, and not one slot less.
+    for parts, counts in zip(all_parts, index.counts(config), strict=True):
+        document, shape = encode(parts, tokenizer, config), RowShape(*counts.tolist())
+        row = assemble_row([(document, 0)], shape, config, 4, sequence)
+        assert (row.attend[:, 1::2] > row.attend[:, ::2]).any(axis=1).all()
+        if counts[1]:
+            with pytest.raises(ValueError, match="do not fit"):
+                assemble_row([(document, 0)], RowShape(counts[0], counts[1] - 1, counts[2]), config, 4, sequence)
+
+
+def test_kinds_and_types():
+    builder = IndexBuilder()
+    builder.add([TextRun((1, 2), False), encode_png(PillowImage.new("RGB", (3, 4))), TextRun((5,), True)])
+    index = builder.build()
+    assert index.run_kind.tolist() == [TEXT, IMAGE, SUPERVISED_TEXT]
+    assert index.run_size.tolist() == [[2, 0], [3, 4], [1, 0]]
+    assert index.record_run.tolist() == [0, 3]
+    assert [a.dtype for a in (index.run_kind, index.run_size, index.record_run)] == [np.uint8, np.int32, np.int64]
+
+
+def test_nothing_is_added_of_a_record_with_an_unreadable_image():
+    builder = IndexBuilder()
+    with pytest.raises(OSError, match=r".+"):
+        builder.add([TextRun((1,), True), Image(b"no image")])
+    builder.add([TextRun((2, 3), True)])
+    assert builder.build().run_size.tolist() == [[2, 0]]
+
+
+def test_empty():
+    index = IndexBuilder().build()
+    assert len(index) == 0
+    assert index.counts(ImageConfig()).shape == (0, 3)

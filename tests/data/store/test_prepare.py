@@ -1,0 +1,320 @@
+import json
+import os
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from PIL import Image as PillowImage
+
+from solo.config import Config, ConfigError, ImageConfig, SequenceConfig, TokenizerConfig, parse_config
+from solo.data.readers import read
+from solo.data.record import encode_png
+from solo.data.store import prepare as module
+from solo.data.store.prepare import open_prepared, prepare
+from solo.data.text import train_tokenizer
+from tests.data.vocabularies import byte_level_json, write_repository
+
+LINES = {"reader": "lines", "limit": 12}
+TOPICS = {"reader": "topics", "limit": 20}
+
+
+def config(folder: Path, sources: dict, **data) -> Config:
+    data = {"folder": str(folder / "data"), "tokenizer": {"vocab_size": 360}, "records_per_shard": 5} | data
+    stage = {"name": "a", "mixture": dict.fromkeys(sources, 1), "steps": 1, "batch_rows": 1}
+    return parse_config(
+        {
+            "name": "test",
+            "data": data | {"sources": sources},
+            "model": {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32},
+            "stages": [stage | {"optimizer": {"learning_rate": 0.1}}],
+        }
+    )
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
+    return {
+        name.removeprefix("sources/").split("/")[0]
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and "/" in name
+    }
+
+
+@pytest.fixture
+def conversations(tmp_path):
+    """Six examples, of which two can be used."""
+    good = encode_png(PillowImage.effect_noise((30, 20), 50)).data
+    (tmp_path / "good.png").write_bytes(good)
+    (tmp_path / "cut.png").write_bytes(good[:-100])
+    (tmp_path / "none.png").write_bytes(b"<html>404</html>")
+
+    def example(name: str, image: str | None, answer: str = "a kite") -> str:
+        turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": answer}]
+        return json.dumps({"id": name, "conversations": turns} | ({"image": image} if image else {}))
+
+    lines = [
+        example("good", "good.png"),
+        example("cut", "cut.png"),
+        example("none", "none.png"),
+        example("gone", "gone.png"),
+        example("surrogate", None, "a \ud83d"),
+        example("text", None),
+        json.dumps({"id": "silent", "conversations": [{"from": "human", "value": "Hello?"}]}),
+        "{not json",
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    return {"reader": "llava", "options": {"path": str(tmp_path / "all.jsonl"), "images": str(tmp_path)}}
+
+
+def test_prepare_and_open(tmp_path):
+    made, lines = config(tmp_path, {"lines": LINES, "topics": TOPICS}), []
+    prepared = prepare(made, lines.append)
+    assert [line.split(":")[0] for line in lines] == ["tokenizer", "lines", "topics"]
+    assert prepared.tokenizer.vocab_size == 360
+    assert prepared.quarantined == 0
+    for opened in (prepared, open_prepared(made)):
+        assert list(opened.sources) == ["lines", "topics"]
+        source = opened.sources["lines"]
+        assert [source.read(i) for i in range(len(source))] == list(read("lines", {}, 12))
+        assert source.description.images == 12
+        assert len(opened.sources["topics"].index) == 20
+
+
+def test_the_same_settings_give_the_same_bytes(tmp_path):
+    sources = {"lines": LINES, "topics": TOPICS}
+    prepare(config(tmp_path / "a", sources))
+    prepare(config(tmp_path / "b", sources))
+    first, second = state(tmp_path / "a" / "data"), state(tmp_path / "b" / "data")
+    # A .npz file carries the time it was written at.
+    assert {k: v for k, v in first.items() if ".npz" not in k} == {k: v for k, v in second.items() if ".npz" not in k}
+
+
+def test_only_what_changed_is_made_again(tmp_path):
+    def made(tokenizer: dict | None = None, lines: dict | None = None, **data) -> dict[str, bytes]:
+        sources = {"lines": LINES | (lines or {}), "topics": TOPICS}
+        tokenizer = {"vocab_size": 360, "train_on": ["topics"]} | (tokenizer or {})
+        prepare(config(tmp_path, sources, tokenizer=tokenizer, **data))
+        return state(tmp_path / "data")
+
+    before = made()
+    assert made() == before
+    after = made(lines={"limit": 13})
+    assert changed(before, after) == {"lines"}
+    before, after = after, made(lines={"limit": 13, "options": {"seed": 1}})
+    assert changed(before, after) == {"lines"}
+    before, after = after, made(lines={"limit": 13, "options": {"seed": 1}}, tokenizer={"vocab_size": 370})
+    assert changed(before, after) == {"lines", "topics", "tokenizer"}
+    assert before["tokenizer/tokenizer.model"] != after["tokenizer/tokenizer.model"]
+
+
+def test_quarantine(tmp_path, conversations):
+    made, lines = config(tmp_path, {"chat": conversations, "topics": TOPICS}), []
+    prepared = prepare(made, lines.append)
+    source = prepared.sources["chat"]
+    assert [source.read(i).id for i in range(len(source))] == ["good", "text"]
+    assert prepared.quarantined == source.description.quarantined == 6
+    found = [json.loads(line) for line in (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(entry["source"], entry["id"]) for entry in found] == [
+        ("chat", name) for name in ("cut", "none", "gone", "surrogate", "silent", "all.jsonl:8")
+    ]
+    reasons = [entry["reason"] for entry in found]
+    assert "image 1 cannot be read" in reasons[0]
+    assert "cannot identify image" in reasons[1]
+    assert "gone.png" in reasons[2]
+    assert "not valid Unicode" in reasons[3]
+    assert "nothing to learn" in reasons[4]
+    assert "6 quarantined" in lines[1]
+    prepare(made)
+    again = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in again] == found
+
+
+def test_without_verifying_only_headers_are_read(tmp_path, conversations):
+    made = config(tmp_path, {"chat": conversations, "topics": TOPICS}, verify_images=False)
+    source = prepare(made).sources["chat"]
+    assert [source.read(i).id for i in range(len(source))] == ["good", "cut", "text"]
+
+
+def test_a_source_without_a_usable_record(tmp_path, conversations):
+    (tmp_path / "all.jsonl").write_text("{not json\n[]\n")
+    with pytest.raises(ConfigError, match=r"(?s)source 'chat': no usable record; 2 quarantined.*all\.jsonl:1: .*:2: "):
+        prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
+    (tmp_path / "all.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="source 'chat': no usable record; 0 quarantined"):
+        prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
+    # What was made before the fault stays; of the source itself nothing does.
+    assert os.listdir(tmp_path / "data" / "sources") == ["topics"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("a", {"reader": "lines"}, "source 'a': reader 'lines' never ends: set `limit`"),
+        ("a", {"reader": "line", "limit": 3}, "source 'a': no reader 'line'; did you mean 'lines'"),
+        ("a", {"reader": "lines", "limit": 3, "options": {"see": 1}}, "source 'a': reader 'lines': unknown option"),
+        ("a", {"reader": "folder", "options": {"path": "/nowhere"}}, "source 'a': reader 'folder': /nowhere is no"),
+        ("../a", {"reader": "lines", "limit": 3}, "source '../a': its name becomes a folder"),
+    ],
+)
+def test_faults_name_the_source(tmp_path, name, source, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(tmp_path, {"topics": TOPICS, name: source}))
+    assert not (tmp_path / "data" / "sources").exists()
+
+
+def test_a_tokenizer_that_cannot_be_trained(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: too little text for a vocabulary of 9999.*at most \d+"):
+        prepare(config(tmp_path, {"lines": LINES}, tokenizer={"vocab_size": 9999}))
+
+
+def test_training_text_is_shared_evenly(tmp_path):
+    made = config(tmp_path, {"lines": LINES | {"limit": 10_000}, "topics": TOPICS}, tokenizer={"max_characters": 8000})
+    texts = list(module._texts(made))
+    assert sum(map(len, texts)) == 8000
+    long = [len(text) for text in texts if len(text) > 20]
+    assert 3000 < sum(long) < 5000
+
+
+def test_a_tokenizer_of_ones_own(tmp_path):
+    own = train_tokenizer([topics["if"], topics["for"]], TokenizerConfig(vocab_size=350))
+    own.save(tmp_path)
+    path = tmp_path / "tokenizer.model"
+    made = config(tmp_path, {"lines": LINES}, tokenizer={"path": str(path)})
+    assert prepare(made).tokenizer.fingerprint == own.fingerprint
+    path.unlink()
+    assert open_prepared(made).tokenizer.fingerprint == own.fingerprint
+    missing = config(tmp_path, {"lines": LINES}, tokenizer={"path": str(tmp_path / "no.model")})
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: .*no\.model"):
+        prepare(missing)
+
+
+def test_a_published_tokenizer(tmp_path):
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    folder = write_repository(tmp_path / "qwen", names, tokenizer_json=byte_level_json())
+
+    def made(added: list[str]) -> Config:
+        image = {"begin_token": "<img>", "end_token": "</img>", "row_token": None}
+        tokenizer = {"path": str(folder), "add_tokens": added}
+        return config(tmp_path, {"lines": LINES}, tokenizer=tokenizer).model_copy(
+            update={"sequence": SequenceConfig(template="chatml"), "image": ImageConfig(**image)}
+        )
+
+    with pytest.raises(ConfigError, match=r"image\.begin_token needs the piece '<img>'.*add_tokens"):
+        prepare(made([]))
+    with pytest.raises(ConfigError, match=r"image\.end_token needs the piece '</img>'.*add_tokens"):
+        prepare(made(["<img>"]))
+    prepared = prepare(made(["<img>", "</img>"]))
+    assert [prepared.tokenizer.id(piece) for piece in ("<|im_start|>", "<img>", "</img>")] == [401, 404, 405]
+    opened = open_prepared(made(["<img>", "</img>"]))
+    assert opened.tokenizer.fingerprint == prepared.tokenizer.fingerprint
+    with pytest.raises(ConfigError, match="the tokenizer is not in"):
+        open_prepared(made(["<img>", "</img>", "<box>"]))
+
+
+def test_a_template_needs_its_pieces(tmp_path):
+    sequence = SequenceConfig(template="internlm2_chat")
+    made = config(tmp_path, {"lines": LINES, "topics": TOPICS}).model_copy(update={"sequence": sequence})
+    with pytest.raises(ConfigError, match=r"sequence\.template internlm2_chat needs the piece '<\|im_start\|>'"):
+        prepare(made)
+
+
+def test_another_template_or_rotation_is_other_data(tmp_path):
+    made = config(tmp_path, {"lines": LINES, "topics": TOPICS})
+    prepare(made)
+    changes = [
+        {"sequence": SequenceConfig(system="Be brief.")},
+        {"sequence": SequenceConfig(template="solo_chat")},
+        {"image": ImageConfig(exif="ignore")},
+    ]
+    for change in changes:
+        with pytest.raises(ConfigError, match="source 'lines' is not in"):
+            open_prepared(made.model_copy(update=change))
+    other = {"sequence": SequenceConfig(window=4), "image": ImageConfig(max_side=64)}
+    assert open_prepared(made.model_copy(update=other))
+
+
+def test_rotated_and_thin_images_are_counted_as_they_are_used(tmp_path):
+    for number, size in enumerate([(2000, 1), (40, 90), (1, 5000)]):
+        turned = encode_png(PillowImage.new("RGB", size), orientation=6)
+        (tmp_path / "pictures" / "thing").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / "thing" / f"{number}.png").write_bytes(turned.data)
+    sources = {"pictures": {"reader": "folder", "options": {"path": str(tmp_path / "pictures")}}, "topics": TOPICS}
+    lines: list[str] = []
+    made = config(tmp_path, sources)
+    index = prepare(made, lines.append).sources["pictures"].index
+    assert index.image_sizes().tolist() == [[1, 2000], [90, 40], [5000, 1]]
+    assert "; 2 images are so thin" in lines[1]
+    assert "thin" not in lines[2]
+    lines.clear()
+    prepare(made, lines.append)
+    assert "made before; 2 images are so thin" in lines[1]
+    ignored = made.model_copy(update={"image": ImageConfig(exif="ignore")})
+    assert prepare(ignored).sources["pictures"].index.image_sizes().tolist() == [[2000, 1], [40, 90], [1, 5000]]
+
+
+def test_what_a_template_cannot_write_is_set_aside(tmp_path):
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    lines = [json.dumps({"id": str(start), "conversations": turns[start:]}) for start in (0, 1)]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    source = {"reader": "llava", "options": {"path": str(tmp_path / "all.jsonl")}}
+    sequence = SequenceConfig(template="solo_chat")
+    made = config(tmp_path, {"chat": source, "topics": TOPICS}).model_copy(update={"sequence": sequence})
+    chat = prepare(made).sources["chat"]
+    assert [chat.read(number).id for number in range(len(chat))] == ["1"]
+    (line,) = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "source": "chat",
+        "id": "0",
+        "reason": "the template has no place for a system turn",
+    }
+
+
+def test_opening_what_is_not_there(tmp_path):
+    made = config(tmp_path, {"lines": LINES, "topics": TOPICS})
+    with pytest.raises(ConfigError, match=r"the tokenizer is not in .*data, .*run: solo prepare CONFIG"):
+        open_prepared(made)
+    prepare(made)
+    trained = {"vocab_size": 360, "train_on": ["topics"]}
+    prepare(config(tmp_path, {"lines": LINES, "topics": TOPICS}, tokenizer=trained))
+    other = config(tmp_path, {"lines": LINES | {"limit": 3}, "topics": TOPICS}, tokenizer=trained)
+    with pytest.raises(ConfigError, match=r"source 'lines' is not in .* or was made from other settings"):
+        open_prepared(other)
+    prepare(made)
+    (tmp_path / "data" / "sources" / "topics" / "source.json").unlink()
+    with pytest.raises(ConfigError, match=r"source 'topics' is not in .*run: solo prepare CONFIG"):
+        open_prepared(made)
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("place", ["add", "finish"])
+def test_a_killed_prepare_leaves_nothing_half_made(tmp_path, monkeypatch, place):
+    sources = {"topics": TOPICS, "lines": LINES}
+    made = config(tmp_path, sources, tokenizer={"vocab_size": 360, "train_on": ["topics"]})
+    original = getattr(module.SourceWriter, place)
+
+    def killed(self, *args, **kwargs):
+        found = original(self, *args, **kwargs)
+        if "lines" in str(self._folder) and self.records > 7:
+            raise Killed
+        return found
+
+    # Without the cleaning that a real kill does not get to.
+    monkeypatch.setattr(module.SourceWriter, place, killed)
+    monkeypatch.setattr(module, "_remove", lambda path: None)
+    with pytest.raises(Killed):
+        prepare(made)
+    monkeypatch.undo()
+    assert (tmp_path / "data" / "sources" / "lines.partial").is_dir()
+    with pytest.raises(ConfigError, match="source 'lines'"):
+        open_prepared(made)
+    lines = []
+    prepared = prepare(made, lines.append)
+    assert ["made before" in line for line in lines] == [True, True, False]
+    assert len(prepared.sources["lines"]) == 12
+    assert sorted(os.listdir(tmp_path / "data" / "sources")) == ["lines", "topics"]

@@ -1,0 +1,119 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from PIL import ImageOps
+
+from solo.data.record import Image, Record, Turn, blank, encode_png, parse_conversation
+
+RED = encode_png(PillowImage.new("RGB", (5, 3), (255, 0, 0)))
+
+
+def test_record_bytes_round_trip():
+    record = Record(
+        "é/1",
+        (
+            Turn("system", ()),
+            Turn("user", (RED, "what 漢?\n", Image(b""), "", RED)),
+            Turn("assistant", ("a", "b")),
+            Turn("text", (Image(b"\0\1"),)),
+        ),
+    )
+    assert Record.from_bytes(record.to_bytes()) == record
+    assert record.images() == [RED, Image(b""), RED, Image(b"\0\1")]
+
+
+def test_image_size_and_pixels():
+    assert RED.size() == (5, 3)
+    assert RED.decode().mode == "RGB"
+    assert RED.decode().getpixel((4, 2)) == (255, 0, 0)
+    for broken in (b"", b"text", RED.data[:20]):
+        with pytest.raises(OSError, match=r".+"):
+            Image(broken).size()
+
+
+def test_blank_keeps_the_size_alone():
+    found = np.asarray(blank(RED).decode())
+    assert found.shape == (3, 5, 3)
+    assert (found == 128).all()
+
+
+def test_parse_conversation(tmp_path):
+    (tmp_path / "red.png").write_bytes(RED.data)
+    pillow = PillowImage.new("RGB", (2, 2))
+    turns = parse_conversation(
+        [
+            {"role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": str(tmp_path / "red.png")},
+                    {"type": "image", "image": RED.data},
+                    {"type": "image", "image": pillow},
+                    {"type": "text", "text": "Why?"},
+                    "Really?",
+                ],
+            },
+            {"role": "assistant", "content": []},
+        ]
+    )
+    assert turns == (
+        Turn("system", ("Be brief.",)),
+        Turn("user", (RED, RED, encode_png(pillow), "Why?", "Really?")),
+        Turn("assistant", ()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "robot", "content": "a"}, r"turn 0: role 'robot' is none of system, user, assistant, text"),
+        ({"content": "a"}, r"turn 0: role None"),
+        ({"role": "user", "content": 3}, r"turn 0: a part is a string"),
+        ({"role": "user"}, r"turn 0: a part is a string"),
+        ({"role": "user", "content": [{"type": "video", "video": "x"}]}, r"turn 0: a part is a string.*video"),
+        ({"role": "user", "content": [{"type": "image", "image": 3}]}, r"turn 0: an image is a path.*not int"),
+        ({"role": "user", "content": [{"type": "image", "image": "no.png"}]}, r"turn 0: cannot read image no.png"),
+    ],
+)
+def test_bad_conversations(message, expected):
+    with pytest.raises(ValueError, match=expected):
+        parse_conversation([message])
+
+
+def test_encode_png_is_lossless():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 3), np.uint8)
+    encoded = encode_png(PillowImage.fromarray(pixels))
+    assert PillowImage.open(io.BytesIO(encoded.data)).format == "PNG"
+    assert np.array_equal(np.asarray(encoded.decode()), pixels)
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: it is no image"):
+        parse_conversation([{"role": "user", "content": [{"type": "image", "image": tmp_path / "notes.txt"}]}])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_stored_rotation_is_honoured_or_not(kind, orientation) -> None:
+    picture = PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    exif, buffer = PillowImage.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    picture.save(buffer, kind, exif=exif)
+    image = Image(buffer.getvalue())
+    stored = PillowImage.open(io.BytesIO(image.data))
+    turned = ImageOps.exif_transpose(stored).convert("RGB")
+    assert np.array_equal(np.asarray(image.decode()), np.asarray(turned))
+    assert image.size() == image.decode().size == (turned.size if orientation else (30, 20))
+    assert image.size("ignore") == image.decode("ignore").size == stored.size
+    assert np.array_equal(np.asarray(image.decode("ignore")), np.asarray(stored.convert("RGB")))
+    assert [blank(image).size(mode) for mode in ("apply", "ignore")] == [image.size(), image.size("ignore")]
+
+
+def test_an_images_size_is_known_without_decoding_it() -> None:
+    buffer = io.BytesIO()
+    PillowImage.effect_noise((300, 200), 50).save(buffer, "PNG")
+    assert Image(buffer.getvalue()[:200]).size() == (300, 200)
+    assert encode_png(PillowImage.new("RGB", (30, 20)), orientation=8).size() == (20, 30)

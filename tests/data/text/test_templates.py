@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from PIL import Image as PillowImage
+
+from solo.config import ConfigError, ImageConfig, SequenceConfig
+from solo.data.record import Image, Turn, encode_png
+from solo.data.rows.document import PATCH, encode
+from solo.data.text import Tokenizer, extend_tokenizer
+from solo.data.text.huggingface import HuggingFaceTokenizer
+from solo.data.text.sentencepiece_model import SentencePieceTokenizer
+from solo.data.text.templates import TextRun, make_template, runs
+from tests.data.vocabularies import byte_level_json, foreign_model
+
+PICTURE, OTHER = (encode_png(PillowImage.new("RGB", (64, 32), shade)) for shade in ("red", "blue"))
+SOLO_PIECES = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_1>", "<loc_2>"]
+
+CHAT = [
+    Turn("user", (PICTURE, "\nwhy?")),
+    Turn("assistant", ("so it is",)),
+    Turn("user", ("and then",)),
+    Turn("assistant", ("if\n",)),
+]
+
+
+@pytest.fixture(scope="module")
+def mistral() -> Tokenizer:
+    """A stand-in for Mistral's: 493 pieces, then SOLO's; no padding."""
+    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), SOLO_PIECES)
+
+
+@pytest.fixture(scope="module")
+def internlm() -> Tokenizer:
+    pieces = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), pieces)
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Tokenizer:
+    text = byte_level_json()
+    return extend_tokenizer(HuggingFaceTokenizer(text, None, "<|im_end|>", "<|endoftext|>"), ["<img>", "</img>"])
+
+
+@pytest.fixture(scope="module")
+def ours(tiny_tokenizer) -> Tokenizer:
+    return tiny_tokenizer
+
+
+def tokens(found: list[TextRun | Image]) -> list[int | Image]:
+    return [token for run in found for token in (run.tokens if isinstance(run, TextRun) else [run])]
+
+
+def learned(found: list[TextRun | Image]) -> list[bool]:
+    return [
+        supervised
+        for run in found
+        for supervised in ([run.supervised] * len(run.tokens) if isinstance(run, TextRun) else [False])
+    ]
+
+
+def template(tokenizer: Tokenizer, name: str, **settings):
+    return make_template(tokenizer, SequenceConfig(template=name, **settings))
+
+
+# ---------------------------------------------------------------------------------------------- roles
+
+
+def test_roles(ours):
+    system, user, assistant = (TextRun((ours.id(f"<|{role}|>"),), False) for role in ("system", "user", "assistant"))
+
+    def text(words: str, supervised: bool) -> TextRun:
+        return TextRun(tuple(ours.encode(words)), supervised)
+
+    turns = [
+        Turn("system", ("be",)),
+        Turn("user", (PICTURE, "\nwhy")),
+        Turn("assistant", ("so", "it")),
+        Turn("user", ()),
+    ]
+    bos, eos = TextRun((1,), False), TextRun((2,), True)
+    assert runs(turns, ours) == [
+        *(bos, system, text("be", False), user, PICTURE, text("why", False), assistant),
+        *(text("so", True), text("it", True), eos, user),
+    ]
+    assert runs([Turn("text", (PICTURE, "</s>", ""))], ours) == [bos, PICTURE, text("</s>", True), eos]
+    assert runs([], ours) == [bos]
+
+
+@pytest.mark.parametrize(
+    "turns", [[Turn("user", ("why",))], [Turn("user", ("why",)), Turn("assistant", ())], [Turn("system", ())]]
+)
+def test_an_open_turn_waits_for_the_assistant(ours, turns):
+    found = runs(turns, ours, open_turn=True)
+    assert found[-1] == TextRun((ours.id("<|assistant|>"),), False)
+    assert TextRun((2,), True) not in found
+
+
+def test_an_open_text_is_left_open(ours):
+    so = TextRun(tuple(ours.encode("so")), True)
+    assert runs([Turn("text", ("so",))], ours, open_turn=True)[-1] == so
+    assert runs([Turn("user", ("why",)), Turn("assistant", ("so",))], ours, open_turn=True)[-1] == so
+
+
+# ----------------------------------------------------------------------------------------------- SOLO
+
+
+def test_solo_pretrain_is_what_the_packs_hold(mistral):
+    # solo.md 1.6, 1.8, 3.2: texts one by one, no markup, no end; a document opens with the packs' separator.
+    turns = [Turn("text", (PICTURE, "a kite", "\n</s> <vision>")), Turn("assistant", ("if",)), Turn("user", ("why",))]
+    found = template(mistral, "solo_pretrain").runs(turns)
+    image, document = ImageConfig(), encode(found, mistral, ImageConfig())
+    begin, row, end = (mistral.id(piece) for piece in (image.begin_token, image.row_token, image.end_token))
+    assert document.tokens.tolist() == [
+        *(1, begin, PATCH, PATCH, end),
+        *itertools.chain(*(mistral.encode(text) for text in ("a kite", "\n</s> <vision>", "if", "why"))),
+    ]
+    assert row not in document.tokens, "one row of patches has nothing to be parted from"
+    # What is predicted is content of assistant or text turns: below the appended pieces, and never an end.
+    targets = document.tokens[document.supervised]
+    assert targets.tolist() == document.tokens[5 : -len(mistral.encode("why"))].tolist()
+    assert (targets < 493).all()
+    assert not {0, 1, 2, PATCH} & set(targets.tolist())
+
+
+def reference_sft(mistral: Tokenizer, image: list[int | Image], turns: list[str]) -> tuple[list[int], list[bool]]:
+    """SOLO's instruction tuning as solo.md 3.4 describes it: pieces, and which of them have labels."""
+    ids, mask = list(image), [False] * len(image)
+    for number, text in enumerate(turns):
+        if number % 2 == 0:
+            opening = [mistral.special.bos] if number == 0 else []
+            piece = [*opening, *mistral.encode(f"[INST] {text} [/INST]")]
+        else:
+            piece = [*mistral.encode(text), mistral.special.eos]
+        ids += piece
+        mask += [number % 2 == 1] * len(piece)
+    return ids, mask
+
+
+def test_solo_chat_is_the_references(mistral):
+    found = template(mistral, "solo_chat").runs(CHAT)
+    expected = reference_sft(mistral, [PICTURE], ["why?", "so it is", "and then", "if\n"])
+    assert (tokens(found), learned(found)) == expected
+    assert tokens(found).index(1) == 1, "the beginning of the text stands behind the image"
+    assert tokens(found).count(1) == 1
+
+
+def test_solo_chat_brackets_an_image_with_its_begin_token_twice(mistral):
+    image = ImageConfig(end_token="<vision>")
+    document = encode(template(mistral, "solo_chat").runs([Turn("user", (PICTURE, "why"))]), mistral, image)
+    assert document.tokens[:5].tolist() == [493, PATCH, PATCH, 493, 1]
+
+
+@pytest.mark.parametrize(
+    "content", [(PICTURE, "\nwhy?"), ("why?\n", PICTURE), (PICTURE, "\n", "why?"), ("wh", "y?", PICTURE, "\n")]
+)
+def test_solo_chat_takes_images_to_the_front_and_line_breaks_away(mistral, content):
+    found = template(mistral, "solo_chat").runs([Turn("user", content)])
+    assert tokens(found) == reference_sft(mistral, [PICTURE], ["why?"])[0]
+
+
+def test_solo_chat_in_use(mistral):
+    chat = template(mistral, "solo_chat")
+    assert tokens(chat.runs(CHAT[:1], open_turn=True)) == reference_sft(mistral, [PICTURE], ["why?"])[0]
+    later = chat.runs([Turn("user", (OTHER, "and then"))], open_turn=True, continued=True)
+    assert tokens(later) == [OTHER, *mistral.encode("[INST] and then [/INST]")]
+    assert chat.stops == (2,)
+    assert chat.closing == (2,)
+    assert tokens(chat.runs([Turn("text", ("if",))])) == [1, *mistral.encode("if"), 2]
+    with pytest.raises(ValueError, match="no place for a system turn"):
+        chat.runs([Turn("system", ("a",)), *CHAT])
+    for name in ("solo_chat", "solo_pretrain"):
+        with pytest.raises(ConfigError, match=rf"sequence\.system: template {name} has no place"):
+            template(mistral, name, system="Be brief.")
+
+
+# ----------------------------------------------------------------------------------------------- Fuyu
+
+
+def test_fuyu(mistral, qwen):
+    fuyu = template(mistral, "fuyu")
+    answer = mistral.find("<0x04>")
+    found = fuyu.runs([Turn("user", (PICTURE, "why\x04?")), Turn("assistant", ("so",)), Turn("user", ("and",))])
+    first, so, second = (mistral.encode(text) for text in ("why?", "so", "and"))
+    assert tokens(found) == [PICTURE, 1, *first, answer, *so, 2, *second, answer]
+    assert learned(found) == [False] * (3 + len(first)) + [True] * (len(so) + 1) + [False] * (len(second) + 1)
+    with pytest.raises(ConfigError, match="'<0x04>'"):
+        template(qwen, "fuyu")
+
+
+# ------------------------------------------------------------------------------------------ InternLM2
+
+
+def joined(tokenizer: Tokenizer, text: str, pieces: list[str]) -> list[int]:
+    """A tokenizer of the reference's kind: special pieces are found in the text, all between two is one text."""
+    for piece in pieces:
+        before, found, after = text.partition(piece)
+        if found:
+            return [*joined(tokenizer, before, pieces), tokenizer.find(piece), *joined(tokenizer, after, pieces)]
+    return tokenizer.encode(text)
+
+
+MARKS = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+
+
+def reference_internlm(tokenizer: Tokenizer, turns: list[str], patches: list[int]) -> tuple[list[int], list[bool]]:
+    """Ids and label mask as mono_internvl.md 3 describes them: one string; the mask by tokenising its pieces again."""
+    start, end, mark = "<|im_start|>", "<|im_end|>", "<|im_start|>assistant\n"
+    text = f"{start}system\nBe brief.{end}"
+    for number, turn in enumerate(turns):
+        text += f"{start}{('user', 'assistant')[number % 2]}\n{turn.strip()}{end}"
+    for count in patches:
+        text = text.replace("<image>", f"<img>{'<IMG_CONTEXT>' * count}</img>", 1)
+    mask = [False]
+    for number, part in enumerate(text.split(mark)):
+        answer, _, question = part.partition(f"{start}user\n") if number else ("", "", part)
+        asked = f"{start}user\n{question}" if number and question else question
+        mask += [True] * len(joined(tokenizer, answer, MARKS))
+        last = number == text.count(mark)
+        mask += [False] * len(joined(tokenizer, asked + ("" if last else mark), MARKS))
+    return [tokenizer.special.bos, *joined(tokenizer, text, MARKS)], mask
+
+
+@pytest.mark.parametrize(
+    ("content", "question"),
+    [
+        ((PICTURE, "\nwhy? "), "<image>\nwhy? "),
+        (("why?\n", PICTURE), "why?\n<image>"),
+        ((PICTURE, "\n", OTHER, "\nwhich, ", "and why"), "<image>\n<image>\nwhich, and why"),
+        (("if ", PICTURE, ", is it ", OTHER, "?"), "if <image>, is it <image>?"),
+        # Written by hand, without line breaks:
+        ((PICTURE, "why?"), "<image>\nwhy?"),
+        ((PICTURE, OTHER, "why?"), "<image>\n<image>\nwhy?"),
+        ((PICTURE, " why?"), "<image> why?"),
+        ((PICTURE, ""), "<image>"),
+        (("  if so  ",), "if so"),
+    ],
+)
+def test_internlm2_chat_is_the_references(internlm, content, question):
+    turns = [Turn("user", content), Turn("assistant", (" so ", "it\n")), *CHAT[2:]]
+    found = template(internlm, "internlm2_chat", system="Be brief.").runs(turns)
+    image = ImageConfig(begin_token="<img>", end_token="</img>", row_token=None)
+    document = encode(found, internlm, image)
+    patches = [2] * question.count("<image>")
+    ids, mask = reference_internlm(internlm, [question, " so it\n", "and then", "if\n"], patches)
+    context = internlm.id("<IMG_CONTEXT>")
+    assert [context if token == PATCH else token for token in document.tokens.tolist()] == ids
+    assert document.supervised.tolist() == mask
+
+
+def test_internlm2_chat_by_hand(internlm):
+    start, end = internlm.id("<|im_start|>"), internlm.id("<|im_end|>")
+    chat = template(internlm, "internlm2_chat")
+    found = chat.runs([Turn("user", ("why?",)), Turn("assistant", ("so",))])
+    answer = internlm.encode("so")
+    head = internlm.encode("assistant\n")
+    assert tokens(found) == [1, start, *internlm.encode("user\nwhy?"), end, start, *head, *answer, end]
+    assert learned(found) == [False] * (len(tokens(found)) - len(answer) - 1) + [True] * (len(answer) + 1)
+    assert chat.stops == (end, 2, start)
+    assert tokens(chat.runs(CHAT[2:3], open_turn=True))[-len(head) - 2 :] == [end, start, *head]
+    begun = chat.runs([Turn("user", ("why?",)), Turn("assistant", ("so ",))], open_turn=True)
+    assert tokens(begun)[-len(answer) :] == answer
+    later = chat.runs([Turn("user", ("why?",))], open_turn=True, continued=True)
+    assert tokens(later) == [start, *internlm.encode("user\nwhy?"), end, start, *head]
+
+
+def test_a_system_turn_is_added_only_where_there_is_none(internlm, ours):
+    chat = template(internlm, "internlm2_chat", system="Be brief.")
+    written = internlm.encode("system\nBe brief.")
+    for turns, count in (
+        ([Turn("user", ("why",))], 1),
+        ([Turn("system", ("if",)), Turn("user", ("why",))], 0),
+        ([Turn("text", ("why",))], 0),
+    ):
+        found = tokens(chat.runs(turns))
+        assert sum(found[place : place + len(written)] == written for place in range(len(found))) == count
+    found = runs([Turn("user", ("why",))], ours, config=SequenceConfig(system="be"))
+    assert tokens(found)[:2] == [1, ours.id("<|system|>")]
+
+
+# ----------------------------------------------------------------------------------------------- Qwen
+
+
+def test_chatml_is_qwens(qwen):
+    chat = template(qwen, "chatml")
+    found = chat.runs([Turn("system", ("if",)), *CHAT])
+    text = (
+        "<|im_start|>system\nif<|im_end|>\n<|im_start|>user\n<image>\nwhy?<|im_end|>\n"
+        "<|im_start|>assistant\nso it is<|im_end|>\n<|im_start|>user\nand then<|im_end|>\n"
+        "<|im_start|>assistant\nif\n<|im_end|>\n"
+    )
+    image = qwen.find("</img>")
+    expected = joined(qwen, text.replace("<image>", "</img>"), ["<|im_start|>", "<|im_end|>", "</img>"])
+    assert tokens(found) == [PICTURE if token == image else token for token in expected]
+    end = qwen.id("<|im_end|>")
+    answers = [[*qwen.encode(answer), end, *qwen.encode("\n")] for answer in ("so it is", "if\n")]
+    ids = tokens(found)
+    assert [token for token, kept in zip(ids, learned(found), strict=True) if kept] == [*answers[0], *answers[1]]
+    assert chat.stops == (end, qwen.id("<|im_start|>"))
+    assert chat.closing == (end, *qwen.encode("\n"))
+    assert 400 not in ids, "there is no beginning of a text"
+
+
+# ---------------------------------------------------------------------------------------- all of them
+
+
+@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
+def test_text_never_becomes_markup(name, ours):
+    pieces = ["<|im_start|>", "<|im_end|>", "<img>"]
+    tokenizer = extend_tokenizer(ours, pieces)
+    clean = [Turn("user", ("x",)), Turn("assistant", ("x",)), Turn("text", ("x",))]
+    markup = "<|im_end|><s></s><|user|>[INST]<|im_start|>assistant\n<img><vision>"
+    dirty = [Turn(turn.role, (markup,)) for turn in clean]
+
+    def special(turns: list[Turn]) -> list[int]:
+        found = tokens(template(tokenizer, name).runs(turns))
+        return [token for token in found if token in tokenizer.special_ids]
+
+    assert special(dirty) == special(clean)
+
+
+@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
+def test_a_session_reads_what_one_document_holds(name, ours):
+    """Turns one by one, each answer and what closes it in between, are the conversation in one piece."""
+    tokenizer = extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"])
+    chat = template(tokenizer, name)
+    whole = tokens(chat.runs(CHAT))
+    read = [*tokens(chat.runs(CHAT[:1], open_turn=True)), *tokenizer.encode("so it is"), *chat.closing]
+    read += tokens(chat.runs(CHAT[2:3], open_turn=True, continued=True))
+    answer = "if" if name == "internlm2_chat" else "if\n"
+    assert whole == [*read, *tokenizer.encode(answer), *chat.closing]
+
+
+def test_missing_pieces_are_named(ours):
+    with pytest.raises(ConfigError, match=r"sequence\.template needs the piece '<\|im_start\|>'"):
+        template(ours, "chatml")
+    with pytest.raises(ConfigError, match=r"sequence\.template needs the piece '<\|system\|>'"):
+        template(SentencePieceTokenizer(foreign_model()), "roles")

@@ -1,0 +1,151 @@
+"""The kernels for TPU and GPU, computed step by step: against dense attention, never reading what nobody needs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.model.test_attention import Case, forward_and_gradients, random_intervals, random_tensors
+
+from solo.config import ImageConfig, SequenceConfig
+from solo.data.planning.row_shape import RowShape
+from solo.data.rows.assembly import assemble_row
+from solo.model.attention.interval import interval_attention, needed_blocks
+from solo.model.attention.tpu import MOST_TILES
+from tests.reference import random_document
+
+NAMES = ("out", "d_q", "d_k", "d_v")
+KERNELS = ("pallas_tpu", "pallas_gpu")
+KEY_BLOCK = 32
+# Queries and keys in blocks of different sizes that divide neither region; queries that continue what was read; text
+# alone, fewer slots than a block; patches alone.
+ROWS = Case(rows=2, patches=37, text=45, queries=82, heads=6, key_heads=2, dim=4, block=16)
+CONTINUED = Case(rows=3, patches=20, text=11, queries=5, heads=2, key_heads=2, dim=8, block=8)
+TEXT = Case(rows=1, patches=0, text=5, queries=5, heads=2, key_heads=1, dim=4, block=8)
+PATCHES = Case(rows=1, patches=29, text=0, queries=29, heads=2, key_heads=1, dim=4, block=16)
+
+
+@functools.cache
+def kernel(case: Case, name: str) -> Any:
+    """(q, k, v, d_out, intervals) -> (out, d_q, d_k, d_v), compiled."""
+    attention = functools.partial(
+        interval_attention, num_patches=case.patches, implementation=name, block=case.block,
+        key_block=KEY_BLOCK, interpret=True,
+    )  # fmt: skip
+
+    def run(q: Any, k: Any, v: Any, d_out: Any, intervals: Any) -> tuple:
+        out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, intervals), q, k, v)
+        return out, *pull(d_out)
+
+    return jax.jit(run)
+
+
+def assert_kernel_equals_dense(name: str, case: Case, tensors: tuple, intervals: np.ndarray) -> None:
+    expected = forward_and_gradients(case, "dense")(*tensors, intervals)
+    for what, a, b in zip(NAMES, kernel(case, name)(*tensors, intervals), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=what)
+
+
+def packed_rows(rng: np.random.Generator, case: Case, mode: Any, window: int | None) -> np.ndarray:
+    """`Batch.attend` of rows into which documents were packed as long as they fit; the rest is padding."""
+    shape, image = RowShape(case.patches, case.text, case.text), ImageConfig(patch_size=1, max_side=8, mask=mode)
+
+    def row() -> np.ndarray:
+        documents: list = []
+        room = np.array([case.patches, case.text])
+        while True:
+            document = random_document(rng, 64, patch_size=1, parts=int(rng.integers(1, 6)))
+            patches = int((document.tokens < 0).sum())
+            room -= [patches, len(document.tokens) - patches]
+            if (room < 0).any():
+                return assemble_row(documents, shape, image, 0, SequenceConfig(window=window)).attend
+            documents.append((document, 0))
+
+    return np.stack([row() for _ in range(case.rows)])[:, -case.queries :]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    mode=st.sampled_from(["causal", "bidirectional", "prefix", "isolated"]),
+    window=st.sampled_from([None, None, 7]),
+)
+def test_packed_documents(name: str, seed: int, mode: str, window: int | None) -> None:
+    rng = np.random.default_rng(seed)
+    assert_kernel_equals_dense(name, ROWS, random_tensors(rng, ROWS), packed_rows(rng, ROWS, mode, window))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("case", [ROWS, CONTINUED, TEXT, PATCHES])
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_intervals(name: str, case: Case, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    assert_kernel_equals_dense(name, case, random_tensors(rng, case), random_intervals(rng, case))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_tiles_that_all_of_their_queries_see_in_full(name: str) -> None:
+    rng = np.random.default_rng(0)
+    intervals = np.tile(np.int32([0, ROWS.patches, 0, ROWS.text]), (ROWS.rows, ROWS.queries, 1))
+    assert_kernel_equals_dense(name, ROWS, random_tensors(rng, ROWS), intervals)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_nothing_seen_is_zero_and_large_scores_do_not_overflow(name: str) -> None:
+    rng = np.random.default_rng(0)
+    intervals = packed_rows(rng, ROWS, "causal", None)
+    intervals[0] = 0
+    intervals[1, ::3] = (7, 7, 9, 4)
+    q, *others = random_tensors(rng, ROWS)
+    out, d_q, d_k, d_v = kernel(ROWS, name)(100 * q, *others, intervals)
+    expected = forward_and_gradients(ROWS, "dense")(100 * q, *others, intervals)[0]
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    for x in (out[0], d_q[0], d_k[0], d_v[0], out[1, ::3], d_q[1, ::3]):
+        assert (x == 0).all()
+    assert all(np.isfinite(x).all() for x in (out, d_q, d_k, d_v))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_bfloat16_is_close_to_float32_and_unneeded_blocks_are_never_read(name: str) -> None:
+    # The regions are whole numbers of blocks, so that whole blocks can be poisoned.
+    case, rng = ROWS._replace(patches=64, text=64, queries=128, heads=2, key_heads=1), np.random.default_rng(0)
+    intervals = packed_rows(rng, case, "bidirectional", None)
+    for row in intervals:
+        row[(row[:, 0] < 30) & (row[:, 1] > 0)] = 0
+    needed = needed_blocks(intervals, num_patches=64, num_text=64, block=case.block, key_block=KEY_BLOCK).any(axis=1)
+    poisoned = ~np.repeat(needed, KEY_BLOCK, axis=1)
+    assert 0.2 < poisoned.mean() < 0.9
+    q, k, v, d_out = (x.astype(jnp.bfloat16) for x in random_tensors(rng, case))
+    clean = kernel(case, name)(q, k, v, d_out, intervals)
+    nan_k, nan_v = (jnp.where(poisoned[:, :, None, None], jnp.nan, x) for x in (k, v))
+    poisoned_results = kernel(case, name)(q, nan_k, nan_v, d_out, intervals)
+    for what, a, b in zip(NAMES, poisoned_results, clean, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(a, b, err_msg=what)
+    wide = forward_and_gradients(case, "dense")(*(x.astype(jnp.float32) for x in (q, k, v, d_out)), intervals)
+    for what, a, b in zip(NAMES, clean, wide, strict=True):
+        assert np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b) < 6e-3, what
+
+
+def test_what_the_kernels_do_not_compute_is_refused() -> None:
+    q, intervals = jnp.zeros((1, 6, 2, 4)), jnp.zeros((1, 6, 4), jnp.int32)
+    run = functools.partial(interval_attention, num_patches=3, implementation="pallas_tpu", interpret=True)
+    with pytest.raises(ValueError, match="float32 or all bfloat16"):
+        run(q, q.astype(jnp.bfloat16), q, intervals)
+    with pytest.raises(ValueError, match="float32 or all bfloat16"):
+        run(*[q.astype(jnp.float16)] * 3, intervals)
+    x, intervals = jax.ShapeDtypeStruct((1, 40_000, 1, 128), jnp.float32), jnp.zeros((1, 40_000, 4), jnp.int32)
+    with pytest.raises(ValueError, match=r"vector memory.*blocks"):
+        jax.eval_shape(jax.grad(lambda x: run(x, x, x, intervals, block=512).sum()), x)
+    slots = int(MOST_TILES**0.5) + 1
+    x, intervals = jax.ShapeDtypeStruct((1, slots, 2, 4), jnp.float32), jax.ShapeDtypeStruct((1, slots, 4), jnp.int32)
+    with pytest.raises(ValueError, match="larger"):
+        jax.eval_shape(functools.partial(run, block=1), x, x, x, intervals)
