@@ -92,7 +92,7 @@ class SequenceConfig(Section):
 
     template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
                too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
-    positions  text: one count over text and patches; grid: (time, row, column) as in M-RoPE (solo.data.rows.reading_order)
+    positions  text: one count over text and patches; grid: (time, row, column) as in M-RoPE
     window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
     """
 

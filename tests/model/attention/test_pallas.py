@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.model.test_attention import Case, forward_and_gradients, random_intervals, random_tensors
+from tests.model.attention.test_interval import Case, forward_and_gradients, random_intervals, random_tensors
 
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
