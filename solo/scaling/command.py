@@ -69,11 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--drop-highest is at least 0 and --draws at least 100")
     from rich.console import Console
 
-    from solo.scaling.compute import parse_compute
-    from solo.scaling.laws import LAWS
-    from solo.scaling.study import Question, study
-    from solo.scaling.summary import print_study, print_table
-    from solo.scaling.table import load_table
+    from solo.scaling.laws.compute import parse_compute
+    from solo.scaling.laws.law import LAWS
+    from solo.scaling.laws.result import Question, study
+    from solo.scaling.laws.table import load_table
+    from solo.scaling.report.terminal import print_study, print_table
 
     table = load_table(arguments.results, _columns(arguments), arguments.where)
     question = Question(
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(Path(arguments.json), json.dumps(_plain(table, studies, command), indent=1) + "\n")
         console.print(f"JSON    {arguments.json}")
     if arguments.report:
-        from solo.scaling.report import render
+        from solo.scaling.report.page import render
 
         write_whole(Path(arguments.report), render(table, studies, command))
         console.print(f"report  {arguments.report}")
@@ -139,9 +139,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from solo.scaling.fit import FitRefusedError
-    from solo.scaling.simulate import load_spec, simulate
-    from solo.scaling.summary import print_simulated
+    from solo.scaling.laws.fit import FitRefusedError
+    from solo.scaling.laws.simulate import load_spec, simulate
+    from solo.scaling.report.terminal import print_simulated
 
     spec = load_spec(arguments.spec)
     try:
@@ -157,7 +157,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _columns(arguments: argparse.Namespace) -> Any:
-    from solo.scaling.table import Columns
+    from solo.scaling.laws.table import Columns
 
     return Columns(
         losses=tuple(arguments.loss or ()),
@@ -173,7 +173,7 @@ def _columns(arguments: argparse.Namespace) -> Any:
 def _plain(table: Any, studies: list[Any], command: str) -> dict[str, Any]:
     """The JSON. With one law, what is said of it stands at the top as well, where a script looks first."""
     import solo
-    from solo.scaling.study import as_json
+    from solo.scaling.laws.result import as_json
 
     fits = [_finite(as_json(found)) for found in studies]
     return {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from solo.scaling.laws import CHINCHILLA
-from solo.scaling.runs import Runs, make_runs
+from solo.scaling.laws.law import CHINCHILLA
+from solo.scaling.laws.runs import Runs, make_runs
 
 OVERTRAIN = Path(__file__).parent / "data" / "overtrain_runs.csv"
 TRUTH = {"A": 482.0, "B": 2085.0, "E": 1.8172, "alpha": 0.3478, "beta": 0.3659}

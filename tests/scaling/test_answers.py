@@ -7,16 +7,16 @@ import pytest
 import yaml
 
 from solo.config import ConfigError
-from solo.scaling.bootstrap import bootstrap
-from solo.scaling.budgets import group_budgets
-from solo.scaling.crosscheck import cross_checks, envelope_optima, isoflop_curves, parabola_optima
-from solo.scaling.downstream import fit_exponential, fit_sigmoid, fit_task
-from solo.scaling.fit import FitRefusedError, fit
-from solo.scaling.holdout import hold_out, hold_out_ladder
-from solo.scaling.laws import CHINCHILLA, POWER, REPEATED
-from solo.scaling.predict import optimum, predict
-from solo.scaling.simulate import ASSUMED, design_runs, load_spec, simulate
-from solo.scaling.study import Question, seed_noise, study
+from solo.scaling.laws.bootstrap import bootstrap
+from solo.scaling.laws.budgets import group_budgets
+from solo.scaling.laws.cross_check import cross_checks, envelope_optima, isoflop_curves, parabola_optima
+from solo.scaling.laws.downstream import fit_exponential, fit_sigmoid, fit_task
+from solo.scaling.laws.fit import FitRefusedError, fit
+from solo.scaling.laws.hold_out import hold_out, hold_out_ladder
+from solo.scaling.laws.law import CHINCHILLA, POWER, REPEATED
+from solo.scaling.laws.predict import optimum, predict
+from solo.scaling.laws.result import Question, seed_noise, study
+from solo.scaling.laws.simulate import ASSUMED, design_runs, load_spec, simulate
 from solo.scaling.sweep.points import expand
 from tests.scaling.samples import TRUTH, grid, isoflop, sweep
 from tests.scaling.sweep.tiny_sweep import planned
@@ -241,7 +241,7 @@ def test_a_refusal_is_an_answer() -> None:
 @pytest.fixture
 def few_judged(monkeypatch) -> None:
     """Fits from many starts take most of a simulation's time."""
-    monkeypatch.setattr("solo.scaling.simulate.JUDGED", 2)
+    monkeypatch.setattr("solo.scaling.laws.simulate.JUDGED", 2)
 
 
 def spec(tmp_path, **changes):

@@ -174,7 +174,7 @@ def test_other_laws_have_reports_too(tmp_path, law) -> None:
 
 
 def test_repeated_tokens(tmp_path, capsys) -> None:
-    from solo.scaling.laws import REPEATED
+    from solo.scaling.laws.law import REPEATED
     from tests.scaling.samples import grid
 
     unique = np.full(36, 1e10)

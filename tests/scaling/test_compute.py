@@ -3,7 +3,7 @@
 import pytest
 
 from solo.config import ConfigError
-from solo.scaling.compute import parse_compute
+from solo.scaling.laws.compute import parse_compute
 
 
 def test_flops_and_machines() -> None:

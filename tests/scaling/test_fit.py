@@ -5,11 +5,11 @@ import pytest
 from scipy.optimize import minimize
 
 from solo.scaling import solver
-from solo.scaling.bootstrap import bootstrap, interval
-from solo.scaling.fit import Fit, FitRefusedError, finish, fit
-from solo.scaling.laws import CHINCHILLA, LAWS, POWER, REPEATED, SHARED
-from solo.scaling.problem import OBJECTIVES, Problem
-from solo.scaling.start import non_negative, starting_points
+from solo.scaling.laws.bootstrap import bootstrap, interval
+from solo.scaling.laws.fit import Fit, FitRefusedError, finish, fit
+from solo.scaling.laws.law import CHINCHILLA, LAWS, POWER, REPEATED, SHARED
+from solo.scaling.laws.problem import OBJECTIVES, Problem
+from solo.scaling.laws.start import non_negative, starting_points
 from tests.scaling.samples import HOFFMANN, TRUTH, grid, isoflop, overtrain, sweep
 
 
@@ -88,7 +88,7 @@ def test_sparse_models_are_fitted_by_their_active_parameters() -> None:
 
 def test_gadre_s_published_errors() -> None:
     """Fitted to five runs, and their errors to six: the four relative errors of Gadre et al. for RedPajama."""
-    from solo.scaling.downstream import fit_exponential
+    from solo.scaling.laws.downstream import fit_exponential
 
     rows = {(row["model"], float(row["cc"])): row for row in overtrain()}
     small, large, huge = "d=96_l=8_h=4", "open_lm_1b", "open_lm_7b"
@@ -216,7 +216,7 @@ def test_what_the_noise_hides_is_not_identified() -> None:
 
 def test_two_minima_as_good_as_each_other(monkeypatch) -> None:
     """Where sizes are in proportion to tokens, A may stand in for B: starts end with the same loss, far apart."""
-    monkeypatch.setattr("solo.scaling.fit.LEAST_RAY", 0.0)
+    monkeypatch.setattr("solo.scaling.laws.fit.LEAST_RAY", 0.0)
     n = np.geomspace(5e7, 5e9, 12)
     even = {**TRUTH, "alpha": 0.35, "beta": 0.35}
     other = {**even, "A": 582.0, "B": 2085.0 - 100 * 20**0.35}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from solo.scaling.laws import CHINCHILLA, LAWS, POWER, REPEATED, SHARED, effective_tokens
+from solo.scaling.laws.law import CHINCHILLA, LAWS, POWER, REPEATED, SHARED, effective_tokens
 from tests.scaling.samples import HOFFMANN, TRUTH
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from solo.config import ConfigError
-from solo.scaling.rows import read_rows, where
-from solo.scaling.table import Columns, count, load_table
+from solo.scaling.laws.table import Columns, count, load_table
+from solo.scaling.laws.table_file import read_rows, where
 from tests.scaling.samples import OVERTRAIN
 
 GADRE = Columns(n="N", d="D", losses=("loss_c4_val",))

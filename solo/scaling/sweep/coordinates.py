@@ -18,9 +18,9 @@ from solo.config import ConfigError, MeshConfig, SafetyConfig, StageConfig
 from solo.data.store.prepare import prepare
 from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.scaling.sweep.batch_statistics import endless_plan, first_batches
 from solo.scaling.sweep.points import first_sizes
 from solo.scaling.sweep.spec import SweepSpec
-from solo.scaling.sweep.traffic import endless_plan, first_batches
 from solo.sharding.mesh import make_mesh
 from solo.training.step import make_stage
 

@@ -11,8 +11,8 @@ from solo.model.count import count_parameters
 from solo.model.flops import Work, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.memory import hand_count
+from solo.scaling.sweep.batch_statistics import Flow
 from solo.scaling.sweep.spec import MachineSpec
-from solo.scaling.sweep.traffic import Flow
 from solo.sharding.hardware import machine
 from solo.training.optimizer import trainable_paths
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from solo.config import ConfigError, parse_config
 from solo.files import write_whole
-from solo.scaling.rows import RESULTS
+from solo.scaling.laws.table_file import RESULTS
 from solo.scaling.sweep.estimate import Estimate
 from solo.scaling.sweep.identity import digest, run_id
 from solo.scaling.sweep.lock import is_held

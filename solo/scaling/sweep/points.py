@@ -11,11 +11,11 @@ import numpy as np
 
 from solo.config import Config, ConfigError, parse_config, read_config, set_value
 from solo.model.parameters import ModelDefinition, define
+from solo.scaling.sweep.batch_statistics import Flow, Flows
 from solo.scaling.sweep.estimate import Estimate, active, estimate, run_flops
 from solo.scaling.sweep.identity import run_id
 from solo.scaling.sweep.ladder import sizes
 from solo.scaling.sweep.spec import HorizonsDesign, IsoFlop, SweepSpec
-from solo.scaling.sweep.traffic import Flow, Flows
 from solo.sharding.hardware import machine
 
 

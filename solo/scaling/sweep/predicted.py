@@ -11,7 +11,7 @@ from typing import Any
 from solo.config import Config, ConfigError, parse_config, read_config, set_value
 from solo.model.flops import Work
 from solo.model.parameters import define
-from solo.scaling.rows import Row, text
+from solo.scaling.laws.table_file import Row, text
 from solo.scaling.sweep.estimate import active
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.ladder import size

@@ -10,7 +10,7 @@ from solo.cli import main
 from solo.config import ConfigError, load_config
 from solo.model.flops import Work
 from solo.model.parameters import define
-from solo.scaling.rows import read_rows
+from solo.scaling.laws.table_file import read_rows
 from solo.scaling.sweep.estimate import active
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import expand

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from solo.scaling.laws import Array
+from solo.scaling.laws.law import Array
 
 SAME_BUDGET = 1.1  # sizes come in steps: runs of one planned budget differ by some percent
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solo.scaling.bootstrap import Bootstrap, bootstrap
-from solo.scaling.budgets import group_budgets
-from solo.scaling.fit import Fit, FitRefusedError, fit
-from solo.scaling.laws import Array, Law
-from solo.scaling.runs import Runs
+from solo.scaling.laws.bootstrap import Bootstrap, bootstrap
+from solo.scaling.laws.budgets import group_budgets
+from solo.scaling.laws.fit import Fit, FitRefusedError, fit
+from solo.scaling.laws.law import Array, Law
+from solo.scaling.laws.runs import Runs
 
 HOLD_OUT_DRAWS = 500
 _CUTS, _STEP = 4, 2.0

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from solo.scaling.bootstrap import Bootstrap, intervals
-from solo.scaling.fit import Fit
-from solo.scaling.laws import Array, Law
+from solo.scaling.laws.bootstrap import Bootstrap, intervals
+from solo.scaling.laws.fit import Fit
+from solo.scaling.laws.law import Array, Law
 
 FAR = 100.0  # extrapolation beyond this is said loudly
 _SIZES = 600

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solo.scaling.laws import Array
-from solo.scaling.problem import Problem, Value
+from solo.scaling.laws.law import Array
+from solo.scaling.laws.problem import Problem, Value
 
 MOST_STEPS = 300
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9

@@ -11,11 +11,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import solo
-from solo.scaling import figures
-from solo.scaling.predict import FAR, Prediction
-from solo.scaling.study import Answer, Study
-from solo.scaling.summary import cross_check, figure, fit_in_words, span
-from solo.scaling.table import Table
+from solo.scaling.laws.predict import FAR, Prediction
+from solo.scaling.laws.result import Answer, Study
+from solo.scaling.laws.table import Table
+from solo.scaling.report import figures
+from solo.scaling.report.terminal import cross_check, figure, fit_in_words, span
 
 _MOST_ROWS = 60
 
@@ -37,7 +37,7 @@ def render(table: Table, studies: Sequence[Study], command: str) -> str:
         studies: what came of it.
         command: that made the report.
     """
-    source = files("solo.scaling").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("solo.scaling.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(
         path=table.path,

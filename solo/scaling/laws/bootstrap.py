@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solo.scaling.fit import Fit, FitRefusedError, check_design
-from solo.scaling.laws import Array
-from solo.scaling.solver import solve
+from solo.scaling.laws.fit import Fit, FitRefusedError, check_design
+from solo.scaling.laws.law import Array
+from solo.scaling.laws.solver import solve
 
 LEVELS = (80, 95)
 DRAWS = 1000

@@ -11,8 +11,8 @@ from itertools import combinations, product
 
 import numpy as np
 
-from solo.scaling.laws import Array, effective_tokens
-from solo.scaling.problem import Problem
+from solo.scaling.laws.law import Array, effective_tokens
+from solo.scaling.laws.problem import Problem
 
 _GRID = np.geomspace(0.03, 2.0, 15)
 _REPEATS = (3.0, 15.0, 60.0)

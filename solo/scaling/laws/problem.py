@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from solo.scaling.laws import Array, Law, effective_tokens
-from solo.scaling.runs import Runs
+from solo.scaling.laws.law import Array, Law, effective_tokens
+from solo.scaling.laws.runs import Runs
 
 HUBER_DELTA = 1e-3
 OBJECTIVES = {

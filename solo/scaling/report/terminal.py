@@ -7,11 +7,11 @@ from math import floor, log10
 from rich.console import Console
 from rich.table import Table as Grid
 
-from solo.scaling.crosscheck import CrossCheck
-from solo.scaling.predict import FAR, Prediction
-from solo.scaling.simulate import JUDGED, Simulated, SimulateSpec
-from solo.scaling.study import Answer, Study
-from solo.scaling.table import Table, count
+from solo.scaling.laws.cross_check import CrossCheck
+from solo.scaling.laws.predict import FAR, Prediction
+from solo.scaling.laws.result import Answer, Study
+from solo.scaling.laws.simulate import JUDGED, Simulated, SimulateSpec
+from solo.scaling.laws.table import Table, count
 
 _BIG = 1e5
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from solo.scaling.budgets import group_budgets
-from solo.scaling.fit import Fit
-from solo.scaling.laws import Array
-from solo.scaling.runs import Runs
+from solo.scaling.laws.budgets import group_budgets
+from solo.scaling.laws.fit import Fit
+from solo.scaling.laws.law import Array
+from solo.scaling.laws.runs import Runs
 
 _FEWEST_SIZES = 4  # three points always lie on a parabola
 _FEWEST_OPTIMA = 2

@@ -12,8 +12,8 @@ import numpy as np
 
 from solo.config import ConfigError
 from solo.config.base import nearest
-from solo.scaling.rows import Row, columns_of, number, read_rows, text, where
-from solo.scaling.runs import Runs, make_runs
+from solo.scaling.laws.runs import Runs, make_runs
+from solo.scaling.laws.table_file import Row, columns_of, number, read_rows, text, where
 
 DONE = "done"
 # Runs that were measured with another tokenizer or on other data have losses that mean something else.

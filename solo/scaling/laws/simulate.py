@@ -12,13 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from solo.config import ConfigError
 from solo.config.base import Section
-from solo.scaling.bootstrap import interval
-from solo.scaling.fit import FitRefusedError, check_design, fit
-from solo.scaling.laws import LAWS, Array, Law
-from solo.scaling.predict import optimum
-from solo.scaling.problem import Problem
-from solo.scaling.runs import Runs, make_runs
-from solo.scaling.solver import solve
+from solo.scaling.laws.bootstrap import interval
+from solo.scaling.laws.fit import FitRefusedError, check_design, fit
+from solo.scaling.laws.law import LAWS, Array, Law
+from solo.scaling.laws.predict import optimum
+from solo.scaling.laws.problem import Problem
+from solo.scaling.laws.runs import Runs, make_runs
+from solo.scaling.laws.solver import solve
 
 # Refitted by Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al.; digits of our own fit.
 ASSUMED = {"E": 1.8172, "A": 477.8, "B": 2143.0, "alpha": 0.3473, "beta": 0.3672}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from solo.scaling.laws import FLOPS_PER_PARAMETER_AND_TOKEN, Array
+from solo.scaling.laws.law import FLOPS_PER_PARAMETER_AND_TOKEN, Array
 
 
 @dataclass(frozen=True)

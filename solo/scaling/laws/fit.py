@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from solo.scaling.laws import Array, Law
-from solo.scaling.problem import HIGHEST_EXPONENT, LOWEST_EXPONENT, Problem
-from solo.scaling.runs import Runs
-from solo.scaling.solver import Solutions, solve
-from solo.scaling.start import starting_points
+from solo.scaling.laws.law import Array, Law
+from solo.scaling.laws.problem import HIGHEST_EXPONENT, LOWEST_EXPONENT, Problem
+from solo.scaling.laws.runs import Runs
+from solo.scaling.laws.solver import Solutions, solve
+from solo.scaling.laws.start import starting_points
 
 FEWEST_VALUES = 3  # of a variable: a power and a floor have three unknowns
 LEAST_RAY = 4.0  # tokens per parameter, largest over smallest

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from solo.scaling.bootstrap import Bootstrap, interval
-from solo.scaling.fit import Fit, FitRefusedError
-from solo.scaling.laws import Array
-from solo.scaling.predict import Prediction, optimum
+from solo.scaling.laws.bootstrap import Bootstrap, interval
+from solo.scaling.laws.fit import Fit, FitRefusedError
+from solo.scaling.laws.law import Array
+from solo.scaling.laws.predict import Prediction, optimum
 
 FEWEST_ABOVE_CHANCE = 6
 _MARGIN = 0.01  # of the scale: closer to chance than this is chance

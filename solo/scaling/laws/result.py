@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from solo.scaling.bootstrap import DRAWS, Bootstrap, bootstrap, intervals
-from solo.scaling.crosscheck import CrossCheck, cross_checks
-from solo.scaling.downstream import Downstream, fit_task
-from solo.scaling.fit import Fit, FitRefusedError, fit
-from solo.scaling.holdout import Cut, HoldOut, hold_out, hold_out_ladder
-from solo.scaling.laws import CHINCHILLA, Law
-from solo.scaling.predict import Prediction, predict
-from solo.scaling.problem import OBJECTIVES
-from solo.scaling.runs import Runs
-from solo.scaling.table import SetAside
+from solo.scaling.laws.bootstrap import DRAWS, Bootstrap, bootstrap, intervals
+from solo.scaling.laws.cross_check import CrossCheck, cross_checks
+from solo.scaling.laws.downstream import Downstream, fit_task
+from solo.scaling.laws.fit import Fit, FitRefusedError, fit
+from solo.scaling.laws.hold_out import Cut, HoldOut, hold_out, hold_out_ladder
+from solo.scaling.laws.law import CHINCHILLA, Law
+from solo.scaling.laws.predict import Prediction, predict
+from solo.scaling.laws.problem import OBJECTIVES
+from solo.scaling.laws.runs import Runs
+from solo.scaling.laws.table import SetAside
 
 T = TypeVar("T")
 
