@@ -93,18 +93,19 @@ class SequenceConfig(Section):
     template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
                too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
     positions  text: one count over text and patches; grid: (time, row, column) as in M-RoPE
-    window     a slot sees itself and this many slots before it in its document (SOLO: 4096), None: all
+    sliding_window  as in Hugging Face: a slot sees itself and `sliding_window - 1` slots before it in its document
+               (SOLO: 4097, since FlashAttention's window of 4096 does not count the slot itself); None: all
     """
 
     template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
     system: str | None = Field(None, description="a system turn for conversations that bring none")
     positions: Literal["text", "grid"] = "text"
-    window: int | None = Field(None, ge=1)
+    sliding_window: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> SequenceConfig:
-        if self.window is not None and self.positions == "grid":
-            raise ValueError("a window counts slots in reading order, which grid positions do not give")
+        if self.sliding_window is not None and self.positions == "grid":
+            raise ValueError("sliding_window counts slots in reading order, which positions: grid does not give")
         return self
 
 
@@ -128,7 +129,7 @@ class DataConfig(Section):
         " also cuts text that would leave a row's patches without text of their own",
     )
     records_per_shard: int = Field(4096, ge=1)
-    planning_window: int = Field(256, ge=1, description="rows that are packed together")
+    packing_window: int = Field(256, ge=1, description="rows that are packed together")
     worker_processes: int = Field(0, ge=0, description="0: threads of the training process")
     prefetch_batches: int = Field(4, ge=1)
     verify_images: bool = Field(True, description="decode every image once while preparing; bad ones are quarantined")

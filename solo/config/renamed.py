@@ -8,10 +8,12 @@ from fnmatch import fnmatch
 # Old key -> what to write instead. Stages are matched by any index.
 RENAMED_KEYS: Mapping[str, str] = {
     "start_from": "init_from",
+    "data.planning_window": "data.packing_window",
     "data.tokenizer.add_pieces": "data.tokenizer.add_tokens",
     "image.attention": "image.mask",
     "model.attention": "model.attention_implementation",
     "model.learned_experts": "model.moe",
+    "sequence.window": "sequence.sliding_window (which counts the slot itself: add 1)",
     "stages.*.optimizer.decayed": "stages.*.optimizer.weight_decay_mask",
 }
 

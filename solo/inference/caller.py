@@ -228,7 +228,7 @@ def _row(rows: CallerRows, number: int, shape: RowShape, config: Config) -> tupl
     if row.positions.ndim == 1:
         row.positions[slots] = rows.positions[number]
     behind = padding[padding > real[-1]]
-    row.attend[slots[behind]] = _seen_from(behind, real, is_patch, config.sequence.window)
+    row.attend[slots[behind]] = _seen_from(behind, real, is_patch, config.sequence.sliding_window)
     _note_length(row, slots)
     return _targets(row._replace(patches=pixels), slots, rows.labels[number]), slots
 
@@ -239,9 +239,11 @@ def _images(is_patch: np.ndarray) -> np.ndarray:
     return np.where(is_patch, np.cumsum(begins) - 1, NO_IMAGE).astype(np.int32)
 
 
-def _seen_from(behind: np.ndarray, real: np.ndarray, is_patch: np.ndarray, window: int | None) -> np.ndarray:
-    """int64 [., 4]: the real elements that padding behind them sees, as far as a window reaches."""
-    first = np.zeros(len(behind), np.int64) if window is None else np.clip(behind - real[0] - window, 0, len(real))
+def _seen_from(behind: np.ndarray, real: np.ndarray, is_patch: np.ndarray, sliding_window: int | None) -> np.ndarray:
+    """int64 [., 4]: the real elements that padding behind them sees, as far as the sliding window reaches."""
+    first = np.zeros(len(behind), np.int64)
+    if sliding_window is not None:
+        first = np.clip(behind - real[0] + 1 - sliding_window, 0, len(real))
     patches_before = np.concatenate([[0], np.cumsum(is_patch)])
     hidden = patches_before[first]
     count = np.full(len(behind), patches_before[-1])

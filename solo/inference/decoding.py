@@ -48,9 +48,9 @@ class Decoding:
         memory: Memory,
         logits_BV: jax.Array,
         keys_B: jax.Array,
-        window: int | None,
+        sliding_window: int | None,
     ) -> Generated:
-        """Continue rows that were read; see `solo.model.generate.generate`. `window` is `SequenceConfig.window`.
+        """Continue rows that were read; see `solo.model.generate.generate`. `sliding_window` is as in `SequenceConfig`.
 
         It stops at the first of the template's `stops` alone: what a row holds behind another one is cut off by
         `answer_length`.
@@ -73,7 +73,7 @@ class Decoding:
             sampling,
             max_new_tokens=self.max_new_tokens,
             greedy=greedy,
-            window=window,
+            sliding_window=sliding_window,
         )
 
 

@@ -240,8 +240,10 @@ class Monolith:
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
         memory = empty_memory(definition, len(counts_B2), batch.patches.shape[1], text_slots)
         memory, logits = read(definition, self.placement, parameters, memory, self.place(batch), counts_B2)
-        window = self.config.sequence.window
-        written = decoding.write(definition, parameters, self.tokenizer, self.template, memory, logits, keys_B, window)
+        sliding_window = self.config.sequence.sliding_window
+        written = decoding.write(
+            definition, parameters, self.tokenizer, self.template, memory, logits, keys_B, sliding_window
+        )
         tokens, lengths = jax.device_get((written.tokens, written.lengths))
         answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         return [self.tokenizer.decode(row[: answer_length(row, self.template.stops)]) for row in answers]

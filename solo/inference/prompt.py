@@ -81,7 +81,7 @@ def row_of(
         image: patch size, and how the tokens of one image see each other.
         pad: token of empty text slots.
         start: patches and text tokens at the document's beginning that are left out.
-        sequence: window and positions.
+        sequence: sliding window and positions.
     """
     patches, text = slots(document)
     unsupervised = replace(document, supervised=np.zeros_like(document.supervised))

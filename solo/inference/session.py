@@ -68,7 +68,7 @@ class Session:
             self._memory,
             logits_1V,
             keys_1,
-            model.config.sequence.window,
+            model.config.sequence.sliding_window,
         )
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()

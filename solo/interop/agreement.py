@@ -50,7 +50,7 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
     """Compare key by key what makes the model; what growing can add is no difference.
 
     Returns:
-        Differences that a grown model may have, and a user should know of: a window.
+        Differences that a grown model may have, and a user should know of: the sliding window.
 
     Raises:
         LayoutError: there are differences; all are listed.

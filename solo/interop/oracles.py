@@ -152,8 +152,7 @@ def _read(folder: Path) -> dict[str, torch.Tensor]:
 def _solo(folder: Path, plan: Plan, reader: Any, generation: Any) -> Oracle:
     tensors = _read(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
-    window = plan.config.sequence.window
-    config.sliding_window = None if window is None else window + 1  # transformers counts the slot itself
+    config.sliding_window = plan.config.sequence.sliding_window  # SOLO's config.json has one less
     config._attn_implementation = "eager"
     model = transformers.MistralForCausalLM(config)
     projection = tensors.pop("model.embed_vision_patch.weight")

@@ -105,7 +105,9 @@ def read(
     return _read(definition, where, parameters, memory, chunk, counts_B2)
 
 
-@partial(jax.jit, static_argnames=("definition", "max_new_tokens", "greedy", "window"), donate_argnames="memory")
+@partial(
+    jax.jit, static_argnames=("definition", "max_new_tokens", "greedy", "sliding_window"), donate_argnames="memory"
+)
 def generate(
     definition: ModelDefinition,
     parameters: Parameters,
@@ -116,7 +118,7 @@ def generate(
     *,
     max_new_tokens: int,
     greedy: bool,
-    window: int | None = None,
+    sliding_window: int | None = None,
 ) -> Generated:
     """Continue every row until it stops, or for `max_new_tokens` >= 1 tokens.
 
@@ -129,7 +131,7 @@ def generate(
         sampling: which tokens may come, and how they are drawn.
         max_new_tokens: N.
         greedy: always take the likeliest token.
-        window: how many slots before it a token sees, as `SequenceConfig.window`; None: all.
+        sliding_window: slots that a token sees, itself included, as in `SequenceConfig`; None: all.
     """
     rows = logits_BV.shape[0]
 
@@ -152,7 +154,7 @@ def generate(
             _ONE_QUERY,
             parameters,
             memory,
-            _one_token(definition, window, memory, tokens_BN[:, number - 1]),
+            _one_token(definition, sliding_window, memory, tokens_BN[:, number - 1]),
             jnp.stack([jnp.zeros_like(lengths_B), live_B.astype(jnp.int32)], axis=1),
         )
         token_B = jnp.where(live_B, pick(logits_BV, number), sampling.stop)
@@ -210,14 +212,14 @@ def _one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Arr
 _ONE_QUERY = Placement(attention=_one_query_attention)
 
 
-def _one_token(definition: ModelDefinition, window: int | None, memory: Memory, token_B: jax.Array) -> Batch:
-    """The next text token of every row; it sees what its row has read, as far as the window reaches, and itself."""
+def _one_token(definition: ModelDefinition, sliding_window: int | None, memory: Memory, token_B: jax.Array) -> Batch:
+    """The next text token of every row; it sees itself and its row's slots within the sliding window."""
     rows = token_B.shape[0]
     patches_B, text_B = memory.length[:, 0], memory.length[:, 1]
     hidden_patches_B = hidden_text_B = jnp.zeros_like(text_B)
-    if window is not None:
-        # A window counts in reading order: of the slots before it, so many are patches, the rest is text.
-        before_B = jnp.maximum(memory.next_position - window, 0)
+    if sliding_window is not None:
+        # The window counts in reading order: of the slots before it, so many are patches, the rest is text.
+        before_B = jnp.maximum(memory.next_position + 1 - sliding_window, 0)
         read_BP = jnp.arange(memory.patch_positions.shape[1]) < patches_B[:, None]
         hidden_patches_B = jnp.sum(read_BP & (memory.patch_positions < before_B[:, None]), axis=1)
         hidden_text_B = before_B - hidden_patches_B

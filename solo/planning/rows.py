@@ -118,11 +118,11 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
 
 
 def intervals(
-    row: Sequence[Document], shape: RowShape, attention: str = "causal", window: int | None = None
+    row: Sequence[Document], shape: RowShape, attention: str = "causal", sliding_window: int | None = None
 ) -> np.ndarray:
     """int32 [S, 4]: `Batch.attend` of a row of documents whose image comes first; empty slots see nothing."""
     found = np.zeros((shape.slots, 4), np.int32)
-    reach = window if window is not None else shape.slots
+    reach = sliding_window - 1 if sliding_window is not None else shape.slots
     first = np.zeros(2, int)
     for document in row:
         (p0, t0), patches, text = first, np.arange(document.patches), np.arange(document.text)

@@ -57,7 +57,7 @@ def step_work(
     )
     pairs, tiles, blocks = [], [], []
     for row in rows.documents[:_SAMPLED_ROWS]:
-        attend = intervals(row, shape, image.mask, config.sequence.window)
+        attend = intervals(row, shape, image.mask, config.sequence.sliding_window)
         pairs.append(int((attend[:, 1] - attend[:, 0] + attend[:, 3] - attend[:, 2]).sum()))
         needed = np.asarray(
             needed_blocks(

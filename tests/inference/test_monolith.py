@@ -109,7 +109,7 @@ def test_answers_are_those_of_full_recomputation(model, answers) -> None:
 @pytest.mark.parametrize(
     ("attention", "sequence", "model_changes"),
     [
-        ("causal", {"window": 9}, {}),
+        ("causal", {"sliding_window": 10}, {}),
         ("prefix", {"positions": "grid"}, {"rope_sections": [0, 2, 2]}),
         ("causal", {}, {"experts": {"ffn": "moe"}, "moe": {"count": 4, "top_k": 2}}),
     ],

@@ -26,7 +26,7 @@ TURNS = [
 ]
 
 
-@pytest.mark.parametrize("sequence", [{}, {"window": 5}, {"positions": "grid"}])
+@pytest.mark.parametrize("sequence", [{}, {"sliding_window": 6}, {"positions": "grid"}])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
 def test_chunks_agree_with_the_whole(attention, sequence) -> None:
     image = ImageConfig(patch_size=4, max_side=32, mask=attention)

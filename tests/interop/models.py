@@ -85,12 +85,12 @@ INTERNLM2 = {"frozen_embedding_id": 2, "rope_scaling": DYNAMIC}
 
 # name: (layout, model, image, sequence)
 _TINY = {
-    "mistral": ("mistral", {}, {}, {"window": 16}),
+    "mistral": ("mistral", {}, {}, {"sliding_window": 17}),
     "llama": ("llama", {"rope_scaling": LLAMA3}, {}, {}),
     "qwen2 with a tied head": ("qwen2", {"bias": "qkv", "tied_head": True}, {}, {}),
     "qwen3": ("qwen3", {"qk_norm": "rms", "head_dim": 16}, {}, {}),
     "internlm2": ("internlm2", INTERNLM2, {}, {}),
-    "solo": ("solo", {"patch_embed": {"token_id": 7}}, PATCHES, {"window": 16, "template": "solo_chat"}),
+    "solo": ("solo", {"patch_embed": {"token_id": 7}}, PATCHES, {"sliding_window": 17, "template": "solo_chat"}),
     "sail": (
         "sail",
         {"patch_embed": {"token_id": 7}, "rope_sections": [0, 2, 2]},
@@ -111,7 +111,7 @@ _TINY = {
     ),
     "evev2": ("evev2", {"bias": "qkv", "patch_embed": CONV, "experts": MODALITY}, EVE, {}),
     "fuyu": ("fuyu", {**PERSIMMON, "patch_embed": {"bias": True}}, FUYU, {}),
-    "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"window": 16}),
+    "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"sliding_window": 17}),
     "fuyu with qwen3": ("fuyu", {"qk_norm": "rms", "head_dim": 16, "patch_embed": {"bias": True}}, FUYU, {}),
     "native": ("native", {"patch_embed": GRID, "experts": MODALITY, "bias": "all", "qk_norm": "layer"}, TILES, {}),
     "native with learned experts": ("native", {"experts": {"ffn": "moe"}, "tied_head": True}, PATCHES, {}),
@@ -133,7 +133,7 @@ GROWN = {
     "mistral": {
         "model": {"patch_embed": {"token_id": 7}},
         "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
-        "sequence": {"window": 16},
+        "sequence": {"sliding_window": 17},
     },
     "llama": {"model": {"rope_scaling": dict(tiny("llama")[1].model.rope_scaling), "experts": {"norms": "modality"}}},
     "qwen2 with a tied head": {

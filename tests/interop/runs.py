@@ -38,7 +38,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "solo": {
         "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
         "model": DENSE | {"patch_embed": {"token_id": 310}},
-        "sequence": {"window": 40},
+        "sequence": {"sliding_window": 41},
     },
     "mono_internvl": {"image": _TILES, "model": MODEL | {"experts": {"ffn": "modality"}, "patch_embed": _GRID}},
     "evev2": {
@@ -46,11 +46,15 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "model": MODEL | _EVE | {"experts": dict.fromkeys(("ffn", "qkv", "out", "norms"), "modality")},
     },
     "fuyu llama": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}}},
-    "fuyu mistral": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}}, "sequence": {"window": 12}},
+    "fuyu mistral": {
+        "image": _FUYU,
+        "model": DENSE | {"patch_embed": {"bias": True}},
+        "sequence": {"sliding_window": 13},
+    },
     "fuyu qwen3": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}, "qk_norm": "rms"}},
     "fuyu persimmon": {"image": _FUYU, "model": DENSE | _PERSIMMON | {"patch_embed": {"bias": True}}},
     "llama": {"model": MODEL},
-    "mistral": {"model": MODEL, "sequence": {"window": 6}},
+    "mistral": {"model": MODEL, "sequence": {"sliding_window": 7}},
     "qwen2": {"model": MODEL | {"bias": "qkv", "tied_head": True}},
     "qwen3": {"model": MODEL | {"qk_norm": "rms"}},
     "internlm2": {"model": MODEL},

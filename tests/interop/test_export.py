@@ -151,7 +151,7 @@ def test_wrong_logits_fail_the_verification(runs, tmp_path, monkeypatch):
         ("native", "mono_internvl", "model"),
         ("native", "qwen2", "model.bias"),
         ("qwen2", "llama", "model.bias"),
-        ("mistral", "llama", "sequence.window"),
+        ("mistral", "llama", "sequence.sliding_window"),
     ],
 )
 def test_a_layout_that_cannot_hold_the_model_names_the_switch(name, layout, switch, runs, tmp_path):

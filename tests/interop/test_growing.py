@@ -111,10 +111,10 @@ def test_another_window_is_said(tmp_path):
     """Not refused: SOLO's reaches one slot further than Mistral's."""
     save(tmp_path / "source", "mistral")
     config = grown("mistral")
-    sequence = config.sequence.model_copy(update={"window": 17})
+    sequence = config.sequence.model_copy(update={"sliding_window": 18})
     done = import_repository(tmp_path / "source", config.model_copy(update={"sequence": sequence}), tmp_path / "out")
-    assert done.notes == ["sequence.window: 16 there, 17 here"]
-    assert done.summary()[-1] == "note: sequence.window: 16 there, 17 here"
+    assert done.notes == ["sequence.sliding_window: 17 there, 18 here"]
+    assert done.summary()[-1] == "note: sequence.sliding_window: 17 there, 18 here"
 
 
 def test_what_is_drawn_is_a_function_of_the_seed(tmp_path):

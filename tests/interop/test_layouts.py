@@ -104,7 +104,7 @@ def test_published_sizes(layout):
     [
         # its own max_tiles is not published
         ("solo", "solo_7b", ()),
-        ("sail", "sail_7b", ("window",)),
+        ("sail", "sail_7b", ("sliding_window",)),
         ("mono_internvl", "mono_internvl_2b", ("max_tiles", "frozen_embedding_id")),
         ("evev2", "evev2_7b", ()),
         ("fuyu", "fuyu_8b", ()),
@@ -182,7 +182,7 @@ def test_a_text_path_is_what_is_left_of_a_monolith(layout):
     [
         ("mistral", {"model": {"bias": "qkv"}}, "model.bias is qkv; the mistral layout has none"),
         ("mistral", {"model": {"experts": {"ffn": "moe"}}}, "model.experts.ffn is moe"),
-        ("llama", {"sequence": {"window": 9}}, "sequence.window is 9; the llama layout has None"),
+        ("llama", {"sequence": {"sliding_window": 10}}, "sequence.sliding_window is 10; the llama layout has None"),
         ("qwen2", {}, "model.bias is none; the qwen2 layout has qkv"),
         ("qwen3", {}, "model.qk_norm is none; the qwen3 layout has rms"),
         ("internlm2", {"model": {"head_dim": 16}}, "model.head_dim is 16"),

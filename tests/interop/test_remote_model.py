@@ -45,9 +45,9 @@ SWITCHES = {
     "prefix_beyond_the_window": {
         "image": {"mask": "prefix", "row_token_after_last": True},
         "model": {"experts": {"qkv": "modality", "norms": "modality"}},
-        "sequence": {"window": 3},
+        "sequence": {"sliding_window": 4},
     },
-    "bidirectional_beyond_the_window": {"image": {"mask": "bidirectional"}, "sequence": {"window": 2}},
+    "bidirectional_beyond_the_window": {"image": {"mask": "bidirectional"}, "sequence": {"sliding_window": 3}},
     "grid_positions": {
         "image": {"mask": "prefix"},
         "model": {"rope_sections": (0, 1, 1), "experts": {"out": "modality"}},
@@ -182,7 +182,7 @@ def test_an_image_on_top_of_a_cache_meets_its_own_experts(experts, at):
 
 
 def test_causal_images_may_be_cut_anywhere():
-    twins = make_twins(modeling_solo, model={"experts": ALL}, sequence={"window": 5})
+    twins = make_twins(modeling_solo, model={"experts": ALL}, sequence={"sliding_window": 6})
     inputs = twins.inputs(document(twins.config, 3, (2, 2), 4, (1, 2), 2))
     whole = logits_of(twins, inputs)
     first, second = split(inputs, 6)

@@ -174,7 +174,7 @@ def test_logits_are_those_of_transformers(saved, name):
         model.config.image_token_id = 99
         given["pixel_values"] = torch.from_numpy(pixels.reshape(6, -1))
         patches = pixels.transpose(0, 3, 1, 2).reshape(6, -1)
-    if layout == "fuyu" and config.sequence.window:
+    if layout == "fuyu" and config.sequence.sliding_window:
         ids = ids[:16]  # within the window
     batch, slots = our_batch(ids, 99, patches, grid)
     parameters = load_parameters(

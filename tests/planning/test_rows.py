@@ -21,7 +21,7 @@ def _seen(attention: str, window: int | None) -> np.ndarray:
         slots = [*patches, *(SHAPE.patch_slots + first[1] + np.arange(document.text))]
         for place, query in enumerate(slots):
             for other, key in enumerate(slots):
-                near = window is None or place - other <= window
+                near = window is None or place - other < window
                 seen[query, key] = other <= place and near
                 if query in patches and key in patches and attention != "causal":
                     seen[query, key] = attention == "bidirectional" or query == key
@@ -30,7 +30,7 @@ def _seen(attention: str, window: int | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("attention", "window"), [("causal", None), ("causal", 2), ("bidirectional", None), ("isolated", None)]
+    ("attention", "window"), [("causal", None), ("causal", 3), ("bidirectional", None), ("isolated", None)]
 )
 def test_intervals_are_what_reading_order_means(attention: str, window: int | None) -> None:
     a0, a1, a2, a3 = intervals(ROW, SHAPE, attention, window)[..., None].swapaxes(0, 1)

@@ -24,7 +24,7 @@ CONFIG = {
             "topics": {"reader": "topics", "options": {"split": "train"}, "limit": 60},
         },
         "tokenizer": {"vocab_size": 400},
-        "planning_window": 16,
+        "packing_window": 16,
     },
     "image": {"patch_size": 8, "max_side": 64},
     "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "experts": {"ffn": "modality"}},

@@ -96,7 +96,7 @@ class StagePlan:
             raise ConfigError(f"stage {stage.name!r}: {self.shape} has more than {MAX_SLOTS:,} slots of a kind")
         self.pieces = _pieces(stage, indexes, image, data, self.shape)
         # Every batch lies in one window.
-        window_rows = -(-data.planning_window // stage.batch_rows) * stage.batch_rows
+        window_rows = -(-data.packing_window // stage.batch_rows) * stage.batch_rows
         self._planner, self._key = _planner(stage, self.pieces, self.shape, window_rows, seed)
 
     @cached_property

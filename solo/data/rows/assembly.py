@@ -36,7 +36,7 @@ def assemble_row(
         shape: slots of the row.
         image: patch size, and how the tokens of one image see each other; see `solo.data.rows.reading_order.visible`.
         pad_id: token of empty text slots.
-        sequence: window and positions; see `solo.data.rows.reading_order.positions`.
+        sequence: sliding window and positions; see `solo.data.rows.reading_order.positions`.
         average: what weighs the same in the loss; see `LossConfig`.
 
     Returns:

@@ -73,13 +73,14 @@ def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
 def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
     """int64 [N, 4]: what every element sees, as intervals of patches and of text, counted in each region.
 
-    In reading order it is one interval, from `window` elements before it, or its document's first, to itself.
+    In reading order it is one interval that ends with the element itself: of `sliding_window` elements, or from the
+    beginning of its document.
     bidirectional: an element from an image's first patch to its last sees all of that span besides; prefix: so do the
     image's begin and end tokens, and the span includes them. isolated: a patch sees only itself.
     """
     first, last = order.opening.copy(), np.arange(len(order.tokens))
-    if sequence.window is not None:
-        first = np.maximum(first, last - sequence.window)
+    if sequence.sliding_window is not None:
+        first = np.maximum(first, last - sequence.sliding_window + 1)
     if image.mask in ("bidirectional", "prefix"):
         spans = _image_spans(order)
         if image.mask == "prefix":

@@ -102,7 +102,7 @@ class Fuyu(Layout):
         if model.kv_heads != model.heads or model.dim_per_head * model.heads != model.width:
             return "model.kv_heads and model.head_dim are not those of plain heads, which a fuyu with norm: layer has"
         persimmon = {"model.bias": "all", "model.norm": "layer", "model.qk_norm": ("none", "layer")}
-        return first_refusal(config, self.name, {**persimmon, "model.ffn": "relu2", "sequence.window": None})
+        return first_refusal(config, self.name, {**persimmon, "model.ffn": "relu2", "sequence.sliding_window": None})
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         """See `Layout`."""
@@ -132,7 +132,7 @@ def _decoder(config: Config) -> LlamaLike | None:
         return None
     if config.model.qk_norm == "rms":
         return QWEN3
-    return LLAMA if config.sequence.window is None else MISTRAL
+    return LLAMA if config.sequence.sliding_window is None else MISTRAL
 
 
 def _persimmon(text: Mapping[str, Any]) -> Sections:
@@ -155,7 +155,7 @@ def _persimmon(text: Mapping[str, Any]) -> Sections:
         "tied_head": bool(text.get("tie_word_embeddings", False)),
         **read_rope(text, theta=25_000.0, fraction=0.5),
     }
-    return {"model": model, "image": {}, "sequence": {"window": None}}
+    return {"model": model, "image": {}, "sequence": {"sliding_window": None}}
 
 
 def _persimmon_json(config: Config, vocab_size: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class InternLM2(Layout):
             "tied_head": bool(config_json.get("tie_word_embeddings", False)),
             **read_rope(config_json),
         }
-        return {"model": model, "image": {}, "sequence": {"window": None}}
+        return {"model": model, "image": {}, "sequence": {"sliding_window": None}}
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
         """See `Layout`."""
@@ -85,7 +85,7 @@ class InternLM2(Layout):
             "model.qk_norm": "none",
             "model.rope_fraction": 1.0,
             "model.tied_head": False,
-            "sequence.window": None,
+            "sequence.sliding_window": None,
         }
         return first_refusal(config, self.name, allowed)
 

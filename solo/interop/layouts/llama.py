@@ -81,16 +81,12 @@ class LlamaLike(Layout):
             "tied_head": bool(config_json.get("tie_word_embeddings", False)),
             **read_rope(config_json),
         }
-        return {"model": model, "image": {}, "sequence": {"window": self._window(config_json)}}
-
-    def _window(self, config_json: Mapping[str, Any]) -> int | None:
-        """transformers counts the slot itself among the window, we do not."""
         window = config_json.get("sliding_window") if self.windowed else None
-        return window and window - 1
+        return {"model": model, "image": {}, "sequence": {"sliding_window": window}}
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
         """See `Layout`."""
-        model, window = config.model, config.sequence.window
+        model = config.model
         return {
             "architectures": [self.architecture],
             "model_type": self.name,
@@ -105,7 +101,7 @@ class LlamaLike(Layout):
             "initializer_range": model.init_std,
             "rms_norm_eps": model.norm_eps,
             "tie_word_embeddings": model.tied_head,
-            **({"sliding_window": window and window + 1} if self.windowed else {}),
+            **({"sliding_window": config.sequence.sliding_window} if self.windowed else {}),
             **write_rope(model, self.max_positions),
         }
 
@@ -119,7 +115,9 @@ class LlamaLike(Layout):
             "model.qk_norm": self.qk_norm,
             "model.rope_fraction": 1.0,
         }
-        return first_refusal(config, self.name, allowed if self.windowed else {**allowed, "sequence.window": None})
+        return first_refusal(
+            config, self.name, allowed if self.windowed else {**allowed, "sequence.sliding_window": None}
+        )
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         """Without what images need."""

@@ -67,19 +67,22 @@ class Solo(LlamaLike):
         if self.sail:
             half = found["model"]["head_dim"] // 4
             found["model"]["rope_sections"] = [0, half, half]
-            # Its windows count slots, which grid positions do not give; the published code has none over images.
+            # A sliding window counts slots, which grid positions do not give; the published code has none over images.
             found["sequence"] = {"positions": "grid", "template": "solo_chat"}
+        elif config_json.get("sliding_window") is not None:
+            # SOLO was trained with FlashAttention's window, which does not count the slot itself (solo.md 1.7).
+            found["sequence"]["sliding_window"] = config_json["sliding_window"] + 1
         return found
-
-    def _window(self, config_json: Mapping[str, Any]) -> int | None:
-        """SOLO was trained with the window beside the slot itself (solo.md 1.7)."""
-        return config_json.get("sliding_window")
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
         """See `Layout`."""
         found = super().config_json(config, vocab_size)
-        extra = {"vision_patch_size": config.image.patch_size, "sliding_window": config.sequence.window}
-        extra[_TOKEN_ID] = config.model.patch_embed.token_id
+        window = config.sequence.sliding_window
+        extra = {
+            "vision_patch_size": config.image.patch_size,
+            "sliding_window": None if window is None else window - 1,
+            _TOKEN_ID: config.model.patch_embed.token_id,
+        }
         return {**found, **extra, "architectures": [self.classes[0]], "model_type": "mistral"}
 
     def refusal(self, config: Config) -> str | None:

@@ -2,7 +2,7 @@
 
 One transformer reads text tokens and raw image patches. What it is made of stands in three sections that are copied
 from the training config as they are: `model` (the network), `image` (how an image becomes patches) and `sequence`
-(chat template, positions, window). The usual top-level names (`hidden_size`, ...) follow from them.
+(chat template, positions, sliding window). The usual top-level names (`hidden_size`, ...) follow from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class SoloMonolithConfig(PreTrainedConfig):
     Args:
         model: width, layers, heads, experts, norms, rotary positions ...
         image: patch size, geometry, begin, end and row tokens, attention among the tokens of an image ...
-        sequence: template, kind of positions, window.
+        sequence: template, kind of positions, sliding window.
         vocab_size: rows of the embedding, the placeholder's included.
         image_token_id: the placeholder: it stands in `input_ids` where a patch stands.
         image_begin_id: token before an image's patches, or None.

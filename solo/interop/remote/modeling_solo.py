@@ -205,7 +205,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         past: int,
     ) -> Any:
         """What the attention function expects: causal but for the tokens of images, within the window."""
-        attention, window = self.config.image["mask"], self.config.sequence["window"]
+        attention, window = self.config.image["mask"], self.config.sequence["sliding_window"]
         has_patches = visual is not None and bool(visual.any())
         special: dict[str, Any] = {}
         limits = []
@@ -217,9 +217,9 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
 
             special["or_mask_function"] = same_image
             if window is not None:
-                limits.append(lambda b, h, q, k: (q - k <= window) | same_image(b, h, q, k))
+                limits.append(lambda b, h, q, k: (q - k < window) | same_image(b, h, q, k))
         elif window is not None:
-            limits.append(lambda b, h, q, k: q - k <= window)
+            limits.append(lambda b, h, q, k: q - k < window)
         if has_patches and attention == "isolated":
             alone = F.pad(visual, (past, 0))
             limits.append(lambda b, h, q, k: (q == k) | ~alone[b, q])

@@ -30,7 +30,7 @@ def small(**settings: object) -> StagePlan:
     sources = quickstart(400)
     settings = {"batch_rows": 4, **FIXED, **settings}
     return StagePlan(
-        stage(dict.fromkeys(sources, 1.0), **settings), sources, IMAGES, data_config(sources, planning_window=16), 5
+        stage(dict.fromkeys(sources, 1.0), **settings), sources, IMAGES, data_config(sources, packing_window=16), 5
     )
 
 
@@ -176,7 +176,7 @@ def test_epochs_place_every_piece_of_long_documents_once() -> None:
         stage({"text": 1.0, "images": 1.0}, epochs=1.0, batch_rows=4),
         sources,
         IMAGES,
-        data_config(sources, planning_window=8),
+        data_config(sources, packing_window=8),
         0,
     )
     assert plan.pieces["text"].split > 50
@@ -212,7 +212,7 @@ def test_no_document_waits_for_ever() -> None:
         "text": text_source(np.full(50, 480)),
     }
     config = stage({"images": 20.0, "text": 1.0}, batch_rows=4, patch_slots=512, text_slots=512)
-    plan = StagePlan(config, sources, IMAGES, data_config(sources, planning_window=16), 0)
+    plan = StagePlan(config, sources, IMAGES, data_config(sources, packing_window=16), 0)
     assert plan.statistics(0, 200).documents[1] > 50
     oldest = plan.snapshot(200)["carry"][0]
     assert plan.snapshot(200)["cursor"] - oldest < 8000
@@ -226,7 +226,7 @@ def test_a_ratio_that_does_not_suit_the_data_costs_fill_but_works() -> None:
 def test_a_surplus_that_nothing_makes_up_for_is_not_hoarded() -> None:
     sources = {name: index for name, index in quickstart(400).items() if name in ("digits", "text")}
     config = stage({"digits": 0.001, "text": 1.0}, batch_rows=4, patch_slots=512, text_slots=512)
-    plan = StagePlan(config, sources, IMAGES, data_config(sources, planning_window=16), 0)
+    plan = StagePlan(config, sources, IMAGES, data_config(sources, packing_window=16), 0)
     assert len(plan.snapshot(40)["carry"]) < 1200
 
 

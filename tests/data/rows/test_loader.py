@@ -22,7 +22,7 @@ STAGE = stage({"pictures": 2.0, "text": 1.0}, batch_rows=8, steps=12, row_slots=
 
 def plan_of(config: StageConfig = STAGE, sources: dict[str, MemorySource] = SOURCES) -> StagePlan:
     indexes = {name: source.index for name, source in sources.items()}
-    return StagePlan(config, indexes, IMAGE, data_config(sources, planning_window=16), seed=3)
+    return StagePlan(config, indexes, IMAGE, data_config(sources, packing_window=16), seed=3)
 
 
 def batches(
@@ -87,7 +87,7 @@ def test_worker_processes_give_the_same_batches(expected: list[Batch]) -> None:
 
 
 def test_rows_follow_the_sequence_config() -> None:
-    windowed = SequenceConfig(template="solo_pretrain", window=7)
+    windowed = SequenceConfig(template="solo_pretrain", sliding_window=8)
     sequence = SequenceConfig(template="solo_pretrain", positions="grid")
     records = [Record("a", (Turn("text", (*image_records(1, 0)[0].images(), "caption")),))]
     sources = {"pictures": MemorySource(records, sequence=sequence)}

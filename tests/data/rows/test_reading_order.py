@@ -79,7 +79,7 @@ def seen(one: Document, query: int, key: int, pattern: str, window: int | None) 
     together = pattern in ("bidirectional", "prefix") and any(
         query in inside and key in inside for inside in spans.values()
     )
-    near = window is None or query - key <= window
+    near = window is None or query - key < window
     own_start = min((inside[0] for inside in spans.values() if query in inside), default=query)
     if pattern in ("bidirectional", "prefix"):
         # An image that reaches beyond the window is seen as a whole, and so is what is between.
@@ -88,11 +88,11 @@ def seen(one: Document, query: int, key: int, pattern: str, window: int | None) 
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.data(), st.sampled_from(PATTERNS), st.booleans(), st.one_of(st.none(), st.integers(1, 8)))
+@given(st.data(), st.sampled_from(PATTERNS), st.booleans(), st.one_of(st.none(), st.integers(1, 9)))
 def test_intervals_are_the_mask(data: st.DataObject, pattern: str, delimiters: bool, window: int | None) -> None:
     found = data.draw(st.lists(documents(delimiters), max_size=3))
     order = join_documents([(one, 0) for one in found])
-    intervals = visible(order, config(pattern, delimiters), SequenceConfig(window=window))
+    intervals = visible(order, config(pattern, delimiters), SequenceConfig(sliding_window=window))
     is_patch = order.is_patch
     number = np.where(is_patch, np.cumsum(is_patch) - 1, np.cumsum(~is_patch) - 1)
     offset = 0
@@ -106,15 +106,15 @@ def test_intervals_are_the_mask(data: st.DataObject, pattern: str, delimiters: b
         offset += len(one.tokens)
 
 
-def test_a_window_counts_the_slots_before_and_the_slot_itself() -> None:
+def test_a_sliding_window_counts_the_slot_itself() -> None:
     # SOLO: 4,096 slots before a slot and itself, within its document (solo.md 1.7).
-    window = 4096
+    window = 4097
     long = document([*text(3000), *picture(20, 20, 0), *text(3000)])
     order = join_documents([(document(text(500)), 0), (long, 0)])
-    intervals = visible(order, config("causal"), SequenceConfig(window=window))
+    intervals = visible(order, config("causal"), SequenceConfig(sliding_window=window))
     is_patch = order.is_patch
     place = np.arange(len(is_patch) - 500)
-    mask = (place[None] <= place[:, None]) & (place[:, None] - place[None] <= window)
+    mask = (place[None] <= place[:, None]) & (place[:, None] - place[None] < window)
     patches, others = (np.cumsum(mask[:, kind], axis=1)[:, -1] for kind in (is_patch[500:], ~is_patch[500:]))
     assert np.array_equal(intervals[500:, 1] - intervals[500:, 0], patches)
     assert np.array_equal(intervals[500:, 3] - intervals[500:, 2], others)
@@ -123,7 +123,7 @@ def test_a_window_counts_the_slots_before_and_the_slot_itself() -> None:
     assert np.array_equal(intervals[500:, 2], 500 + np.concatenate([[0], np.cumsum(~is_patch[500:])])[first])
     assert (intervals[500:, 1::2] - intervals[500:, ::2]).sum(axis=1).max() == 4097
     assert np.array_equal(
-        visible(order, config("causal"), SequenceConfig(window=10_000)),
+        visible(order, config("causal"), SequenceConfig(sliding_window=10_000)),
         visible(order, config("causal"), SequenceConfig()),
     )
 
@@ -187,5 +187,5 @@ def test_rows_hold_three_positions_a_slot() -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_documents(pattern: str) -> None:
     order = join_documents([])
-    assert visible(order, config(pattern), SequenceConfig(window=2)).shape == (0, 4)
+    assert visible(order, config(pattern), SequenceConfig(sliding_window=3)).shape == (0, 4)
     assert positions(order, SequenceConfig(positions="grid")).shape == (0, 3)

@@ -232,7 +232,7 @@ def test_another_template_or_rotation_is_other_data(tmp_path):
     for change in changes:
         with pytest.raises(ConfigError, match="source 'lines' is not in"):
             open_prepared(made.model_copy(update=change))
-    other = {"sequence": SequenceConfig(window=4), "image": ImageConfig(max_side=64)}
+    other = {"sequence": SequenceConfig(sliding_window=5), "image": ImageConfig(max_side=64)}
     assert open_prepared(made.model_copy(update=other))
 
 
