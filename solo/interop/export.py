@@ -13,7 +13,7 @@ from solo.interop.model_card import model_card
 from solo.interop.plan import Dtype, Plan
 from solo.interop.repository import write_files
 from solo.interop.source import Source, open_source
-from solo.interop.tensor_writer import MAX_SHARD_BYTES, complete_folder, write_tensors
+from solo.interop.tensor_files import MAX_SHARD_BYTES, complete_folder, write_tensors
 from solo.interop.verify import Verification, verify
 from solo.interop.weights import every_part
 from solo.model.parameters import ModelDefinition

@@ -20,8 +20,7 @@ from solo.interop.growing import NewTokens, drawn, is_new, more_rows, twins
 from solo.interop.layout import Layout, LayoutError, Part, TensorRule
 from solo.interop.layouts import recognise
 from solo.interop.layouts.native import NATIVE
-from solo.interop.tensor_reader import TensorInfo, TensorReader
-from solo.interop.tensor_writer import MAX_SHARD_BYTES, complete_folder, write_tensors
+from solo.interop.tensor_files import MAX_SHARD_BYTES, TensorInfo, TensorReader, complete_folder, write_tensors
 from solo.interop.weights import matched, read_config_json
 from solo.model.parameters import ModelDefinition
 

@@ -22,7 +22,7 @@ from solo.interop.remote.image_processing_solo import SoloMonolithImageProcessor
 from solo.interop.remote.modeling_solo import SoloMonolithForCausalLM
 from solo.interop.remote.processing_solo import SoloMonolithProcessor
 from solo.interop.repository import PLACEHOLDER, processor_config
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 
 _TEXT_CLASSES = ("llama", "mistral", "qwen2", "qwen3")
 

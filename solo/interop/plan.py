@@ -13,7 +13,7 @@ from solo.config import Config
 from solo.data.text import Tokenizer
 from solo.interop.layout import Layout, Part, TensorRule
 from solo.interop.source import Source
-from solo.interop.tensor_reader import TensorInfo
+from solo.interop.tensor_files import TensorInfo
 from solo.model.parameters import ModelDefinition
 
 Dtype = Literal["float32", "bfloat16", "float16"]

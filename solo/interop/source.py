@@ -16,7 +16,7 @@ from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
 from solo.inference.monolith import newest_checkpoint
 from solo.interop.layout import Part, TensorRule
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 from solo.interop.weights import matched
 from solo.loading import describe_repository
 from solo.model.parameters import ModelDefinition, define

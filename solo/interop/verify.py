@@ -19,7 +19,7 @@ from PIL import Image as PillowImage
 from solo.inference.monolith import Monolith
 from solo.interop.layout import Part
 from solo.interop.plan import Plan
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 
 # Of logits, relative to their spread: what float32 arithmetic in another order may come to.
 TOLERANCE = 1e-3

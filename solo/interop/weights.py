@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from solo.interop.layout import Layout, LayoutError, Part, TensorRule
 from solo.interop.layouts import recognise
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 from solo.model.parameters import ModelDefinition, Parameters, ParameterSpec
 from solo.sharding.mesh import parameter_shardings, partition
 

@@ -22,8 +22,7 @@ import numpy as np
 from solo.config import load_config
 from solo.interop.layouts.native import NATIVE
 from solo.interop.layouts.solo import SOLO
-from solo.interop.tensor_reader import TensorInfo, TensorReader
-from solo.interop.tensor_writer import write_tensors
+from solo.interop.tensor_files import TensorInfo, TensorReader, write_tensors
 from solo.model.parameters import ModelDefinition
 
 # In a small process of its own: a child's peak begins with its parent's.

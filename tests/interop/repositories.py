@@ -5,8 +5,7 @@ import json
 import numpy as np
 
 from solo.interop.layouts import LAYOUTS
-from solo.interop.tensor_reader import TensorInfo
-from solo.interop.tensor_writer import write_tensors
+from solo.interop.tensor_files import TensorInfo, write_tensors
 from tests.interop.models import tiny
 
 

@@ -12,7 +12,7 @@ from solo.data.text.huggingface import HuggingFaceTokenizer
 from solo.interop.export import export
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 from solo.interop.verify import VerificationError, compare
 from tests.data.vocabularies import byte_level_json
 from tests.interop.runs import SECTIONS, saved_run

@@ -8,7 +8,7 @@ from solo.batch import Batch
 from solo.config import MeshConfig
 from solo.interop.importing import import_repository
 from solo.interop.layouts import LAYOUTS
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh

@@ -13,7 +13,7 @@ from solo.interop.importing import import_repository
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.layouts.native import NATIVE
-from solo.interop.tensor_reader import TensorFileError, TensorReader
+from solo.interop.tensor_files import TensorFileError, TensorReader
 from solo.interop.weights import read_config_json
 from tests.data.vocabularies import byte_level_json, foreign_model, write_repository
 from tests.interop.models import TINY, grown, tiny

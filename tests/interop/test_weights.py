@@ -8,7 +8,7 @@ import pytest
 from solo.config import MeshConfig
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
-from solo.interop.tensor_reader import TensorReader
+from solo.interop.tensor_files import TensorReader
 from solo.interop.weights import load_parameters, matched, read_config_json, tensor_of
 from solo.sharding.mesh import make_mesh, parameter_shardings
 from tests.interop.models import tiny
