@@ -143,7 +143,7 @@ def test_a_source_that_cannot_be_read(tmp_path):
     save(tmp_path / "source", "mistral")
     shards = sorted((tmp_path / "source").glob("*.safetensors"))
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
-    with pytest.raises(TensorFileError, match="is cut or damaged"):
+    with pytest.raises(TensorFileError, match="is damaged, truncated or"):
         import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
     for file in (*shards, tmp_path / "source" / "model.safetensors.index.json"):
         file.unlink()
