@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,16 +64,19 @@ def decays(path: str, spec: ParameterSpec, kind: Literal["matrices", "matrices_a
 
 
 def make_optimizer(
-    config: OptimizerConfig, specs: Mapping[str, ParameterSpec], model: ModelConfig
+    config: OptimizerConfig, specs: Mapping[str, ParameterSpec], model: ModelConfig, *, carries: bool = False
 ) -> optax.GradientTransformation:
-    """AdamW's direction; the caller multiplies it by minus the learning rate.
+    """Returns AdamW's update direction; the caller multiplies it by minus the learning rate.
 
-    Gradients are clipped by their global norm first, over the trainable parameters. Steps and eps follow the
-    model's parametrisation.
+    Gradients are first clipped by their global norm over the trainable parameters. Step sizes and eps follow the
+    model's parametrisation. With `carries`, every parameter has its own Adam count, so that `carry_state` can mix
+    parameters of different ages.
     """
     mask = {path: decays(path, spec, config.weight_decay_mask) for path, spec in specs.items()}
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    if carries:
+        adam = _one_by_one(adam)
     if model.parametrisation.kind != "standard":
         # Adam on gradients divided by s is Adam with eps times s.
         clip = optax.chain(clip, _times({path: 1 / eps_scale(path, spec.axes, model) for path, spec in specs.items()}))
@@ -89,15 +92,59 @@ def _times(factors: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(lambda tree, _: {path: value * factors[path] for path, value in tree.items()})
 
 
+def _one_by_one(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same transformation with a count, and thus a bias correction, for each parameter."""
+
+    def init(parameters: Parameters) -> optax.ScaleByAdamState:
+        state = adam.init(parameters)
+        return state._replace(count=dict.fromkeys(parameters, state.count))
+
+    def update(
+        gradients: Parameters, state: optax.ScaleByAdamState, parameters: Parameters | None = None
+    ) -> tuple[Parameters, optax.ScaleByAdamState]:
+        found = {
+            path: adam.update(gradient, optax.ScaleByAdamState(state.count[path], state.mu[path], state.nu[path]))
+            for path, gradient in gradients.items()
+        }
+        directions = {path: direction for path, (direction, _) in found.items()}
+        return directions, optax.ScaleByAdamState(
+            *({path: new[field] for path, (_, new) in found.items()} for field in range(3))
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
 def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptState:
-    """A new stage's optimizer state with the moments, by path, and the counts that the previous stage ended with."""
-    key = jax.tree_util.keystr
-    old = {key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(previous)}
+    """Carries Adam's moments and counts over to a new stage, for the parameters that the previous stage trained.
 
-    def take(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
-        return jax.device_put(old[key(path)], leaf.sharding) if key(path) in old else leaf
+    Args:
+        fresh: the new stage's initial state, of an optimizer made with `carries`.
+        previous: the state that the previous stage ended with.
 
-    return jax.tree_util.tree_map_with_path(take, fresh)
+    Returns:
+        `fresh`, in which parameters trained before keep their moments and count. The others start at zero with
+        count 0: their bias correction is that of a first step.
+    """
+    (old,) = (node for node in jax.tree.leaves(previous, is_leaf=_is_adam) if _is_adam(node))
+    if not isinstance(old.count, Mapping):
+        # Each count is a buffer of its own: a step donates them all.
+        old = old._replace(count={path: jnp.copy(old.count) for path in old.mu})
+
+    def carry(node: Any) -> Any:
+        if not _is_adam(node):
+            return node
+        return optax.ScaleByAdamState(
+            *(
+                {path: jax.device_put(before.get(path, leaf), leaf.sharding) for path, leaf in now.items()}
+                for now, before in zip(node, old, strict=True)
+            )
+        )
+
+    return jax.tree.map(carry, fresh, is_leaf=_is_adam)
+
+
+def _is_adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
 
 
 def subset(parameters: Parameters, paths: Iterable[str]) -> Parameters:

@@ -129,7 +129,7 @@ def make_stage(
     trained = trainable_paths(specs, stage)
     frozen = sorted(set(specs) - set(trained))
     scales = rate_scales(specs, stage)
-    optimizer = make_optimizer(stage.optimizer, specs, definition.config)
+    optimizer = make_optimizer(stage.optimizer, specs, definition.config, carries=stage.optimizer_state == "carry")
     where = placement(mesh, definition.config)
     _check_rows(stage, mesh)
 

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from solo.config import ModelConfig, OptimizerConfig, StageConfig
@@ -15,19 +16,39 @@ from tests.tiny import MODEL
 SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn")) for name in ("a", "b")}
 
 
-def test_moments_are_carried_for_what_both_stages_train_and_start_at_zero_for_the_rest() -> None:
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0), SPECS, ModelConfig(**MODEL))
-    before = {"a": jnp.ones((3, 4))}
-    _, previous = optimizer.update({"a": jnp.full((3, 4), 2.0)}, optimizer.init(before), before)
-    fresh = optimizer.init({"a": jnp.ones((3, 4)), "b": jnp.ones((3, 4))})
-    carried = {
-        jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(carry_state(fresh, previous))
-    }
-    expected = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(previous)}
-    assert len(expected) == 3
-    for path, leaf in carried.items():
-        np.testing.assert_array_equal(leaf, expected.get(path, jnp.zeros((3, 4))), err_msg=path)
-    assert any(leaf.any() for leaf in carried.values())
+def is_adam(node) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
+
+
+def updates(optimizer, state, gradients: list[float], *paths: str):
+    """The directions of every step, and the state after the last. Each gradient is the same for all parameters."""
+    found = []
+    for gradient in gradients:
+        grads = {path: jnp.full((3, 4), gradient) for path in paths}
+        directions, state = optimizer.update(grads, state, jax.tree.map(jnp.zeros_like, grads))
+        found.append({path: float(value[0, 0]) for path, value in directions.items()})
+    return found, state
+
+
+@pytest.mark.parametrize("carried_before", [False, True])
+def test_a_carried_parameter_goes_on_exactly_and_a_new_one_takes_a_first_step(carried_before: bool) -> None:
+    config = OptimizerConfig(learning_rate=1.0, beta2=0.999, weight_decay=0.0, clip_norm=None)
+    model = ModelConfig(**MODEL)
+    carries = make_optimizer(config, SPECS, model, carries=True)
+    previous = carries if carried_before else make_optimizer(config, SPECS, model)
+    before, after = [0.5, -1.0, 2.0] * 20, [1.0, -0.25]
+    # "a" alone, without any stages, and "b" alone from its own first step.
+    expected_a, _ = updates(carries, carries.init({"a": jnp.zeros((3, 4))}), [*before, *after], "a")
+    expected_b, _ = updates(carries, carries.init({"b": jnp.zeros((3, 4))}), after, "b")
+    _, state = updates(previous, previous.init({"a": jnp.zeros((3, 4))}), before, "a")
+    fresh = carries.init({path: jnp.zeros((3, 4)) for path in ("a", "b")})
+    found, last = updates(carries, carry_state(fresh, state), after, "a", "b")
+    assert [step["a"] for step in found] == [step["a"] for step in expected_a[len(before) :]]
+    assert [step["b"] for step in found] == [step["b"] for step in expected_b]
+    # Adam's first step is the gradient's sign; under the count of "a" it would be 2.94 times that.
+    assert found[0]["b"] == pytest.approx(1.0, rel=1e-3)
+    (adam,) = (node for node in jax.tree.leaves(last, is_leaf=is_adam) if is_adam(node))
+    assert {path: int(count) for path, count in adam.count.items()} == {"a": 62, "b": 2}
 
 
 @pytest.mark.parametrize(
