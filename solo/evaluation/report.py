@@ -19,6 +19,7 @@ from solo.evaluation.metrics import collapsed, edit_distance, is_match
 from solo.evaluation.results import UNITS, percent, points
 from solo.evaluation.tasks import Example, TaskResult
 from solo.files import write_whole
+from solo.model.count import active_parameters
 from solo.model.parameters import ModelDefinition
 
 _WIDEST, _TALLEST = 400, 192  # of small images, enlarged, in CSS pixels
@@ -81,10 +82,10 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
     """Size of the model, and what its training took."""
     facts = [Fact("parameters", short(definition.num_parameters()))]
     active = active_parameters(definition)
-    if active["patches"] != active["text"]:
+    if active.patches != active.text:
         facts += [
-            Fact("active for a patch", short(active["patches"])),
-            Fact("active for a text token", short(active["text"])),
+            Fact("active for a patch", short(active.patches)),
+            Fact("active for a text token", short(active.text)),
         ]
     steps = [line for line in lines if line["kind"] == "train"]
     if steps:
@@ -99,20 +100,6 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
         ]
     held_out = {line["task"]: line["loss"] for line in lines if line["kind"] == "held_out"}
     return facts + [Fact(f"held-out loss, {name}", f"{loss:.3f}") for name, loss in held_out.items()]
-
-
-def active_parameters(definition: ModelDefinition) -> dict[str, int]:
-    """Parameters that a patch and a text token pass through: shared ones, and those of their own region."""
-    found = {"patches": 0, "text": 0}
-    for path, spec in definition.specs.items():
-        size = 1
-        for dimension in spec.shape:
-            size *= dimension
-        only_patches = "/patches/" in path or path.startswith("patch_")
-        only_text = "/text/" in path or path in ("text_embed", "head")
-        found["patches"] += 0 if only_text else size
-        found["text"] += 0 if only_patches else size
-    return found
 
 
 def short(number: float) -> str:

@@ -13,36 +13,35 @@ from typing import Literal
 import numpy as np
 
 from solo.interop.layout import Part
+from solo.model.declare import ParameterSpec
 
 NewTokens = Literal["mean", "normal"]
 _ROWS_SUMMED = 4096
 
 
-def twins(part: Part) -> Iterator[Part]:
+def twins(part: Part, spec: ParameterSpec) -> Iterator[Part]:
     """Where a parameter's numbers may come from, best first: itself, or what both regions share."""
     yield part
-    for region in ("patches", "text"):
-        if f"/{region}/" in part.path:
-            yield Part(part.path.replace(f"/{region}/", "/shared/"), part.layer)
+    if spec.in_layers and spec.region in ("patches", "text"):
+        yield Part(part.path.replace(f"/{spec.region}/", "/shared/"), part.layer)
 
 
-def is_new(part: Part) -> bool:
+def is_new(spec: ParameterSpec) -> bool:
     """Whether a source without images need not have it."""
-    return part.path.startswith("patch_embed/")
+    return spec.component == "patch_embed"
 
 
-def drawn(part: Part, shape: tuple[int, ...], dtype: np.dtype, std: float, seed: int) -> np.ndarray:
+def drawn(part: Part, spec: ParameterSpec, dtype: np.dtype, std: float, seed: int) -> np.ndarray:
     """A parameter's first value, as the model itself would draw it: norms are one, biases zero, the rest N(0, std^2).
 
     A pure function of the seed and the parameter, whatever else is drawn.
     """
-    last = part.path.rpartition("/")[2]
-    if last == "scale":
-        return np.ones(shape, dtype)
-    if last == "bias":
-        return np.zeros(shape, dtype)
+    if spec.role == "norm":
+        return np.ones(spec.shape, dtype)
+    if spec.role == "bias":
+        return np.zeros(spec.shape, dtype)
     generator = _generator(seed, str(part))
-    return (std * generator.standard_normal(shape, np.float32)).astype(dtype)
+    return (std * generator.standard_normal(spec.shape, np.float32)).astype(dtype)
 
 
 def more_rows(

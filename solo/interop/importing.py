@@ -157,10 +157,10 @@ class _Source:
         for rule in NATIVE.tensors(self._ours):
             (part,) = rule.parts
             home = self._home(part)
-            if home is None and (layout.has_images or not is_new(part)):
+            if home is None and (layout.has_images or not is_new(self._ours.specs[part.path])):
                 missing.append(f"missing: {part}")
             self.drawn += home is None
-            self.copied += home is not None and "/patches/" in part.path and home != part
+            self.copied += home is not None and home != part and self._ours.specs[part.path].region == "patches"
             used.add(home)
             self._wanted[rule.name] = rule
             stored = embedding if home is None else self._reader[self._homes[home][0]]
@@ -186,11 +186,11 @@ class _Source:
         return rule.join([values])
 
     def _draw(self, rule: TensorRule, part: Part) -> np.ndarray:
-        shape = self._ours.specs[part.path].shape
-        return rule.join([drawn(part, shape, self._dtypes[rule.name], self._ours.config.init_std, self._seed)])
+        spec = self._ours.specs[part.path]
+        return rule.join([drawn(part, spec, self._dtypes[rule.name], self._ours.config.init_std, self._seed)])
 
     def _home(self, part: Part) -> Part | None:
-        return next((twin for twin in twins(part) if twin in self._homes), None)
+        return next((twin for twin in twins(part, self._ours.specs[part.path]) if twin in self._homes), None)
 
     def _read(self, part: Part) -> np.ndarray:
         """A part; the tensor it is in is kept until another is read, for the others in it (wqkv)."""

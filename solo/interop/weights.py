@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from solo.interop.layout import Layout, LayoutError, Part, TensorRule
 from solo.interop.layouts import recognise
 from solo.interop.tensor_files import TensorReader
-from solo.model.parameters import ModelDefinition, Parameters, ParameterSpec
+from solo.model.declare import ParameterSpec
+from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.mesh import parameter_shardings, partition
 
 # Computed from the config, and stored by older versions of transformers all the same.
@@ -117,7 +118,8 @@ def check_complete(
     missing = [
         str(part)
         for part in every_part(definition.specs)
-        if part not in covered and not (without_images and part.path.startswith("patch_embed/"))
+        if part not in covered
+        and not (without_images and definition.specs[part.path].component == "patch_embed")
     ]
     if missing:
         raise LayoutError(

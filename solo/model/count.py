@@ -1,22 +1,35 @@
-"""How many parameters a model has, by component: all of them, and those that one text token or one patch meets."""
+"""How many parameters a model has, by component: in all, and as one text token or one patch uses them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
+from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
+
+# The components of the count, in the order of the computation.
+_NAMES = {
+    "patch_embed": "patch_embed",
+    "text_embed": "text_embed",
+    "norms": "norms",
+    "qkv": "attention",
+    "out": "attention",
+    "ffn": "ffn",
+    "head": "head",
+}
+_ORDER = list(dict.fromkeys(_NAMES.values()))
 
 
 @dataclass(frozen=True)
 class ComponentCount:
-    """Parameters of a component, vocabulary padding left out.
+    """The parameters of a component, without the padding of the vocabulary.
 
-    total       all
-    of_text     those that a text token meets; of learned experts, the chosen ones
-    of_patches  those that a patch meets
+    name        the component, and the region where each has its own weights: `ffn, patches`
+    total       all of them
+    of_text     those that a text token uses; `top_k` of `count` experts where a router chooses
+    of_patches  those that a patch uses
     """
 
     name: str
@@ -25,39 +38,42 @@ class ComponentCount:
     of_patches: int
 
 
+@dataclass(frozen=True)
+class ActiveParameters:
+    """The parameters that one slot of each region uses, without the padding of the vocabulary."""
+
+    patches: int
+    text: int
+
+
 def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
-    """Components in the order of the computation; those a model does not have are left out."""
-    order = ("patch_embed", "text_embed", "norms", "attention", "ffn", "head")
-    found: dict[tuple[str, str], list[Fraction]] = {}
-    for component, region, size, share in _parts(definition):
-        sums = found.setdefault((component, region), [Fraction(0)] * 3)
-        seen = (Fraction(1), share * (region != "patches"), share * (region != "text"))
-        found[component, region] = [total + size * part for total, part in zip(sums, seen, strict=True)]
-    keys = sorted(found, key=lambda key: (order.index(key[0]), key[1] != "shared", key[1]))
-    return [ComponentCount(_title(*key), *map(int, found[key])) for key in keys]
+    """The components that the model has, in the order of the computation."""
+    sums: dict[tuple[str, str], list[Fraction]] = {}
+    for spec in definition.specs.values():
+        key = _NAMES[spec.component], "shared" if spec.component in ("patch_embed", "text_embed") else spec.region
+        size, share = _size(spec, definition), min(spec.uses, Fraction(1))
+        seen = size, size * share * _used_by(spec, "text"), size * share * _used_by(spec, "patches")
+        sums[key] = [total + part for total, part in zip(sums.get(key, [Fraction(0)] * 3), seen, strict=True)]
+    keys = sorted(sums, key=lambda key: (_ORDER.index(key[0]), key[1] != "shared", key[1]))
+    return [ComponentCount(_title(*key), *map(int, sums[key])) for key in keys]
+
+
+def active_parameters(definition: ModelDefinition) -> ActiveParameters:
+    """The parameters that a patch and a text token pass through, the token's row of the embedding table included."""
+    counts = count_parameters(definition)
+    return ActiveParameters(sum(each.of_patches for each in counts), sum(each.of_text for each in counts))
+
+
+def _used_by(spec: ParameterSpec, region: str) -> bool:
+    return spec.region in ("shared", "moe", region) or (spec.region == "targets" and region == "text")
+
+
+def _size(spec: ParameterSpec, definition: ModelDefinition) -> int:
+    # No slot uses the padding rows of the vocabulary.
+    return prod(
+        definition.vocab_size if axis == "vocab" else size for axis, size in zip(spec.axes, spec.shape, strict=True)
+    )
 
 
 def _title(component: str, region: str) -> str:
-    only = {"patch_embed": "patches", "text_embed": "text", "head": "text"}
-    return component if region in ("shared", only.get(component)) else f"{component}, {region}"
-
-
-def _parts(definition: ModelDefinition) -> Iterator[tuple[str, str, int, Fraction]]:
-    """(component, region, parameters, share that one slot meets) of every parameter."""
-    learned = definition.config.moe
-    for path, spec in definition.specs.items():
-        # Padding rows of the vocabulary are nobody's.
-        sizes = [
-            definition.vocab_size if axis == "vocab" else size for axis, size in zip(spec.axes, spec.shape, strict=True)
-        ]
-        first, part, region, *rest = [*path.split("/"), "", ""]
-        if first == "patch_embed":
-            yield first, "patches", prod(sizes), Fraction(1)
-        elif first in ("text_embed", "head"):
-            yield first, "text", prod(sizes), Fraction(1)
-        elif first == "final_norm":
-            yield "norms", "shared", prod(sizes), Fraction(1)
-        else:
-            component = {"qkv": "attention", "out": "attention", "ffn": "ffn"}.get(part, "norms")
-            routed = region == "moe" and rest[0] != "router"
-            yield component, region, prod(sizes), Fraction(learned.top_k, learned.count) if routed else Fraction(1)
+    return component if region in ("shared", "targets") else f"{component}, {region}"

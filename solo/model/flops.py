@@ -1,25 +1,28 @@
-"""Matrix-product FLOPs of a step, counted from shapes: what the compiled step does, or what of it was useful.
+"""FLOPs of a step's matrix products, counted from shapes.
 
-A product of [m, k] and [k, n] counts 2 m k n. Norms, softmax and the optimizer are left out (below 2% at any
-size worth counting; the test against the compiler's own count keeps this honest).
+A product of [m, k] and [k, n] counts 2 m k n. Norms, the softmax and the optimizer are left out: they are below 2% of
+the FLOPs that the compiler counts for a step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from math import prod
 
+from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
+
+PARTS = ("patch_embed", "qkv", "out", "ffn_patches", "ffn_text", "attention", "head")
 
 
 @dataclass(frozen=True)
-class Work:
-    """How many of each thing a step computes.
+class BatchStats:
+    """What a batch, a step or a run computes.
 
     patches, text   slots of each region
     targets         slots whose logits are computed
-    pairs           query-key pairs that attention computes, in one layer
+    pairs           query-key pairs of the attention of one layer
     """
 
     patches: int
@@ -28,50 +31,36 @@ class Work:
     pairs: int
 
 
-def step_flops(definition: ModelDefinition, work: Work, trained: frozenset[str] | None = None) -> dict[str, int]:
-    """FLOPs of one training step by part: forward, gradient of inputs, gradient of trained weights.
+def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozenset[str] | None = None) -> dict[str, int]:
+    """FLOPs of training on a batch by part: forward, gradients of inputs, gradients of trained weights.
 
-    Parts: patch_embed, qkv, out, ffn_patches, ffn_text, attention, head. `trained` holds the paths of the
-    trained parameters; None means all. Recomputation (`model.remat`) is not counted: it is no useful work.
+    Args:
+        definition: the model.
+        stats: counts of the slots that hold something give the useful FLOPs; counts of all slots those that the step
+            computes.
+        trained: the paths of the trained parameters; None: all.
+
+    Returns:
+        FLOPs of each of `PARTS`. What `model.remat` computes again is not counted.
     """
     config, specs = definition.config, definition.specs
-    found = dict.fromkeys(("patch_embed", "qkv", "out", "ffn_patches", "ffn_text", "attention", "head"), 0)
+    found = dict.fromkeys(PARTS, 0)
     for path, spec in specs.items():
-        for part, uses in _uses(path, definition, work).items():
-            products = 1 + (path not in _FIRST) + (trained is None or path in trained)
-            found[part] += 2 * int(uses * prod(spec.shape)) * products
+        # The pixels have no gradient.
+        products = 1 + ("pixels" not in spec.axes) + (trained is None or path in trained)
+        for part, slots in _slots(spec, stats):
+            found[part] += 2 * int(slots * spec.uses * prod(spec.shape)) * products
     if config.tied_head:
         trains_head = trained is None or "text_embed" in trained
-        found["head"] += 2 * work.targets * prod(specs["text_embed"].shape) * (2 + trains_head)
-    # Scores and values forward; two products each backward.
-    found["attention"] = 3 * 2 * 2 * config.layers * config.heads * config.dim_per_head * work.pairs
+        found["head"] += 2 * stats.targets * prod(specs["text_embed"].shape) * (2 + trains_head)
+    # The forward pass multiplies queries by keys and weights by values; each has two products in the backward pass.
+    found["attention"] = 3 * 2 * 2 * config.layers * config.heads * config.dim_per_head * stats.pairs
     return found
 
 
-# Matrices whose input has no gradient: the pixels.
-_FIRST = ("patch_embed/kernel", "patch_embed/inner/kernel")
-_FFN = ("gate", "up", "down", "router")
-
-
-def _uses(path: str, definition: ModelDefinition, work: Work) -> dict[str, Fraction]:
-    """Part -> how often a matrix is applied as a whole; empty for what is no matrix."""
-    *parents, name = path.split("/")
-    patches, text = Fraction(work.patches), Fraction(work.text)
-    if path == "head":
-        return {"head": Fraction(work.targets)}
-    if parents[:1] == ["patch_embed"]:
-        inner = definition.config.patch_embed.inner_size
-        count = (definition.image.patch_size // inner) ** 2 if parents[1:] == ["inner"] and inner else 1
-        return {"patch_embed": patches * count} if name == "kernel" else {}
-    part, region = [*parents, "", "", ""][1:3]
-    slots = {"patches": patches, "text": text, "shared": patches + text}.get(region, Fraction(0))
-    if (part, name) in (("qkv", "q"), ("qkv", "k"), ("qkv", "v"), ("out", "kernel")):
-        return {part: slots}
-    if part != "ffn" or name not in _FFN:
-        return {}
-    if region == "moe":
-        learned = definition.config.moe
-        share = Fraction(1) if name == "router" else Fraction(learned.top_k, learned.count)
-        return {"ffn_patches": patches * share, "ffn_text": text * share}
-    both = {"ffn_patches": patches, "ffn_text": text}
-    return both if region == "shared" else {f"ffn_{region}": slots}
+def _slots(spec: ParameterSpec, stats: BatchStats) -> Iterator[tuple[str, int]]:
+    """The parts that a matrix belongs to, and the slots that are multiplied by it in each."""
+    if not spec.is_matrix:
+        return
+    for region in ("patches", "text") if spec.region in ("shared", "moe") else (spec.region,):
+        yield f"ffn_{region}" if spec.component == "ffn" else spec.component, getattr(stats, region)

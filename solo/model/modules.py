@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from solo.config import ModelConfig, Sharing
+from solo.model.declare import Component, normal, ones, set_region, zeros
 
 # What rematerialisation may keep of a layer by name: outputs of products with weights.
 PRODUCT = "product"
@@ -70,21 +71,16 @@ def products(project: Project, parts: Parts, weights: Sequence[Weight]) -> tuple
     return jax.tree.map(lambda x: checkpoint_name(x, PRODUCT), project(parts, weights))
 
 
-def as_weight(parameter: nnx.Param, inputs: int = 1) -> Weight:
+def as_weight(parameter: nnx.Param) -> Weight:
     """A parameter as a matrix."""
-    return Weight(parameter[...], parameter.axes, inputs)
-
-
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> nnx.Param:
-    """A float32 parameter drawn from N(0, std^2), with its logical axes as metadata."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+    return Weight(parameter[...], parameter.axes, parameter.inputs)
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm with a learned scale; statistics in float32, result in the input's dtype."""
 
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("norm",))
+    def __init__(self, width: int, eps: float, component: Component = "norms"):
+        self.scale = ones((width,), ("norm",), component)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,9 +93,9 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Mean and variance norm with learned scale and bias; float32 inside, result in the input's dtype."""
 
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=("norm",))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32), axes=("norm",))
+    def __init__(self, width: int, eps: float, component: Component = "norms"):
+        self.scale = ones((width,), ("norm",), component)
+        self.bias = zeros((width,), ("norm",), component)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -110,21 +106,18 @@ class LayerNorm(nnx.Module):
         return (x32 * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-def make_norm(kind: Literal["none", "rms", "layer"], width: int, eps: float) -> RMSNorm | LayerNorm | None:
+def make_norm(
+    kind: Literal["none", "rms", "layer"], width: int, eps: float, component: Component = "norms"
+) -> RMSNorm | LayerNorm | None:
     """The norm of a config's name."""
     if kind == "none":
         return None
-    return RMSNorm(width, eps) if kind == "rms" else LayerNorm(width, eps)
+    return (RMSNorm if kind == "rms" else LayerNorm)(width, eps, component)
 
 
 def add_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
     """x plus a bias over its last axes, where there is one."""
     return x if bias is None else x + bias[...].astype(x.dtype)
-
-
-def zeros(present: bool, shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param | None:
-    """A float32 bias that starts at zero, or none."""
-    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if present else None
 
 
 class QKV(nnx.Module):
@@ -133,15 +126,15 @@ class QKV(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         width, dim, std = config.width, config.dim_per_head, config.init_std
         q_axes, k_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.q = normal(rngs, (width, config.heads, dim), q_axes, std)
-        self.k = normal(rngs, (width, config.kv_heads, dim), k_axes, std)
-        self.v = normal(rngs, (width, config.kv_heads, dim), k_axes, std)
+        self.q = normal(rngs, (width, config.heads, dim), q_axes, std, "qkv", "hidden")
+        self.k = normal(rngs, (width, config.kv_heads, dim), k_axes, std, "qkv", "hidden")
+        self.v = normal(rngs, (width, config.kv_heads, dim), k_axes, std, "qkv", "hidden")
         biased = config.bias != "none"
-        self.q_bias = zeros(biased, (config.heads, dim), q_axes[1:])
-        self.k_bias = zeros(biased, (config.kv_heads, dim), k_axes[1:])
-        self.v_bias = zeros(biased, (config.kv_heads, dim), k_axes[1:])
-        self.q_norm = make_norm(config.qk_norm, dim, config.norm_eps)
-        self.k_norm = make_norm(config.qk_norm, dim, config.norm_eps)
+        self.q_bias = zeros((config.heads, dim), q_axes[1:], "qkv") if biased else None
+        self.k_bias = zeros((config.kv_heads, dim), k_axes[1:], "qkv") if biased else None
+        self.v_bias = zeros((config.kv_heads, dim), k_axes[1:], "qkv") if biased else None
+        self.q_norm = make_norm(config.qk_norm, dim, config.norm_eps, "qkv")
+        self.k_norm = make_norm(config.qk_norm, dim, config.norm_eps, "qkv")
 
     def __call__(self, parts: Parts, project: Project) -> tuple[tuple[jax.Array, jax.Array, jax.Array], ...]:
         """Of every part [B, ., D]: q [B, ., H, C], k and v [B, ., K, C]."""
@@ -161,12 +154,12 @@ class Out(nnx.Module):
 
     def __init__(self, config: ModelConfig, std: float, rngs: nnx.Rngs):
         shape = (config.heads, config.dim_per_head, config.width)
-        self.kernel = normal(rngs, shape, ("heads", "head_dim", "embed"), std)
-        self.bias = zeros(config.bias == "all", (config.width,), ("norm",))
+        self.kernel = normal(rngs, shape, ("heads", "head_dim", "embed"), std, "out", "residual", inputs=2)
+        self.bias = zeros((config.width,), ("norm",), "out") if config.bias == "all" else None
 
     def __call__(self, parts: Parts, project: Project) -> Parts:
         """Of every part [B, ., H, C]: [B, ., D]."""
-        (out,) = products(project, parts, [as_weight(self.kernel, inputs=2)])
+        (out,) = products(project, parts, [as_weight(self.kernel)])
         return tuple(add_bias(x, self.bias) for x in out)
 
 
@@ -176,12 +169,12 @@ class FFN(nnx.Module):
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
         width, hidden, std, biased = config.width, config.ffn_width, config.init_std, config.bias == "all"
         gated = config.ffn == "swiglu"
-        self.gate = normal(rngs, (width, hidden), ("embed", "ffn"), std) if gated else None
-        self.up = normal(rngs, (width, hidden), ("embed", "ffn"), std)
-        self.down = normal(rngs, (hidden, width), ("ffn", "embed"), down_std)
-        self.gate_bias = zeros(biased and gated, (hidden,), ("ffn",))
-        self.up_bias = zeros(biased, (hidden,), ("ffn",))
-        self.down_bias = zeros(biased, (width,), ("norm",))
+        self.gate = normal(rngs, (width, hidden), ("embed", "ffn"), std, "ffn", "hidden") if gated else None
+        self.up = normal(rngs, (width, hidden), ("embed", "ffn"), std, "ffn", "hidden")
+        self.down = normal(rngs, (hidden, width), ("ffn", "embed"), down_std, "ffn", "residual")
+        self.gate_bias = zeros((hidden,), ("ffn",), "ffn") if biased and gated else None
+        self.up_bias = zeros((hidden,), ("ffn",), "ffn") if biased else None
+        self.down_bias = zeros((width,), ("norm",), "ffn") if biased else None
 
     def __call__(self, parts: Parts, project: Project) -> Parts:
         """Of every part [B, ., D]: the same."""
@@ -205,8 +198,8 @@ class PerRegion(nnx.Module):
         if sharing == "shared":
             self.shared = make()
         else:
-            self.patches = make()
-            self.text = make()
+            self.patches = set_region(make(), "patches")
+            self.text = set_region(make(), "text")
         self.sharing = sharing
 
     def __call__(self, x: Regions) -> Regions:

@@ -9,6 +9,7 @@ Letters besides those of solo/batch.py: N slots of both regions of all rows, E e
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from solo.config import ModelConfig
-from solo.model.modules import Regions, normal
+from solo.model.declare import Role, normal
+from solo.model.modules import Regions
 
 
 class ExpertWeights(NamedTuple):
@@ -49,13 +51,18 @@ class MoE(nnx.Module):
     """The parameters of a mixture; SwiGLU experts without bias."""
 
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
-        learned, width, std = config.moe, config.width, config.init_std
-        hidden = learned.width or config.ffn_width // learned.top_k
-        self.router = normal(rngs, (width, learned.count), ("embed", "experts"), std)
-        self.gate = normal(rngs, (learned.count, width, hidden), ("experts", "embed", "ffn"), std)
-        self.up = normal(rngs, (learned.count, width, hidden), ("experts", "embed", "ffn"), std)
-        self.down = normal(rngs, (learned.count, hidden, width), ("experts", "ffn", "embed"), down_std)
-        self.top_k = learned.top_k
+        moe, width, std = config.moe, config.width, config.init_std
+        hidden = moe.width or config.ffn_width // moe.top_k
+        share = Fraction(moe.top_k, moe.count)
+
+        def experts(shape: tuple[int, ...], axes: tuple[str, ...], std: float, role: Role) -> nnx.Param:
+            return normal(rngs, (moe.count, *shape), ("experts", *axes), std, "ffn", role, region="moe", uses=share)
+
+        self.router = normal(rngs, (width, moe.count), ("embed", "experts"), std, "ffn", "router", region="moe")
+        self.gate = experts((width, hidden), ("embed", "ffn"), std, "hidden")
+        self.up = experts((width, hidden), ("embed", "ffn"), std, "hidden")
+        self.down = experts((hidden, width), ("ffn", "embed"), down_std, "residual")
+        self.top_k = moe.top_k
 
     def __call__(self, x: Regions, live: Regions, mixture: Mixture) -> tuple[Regions, jax.Array]:
         """Outputs of both regions, and the load-balancing loss, float32 []: 1 where the load is even."""

@@ -12,26 +12,14 @@ from math import prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from solo.config import Config, ConfigError, ImageConfig, ModelConfig
+from solo.model.declare import ParameterSpec
 from solo.model.parametrisation import initial_scale
 from solo.model.transformer import Transformer
 
 Parameters = dict[str, jax.Array]
-
-
-@dataclass(frozen=True)
-class ParameterSpec:
-    """One parameter: shape, dtype float32, and a logical axis name per dimension."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-
-    def abstract(self) -> jax.ShapeDtypeStruct:
-        """The array without its values."""
-        return jax.ShapeDtypeStruct(self.shape, jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -54,19 +42,26 @@ class ModelDefinition:
 
     @cached_property
     def specs(self) -> dict[str, ParameterSpec]:
-        """Path -> shape and axes of every parameter, sorted by path."""
+        """Path -> spec of every parameter, sorted by path."""
         found = {}
         for path, variable in self._split[1].items():
-            axes = tuple(variable.get_metadata()["axes"])
             stacked = ("layers",) if path[0] == "layers" else ()
-            found["/".join(map(str, path))] = ParameterSpec(tuple(variable.shape), stacked + axes)
+            found["/".join(map(str, path))] = ParameterSpec(
+                tuple(variable.shape),
+                stacked + tuple(variable.axes),
+                variable.component,
+                variable.role,
+                variable.region,
+                variable.inputs,
+                variable.uses,
+            )
         return dict(sorted(found.items()))
 
     def initialise(self, key: jax.Array) -> Parameters:
         """Draw all parameters; a pure function of the key, to be jitted with the shardings it should have."""
         state = nnx.to_flat_state(nnx.state(self._build(key), nnx.Param))
         found = {"/".join(map(str, path)): variable[...] for path, variable in state}
-        scales = {path: initial_scale(path, spec.axes, self.config) for path, spec in self.specs.items()}
+        scales = {path: initial_scale(spec, self.config) for path, spec in self.specs.items()}
         return {path: found[path] * scale if scale != 1 else found[path] for path, scale in scales.items()}
 
     def bind(self, parameters: Parameters) -> Transformer:

@@ -8,6 +8,8 @@ the table of positions.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,8 @@ from flax import nnx
 
 from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig, ModelConfig, PatchEmbedConfig
-from solo.model.modules import LayerNorm, add_bias, normal, zeros
+from solo.model.declare import Role, normal, zeros
+from solo.model.modules import LayerNorm, add_bias
 
 # torch's default, which mlp1 of InternVL keeps whatever the decoder's is (mono_internvl.md 1.1)
 _GRID_NORM_EPS = 1e-5
@@ -26,9 +29,19 @@ _BICUBIC_A = -0.75
 class Linear(nnx.Module):
     """x @ kernel + bias."""
 
-    def __init__(self, rngs: nnx.Rngs, shape: tuple[int, int], axes: tuple[str, str], std: float, bias: bool = True):
-        self.kernel = normal(rngs, shape, axes, std)
-        self.bias = zeros(bias, shape[1:], ("norm",))
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        shape: tuple[int, int],
+        axes: tuple[str, str],
+        std: float,
+        *,
+        role: Role = "input",
+        uses: int = 1,
+        bias: bool = True,
+    ):
+        self.kernel = normal(rngs, shape, axes, std, "patch_embed", role, uses=Fraction(uses))
+        self.bias = zeros(shape[1:], ("norm",), "patch_embed") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] to [..., out]."""
@@ -40,7 +53,7 @@ class LinearEmbed(Linear):
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         shape = image.patch_size**2 * 3, config.width
-        super().__init__(rngs, shape, ("pixels", "embed"), config.init_std, config.patch_embed.bias)
+        super().__init__(rngs, shape, ("pixels", "embed"), config.init_std, bias=config.patch_embed.bias)
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array | None = None) -> jax.Array:
         """Normalised pixels [B, P, p*p*3], channel-major, to [B, P, D]."""
@@ -53,10 +66,10 @@ class ConvEmbed(nnx.Module):
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         inner, std = _Inner(config.patch_embed, image), config.init_std
         self.geometry = inner
-        self.inner = Linear(rngs, (3 * inner.size**2, inner.channels), ("pixels", "inner"), std)
+        self.inner = inner.embed(rngs, std)
         self.merge = Linear(rngs, (inner.count * inner.channels, config.width), ("inner", "embed"), std)
-        self.begin_marker = normal(rngs, (config.width,), ("norm",), std) if image.markers else None
-        self.row_marker = normal(rngs, (config.width,), ("norm",), std) if image.markers else None
+        self.begin_marker = _vector(rngs, config.width, std) if image.markers else None
+        self.row_marker = _vector(rngs, config.width, std) if image.markers else None
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
         """Normalised pixels [B, P, p*p*3], channel-major, and places [B, P, 2] to [B, P, D]."""
@@ -76,14 +89,15 @@ class GridEmbed(nnx.Module):
         inner = _Inner(embed, image)
         self.geometry, self.class_slot, self.grid_side = inner, embed.class_slot, embed.grid_side or 0
         self.tile_side = image.tile_size // inner.size
-        self.inner = Linear(rngs, (3 * inner.size**2, inner.channels), ("pixels", "inner"), std)
+        self.inner = inner.embed(rngs, std)
         places = embed.class_slot + self.grid_side**2
-        self.positions = normal(rngs, (places, inner.channels), ("places", "inner"), std)
-        self.class_token = normal(rngs, (inner.channels,), ("norm",), std) if embed.class_slot else None
+        self.positions = normal(rngs, (places, inner.channels), ("places", "inner"), std, "patch_embed", "embedding")
+        self.class_token = _vector(rngs, inner.channels, std) if embed.class_slot else None
         joined = inner.count * inner.channels
-        self.norm = LayerNorm(joined, _GRID_NORM_EPS)
+        self.norm = LayerNorm(joined, _GRID_NORM_EPS, "patch_embed")
         self.hidden = Linear(rngs, (joined, width), ("inner", "embed"), std)
-        self.out = Linear(rngs, (width, width), ("inner", "embed"), std)
+        # The axes are those of the matrix before it, so that both are sharded alike.
+        self.out = Linear(rngs, (width, width), ("inner", "embed"), std, role="hidden")
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
         """Normalised pixels [B, P, p*p*3] and places in the tile [B, P, 2] to [B, P, D]."""
@@ -102,6 +116,10 @@ class GridEmbed(nnx.Module):
         return jnp.einsum("yg,xh,ghi->yxi", weights, weights, square).reshape(self.tile_side**2, -1)
 
 
+def _vector(rngs: nnx.Rngs, size: int, std: float) -> nnx.Param:
+    return normal(rngs, (size,), ("norm",), std, "patch_embed", "vector")
+
+
 EMBEDDERS = {"linear": LinearEmbed, "conv": ConvEmbed, "grid": GridEmbed}
 
 
@@ -114,6 +132,11 @@ class _Inner:
         self.size, self.channels = config.inner_size, config.inner_width
         self.side = image.patch_size // config.inner_size
         self.count = self.side**2
+
+    def embed(self, rngs: nnx.Rngs, std: float) -> Linear:
+        """The product over the pixels of an inner patch."""
+        shape = 3 * self.size**2, self.channels
+        return Linear(rngs, shape, ("pixels", "inner"), std, uses=self.count)
 
     def cut(self, pixels: jax.Array) -> jax.Array:
         """[B, P, p*p*3] to [B, P, n*n, i*i*3]: inner patches row by row, each channel-major."""

@@ -19,6 +19,7 @@ from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
 from solo.model.attention.interval import interval_attention
 from solo.model.attention.kernel import Kernel, local_kernel
+from solo.model.declare import normal, set_region
 from solo.model.modules import (
     FFN,
     QKV,
@@ -30,7 +31,6 @@ from solo.model.modules import (
     RMSNorm,
     local_project,
     make_norm,
-    normal,
 )
 from solo.model.moe import Mixture, MoEFFN, local_mixture
 from solo.model.parametrisation import logits_multiplier, query_multiplier, residual_multiplier
@@ -189,8 +189,10 @@ class Transformer(nnx.Module):
         self.config, self.image, self.vocab_size = config, image, vocab_size
         std, width = config.init_std, config.width
         vocab = padded_vocab(vocab_size, config)
-        self.patch_embed = EMBEDDERS[config.patch_embed.kind](config, image, rngs)
-        self.text_embed = normal(rngs, (vocab, width), ("vocab", "embed"), std)
+        self.patch_embed = set_region(EMBEDDERS[config.patch_embed.kind](config, image, rngs), "patches")
+        self.text_embed = normal(
+            rngs, (vocab, width), ("vocab", "embed"), std, "text_embed", "embedding", region="text"
+        )
 
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -199,7 +201,10 @@ class Transformer(nnx.Module):
 
         self.layers = stack(rngs)
         self.final_norm = _norm(config)
-        self.head = None if config.tied_head else normal(rngs, (width, vocab), ("embed", "vocab"), std)
+        head = None
+        if not config.tied_head:
+            head = normal(rngs, (width, vocab), ("embed", "vocab"), std, "head", "head", region="targets")
+        self.head = head
 
     def embed(
         self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array, placement: Placement | None = None

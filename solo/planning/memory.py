@@ -162,7 +162,7 @@ def _intermediate(config: ModelConfig, tensor: int) -> int:
 
 def _gathered(definition: ModelDefinition, tensor: int) -> int:
     """Weights of a layer, of the next one that is fetched meanwhile, and a layer's gradients before they are shared."""
-    layers = sum(prod(spec.shape) for path, spec in definition.specs.items() if path.startswith("layers/"))
+    layers = sum(prod(spec.shape) for spec in definition.specs.values() if spec.in_layers)
     return 3 * layers // definition.config.layers // tensor * _item(definition.config)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from solo.config import Config, ModelConfig, StageConfig
 from solo.model.attention.interval import needed_blocks
 from solo.model.attention.kernel import choose_kernel
-from solo.model.flops import Work, step_flops
+from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.rows import Rows, intervals
 from solo.sharding.hardware import CHIPS, Chip
@@ -74,8 +74,8 @@ def step_work(
     if kernel.implementation == "dense":
         tiles = [shape.slots**2]
     patches, text, targets = (round(value * count) for value in rows.live)
-    useful = step_flops(definition, Work(patches, text, targets, round(np.mean(pairs) * count)), trained)
-    slots = Work(
+    useful = step_flops(definition, BatchStats(patches, text, targets, round(np.mean(pairs) * count)), trained)
+    slots = BatchStats(
         shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count)
     )
     # Of a loss in several chunks the backward pass computes the logits again.
@@ -85,7 +85,7 @@ def step_work(
 
 
 def _with_recomputation(
-    config: ModelConfig, definition: ModelDefinition, work: Work, trained: frozenset[str], chunked: bool
+    config: ModelConfig, definition: ModelDefinition, work: BatchStats, trained: frozenset[str], chunked: bool
 ) -> dict[str, int]:
     """Add the scores of the backward pass, the logits of chunks, and what `model.remat` computes again of a layer."""
     found = step_flops(definition, work, trained)

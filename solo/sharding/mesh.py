@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
 from solo.config import MeshConfig
-from solo.model.parameters import ParameterSpec
+from solo.model.declare import ParameterSpec
 from solo.sharding.axes import AXES, mesh_sizes
 
 # Logical axis -> mesh axes. Parameters above, activations below.

@@ -18,7 +18,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from solo.config import CheckpointConfig
-from solo.model.parameters import ParameterSpec
+from solo.model.declare import ParameterSpec
 from solo.training.step import TrainState
 
 

@@ -20,7 +20,7 @@ from solo.config import Config, StageConfig
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader, append_line, batch_record_ids
 from solo.data.store.prepare import Prepared
-from solo.model.flops import Work, step_flops
+from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered
 from solo.sharding.flags import compiler_options
@@ -50,7 +50,7 @@ class Facts(NamedTuple):
 
     step: int
     stage_step: int
-    work: Callable[[], Work]
+    work: Callable[[], BatchStats]
     slots: int
     wait_seconds: float
 
@@ -212,9 +212,9 @@ class Trainer:
                 slots = batch.attend.shape[0] * batch.attend.shape[1] * self._share.count
                 yield Facts(step, stage_step, self._work(batch), slots, waited), batch
 
-    def _work(self, batch: Batch) -> Callable[[], Work]:
+    def _work(self, batch: Batch) -> Callable[[], BatchStats]:
         total = summed(dataclasses.astuple(count_work(batch)), self._share, self.mesh)
-        return lambda: Work(*total())
+        return lambda: BatchStats(*total())
 
     def _log(self, number: int, facts: Facts, measured: StepMetrics, metrics: Metrics, clock: float) -> float:
         """Write the line of a step, and stop the run if the step was bad. Returns the time now."""
@@ -314,12 +314,12 @@ class Trainer:
         return sum(plan.num_steps for plan in self.plans[:number])
 
 
-def count_work(batch: Batch) -> Work:
+def count_work(batch: Batch) -> BatchStats:
     """What of a batch (numpy) is useful: slots that hold something, targets, and query-key pairs that are seen."""
     spans = batch.attend[..., 1] - batch.attend[..., 0], batch.attend[..., 3] - batch.attend[..., 2]
     live = (spans[0] + spans[1]) > 0
     num_patches = batch.patches.shape[1]
-    return Work(
+    return BatchStats(
         patches=int(live[:, :num_patches].sum()),
         text=int(live[:, num_patches:].sum()),
         targets=int((batch.target_weights > 0).sum()),

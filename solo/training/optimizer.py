@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from solo.config import ConfigError, ModelConfig, OptimizerConfig, StageConfig
-from solo.model.parameters import Parameters, ParameterSpec
+from solo.model.declare import ParameterSpec
+from solo.model.parameters import Parameters
 from solo.model.parametrisation import eps_scale, step_scale
 
 
@@ -54,13 +55,9 @@ def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> j
     return rate * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
 
 
-def decays(path: str, spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
+def decays(spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
     """Whether weight decay applies to a parameter; see `OptimizerConfig.weight_decay_mask`."""
-    if kind == "all":
-        return True
-    is_matrix = len(spec.axes) - spec.axes.count("layers") > 1 and not path.endswith("bias")
-    is_embedding = path in ("text_embed", "patch_embed/positions")
-    return is_matrix and (kind == "matrices_and_embeddings" or not is_embedding)
+    return kind == "all" or spec.is_matrix or (kind == "matrices_and_embeddings" and spec.role == "embedding")
 
 
 def make_optimizer(
@@ -72,15 +69,15 @@ def make_optimizer(
     model's parametrisation. With `carries`, every parameter has its own Adam count, so that `carry_state` can mix
     parameters of different ages.
     """
-    mask = {path: decays(path, spec, config.weight_decay_mask) for path, spec in specs.items()}
+    mask = {path: decays(spec, config.weight_decay_mask) for path, spec in specs.items()}
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     if carries:
         adam = _one_by_one(adam)
     if model.parametrisation.kind != "standard":
         # Adam on gradients divided by s is Adam with eps times s.
-        clip = optax.chain(clip, _times({path: 1 / eps_scale(path, spec.axes, model) for path, spec in specs.items()}))
-        adam = optax.chain(adam, _times({path: step_scale(path, spec.axes, model) for path, spec in specs.items()}))
+        clip = optax.chain(clip, _times({path: 1 / eps_scale(spec, model) for path, spec in specs.items()}))
+        adam = optax.chain(adam, _times({path: step_scale(spec, model) for path, spec in specs.items()}))
     return optax.chain(
         clip,
         adam,

@@ -15,11 +15,12 @@ from solo.config import (
     SafetyConfig,
     StageConfig,
 )
-from solo.model.flops import Work, step_flops
+from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
 from solo.training.optimizer import trainable_paths
 from solo.training.step import make_stage
+from tests.tiny import MODEL
 
 B, P, T, Y = 2, 192, 320, 128
 
@@ -78,7 +79,7 @@ def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, ti
     abstract = jax.eval_shape(compiled_stage.start, {p: s.abstract() for p, s in definition.specs.items()})
     batch = shapes_of(B, P, T, Y, 32)
     counted = compiled_stage.step.lower(abstract, batch).compile().cost_analysis()["flops"]
-    work = Work(B * P, B * T, B * Y, B * (P + T) ** 2)
+    work = BatchStats(B * P, B * T, B * Y, B * (P + T) ** 2)
     analytic = sum(step_flops(definition, work, frozenset(trainable_paths(definition.specs, stage))).values())
     assert analytic == pytest.approx(counted, rel=0.02)
 
@@ -87,3 +88,30 @@ def _even_blocks(x_ND: jax.Array, weights_EDF: jax.Array, sizes_E: jax.Array) ->
     """`ragged_dot` where every expert has as many slots."""
     experts, width, _ = weights_EDF.shape
     return jnp.einsum("end,edf->enf", x_ND.reshape(experts, -1, width), weights_EDF).reshape(len(x_ND), -1)
+
+
+@pytest.mark.parametrize("moe", [{"count": 8, "top_k": 1}, {"count": 4, "top_k": 2}])
+def test_experts_count_as_often_as_the_router_chooses_them(moe) -> None:
+    """The chosen experts of a slot are as wide as the dense FFN: what the router adds is the only difference."""
+    stats = BatchStats(100, 200, 50, 9999)
+    config = {**MODEL, "experts": {"ffn": "shared"}}
+    dense, routed = (
+        step_flops(
+            ModelDefinition(ModelConfig.model_validate({**config, **changes}), ImageConfig(patch_size=8), 310), stats
+        )
+        for changes in ({}, {"experts": {"ffn": "moe"}, "moe": moe})
+    )
+    router = 3 * 2 * 2 * 32 * moe["count"]
+    assert routed["ffn_patches"] - dense["ffn_patches"] == 100 * router
+    assert routed["ffn_text"] - dense["ffn_text"] == 200 * router
+
+
+def test_inner_patches_multiply_by_the_convolution_once_each_and_pixels_have_no_gradient() -> None:
+    embed = {"kind": "conv", "inner_size": 4, "inner_width": 16}
+    config = ModelConfig.model_validate({**MODEL, "patch_embed": embed})
+    definition, stats = ModelDefinition(config, ImageConfig(patch_size=8), 310), BatchStats(10, 0, 0, 0)
+    inner, merge = 2 * 10 * 4 * (48 * 16), 2 * 10 * (4 * 16 * 32)
+    assert step_flops(definition, stats)["patch_embed"] == 2 * inner + 3 * merge
+    assert (
+        step_flops(definition, stats, frozenset({"patch_embed/inner/kernel"}))["patch_embed"] == 2 * inner + 2 * merge
+    )

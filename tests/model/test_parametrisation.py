@@ -7,7 +7,7 @@ import pytest
 
 from solo.config import ConfigError, MeshConfig, ModelConfig, OptimizerConfig, SafetyConfig, StageConfig, parse_config
 from solo.model.parameters import ModelDefinition
-from solo.model.parametrisation import depth_factor, role, width_factor
+from solo.model.parametrisation import depth_factor, width_factor
 from solo.sharding.mesh import make_mesh
 from solo.training.optimizer import make_optimizer
 from solo.training.step import make_stage
@@ -64,28 +64,27 @@ def test_at_the_base_size_all_kinds_are_one() -> None:
 @pytest.mark.parametrize(
     ("path", "wanted"),
     [
-        ("text_embed", "input"),
+        ("text_embed", "embedding"),
         ("patch_embed/kernel", "input"),
         ("head", "head"),
         ("layers/qkv/text/q", "hidden"),
-        ("layers/out/shared/kernel", "hidden"),
-        ("layers/ffn/patches/down", "hidden"),
-        ("layers/ffn_norm/shared/scale", "vector"),
-        ("final_norm/scale", "vector"),
+        ("layers/out/shared/kernel", "residual"),
+        ("layers/ffn/patches/down", "residual"),
+        ("layers/ffn_norm/shared/scale", "norm"),
+        ("final_norm/scale", "norm"),
     ],
 )
 def test_every_parameter_has_its_role(path: str, wanted: str) -> None:
-    assert role(path, definition("mup").specs[path].axes) == wanted
+    assert definition("mup").specs[path].role == wanted
 
 
-def test_the_weights_of_learned_experts_are_hidden_and_their_router_is_not() -> None:
+def test_the_experts_of_a_router_are_hidden_and_the_router_is_not() -> None:
     specs = definition("mup", experts={"ffn": "moe"}).specs
-    found = {path: role(path, specs[path].axes) for path in specs if "/moe/" in path}
-    assert {path.split("/")[-1]: what for path, what in found.items()} == {
+    assert {path.split("/")[-1]: spec.role for path, spec in specs.items() if "/moe/" in path} == {
         "router": "router",
         "gate": "hidden",
         "up": "hidden",
-        "down": "hidden",
+        "down": "residual",
     }
 
 

@@ -9,11 +9,12 @@ import optax
 import pytest
 
 from solo.config import ModelConfig, OptimizerConfig, StageConfig
-from solo.model.parameters import ParameterSpec
+from solo.model.declare import ParameterSpec
+from solo.model.parameters import ModelDefinition
 from solo.training.optimizer import carry_state, decays, learning_rate, make_optimizer, trainable_paths
-from tests.tiny import MODEL
+from tests.tiny import MODEL, tiny_config
 
-SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn")) for name in ("a", "b")}
+SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn"), "ffn", "hidden") for name in ("a", "b")}
 
 
 def is_adam(node) -> bool:
@@ -52,19 +53,25 @@ def test_a_carried_parameter_goes_on_exactly_and_a_new_one_takes_a_first_step(ca
 
 
 @pytest.mark.parametrize(
-    ("path", "axes", "kinds"),
+    ("path", "kinds"),
     [
-        ("layers/ffn/text/up", ("layers", "embed", "ffn"), ["matrices", "matrices_and_embeddings", "all"]),
-        ("text_embed", ("vocab", "embed"), ["matrices_and_embeddings", "all"]),
-        ("patch_embed/positions", ("places", "inner"), ["matrices_and_embeddings", "all"]),
-        ("layers/ffn_norm/shared/scale", ("layers", "norm"), ["all"]),
-        ("layers/qkv/shared/q_bias", ("layers", "heads", "head_dim"), ["all"]),
-        ("patch_embed/bias", ("norm",), ["all"]),
+        ("layers/ffn/text/up", ["matrices", "matrices_and_embeddings", "all"]),
+        ("layers/qkv/text/k", ["matrices", "matrices_and_embeddings", "all"]),
+        ("patch_embed/out/kernel", ["matrices", "matrices_and_embeddings", "all"]),
+        ("head", ["matrices", "matrices_and_embeddings", "all"]),
+        ("text_embed", ["matrices_and_embeddings", "all"]),
+        ("patch_embed/positions", ["matrices_and_embeddings", "all"]),
+        ("patch_embed/class_token", ["all"]),
+        ("layers/ffn_norm/shared/scale", ["all"]),
+        ("layers/qkv/text/q_bias", ["all"]),
+        ("patch_embed/inner/bias", ["all"]),
     ],
 )
-def test_weight_decay_spares_norms_biases_and_embeddings(path, axes, kinds) -> None:
-    spec = ParameterSpec((2,) * len(axes), axes)
-    assert [kind for kind in ("matrices", "matrices_and_embeddings", "all") if decays(path, spec, kind)] == kinds
+def test_weight_decay_spares_norms_biases_and_embeddings(path, kinds) -> None:
+    embed = {"kind": "grid", "inner_size": 4, "inner_width": 8, "grid_side": 2, "class_slot": True}
+    config = ModelConfig.model_validate({**MODEL, "bias": "qkv", "patch_embed": embed})
+    spec = ModelDefinition(config, tiny_config().image, 100).specs[path]
+    assert [kind for kind in ("matrices", "matrices_and_embeddings", "all") if decays(spec, kind)] == kinds
 
 
 def solo_rate(n: int, steps: int) -> float:

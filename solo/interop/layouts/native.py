@@ -75,10 +75,10 @@ class Native(Layout):
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         """The embeddings, then layer by layer, then what follows."""
         rules = Rules(definition)
-        paths = list(definition.specs)
-        stacked = [path for path in paths if path.startswith("layers/")]
-        first = [path for path in paths if path.startswith(("text_embed", "patch_embed"))]
-        last = [path for path in paths if path not in (*stacked, *first)]
+        specs = definition.specs
+        stacked = [path for path, spec in specs.items() if spec.in_layers]
+        first = [path for path, spec in specs.items() if spec.component in ("patch_embed", "text_embed")]
+        last = [path for path in specs if path not in (*stacked, *first)]
         found = [_rule(rules, path) for path in first]
         for layer in range(definition.config.layers):
             found += [_rule(rules, path, layer) for path in stacked]
@@ -100,16 +100,14 @@ def tensor_name(path: str, layer: int | None = None) -> str:
 
 
 def _rule(rules: Rules, path: str, layer: int | None = None) -> TensorRule:
-    """The kind of rule follows from the path: which of our parameters are matrices with inputs first."""
-    name, last = tensor_name(path, layer), path.rpartition("/")[2]
-    if "moe" in path and last != "router":
-        experts, inputs, outputs = rules.definition.specs[path].shape[1:]
+    """The kind of rule follows from the parameter's role: ours are matrices with inputs first."""
+    name, spec = tensor_name(path, layer), rules.definition.specs[path]
+    if "experts" in spec.axes and spec.role != "router":
+        experts, inputs, outputs = spec.shape[1:]
         return rules.rearranged(name, path, layer, view=(experts, outputs, inputs), order=(0, 2, 1))
-    if last.endswith("bias"):
+    if spec.role == "bias":
         return rules.flat(name, path, layer)
-    if last in (*_PROJECTIONS, "kernel", "head"):
-        return rules.linear(name, path, layer, inputs=2 if "/out/" in path and layer is not None else 1)
-    return rules.same(name, path, layer)
+    return rules.linear(name, path, layer, inputs=spec.inputs) if spec.is_matrix else rules.same(name, path, layer)
 
 
 NATIVE = Native()

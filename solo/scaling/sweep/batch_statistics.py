@@ -16,7 +16,7 @@ from solo.data.planning.row_shape import RowShape
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader
 from solo.data.store.prepare import Prepared, prepare
-from solo.model.flops import Work
+from solo.model.flops import BatchStats
 from solo.planning.rows import stated_rows
 from solo.scaling.sweep.identity import digest
 from solo.scaling.sweep.spec import Traffic
@@ -32,7 +32,7 @@ class Flow(Protocol):
     shape: RowShape
     pieces: int | None
 
-    def work(self, steps: int) -> Work:
+    def work(self, steps: int) -> BatchStats:
         """All that so many steps compute."""
         ...
 
@@ -50,11 +50,11 @@ class Assumed:
         self.pieces = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
         self._rows, self._traffic = stage.batch_rows, traffic
 
-    def work(self, steps: int) -> Work:
+    def work(self, steps: int) -> BatchStats:
         """See `Flow`."""
         rows, traffic = steps * self._rows, self._traffic
         each = (traffic.patches, traffic.text, traffic.targets, traffic.pairs)
-        return Work(*(round(rows * amount) for amount in each))
+        return BatchStats(*(round(rows * amount) for amount in each))
 
     def unique_tokens(self, steps: int) -> float:
         """All of them: no data is assumed to repeat."""
@@ -74,12 +74,12 @@ class Measured:
         self._pairs = self._pairs_per_token(config, prepared)
         self._tables = list(self._plan.pieces.values())
 
-    def work(self, steps: int) -> Work:
+    def work(self, steps: int) -> BatchStats:
         """See `Flow`."""
         planned = min(steps, max(1, _PLANNED_ROWS // self._rows))
         useful = self._plan.statistics(0, planned).useful * (steps / planned)
         patches, text, targets = (round(float(amount)) for amount in useful)
-        return Work(patches, text, targets, round((patches + text) * self._pairs))
+        return BatchStats(patches, text, targets, round((patches + text) * self._pairs))
 
     def unique_tokens(self, steps: int) -> float:
         """Every source gives all of its documents before it gives one twice."""

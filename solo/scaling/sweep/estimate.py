@@ -8,7 +8,7 @@ from math import log
 
 from solo.config import Config
 from solo.model.count import count_parameters
-from solo.model.flops import Work, step_flops
+from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.memory import hand_count
 from solo.scaling.sweep.batch_statistics import Flow
@@ -72,13 +72,13 @@ def estimate(config: Config, definition: ModelDefinition, flow: Flow, devices: i
     )
 
 
-def run_flops(config: Config, definition: ModelDefinition, work: Work) -> int:
+def run_flops(config: Config, definition: ModelDefinition, work: BatchStats) -> int:
     """FLOPs of the work of a whole run: the model's own count, attention and head included."""
     trained = frozenset(trainable_paths(definition.specs, config.stages[0]))
     return sum(step_flops(definition, work, trained).values())
 
 
-def active(definition: ModelDefinition, work: Work) -> int:
+def active(definition: ModelDefinition, work: BatchStats) -> int:
     """Parameters that a token passes through, mean over the tokens of both modalities.
 
     The head counts for text, the patch embedder for patches; a table that is only looked up in does not count.

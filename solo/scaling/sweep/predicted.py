@@ -9,7 +9,7 @@ from math import log
 from typing import Any
 
 from solo.config import Config, ConfigError, parse_config, read_config, set_value
-from solo.model.flops import Work
+from solo.model.flops import BatchStats
 from solo.model.parameters import define
 from solo.scaling.laws.table_file import Row, text
 from solo.scaling.sweep.estimate import active
@@ -37,7 +37,7 @@ def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: floa
     for key, value in {**spec.set, **_changes(spec, rows)}.items():
         set_value(base, key, value)
     visual, text_tokens, steps = _counted(folder)
-    mixture = Work(visual, text_tokens, 0, 0)
+    mixture = BatchStats(visual, text_tokens, 0, 0)
 
     start = parse_config(copy.deepcopy(base), origin=spec.base)
     ladder = spec.ladder or Ladder(width=(start.model.width,))

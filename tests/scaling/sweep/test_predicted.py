@@ -8,7 +8,7 @@ import pytest
 
 from solo.cli import main
 from solo.config import ConfigError, load_config
-from solo.model.flops import Work
+from solo.model.flops import BatchStats
 from solo.model.parameters import define
 from solo.scaling.laws.table_file import read_rows
 from solo.scaling.sweep.estimate import active
@@ -48,7 +48,7 @@ def test_size_and_length_are_those_that_were_asked_for(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     rows, _ = read_rows(folder.path)
     config = predicted_config(folder, rows, 1e6, 5e7)
-    got = active(define(config, config.data.tokenizer.vocab_size), Work(1, 1, 0, 0))
+    got = active(define(config, config.data.tokenizer.vocab_size), BatchStats(1, 1, 0, 0))
     assert got == pytest.approx(1e6, rel=0.05)
     assert config.model.width not in LADDER["width"]
     stage = config.stages[0]
@@ -64,7 +64,7 @@ def test_solo_fit_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     words = ["fit", str(folder.path), "--predict", "1e14", "--config", str(out), "--draws", "100"]
     assert main(words) == 0, capsys.readouterr().err
     config = load_config(out)
-    size = active(define(config, config.data.tokenizer.vocab_size), Work(1, 1, 0, 0))
+    size = active(define(config, config.data.tokenizer.vocab_size), BatchStats(1, 1, 0, 0))
     tokens = config.stages[0].steps * 400
     # About 1e14 FLOPs in all.
     assert 6 * size * tokens == pytest.approx(1e14, rel=0.35)

@@ -1,0 +1,135 @@
+"""Declaring parameters: every parameter states what it is, where it belongs, and which slots use it.
+
+Counts of parameters and FLOPs, initial scales, weight decay and the native export are folds over these facts
+(`ParameterSpec`). Nothing but the Hugging Face layouts reads a parameter's path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Component = Literal["patch_embed", "text_embed", "norms", "qkv", "out", "ffn", "head"]
+"""The part of the network that a parameter belongs to."""
+
+Region = Literal["shared", "patches", "text", "targets", "moe"]
+"""The slots that use a parameter: all of them, those of one region, those whose logits are computed, or, of all slots,
+those that a learned router sends to the expert."""
+
+Role = Literal["input", "hidden", "residual", "router", "head", "embedding", "norm", "bias", "vector"]
+"""What a parameter does.
+
+input      matrix whose inputs do not grow with the width, such as pixels
+hidden     matrix whose inputs grow with the width
+residual   hidden matrix whose outputs are added to the residual stream
+router     matrix from hidden states to the scores of the experts
+head       matrix from hidden states to logits
+embedding  table with a row per token or place; a slot looks its row up
+norm       scale of a norm, one at the start
+bias       zero at the start
+vector     learned vector that takes the place of a slot's
+"""
+
+_MATRICES = ("input", "hidden", "residual", "router", "head")
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """A float32 parameter: its shape, and what its declaration says of it.
+
+    shape      with the axis over layers, if it has one
+    axes       the logical axis of every dimension
+    component  the part of the network it belongs to
+    role       what it does
+    region     the slots that use it
+    inputs     axes of a matrix that a product sums over
+    uses       how often a slot of the region multiplies by the matrix
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    component: Component
+    role: Role
+    region: Region = "shared"
+    inputs: int = 1
+    uses: Fraction = Fraction(1)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether slots are multiplied by it; False for a table that is only looked up in."""
+        return self.role in _MATRICES
+
+    @property
+    def in_layers(self) -> bool:
+        """Whether it belongs to the decoder layers, which are stacked along the first axis."""
+        return self.axes[:1] == ("layers",)
+
+    def abstract(self) -> jax.ShapeDtypeStruct:
+        """The array without its values."""
+        return jax.ShapeDtypeStruct(self.shape, jnp.float32)
+
+
+def normal(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    std: float,
+    component: Component,
+    role: Role,
+    *,
+    region: Region = "shared",
+    inputs: int = 1,
+    uses: Fraction = Fraction(1),
+) -> nnx.Param:
+    """A float32 parameter drawn from N(0, std^2).
+
+    Args:
+        rngs: the stream `params` is used.
+        shape: without the axis over layers.
+        axes: logical axis of every dimension; `solo.sharding.mesh.TABLE` maps them to the mesh.
+        std: standard deviation.
+        component: see `Component`.
+        role: see `Role`.
+        region: see `Region`; `PerRegion` sets it for the modules it holds.
+        inputs: how many axes a product sums over; they come first, after an axis over experts.
+        uses: how often a slot of the region multiplies by the matrix: the number of inner patches of a patch, or the
+            share of the experts that a slot is sent to.
+    """
+    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return _declare(value, axes, component, role, region=region, inputs=inputs, uses=uses)
+
+
+def ones(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:
+    """The float32 scale of a norm."""
+    return _declare(jnp.ones(shape, jnp.float32), axes, component, "norm")
+
+
+def zeros(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:
+    """A float32 bias."""
+    return _declare(jnp.zeros(shape, jnp.float32), axes, component, "bias")
+
+
+def _declare(
+    value: jax.Array,
+    axes: tuple[str, ...],
+    component: Component,
+    role: Role,
+    *,
+    region: Region = "shared",
+    inputs: int = 1,
+    uses: Fraction = Fraction(1),
+) -> nnx.Param:
+    return nnx.Param(value, axes=axes, component=component, role=role, region=region, inputs=inputs, uses=uses)
+
+
+def set_region(module: Any, region: Region) -> Any:
+    """Note on every parameter of a module which slots use it. Returns the module."""
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(region=region)
+    return module
