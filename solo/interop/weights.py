@@ -118,8 +118,7 @@ def check_complete(
     missing = [
         str(part)
         for part in every_part(definition.specs)
-        if part not in covered
-        and not (without_images and definition.specs[part.path].component == "patch_embed")
+        if part not in covered and not (without_images and definition.specs[part.path].component == "patch_embed")
     ]
     if missing:
         raise LayoutError(

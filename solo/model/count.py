@@ -51,7 +51,7 @@ def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
     sums: dict[tuple[str, str], list[Fraction]] = {}
     for spec in definition.specs.values():
         key = _NAMES[spec.component], "shared" if spec.component in ("patch_embed", "text_embed") else spec.region
-        size, share = _size(spec, definition), min(spec.uses, Fraction(1))
+        size, share = Fraction(_size(spec, definition)), min(spec.uses, Fraction(1))
         seen = size, size * share * _used_by(spec, "text"), size * share * _used_by(spec, "patches")
         sums[key] = [total + part for total, part in zip(sums.get(key, [Fraction(0)] * 3), seen, strict=True)]
     keys = sorted(sums, key=lambda key: (_ORDER.index(key[0]), key[1] != "shared", key[1]))
