@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from solo.config import Config, ConfigError, StageConfig
+from solo.config import Config, ConfigError, ImageConfig, SequenceConfig, StageConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.planning.stage_plan import StagePlan
+from solo.data.rows.assembly import row_attend
+from solo.data.rows.reading_order import join_documents, outline
 from solo.data.store.prepare import open_prepared
 
 # Of a row's slots where no data says better: documents of image and text in a row of SOLO's or Mono-InternVL's kind.
@@ -117,24 +119,7 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
     return Rows(shape, stage.steps, (row,), f"{source}; documents of {length:,} slots (stated)")
 
 
-def intervals(
-    row: Sequence[Document], shape: RowShape, attention: str = "causal", sliding_window: int | None = None
-) -> np.ndarray:
-    """int32 [S, 4]: `Batch.attend` of a row of documents whose image comes first; empty slots see nothing."""
-    found = np.zeros((shape.slots, 4), np.int32)
-    reach = sliding_window - 1 if sliding_window is not None else shape.slots
-    first = np.zeros(2, int)
-    for document in row:
-        (p0, t0), patches, text = first, np.arange(document.patches), np.arange(document.text)
-        here = found[p0 : p0 + document.patches]
-        here[:, 0], here[:, 1] = p0 + np.maximum(0, patches - reach), p0 + patches + 1
-        if attention in ("bidirectional", "prefix"):
-            here[:, :2] = p0, p0 + document.patches
-        elif attention == "isolated":
-            here[:, 0] = p0 + patches
-        there = found[shape.patch_slots + t0 : shape.patch_slots + t0 + document.text]
-        there[:, 0] = p0 + np.clip(document.patches + text - reach, 0, document.patches)
-        there[:, 1] = p0 + document.patches
-        there[:, 2], there[:, 3] = t0 + np.maximum(0, text - reach), t0 + text + 1
-        first += (document.patches, document.text)
-    return found
+def row_intervals(row: Sequence[Document], shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
+    """int32 [S, 4], `Batch.attend` of a row of documents: each is one image, then text; see `outline`."""
+    order = join_documents([(outline(document.patches, document.text, image), 0) for document in row])
+    return row_attend(order, shape, image, sequence)

@@ -15,7 +15,7 @@ from solo.model.attention.interval import needed_blocks
 from solo.model.attention.kernel import choose_kernel
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
-from solo.planning.rows import Rows, intervals
+from solo.planning.rows import Rows, row_intervals
 from solo.sharding.hardware import CHIPS, Chip
 from solo.training.optimizer import trainable_paths
 
@@ -57,7 +57,7 @@ def step_work(
     )
     pairs, tiles, blocks = [], [], []
     for row in rows.documents[:_SAMPLED_ROWS]:
-        attend = intervals(row, shape, image.mask, config.sequence.sliding_window)
+        attend = row_intervals(row, shape, image, config.sequence)
         pairs.append(int((attend[:, 1] - attend[:, 0] + attend[:, 3] - attend[:, 2]).sum()))
         needed = np.asarray(
             needed_blocks(

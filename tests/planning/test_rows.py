@@ -2,41 +2,51 @@
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
-from solo.config import ConfigError
+from solo.config import ConfigError, ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
-from solo.planning.rows import Document, intervals, stage_rows, stated_rows
+from solo.data.record import Image, encode_png
+from solo.data.rows.assembly import assemble_row
+from solo.data.rows.document import Document as EncodedDocument
+from solo.data.rows.document import TextRun, encode
+from solo.planning.rows import Document, row_intervals, stage_rows, stated_rows
+from tests.data.fakes import CharacterTokenizer
 from tests.tiny import tiny_config
 
-ROW = (Document(5, 3, 3), Document(0, 4, 4), Document(4, 2, 2))
-SHAPE = RowShape(12, 10, 9)
+MASKS = ("causal", "bidirectional", "prefix", "isolated")
+# Patches, row tokens between them, and further text of three documents: 2 rows of 2, no image, 3 rows of 3.
+DOCUMENTS = ((4, 1, 3), (0, 0, 4), (9, 2, 2))
+SHAPE = RowShape(16, 20, 9)
 
 
-def _seen(attention: str, window: int | None) -> np.ndarray:
-    """bool [S, S] by definition: a document's image, then its text, in reading order."""
-    seen = np.zeros((SHAPE.slots, SHAPE.slots), bool)
-    first = np.zeros(2, int)
-    for document in ROW:
-        patches = first[0] + np.arange(document.patches)
-        slots = [*patches, *(SHAPE.patch_slots + first[1] + np.arange(document.text))]
-        for place, query in enumerate(slots):
-            for other, key in enumerate(slots):
-                near = window is None or place - other < window
-                seen[query, key] = other <= place and near
-                if query in patches and key in patches and attention != "causal":
-                    seen[query, key] = attention == "bidirectional" or query == key
-        first += (document.patches, document.text)
-    return seen
+def _encoded(patches: int, rows: int, text: int, image: ImageConfig) -> EncodedDocument:
+    """What training reads: `solo.data.rows.document.encode` with an image of `rows` + 1 rows."""
+    parts: list[TextRun | Image] = [TextRun((7,) * text, False)]
+    if patches:
+        side = image.patch_size * (rows + 1)
+        parts = [encode_png(PillowImage.new("RGB", (side, side))), *parts]
+    return encode(parts, CharacterTokenizer(), image)
 
 
-@pytest.mark.parametrize(
-    ("attention", "window"), [("causal", None), ("causal", 3), ("bidirectional", None), ("isolated", None)]
-)
-def test_intervals_are_what_reading_order_means(attention: str, window: int | None) -> None:
-    a0, a1, a2, a3 = intervals(ROW, SHAPE, attention, window)[..., None].swapaxes(0, 1)
-    patches, text = np.arange(SHAPE.patch_slots), np.arange(SHAPE.text_slots)
-    seen = np.concatenate([(patches >= a0) & (patches < a1), (text >= a2) & (text < a3)], axis=1)
-    np.testing.assert_array_equal(seen, _seen(attention, window))
+@pytest.mark.parametrize("delimiters", [True, False])
+@pytest.mark.parametrize("sliding_window", [None, 1, 4])
+@pytest.mark.parametrize("mask", MASKS)
+def test_intervals_are_those_of_training(mask: str, sliding_window: int | None, delimiters: bool) -> None:
+    names = {} if delimiters else {"begin_token": None, "end_token": None, "row_token": None}
+    image = ImageConfig(patch_size=4, max_side=64, mask=mask, **names)  # type: ignore[arg-type]
+    sequence = SequenceConfig(sliding_window=sliding_window)
+    trained = [_encoded(patches, rows, text, image) for patches, rows, text in DOCUMENTS]
+    expected = assemble_row([(document, 0) for document in trained], SHAPE, image, 0, sequence).attend
+    planned = [
+        Document(patches, text + delimiters * (rows + 2 * (patches > 0)), 0) for patches, rows, text in DOCUMENTS
+    ]
+    np.testing.assert_array_equal(row_intervals(planned, SHAPE, image, sequence), expected)
+
+
+def test_a_document_has_room_for_the_delimiters_of_its_image() -> None:
+    with pytest.raises(ConfigError, match="longer documents"):
+        row_intervals([Document(4, 1, 1)], SHAPE, ImageConfig(), SequenceConfig())
 
 
 def test_stated_rows_are_those_of_the_stage_and_say_so() -> None:

@@ -67,6 +67,9 @@ def test_logits_of_chunks_are_computed_again() -> None:
 
 def test_shorter_documents_need_fewer_tiles_and_fewer_pairs() -> None:
     config, stage = _stage(attention_implementation="blocks", attention_block=16)
+    # Without delimiters, patches see no block of text.
+    without = {"begin_token": None, "end_token": None, "row_token": None}
+    config = config.model_copy(update={"image": config.image.model_copy(update=without)})
     definition, whole = define(config, None), stated_rows(stage)
     quarters = Rows(whole.shape, 1, ((Document(48, 16, 16),) * 4,), "four equal documents")
     one, four = (step_work(config, stage, definition, rows) for rows in (whole, quarters))

@@ -16,7 +16,7 @@ from solo.batch import Batch
 from solo.config import Average, ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.document import Document
-from solo.data.rows.reading_order import join_documents, positions, visible
+from solo.data.rows.reading_order import ReadingOrder, join_documents, positions, visible
 
 _PLAIN = SequenceConfig()
 
@@ -56,7 +56,7 @@ def assemble_row(
         start = stop
     row.text[: len(is_patch) - start] = order.tokens[~is_patch]
     row.positions[slot] = positions(order, sequence)
-    row.attend[slot] = visible(order, image, sequence)
+    row.attend[:] = row_attend(order, shape, image, sequence)
     # Element i + 1 is the target of element i if it is supervised and of the same document: a first one never is.
     targets = np.flatnonzero(order.supervised & (order.place > 0))
     if len(targets) > shape.target_slots:
@@ -66,6 +66,17 @@ def assemble_row(
     row.target_weights[: len(targets)] = _weights(order.opening[targets], average)
     row.target_source[: len(targets)] = order.source[targets]
     return row
+
+
+def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
+    """int32 [S, 4], `Batch.attend` of a row: `visible` by slot; empty slots see nothing.
+
+    Raises:
+        ValueError: the documents do not fit the row.
+    """
+    attend = np.zeros((shape.slots, 4), np.int32)
+    attend[_slots(order.is_patch, shape)] = visible(order, image, sequence)
+    return attend
 
 
 def _weights(opening: np.ndarray, average: Average) -> np.ndarray:

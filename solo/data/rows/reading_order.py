@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from solo.config import ImageConfig, SequenceConfig
+from solo.config import ConfigError, ImageConfig, SequenceConfig
+from solo.data.images.delimiters import image_pieces
 from solo.data.rows.document import NO_IMAGE, PATCH, Document
 
 
@@ -68,6 +69,35 @@ def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
         source=np.repeat(np.asarray([source for _, source in documents], np.int64), lengths),
         opening=opening,
     )
+
+
+def outline(patches: int, text: int, image: ImageConfig) -> Document:
+    """A document of one image, then text, of which only the numbers of slots are known: what planning assumes.
+
+    The image's begin and end tokens and its row tokens are among the `text` slots. Row tokens stand as in a square
+    image, as many as there is room for. Token ids, pixels and `patch_grid` are zeros.
+
+    Raises:
+        ConfigError: `text` has no room for the begin and end tokens.
+    """
+    begin, end = image.begin_token is not None and patches > 0, image.end_token is not None and patches > 0
+    if text < begin + end:
+        raise ConfigError(
+            f"a document of {patches} patches and {text} text slots has no room for its image's begin and end tokens; "
+            "give longer documents, or a smaller share of patches"
+        )
+    inside = np.full(patches, PATCH, np.int32)
+    if patches and "image.row_token" in image_pieces(image):
+        rows = round(patches**0.5)
+        last = rows if image.row_token_after_last else rows - 1
+        ends = np.arange(1, min(last, text - begin - end) + 1) * patches // rows
+        inside = np.insert(inside, ends, 0)
+    tokens = np.zeros(patches + text, np.int32)
+    tokens[begin : begin + len(inside)] = inside
+    number = np.full(len(tokens), NO_IMAGE, np.int32)
+    number[begin : begin + len(inside)] = 0
+    empty = np.zeros((patches, 0), np.uint8)
+    return Document(tokens, np.zeros(len(tokens), bool), number, empty, np.zeros((patches, 2), np.int32))
 
 
 def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
