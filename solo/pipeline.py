@@ -93,9 +93,9 @@ def _set_aside(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str
         lines = run.quarantine_file.read_text().splitlines()
         found.append(f"{len(lines):,} documents or batches were skipped in training; see {run.quarantine_file}")
     for plan in trainer.plans:
-        for source, pieces in plan.pieces.items():
-            where = f"of {pieces.documents:,} documents of {source} in stage {plan.stage.name}"
-            if pieces.split:
-                found.append(f"{pieces.split:,} {where} were cut to fit a row")
-            found += [f"{count:,} {where} were left out: {reason}" for reason, count in pieces.dropped.items()]
+        for source, chunks in plan.chunks.items():
+            where = f"of {chunks.documents:,} documents of {source} in stage {plan.stage.name}"
+            if chunks.split:
+                found.append(f"{chunks.split:,} {where} were cut to fit a row")
+            found += [f"{count:,} {where} were left out: {reason}" for reason, count in chunks.dropped.items()]
     return found

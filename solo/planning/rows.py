@@ -82,7 +82,7 @@ def planned_rows(config: Config, stage: StageConfig) -> Rows:
     indexes = {name: prepared.sources[name].index for name in stage.mixture}
     plan = StagePlan(stage, indexes, config.image_in(stage), config.data, config.seed)
     documents = tuple(
-        tuple(Document(*piece.needs) for piece in row)
+        tuple(Document(*chunk.needs) for chunk in row)
         for step in range(min(_SAMPLED_STEPS, plan.num_steps))
         for row in plan.rows(step)
     )

@@ -271,7 +271,7 @@ class Trainer:
             "target_slots": plan.shape.target_slots,
             "sources": {
                 name: {"documents": found.documents, "split": found.split, "dropped": dict(found.dropped)}
-                for name, found in plan.pieces.items()
+                for name, found in plan.chunks.items()
             },
         }
 

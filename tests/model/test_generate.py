@@ -49,8 +49,8 @@ def cuts_of(document: Document) -> list[int]:
 
 def chunks(documents: list[Document], starts: list[int], stops: list[int], definition: ModelDefinition):
     """Reading-order slots [start, stop) of every document as one batch, with what `read` wants to know of it."""
-    heads = [document.piece(0, stop) for document, stop in zip(documents, stops, strict=True)]
-    done = [slots(document.piece(0, start)) for document, start in zip(documents, starts, strict=True)]
+    heads = [document.chunk(0, stop) for document, stop in zip(documents, stops, strict=True)]
+    done = [slots(document.chunk(0, start)) for document, start in zip(documents, starts, strict=True)]
     counts = np.array([slots(head) for head in heads], np.int32) - np.array(done, np.int32)
     rows = [row_of(head, ROOM, definition.image, 0, start) for head, start in zip(heads, done, strict=True)]
     return stack(rows), counts

@@ -57,8 +57,8 @@ def test_a_bad_loss_stops_the_run_and_names_the_records(prepared_folder: Path) -
     (line,) = [json.loads(text) for text in run.quarantine_file.read_text().splitlines()]
     assert line["step"] == 2
     found = {(record["source"], record["record"]) for record in line["records"]}
-    pieces = [piece for row in plan_of(config).rows(1) for piece in row]
-    assert found == {(["digits", "topics"][piece.source], piece.record) for piece in pieces}
+    chunks = [chunk for row in plan_of(config).rows(1) for chunk in row]
+    assert found == {(["digits", "topics"][chunk.source], chunk.record) for chunk in chunks}
     assert all(record["id"] for record in line["records"])
     lines = steps(run)
     assert [line["applied"] for line in lines] == [True, False]

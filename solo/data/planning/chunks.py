@@ -1,4 +1,4 @@
-"""What the planner places: whole documents, and the pieces of those that are too long for a row."""
+"""What the planner places: whole documents, and the chunks of those that are too long for a row."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ IMAGE_TOO_LARGE = "an image is too large for a row"
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The N pieces of a source, by record and then in reading order, and what became of its records.
+class Chunks:
+    """The N chunks of a source, by record and then in reading order, and what became of its records.
 
     record  int32 [N]     number of the record in its source
-    start   int32 [N]     the piece is the record's reading-order slots [start, stop)
+    start   int32 [N]     the chunk is the record's reading-order slots [start, stop)
     stop    int32 [N]
     length  int32 [N]     slots of the whole record
-    needs   int32 [N, 3]  patch, text and target slots. A supervised token that opens a piece has nothing before it
+    needs   int32 [N, 3]  patch, text and target slots. A supervised token that opens a chunk has nothing before it
                           to be predicted from, and is no target
     documents  records of the source, dropped ones included
-    split      records that were cut into several pieces
+    split      records that were cut into several chunks
     dropped    records that were left out, by reason
     """
 
@@ -47,8 +47,8 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class CutLimits:
-    """What a piece may hold: at most a row, and so little text that the row's other patches find theirs.
+class ChunkLimits:
+    """What a chunk may hold: at most a row, and so little text that the row's other patches find theirs.
 
     A row is full only if both regions are, and patches come with text of their own. Beside a text that takes the
     whole text region, the patch region stays empty.
@@ -58,7 +58,7 @@ class CutLimits:
     text_per_patch: TextPerPatch = NO_IMAGES
 
     def text(self, patches: int) -> int:
-        """Most text slots for a piece with this many patches: what is left beside average documents with images."""
+        """Most text slots for a chunk with this many patches: what is left beside average documents with images."""
         return self._beside(self.text_per_patch.mean, patches)
 
     @property
@@ -67,7 +67,7 @@ class CutLimits:
         return self._beside(self.text_per_patch.low, 0)
 
     def hold(self, patches: int, text: int, targets: int) -> bool:
-        """Whether a piece of this size may be made."""
+        """Whether a chunk of this size may be made."""
         shape = self.shape
         return patches <= shape.patch_slots and text <= self.text(patches) and targets <= shape.target_slots
 
@@ -76,16 +76,16 @@ class CutLimits:
         return max(int(text_slots - text_per_patch * (self.shape.patch_slots - patches)), text_slots // 4, 1)
 
 
-def make_pieces(
+def make_chunks(
     index: SourceIndex,
     image: ImageConfig,
     shape: RowShape,
     overlong: Literal["split", "drop"],
     text_per_patch: TextPerPatch = NO_IMAGES,
-) -> Pieces:
-    """Lay out a source in pieces that each fit an empty row.
+) -> Chunks:
+    """Lay out a source in chunks that each fit an empty row.
 
-    A record that fits is one piece. One that does not is dropped, or cut greedily in reading order: anywhere
+    A record that fits is one chunk. One that does not is dropped, or cut greedily in reading order: anywhere
     between text tokens, never in an image or between it and its delimiters. A record with an image that does not
     fit by itself is dropped as a whole. Where records are cut, plain text is cut as soon as it would leave the rest
     of its row without text for the patches; text with images only where it must be, to stay with its images.
@@ -95,11 +95,11 @@ def make_pieces(
         image: how images become patches.
         shape: the rows' slots.
         overlong: what to do with a record that does not fit.
-        text_per_patch: of the mixture's documents with images; see `CutLimits`.
+        text_per_patch: of the mixture's documents with images; see `ChunkLimits`.
     """
     needs = record_needs(index, image)
     slots = needs[:, 0] + needs[:, 1]
-    limits = CutLimits(shape, text_per_patch)
+    limits = ChunkLimits(shape, text_per_patch)
     fits = (needs <= [shape.patch_slots, shape.text_slots, shape.target_slots]).all(axis=1) & (slots > 0)
     if overlong == "split":
         fits &= (needs[:, 0] > 0) | (needs[:, 1] <= limits.longest_text)
@@ -120,13 +120,13 @@ def make_pieces(
             if None in found:
                 dropped[IMAGE_TOO_LARGE] += 1
             else:
-                cut += [(record, *piece) for piece in found if piece is not None]
+                cut += [(record, *chunk) for chunk in found if chunk is not None]
                 split += 1
     extra = np.asarray(cut, np.int64).reshape(-1, 6)
     records = np.concatenate([whole, extra[:, 0]])
     order = np.argsort(records, kind="stable")
-    # Every process keeps these arrays of every piece: half the width is half the memory.
-    return Pieces(
+    # Every process keeps these arrays of every chunk: half the width is half the memory.
+    return Chunks(
         record=records[order].astype(np.int32),
         start=np.concatenate([np.zeros(len(whole), np.int64), extra[:, 1]])[order].astype(np.int32),
         stop=np.concatenate([slots[whole], extra[:, 2]])[order].astype(np.int32),
@@ -138,8 +138,8 @@ def make_pieces(
     )
 
 
-def _cut(runs: Iterator[tuple[int, list[int]]], limits: CutLimits) -> Iterator[tuple[int, int, int, int, int] | None]:
-    """Yield (start, stop, patches, text, targets) of every piece of a record; None where an image does not fit.
+def _cut(runs: Iterator[tuple[int, list[int]]], limits: ChunkLimits) -> Iterator[tuple[int, int, int, int, int] | None]:
+    """Yield (start, stop, patches, text, targets) of every chunk of a record; None where an image does not fit.
 
     `runs` are (kind, [patches, text tokens]) in reading order.
     """
@@ -159,7 +159,7 @@ def _cut(runs: Iterator[tuple[int, list[int]]], limits: CutLimits) -> Iterator[t
         while run_text:
             room = limits.text(patches) - text
             if supervised:
-                # The first slot of a piece is no target, whatever it is.
+                # The first slot of a chunk is no target, whatever it is.
                 room = min(room, shape.target_slots - targets + (text == 0))
             if room <= 0:
                 yield start, start + patches + text, patches, text, targets

@@ -2,8 +2,8 @@
 
 Nothing is stored: any position of the stream is looked up alone. A stage counted in steps draws for ever, in blocks
 that each hold every source in its exact share; a stage counted in epochs draws a finite number, shuffled as a whole.
-After every whole block no piece of a source was drawn twice more than another. Within a block the order is free, so
-that a source smaller than its share of a block may repeat a piece there before it has given all others.
+After every whole block no chunk of a source was drawn twice more than another. Within a block the order is free, so
+that a source smaller than its share of a block may repeat a chunk there before it has given all others.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class SourceSize:
-    """What the mixture needs to know of a source: whole documents, the pieces they are drawn as, all their slots."""
+    """What the mixture needs to know of a source: whole documents, the chunks they are drawn as, all their slots."""
 
     documents: int
-    pieces: int
+    chunks: int
     slots: int
 
 
 def draw_weights(stage: StageConfig, sizes: Sequence[SourceSize]) -> np.ndarray:
-    """float64 [sources]: share of every source among the pieces drawn, summing to 1.
+    """float64 [sources]: share of every source among the chunks drawn, summing to 1.
 
     `mixture_by: documents` weighs whole documents, so that cutting a long one does not change how often it is read;
     `positions` weighs slots. With `epochs` a source's share is its weight times its size.
     """
     weights = np.asarray(list(stage.mixture.values()), np.float64)
-    documents, pieces, slots = (
-        np.asarray([getattr(size, name) for size in sizes], np.float64) for name in ("documents", "pieces", "slots")
+    documents, chunks, slots = (
+        np.asarray([getattr(size, name) for size in sizes], np.float64) for name in ("documents", "chunks", "slots")
     )
     if stage.epochs is not None:
-        shares = weights * pieces
+        shares = weights * chunks
     elif stage.mixture_by == "documents":
-        shares = weights * pieces / documents
+        shares = weights * chunks / documents
     else:
-        shares = weights * pieces / slots
+        shares = weights * chunks / slots
     return shares / shares.sum()
 
 
@@ -52,7 +52,7 @@ class MixtureStream:
 
     Args:
         stage: mixture, steps or epochs.
-        sizes: the sources, in mixture order; each has at least one piece.
+        sizes: the sources, in mixture order; each has at least one chunk.
         seed: the run's seed.
 
     Attributes:
@@ -63,14 +63,14 @@ class MixtureStream:
     """
 
     def __init__(self, stage: StageConfig, sizes: Sequence[SourceSize], seed: int) -> None:
-        self._pieces = np.asarray([size.pieces for size in sizes], np.int64)
+        self._chunks = np.asarray([size.chunks for size in sizes], np.int64)
         self._key = derive_key(seed, stage.name, "mixture")
         self.length: int | None = None
         if stage.epochs is None:
             counts = _exact_counts(draw_weights(stage, sizes), BLOCK, stage.name)
         else:
             weights = np.asarray(list(stage.mixture.values()))
-            counts = np.rint(weights * stage.epochs * self._pieces).astype(np.int64)
+            counts = np.rint(weights * stage.epochs * self._chunks).astype(np.int64)
             self.length = int(counts.sum())
         # Without an end the stream is one shuffled block after the other; with one, it is a single shuffled block.
         self._counts = counts
@@ -84,7 +84,7 @@ class MixtureStream:
             positions: integers [n], from 0, below `length` if there is one.
 
         Returns:
-            source int64 [n], in mixture order, and piece int64 [n], its number in the source.
+            source int64 [n], in mixture order, and chunk int64 [n], its number in the source.
         """
         positions = np.asarray(positions, np.int64)
         if not positions.size:
@@ -93,8 +93,8 @@ class MixtureStream:
         shuffled = permute(place, self._block, derive_keys(self._key, block))
         source = np.searchsorted(self._ends, shuffled, side="right")
         draw = block * self._counts[source] + shuffled - (self._ends - self._counts)[source]
-        epoch, place = np.divmod(draw, self._pieces[source])
-        return source, permute(place, self._pieces[source], derive_keys(self._key, source, epoch))
+        epoch, place = np.divmod(draw, self._chunks[source])
+        return source, permute(place, self._chunks[source], derive_keys(self._key, source, epoch))
 
 
 def _exact_counts(shares: np.ndarray, total: int, stage: str) -> np.ndarray:

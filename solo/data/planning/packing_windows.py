@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from solo.data.planning.chunks import Pieces
+from solo.data.planning.chunks import Chunks
 from solo.data.planning.mixture import MixtureStream
 from solo.data.planning.packing import pack
 from solo.data.planning.permutation import derive_key, permute
@@ -44,35 +44,35 @@ class State(NamedTuple):
 class Window:
     """R planned rows.
 
-    pieces     int64: row r is pieces[ends[r-1] : ends[r]], numbers counted over all sources
+    chunks     int64: row r is chunks[ends[r-1] : ends[r]], numbers counted over all sources
     ends       int64 [R]
     following  the state after the window
     """
 
-    pieces: np.ndarray
+    chunks: np.ndarray
     ends: np.ndarray
     following: State
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Pieces of the rows [start, stop)."""
-        return self.pieces[self.ends[start - 1] if start else 0 : self.ends[stop - 1] if stop else 0]
+        """Chunks of the rows [start, stop)."""
+        return self.chunks[self.ends[start - 1] if start else 0 : self.ends[stop - 1] if stop else 0]
 
 
 class WindowPlanner:
     """The windows of a stage, each a pure function of its number. Thread-safe; pickles without planned windows.
 
     Args:
-        stream: which pieces are drawn, in order.
-        pieces: of every source of the stream, in its order; each fits an empty row.
+        stream: which chunks are drawn, in order.
+        chunks: of every source of the stream, in its order; each fits an empty row.
         shape: slots of a row.
         rows: R, the rows of a window.
         key: names the shuffles of the rows.
     """
 
-    def __init__(self, stream: MixtureStream, pieces: Sequence[Pieces], shape: RowShape, rows: int, key: int) -> None:
+    def __init__(self, stream: MixtureStream, chunks: Sequence[Chunks], shape: RowShape, rows: int, key: int) -> None:
         self.rows = rows
-        self.needs = np.concatenate([table.needs for table in pieces])
-        self.first_piece = np.cumsum([0, *(len(table) for table in pieces)])
+        self.needs = np.concatenate([table.needs for table in chunks])
+        self.first_chunk = np.cumsum([0, *(len(table) for table in chunks)])
         self._stream, self._shape, self._key = stream, shape, key
         first_drawn = self._lookup(np.arange(min(1024, stream.length or 1024)))
         self._documents_per_row = shape.slots / float(self.needs[first_drawn, :2].sum(axis=1).mean())
@@ -112,9 +112,9 @@ class WindowPlanner:
         """Whether all documents of a stream that has an end are drawn and placed."""
         return state.cursor == self._stream.length and not len(state.carry)
 
-    def source(self, pieces: np.ndarray) -> np.ndarray:
-        """int64 [n]: the sources of pieces that are counted over all sources."""
-        return np.searchsorted(self.first_piece, pieces, side="right") - 1
+    def source(self, chunks: np.ndarray) -> np.ndarray:
+        """int64 [n]: the sources of chunks that are counted over all sources."""
+        return np.searchsorted(self.first_chunk, chunks, side="right") - 1
 
     def _remember(self, number: int, state: State) -> None:
         self._states[number] = state
@@ -125,8 +125,8 @@ class WindowPlanner:
                     del self._states[known]
 
     def _plan(self, number: int, state: State) -> Window:
-        positions, pieces, cursor = self._draw(state)
-        rows = [np.sort(row) for row in pack(self.needs[pieces], self._shape, self.rows) if len(row)]
+        positions, chunks, cursor = self._draw(state)
+        rows = [np.sort(row) for row in pack(self.needs[chunks], self._shape, self.rows) if len(row)]
         # Which rows stand together must not depend on how they were packed. Empty rows, at the end of a stage
         # counted in epochs, stay last.
         order = permute(np.arange(len(rows)), max(len(rows), 1), derive_key(self._key, number))
@@ -134,33 +134,33 @@ class WindowPlanner:
         ends = np.cumsum([len(rows[place]) for place in order] + [0] * (self.rows - len(rows)))
         left = np.ones(len(positions), bool)
         left[placed] = False
-        return Window(pieces[placed], ends, State(cursor, positions[left]))
+        return Window(chunks[placed], ends, State(cursor, positions[left]))
 
     def _draw(self, state: State) -> tuple[np.ndarray, np.ndarray, int]:
-        """Positions and pieces of the documents to pack, oldest first, and the cursor behind them."""
+        """Positions and chunks of the documents to pack, oldest first, and the cursor behind them."""
         wanted = self.rows + self._spare_rows
         enough = np.asarray([self._shape.patch_slots, self._shape.text_slots]) * wanted
         most = self._shape.slots * (wanted + _MOST_SPARE_ROWS)
-        positions, pieces, cursor = [state.carry], [self._lookup(state.carry)], state.cursor
-        total = self.needs[pieces[0], :2].sum(axis=0)
+        positions, chunks, cursor = [state.carry], [self._lookup(state.carry)], state.cursor
+        total = self.needs[chunks[0], :2].sum(axis=0)
         while (total < enough).any() and total.sum() < most and cursor != self._stream.length:
             missing = float(max(1 - total.sum() / enough.sum(), 0)) * wanted * self._documents_per_row
             stop = cursor + int(1.05 * missing) + _LEAST_LOOKED_UP
-            chunk = np.arange(cursor, min(stop, self._stream.length or stop))
-            drawn = self._lookup(chunk)
+            ahead = np.arange(cursor, min(stop, self._stream.length or stop))
+            drawn = self._lookup(ahead)
             totals = total + np.cumsum(self.needs[drawn, :2], axis=0)
             stops = (totals >= enough).all(axis=1) | (totals.sum(axis=1) >= most)
             # Exactly as many as needed: how many were looked up changes nothing.
-            taken = int(np.argmax(stops)) + 1 if stops.any() else len(chunk)
-            positions.append(chunk[:taken])
-            pieces.append(drawn[:taken])
+            taken = int(np.argmax(stops)) + 1 if stops.any() else len(ahead)
+            positions.append(ahead[:taken])
+            chunks.append(drawn[:taken])
             total, cursor = totals[taken - 1], cursor + taken
-        return np.concatenate(positions), np.concatenate(pieces), cursor
+        return np.concatenate(positions), np.concatenate(chunks), cursor
 
     def _lookup(self, positions: np.ndarray) -> np.ndarray:
-        """int64 [n]: pieces drawn at these positions of the stream, counted over all sources."""
-        source, piece = self._stream.lookup(positions)
-        return self.first_piece[source] + piece
+        """int64 [n]: chunks drawn at these positions of the stream, counted over all sources."""
+        source, chunk = self._stream.lookup(positions)
+        return self.first_chunk[source] + chunk
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_windows": OrderedDict(), "_lock": None}

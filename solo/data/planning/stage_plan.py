@@ -1,6 +1,6 @@
 """Which documents share which row of which batch: a pure function of (config, seed, step).
 
-The index says how long every document is; nothing is read or decoded. See `pieces` for what is placed, `mixture` for
+The index says how long every document is; nothing is read or decoded. See `chunks` for what is placed, `mixture` for
 the order in which it is drawn, `windows` and `packing` for how it becomes rows.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
-from solo.data.planning.chunks import Pieces, make_pieces
+from solo.data.planning.chunks import Chunks, make_chunks
 from solo.data.planning.mixture import MixtureStream, SourceSize
 from solo.data.planning.packing import MAX_SLOTS
 from solo.data.planning.packing_windows import State, WindowPlanner
@@ -27,8 +27,8 @@ _TRIED_RECORDS = 4096  # of each source, that those rows are drawn from
 _GOOD_FILL = 0.992  # of the shape nearest to row_slots; others are only tried if it stays below
 
 
-class Piece(NamedTuple):
-    """A document, or a piece of one.
+class Chunk(NamedTuple):
+    """A document, or a chunk of one.
 
     source  its source, counted in mixture order
     record  its record, counted in the source
@@ -53,7 +53,7 @@ class PlanStatistics:
     rows       rows, empty ones included
     slots      slots of those rows
     useful     int64 [3]: patch, text and target slots that hold something
-    documents  pieces of every source, in mixture order
+    documents  chunks of every source, in mixture order
     """
 
     rows: int
@@ -79,7 +79,7 @@ class StagePlan:
 
     Attributes:
         shape: slots of a row: as given in the stage, or chosen so that the data fills them.
-        pieces: by source, what is placed, and how many records were split or dropped.
+        chunks: by source, what is placed, and how many records were split or dropped.
 
     Raises:
         ConfigError: a source has nothing that fits a row, or no shape can be found.
@@ -94,10 +94,10 @@ class StagePlan:
         self.shape = choose_row_shape(stage, indexes, image, data)
         if max(astuple(self.shape)) > MAX_SLOTS:
             raise ConfigError(f"stage {stage.name!r}: {self.shape} has more than {MAX_SLOTS:,} slots of a kind")
-        self.pieces = _pieces(stage, indexes, image, data, self.shape)
+        self.chunks = _chunks(stage, indexes, image, data, self.shape)
         # Every batch lies in one window.
         window_rows = -(-data.packing_window // stage.batch_rows) * stage.batch_rows
-        self._planner, self._key = _planner(stage, self.pieces, self.shape, window_rows, seed)
+        self._planner, self._key = _planner(stage, self.chunks, self.shape, window_rows, seed)
 
     @cached_property
     def num_steps(self) -> int:
@@ -110,14 +110,14 @@ class StagePlan:
         last = np.count_nonzero(np.diff(self._planner.window(number).ends, prepend=0))
         return -(-(number * self._planner.rows + int(last)) // self.stage.batch_rows)
 
-    def rows(self, step: int) -> list[list[Piece]]:
+    def rows(self, step: int) -> list[list[Chunk]]:
         """The B rows of a batch, each a list of documents in the order in which they stand.
 
         Steps may be asked for in any order. Raises IndexError where the stage has no such step.
         """
         return [self.row(step, row) for row in range(self.stage.batch_rows)]
 
-    def row(self, step: int, row: int) -> list[Piece]:
+    def row(self, step: int, row: int) -> list[Chunk]:
         """One of `rows(step)`."""
         if not (0 <= step < self.num_steps and 0 <= row < self.stage.batch_rows):
             raise IndexError(
@@ -125,7 +125,7 @@ class StagePlan:
                 f"{self.stage.batch_rows} rows"
             )
         number, place = divmod(step * self.stage.batch_rows + row, self._planner.rows)
-        return [self._piece(int(piece)) for piece in self._planner.window(number).rows(place, place + 1)]
+        return [self._chunk(int(chunk)) for chunk in self._planner.window(number).rows(place, place + 1)]
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """What `seek` needs to plan from a step on without planning what is before it. JSON-able, small."""
@@ -151,15 +151,15 @@ class StagePlan:
         """Share of all slots of the first steps that hold something."""
         return self.statistics(0, steps).fill
 
-    def _piece(self, number: int) -> Piece:
+    def _chunk(self, number: int) -> Chunk:
         source = int(self._planner.source(np.asarray(number)))
-        table = list(self.pieces.values())[source]
-        place = number - int(self._planner.first_piece[source])
+        table = list(self.chunks.values())[source]
+        place = number - int(self._planner.first_chunk[source])
         patches, text, targets = table.needs[place].tolist()
         record, start, stop, length = (
             int(column[place]) for column in (table.record, table.start, table.stop, table.length)
         )
-        return Piece(source, record, start, stop, length, (patches, text, targets))
+        return Chunk(source, record, start, stop, length, (patches, text, targets))
 
 
 def choose_row_shape(
@@ -195,60 +195,60 @@ def _try_shape(
 ) -> float:
     """Fill to be expected of rows of a shape in the long run; 0 if it does not serve at all."""
     try:
-        pieces = _pieces(stage, indexes, image, data, shape)
+        chunks = _chunks(stage, indexes, image, data, shape)
     except ConfigError:
         return 0.0
-    planner, _ = _planner(stage, pieces, shape, _TRIED_ROWS, seed=0)
+    planner, _ = _planner(stage, chunks, shape, _TRIED_ROWS, seed=0)
     found = _statistics(planner, shape, 0, _TRIED_ROWS)
     used = found.useful[:2] / _TRIED_ROWS
     # So few rows may carry a surplus of patches or text along, which in the long run has to be placed. But a surplus
     # also makes packing easier: the truth was measured to lie between the two.
-    drawn = mean_needs(stage, _sizes(pieces), [table.needs for table in pieces.values()])[:2]
+    drawn = mean_needs(stage, _sizes(chunks), [table.needs for table in chunks.values()])[:2]
     all_placed = min(used[drawn > 0] / drawn[drawn > 0]) * drawn.sum() / shape.slots
     return float(found.fill + all_placed) / 2
 
 
-def _pieces(
+def _chunks(
     stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
-) -> dict[str, Pieces]:
+) -> dict[str, Chunks]:
     reserved = text_per_patch(stage, indexes, image)
-    pieces = {name: make_pieces(index, image, shape, data.overlong, reserved) for name, index in indexes.items()}
-    for name, found in pieces.items():
+    chunks = {name: make_chunks(index, image, shape, data.overlong, reserved) for name, index in indexes.items()}
+    for name, found in chunks.items():
         if not len(found):
             raise ConfigError(
                 f"stage {stage.name!r}: no record of source {name!r} fits a row of {shape}; "
                 f"dropped: {dict(found.dropped)}. Raise row_slots, or lower image.max_side, max_pixels or max_tiles"
             )
-    return pieces
+    return chunks
 
 
 def _planner(
-    stage: StageConfig, pieces: Mapping[str, Pieces], shape: RowShape, window_rows: int, seed: int
+    stage: StageConfig, chunks: Mapping[str, Chunks], shape: RowShape, window_rows: int, seed: int
 ) -> tuple[WindowPlanner, int]:
     """The planner, and a key that names the plan: another config or other data, another key."""
-    sizes = _sizes(pieces)
+    sizes = _sizes(chunks)
     counts = [number for size in sizes for number in astuple(size)]
     key = derive_key(seed, stage.name, repr(stage.mixture), window_rows, *astuple(shape), *counts)
-    return WindowPlanner(MixtureStream(stage, sizes, seed), list(pieces.values()), shape, window_rows, key), key
+    return WindowPlanner(MixtureStream(stage, sizes, seed), list(chunks.values()), shape, window_rows, key), key
 
 
-def _sizes(pieces: Mapping[str, Pieces]) -> list[SourceSize]:
+def _sizes(chunks: Mapping[str, Chunks]) -> list[SourceSize]:
     return [
         SourceSize(found.documents - sum(found.dropped.values()), len(found), int(found.needs[:, :2].sum()))
-        for found in pieces.values()
+        for found in chunks.values()
     ]
 
 
 def _statistics(planner: WindowPlanner, shape: RowShape, first: int, last: int) -> PlanStatistics:
     """Of the rows [first, last)."""
     useful = np.zeros(3, np.int64)
-    documents = np.zeros(len(planner.first_piece) - 1, np.int64)
+    documents = np.zeros(len(planner.first_chunk) - 1, np.int64)
     row = first
     while row < last:
         number, place = divmod(row, planner.rows)
         until = min(planner.rows, place + last - row)
-        pieces = planner.window(number).rows(place, until)
-        useful += planner.needs[pieces].sum(axis=0)
-        documents += np.bincount(planner.source(pieces), minlength=len(documents))
+        chunks = planner.window(number).rows(place, until)
+        useful += planner.needs[chunks].sum(axis=0)
+        documents += np.bincount(planner.source(chunks), minlength=len(documents))
         row += until - place
     return PlanStatistics(last - first, (last - first) * shape.slots, useful, tuple(documents.tolist()))

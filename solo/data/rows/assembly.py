@@ -3,7 +3,7 @@
 A row is `[P patches | T text]`. In reading order element i of a document is followed by element i + 1; if that one is
 a supervised token, it is the target of element i: its `target_slots` is the slot of element i, wherever that
 stands, and its `target_ids` is token i + 1. Nothing after this file shifts again. The first element of a document,
-or of a piece of one, is nobody's target.
+or of a chunk of one, is nobody's target.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Document:
     patches: np.ndarray
     patch_grid: np.ndarray
 
-    def piece(self, start: int, stop: int) -> Document:
+    def chunk(self, start: int, stop: int) -> Document:
         """The document's slots [start, stop), as a document of its own."""
         is_patch = self.tokens == PATCH
         first, last = int(is_patch[:start].sum()), int(is_patch[:stop].sum())

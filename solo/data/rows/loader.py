@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
-from solo.data.planning.stage_plan import Piece, StagePlan
+from solo.data.planning.stage_plan import Chunk, StagePlan
 from solo.data.record import Record
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, encode
@@ -76,8 +76,8 @@ class RowSource:
         """One row, without the B axis. Slots of a document that cannot be read stay empty; nothing is raised."""
         step, row = divmod(int(item), len(self._rows))
         step += self._start_step
-        pieces = self._plan.row(step, self._rows[row])
-        documents = [(self._document(piece, step), piece.source) for piece in pieces]
+        chunks = self._plan.row(step, self._rows[row])
+        documents = [(self._document(chunk, step), chunk.source) for chunk in chunks]
         readable = [(document, source) for document, source in documents if document is not None]
         pad = self._tokenizer.special.pad
         average = self._plan.stage.loss.average
@@ -86,25 +86,25 @@ class RowSource:
     def __repr__(self) -> str:
         return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"
 
-    def _document(self, piece: Piece, step: int) -> Document | None:
+    def _document(self, chunk: Chunk, step: int) -> Document | None:
         record = None
         # Whatever is wrong with one document must not end a run that has taken weeks: it is written down instead.
         try:
-            record = self._sources[self._names[piece.source]].read(piece.record)
+            record = self._sources[self._names[chunk.source]].read(chunk.record)
             whole = encode(self._template.runs(record.turns), self._tokenizer, self._image)
-            document = whole.piece(piece.start, piece.stop)
-            _check(len(whole.tokens), document, piece)
+            document = whole.chunk(chunk.start, chunk.stop)
+            _check(len(whole.tokens), document, chunk)
         except Exception as error:
-            self._report(piece, record, error, step)
+            self._report(chunk, record, error, step)
             return None
         return document
 
-    def _report(self, piece: Piece, record: Record | None, error: Exception, step: int) -> None:
+    def _report(self, chunk: Chunk, record: Record | None, error: Exception, step: int) -> None:
         if self._quarantine is None:
             return
         line = {
-            "source": self._names[piece.source],
-            "id": piece.record if record is None else record.id,
+            "source": self._names[chunk.source],
+            "id": chunk.record if record is None else record.id,
             "reason": f"{type(error).__name__}: {error}",
             "step": step,
         }
@@ -114,11 +114,11 @@ class RowSource:
             _log.warning("cannot write to %s (%s): %s", self._quarantine, failure, line)
 
 
-def _check(length: int, document: Document, piece: Piece) -> None:
+def _check(length: int, document: Document, chunk: Chunk) -> None:
     """Raise where a document is not what was planned: it would be wrong, and might not fit its row."""
     is_patch = document.tokens == PATCH
     found = length, int(is_patch.sum()), int((~is_patch).sum()), int(document.supervised[1:].sum())
-    planned = piece.length, *piece.needs
+    planned = chunk.length, *chunk.needs
     if found != planned:
         raise ValueError(
             f"slots, patches, text tokens and targets are {found}, but the index says {planned}: it was made from "
@@ -224,10 +224,10 @@ def batch_record_ids(plan: StagePlan, sources: Mapping[str, Source], step: int) 
     `id` is None where the record cannot be read.
     """
     names = list(sources)
-    pieces = sorted({(piece.source, piece.record) for row in plan.rows(step) for piece in row})
+    chunks = sorted({(chunk.source, chunk.record) for row in plan.rows(step) for chunk in row})
     return [
         {"source": names[source], "record": record, "id": _id(sources[names[source]], record)}
-        for source, record in pieces
+        for source, record in chunks
     ]
 
 

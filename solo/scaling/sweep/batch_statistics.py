@@ -72,7 +72,7 @@ class Measured:
         self.pieces: int | None = prepared.tokenizer.vocab_size
         self._rows = stage.batch_rows
         self._pairs = self._pairs_per_token(config, prepared)
-        self._tables = list(self._plan.pieces.values())
+        self._tables = list(self._plan.chunks.values())
 
     def work(self, steps: int) -> BatchStats:
         """See `Flow`."""

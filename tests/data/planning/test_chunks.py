@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solo.config import ImageConfig
-from solo.data.planning.chunks import EMPTY, IMAGE_TOO_LARGE, TOO_LONG, make_pieces
+from solo.data.planning.chunks import EMPTY, IMAGE_TOO_LARGE, TOO_LONG, make_chunks
 from solo.data.planning.row_shape import RowShape, TextPerPatch
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex
 
@@ -37,88 +37,88 @@ def index(*records: list[Run]) -> SourceIndex:
     )
 
 
-def rows_of(pieces) -> list[tuple[int, ...]]:  # type: ignore[no-untyped-def]
-    table = np.column_stack([pieces.record, pieces.start, pieces.stop, pieces.needs])
+def rows_of(chunks) -> list[tuple[int, ...]]:  # type: ignore[no-untyped-def]
+    table = np.column_stack([chunks.record, chunks.start, chunks.stop, chunks.needs])
     return [tuple(row) for row in table.tolist()]
 
 
-def test_records_that_fit_are_one_piece_each() -> None:
-    pieces = make_pieces(index([read(1), picture(2, 3), learn(2)], [read(1), learn(8)]), CONFIG, SHAPE, "split")
-    assert rows_of(pieces) == [(0, 0, 12, 6, 6, 2), (1, 0, 9, 0, 9, 8)]
-    assert (pieces.documents, pieces.split, dict(pieces.dropped)) == (2, 0, {})
+def test_records_that_fit_are_one_chunk_each() -> None:
+    chunks = make_chunks(index([read(1), picture(2, 3), learn(2)], [read(1), learn(8)]), CONFIG, SHAPE, "split")
+    assert rows_of(chunks) == [(0, 0, 12, 6, 6, 2), (1, 0, 9, 0, 9, 8)]
+    assert (chunks.documents, chunks.split, dict(chunks.dropped)) == (2, 0, {})
 
 
 def test_a_supervised_token_without_predecessor_is_no_target() -> None:
-    pieces = make_pieces(index([learn(5)], [read(1), learn(5)]), CONFIG, SHAPE, "split")
-    assert pieces.needs[:, 2].tolist() == [4, 5]
+    chunks = make_chunks(index([learn(5)], [read(1), learn(5)]), CONFIG, SHAPE, "split")
+    assert chunks.needs[:, 2].tolist() == [4, 5]
 
 
 def test_long_text_is_cut_between_tokens() -> None:
     shape = RowShape(patch_slots=20, text_slots=10, target_slots=10)
-    pieces = make_pieces(index([read(1), learn(24)], [read(3)]), CONFIG, shape, "split")
-    # 10 slots: 9 targets after the first; then pieces whose own first slot is no target.
-    assert rows_of(pieces) == [(0, 0, 10, 0, 10, 9), (0, 10, 20, 0, 10, 9), (0, 20, 25, 0, 5, 4), (1, 0, 3, 0, 3, 0)]
-    assert pieces.split == 1
+    chunks = make_chunks(index([read(1), learn(24)], [read(3)]), CONFIG, shape, "split")
+    # 10 slots: 9 targets after the first; then chunks whose own first slot is no target.
+    assert rows_of(chunks) == [(0, 0, 10, 0, 10, 9), (0, 10, 20, 0, 10, 9), (0, 20, 25, 0, 5, 4), (1, 0, 3, 0, 3, 0)]
+    assert chunks.split == 1
 
 
-def test_targets_limit_a_piece_as_well() -> None:
+def test_targets_limit_a_chunk_as_well() -> None:
     shape = RowShape(patch_slots=0, text_slots=10, target_slots=3)
-    pieces = make_pieces(index([read(2), learn(8), read(1)]), CONFIG, shape, "split")
-    assert rows_of(pieces) == [(0, 0, 5, 0, 5, 3), (0, 5, 9, 0, 4, 3), (0, 9, 11, 0, 2, 0)]
+    chunks = make_chunks(index([read(2), learn(8), read(1)]), CONFIG, shape, "split")
+    assert rows_of(chunks) == [(0, 0, 5, 0, 5, 3), (0, 5, 9, 0, 4, 3), (0, 9, 11, 0, 2, 0)]
 
 
 def test_an_image_is_never_cut_nor_parted_from_its_delimiters() -> None:
     record = [read(1), learn(5), picture(4, 4), learn(1), picture(2, 5), read(2)]
-    pieces = make_pieces(index(record), CONFIG, SHAPE, "split")
+    chunks = make_chunks(index(record), CONFIG, SHAPE, "split")
     # text 6 and the image's 5 exceed 10; then 16 patches and 10 exceed 20.
-    assert rows_of(pieces) == [(0, 0, 6, 0, 6, 5), (0, 6, 28, 16, 6, 1), (0, 28, 43, 10, 5, 0)]
+    assert rows_of(chunks) == [(0, 0, 6, 0, 6, 5), (0, 6, 28, 16, 6, 1), (0, 28, 43, 10, 5, 0)]
 
 
 def test_an_image_that_never_fits_drops_its_record() -> None:
     large, tall = [read(1), picture(3, 7), learn(2)], [read(1), picture(10, 1), learn(2)]
-    pieces = make_pieces(index(large, tall, [read(2)]), CONFIG, SHAPE, "split")
-    assert rows_of(pieces) == [(2, 0, 2, 0, 2, 0)]
-    assert dict(pieces.dropped) == {IMAGE_TOO_LARGE: 2}
+    chunks = make_chunks(index(large, tall, [read(2)]), CONFIG, SHAPE, "split")
+    assert rows_of(chunks) == [(2, 0, 2, 0, 2, 0)]
+    assert dict(chunks.dropped) == {IMAGE_TOO_LARGE: 2}
 
 
 def test_drop_leaves_long_records_out_and_counts_them() -> None:
-    pieces = make_pieces(index([read(1), learn(24)], [], [read(3)], [picture(3, 7)]), CONFIG, SHAPE, "drop")
-    assert pieces.record.tolist() == [2]
-    assert dict(pieces.dropped) == {TOO_LONG: 2, EMPTY: 1}
-    assert (pieces.documents, pieces.split) == (4, 0)
+    chunks = make_chunks(index([read(1), learn(24)], [], [read(3)], [picture(3, 7)]), CONFIG, SHAPE, "drop")
+    assert chunks.record.tolist() == [2]
+    assert dict(chunks.dropped) == {TOO_LONG: 2, EMPTY: 1}
+    assert (chunks.documents, chunks.split) == (4, 0)
 
 
-def test_pieces_leave_room_for_the_text_of_other_patches() -> None:
+def test_chunks_leave_room_for_the_text_of_other_patches() -> None:
     shape = RowShape(patch_slots=20, text_slots=100, target_slots=100)
     source = index([read(250)], [read(90)], [read(91)], [read(90), picture(1, 5)])
-    pieces = make_pieces(source, CONFIG, shape, "split", TextPerPatch(mean=1.5, low=0.5))
-    # Pieces leave 1.5 * 20 text slots. A text that leaves 0.5 * 20 is kept whole, and so is one with an image.
-    assert (pieces.stop - pieces.start).tolist() == [70, 70, 70, 40, 90, 70, 21, 97]
-    assert pieces.split == 2
+    chunks = make_chunks(source, CONFIG, shape, "split", TextPerPatch(mean=1.5, low=0.5))
+    # Chunks leave 1.5 * 20 text slots. A text that leaves 0.5 * 20 is kept whole, and so is one with an image.
+    assert (chunks.stop - chunks.start).tolist() == [70, 70, 70, 40, 90, 70, 21, 97]
+    assert chunks.split == 2
 
 
 def test_text_that_fits_a_row_is_never_dropped() -> None:
     shape = RowShape(patch_slots=20, text_slots=100, target_slots=100)
-    pieces = make_pieces(index([read(100)]), CONFIG, shape, "drop", TextPerPatch(mean=1.5, low=0.5))
-    assert len(pieces) == 1
+    chunks = make_chunks(index([read(100)]), CONFIG, shape, "drop", TextPerPatch(mean=1.5, low=0.5))
+    assert len(chunks) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_pieces_cover_every_record_exactly(seed: int) -> None:
+def test_chunks_cover_every_record_exactly(seed: int) -> None:
     random = np.random.default_rng(seed)
     makers = [lambda: read(random.integers(1, 30)), lambda: learn(random.integers(1, 30))]
     makers.append(lambda: picture(random.integers(1, 5), random.integers(1, 5)))
     records = [[makers[random.integers(3)]() for _ in range(random.integers(1, 8))] for _ in range(100)]
     source = index(*records)
-    pieces = make_pieces(source, CONFIG, SHAPE, "split", TextPerPatch(0.2, 0.1))
+    chunks = make_chunks(source, CONFIG, SHAPE, "split", TextPerPatch(0.2, 0.1))
     total = source.counts(CONFIG)
-    assert pieces.documents == 100
-    assert not pieces.dropped
-    assert (pieces.needs <= [20, 10, 8]).all()
-    assert (pieces.needs[:, :2].sum(axis=1) == pieces.stop - pieces.start).all()
+    assert chunks.documents == 100
+    assert not chunks.dropped
+    assert (chunks.needs <= [20, 10, 8]).all()
+    assert (chunks.needs[:, :2].sum(axis=1) == chunks.stop - chunks.start).all()
     for record in range(100):
-        mine = pieces.record == record
-        start, stop = pieces.start[mine], pieces.stop[mine]
+        mine = chunks.record == record
+        start, stop = chunks.start[mine], chunks.stop[mine]
         assert [0, *stop] == [*start, total[record, :2].sum()], "consecutive, from the first slot to the last"
-        assert pieces.needs[mine, :2].sum(axis=0).tolist() == total[record, :2].tolist()
-    assert pieces.split == len([record for record in range(100) if np.count_nonzero(pieces.record == record) > 1])
+        assert chunks.needs[mine, :2].sum(axis=0).tolist() == total[record, :2].tolist()
+    assert chunks.split == len([record for record in range(100) if np.count_nonzero(chunks.record == record) > 1])

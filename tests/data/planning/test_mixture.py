@@ -20,7 +20,7 @@ def test_every_block_holds_exact_counts() -> None:
     stream = MixtureStream(stage(mixture={"a": 3.0, "b": 0.5, "c": 0.0001}), SIZES, seed=0)
     for block in (0, 1, 77):
         source, _ = stream.lookup(np.arange(block * BLOCK, (block + 1) * BLOCK))
-        # 3 : 0.5 * 2 pieces a document : nearly nothing, but never nothing.
+        # 3 : 0.5 * 2 chunks a document : nearly nothing, but never nothing.
         assert np.bincount(source).tolist() == [3071, 1024, 1]
 
 
@@ -31,12 +31,12 @@ def test_blocks_are_shuffled_each_in_its_own_way() -> None:
     assert np.count_nonzero(np.diff(first)) > BLOCK / 4
 
 
-def test_no_piece_is_drawn_twice_more_than_another() -> None:
+def test_no_chunk_is_drawn_twice_more_than_another() -> None:
     stream = MixtureStream(stage(), SIZES, seed=0)
     for blocks in (1, 2, 5):
-        source, piece = stream.lookup(np.arange(blocks * BLOCK))
+        source, chunk = stream.lookup(np.arange(blocks * BLOCK))
         for number, size in enumerate(SIZES[:2]):
-            times = np.bincount(piece[source == number], minlength=size.pieces)
+            times = np.bincount(chunk[source == number], minlength=size.chunks)
             assert times.max() - times.min() <= 1
 
 
@@ -46,7 +46,7 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     epochs = [stream.lookup(np.arange(start, start + BLOCK))[1] for start in (0, BLOCK)]
     assert all(np.array_equal(np.sort(epoch), np.arange(BLOCK)) for epoch in epochs)
     assert abs(np.corrcoef(*epochs)[0, 1]) < 0.05
-    sizes = [SourceSize(2 * BLOCK, 2 * BLOCK, BLOCK)]  # an epoch is two blocks: which pieces come in its first half?
+    sizes = [SourceSize(2 * BLOCK, 2 * BLOCK, BLOCK)]  # an epoch is two blocks: which chunks come in its first half?
     stream = MixtureStream(stage(mixture={"a": 1.0}), sizes, seed=0)
     first_halves = [set(stream.lookup(np.arange(start, start + BLOCK))[1]) for start in (0, 2 * BLOCK)]
     assert 0.4 < len(first_halves[0] & first_halves[1]) / BLOCK < 0.6
@@ -55,10 +55,10 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
 def test_lookup_does_not_depend_on_what_is_asked_with_it() -> None:
     stream = MixtureStream(stage(), SIZES, seed=4)
     positions = np.random.default_rng(0).integers(0, 10 * BLOCK, 300)
-    source, piece = stream.lookup(positions)
+    source, chunk = stream.lookup(positions)
     for number in range(0, 300, 17):
         alone = stream.lookup(positions[number : number + 1])
-        assert (alone[0][0], alone[1][0]) == (source[number], piece[number])
+        assert (alone[0][0], alone[1][0]) == (source[number], chunk[number])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"name": "t"}])
@@ -74,21 +74,21 @@ def test_seed_and_stage_change_the_order(other: dict[str, object]) -> None:
 
 def test_weights_by_positions_share_the_slots() -> None:
     shares = draw_weights(stage(mixture={"a": 1.0, "b": 1.0, "c": 2.0}, mixture_by="tokens"), SIZES)
-    slots_per_piece = np.asarray([size.slots / size.pieces for size in SIZES])
-    assert shares * slots_per_piece / (shares * slots_per_piece).sum() == pytest.approx([0.25, 0.25, 0.5])
+    slots_per_chunk = np.asarray([size.slots / size.chunks for size in SIZES])
+    assert shares * slots_per_chunk / (shares * slots_per_chunk).sum() == pytest.approx([0.25, 0.25, 0.5])
 
 
 def test_weights_by_documents_do_not_mind_how_often_a_document_is_cut() -> None:
     shares = draw_weights(stage(mixture={"a": 1.0, "b": 1.0, "c": 2.0}), SIZES)
-    documents = shares * np.asarray([size.documents / size.pieces for size in SIZES])
+    documents = shares * np.asarray([size.documents / size.chunks for size in SIZES])
     assert documents / documents.sum() == pytest.approx([0.25, 0.25, 0.5])
 
 
 def test_epochs_draw_every_source_so_often() -> None:
     stream = MixtureStream(stage(epochs=2.0, mixture={"a": 1.0, "b": 0.5, "c": 1.25}), SIZES, seed=0)
     assert stream.length == 100 + 1400 + 22
-    source, piece = stream.lookup(np.arange(stream.length))
-    times = [np.bincount(piece[source == number]) for number in range(3)]
+    source, chunk = stream.lookup(np.arange(stream.length))
+    times = [np.bincount(chunk[source == number]) for number in range(3)]
     assert times[0].tolist() == [2] * 50
     assert times[1].tolist() == [1] * 1400
     assert sorted(times[2].tolist()) == [2] * 5 + [3] * 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from solo.config import ConfigError, DataConfig, StageConfig
-from solo.data.planning.stage_plan import Piece, StagePlan
+from solo.data.planning.stage_plan import Chunk, StagePlan
 from solo.data.store.index import SourceIndex
 from tests.benchmarks.mixtures import (
     CASES,
@@ -60,7 +60,7 @@ def test_the_largest_image_has_room_however_rare() -> None:
     }
     plan = StagePlan(stage({"text": 1.0, "images": 0.01}), sources, IMAGES, data_config(sources), 0)
     assert plan.shape.patch_slots >= 144
-    assert not plan.pieces["images"].dropped
+    assert not plan.chunks["images"].dropped
 
 
 def test_text_alone_needs_no_patch_slots() -> None:
@@ -72,20 +72,20 @@ def test_text_alone_needs_no_patch_slots() -> None:
 
 def test_statistics_count_what_rows_hold() -> None:
     plan = small()
-    pieces = [piece for step in range(3, 9) for row in plan.rows(step) for piece in row]
+    chunks = [chunk for step in range(3, 9) for row in plan.rows(step) for chunk in row]
     found = plan.statistics(3, 9)
     assert (found.rows, found.slots) == (24, 24 * 1016)
-    assert found.useful.tolist() == np.sum([piece.needs for piece in pieces], axis=0).tolist()
-    assert found.documents == tuple(Counter(piece.source for piece in pieces)[source] for source in range(4))
+    assert found.useful.tolist() == np.sum([chunk.needs for chunk in chunks], axis=0).tolist()
+    assert found.documents == tuple(Counter(chunk.source for chunk in chunks)[source] for source in range(4))
     assert found.fill == found.useful[:2].sum() / found.slots
 
 
-def test_pieces_are_those_of_the_index() -> None:
+def test_chunks_are_those_of_the_index() -> None:
     plan = small()
     counts = [index.counts(IMAGES) for index in quickstart(400).values()]
-    for piece in (piece for row in plan.rows(7) for piece in row):
-        assert list(piece.needs) == counts[piece.source][piece.record].tolist()
-        assert (piece.start, piece.stop) == (0, piece.needs[0] + piece.needs[1])
+    for chunk in (chunk for row in plan.rows(7) for chunk in row):
+        assert list(chunk.needs) == counts[chunk.source][chunk.record].tolist()
+        assert (chunk.start, chunk.stop) == (0, chunk.needs[0] + chunk.needs[1])
 
 
 def test_any_order_of_access_gives_the_same_rows() -> None:
@@ -156,17 +156,17 @@ def test_states_are_replayed_in_the_middle_too() -> None:
         assert np.array_equal(found.carry, states[number].carry)
 
 
-def _placed(plan: StagePlan) -> list[Piece]:
-    return [piece for step in range(plan.num_steps) for row in plan.rows(step) for piece in row]
+def _placed(plan: StagePlan) -> list[Chunk]:
+    return [chunk for step in range(plan.num_steps) for row in plan.rows(step) for chunk in row]
 
 
 def test_epochs_place_every_document_so_often() -> None:
     plan = small(steps=None, epochs=2.0)
-    times = Counter((piece.source, piece.record) for piece in _placed(plan))
+    times = Counter((chunk.source, chunk.record) for chunk in _placed(plan))
     assert times == {(source, record): 2 for source in range(4) for record in range(400)}
 
 
-def test_epochs_place_every_piece_of_long_documents_once() -> None:
+def test_epochs_place_every_chunk_of_long_documents_once() -> None:
     lengths = np.random.default_rng(0).integers(10, 3000, 200)
     sources = {
         "text": text_source(lengths),
@@ -179,10 +179,10 @@ def test_epochs_place_every_piece_of_long_documents_once() -> None:
         data_config(sources, packing_window=8),
         0,
     )
-    assert plan.pieces["text"].split > 50
+    assert plan.chunks["text"].split > 50
     slots: dict[tuple[int, int], list[int]] = {}
-    for piece in _placed(plan):
-        slots.setdefault((piece.source, piece.record), []).extend(range(piece.start, piece.stop))
+    for chunk in _placed(plan):
+        slots.setdefault((chunk.source, chunk.record), []).extend(range(chunk.start, chunk.stop))
     counts = [index.counts(IMAGES)[:, :2].sum(axis=1) for index in sources.values()]
     assert len(slots) == 1100
     assert all(sorted(found) == list(range(counts[source][record])) for (source, record), found in slots.items())

@@ -97,8 +97,8 @@ def test_what_follows_an_image_is_predicted_by_its_last_element() -> None:
     assert row.target_ids.tolist() == [40, 41, 0, 0, 0]
 
 
-def test_the_first_element_of_a_piece_is_no_target() -> None:
-    row = assemble_row([(CAPTION, 0), (QUESTION.piece(10, 12), 2)], SHAPE, config(), PAD)
+def test_the_first_element_of_a_chunk_is_no_target() -> None:
+    row = assemble_row([(CAPTION, 0), (QUESTION.chunk(10, 12), 2)], SHAPE, config(), PAD)
     assert row.text[:4].tolist() == [31, 32, 22, 2]
     assert row.positions[6:10].tolist() == [0, 1, 0, 1]
     assert row.target_ids.tolist() == [32, 2, 0, 0, 0]
@@ -142,7 +142,7 @@ def test_images_of_neighbouring_documents_do_not_see_each_other() -> None:
 
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
-    """Texts and images interleaved at random; sometimes a piece, sometimes an image at either end."""
+    """Texts and images interleaved at random; sometimes a chunk, sometimes an image at either end."""
     elements: list[tuple[int, bool, int]] = []
     images = 0
     for _ in range(draw(st.integers(1, 4))):

@@ -47,10 +47,10 @@ def test_text_alone_and_unreadable_images(tokenizer):
         encode([Image(b"nothing")], tokenizer, CONFIG)
 
 
-def test_pieces_join_to_the_whole(tokenizer):
+def test_chunks_join_to_the_whole(tokenizer):
     whole = encode([TextRun((7, 8), True), image(2, 2, 9), TextRun((9,), True), image(1, 2, 3)], tokenizer, CONFIG)
     for cut in range(len(whole.tokens) + 1):
-        first, rest = whole.piece(0, cut), whole.piece(cut, len(whole.tokens))
+        first, rest = whole.chunk(0, cut), whole.chunk(cut, len(whole.tokens))
         for name in ("tokens", "supervised", "image", "patches", "patch_grid"):
             assert np.array_equal(np.concatenate([getattr(first, name), getattr(rest, name)]), getattr(whole, name))
         assert len(rest.patches) == (rest.tokens == PATCH).sum()

@@ -139,11 +139,11 @@ def test_unreadable_documents_leave_their_slots_empty_and_are_written_down(tmp_p
         named = {(entry["record"], entry["id"]) for entry in batch_record_ids(plan, sources, line["step"])}
         assert {(3, "truncated"), (5, None), (6, None)} & named
     lost = sum(
-        sum(piece.needs[:2])
+        sum(chunk.needs[:2])
         for step in range(plan.num_steps)
         for row in plan.rows(step)
-        for piece in row
-        if piece.source == 0 and piece.record in (3, 5, 6)
+        for chunk in row
+        if chunk.source == 0 and chunk.record in (3, 5, 6)
     )
     filled = sum(int(batch.attend.any(axis=2).sum()) for batch in loaded)
     assert filled == plan.statistics(0, plan.num_steps).useful[:2].sum() - lost
@@ -178,7 +178,7 @@ def test_without_a_usable_quarantine_file_nothing_is_raised_either(
 def test_record_ids_of_a_batch() -> None:
     plan = plan_of()
     found = batch_record_ids(plan, SOURCES, 2)
-    planned = {(piece.source, piece.record) for row in plan.rows(2) for piece in row}
+    planned = {(chunk.source, chunk.record) for row in plan.rows(2) for chunk in row}
     names = list(SOURCES)
     assert {(names.index(entry["source"]), entry["record"]) for entry in found} == planned
     assert all(entry["id"] == SOURCES[entry["source"]].read(entry["record"]).id for entry in found)
