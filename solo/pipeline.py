@@ -58,8 +58,10 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
 
 
 def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
+    notes: list[str] = []
+
     def set_up() -> tuple[RunFolder, Prepared]:
-        run = RunFolder.open(config)
+        run = RunFolder.open(config, notes.append)
         ledger.open(run.goodput_file)
         prepared = prepare(config, observer.note)
         prepared.tokenizer.save(run.path)
@@ -75,7 +77,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
     observer.finish()
     results = evaluate_run(run, config, prepared, observer)
     ledger.spent("evaluation")
-    return Trained(run, results, [*doubts, *_set_aside(run, prepared, trainer)])
+    return Trained(run, results, [*notes, *doubts, *_set_aside(run, prepared, trainer)])
 
 
 def check_memory(trainer: Trainer) -> list[str]:

@@ -1,11 +1,24 @@
 """The schema refuses what it does not know, says where and what was expected, and repeats itself exactly."""
 
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
-from solo.config import Config, ConfigError, dump_config, load_config, parse_config
+from solo.config import (
+    Config,
+    ConfigError,
+    Section,
+    differences,
+    dump_config,
+    identity,
+    keys_deciding,
+    load_config,
+    parse_config,
+)
+from solo.config.base import Decides
+from solo.config.compare import what_decides
 from solo.scaling.sweep.spec import load_spec
 
 MINIMAL = {
@@ -112,7 +125,7 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
     except ConfigError as error:
         assert path.parent.name == "recipes"
         title, *keys = str(error).splitlines()
-        assert "leaves open what its source does not say" in title
+        assert "has values that its source does not state" in title
         settings = {"learning_rate": "1.0e-4", "steps": "10", "batch_rows": "8"}
         values = [key.strip().removesuffix("=...") for key in keys]
         config = load_config(path, [f"{key}={settings[key.rpartition('.')[2]]}" for key in values])
@@ -145,3 +158,92 @@ def test_unknown_values_are_named_with_their_keys() -> None:
 def test_old_names_are_refused_with_the_new_one(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("configs/quickstart.yaml", [override])
+
+
+def sections(kind: type[Section]) -> set[type[Section]]:
+    """The section and all sections below it, found by their annotations."""
+    found, todo = {kind}, list(kind.model_fields.values())
+    while todo:
+        for part in [annotation := todo.pop().annotation, *walk(annotation)]:
+            if isinstance(part, type) and issubclass(part, Section) and part not in found:
+                found.add(part)
+                todo += part.model_fields.values()
+    return found
+
+
+def walk(annotation: object) -> list[object]:
+    parts = typing.get_args(annotation)
+    return [*parts, *(inner for part in parts for inner in walk(part))]
+
+
+def test_every_key_says_what_it_decides() -> None:
+    kinds = sections(Config)
+    assert {"RopeScalingConfig", "TaskConfig", "SourceConfig", "OptimizerConfig"} <= {kind.__name__ for kind in kinds}
+    known = set(typing.get_args(Decides))
+    for kind in kinds:
+        assert "keys_decide" in vars(kind), f"{kind.__name__} inherits what its keys decide"
+        for key in kind.model_fields:
+            decided = what_decides(kind, key)
+            assert decided, f"{kind.__name__}.{key}"
+            assert decided <= known, f"{kind.__name__}.{key}"
+            assert decided == {"nothing"} or "nothing" not in decided, f"{kind.__name__}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("override", "levels"),
+    [
+        ("model.width=64", "model result evaluation"),
+        ("model.moe.count=4", "model result evaluation"),
+        ("model.rope_scaling={kind: linear, factor: 2, trained_length: 64}", "model result evaluation"),
+        ("image.patch_size=16", "model data result evaluation"),
+        ("image.mean=[0.5, 0.5, 0.5]", "model result evaluation"),
+        ("sequence.sliding_window=8", "model data result evaluation"),
+        ("data.sources.digits.limit=10", "data result evaluation"),
+        ("data.sources.digits.options={train: false}", "data result evaluation"),
+        ("data.tokenizer.vocab_size=512", "data result evaluation"),
+        ("image.mask=prefix", "data result evaluation"),
+        ("stages.0.batch_rows=4", "data result evaluation"),
+        ("seed=1", "data result evaluation"),
+        ("stages.0.optimizer.beta2=0.9", "result evaluation"),
+        ("stages.0.train=[layers/*]", "result evaluation"),
+        ("model.compute_dtype=bfloat16", "result evaluation"),
+        ("model.init_std=0.01", "result evaluation"),
+        ("safety.policy=skip", "result evaluation"),
+        ("evaluation.losses={held: {source: digits}}", "evaluation"),
+        ("evaluation.tasks={read: {source: digits}}", "evaluation"),
+        ("name=other", ""),
+        ("folder=elsewhere", ""),
+        ("data.folder=elsewhere", ""),
+        ("data.worker_processes=2", ""),
+        ("mesh.tensor=2", ""),
+        ("compiler_options={xla_flag: true}", ""),
+        ("model.attention_tile=[128, 128]", ""),
+        ("model.attention_implementation=blocks", ""),
+        ("model.remat=full", ""),
+        ("checkpoint.every_steps=7", ""),
+        ("stages.0.loss.chunk=64", ""),
+        ("evaluation.report_examples=3", ""),
+        ("image.placeholder_token=<image>", ""),
+    ],
+)
+def test_a_key_changes_the_identity_at_the_levels_that_it_decides(tmp_path: Path, override: str, levels: str) -> None:
+    path = write(tmp_path / "a.yaml", MINIMAL)
+    before, after = load_config(path), load_config(path, [override])
+    all_levels = ("model", "data", "result", "evaluation")
+    changed = [level for level in all_levels if identity(before, level) != identity(after, level)]
+    assert changed == levels.split()
+    found = differences(before, after)
+    assert found
+    assert [level for level in all_levels if any(each.decides_at(level) for each in found)] == levels.split()
+
+
+def test_differences_name_every_key_and_both_values() -> None:
+    before = parse_config(MINIMAL)
+    stages = [MINIMAL["stages"][0], {**MINIMAL["stages"][0], "name": "two"}]
+    after = parse_config({**MINIMAL, "stages": stages, "compiler_options": {"xla_a": 1}})
+    found = {each.key: (each.old, each.new) for each in differences(before, after)}
+    assert found["compiler_options.xla_a"] == (None, 1)
+    assert found["stages.1.name"] == (None, "two")
+    assert all(key.startswith("stages.1.") for key in found.keys() - {"compiler_options.xla_a"})
+    assert differences(before, before) == []
+    assert keys_deciding(type(before.image), "model") == ["patch_size", "patch_order", "markers", "mean", "std"]

@@ -1,11 +1,13 @@
-"""The one schema of a run: frozen, nested, validated; unknown keys are refused with a suggestion.
+"""The schema of a run: frozen, nested, validated. Unknown keys are refused with a suggestion.
 
-A config file is YAML. `extends: other.yaml` (a path relative to the file, or a list of them) is merged
-under it, mappings key by key, lists as a whole. `key.path=value` overrides come last. `load_config` returns
-a `Config`; `dump_config` writes one back, and that text alone repeats the run.
+A config file is YAML. `extends: other.yaml` (a path relative to the file, or a list of them) names files that it
+overrides: mappings are merged key by key, lists are replaced. `key.path=value` overrides are applied last.
+`load_config` returns a `Config`; `dump_config` writes it as YAML that repeats the run by itself. Every key declares
+what it decides (`solo.config.base.Decides`); `identity`, `differences` and `keys_deciding` compare configs by that.
 """
 
 from solo.config.base import ConfigError, Section, nearest
+from solo.config.compare import Difference, differences, identity, keys_deciding
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
 from solo.config.model import (
@@ -37,6 +39,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "Difference",
     "EvaluationConfig",
     "ExpertsConfig",
     "HeldOutConfig",
@@ -57,7 +60,10 @@ __all__ = [
     "StageConfig",
     "TaskConfig",
     "TokenizerConfig",
+    "differences",
     "dump_config",
+    "identity",
+    "keys_deciding",
     "load_config",
     "nearest",
     "parse_config",

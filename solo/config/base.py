@@ -1,11 +1,20 @@
-"""What every part of the schema is made of."""
+"""What every section of the schema is made of."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+# What a key can decide. `solo.config.compare` compares and hashes configs by it.
+#   model       the function that the network computes, given its weights
+#   data        what every batch holds: which records, in which order, as which tokens and patches
+#   result      the trained weights, in any other way
+#   evaluation  what is measured after training
+#   nothing     where, how fast and with what memory a run is computed, and what is kept of it
+Decides = Literal["model", "data", "result", "evaluation", "nothing"]
 
 
 class ConfigError(ValueError):
@@ -13,12 +22,22 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused, no silent change of type."""
+    """Base of every section: immutable, rejects unknown keys, never converts a value's type silently.
+
+    Every section sets `keys_decide`: what its keys decide. A key that differs from its section's others says so in its
+    own declaration: `Field(..., json_schema_extra=decides("nothing"))`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    keys_decide: ClassVar[tuple[Decides, ...]] = ()
+
+
+def decides(*what: Decides) -> dict[str, Any]:
+    """Returns the metadata of a key that decides something else than the other keys of its section."""
+    return {"decides": list(what)}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A suggestion to end an error message with, or nothing where no known name is close."""
+    """Returns a suggestion to end an error message with, or an empty string where no known name is close."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -6,69 +6,87 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from solo.config.base import Section
+from solo.config.base import Section, decides
 
 
 class TokenizerConfig(Section):
-    """One that exists (`path`), or a SentencePiece model trained on the sources' text."""
+    """An existing tokenizer (`path`), or a SentencePiece model trained on the text of the sources."""
+
+    keys_decide = ("data",)
 
     path: str | None = Field(None, description="a SentencePiece model, a tokenizer.json, or a folder with one of them")
     add_tokens: tuple[str, ...] = Field(
-        (), description="special pieces appended in this order; `<loc_{1..1024}>` stands for 1,024 of them"
+        (), description="special tokens, appended in this order; `<loc_{1..1024}>` stands for 1,024 of them"
     )
-    vocab_size: int = Field(1024, ge=64, description="pieces of a trained tokenizer, special tokens included")
+    vocab_size: int = Field(1024, ge=64, description="tokens of a trained tokenizer, special tokens included")
     model_type: Literal["unigram", "bpe"] = "unigram"
-    train_on: tuple[str, ...] = Field((), description="sources whose text trains it; empty: all of them")
-    max_characters: int = Field(4_000_000, ge=1, description="text read for training, over all sources")
+    train_on: tuple[str, ...] = Field((), description="sources whose text trains the tokenizer; empty: all of them")
+    max_characters: int = Field(4_000_000, ge=1, description="characters read for training, over all sources")
 
 
 class ImageConfig(Section):
-    """How an image becomes visual tokens. Shared by the data (cutting, counting, masks) and the model.
+    """How an image becomes visual tokens. Data preparation, planning, masks and the model all read this section.
 
-    geometry  native: its own shape, the longer side at most `max_side` (SOLO; SAIL with `max_pixels`)
-              area: its own shape, scaled so that its area is between `min_pixels` and `max_pixels` (EVEv2, NEO)
-              tiles: cut into squares of `tile_size`, in the grid nearest to its shape (InternVL)
-              padded: its own shape and size unless too large, filled up to whole patches (Fuyu)
+    geometry  native: keeps the image's shape, with the longer side at most `max_side` (SOLO; SAIL with `max_pixels`)
+              area: keeps the shape, scaled to an area between `min_pixels` and `max_pixels` (EVEv2, NEO)
+              tiles: cut into squares of `tile_size`, in the grid closest to the image's shape (InternVL)
+              padded: keeps shape and size unless too large, padded to whole patches (Fuyu)
     """
 
+    keys_decide = ("data",)
+
     geometry: Literal["native", "area", "tiles", "padded"] = "native"
-    patch_size: int = Field(32, ge=1, description="side of the square of pixels under one visual token")
+    patch_size: int = Field(
+        32, ge=1, description="side in pixels of a visual token's square", json_schema_extra=decides("model", "data")
+    )
     max_side: int = Field(1024, ge=1, description="native: longest side after resizing, in pixels (SOLO: 1024)")
-    min_pixels: int | None = Field(None, ge=1, description="area: fewer are enlarged")
-    max_pixels: int | None = Field(None, ge=1, description="area, native: more are reduced")
+    min_pixels: int | None = Field(None, ge=1, description="area: smaller images are enlarged")
+    max_pixels: int | None = Field(None, ge=1, description="area, native: larger images are reduced")
     rounding: Literal["up", "nearest", "within"] = Field(
         "up",
-        description="area: of the sides, to whole patches; up: EVEv2 in use; nearest: EVEv2 in training; within:"
-        " nearest, and where that leaves the bounds down or up again (NEO, Qwen2-VL)",
+        description="area: how sides are rounded to whole patches; up: EVEv2 at inference; nearest: EVEv2 in training;"
+        " within: to the nearest, then down or up again where that leaves the bounds (NEO, Qwen2-VL)",
     )
     tile_size: int = Field(448, ge=1, description="tiles: side in pixels")
     min_tiles: int = Field(1, ge=1)
-    max_tiles: int = Field(12, ge=1, description="tiles of one image, thumbnail not counted")
-    share_tiles: bool = Field(False, description="max_tiles is a record's, shared out evenly among its images")
-    thumbnail: bool = Field(True, description="tiles: the whole image as one more tile, last, where there are several")
-    max_height: int = Field(1080, ge=1, description="padded: larger images are reduced")
-    max_width: int = Field(1920, ge=1, description="padded: larger images are reduced")
+    max_tiles: int = Field(12, ge=1, description="tiles of one image, without the thumbnail")
+    share_tiles: bool = Field(False, description="max_tiles is per record, split evenly among its images")
+    thumbnail: bool = Field(True, description="tiles: add the whole image as a last tile where there are several")
+    max_height: int = Field(1080, ge=1, description="padded: taller images are reduced")
+    max_width: int = Field(1920, ge=1, description="padded: wider images are reduced")
     resample: Literal["bilinear", "bicubic"] = Field("bilinear", description="Pillow's antialiased filter")
-    exif: Literal["apply", "ignore"] = Field("apply", description="rotation stored in the file; references ignore it")
-    patch_order: Literal["rows", "columns"] = Field("rows", description="columns: InternVL's pixel shuffle v1")
-    begin_token: str | None = Field("<vision>", description="piece before an image's patches")
-    end_token: str | None = Field("</vision>", description="piece behind them")
-    row_token: str | None = Field("<vrow_sep>", description="piece between two rows of patches; not in tiles")
-    row_token_after_last: bool = Field(False, description="also behind the last row (Fuyu)")
+    exif: Literal["apply", "ignore"] = Field(
+        "apply", description="the rotation stored in the file; published processors ignore it"
+    )
+    patch_order: Literal["rows", "columns"] = Field(
+        "rows", description="columns: InternVL's pixel shuffle v1", json_schema_extra=decides("model", "data")
+    )
+    begin_token: str | None = Field("<vision>", description="token before an image's patches")
+    end_token: str | None = Field("</vision>", description="token after an image's patches")
+    row_token: str | None = Field("<vrow_sep>", description="token between two rows of patches; unused with tiles")
+    row_token_after_last: bool = Field(False, description="also after the last row (Fuyu)")
     markers: bool = Field(
-        False, description="a learned visual token before an image and behind each row (EVEv2); patch_grid -1 and -2"
+        False,
+        description="learned visual tokens before an image and after each row (EVEv2); patch_grid -1 and -2",
+        json_schema_extra=decides("model", "data"),
     )
     placeholder_token: str | None = Field(
-        None, description="piece that stands for a patch in published repositories; never in our rows"
+        None,
+        description="token that stands for a patch in exported repositories; never in training rows",
+        json_schema_extra=decides("nothing"),
     )
     mask: Literal["causal", "bidirectional", "prefix", "isolated"] = Field(
         "causal",
-        description="among the tokens of one image; prefix: bidirectional with its begin and end tokens (SAIL);"
-        " isolated: a patch sees only itself (EE-MLLM's composite attention)",
+        description="attention among the tokens of one image; prefix: bidirectional, begin and end tokens included"
+        " (SAIL); isolated: a patch sees only itself (EE-MLLM's composite attention)",
     )
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    stored_as_float16: bool = Field(False, description="round normalised pixels to float16 first, as SOLO's files do")
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), json_schema_extra=decides("model"))
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), json_schema_extra=decides("model"))
+    stored_as_float16: bool = Field(
+        False,
+        description="round normalised pixels to float16 first, as SOLO's files do",
+        json_schema_extra=decides("result"),
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ImageConfig:
@@ -79,7 +97,7 @@ class ImageConfig(Section):
         if self.patch_order == "columns" and self.geometry != "tiles":
             raise ValueError("patch_order: columns goes with geometry: tiles")
         if self.markers and (self.geometry == "tiles" or self.row_token):
-            raise ValueError("markers stand behind rows, in place of row_token (null), and not in tiles")
+            raise ValueError("markers replace row_token, which must be null, and cannot be used with tiles")
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
         if (self.min_pixels or 0) > (self.max_pixels or float("inf")):
@@ -88,19 +106,21 @@ class ImageConfig(Section):
 
 
 class SequenceConfig(Section):
-    """How turns become one sequence, and what its slots see and where they stand.
+    """How turns become one sequence, how its tokens are numbered, and how far they see.
 
-    template   roles: a role token before every turn (ours); solo_pretrain, solo_chat: SOLO's two, the latter SAIL's
-               too; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
-    positions  text: one count over text and patches; grid: (time, row, column) as in M-RoPE
+    template        roles: a role token before every turn; solo_pretrain, solo_chat: SOLO's two, the latter also
+                    SAIL's; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
+    positions       text: one count over text and patches; grid: (time, row, column) as in M-RoPE
     sliding_window  as in Hugging Face: a slot sees itself and `sliding_window - 1` slots before it in its document
-               (SOLO: 4097, since FlashAttention's window of 4096 does not count the slot itself); None: all
+                    (SOLO: 4097, since FlashAttention's window of 4096 does not count the slot itself); null: all
     """
 
+    keys_decide = ("data",)
+
     template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
-    system: str | None = Field(None, description="a system turn for conversations that bring none")
-    positions: Literal["text", "grid"] = "text"
-    sliding_window: int | None = Field(None, ge=1)
+    system: str | None = Field(None, description="a system turn for conversations without one")
+    positions: Literal["text", "grid"] = Field("text", json_schema_extra=decides("model", "data"))
+    sliding_window: int | None = Field(None, ge=1, json_schema_extra=decides("model", "data"))
 
     @model_validator(mode="after")
     def _check(self) -> SequenceConfig:
@@ -112,24 +132,32 @@ class SequenceConfig(Section):
 class SourceConfig(Section):
     """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take."""
 
+    keys_decide = ("data",)
+
     reader: str
     options: dict[str, Any] = Field(default_factory=dict)
-    limit: int | None = Field(None, ge=1, description="records to take; needed by endless readers")
+    limit: int | None = Field(None, ge=1, description="records to take; required by endless readers")
 
 
 class DataConfig(Section):
-    """Where prepared data lies and how documents become rows."""
+    """Where prepared data is stored, and how documents become rows."""
 
-    folder: str = Field("data", description="prepared shards, indexes and the trained tokenizer")
+    keys_decide = ("data",)
+
+    folder: str = Field(
+        "data", description="prepared shards, indexes and the tokenizer", json_schema_extra=decides("nothing")
+    )
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     tokenizer: TokenizerConfig = TokenizerConfig()
     overlong: Literal["split", "drop"] = Field(
         "split",
-        description="a document too long for a row: cut into pieces that fit (never in an image), or dropped; split"
-        " also cuts text that would leave a row's patches without text of their own",
+        description="a document too long for a row: split into chunks that fit (never within an image), or dropped;"
+        " split also cuts text that would leave a row's patches without text of their own",
     )
-    records_per_shard: int = Field(4096, ge=1)
+    records_per_shard: int = Field(4096, ge=1, json_schema_extra=decides("nothing"))
     packing_window: int = Field(256, ge=1, description="rows that are packed together")
-    worker_processes: int = Field(0, ge=0, description="0: threads of the training process")
-    prefetch_batches: int = Field(4, ge=1)
-    verify_images: bool = Field(True, description="decode every image once while preparing; bad ones are quarantined")
+    worker_processes: int = Field(
+        0, ge=0, description="0: threads of the training process", json_schema_extra=decides("nothing")
+    )
+    prefetch_batches: int = Field(4, ge=1, json_schema_extra=decides("nothing"))
+    verify_images: bool = Field(True, description="decode every image during preparation; quarantine broken ones")

@@ -1,4 +1,4 @@
-"""Config files: reading, merging, overriding, writing, and explaining what is wrong with one."""
+"""Reads, merges, overrides and writes config files, and explains what is wrong with one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from solo.config.run import Config
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-# What a recipe writes where its source does not say: to be set before it can run.
+# A recipe writes this where its source does not state a value. It must be set before the recipe can run.
 UNKNOWN = "unknown"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose floats may be written 1e-3, as YAML 1.2 has it (PyYAML reads that as a string)."""
+    """Reads 1e-3 as a float, as YAML 1.2 does; PyYAML alone reads it as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -35,10 +35,10 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, what it extends, and `key.path=value` overrides.
+    """Load a YAML file with the files that it extends, and apply `key.path=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or unreadable, or the config is not valid.
+        ConfigError: the file cannot be read, or the config is not valid.
     """
     data = read_config(path)
     for override in overrides:
@@ -47,12 +47,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """What a YAML file and those it extends say, not validated. Raises ConfigError where one cannot be read."""
+    """Returns a YAML file merged over those it extends, not validated. Raises ConfigError if one cannot be read."""
     return _read(Path(path), seen=())
 
 
 def set_value(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a dotted key, as in `stages.0.steps`. Raises ConfigError where there is no such place."""
+    """Set the value at a dotted key, as in `stages.0.steps`. Raises ConfigError if the key's parent does not exist."""
     keys = key.split(".")
     node: Any = data
     try:
@@ -69,17 +69,17 @@ def set_value(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_config(data: Mapping[str, Any], origin: str = "config") -> Config:
-    """Validate a mapping. Raises ConfigError with one line per fault, or per value that is still `unknown`."""
+    """Validate a mapping. Raises ConfigError with one line for each fault, or for each value that is `unknown`."""
     if unknown := [".".join(path) for path in _unknown(data)]:
         raise ConfigError(
-            f"{origin} leaves open what its source does not say; set it:\n"
+            f"{origin} has values that its source does not state; set them:\n"
             + "\n".join(f"  {key}=..." for key in unknown)
         )
     return parse_section(Config, data, origin, "config")
 
 
 def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> SectionT:
-    """Validate a mapping as a section. Raises ConfigError with one line per fault."""
+    """Validate a mapping as a section. Raises ConfigError with one line for each fault."""
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
@@ -88,17 +88,17 @@ def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> Se
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML; `load_config` on it gives an equal Config."""
+    """Returns the config as YAML. Loading it gives an equal Config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def _unknown(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of the values that are `unknown`."""
+    """Yields the paths of values that are `unknown`."""
     if node == UNKNOWN:
         yield path
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        if key == "options":  # a reader's own, whatever they are
+        if key == "options":  # a reader's own options may hold any string
             continue
         yield from _unknown(value, (*path, str(key)))
 
@@ -163,7 +163,7 @@ def _explain(fault: Any, kind: Any) -> str:
 
 
 def _fields_at(location: list[str], kind: Any) -> list[str]:
-    """Field names of the section at a dotted path of a schema."""
+    """Returns the keys of the section at a path of the schema."""
     for part in location:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = kind.model_fields[part].annotation if part in kind.model_fields else None

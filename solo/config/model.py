@@ -6,27 +6,33 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from solo.config.base import Section
+from solo.config.base import Section, decides
 
 Sharing = Literal["shared", "modality"]
 
 
 class ExpertsConfig(Section):
-    """Per component: one set of weights, or one for patches and one for text (Mono-InternVL: ffn)."""
+    """Which components share their weights between patches and text, and which have two sets (Mono-InternVL: ffn)."""
 
-    ffn: Literal["shared", "modality", "moe"] = Field("shared", description="learned: see moe")
+    keys_decide = ("model",)
+
+    ffn: Literal["shared", "modality", "moe"] = Field("shared", description="moe: a learned router; see model.moe")
     qkv: Sharing = "shared"
     out: Sharing = "shared"
     norms: Sharing = "shared"
 
 
 class MoEConfig(Section):
-    """A learned mixture of experts in place of the FFN: top-k, dropless, with a load-balancing loss."""
+    """A mixture of experts with a learned router in place of the FFN: top-k, dropless, with a load-balancing loss."""
+
+    keys_decide = ("model",)
 
     count: int = Field(8, ge=2)
     top_k: int = Field(1, ge=1)
     width: int | None = Field(None, ge=1, description="F of one expert; default ffn_width / top_k")
-    auxiliary_weight: float = Field(0.01, ge=0, description="of the load-balancing loss")
+    auxiliary_weight: float = Field(
+        0.01, ge=0, description="weight of the load-balancing loss", json_schema_extra=decides("result")
+    )
 
     @model_validator(mode="after")
     def _check(self) -> MoEConfig:
@@ -36,20 +42,24 @@ class MoEConfig(Section):
 
 
 class PatchEmbedConfig(Section):
-    """From the pixels of a patch to the model's width. Every kind is local to its patch.
+    """Maps the pixels of a patch to the model's width. No kind looks beyond its patch.
 
-    linear  one product (SOLO, SAIL, Fuyu)
-    conv    a convolution of `inner_size`, GELU, and a product of the inner patches side by side (EVEv2, NEO)
-    grid    a convolution of `inner_size`, a learned position for each place of the tile, and the inner patches side
-            by side through LayerNorm and an MLP (Mono-InternVL: convolution 14, pixel shuffle 2 x 2)
+    linear  one matrix (SOLO, SAIL, Fuyu)
+    conv    a convolution of `inner_size`, GELU, and one matrix over the concatenated inner patches (EVEv2, NEO)
+    grid    a convolution of `inner_size`, a learned position embedding over the tile, then LayerNorm and an MLP over
+            the concatenated inner patches (Mono-InternVL: convolution 14, pixel shuffle 2 x 2)
     """
 
+    keys_decide = ("model",)
+
     kind: Literal["linear", "conv", "grid"] = "linear"
-    bias: bool = Field(False, description="linear: whether there is one; the others have theirs")
-    token_id: int | None = Field(None, ge=0, description="row of the vocabulary added under every patch (SOLO: 32001)")
+    bias: bool = Field(False, description="linear: adds a bias; the other kinds always have one")
+    token_id: int | None = Field(None, ge=0, description="token whose embedding is added to every patch (SOLO: 32001)")
     inner_size: int | None = Field(None, ge=1, description="conv, grid: side of an inner patch in pixels")
     inner_width: int | None = Field(None, ge=1, description="conv, grid: channels of an inner patch")
-    grid_side: int | None = Field(None, ge=1, description="grid: side of the table of positions, in inner patches")
+    grid_side: int | None = Field(
+        None, ge=1, description="grid: side of the table of position embeddings, in inner patches"
+    )
     class_slot: bool = Field(False, description="grid: keep the unused class token of the published weights")
 
     @model_validator(mode="after")
@@ -63,12 +73,14 @@ class PatchEmbedConfig(Section):
 
 
 class RopeScalingConfig(Section):
-    """Rotary frequencies beyond the length a model was trained at.
+    """Rotary frequencies for rows longer than those that a model was trained on.
 
-    linear   positions divided by `factor`
-    dynamic  NTK: the base grows with the row's length past `trained_length` (InternLM2)
-    llama3   low frequencies divided by `factor`, high ones kept, a ramp between
+    linear   divides positions by `factor`
+    dynamic  NTK: the base grows with the row's length beyond `trained_length` (InternLM2)
+    llama3   divides low frequencies by `factor`, keeps high ones, and interpolates between
     """
+
+    keys_decide = ("model",)
 
     kind: Literal["linear", "dynamic", "llama3"]
     factor: float = Field(ge=1)
@@ -78,17 +90,19 @@ class RopeScalingConfig(Section):
 
 
 class ParametrisationConfig(Section):
-    """How initial scales and learning rates follow the size, so that those tuned at a base size serve every other.
+    """How initial scales and learning rates change with size, so that those tuned at a base size transfer to others.
 
-    standard   they do not
-    mup        over widths
-    completep  over widths and depths; see `solo.model.parametrisation`
+    standard   they do not change
+    mup        transfers over widths
+    completep  transfers over widths and depths; see `solo.model.parametrisation`
     """
 
+    keys_decide = ("model",)
+
     kind: Literal["standard", "mup", "completep"] = "standard"
-    base_width: int | None = Field(None, ge=1, description="width at which all kinds are the same")
-    base_layers: int | None = Field(None, ge=1, description="completep: layers at which all kinds are the same")
-    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, where the ladder changes it")
+    base_width: int | None = Field(None, ge=1, description="width at which every kind equals standard")
+    base_layers: int | None = Field(None, ge=1, description="completep: layers at which it equals standard")
+    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, where it differs between sizes")
 
     @model_validator(mode="after")
     def _check(self) -> ParametrisationConfig:
@@ -101,8 +115,9 @@ class ParametrisationConfig(Section):
 class ModelConfig(Section):
     """A pre-norm decoder: norms, rotary attention with grouped keys, an FFN; see `solo.model.transformer`."""
 
-    vocab_size: int | None = Field(None, ge=1, description="rows of the vocabulary; default the tokenizer's pieces")
+    keys_decide = ("model",)
 
+    vocab_size: int | None = Field(None, ge=1, description="V; default: the size of the tokenizer's vocabulary")
     width: int = Field(ge=1, description="D")
     layers: int = Field(ge=1, description="L")
     heads: int = Field(ge=1, description="H")
@@ -113,36 +128,52 @@ class ModelConfig(Section):
     moe: MoEConfig = MoEConfig()
     patch_embed: PatchEmbedConfig = PatchEmbedConfig()
     ffn: Literal["swiglu", "relu2"] = Field("swiglu", description="relu2: relu(up x)^2, no gate (Persimmon)")
-    bias: Literal["none", "qkv", "all"] = Field("none", description="which projections of a layer have one")
+    bias: Literal["none", "qkv", "all"] = Field("none", description="which projections of a layer have a bias")
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-5, gt=0)
-    qk_norm: Literal["none", "rms", "layer"] = Field("none", description="of every head's queries and keys")
+    qk_norm: Literal["none", "rms", "layer"] = Field("none", description="norm over each head's queries and keys")
     rope_theta: float = Field(10_000.0, gt=0)
-    rope_fraction: float = Field(1.0, gt=0, le=1, description="share of a head's dimensions that are rotated")
+    rope_fraction: float = Field(1.0, gt=0, le=1, description="share of a head's dimensions that is rotated")
     rope_sections: tuple[int, int, int] | None = Field(
-        None, description="pairs that follow time, row and column (M-RoPE); needs sequence.positions: grid"
+        None, description="rotated pairs for time, row and column (M-RoPE); needs sequence.positions: grid"
     )
     rope_scaling: RopeScalingConfig | None = None
-    frozen_embedding_id: int | None = Field(None, ge=0, description="row of text_embed without gradient (InternLM2: 2)")
+    frozen_embedding_id: int | None = Field(
+        None,
+        ge=0,
+        description="token whose embedding gets no gradient (InternLM2: 2)",
+        json_schema_extra=decides("result"),
+    )
     tied_head: bool = False
-    vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded up to a multiple of this")
-    init_std: float = Field(0.02, gt=0)
+    vocab_multiple: int = Field(
+        128, ge=1, description="embedding tables are padded to a multiple of this", json_schema_extra=decides("result")
+    )
+    init_std: float = Field(0.02, gt=0, json_schema_extra=decides("result"))
     parametrisation: ParametrisationConfig = ParametrisationConfig()
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=decides("result"))
     remat: Literal["none", "dots", "projections", "attention", "full", "offload", "offload_projections"] = Field(
-        "none", description="what a layer keeps for the backward pass, and where; see solo/model/remat.py"
+        "none",
+        description="what a layer keeps for the backward pass, and where; see solo/model/remat.py",
+        json_schema_extra=decides("nothing"),
     )
     scan_layers: bool = Field(
-        True, description="layers in a loop, compiled once; else one after the other: faster where they are small"
+        True,
+        description="compile the layers once, as a loop; false unrolls them, which is faster for small ones",
+        json_schema_extra=decides("nothing"),
     )
     attention_implementation: Literal["auto", "blocks", "dense", "pallas"] = Field(
         "auto",
-        description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, for any platform. pallas: kernels"
-        " of the platform, on a CPU interpreted, for tests. dense materialises S x S: for tests",
+        description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, on any platform. pallas: the"
+        " platform's kernels, interpreted on a CPU, for tests. dense: materialises S x S, for tests",
+        json_schema_extra=decides("nothing"),
     )
-    attention_block: int = Field(128, ge=8, description="queries and keys per block of `blocks`")
+    attention_block: int = Field(
+        128, ge=8, description="queries and keys per block of `blocks`", json_schema_extra=decides("nothing")
+    )
     attention_tile: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="queries and keys per tile of `pallas`; null: what suits the chip"
+        None,
+        description="queries and keys per tile of `pallas`; null: the chip's own, from solo/chips.py",
+        json_schema_extra=decides("nothing"),
     )
 
     @model_validator(mode="after")
@@ -152,7 +183,7 @@ class ModelConfig(Section):
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; set head_dim")
         if self.rotary_dim % 2:
-            raise ValueError(f"{self.rotary_dim} rotated dimensions of a head are odd; rotary positions rotate pairs")
+            raise ValueError(f"rope_fraction rotates {self.rotary_dim} dimensions of a head; the number must be even")
         if self.rope_sections and sum(self.rope_sections) != self.rotary_dim // 2:
             raise ValueError(f"rope_sections {self.rope_sections} do not add up to {self.rotary_dim // 2} pairs")
         return self
@@ -164,12 +195,14 @@ class ModelConfig(Section):
 
     @property
     def rotary_dim(self) -> int:
-        """How many of a head's dimensions are rotated, the first ones."""
+        """How many of a head's first dimensions are rotated."""
         return int(self.dim_per_head * self.rope_fraction)
 
 
 class MeshConfig(Section):
-    """Devices along each mesh axis; at most one -1 takes what is left."""
+    """Devices along each mesh axis; one axis may be -1, which takes all remaining devices."""
+
+    keys_decide = ("nothing",)
 
     replica: int = 1
     data: int = 1
@@ -181,5 +214,5 @@ class MeshConfig(Section):
     def _check(self) -> MeshConfig:
         sizes = list(self.model_dump().values())
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError("axis sizes are positive, and at most one is -1 (all devices that are left)")
+            raise ValueError("axis sizes are positive; at most one may be -1, which takes all remaining devices")
         return self

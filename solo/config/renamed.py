@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatch
 
-# Old key -> what to write instead. Stages are matched by any index.
+# Old key -> what to write instead. `*` matches the index of any stage.
 RENAMED_KEYS: Mapping[str, str] = {
     "start_from": "init_from",
     "data.planning_window": "data.packing_window",
@@ -26,10 +26,10 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {
 
 
 def new_key(key: str) -> str | None:
-    """Returns what replaces a dotted key, or None where it was never a key."""
+    """Returns what replaces a dotted key, or None if it was never a key."""
     return next((new for old, new in RENAMED_KEYS.items() if fnmatch(key, old)), None)
 
 
 def new_value(key: str, value: object) -> str | None:
-    """Returns what replaces a value of a key, or None where it was never one of its values."""
+    """Returns what replaces a value of a key, or None if it was never a value of it."""
     return next((new for (at, old), new in RENAMED_VALUES.items() if fnmatch(key, at) and value == old), None)

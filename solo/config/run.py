@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from solo.config.base import ConfigError, Section, nearest
+from solo.config.base import ConfigError, Section, decides, nearest
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig
 from solo.config.model import MeshConfig, ModelConfig
 from solo.config.training import CheckpointConfig, EvaluationConfig, SafetyConfig, StageConfig
@@ -15,17 +15,23 @@ from solo.config.training import CheckpointConfig, EvaluationConfig, SafetyConfi
 class Config(Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    folder: str = Field("runs", description="the run lives in <folder>/<name>")
-    seed: int = Field(0, ge=0)
-    init_from: str | None = Field(None, description="folder of weights to begin with (solo import), else drawn")
+    keys_decide = ("result",)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", json_schema_extra=decides("nothing"))
+    folder: str = Field(
+        "runs", description="the run's files are in <folder>/<name>", json_schema_extra=decides("nothing")
+    )
+    seed: int = Field(0, ge=0, json_schema_extra=decides("data", "result"))
+    init_from: str | None = Field(None, description="folder of initial weights (solo import); default: random weights")
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     sequence: SequenceConfig = SequenceConfig()
     model: ModelConfig
     mesh: MeshConfig = MeshConfig()
     compiler_options: dict[str, str | int | float | bool | None] = Field(
-        {}, description="XLA's, over those of solo/sharding/flags.py for the machine; null takes one away"
+        {},
+        description="XLA options, added to the chip's own from solo/chips.py; null removes one",
+        json_schema_extra=decides("nothing"),
     )
     stages: tuple[StageConfig, ...] = ()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -53,20 +59,20 @@ class Config(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"stage names repeat: {names}")
         if (self.model.rope_sections is None) != (self.sequence.positions == "text"):
-            raise ValueError("model.rope_sections goes with sequence.positions: grid")
+            raise ValueError("model.rope_sections and sequence.positions: grid need each other")
         if self.image.markers and self.model.patch_embed.kind != "conv":
-            raise ValueError("image.markers are learned by model.patch_embed.kind: conv")
+            raise ValueError("image.markers needs model.patch_embed.kind: conv, which has their embeddings")
         inner = self.model.patch_embed.inner_size
         if inner and self.image.patch_size % inner:
             raise ValueError(f"image.patch_size {self.image.patch_size} is not a multiple of inner_size {inner}")
         return self
 
     def image_in(self, stage: StageConfig) -> ImageConfig:
-        """How images become patches in a stage."""
+        """Returns the image section as it applies in a stage."""
         return self.image if stage.max_tiles is None else self.image.model_copy(update={"max_tiles": stage.max_tiles})
 
     def check_runnable(self) -> None:
-        """Raise ConfigError where there is a model but no run: no sources or no stages."""
+        """Raises ConfigError where the config describes a model but no run: it has no sources or no stages."""
         if missing := [
             key for key, found in (("data.sources", self.data.sources), ("stages", self.stages)) if not found
         ]:
@@ -74,5 +80,5 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run lives."""
+        """The folder of the run's files."""
         return Path(self.folder) / self.name

@@ -6,26 +6,28 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from solo.config.base import Section
+from solo.config.base import Section, decides
 
 
 class OptimizerConfig(Section):
     """AdamW, its schedule, and clipping."""
 
+    keys_decide = ("result",)
+
     learning_rate: float = Field(ge=0, description="peak")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
-    start_at_zero: bool = Field(False, description="the first step's rate is 0, and all follow a step later (Megatron)")
-    decay_steps: int | None = Field(
-        None, ge=1, description="wsd: length of the final decay; default a fifth of the stage"
+    start_at_zero: bool = Field(
+        False, description="the first step's rate is 0 and the schedule runs one step late (Megatron)"
     )
-    final_fraction: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
+    decay_steps: int | None = Field(None, ge=1, description="wsd: length of the decay; default: a fifth of the stage")
+    final_fraction: float = Field(0.1, ge=0, le=1, description="final learning rate / peak")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     weight_decay_mask: Literal["matrices", "matrices_and_embeddings", "all"] = Field(
-        "matrices", description="which parameters weight_decay is for; matrices: not norms, biases, embeddings"
+        "matrices", description="parameters that decay; matrices: not norms, biases, embeddings"
     )
     clip_norm: float | None = Field(1.0, gt=0)
 
@@ -36,92 +38,120 @@ Average = Literal["token", "row", "document", "document_root"]
 class LossConfig(Section):
     """Cross-entropy at the target slots."""
 
+    keys_decide = ("result",)
+
     average: Average = Field(
         "token",
-        description="what weighs the same; row: as SOLO's packs do; document: every document, however many targets it"
-        " has; document_root: one over the root of their number (InternVL and NEO: square)",
+        description="what is weighted equally: target tokens, rows (SOLO), documents however long; document_root:"
+        " a document's tokens weigh one over the square root of their number (InternVL and NEO: square)",
     )
     z_loss: float = Field(0.0, ge=0)
-    chunk: int = Field(1024, ge=1, description="target slots whose logits exist at once")
+    chunk: int = Field(
+        1024, ge=1, description="target slots whose logits exist at once", json_schema_extra=decides("nothing")
+    )
 
 
 class StageConfig(Section):
     """One stage of a run: its data, what it trains, and how."""
 
+    keys_decide = ("data",)
+
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     mixture: dict[str, float] = Field(min_length=1, description="source: weight")
     mixture_by: Literal["documents", "tokens"] = "documents"
     steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0, description="instead of steps: passes over each source, times its weight")
+    epochs: float | None = Field(
+        None, gt=0, description="instead of steps: passes over each source, multiplied by its weight"
+    )
     batch_rows: int = Field(ge=1, description="B, over all hosts")
-    accumulate: int = Field(1, ge=1, description="micro-batches that a batch is computed in")
-    row_slots: int = Field(1024, ge=16, description="about this many slots a row, where P and T are chosen")
-    slot_multiple: int = Field(8, ge=1, description="P, T and Y are multiples of this")
-    patch_slots: int | None = Field(None, ge=0, description="P; chosen from the data unless given")
-    text_slots: int | None = Field(None, ge=1, description="T; chosen from the data unless given")
-    target_slots: int | None = Field(None, ge=1, description="Y; chosen from the data unless given")
-    max_tiles: int | None = Field(None, ge=1, description="in this stage, instead of image.max_tiles")
-    train: tuple[str, ...] = Field(("*",), description="globs over parameter paths; the rest is frozen")
-    learning_rate_scale: dict[str, float] = Field({}, description="glob over parameter paths: factor")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches that a batch is split into", json_schema_extra=decides("result")
+    )
+    row_slots: int = Field(1024, ge=16, description="target for P + T where they are chosen from the data")
+    slot_multiple: int = Field(8, ge=1, description="P, T and Y are rounded to a multiple of this")
+    patch_slots: int | None = Field(None, ge=0, description="P; default: chosen from the data")
+    text_slots: int | None = Field(None, ge=1, description="T; default: chosen from the data")
+    target_slots: int | None = Field(None, ge=1, description="Y; default: chosen from the data")
+    max_tiles: int | None = Field(None, ge=1, description="overrides image.max_tiles in this stage")
+    train: tuple[str, ...] = Field(
+        ("*",),
+        description="globs over parameter paths; all other parameters are frozen",
+        json_schema_extra=decides("result"),
+    )
+    learning_rate_scale: dict[str, float] = Field(
+        {}, description="glob over parameter paths: factor", json_schema_extra=decides("result")
+    )
     optimizer: OptimizerConfig
-    optimizer_state: Literal["carry", "reset"] = "reset"
+    optimizer_state: Literal["carry", "reset"] = Field("reset", json_schema_extra=decides("result"))
     loss: LossConfig = LossConfig()
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+            raise ValueError("set exactly one of steps and epochs")
         if any(weight <= 0 for weight in self.mixture.values()):
-            raise ValueError("mixture weights are positive")
+            raise ValueError("mixture weights must be positive")
         if self.batch_rows % self.accumulate:
             raise ValueError(f"batch_rows {self.batch_rows} is not a multiple of accumulate {self.accumulate}")
         if (self.patch_slots is None) != (self.text_slots is None):
-            raise ValueError("give both patch_slots and text_slots, or neither")
+            raise ValueError("set both patch_slots and text_slots, or neither")
         return self
 
 
 class CheckpointConfig(Section):
-    """When to save and what to keep."""
+    """When checkpoints are saved, and which are kept."""
+
+    keys_decide = ("nothing",)
 
     every_steps: int = Field(100, ge=1)
     keep_latest: int = Field(2, ge=1)
-    keep_every_steps: int | None = Field(None, ge=1, description="besides the latest, keep these for good")
+    keep_every_steps: int | None = Field(None, ge=1, description="besides the latest, keep every N-th step for good")
     at_steps: tuple[int, ...] = Field(
-        (), description="save at these too, and keep them: where a sweep's runs branch off"
+        (), description="also save and keep these steps: where decay branches of a sweep start"
     )
 
 
 class SafetyConfig(Section):
-    """What happens at a loss that is not finite, or that jumps."""
+    """What happens when the loss is not finite, or spikes."""
 
-    policy: Literal["stop", "skip"] = Field("stop", description="skip: leave the parameters as they were, go on")
-    spike_factor: float | None = Field(None, gt=1, description="a loss above this times the running mean is a spike")
+    keys_decide = ("result",)
+
+    policy: Literal["stop", "skip"] = Field("stop", description="skip: discard the update and continue")
+    spike_factor: float | None = Field(None, gt=1, description="a loss above the running mean times this is a spike")
     spike_warmup_steps: int = Field(50, ge=1)
-    max_skips: int = Field(10, ge=1, description="skipped steps in a row after which the run stops")
+    max_skips: int = Field(10, ge=1, description="consecutive skipped steps after which the run stops")
 
 
 class TaskConfig(Section):
-    """One evaluation by generation: the last assistant turn of every conversation is the right answer."""
+    """One evaluation by generation: the last assistant turn of each conversation is the reference answer."""
+
+    keys_decide = ("evaluation",)
 
     source: str
     metric: Literal["exact_match", "character_error_rate"] = "exact_match"
     limit: int | None = Field(None, ge=1)
     max_new_tokens: int = Field(16, ge=1)
     batch_rows: int = Field(64, ge=1)
-    blank_images: bool = Field(False, description="also answer with the images blanked: multi-modal gain (MMStar)")
+    blank_images: bool = Field(False, description="also answer with blank images: multi-modal gain (MMStar)")
 
 
 class HeldOutConfig(Section):
-    """The mean cross-entropy of a source that is not trained on, packed into rows like those of the last stage."""
+    """The mean cross-entropy of a held-out source, packed into rows like those of the last stage."""
+
+    keys_decide = ("evaluation",)
 
     source: str
-    batches: int | None = Field(None, ge=1, description="of batch_rows rows; default all of the source, once")
+    batches: int | None = Field(None, ge=1, description="batches of batch_rows rows; default: the whole source once")
     batch_rows: int = Field(8, ge=1)
 
 
 class EvaluationConfig(Section):
     """What is evaluated at the end of a run, and how much of it the report shows."""
 
+    keys_decide = ("evaluation",)
+
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
     losses: dict[str, HeldOutConfig] = Field(default_factory=dict)
-    report_examples: int = Field(12, ge=0, description="examples of each task shown in report.html")
+    report_examples: int = Field(
+        12, ge=0, description="examples of each task shown in report.html", json_schema_extra=decides("nothing")
+    )

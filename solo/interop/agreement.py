@@ -6,26 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from solo.config import Config, ImageConfig, ModelConfig
+from solo.config import Config, ImageConfig, ModelConfig, MoEConfig, SequenceConfig, keys_deciding
 from solo.interop.layout import Layout, LayoutError, Sections
 
-# How a model is trained and computed, not what it is.
-_FREE = {
-    "attention_implementation",
-    "attention_block",
-    "attention_tile",
-    "compute_dtype",
-    "experts",
-    "frozen_embedding_id",
-    "init_std",
-    "moe",
-    "remat",
-    "scan_layers",
-    "vocab_multiple",
-    "vocab_size",
-}
-# What the weights of an embedder have learned to expect of images.
-_OF_PIXELS = ("patch_size", "patch_order", "markers", "mean", "std")
+# Keys that upcycling may change; they are compared by rules of their own.
+_COMPARED_APART = {"experts", "moe", "vocab_size"}
 _COMPONENTS = ("ffn", "qkv", "out", "norms")
 
 
@@ -58,7 +43,11 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
     model, image = source_model(sections, config), source_image(sections, config)
     lines = [*_model_lines(sections, model, config.model), *_expert_lines(model, config.model)]
     if layout.has_images:
-        lines += [line for key in _OF_PIXELS for line in _line(f"image.{key}", image, config.image, key)]
+        lines += [
+            line
+            for key in keys_deciding(ImageConfig, "model")
+            for line in _line(f"image.{key}", image, config.image, key)
+        ]
         lines += _sequence_lines(sections, config)
         if not lines and (refusal := layout.refusal(config)):
             lines.append(refusal)
@@ -71,13 +60,13 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
 
 
 def _sequence_lines(sections: Sections, config: Config) -> Iterator[str]:
-    """The template is how a model was asked, not what it is."""
     for key, value in sections["sequence"].items():
-        if key not in ("template", "system") and value != getattr(config.sequence, key):
+        if key in keys_deciding(SequenceConfig, "model") and value != getattr(config.sequence, key):
             yield f"sequence.{key}: {value} there, {getattr(config.sequence, key)} here"
 
 
 def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
+    decisive = set(keys_deciding(ModelConfig, "model")) - _COMPARED_APART
     for key in sections["model"]:
         if key == "patch_embed":
             for inner in sections["model"]["patch_embed"]:
@@ -85,7 +74,7 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> 
         elif key == "head_dim":
             yield from _line("model.head_dim", theirs, ours, "dim_per_head")
         # A text token stands at the same time, row and column: sections make no difference to it.
-        elif key not in _FREE:
+        elif key in decisive:
             yield from _line(f"model.{key}", theirs, ours, key)
     if "parametrisation" not in sections["model"] and ours.parametrisation.kind != "standard":
         yield f"model.parametrisation.kind: standard there, {ours.parametrisation.kind} here"
@@ -105,7 +94,7 @@ def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
         elif (before, after) not in {(before, before), ("shared", "modality")}:
             yield f"model.experts.{component}: {before} there, {after} here"
     if theirs.experts.ffn == ours.experts.ffn == "moe":
-        for key in ("count", "top_k", "width"):
+        for key in keys_deciding(MoEConfig, "model"):
             yield from _line(f"model.moe.{key}", theirs.moe, ours.moe, key)
 
 

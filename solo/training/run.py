@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from solo.config import Config, ConfigError, dump_config, load_config
+from solo.config import Config, ConfigError, differences, dump_config, load_config
 from solo.files import write_whole
+
+_CHANGES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,31 @@ class RunFolder:
         return max(steps, default=None)
 
     @classmethod
-    def open(cls, config: Config) -> RunFolder:
-        """Make the folder, or open the one that an equal config made.
+    def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
+        """Create the folder, or open the one of a run that this config may resume.
+
+        A resumed run may change the keys that do not decide its result, such as `mesh` or `model.remat`: its
+        `config.yaml` is rewritten, and `report` is called with a line for every changed key.
 
         Raises:
-            ConfigError: the folder was made by another config; the message names the keys that differ.
+            ConfigError: the folder holds a run with another result; the message names the keys that differ.
         """
         run = cls(config.run_folder)
-        if run.config_file.exists():
-            changes = _changes(load_config(run.config_file).model_dump(), config.model_dump())
-            if changes:
-                raise ConfigError(
-                    f"{run.path} was made by another config:\n"
-                    + "\n".join(f"  {change}" for change in changes[:10])
-                    + "\nchoose another name (name=...), or delete that folder"
-                )
+        if not run.config_file.exists():
+            write_whole(run.config_file, dump_config(config))
             return run
-        write_whole(run.config_file, dump_config(config))
+        changes = differences(load_config(run.config_file), config)
+        if refused := [change for change in changes if change.decides_at("result")]:
+            raise ConfigError(
+                f"{run.path} was made by another config:\n"
+                + "\n".join(f"  {change}" for change in refused[:_CHANGES_SHOWN])
+                + ("\n  ..." if len(refused) > _CHANGES_SHOWN else "")
+                + "\nchoose another name (name=...), or delete that folder"
+            )
+        if changes:
+            write_whole(run.config_file, dump_config(config))
+            for change in changes:
+                report(f"resumed with {change.key}={change.new!r}, before {change.old!r}")
         return run
 
 
@@ -158,13 +168,3 @@ def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]
             yield from _scalars(value, f"{prefix}/{name}")
         elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
             yield f"{prefix}/{name}", value
-
-
-def _changes(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{where}.{key}".strip("."))]
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [line for number, (a, b) in pairs for line in _changes(a, b, f"{where}.{number}")]
-    return [] if old == new else [f"{where}: {old!r} there, {new!r} here"]

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import solo
-from solo.config import dump_config, load_config
 from solo.data.store.prepare import open_prepared
 from solo.evaluation.losses import evaluation_set
-from solo.files import write_whole
 from solo.model.parameters import define
 from solo.pipeline import train
 from solo.scaling.sweep.folder import BAD, SweepFolder
-from solo.scaling.sweep.identity import run_id
 from solo.scaling.sweep.lock import RunLock
 from solo.scaling.sweep.points import Point
 from solo.training.loop import BadStepError, Interrupted
@@ -67,7 +64,6 @@ def _attempt(folder: SweepFolder, point: Point, trunk: Point | None, observer: O
     try:
         if trunk is not None:
             branch(folder, point, trunk, observer)
-        _adopt(folder.run(point.id), point)
         train(point.config, observer)
         found = measured(folder, point)
     except BadStepError as error:
@@ -107,13 +103,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _adopt(run: Path, point: Point) -> None:
-    """Let a run go on whose config differs in nothing that its result depends on: another mesh, another data folder."""
-    made = RunFolder(run).config_file
-    if made.exists() and load_config(made) != point.config and run_id(load_config(made)) == point.id:
-        write_whole(made, dump_config(point.config))
 
 
 def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def test_what_changes_the_result_changes_the_id(tmp_path: Path, changes: dict) -
         {"mesh": {"fsdp": 2, "data": -1}},
         {"model.remat": "full"},
         {"model.scan_layers": False},
+        {"model.attention_tile": [128, 128]},
+        {"compiler_options": {"xla_flag": True}},
         {"data.folder": "elsewhere"},
         {"checkpoint.every_steps": 7},
     ],
