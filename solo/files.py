@@ -1,22 +1,96 @@
-"""Files that appear whole or not at all. Standard library only: every part of the package may write with it."""
+"""Files that survive a kill: whole files that appear at once, and files of JSON lines that are appended to.
+
+Standard library only, so that every part of the package can write with it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write a file as UTF-8, and its folder where there is none, whoever else writes it at the moment.
+    """Writes a file as UTF-8, and creates its folder.
 
-    Who reads it finds what was there before or all of the content, also where this process is killed or fails.
+    Readers see either the old content or all of the new one, even if this process is killed or several processes
+    write the file at the same time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The name is this call's own, and hidden, so that no pattern of files takes it for one of them.
+    # The name is unique to this call, and hidden so that no glob picks it up.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         partial.write_text(content, encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def json_line(line: Mapping[str, Any]) -> str:
+    """One JSON object on a line of its own, in ASCII."""
+    return json.dumps(line) + "\n"
+
+
+def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Appends one line in a single write, so that lines of several threads and processes do not mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, json_line(line).encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Reads a file of JSON lines, however damaged it is.
+
+    Returns:
+        The objects, and the number of other lines that are not empty: cut short by a kill, or garbage. No objects
+        where there is no file.
+    """
+    found: list[dict[str, Any]] = []
+    broken = 0
+    content = path.read_bytes() if path.exists() else b""
+    for text in filter(None, content.split(b"\n")):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict):
+            found.append(line)
+        else:
+            broken += 1
+    return found, broken
+
+
+class JsonLinesFile:
+    """A file of JSON lines that one process appends to."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        before = path.read_bytes() if path.exists() else b""
+        self._file = path.open("a", encoding="utf-8")
+        if before and not before.endswith(b"\n"):
+            self._file.write("\n")  # a kill cut the last line short
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line and hands it to the operating system: it survives this process, not the machine."""
+        self._file.write(json_line(line))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns once all lines are stored durably.
+
+        The file is closed and opened again, because buckets mounted with Cloud Storage FUSE store a file when it is
+        closed; with streaming writes, fsync alone does not.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -9,6 +9,7 @@ from solo.config import Config
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
+from solo.files import read_json_lines
 from solo.loading import initial_parameters
 from solo.planning.fit import check_fit, machine_here
 from solo.training.distributed import first_then_others
@@ -91,8 +92,8 @@ def check_memory(trainer: Trainer) -> list[str]:
 
 def _set_aside(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:
     found = [f"{prepared.quarantined:,} records could not be prepared"] if prepared.quarantined else []
-    if run.quarantine_file.exists():
-        lines = run.quarantine_file.read_text().splitlines()
+    lines, _ = read_json_lines(run.quarantine_file)
+    if lines:
         found.append(f"{len(lines):,} documents or batches were skipped in training; see {run.quarantine_file}")
     for plan in trainer.plans:
         for source, chunks in plan.chunks.items():

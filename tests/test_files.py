@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from solo.files import write_whole
+from solo.files import JsonLinesFile, append_json_line, read_json_lines, write_whole
 
 
 def test_the_folder_is_made_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -38,3 +38,17 @@ def test_many_writers_at_once_do_not_mix(tmp_path: Path) -> None:
     with ThreadPoolExecutor(len(contents)) as pool:
         list(pool.map(write, contents))
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_json_lines_follow_on_a_line_cut_short_and_damage_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert read_json_lines(path) == ([], 0)
+    append_json_line(path, {"id": "é\n\ud800"})
+    with path.open("ab") as file:
+        file.write(b'\x00\x00\n[1]\n{"id": "cut sh')
+    lines = JsonLinesFile(path)
+    lines.write({"id": 2})
+    lines.sync()
+    lines.write({"id": 3})
+    assert read_json_lines(path) == ([{"id": "é\n\ud800"}, {"id": 2}, {"id": 3}], 3)
+    lines.close()

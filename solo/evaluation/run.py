@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from solo.evaluation.losses import held_out_losses
 from solo.evaluation.report import write_report
 from solo.evaluation.results import losses_lines, results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
+from solo.files import append_json_line
 from solo.inference.monolith import load_run, newest_checkpoint
 from solo.training.observer import Observer
 from solo.training.run import RunFolder, read_metrics
@@ -65,7 +65,6 @@ def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:
         return {name: value for name, value in line.items() if name != "timing"}
 
     known = [what_counts(line) for line in read_metrics(run.metrics_file)]
-    with run.metrics_file.open("a", encoding="utf-8") as metrics:
-        for line in lines:
-            if what_counts(line) not in known:
-                metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for line in lines:
+        if what_counts(line) not in known:
+            append_json_line(run.metrics_file, line)

@@ -12,14 +12,14 @@ goes on, with devices, mesh and compiler options,
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from solo.config import ConfigError
+from solo.files import JsonLinesFile, read_json_lines
 
 # What a stretch of time can be spent on.
 #   start-up    joining the other hosts, preparing and planning data, drawing or loading parameters, the first batch
@@ -41,7 +41,7 @@ class Ledger:
         self._last = self.now() if began is None else began
         self._waited = 0.0
         self._try = 1
-        self._file: IO[str] | None = None
+        self._file: JsonLinesFile | None = None
 
     def now(self) -> float:
         """Seconds since 1970."""
@@ -49,32 +49,40 @@ class Ledger:
 
     def open(self, path: Path) -> None:
         """Begin to write, behind what earlier tries wrote."""
-        earlier = path.read_bytes() if path.exists() else b""
         self._try = 1 + sum("began" in line for line in read_ledger(path)[0])
-        self._file = path.open("a")
-        if earlier and not earlier.endswith(b"\n"):
-            self._file.write("\n")  # a kill cut the last line short
+        self._file = JsonLinesFile(path)
         self._write({"began": self._last})
 
     def resumed(self, step: int, on: Mapping[str, Any] | None = None) -> None:
         """The try goes on after this step (0: it begins the run), on a machine that is described by `on`."""
         self._write({"resumed": step, **({"on": on} if on else {})})
 
-    def spent(self, what: str, step: int | None = None) -> None:
-        """The time since the last call went into `what`, one of `SPENT`; less what `waited` was told since."""
+    def spent(self, what: str, step: int | None = None) -> float:
+        """Files the time since the last call under `what`, one of `SPENT`; less what `waited` was told since.
+
+        Returns:
+            Seconds since the last call, waits included.
+        """
         assert what in SPENT
         now = self.now()
-        line: dict[str, Any] = {"spent": what, "seconds": max(0.0, now - self._last - self._waited), "at": now}
+        seconds = now - self._last
+        line: dict[str, Any] = {"spent": what, "seconds": max(0.0, seconds - self._waited), "at": now}
         if step is not None:
             line["step"] = step
         if self._waited:
             line["data_wait"] = self._waited
         self._write(line)
         self._last, self._waited = now, 0.0
+        return seconds
 
     def waited(self, seconds: float) -> None:
         """So much of the time since the last `spent` was idle waiting for data."""
         self._waited += seconds
+
+    def sync(self) -> None:
+        """Returns once all lines are stored durably."""
+        if self._file is not None:
+            self._file.sync()
 
     def close(self, how: str) -> None:
         """The try is over: done, interrupted or failed."""
@@ -85,8 +93,7 @@ class Ledger:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"try": self._try, **line}) + "\n")
-            self._file.flush()
+            self._file.write({"try": self._try, **line})
 
 
 @dataclass(frozen=True)
@@ -134,18 +141,9 @@ class Goodput:
 
 def read_ledger(path: Path) -> tuple[list[dict[str, Any]], int]:
     """All whole lines of a ledger, and how many were not."""
-    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
-    found, broken = [], 0
-    for text in filter(None, texts):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            line = None
-        if isinstance(line, dict) and isinstance(line.get("try"), int):
-            found.append(line)
-        else:
-            broken += 1
-    return found, broken
+    found, broken = read_json_lines(path)
+    whole = [line for line in found if isinstance(line.get("try"), int)]
+    return whole, broken + len(found) - len(whole)
 
 
 def goodput(path: Path) -> Goodput:

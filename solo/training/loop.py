@@ -7,6 +7,7 @@ the step, the step a pure function of state and batch: a run that is killed and 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from jax.sharding import Mesh
 from solo.batch import Batch
 from solo.config import Config, StageConfig
 from solo.data.planning.stage_plan import StagePlan
-from solo.data.rows.loader import Loader, append_line, batch_record_ids
+from solo.data.rows.loader import Loader, batch_record_ids
 from solo.data.store.prepare import Prepared
+from solo.files import append_json_line
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered
@@ -33,8 +35,10 @@ from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
-from solo.training.run import Metrics, MetricsStream, RunFolder
+from solo.training.run import Metrics, MetricsStream, RunFolder, drop_quarantined_after
 from solo.training.step import Stage, StepMetrics, TrainState, make_stage
+
+_log = logging.getLogger(__name__)
 
 
 class BadStepError(RuntimeError):
@@ -101,8 +105,7 @@ class Trainer:
         progress = checkpoints.latest() or Progress(0, 0, 0, {})
         self.totals |= progress.totals
         self.ledger.resumed(progress.step, self._machine())
-        # One process writes what a run writes once.
-        metrics = MetricsStream(self.run, progress.step) if jax.process_index() == 0 else Metrics()
+        metrics = self._open_metrics(progress.step)
         try:
             state: TrainState | None = None
             for number in range(progress.stage, len(self.plans)):
@@ -118,6 +121,17 @@ class Trainer:
             self._idle.close()
             metrics.close()
             checkpoints.close()
+
+    def _open_metrics(self, resume_step: int) -> Metrics:
+        """Cuts the run's files back to the step that it resumes from. The first process writes."""
+        metrics = Metrics()
+        if jax.process_index() == 0:
+            drop_quarantined_after(self.run, resume_step)
+            metrics = stream = MetricsStream(self.run, resume_step)
+            for loss in stream.losses:
+                _log.warning("%s", loss)
+        wait_for_all()  # before another process appends to the quarantine
+        return metrics
 
     def _machine(self) -> dict[str, Any]:
         """What this try runs on, for the ledger: the next one may run on something else."""
@@ -153,7 +167,6 @@ class Trainer:
         plan, config = self.plans[at.stage], self.config.stages[at.stage]
         pending: tuple[Facts, StepMetrics] | None = None
         step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]] | None = None
-        clock = time.perf_counter()
         for facts, batch in self._batches(plan, config, at):
             placed = device_batch(batch, self.mesh, self._share.count)
             if step is None:
@@ -161,18 +174,20 @@ class Trainer:
                 lowered = stage.step.lower(state, placed)
                 step = compile_lowered(lowered, self.mesh, self.config.compiler_options)
                 self.ledger.spent("compile")
-                clock = time.perf_counter()
             state, measured = step(state, placed)
             self._idle.given(measured.loss)
             # The previous step is read while this one runs.
             if pending:
-                clock = self._log(at.stage, *pending, metrics, clock)
+                self._finish(at.stage, *pending, metrics)
             pending = (facts, measured)
             stopping = stop_agreed(facts.step, self.observer.stop_requested)
             last = facts.stage_step == plan.num_steps
             if last or stopping or self._saves_at(facts.step):
-                clock = self._log(at.stage, *pending, metrics, clock)
+                self._finish(at.stage, *pending, metrics)
                 pending = None
+                # No checkpoint is newer than the metrics that are stored.
+                metrics.sync()
+                self.ledger.sync()
                 snapshot = {} if last else plan.snapshot(facts.stage_step)
                 checkpoints.save(state, Progress(facts.step, at.stage, facts.stage_step, snapshot, dict(self.totals)))
                 self.ledger.spent("checkpoint")
@@ -198,6 +213,7 @@ class Trainer:
             start_step=at.stage_step,
             quarantine=self.run.quarantine_file if self._share.first else None,
             sequence=self.config.sequence,
+            steps_before=self._before(at.stage),
         )
         with loader:
             batches = iter(loader)
@@ -216,13 +232,12 @@ class Trainer:
         total = summed(dataclasses.astuple(count_work(batch)), self._share, self.mesh)
         return lambda: BatchStats(*total())
 
-    def _log(self, number: int, facts: Facts, measured: StepMetrics, metrics: Metrics, clock: float) -> float:
-        """Write the line of a step, and stop the run if the step was bad. Returns the time now."""
+    def _finish(self, number: int, facts: Facts, measured: StepMetrics, metrics: Metrics) -> None:
+        """Write the line of a step, and stop the run if the step was bad."""
         config, plan = self.config.stages[number], self.plans[number]
         values: StepMetrics = jax.device_get(measured)
-        now = time.perf_counter()
-        seconds = now - clock
-        self.ledger.spent("step", facts.step)
+        # The ledger's last reading was the end of the step before, or of what paused the loop since: a save.
+        seconds = self.ledger.spent("step", facts.step)
         work = facts.work()
         flops = sum(step_flops(self.definition, work, self._trained[number]).values())
         tokens = work.patches + work.text
@@ -257,7 +272,6 @@ class Trainer:
         self.observer.step(line, self.num_steps)
         if not values.ok:
             self._quarantine(plan, config, facts, values)
-        return now
 
     def _plan_line(self, number: int) -> Mapping[str, Any]:
         """What became of a stage's documents before its first step: nothing is cut or left out unsaid."""
@@ -280,7 +294,7 @@ class Trainer:
         records = batch_record_ids(plan, sources, facts.stage_step - 1)
         what = f"step {facts.step} of stage {config.name!r}: loss {values.loss}, gradient norm {values.grad_norm}"
         if jax.process_index() == 0:
-            append_line(
+            append_json_line(
                 self.run.quarantine_file,
                 {"kind": "bad_step", "step": facts.step, "reason": what, "records": records},
             )

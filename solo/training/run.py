@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from solo.config import Config, ConfigError, differences, dump_config, load_config
-from solo.files import write_whole
+from solo.files import JsonLinesFile, json_line, read_json_lines, write_whole
 
 _CHANGES_SHOWN = 10
 
@@ -91,43 +90,61 @@ class RunFolder:
         return run
 
 
+def drop_quarantined_after(run: RunFolder, step: int) -> None:
+    """Drops what was quarantined in steps after this one: a run that resumes from it takes them again."""
+    found, _ = read_json_lines(run.quarantine_file)
+    kept = [line for line in found if line.get("step", 0) <= step]
+    if len(kept) < len(found):
+        write_whole(run.quarantine_file, "".join(map(json_line, kept)))
+
+
 class Metrics:
-    """Writes nothing: what the processes of a run have that do not write its metrics."""
+    """Writes nothing: the metrics of processes other than the first."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Take one line."""
+        """Takes one line."""
+
+    def sync(self) -> None:
+        """Returns once all lines are stored durably."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Closes the files."""
 
 
 class MetricsStream(Metrics):
-    """`metrics.jsonl`, and the TensorBoard files made from its lines.
+    """Writes `metrics.jsonl`, and TensorBoard files made from its lines.
 
-    Opened after a restart, it drops the lines past the step that the run resumes from; the TensorBoard files
-    are made anew from what is left, so that both always tell one story.
+    When a run resumes, lines after the step that it resumes from are dropped and the TensorBoard files are written
+    anew from the rest, so that both show every step once.
+
+    losses  what the file should hold and does not, in words: its machine may have stopped before it was stored
     """
 
     def __init__(self, run: RunFolder, resume_step: int):
         # Imported here: it is slow, and help does not need it.
         from tensorboardX import SummaryWriter
 
-        kept = [line for line in read_metrics(run.metrics_file) if line["step"] <= resume_step]
-        write_whole(run.metrics_file, "".join(_dump(line) for line in kept))
+        found, broken = _read_metrics(run.metrics_file)
+        kept = [line for line in found if line["step"] <= resume_step]
+        self.losses = [f"{run.metrics_file}: {text}" for text in _losses(kept, broken, resume_step)]
+        write_whole(run.metrics_file, "".join(map(json_line, kept)))
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         self._board = SummaryWriter(str(run.tensorboard))
-        self._file: IO[str] = run.metrics_file.open("a")
+        self._file = JsonLinesFile(run.metrics_file)
         for line in kept:
             self._show(line)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line; it has a `kind` and a `step`. Numbers that are not finite are written as null."""
-        self._file.write(_dump(line))
-        self._file.flush()
+        """Appends one line; it has a `kind` and a `step`. Numbers that are not finite are written as null."""
+        self._file.write(_finite(line))
         self._show(line)
 
+    def sync(self) -> None:
+        """Returns once all lines are stored durably."""
+        self._file.sync()
+
     def close(self) -> None:
-        """Close the file and TensorBoard's."""
+        """Closes the file and TensorBoard's."""
         self._file.close()
         self._board.close()
 
@@ -138,20 +155,24 @@ class MetricsStream(Metrics):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; a line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    found = []
-    for text in path.read_text().split("\n")[:-1]:
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    """Reads a metrics file. Lines that are damaged, as by a kill, are left out."""
+    return _read_metrics(path)[0]
+
+
+def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    found, broken = read_json_lines(path)
+    whole = [line for line in found if "kind" in line and isinstance(line.get("step"), int)]
+    return whole, broken + len(found) - len(whole)
+
+
+def _losses(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[str]:
+    """What is missing up to the step that a run resumes from. A run that branched off another begins later."""
+    found = [f"{broken} damaged lines were left out"] if broken else []
+    steps = {line["step"] for line in kept if line["kind"] == "train"}
+    if steps and (missing := sorted(set(range(min(steps), resume_step + 1)) - steps)):
+        where = f"steps {missing[0]} to {missing[-1]}" if len(missing) > 1 else f"step {missing[0]}"
+        found.append(f"{len(missing)} lines are missing in {where}; the checkpoint has them, and the run goes on")
     return found
-
-
-def _dump(line: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(line), ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

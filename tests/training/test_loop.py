@@ -1,6 +1,8 @@
 """The loop on real, small data: bad losses, carried optimizer state, metrics."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -10,7 +12,10 @@ import pytest
 from solo.config import Config, ConfigError, parse_config
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.store.prepare import prepare
+from solo.data.store.shards import PreparedSource
+from solo.files import read_json_lines
 from solo.sharding.mesh import make_mesh
+from solo.training.checkpoint import Checkpoints
 from solo.training.loop import BadStepError, Trainer
 from solo.training.observer import Observer
 from solo.training.run import MetricsStream, RunFolder, read_metrics
@@ -31,9 +36,9 @@ def prepared_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(config: Config) -> Trainer:
+def train(config: Config, observer: Observer | None = None) -> Trainer:
     mesh = make_mesh(config.mesh, jax.devices()[:2])
-    trainer = Trainer(config, prepare(config), RunFolder.open(config), Observer(), mesh)
+    trainer = Trainer(config, prepare(config), RunFolder.open(config), observer or Observer(), mesh)
     trainer.train()
     return trainer
 
@@ -92,14 +97,92 @@ def test_metrics_count_what_the_plan_holds(prepared_folder: Path) -> None:
     assert set(lines[0]["loss_by_modality"]) == {"text", "image"}
 
 
-def test_metrics_past_the_checkpoint_and_half_written_lines_are_dropped(tmp_path: Path) -> None:
+def lines_of(*steps: int) -> list[dict]:
+    return [{"kind": "train", "step": step, "loss": step / 7} for step in steps]
+
+
+def stored(*lines: dict) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "kept", "losses"),
+    [
+        (stored(*lines_of(1, 2, 3, 4, 5)) + b'{"kind": "tra', [1, 2, 3], ["1 damaged lines"]),
+        (stored(*lines_of(1)), [1], ["2 lines are missing in steps 2 to 3"]),
+        (stored(*lines_of(1)) + b"\x00\xff[\n" + stored(*lines_of(3)), [1, 3], ["1 damaged", "missing in step 2;"]),
+        (stored(*lines_of(1)) + b'{"kind": "tra' + stored(*lines_of(2, 3)), [1, 3], ["1 damaged", "missing in step 2"]),
+        (stored(*lines_of(1, 2)) + b'{"kind": "train", "step": null}\n7\n', [1, 2], ["2 damaged", "missing in step 3"]),
+        (stored(*lines_of(3, 4)), [3], []),  # branched off after step 2
+        (b"", [], []),
+    ],
+)
+def test_a_resumed_run_keeps_what_it_can_of_its_metrics_and_says_what_is_lost(
+    tmp_path: Path, content: bytes, kept: list[int], losses: list[str]
+) -> None:
     run = RunFolder(tmp_path)
-    whole = [{"kind": "train", "step": step, "loss": step / 7} for step in range(1, 6)]
-    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in whole) + '{"kind": "tra')
+    run.metrics_file.write_bytes(content)
     stream = MetricsStream(run, resume_step=3)
     stream.write({"kind": "train", "step": 4, "loss": float("nan")})
+    stream.sync()
+    stream.write({"kind": "train", "step": 5, "loss": 0.5})
     stream.close()
-    assert read_metrics(run.metrics_file) == [*whole[:3], {"kind": "train", "step": 4, "loss": None}]
+    new = [{"kind": "train", "step": 4, "loss": None}, {"kind": "train", "step": 5, "loss": 0.5}]
+    assert read_metrics(run.metrics_file) == [*lines_of(*kept), *new]
+    assert len(stream.losses) == len(losses)
+    for said, expected in zip(stream.losses, losses, strict=True):
+        assert expected in said
+        assert str(run.metrics_file) in said
+
+
+@pytest.mark.slow
+def test_metrics_are_stored_before_a_checkpoint_and_no_step_counts_its_time(prepared_folder, monkeypatch) -> None:
+    events, save, sync = [], Checkpoints.save, MetricsStream.sync
+
+    def slow_save(self, state, progress) -> None:
+        events.append("save")
+        time.sleep(1.0)
+        save(self, state, progress)
+
+    monkeypatch.setattr(Checkpoints, "save", slow_save)
+    monkeypatch.setattr(MetricsStream, "sync", lambda self: (events.append("sync"), sync(self)))
+    config = make(prepared_folder, name="slow", checkpoint={"every_steps": 2}, stage={"steps": 6})
+    train(config)
+    assert events == ["sync", "save"] * 3
+    assert max(line["timing"]["step_seconds"] for line in steps(RunFolder(config.run_folder))) < 0.9
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.slow
+def test_a_resumed_run_quarantines_every_document_once(prepared_folder, monkeypatch) -> None:
+    read = PreparedSource.read
+
+    def unreadable(self, number: int):
+        if number % 5 == 0:
+            raise OSError("unreadable")
+        return read(self, number)
+
+    class Killer(Observer):
+        def step(self, line, num_steps) -> None:
+            if line["step"] == 5:
+                raise KilledError
+
+    monkeypatch.setattr(PreparedSource, "read", unreadable)
+    stages = [{**CONFIG["stages"][0], "steps": 2}, {**CONFIG["stages"][1], "steps": 12}]
+    found = []
+    for name, observers in (("unbroken", [Observer()]), ("broken", [Killer(), Observer()])):
+        config = make(prepared_folder, name=name, checkpoint={"every_steps": 2}, stages=stages)
+        for observer in observers:
+            with contextlib.suppress(KilledError):
+                train(config, observer)
+        lines, broken = read_json_lines(config.run_folder / "quarantine.jsonl")
+        assert not broken
+        assert {line["step"] for line in lines} <= set(range(1, 15))
+        found.append(sorted(map(json.dumps, lines)))
+    assert found[0] == found[1] != []
 
 
 def test_an_option_that_the_compiler_refuses_is_named(prepared_folder: Path) -> None:

@@ -10,7 +10,6 @@ worker processes too; jax is only imported there, never given a device.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, encode
 from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
+from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
 _PLAIN = SequenceConfig()
@@ -51,6 +51,7 @@ class RowSource:
         start_step: step of item 0; steps count from there.
         quarantine: file to which one JSON line is appended for every document that could not be read.
         sequence: how turns become one sequence.
+        steps_before: steps of the run before this stage; quarantined documents are filed under the run's steps, from 1.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class RowSource:
         start_step: int = 0,
         quarantine: Path | None = None,
         sequence: SequenceConfig = _PLAIN,
+        steps_before: int = 0,
     ) -> None:
+        self._steps_before = steps_before
         self._sequence, self._template = sequence, make_template(tokenizer, sequence)
         self._plan, self._sources, self._tokenizer, self._image = plan, dict(sources), tokenizer, image
         self._names = list(sources)
@@ -106,10 +109,10 @@ class RowSource:
             "source": self._names[chunk.source],
             "id": chunk.record if record is None else record.id,
             "reason": f"{type(error).__name__}: {error}",
-            "step": step,
+            "step": self._steps_before + step + 1,
         }
         try:
-            append_line(self._quarantine, line)
+            append_json_line(self._quarantine, line)
         except OSError as failure:
             _log.warning("cannot write to %s (%s): %s", self._quarantine, failure, line)
 
@@ -141,6 +144,7 @@ class Loader:
         quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document
             that could not be read; its slots stay empty. `id` is the record's number where even that is unreadable.
         sequence: how turns become one sequence.
+        steps_before: steps of the run before this stage; a quarantined line's `step` is the run's, counted from 1.
 
     Raises:
         ConfigError: the hosts cannot share the batch's rows evenly, or the sources are not the mixture's.
@@ -159,6 +163,7 @@ class Loader:
         start_step: int = 0,
         quarantine: Path | None = None,
         sequence: SequenceConfig = _PLAIN,
+        steps_before: int = 0,
     ) -> None:
         if list(sources) != list(plan.stage.mixture):
             raise ConfigError(
@@ -171,7 +176,7 @@ class Loader:
                 f"{process_count} hosts"
             )
         rows = range(process_index * local, (process_index + 1) * local)
-        source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine, sequence)
+        source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine, sequence, steps_before)
         self._batches: Any = _prefetched(source, local, data)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -236,12 +241,3 @@ def _id(source: Source, record: int) -> str | None:
         return source.read(record).id
     except Exception:
         return None
-
-
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write, which other threads and processes cannot break apart."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(descriptor)
