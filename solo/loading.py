@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from solo.config import Config, parse_config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.data.text.templates import TEMPLATES
-from solo.data.text.vocabulary import needed_pieces
+from solo.data.text.vocabulary import needed_tokens
 from solo.inference.monolith import Monolith, Published, load_run, local_mesh, newest_checkpoint, read_parameters
 from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
@@ -73,16 +73,16 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
         sections.setdefault("sequence", {}).setdefault("template", _template(layout, tokenizer))
     config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
     if tokenizer:
-        # Some are normal pieces in published files, which text could become; ids stay, and nothing is appended.
-        special = [*(piece for _, piece in needed_pieces(config)), *expand_tokens(layout.special_pieces)]
-        tokenizer = extend_tokenizer(tokenizer, [piece for piece in special if tokenizer.find(piece) is not None])
+        # Some are normal tokens in published files, which text could become; ids stay, and nothing is appended.
+        special = [*(token for _, token in needed_tokens(config)), *expand_tokens(layout.special_tokens)]
+        tokenizer = extend_tokenizer(tokenizer, [token for token in special if tokenizer.find(token) is not None])
     return layout, config, tokenizer
 
 
 def _template(layout: Layout, tokenizer: Tokenizer) -> str:
-    """The first of the layout's chat templates whose pieces the tokenizer has; else the one without any markup."""
+    """The first of the layout's chat templates whose tokens the tokenizer has; else the one without any markup."""
     for name in layout.templates:
-        if all(tokenizer.find(piece) is not None for piece in TEMPLATES[name].pieces):
+        if all(tokenizer.find(token) is not None for token in TEMPLATES[name].special_tokens):
             return name
     return "solo_pretrain"
 
@@ -96,8 +96,8 @@ def published_tensors(
 
 def _placeholder_row(sections: Sections, tokenizer: Tokenizer | None) -> int:
     """The row of the vocabulary that a SOLO adds under every patch, which its config.json does not say."""
-    piece = sections["image"]["placeholder_token"]
-    found = tokenizer.find(piece) if tokenizer else None
+    token = sections["image"]["placeholder_token"]
+    found = tokenizer.find(token) if tokenizer else None
     return found if found is not None else min(_SOLO_PATCH, int(sections["model"]["vocab_size"]) - 1)
 
 

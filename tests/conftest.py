@@ -15,7 +15,7 @@ from solo.data.text import Tokenizer, train_tokenizer
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Tokenizer:
-    """310 pieces, trained on a few words."""
+    """310 tokens, trained on a few words."""
     words = "a the red green blue circle square triangle left right above of is what which colour shape digit this how"
     texts = [" ".join(words.split()[number:] + words.split()[:number]) + "?" for number in range(20)]
     return train_tokenizer(texts, TokenizerConfig(vocab_size=310))

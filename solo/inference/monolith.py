@@ -93,17 +93,17 @@ class Monolith:
 
     @cached_property
     def template(self) -> Template:
-        """How it writes conversations down. Raises ConfigError where the tokenizer lacks a piece of the template."""
+        """How it writes conversations down. Raises ConfigError where the tokenizer lacks a token of the template."""
         return make_template(self.tokenizer, self.config.sequence)
 
     @property
     def placeholder_id(self) -> int:
         """What stands for a patch in the `input_ids` of published code; the highest id unless the config names one."""
-        piece = self.config.image.placeholder_token
+        token = self.config.image.placeholder_token
         if self.published is not None and self.published.placeholder_id is not None:
             return self.published.placeholder_id
-        if piece is not None and self._tokenizer is not None:
-            return self._tokenizer.id(piece)
+        if token is not None and self._tokenizer is not None:
+            return self._tokenizer.id(token)
         return self.definition.vocab_size - 1
 
     @overload

@@ -31,7 +31,7 @@ class Exported:
     tensors       written
     nbytes        of their values
     left_out      parameters that the layout does not hold: what images need, in a text layout
-    placeholder   the piece that was appended for it; None where there is one, or none is needed
+    placeholder   the token that was appended for it; None where there is one, or none is needed
     verification  what was compared; None where it was not asked for
     """
 
@@ -128,7 +128,7 @@ def make_plan(source: Source, layout: Layout, dtype: Dtype) -> Plan:
 
 
 def _with_placeholder(source: Source, layout: Layout) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer to publish, and the piece in it that stands for a patch; None where the layout needs none."""
+    """The tokenizer to publish, and the token in it that stands for a patch; None where the layout needs none."""
     tokenizer, wanted = source.tokenizer, source.config.image.placeholder_token
     if layout.name not in _WITH_PLACEHOLDER:
         return tokenizer, wanted
@@ -137,5 +137,5 @@ def _with_placeholder(source: Source, layout: Layout) -> tuple[Tokenizer | None,
             f"a {layout.name} repository needs a tokenizer, and {source.folder} has none: put a tokenizer.model or a"
             " tokenizer.json with its tokenizer_config.json there"
         )
-    piece = wanted or next(name for name in _PLACEHOLDERS if tokenizer.find(name) is None)
-    return extend_tokenizer(tokenizer, [piece]), piece
+    token = wanted or next(name for name in _PLACEHOLDERS if tokenizer.find(name) is None)
+    return extend_tokenizer(tokenizer, [token]), token

@@ -37,7 +37,7 @@ class Imported:
     copied      parts that are a twin's copy: experts of patches
     drawn       parts that were drawn: the embedder of patches
     rows        of the vocabulary: in the source, and now
-    tokenizer   pieces of the tokenizer that was written; None where the source has none
+    tokenizer   tokens of the tokenizer that was written; None where the source has none
     notes       in what else the two differ, a line each
     """
 
@@ -59,8 +59,8 @@ class Imported:
             lines.append(f"embedder of patches: {self.drawn:,} tensors, drawn")
         before, after = self.rows
         grown = f"{before:,} rows, and {after - before:,} for new tokens" if after > before else f"{after:,} rows"
-        pieces = "no tokenizer: data.tokenizer.path must name one" if self.tokenizer is None else ""
-        lines.append(f"vocabulary: {grown}; {pieces or f'{self.tokenizer:,} pieces in the tokenizer'}")
+        found = "no tokenizer: data.tokenizer.path must name one" if self.tokenizer is None else ""
+        lines.append(f"vocabulary: {grown}; {found or f'{self.tokenizer:,} tokens in the tokenizer'}")
         return lines + [f"note: {note}" for note in self.notes]
 
 
@@ -79,7 +79,7 @@ def import_repository(
     Args:
         source: a folder with config.json and safetensors, of any layout in `solo.interop.layouts`.
         config: what the result should be. A source of the same model is converted; one that lacks visual experts,
-            vocabulary rows or images altogether is grown. Pieces of `data.tokenizer.add_tokens` are appended.
+            vocabulary rows or images altogether is grown. Tokens of `data.tokenizer.add_tokens` are appended.
         out: the folder to write; it is complete, or not there.
         new_tokens: rows of new tokens: the mean of the old ones, or N(0, init_std^2).
         seed: of what is drawn.
@@ -102,8 +102,8 @@ def import_repository(
     tokenizer = _tokenizer(source, config, old_rows)
     rows = config.model.vocab_size or max(old_rows, tokenizer.vocab_size if tokenizer else 0)
     if tokenizer and tokenizer.vocab_size > rows:
-        pieces = f"the tokenizer has {tokenizer.vocab_size} pieces with data.tokenizer.add_tokens"
-        raise ValueError(f"{pieces}, but model.vocab_size is {rows}")
+        found = f"the tokenizer has {tokenizer.vocab_size} tokens with data.tokenizer.add_tokens"
+        raise ValueError(f"{found}, but model.vocab_size is {rows}")
     if (under := config.model.patch_embed.token_id) is not None and under >= rows:
         raise ValueError(f"model.patch_embed.token_id is {under}, but the vocabulary has {rows} rows")
     with TensorReader(source) as reader:
@@ -209,7 +209,7 @@ def _tokenizer(source: Path, config: Config, rows: int) -> Tokenizer | None:
         return None
     tokenizer = open_tokenizer(path)
     if tokenizer.vocab_size > rows and files:
-        raise ValueError(f"the tokenizer of {source} has {tokenizer.vocab_size} pieces, but config.json {rows} rows")
+        raise ValueError(f"the tokenizer of {source} has {tokenizer.vocab_size} tokens, but config.json {rows} rows")
     return extend_tokenizer(tokenizer, expand_tokens(config.data.tokenizer.add_tokens))
 
 

@@ -60,13 +60,13 @@ class Layout(ABC):
     has_images  whether its models see images; the others can be grown into one that does
     adds_placeholder  whether the embedding of the token at a patch's place is added to the patch (SOLO)
     templates         chat templates that its models know, where `config_from` names none
-    special_pieces    pieces that its tokenizers have as normal ones, which text could become, and that are no text
+    special_tokens    tokens that its tokenizers have as normal ones, which text could become, and that are no text
     """
 
     name: str
     has_images: bool
     adds_placeholder: bool = False
-    special_pieces: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
     @abstractmethod

@@ -35,7 +35,7 @@ class Plan:
     rules            name -> rule of every tensor, in the order of writing
     dtype            of the weights
     left_out         parameters that the layout does not hold
-    appended         the piece that was appended to the vocabulary, to stand for a patch
+    appended         the token that was appended to the vocabulary, to stand for a patch
     """
 
     source: Source

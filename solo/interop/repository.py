@@ -63,9 +63,9 @@ def config_json(plan: Plan) -> dict[str, Any]:
         return found
     special = plan.tokenizer.special
     found |= {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
-    piece = plan.config.image.placeholder_token
-    if plan.layout.name in ("native", "fuyu") and piece is not None:
-        found["image_token_id"] = plan.tokenizer.find(piece)
+    token = plan.config.image.placeholder_token
+    if plan.layout.name in ("native", "fuyu") and token is not None:
+        found["image_token_id"] = plan.tokenizer.find(token)
     if plan.layout.name == "native":
         tokens = image_tokens(plan.config.image, plan.tokenizer)
         found |= {"image_begin_id": tokens.begin, "image_end_id": tokens.end, "image_row_id": tokens.row}
@@ -114,7 +114,7 @@ def _write_tokenizer(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
 
 
 def _generation(plan: Plan, tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
-    """An answer ends where ours ends, and holds no special piece."""
+    """An answer ends where ours ends, and holds no special token."""
     special = tokenizer.special
     unused = range(tokenizer.vocab_size, plan.definition.vocab_size)
     return {

@@ -1,7 +1,7 @@
 """A SentencePiece model as a `tokenizer.json`, which AutoTokenizer opens without the SentencePiece package.
 
-Ids are those of SentencePiece for every text without special pieces in it. Those are the one difference: our own
-tokenizers never find a special piece in a text, Hugging Face's do (`split_special_tokens=True` turns it off).
+Ids are those of SentencePiece for every text without special tokens in it. Those are the one difference: our own
+tokenizers never find a special token in a text, Hugging Face's do (`split_special_tokens=True` turns it off).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _bpe(proto: Any) -> models.BPE:
 
 
 def _cuts(piece: str, plain: dict[str, float]) -> Iterator[tuple[str, str]]:
-    """The pairs of pieces that a piece can be merged from."""
+    """The pairs of tokens that a token can be merged from."""
     for place in range(1, len(piece)):
         if piece[:place] in plain and piece[place:] in plain:
             yield piece[:place], piece[place:]

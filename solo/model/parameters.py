@@ -75,17 +75,17 @@ class ModelDefinition:
         return sum(prod(spec.shape) for spec in self.specs.values())
 
 
-def define(config: Config, pieces: int | None) -> ModelDefinition:
-    """The model of a config, whose tokenizer has so many pieces; None where there is no tokenizer.
+def define(config: Config, vocab_size: int | None) -> ModelDefinition:
+    """The model of a config, with a tokenizer of `vocab_size` tokens; None if there is no tokenizer.
 
     Raises:
-        ConfigError: the vocabulary has no row for some of the pieces, or its size is not known.
+        ConfigError: the vocabulary has no row for some of the tokens, or its size is not known.
     """
-    rows = config.model.vocab_size or pieces
+    rows = config.model.vocab_size or vocab_size
     if rows is None:
         raise ConfigError("model.vocab_size is needed: there is no tokenizer to take it from")
-    if pieces is not None and pieces > rows:
+    if vocab_size is not None and vocab_size > rows:
         raise ConfigError(
-            f"model.vocab_size is {rows}, but the tokenizer has {pieces} pieces; raise it to at least that"
+            f"model.vocab_size is {rows}, but the tokenizer has {vocab_size} tokens; raise it to at least that"
         )
     return ModelDefinition(config.model, config.image, rows)

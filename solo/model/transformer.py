@@ -301,5 +301,5 @@ def live_slots(attend_BS4: Any) -> Any:
 
 
 def padded_vocab(vocab_size: int, config: ModelConfig) -> int:
-    """V: the tokenizer's pieces, rounded up to `vocab_multiple`. Padding ids never occur as inputs or targets."""
+    """V: the tokenizer's size, rounded up to `vocab_multiple`. Padding ids never occur as inputs or targets."""
     return -(-vocab_size // config.vocab_multiple) * config.vocab_multiple

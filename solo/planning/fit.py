@@ -71,14 +71,14 @@ def check_run(config: Config, machine: Machine) -> list[str]:
     """
     if memory_limit(machine) is None:
         return []
-    pieces = config.model.vocab_size or config.data.tokenizer.vocab_size
+    vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
     found = []
     for stage in config.stages:
         try:
             rows = stage_rows(config, stage)
         except ConfigError:
             continue
-        definition = define(config, rows.pieces or pieces)
+        definition = define(config, rows.vocab_size or vocab_size)
         found.append(check_fit(config, stage, definition, rows.shape, machine))
     return [warning for warning in found if warning]
 

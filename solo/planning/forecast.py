@@ -172,7 +172,7 @@ def forecast(
         ConfigError: the config does not go with the machine, or there is no compiler for it.
     """
     rows = stage_rows(config, stage, document_slots)
-    definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
+    definition = define(config, rows.vocab_size or config.model.vocab_size or config.data.tokenizer.vocab_size)
     by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
     work = step_work(config, stage, definition, rows, machine.chip)
     found = (config, stage, definition, rows, machine, by_hand, work)

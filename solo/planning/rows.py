@@ -39,7 +39,7 @@ class Rows:
     documents  of some rows that stand for all of them
     source     where all this comes from, in words
     measured   whether that is prepared data
-    pieces     of the tokenizer, where there is one
+    vocab_size tokens of the tokenizer, where there is one
     """
 
     shape: RowShape
@@ -47,7 +47,7 @@ class Rows:
     documents: tuple[tuple[Document, ...], ...]
     source: str
     measured: bool = False
-    pieces: int | None = None
+    vocab_size: int | None = None
 
     @cached_property
     def live(self) -> tuple[float, float, float]:
@@ -86,8 +86,8 @@ def planned_rows(config: Config, stage: StageConfig) -> Rows:
         for step in range(min(_SAMPLED_STEPS, plan.num_steps))
         for row in plan.rows(step)
     )
-    source, pieces = f"the prepared data of {config.data.folder}", prepared.tokenizer.vocab_size
-    return Rows(plan.shape, plan.num_steps, documents, source, measured=True, pieces=pieces)
+    source, vocab_size = f"the prepared data of {config.data.folder}", prepared.tokenizer.vocab_size
+    return Rows(plan.shape, plan.num_steps, documents, source, measured=True, vocab_size=vocab_size)
 
 
 def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_slots: int | None = None) -> Rows:

@@ -69,7 +69,7 @@ def candidates(
     rows = stage_rows(config, stage, document_slots)
     limit, number = memory_limit(machine), config.stages.index(stage)
     # Its parameters are the same in every setting.
-    definition = define(config, rows.pieces or config.model.vocab_size or config.data.tokenizer.vocab_size)
+    definition = define(config, rows.vocab_size or config.model.vocab_size or config.data.tokenizer.vocab_size)
     row = _work_of_a_row(definition, rows, machine.chip)
     kept, dropped = [], 0
     for changed, overrides in _settings(config, stage, number, machine):

@@ -20,7 +20,7 @@ SPECIAL += ["<|system|>", "<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end
 
 
 class CharacterTokenizer(Tokenizer):
-    """Token 100 + code point for every character; special pieces, in the order of `SPECIAL`, from 1 on."""
+    """Token 100 + code point for every character; special tokens, in the order of `SPECIAL`, from 1 on."""
 
     special = SpecialTokens(bos=1, eos=2, pad=4)
     special_ids = frozenset(range(1, len(SPECIAL) + 1))
@@ -33,10 +33,10 @@ class CharacterTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(token - 100) for token in ids if token not in self.special_ids)
 
-    def find(self, piece: str) -> int | None:
-        return SPECIAL.index(piece) + 1 if piece in SPECIAL else None
+    def find(self, token: str) -> int | None:
+        return SPECIAL.index(token) + 1 if token in SPECIAL else None
 
-    def extended(self, pieces: Sequence[str]) -> CharacterTokenizer:
+    def extended(self, tokens: Sequence[str]) -> CharacterTokenizer:
         raise NotImplementedError
 
     def save(self, folder: str | Path) -> None:

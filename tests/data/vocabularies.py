@@ -12,17 +12,17 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from solo.config import TokenizerConfig
-from solo.data.text import PIECES, train_tokenizer
+from solo.data.text import SPECIAL_TOKENS, train_tokenizer
 
 TEXTS = [topics[name] for name in sorted(topics)[:30]]
 
 
 @cache
 def foreign_model(size: int = 500) -> bytes:
-    """A SentencePiece model with `<unk>`, `<s>` and `</s>`, and none of our pieces, as Mistral's: `size` - 7 pieces."""
+    """A SentencePiece model with `<unk>`, `<s>` and `</s>`, and none of our tokens, as Mistral's: `size` - 7 tokens."""
     ours = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=size))
     proto = sentencepiece_model_pb2.ModelProto.FromString(ours._model)  # type: ignore[attr-defined]
-    kept = [piece for piece in proto.pieces if piece.piece not in PIECES.values()]
+    kept = [entry for entry in proto.pieces if entry.piece not in SPECIAL_TOKENS.values()]
     del proto.pieces[:]
     proto.pieces.extend(kept)
     return bytes(proto.SerializeToString())

@@ -44,8 +44,8 @@ CONVERSATIONS = [
 class Spelled(SentencePieceTokenizer):
     """Decodes to the ids themselves: of untrained models' answers, different ones often read the same."""
 
-    def extended(self, pieces) -> "Spelled":
-        return Spelled(super().extended(pieces)._model)
+    def extended(self, tokens) -> "Spelled":
+        return Spelled(super().extended(tokens)._model)
 
     def decode(self, ids) -> str:
         return " ".join(str(int(token)) for token in ids)
@@ -215,10 +215,10 @@ def test_a_session_is_one_long_conversation(spelled, attention, name) -> None:
 def test_only_text_comes_out(model, tiny_tokenizer) -> None:
     found = tiny_monolith(tiny_tokenizer).generate(CONVERSATIONS, 6, temperature=20.0)
     assert any(found)
-    assert not any(piece in text for text in found for piece in ("<s>", "<vision>", "<|user|>", "<pad>"))
+    assert not any(token in text for text in found for token in ("<s>", "<vision>", "<|user|>", "<pad>"))
     allowed = allowed_tokens(model.tokenizer, 384, model.template.stops)
     assert allowed[model.tokenizer.special.eos]
-    special = [model.tokenizer.id(piece) for piece in ("<s>", "<unk>", "<|user|>", "<vision>", "<pad>")]
+    special = [model.tokenizer.id(token) for token in ("<s>", "<unk>", "<|user|>", "<vision>", "<pad>")]
     assert not allowed[[*special, 310, 383]].any()
 
 

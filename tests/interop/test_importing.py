@@ -199,25 +199,25 @@ def test_a_row_under_patches_that_there_is_not(tmp_path):
         )
 
 
-def with_pieces(config, *pieces):
-    tokenizer = config.data.tokenizer.model_copy(update={"add_tokens": pieces})
+def with_tokens(config, *tokens):
+    tokenizer = config.data.tokenizer.model_copy(update={"add_tokens": tokens})
     return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
-def test_the_tokenizer_comes_along_with_more_pieces(tmp_path):
-    """493 pieces of SentencePiece, 500 rows: three pieces fit without new rows, ten do not."""
+def test_the_tokenizer_comes_along_with_more_tokens(tmp_path):
+    """493 tokens of SentencePiece, 500 rows: three tokens fit without new rows, ten do not."""
     save(tmp_path / "source", "mistral", rows=500)
     (tmp_path / "source" / "tokenizer.model").write_bytes(foreign_model(500))
     old = open_tokenizer(tmp_path / "source")
     assert old.vocab_size == 493
-    config = with_pieces(grown("mistral", vocab_size=None), "<vision>", "<loc_{1..9}>")
+    config = with_tokens(grown("mistral", vocab_size=None), "<vision>", "<loc_{1..9}>")
     done = import_repository(tmp_path / "source", config, tmp_path / "out")
     tokenizer = open_tokenizer(tmp_path / "out")
     assert (done.rows, done.tokenizer, tokenizer.vocab_size) == ((500, 503), 503, 503)
     assert (tokenizer.find("<vision>"), tokenizer.find("<loc_9>")) == (493, 502)
     assert tokenizer.encode("as it was") == old.encode("as it was")
     assert read_config_json(tmp_path / "out")["vocab_size"] == 503
-    few = with_pieces(grown("mistral", vocab_size=None), "<vision>")
+    few = with_tokens(grown("mistral", vocab_size=None), "<vision>")
     assert import_repository(tmp_path / "source", few, tmp_path / "few").rows == (500, 500)
 
 
@@ -225,7 +225,7 @@ def test_a_byte_level_tokenizer_comes_along(tmp_path):
     save(tmp_path / "source", "qwen3", rows=420)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     write_repository(tmp_path / "source", names, tokenizer_json=byte_level_json(400))
-    config = with_pieces(grown("qwen3", vocab_size=420), "<img>")
+    config = with_tokens(grown("qwen3", vocab_size=420), "<img>")
     import_repository(tmp_path / "source", config, tmp_path / "out")
     old, tokenizer = open_tokenizer(tmp_path / "source"), open_tokenizer(tmp_path / "out")
     assert tokenizer.find("<img>") == old.vocab_size
@@ -233,15 +233,15 @@ def test_a_byte_level_tokenizer_comes_along(tmp_path):
     assert tokenizer.encode("as it was") == old.encode("as it was")
 
 
-def test_more_pieces_than_rows(tmp_path):
+def test_more_tokens_than_rows(tmp_path):
     save(tmp_path / "source", "mistral", rows=492)
     (tmp_path / "source" / "tokenizer.model").write_bytes(foreign_model(500))
-    with pytest.raises(ValueError, match=r"has 493 pieces, but config.json 492 rows"):
+    with pytest.raises(ValueError, match=r"has 493 tokens, but config.json 492 rows"):
         import_repository(tmp_path / "source", grown("mistral", vocab_size=600), tmp_path / "out")
     save(tmp_path / "other", "mistral", rows=493)
     (tmp_path / "other" / "tokenizer.model").write_bytes(foreign_model(500))
-    config = with_pieces(grown("mistral", vocab_size=495), "<a>", "<b>", "<c>")
-    with pytest.raises(ValueError, match=r"has 496 pieces with data.tokenizer.add_tokens, but model.vocab_size is 495"):
+    config = with_tokens(grown("mistral", vocab_size=495), "<a>", "<b>", "<c>")
+    with pytest.raises(ValueError, match=r"has 496 tokens with data.tokenizer.add_tokens, but model.vocab_size is 495"):
         import_repository(tmp_path / "other", config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -15,15 +15,22 @@ from tests.data.vocabularies import foreign_model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-PIECES = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", *(f"<loc_{n}>" for n in range(1, 9))]
+TOKENS = [
+    "<vision>",
+    "<vpatch>",
+    "<vrow_sep>",
+    "<vframe_sep>",
+    "</vision>",
+    *(f"<loc_{n}>" for n in range(1, 9)),
+]
 NEW_TOKENS = 8
 
 
 def published_tokenizer() -> tuple[bytes, dict[str, int]]:
-    """The authors append pieces of type NORMAL at the end."""
+    """The authors append tokens of type NORMAL at the end."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(foreign_model())
     ids = {}
-    for name in PIECES:
+    for name in TOKENS:
         ids[name] = len(proto.pieces)
         proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.NORMAL)
     return bytes(proto.SerializeToString()), ids
@@ -31,7 +38,7 @@ def published_tokenizer() -> tuple[bytes, dict[str, int]]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """(folder, stock Mistral with the same weights, projection, ids of the pieces)."""
+    """(folder, stock Mistral with the same weights, projection, ids of the tokens)."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("solo")
@@ -71,7 +78,7 @@ def model(published) -> Monolith:
 
 def test_the_published_ids_are_kept_and_text_does_not_become_them(published, model) -> None:
     ids = published[3]
-    assert [model.tokenizer.id(piece) for piece in ("<vision>", "<vrow_sep>")] == [ids["<vision>"], ids["<vrow_sep>"]]
+    assert [model.tokenizer.id(token) for token in ("<vision>", "<vrow_sep>")] == [ids["<vision>"], ids["<vrow_sep>"]]
     assert model.placeholder_id == ids["<vpatch>"] == model.config.model.patch_embed.token_id
     assert ids["<vision>"] not in model.tokenizer.encode("a <vision> of")
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from solo.config import SequenceConfig, TokenizerConfig
 from solo.data.record import Image, Turn
-from solo.data.text import PIECES, extend_tokenizer, train_tokenizer
+from solo.data.text import SPECIAL_TOKENS, extend_tokenizer, train_tokenizer
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer
 from solo.data.text.templates import TextRun, make_template
 from solo.interop.chat_template import chat_template
@@ -23,7 +23,7 @@ MORE = ("<|im_start|>", "<|im_end|>", "<image>")
 
 
 def strings():
-    """Prose, noise, spaces at every place, characters without a piece, SentencePiece's own sign for the space."""
+    """Prose, noise, spaces at every place, characters without a token, SentencePiece's own sign for the space."""
     rng = random.Random(0)
     yield from ("", " ", "  a", "a  ", "\n\n a\tb", "▁", "a▁b", "\x00", "日本語 🙂", "é" * 30, "a" * 300)
     for text in TEXTS[:20]:
@@ -101,7 +101,7 @@ def their_ids(theirs, template, turns, open_turn, bos, eos):
 @pytest.mark.parametrize("template", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"])
 def test_chat_templates_give_our_ids(template, prefixed):
     plain = trained("bpe", remove_extra_whitespaces=False) if prefixed else TOKENIZERS["ours"]()
-    ours = extend_tokenizer(plain, [*MORE, *PIECES.values()])
+    ours = extend_tokenizer(plain, [*MORE, *SPECIAL_TOKENS.values()])
     theirs = Tokenizer.from_str(tokenizer_json(ours._model, add_bos=True))
     image = ours.id("<image>")
     for system in (None, 'You are "kind".\nBOS EOS') if template in ("roles", "internlm2_chat", "chatml") else (None,):

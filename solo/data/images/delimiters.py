@@ -1,7 +1,7 @@
-"""Which text tokens stand with an image: before it, behind it, between its rows.
+"""The text tokens of an image: before it, after it and between its rows.
 
 SOLO: `<vision> row <vrow_sep> row ... row </vision>` (solo.md 1.6). InternVL: `<img>`, the patches of all tiles,
-`</img>`. Fuyu: every row and a `|NEWLINE|`, the last one too. Nothing here decodes an image.
+`</img>`. Fuyu: a `|NEWLINE|` after every row, the last one included. Nothing here decodes an image.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from solo.data.text import Tokenizer
 
 
 class ImageTokens(NamedTuple):
-    """Ids, None where the layout has no such token.
+    """Token ids; None where images have no such token.
 
     begin  before an image's patches
-    end    behind them
-    row    between two rows of patches, or behind each
+    end    after them
+    row    between two rows of patches, or after each
     """
 
     begin: int | None
@@ -28,30 +28,30 @@ class ImageTokens(NamedTuple):
     row: int | None
 
 
-def image_pieces(config: ImageConfig) -> dict[str, str]:
-    """The pieces that the layout needs, by the config's key."""
+def delimiter_tokens(config: ImageConfig) -> dict[str, str]:
+    """Returns the tokens that images need, by config key."""
     named = {"image.begin_token": config.begin_token, "image.end_token": config.end_token}
     if config.geometry != "tiles":
         named["image.row_token"] = config.row_token
-    return {key: piece for key, piece in named.items() if piece is not None}
+    return {key: token for key, token in named.items() if token is not None}
 
 
 def image_tokens(config: ImageConfig, tokenizer: Tokenizer) -> ImageTokens:
-    """Their ids. Raises ConfigError where the tokenizer does not have one of them."""
-    found = {key: tokenizer.id(piece, key) for key, piece in image_pieces(config).items()}
+    """Returns the ids of `delimiter_tokens`. Raises ConfigError if the tokenizer lacks one."""
+    found = {key: tokenizer.id(token, key) for key, token in delimiter_tokens(config).items()}
     return ImageTokens(*(found.get(f"image.{name}_token") for name in ImageTokens._fields))
 
 
 def image_text(rows: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """Text tokens of images with so many rows of patches, integers of the same shape."""
+    """Returns the number of text tokens of images with `rows` rows of patches, as integers of the same shape."""
     delimiters = (config.begin_token is not None) + (config.end_token is not None)
-    if "image.row_token" not in image_pieces(config):
+    if "image.row_token" not in delimiter_tokens(config):
         return np.full_like(rows, delimiters)
     return rows - (not config.row_token_after_last) + delimiters
 
 
 def image_span(grid: PatchGrid, tokens: ImageTokens, config: ImageConfig, patch: int) -> np.ndarray:
-    """int32 [N]: one image's tokens in reading order, `patch` where a patch or a marker stands."""
+    """Returns one image's tokens in reading order, int32 [N], with `patch` for every patch and marker."""
     rows, columns = int(grid.rows), int(grid.columns)
     if tokens.row is None:
         inside = np.full(int(visual_tokens(grid, config)), patch, np.int32)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, ImageConfig, SequenceConfig
-from solo.data.images.delimiters import image_pieces
+from solo.data.images.delimiters import delimiter_tokens
 from solo.data.rows.document import NO_IMAGE, PATCH, Document
 
 
@@ -87,7 +87,7 @@ def outline(patches: int, text: int, image: ImageConfig) -> Document:
             "give longer documents, or a smaller share of patches"
         )
     inside = np.full(patches, PATCH, np.int32)
-    if patches and "image.row_token" in image_pieces(image):
+    if patches and "image.row_token" in delimiter_tokens(image):
         rows = round(patches**0.5)
         last = rows if image.row_token_after_last else rows - 1
         ends = np.arange(1, min(last, text - begin - end) + 1) * patches // rows

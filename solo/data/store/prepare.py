@@ -28,7 +28,7 @@ from solo.data.record import Record
 from solo.data.store.shards import Description, PreparedSource, SourceWriter
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
 from solo.data.text.templates import Template, TextRun, make_template
-from solo.data.text.vocabulary import check_pieces, configured_tokenizer
+from solo.data.text.vocabulary import check_tokens, configured_tokenizer
 from solo.files import write_whole
 
 _FORMAT = 2  # of what is prepared, the chat templates included; raise it, and older files are made anew
@@ -211,8 +211,8 @@ def _open_tokenizer(config: Config) -> Tokenizer | None:
 def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
     kept = _open_tokenizer(config)
     if kept is not None:
-        check_pieces(kept, config)
-        report(f"tokenizer: {kept.vocab_size:,} pieces, made before")
+        check_tokens(kept, config)
+        report(f"tokenizer: {kept.vocab_size:,} tokens, made before")
         return kept
     started, settings = time.monotonic(), config.data.tokenizer
     if settings.path is not None:
@@ -222,13 +222,13 @@ def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
             tokenizer = train_tokenizer(_texts(config), settings)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
-        check_pieces(tokenizer, config)
+        check_tokens(tokenizer, config)
     with _replacing(Path(config.data.folder) / "tokenizer") as partial:
         partial.mkdir()
         tokenizer.save(partial)
         made = {"fingerprint": _tokenizer_fingerprint(config, tokenizer)}
         (partial / "made_from.json").write_text(json.dumps(made) + "\n")
-    report(f"tokenizer: {tokenizer.vocab_size:,} pieces ({time.monotonic() - started:.1f} s)")
+    report(f"tokenizer: {tokenizer.vocab_size:,} tokens ({time.monotonic() - started:.1f} s)")
     return tokenizer
 
 

@@ -1,11 +1,11 @@
-"""Tokenizers: SentencePiece models and `tokenizer.json` files behind one interface."""
+"""Text to tokens: tokenizers (SentencePiece models and `tokenizer.json` files) and chat templates."""
 
 from solo.data.text.tokenizer import SpecialTokens, Tokenizer, expand_tokens, extend_tokenizer
 from solo.data.text.tokenizer_files import open_tokenizer
-from solo.data.text.tokenizer_training import PIECES, train_tokenizer
+from solo.data.text.tokenizer_training import SPECIAL_TOKENS, train_tokenizer
 
 __all__ = [
-    "PIECES",
+    "SPECIAL_TOKENS",
     "SpecialTokens",
     "Tokenizer",
     "expand_tokens",

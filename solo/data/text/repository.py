@@ -1,8 +1,8 @@
-"""What the small files of a Hugging Face repository say about its vocabulary, beside the vocabulary itself.
+"""What the small files of a Hugging Face repository add to its vocabulary.
 
-tokenizer_config.json, special_tokens_map.json   which pieces open and end a text, and which one is the padding
-tokenizer_config.json: added_tokens_decoder      id -> piece: appended, or another name for the piece of that id
-added_tokens.json                                piece -> id, without saying whether it is special
+tokenizer_config.json, special_tokens_map.json   the tokens that begin a text, end it and pad
+tokenizer_config.json: added_tokens_decoder      id -> token; appends it, or renames the token with that id
+added_tokens.json                                token -> id, without a flag that marks special tokens
 """
 
 from __future__ import annotations
@@ -16,35 +16,41 @@ from typing import Any, NamedTuple
 CONFIG_FILE = "tokenizer_config.json"
 
 
-class Piece(NamedTuple):
-    """A piece of the vocabulary. special: text never becomes it; otherwise text matches it as a whole."""
+class AddedToken(NamedTuple):
+    """A token beside the vocabulary. Text never encodes to a special one and matches any other as a whole."""
 
     text: str
     special: bool
 
 
 @dataclass(frozen=True)
-class RepositoryPieces:
-    """Pieces by id, and the names of those that open a text, end it, and pad."""
+class RepositoryTokens:
+    """Added tokens by id, and the tokens that begin a text, end it and pad."""
 
-    pieces: Mapping[int, Piece] = field(default_factory=dict)
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None
 
 
-def read_repository_pieces(folder: Path) -> RepositoryPieces:
-    """What a folder's files say; nothing where it has none of them. Raises ValueError naming a file it cannot read."""
+def read_repository_tokens(folder: Path) -> RepositoryTokens:
+    """Reads the files above; those that are missing add nothing.
+
+    Raises:
+        ValueError: a file cannot be read; the message names it.
+    """
     config = _read(folder / CONFIG_FILE)
     names = {**_read(folder / "special_tokens_map.json"), **config}
     try:
-        # Only added_tokens.json does not say; what is in no text corpus is better not found in one.
-        pieces = {int(token): Piece(text, True) for text, token in _read(folder / "added_tokens.json").items()}
-        for token, entry in config.get("added_tokens_decoder", {}).items():
-            pieces[int(token)] = Piece(entry["content"], bool(entry.get("special", True)))
+        # added_tokens.json has no flag: its tokens are taken to be special, so that text never encodes to them.
+        added = {
+            int(token_id): AddedToken(text, True) for text, token_id in _read(folder / "added_tokens.json").items()
+        }
+        for token_id, entry in config.get("added_tokens_decoder", {}).items():
+            added[int(token_id)] = AddedToken(entry["content"], bool(entry.get("special", True)))
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{folder}: cannot make out its added tokens: {type(error).__name__}: {error}") from None
-    return RepositoryPieces(pieces, *(_name(names.get(f"{role}_token")) for role in ("bos", "eos", "pad")))
+        raise ValueError(f"{folder}: cannot read its added tokens: {type(error).__name__}: {error}") from None
+    return RepositoryTokens(added, *(_name(names.get(f"{role}_token")) for role in ("bos", "eos", "pad")))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -60,5 +66,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _name(token: Any) -> str | None:
-    """Written as a string, or as a mapping with flags."""
+    """Returns a token's text. Files hold it as a string, or as a mapping with flags."""
     return token.get("content") if isinstance(token, Mapping) else token

@@ -1,7 +1,7 @@
-"""SentencePiece models with special tokens inside, so that one file carries the whole vocabulary.
+"""SentencePiece models that hold their special tokens, so that one file carries the whole vocabulary.
 
-Special pieces are of type CONTROL, which text never becomes. SOLO appends pieces of type NORMAL, which its text can
-match, and has to warn against tokenizing them.
+Special tokens have the type CONTROL, to which text never encodes. SOLO's own model appends tokens of type NORMAL,
+which text can match.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from solo.data.text.repository import RepositoryPieces
+from solo.data.text.repository import RepositoryTokens
 from solo.data.text.tokenizer import SpecialTokens, Tokenizer
 
 FILE = "tokenizer.model"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model; pickles as its bytes.
+    """A SentencePiece model. Pickles as its bytes.
 
     Raises:
-        ValueError: the bytes are no SentencePiece model, or one without a token for the end of a text.
+        ValueError: the bytes are not a SentencePiece model, or the model has no end-of-text token.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -38,7 +38,7 @@ class SentencePieceTokenizer(Tokenizer):
         processor = self._processor
         bos, eos, pad = processor.bos_id(), processor.eos_id(), processor.pad_id()
         if eos < 0:
-            raise ValueError("the SentencePiece model has no token for the end of a text")
+            raise ValueError("the SentencePiece model has no end-of-text token")
         self.special = SpecialTokens(bos if bos >= 0 else None, eos, pad if pad >= 0 else eos)
         self.special_ids = frozenset(
             token for token in range(self.vocab_size) if processor.IsControl(token) or processor.IsUnknown(token)
@@ -46,7 +46,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special ones included."""
+        """Number of ids, special tokens included."""
         return int(self._processor.vocab_size())
 
     @cached_property
@@ -55,58 +55,58 @@ class SentencePieceTokenizer(Tokenizer):
         return hashlib.sha256(self._model).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, special tokens neither added nor recognised. Raises ValueError on lone surrogates."""
+        """See `Tokenizer`."""
         try:
             return list(self._processor.EncodeAsIds(text))
         except RuntimeError:
-            text.encode()  # The binding's own error is about its C++ types; this one names the character.
+            text.encode()  # Raises an error that names the character; the binding's error names C++ types.
             raise
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out. Raises IndexError on an id outside the vocabulary."""
+        """See `Tokenizer`."""
         return str(self._processor.DecodeIds([int(token) for token in ids if int(token) not in self.special_ids]))
 
-    def find(self, piece: str) -> int | None:
-        """The id of a piece, special or not; None where the vocabulary does not have it."""
-        found = int(self._processor.PieceToId(piece))
-        return found if self._processor.IdToPiece(found) == piece else None
+    def find(self, token: str) -> int | None:
+        """See `Tokenizer`."""
+        found = int(self._processor.PieceToId(token))
+        return found if self._processor.IdToPiece(found) == token else None
 
-    def extended(self, pieces: Sequence[str]) -> SentencePieceTokenizer:
-        """With more CONTROL pieces; see `extend_tokenizer`."""
+    def extended(self, tokens: Sequence[str]) -> SentencePieceTokenizer:
+        """See `Tokenizer`. The tokens have the type CONTROL."""
         proto = _parse(self._model)
-        known = {piece.piece: piece for piece in proto.pieces}
-        for name in pieces:
-            piece = known.get(name) or proto.pieces.add(piece=name, score=0.0)
-            piece.type = piece.CONTROL
+        known = {entry.piece: entry for entry in proto.pieces}
+        for token in tokens:
+            entry = known.get(token) or proto.pieces.add(piece=token, score=0.0)
+            entry.type = entry.CONTROL
         return SentencePieceTokenizer(proto.SerializeToString())
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.model`."""
+        """Writes `tokenizer.model`."""
         (Path(folder) / FILE).write_bytes(self._model)
 
     def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes]]:
         return type(self), (self._model,)
 
 
-def with_repository_pieces(model: bytes, found: RepositoryPieces) -> bytes:
-    """A model with the pieces that the other files of its repository append, or give another name.
+def with_repository_tokens(model: bytes, found: RepositoryTokens) -> bytes:
+    """Returns a model with the tokens that the other files of its repository append or rename.
 
-    Special ones become CONTROL; the others USER_DEFINED, which text matches as a whole.
+    Special tokens get the type CONTROL; the others get USER_DEFINED, which text matches as a whole.
 
     Raises:
-        ValueError: the files name a piece further behind the end than the next.
+        ValueError: the ids leave a gap behind the model's own.
     """
     proto = _parse(model)
-    for token, piece in sorted(found.pieces.items()):
-        if token > len(proto.pieces):
+    for token_id, token in sorted(found.added.items()):
+        if token_id > len(proto.pieces):
             raise ValueError(
-                f"piece {piece.text!r} has the id {token}, but nothing names the ids from {len(proto.pieces)} on"
+                f"token {token.text!r} has the id {token_id}, but no token has the ids from {len(proto.pieces)} on"
             )
-        entry = proto.pieces[token] if token < len(proto.pieces) else proto.pieces.add(score=0.0)
-        if entry.piece != piece.text:
-            entry.piece = piece.text
-            entry.type = entry.CONTROL if piece.special else entry.USER_DEFINED
-        elif piece.special and entry.type != entry.UNKNOWN:
+        entry = proto.pieces[token_id] if token_id < len(proto.pieces) else proto.pieces.add(score=0.0)
+        if entry.piece != token.text:
+            entry.piece = token.text
+            entry.type = entry.CONTROL if token.special else entry.USER_DEFINED
+        elif token.special and entry.type != entry.UNKNOWN:
             entry.type = entry.CONTROL
     entries = {entry.piece: entry for entry in proto.pieces}
     for role in ("bos", "eos", "pad"):
@@ -121,5 +121,5 @@ def with_repository_pieces(model: bytes, found: RepositoryPieces) -> bytes:
 def _parse(model: bytes) -> Any:
     try:
         return sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
-    except Exception:  # protobuf's own kind of error
+    except Exception:  # protobuf raises its own class
         raise ValueError("not a SentencePiece model") from None

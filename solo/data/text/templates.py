@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from solo.config import ConfigError, SequenceConfig
 from solo.data.record import Image, Turn
-from solo.data.text import PIECES, Tokenizer
+from solo.data.text import SPECIAL_TOKENS, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class Template(ABC):
     """A way to write conversations down.
 
     Attributes:
-        pieces: special pieces that it needs, by name.
+        special_tokens: those that it needs.
         closing: tokens behind an answer. Where it is not empty, the first one ends the answer.
         stops: tokens at which an answer ends when it is generated.
     """
 
-    pieces: ClassVar[tuple[str, ...]] = ()
+    special_tokens: ClassVar[tuple[str, ...]] = ()
     takes_system: ClassVar[bool] = True
     closing: tuple[int, ...]
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
         self._tokenizer, self._system = tokenizer, system
-        self._ids = {piece: tokenizer.id(piece, "sequence.template") for piece in self.pieces}
+        self._ids = {token: tokenizer.id(token, "sequence.template") for token in self.special_tokens}
         self.closing = (tokenizer.special.eos,)
 
     @property
@@ -99,7 +99,7 @@ class Template(ABC):
 class Roles(Template):
     """Ours: `<s>` opens the document, a role token every turn; an answer ends in `</s>`, which is learned."""
 
-    pieces = tuple(PIECES[role] for role in ("system", "user", "assistant"))
+    special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
         learned = turn.role == "assistant"
@@ -109,7 +109,7 @@ class Roles(Template):
         return [*found, self._role("assistant")] if is_open else found
 
     def _role(self, role: str) -> TextRun:
-        return TextRun((self._ids[PIECES[role]],), False)
+        return TextRun((self._ids[SPECIAL_TOKENS[role]],), False)
 
 
 class SoloPretrain(Template):
@@ -164,14 +164,14 @@ class SoloChat(Template):
 class Fuyu(SoloChat):
     """Fuyu's: images, `<s>`, the question, the byte 4, the answer, and the end of the text.
 
-    Byte 4 is a piece of its vocabulary that no text is meant to hold; where one does, it is left out.
+    Byte 4 is a token of its vocabulary that no text is meant to hold; where one does, it is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
         super().__init__(tokenizer, system)
         found = tokenizer.find("<0x04>")
         if found is None:
-            raise ConfigError("sequence.template needs the piece '<0x04>', which the tokenizer does not have")
+            raise ConfigError("sequence.template needs the token '<0x04>', which the tokenizer does not have")
         self._answer = TextRun((found,), False)
 
     def _question(self, question: str) -> Runs:
@@ -188,7 +188,7 @@ class InternLM2Chat(Template):
     tokenised as one text, as the reference does it; the answer by itself, as it is generated.
     """
 
-    pieces = ("<|im_start|>", "<|im_end|>")
+    special_tokens = ("<|im_start|>", "<|im_end|>")
     _behind = ""
     _stripped = True
 
@@ -251,7 +251,7 @@ def make_template(tokenizer: Tokenizer, config: SequenceConfig) -> Template:
     """The template that a config names.
 
     Raises:
-        ConfigError: the tokenizer lacks a piece of it, or it has no place for the config's system turn.
+        ConfigError: the tokenizer lacks one of its tokens, or it has no place for the config's system turn.
     """
     kind = TEMPLATES[config.template]
     if config.system is not None and not kind.takes_system:

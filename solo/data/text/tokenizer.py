@@ -1,4 +1,4 @@
-"""What a tokenizer is to the rest of the data side, whatever file format it comes in."""
+"""The interface of a tokenizer, whichever file format it comes from."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """Ids of the tokens that every tokenizer has a notion of.
+    """Ids of the tokens that every template needs.
 
-    bos  opens a document; None where the vocabulary has no such token (Qwen)
-    eos  ends one
-    pad  stands in empty slots; that of the end where the vocabulary has none of its own (SOLO)
+    bos  begins a document; None if the vocabulary has no such token (Qwen)
+    eos  ends a document
+    pad  fills empty slots; equals `eos` if the vocabulary has no padding token (SOLO)
     """
 
     bos: int | None
@@ -28,10 +28,10 @@ class SpecialTokens:
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back. Pickles, so it travels to worker processes.
+    """Text to token ids and back. Picklable, so that worker processes can have it.
 
-    Special pieces (delimiters, roles, ...) are in the vocabulary, but text never becomes one, however it reads:
-    "</vision>" in a caption is plain characters.
+    Special tokens (delimiters, roles, ...) are in the vocabulary, but text never encodes to one: "</vision>" in a
+    caption becomes plain characters.
     """
 
     special: SpecialTokens
@@ -40,76 +40,84 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids, special ones included: the highest, plus one."""
+        """The highest id plus one, special tokens included."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """16 hexadecimal digits; another tokenizer has another."""
+        """16 hexadecimal digits that differ between tokenizers."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, special tokens neither added nor recognised. Raises ValueError on lone surrogates."""
+        """Returns the ids of a text. Adds no special tokens and recognises none.
+
+        Raises:
+            ValueError: the text holds a lone surrogate.
+        """
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out. Raises IndexError on an id outside the vocabulary."""
+        """Returns the text of ids without special tokens.
+
+        Raises:
+            IndexError: an id is outside the vocabulary.
+        """
 
     @abstractmethod
-    def find(self, piece: str) -> int | None:
-        """The id of a piece, special or not; None where the vocabulary does not have it."""
+    def find(self, token: str) -> int | None:
+        """Returns the id of a token, special or not; None if the vocabulary does not have it."""
 
     @abstractmethod
-    def extended(self, pieces: Sequence[str]) -> Tokenizer:
-        """With more special pieces; see `extend_tokenizer`."""
+    def extended(self, tokens: Sequence[str]) -> Tokenizer:
+        """Returns a tokenizer with these special tokens too; see `extend_tokenizer`."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write the files from which `open_tokenizer` makes this tokenizer again. The folder must exist."""
+        """Writes the files that `open_tokenizer` opens as this tokenizer. The folder must exist."""
 
-    def id(self, piece: str, key: str = "the config") -> int:
-        """The id of a special piece, looked up by name.
+    def id(self, token: str, key: str = "the config") -> int:
+        """Returns the id of a special token.
 
         Args:
-            piece: its name.
-            key: where the config asks for it, for the message.
+            token: its text.
+            key: the config key that names it, for the error message.
 
         Raises:
-            ConfigError: the vocabulary does not have the piece, or text could become it.
+            ConfigError: the vocabulary does not have the token, or text can encode to it.
         """
-        found = self.find(piece)
+        found = self.find(token)
         if found is None:
             raise ConfigError(
-                f"{key} needs the piece {piece!r}, which the tokenizer does not have; append it with "
+                f"{key} needs the token {token!r}, which the tokenizer does not have; append it with "
                 "data.tokenizer.add_tokens, or name another"
             )
         if found not in self.special_ids:
             raise ConfigError(
-                f"{key} needs the piece {piece!r}, which text could become; name it in data.tokenizer.add_tokens, "
+                f"{key} needs the token {token!r}, to which text can encode; name it in data.tokenizer.add_tokens, "
                 "which keeps its id and makes it special"
             )
         return found
 
 
-def extend_tokenizer(tokenizer: Tokenizer, pieces: Iterable[str]) -> Tokenizer:
-    """A tokenizer with more special pieces, appended at the end in this order; all ids of old ones stay.
+def extend_tokenizer(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
+    """Returns a tokenizer with more special tokens, appended in this order. No id changes.
 
-    A piece that is there already keeps its id and becomes special, whatever it was: SOLO's own files have theirs as
-    normal ones, which text can match. Nothing to do: the same tokenizer.
+    A token that the vocabulary already has keeps its id and becomes special: SOLO's own files have theirs as normal
+    tokens, which text can match. Returns the same tokenizer if there is nothing to do.
     """
-    needed = [piece for piece in dict.fromkeys(pieces) if tokenizer.find(piece) not in tokenizer.special_ids]
+    needed = [token for token in dict.fromkeys(tokens) if tokenizer.find(token) not in tokenizer.special_ids]
     return tokenizer.extended(needed) if needed else tokenizer
 
 
-def expand_tokens(pieces: Iterable[str]) -> tuple[str, ...]:
-    """Names with a range in braces, written out: `<loc_{1..3}>` stands for `<loc_1>`, `<loc_2>`, `<loc_3>`."""
-    return tuple(name for piece in pieces for name in _expand(piece))
+def expand_tokens(tokens: Iterable[str]) -> tuple[str, ...]:
+    """Writes out ranges in braces: `<loc_{1..3}>` gives `<loc_1>`, `<loc_2>`, `<loc_3>`."""
+    return tuple(name for token in tokens for name in _expand(token))
 
 
-def _expand(piece: str) -> Iterator[str]:
-    found = _RANGE.search(piece)
+def _expand(token: str) -> Iterator[str]:
+    found = _RANGE.search(token)
     if found is None:
-        yield piece
+        yield token
         return
     for number in range(int(found[1]), int(found[2]) + 1):
-        yield from _expand(f"{piece[: found.start()]}{number}{piece[found.end() :]}")
+        yield from _expand(f"{token[: found.start()]}{number}{token[found.end() :]}")

@@ -1,4 +1,4 @@
-"""Tokenizers from files: what is in a folder decides which kind it is."""
+"""Opens tokenizers from files, whichever format they have."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from pathlib import Path
 
 from solo.data.text import huggingface, sentencepiece_model
 from solo.data.text.huggingface import from_repository
-from solo.data.text.repository import read_repository_pieces
-from solo.data.text.sentencepiece_model import SentencePieceTokenizer, with_repository_pieces
+from solo.data.text.repository import read_repository_tokens
+from solo.data.text.sentencepiece_model import SentencePieceTokenizer, with_repository_tokens
 from solo.data.text.tokenizer import Tokenizer
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
-    """Open a SentencePiece model, a `tokenizer.json`, or a folder of a Hugging Face repository with one of them.
+    """Opens a SentencePiece model, a `tokenizer.json`, or a folder of a Hugging Face repository with one of them.
 
-    A folder's `tokenizer.model` goes before its `tokenizer.json`, which is made from it, unless it is in another
-    format (Llama 3's). The pieces that the repository's smaller files append or rename are put in. A
-    `tokenizer.json` needs the files beside it, wherever it is; a SentencePiece model named as a file stands alone.
+    In a folder, `tokenizer.model` goes before the `tokenizer.json` that was converted from it, unless it has another
+    format (Llama 3). Tokens that the repository's smaller files append or rename are included. A `tokenizer.json`
+    always needs the files beside it; a SentencePiece model that is named as a file stands alone.
 
     Raises:
         OSError: the path cannot be read.
-        ValueError: there is no tokenizer in it, or not a whole one; the message names it.
+        ValueError: there is no complete tokenizer; the message names the path.
     """
     path = Path(path)
     try:
         if path.is_dir():
             return _open_folder(path)
         if path.suffix == ".json":
-            return from_repository(path.read_text(encoding="utf-8"), read_repository_pieces(path.parent))
+            return from_repository(path.read_text(encoding="utf-8"), read_repository_tokens(path.parent))
         return SentencePieceTokenizer(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _open_folder(folder: Path) -> Tokenizer:
-    found = read_repository_pieces(folder)
+    found = read_repository_tokens(folder)
     model, text = folder / sentencepiece_model.FILE, folder / huggingface.FILE
     if model.is_file():
         try:
-            return SentencePieceTokenizer(with_repository_pieces(model.read_bytes(), found))
+            return SentencePieceTokenizer(with_repository_tokens(model.read_bytes(), found))
         except ValueError:
             if not text.is_file():
                 raise

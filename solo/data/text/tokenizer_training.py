@@ -1,4 +1,4 @@
-"""A SentencePiece model of one's own, trained on the sources' text."""
+"""Trains a SentencePiece model on the sources' text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from solo.config import TokenizerConfig
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer
 from solo.data.text.tokenizer import Tokenizer, expand_tokens, extend_tokenizer
 
-# Special pieces of a trained vocabulary. SOLO's names for what it has; user, assistant and system take the place of
-# its later <|im_start|> markup.
-PIECES = {
+# Special tokens of a trained vocabulary, with SOLO's names. Role tokens replace SOLO's later <|im_start|> markup.
+SPECIAL_TOKENS = {
     "pad": "<pad>",
     "vision": "<vision>",
     "vision_end": "</vision>",
@@ -23,38 +22,38 @@ PIECES = {
     "user": "<|user|>",
     "assistant": "<|assistant|>",
 }
-# Characters. SentencePiece leaves texts above its limit (in bytes) out of training without a word, and needs
-# quadratic time for long repetitive ones: long texts are cut.
+# Longer texts are split, in characters. SentencePiece silently skips texts above its own limit (in bytes), and needs
+# quadratic time for long repetitive ones.
 _LONGEST_TEXT = 4096
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Train a SentencePiece model of exactly `config.vocab_size` pieces, special ones included.
+    """Trains a SentencePiece model of exactly `config.vocab_size` tokens, special tokens included.
 
-    `PIECES` come first; `config.add_tokens` come last.
+    `SPECIAL_TOKENS` come first, `config.add_tokens` last.
 
-    Text is taken as it is: no normalisation, no spaces added or removed, newlines kept, and characters that got no
-    piece fall back to their bytes. So `decode(encode(text)) == text`, but for U+2581, SentencePiece's own sign for
-    the space. The same texts give the same model.
+    Text is not normalised, no spaces are added or removed, and newlines are kept. Characters without a token fall back
+    to their bytes. So `decode(encode(text)) == text`, except for U+2581, which SentencePiece uses for the space.
+    Training is deterministic.
 
     Raises:
-        ValueError: the text does not support that many pieces, or that few; the message says how many it would.
+        ValueError: the text supports only fewer tokens, or needs more; the message says how many.
     """
     model = io.BytesIO()
-    added = [piece for piece in expand_tokens(config.add_tokens) if piece not in PIECES.values()]
+    added = [token for token in expand_tokens(config.add_tokens) if token not in SPECIAL_TOKENS.values()]
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=_cut(texts),
+            sentence_iterator=_split(texts),
             model_writer=model,
             vocab_size=config.vocab_size - len(added),
             model_type=config.model_type,
-            control_symbols=list(PIECES.values()),
+            control_symbols=list(SPECIAL_TOKENS.values()),
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             max_sentence_length=4 * _LONGEST_TEXT,
-            num_threads=1,  # Sums over threads depend on their number, and so would the model.
+            num_threads=1,  # Sums, and so the model, would depend on the number of threads.
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -62,7 +61,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     return extend_tokenizer(SentencePieceTokenizer(model.getvalue()), added)
 
 
-def _cut(texts: Iterable[str]) -> Iterable[str]:
+def _split(texts: Iterable[str]) -> Iterable[str]:
     for text in texts:
         for start in range(0, len(text), _LONGEST_TEXT):
             yield text[start : start + _LONGEST_TEXT]

@@ -1,20 +1,20 @@
-"""The vocabulary that a run asks for: which special pieces its config names, and whether they are there."""
+"""The tokenizer of a config, and the check that it has every special token that the config names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from solo.config import Config, ConfigError
-from solo.data.images.delimiters import image_pieces
+from solo.data.images.delimiters import delimiter_tokens
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.data.text.templates import TEMPLATES
 
 
 def configured_tokenizer(config: Config, path: str | Path | None = None) -> Tokenizer:
-    """The tokenizer of `data.tokenizer.path`, or of another path, with the config's `add_tokens`.
+    """Opens `data.tokenizer.path`, or another path, and appends the config's `add_tokens`.
 
     Raises:
-        ConfigError: there is none, it cannot be read, or it lacks a piece that the config names.
+        ConfigError: no path is given, it cannot be read, or the tokenizer lacks a token that the config names.
     """
     path = path or config.data.tokenizer.path
     if path is None:
@@ -23,18 +23,18 @@ def configured_tokenizer(config: Config, path: str | Path | None = None) -> Toke
         tokenizer = extend_tokenizer(open_tokenizer(path), expand_tokens(config.data.tokenizer.add_tokens))
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.tokenizer: {error}") from None
-    check_pieces(tokenizer, config)
+    check_tokens(tokenizer, config)
     return tokenizer
 
 
-def check_pieces(tokenizer: Tokenizer, config: Config) -> None:
-    """Raise ConfigError, naming piece and key, where the tokenizer lacks one that the config names."""
-    for key, piece in needed_pieces(config):
-        tokenizer.id(piece, key)
+def check_tokens(tokenizer: Tokenizer, config: Config) -> None:
+    """Raises ConfigError, naming token and key, if the tokenizer lacks a special token that the config names."""
+    for key, token in needed_tokens(config):
+        tokenizer.id(token, key)
 
 
-def needed_pieces(config: Config) -> list[tuple[str, str]]:
-    """(key, piece): the special pieces that template and image layout need, with where the config asks for them."""
+def needed_tokens(config: Config) -> list[tuple[str, str]]:
+    """Returns (config key, token) for every special token that the template and the image delimiters need."""
     template = config.sequence.template
-    pieces = [(f"sequence.template {template}", piece) for piece in TEMPLATES[template].pieces]
-    return [*pieces, *image_pieces(config.image).items()]
+    tokens = [(f"sequence.template {template}", token) for token in TEMPLATES[template].special_tokens]
+    return [*tokens, *delimiter_tokens(config.image).items()]

@@ -49,7 +49,7 @@ class LlamaLike(Layout):
     max_positions: int = 32_768
     has_images: bool = False
     adds_placeholder: bool = False
-    special_pieces: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:

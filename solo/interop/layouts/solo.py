@@ -114,14 +114,14 @@ class Solo(LlamaLike):
 
 
 # Appended from 32000 on (solo.md 1.5); the authors' own inference suppresses all of them.
-_PIECES = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_{1..1024}>", "<|vis_cls|>")
+_TOKENS = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_{1..1024}>", "<|vis_cls|>")
 SOLO = Solo(
     "solo",
     "SoloForCausalLM",
     windowed=True,
     has_images=True,
     adds_placeholder=True,
-    special_pieces=_PIECES,
+    special_tokens=_TOKENS,
 )
 SAIL = Solo(
     "sail",
@@ -130,7 +130,7 @@ SAIL = Solo(
     max_positions=131_072,
     has_images=True,
     adds_placeholder=True,
-    special_pieces=_PIECES,
+    special_tokens=_TOKENS,
     projection="vis_embed",
     classes=("SailForCausalLM", "MMistralForCausalLM"),
     sail=True,

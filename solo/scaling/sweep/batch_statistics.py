@@ -27,10 +27,10 @@ _SAMPLED_ROWS = 32
 
 
 class Flow(Protocol):
-    """Of one stage's data. `shape` is that of a row; `pieces` of the tokenizer, None where that is not known."""
+    """Of one stage's data. `shape` is that of a row; `vocab_size` is None where no tokenizer is known."""
 
     shape: RowShape
-    pieces: int | None
+    vocab_size: int | None
 
     def work(self, steps: int) -> BatchStats:
         """All that so many steps compute."""
@@ -47,7 +47,7 @@ class Assumed:
     def __init__(self, config: Config, traffic: Traffic):
         stage = config.stages[0]
         self.shape = stated_rows(stage).shape
-        self.pieces = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
+        self.vocab_size = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
         self._rows, self._traffic = stage.batch_rows, traffic
 
     def work(self, steps: int) -> BatchStats:
@@ -69,7 +69,7 @@ class Measured:
         stage = config.stages[0]
         self._plan = endless_plan(config, prepared)
         self.shape = self._plan.shape
-        self.pieces: int | None = prepared.tokenizer.vocab_size
+        self.vocab_size: int | None = prepared.tokenizer.vocab_size
         self._rows = stage.batch_rows
         self._pairs = self._pairs_per_token(config, prepared)
         self._tables = list(self._plan.chunks.values())

@@ -115,7 +115,7 @@ def _size(
         set_value(raw, key, value)
     config = _config(spec, raw, {})
     flow = flows.of(config)
-    definition = define(config, flow.pieces)
+    definition = define(config, flow.vocab_size)
     return _Size(raw, labels, config, definition, flow, active(definition, flow.work(1)))
 
 

@@ -50,8 +50,8 @@ def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: floa
 
     def distance(width: int) -> float:
         config = at(width)
-        pieces = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
-        return log(active(define(config, pieces), mixture) / n)
+        vocab_size = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
+        return log(active(define(config, vocab_size), mixture) / n)
 
     unit = ladder.head_dim or start.model.dim_per_head
     low, high = 1, _WIDEST // unit

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from solo.config import ConfigError, ImageConfig
-from solo.data.images.delimiters import image_pieces, image_span, image_text, image_tokens
+from solo.data.images.delimiters import delimiter_tokens, image_span, image_text, image_tokens
 from solo.data.images.geometry import PatchGrid
 from solo.data.rows.document import PATCH
 from tests.data.fakes import CharacterTokenizer
@@ -19,7 +19,7 @@ def span(rows: int, columns: int, tiles: int = 1, **settings) -> list[int]:
 
 
 def test_layouts_by_hand():
-    begin, end, row, p = (*(TOKENIZER.id(piece) for piece in ("<vision>", "</vision>", "<vrow_sep>")), PATCH)
+    begin, end, row, p = (*(TOKENIZER.id(token) for token in ("<vision>", "</vision>", "<vrow_sep>")), PATCH)
     assert span(2, 3) == [begin, p, p, p, row, p, p, p, end]
     assert span(1, 1) == [begin, p, end]
     fuyu = {"begin_token": None, "end_token": None, "row_token_after_last": True}
@@ -40,10 +40,10 @@ def test_text_is_counted_without_laying_it_out():
     assert image_text(rows, ImageConfig(geometry="tiles", patch_size=28)).tolist() == [2, 2, 2]
 
 
-def test_a_missing_piece_is_named():
-    with pytest.raises(ConfigError, match=r"image\.row_token needs the piece '<newline>', which the tokenizer"):
+def test_a_missing_token_is_named():
+    with pytest.raises(ConfigError, match=r"image\.row_token needs the token '<newline>', which the tokenizer"):
         image_tokens(ImageConfig(row_token="<newline>"), TOKENIZER)
     # Tiles have no rows that a token could stand between.
     tiles = ImageConfig(geometry="tiles", patch_size=28, row_token="<newline>")
     assert image_tokens(tiles, TOKENIZER).row is None
-    assert "image.row_token" not in image_pieces(tiles)
+    assert "image.row_token" not in delimiter_tokens(tiles)

@@ -202,22 +202,22 @@ def test_a_published_tokenizer(tmp_path):
             update={"sequence": SequenceConfig(template="chatml"), "image": ImageConfig(**image)}
         )
 
-    with pytest.raises(ConfigError, match=r"image\.begin_token needs the piece '<img>'.*add_tokens"):
+    with pytest.raises(ConfigError, match=r"image\.begin_token needs the token '<img>'.*add_tokens"):
         prepare(made([]))
-    with pytest.raises(ConfigError, match=r"image\.end_token needs the piece '</img>'.*add_tokens"):
+    with pytest.raises(ConfigError, match=r"image\.end_token needs the token '</img>'.*add_tokens"):
         prepare(made(["<img>"]))
     prepared = prepare(made(["<img>", "</img>"]))
-    assert [prepared.tokenizer.id(piece) for piece in ("<|im_start|>", "<img>", "</img>")] == [401, 404, 405]
+    assert [prepared.tokenizer.id(token) for token in ("<|im_start|>", "<img>", "</img>")] == [401, 404, 405]
     opened = open_prepared(made(["<img>", "</img>"]))
     assert opened.tokenizer.fingerprint == prepared.tokenizer.fingerprint
     with pytest.raises(ConfigError, match="the tokenizer is not in"):
         open_prepared(made(["<img>", "</img>", "<box>"]))
 
 
-def test_a_template_needs_its_pieces(tmp_path):
+def test_a_template_needs_its_tokens(tmp_path):
     sequence = SequenceConfig(template="internlm2_chat")
     made = config(tmp_path, {"lines": LINES, "topics": TOPICS}).model_copy(update={"sequence": sequence})
-    with pytest.raises(ConfigError, match=r"sequence\.template internlm2_chat needs the piece '<\|im_start\|>'"):
+    with pytest.raises(ConfigError, match=r"sequence\.template internlm2_chat needs the token '<\|im_start\|>'"):
         prepare(made)
 
 

@@ -43,34 +43,34 @@ def test_special_tokens(tokenizer):
         tokenizer.decode([404])
 
 
-@pytest.mark.parametrize("piece", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-def test_text_never_becomes_a_special_token(tokenizer, piece):
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+def test_text_never_becomes_a_special_token(tokenizer, token):
     tree = json.loads(byte_level_json()) | {"added_tokens": []}
     plain = tokenizers.Tokenizer.from_str(json.dumps(tree))
-    assert tokenizer.encode(f"if{piece} if") == plain.encode(f"if{piece} if").ids
-    for text in (piece, f"a{piece}b", f" {piece} ", piece * 3, f"\n{piece}"):
+    assert tokenizer.encode(f"if{token} if") == plain.encode(f"if{token} if").ids
+    for text in (token, f"a{token}b", f" {token} ", token * 3, f"\n{token}"):
         assert tokenizer.special_ids.isdisjoint(tokenizer.encode(text))
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_text_with_a_special_piece_is_tokenised_like_any_other(tokenizer):
-    # Not merely cut within the piece: the words around the cut would become other tokens.
+def test_text_with_a_special_token_is_tokenised_like_any_other(tokenizer):
+    # Not merely cut within the token: the words around the cut would become other tokens.
     special = extend_tokenizer(tokenizer, ["of the"])
     assert special.encode("one of the if") == tokenizer.encode("one of the if")
     assert len(tokenizer.encode("of the")) < len("of the")
 
 
-def test_pieces_that_are_not_special_are_found_in_text(tokenizer):
+def test_tokens_that_are_not_special_are_found_in_text(tokenizer):
     assert 403 in tokenizer.encode("a <tool> b")
-    with pytest.raises(ConfigError, match=r"sequence\.template needs the piece '<tool>', which text could become"):
+    with pytest.raises(ConfigError, match=r"sequence\.template needs the token '<tool>', to which text can encode"):
         tokenizer.id("<tool>", "sequence.template")
     made_special = extend_tokenizer(tokenizer, ["<tool>"])
     assert made_special.id("<tool>") == 403
     assert 403 not in made_special.encode("a <tool> b")
 
 
-def test_text_that_reads_like_a_piece_of_a_unigram_vocabulary():
-    # There the special pieces are in the lattice like any others, and likelier than their letters.
+def test_text_that_reads_like_a_token_of_a_unigram_vocabulary():
+    # There the special tokens are in the lattice like any others, and likelier than their letters.
     scores = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "abs</>")]
     library = tokenizers.Tokenizer(models.Unigram(scores, 0))
     library.add_special_tokens(["<s>", "</s>"])
@@ -82,10 +82,10 @@ def test_text_that_reads_like_a_piece_of_a_unigram_vocabulary():
         assert found.encode(text) == letters
 
 
-def test_a_piece_of_one_letter_cannot_be_taken_apart():
+def test_a_token_of_one_letter_cannot_be_taken_apart():
     library = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("|", 0.0), ("a", -1.0)], 0))
     library.add_special_tokens(["|"])
-    with pytest.raises(ValueError, match=r"text becomes the special piece '\|'"):
+    with pytest.raises(ValueError, match=r"text encodes to the special token '\|'"):
         HuggingFaceTokenizer(library.to_str(), None, "|", None).encode("a|a")
 
 
@@ -127,6 +127,6 @@ def test_padding_and_truncation_of_the_file_do_not_count():
 def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
         HuggingFaceTokenizer("{}", *NAMES)
-    with pytest.raises(ValueError, match=r"pieces <s> that tokenizer_config\.json names"):
+    with pytest.raises(ValueError, match=r"tokens <s> that tokenizer_config\.json names"):
         HuggingFaceTokenizer(byte_level_json(), "<s>", "<|im_end|>", None)
     assert json.loads(byte_level_json())["model"]["type"] == "BPE"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from solo.config import ConfigError, TokenizerConfig
-from solo.data.text import PIECES, Tokenizer, extend_tokenizer, open_tokenizer, train_tokenizer
+from solo.data.text import SPECIAL_TOKENS, Tokenizer, extend_tokenizer, open_tokenizer, train_tokenizer
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer
 from tests.data.vocabularies import TEXTS, foreign_model
 
@@ -19,7 +19,7 @@ def tokenizer() -> Tokenizer:
 
 
 def extended_foreign() -> Tokenizer:
-    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), PIECES.values())
+    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), SPECIAL_TOKENS.values())
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,16 @@ def test_no_space_is_added_in_front(tokenizer):
     assert tokenizer.decode(tokenizer.encode("sev") + tokenizer.encode("en")) == "seven"
 
 
-@pytest.mark.parametrize("piece", [*PIECES.values(), "<s>", "</s>", "<unk>", "<0x0A>", "\u2581<s>"])
-def test_text_never_becomes_a_special_token(tokenizer, piece):
+@pytest.mark.parametrize("token", [*SPECIAL_TOKENS.values(), "<s>", "</s>", "<unk>", "<0x0A>", "\u2581<s>"])
+def test_text_never_becomes_a_special_token(tokenizer, token):
     for found in (tokenizer, extended_foreign()):
-        for text in (piece, f"a{piece}b", f" {piece} ", piece * 3, f"\n{piece}"):
+        for text in (token, f"a{token}b", f" {token} ", token * 3, f"\n{token}"):
             assert found.special_ids.isdisjoint(found.encode(text))
             assert found.decode(found.encode(text)) == text.replace("\u2581", " ")
 
 
 def test_decode_leaves_special_tokens_out(tokenizer):
-    special = [tokenizer.id(piece) for piece in ("<s>", "<unk>", "<|user|>")]
+    special = [tokenizer.id(token) for token in ("<s>", "<unk>", "<|user|>")]
     ids = [*special, *tokenizer.encode("a b"), tokenizer.special.pad, tokenizer.id("</vision>"), tokenizer.special.eos]
     assert tokenizer.decode(ids) == "a b"
 
@@ -75,14 +75,14 @@ def test_pickling_and_files_keep_the_model(tokenizer, tmp_path):
     assert extended_foreign().fingerprint != tokenizer.fingerprint
 
 
-def test_special_pieces_are_looked_up_by_name(tokenizer):
+def test_special_tokens_are_looked_up_by_name(tokenizer):
     assert tokenizer.id("<vision>") == tokenizer.find("<vision>") == 4
     assert tokenizer.special.pad == tokenizer.id("<pad>")
     assert tokenizer.find("<nothing>") is None
-    with pytest.raises(ConfigError, match=r"image\.row_token needs the piece '<row>', which the tokenizer does not"):
+    with pytest.raises(ConfigError, match=r"image\.row_token needs the token '<row>', which the tokenizer does not"):
         tokenizer.id("<row>", "image.row_token")
-    word = next(piece for piece in ("the", "he", "e") if tokenizer.find(piece) is not None)
-    with pytest.raises(ConfigError, match=rf"image\.row_token needs the piece '{word}', which text could become"):
+    word = next(token for token in ("the", "he", "e") if tokenizer.find(token) is not None)
+    with pytest.raises(ConfigError, match=rf"image\.row_token needs the token '{word}', to which text can encode"):
         tokenizer.id(word, "image.row_token")
 
 
@@ -107,13 +107,13 @@ def test_extending_appends_and_keeps_ids():
     assert extend_tokenizer(extended, ["<b>", "</s>"]) is extended
 
 
-def test_extending_makes_existing_pieces_special():
-    # SOLO's own tokenizer has them as NORMAL pieces, which text can match.
+def test_extending_makes_existing_tokens_special():
+    # SOLO's own tokenizer has them as NORMAL tokens, which text can match.
     proto = sentencepiece_model_pb2.ModelProto.FromString(foreign_model())  # type: ignore[attr-defined]
-    proto.pieces.extend(type(proto).SentencePiece(piece=piece, score=0.0) for piece in PIECES.values())
+    proto.pieces.extend(type(proto).SentencePiece(piece=token, score=0.0) for token in SPECIAL_TOKENS.values())
     plain = SentencePieceTokenizer(proto.SerializeToString())
     assert 494 in plain.encode("a <vision>")
-    extended = extend_tokenizer(plain, PIECES.values())
+    extended = extend_tokenizer(plain, SPECIAL_TOKENS.values())
     assert extended.vocab_size == 500
     assert extended.id("<vision>") == 494
     assert 494 not in extended.encode("a <vision>")

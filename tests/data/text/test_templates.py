@@ -15,7 +15,7 @@ from solo.data.text.templates import TextRun, make_template, runs
 from tests.data.vocabularies import byte_level_json, foreign_model
 
 PICTURE, OTHER = (encode_png(PillowImage.new("RGB", (64, 32), shade)) for shade in ("red", "blue"))
-SOLO_PIECES = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_1>", "<loc_2>"]
+SOLO_TOKENS = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_1>", "<loc_2>"]
 
 CHAT = [
     Turn("user", (PICTURE, "\nwhy?")),
@@ -27,14 +27,14 @@ CHAT = [
 
 @pytest.fixture(scope="module")
 def mistral() -> Tokenizer:
-    """A stand-in for Mistral's: 493 pieces, then SOLO's; no padding."""
-    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), SOLO_PIECES)
+    """A stand-in for Mistral's: 493 tokens, then SOLO's; no padding."""
+    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), SOLO_TOKENS)
 
 
 @pytest.fixture(scope="module")
 def internlm() -> Tokenizer:
-    pieces = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"]
-    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), pieces)
+    markup = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"]
+    return extend_tokenizer(SentencePieceTokenizer(foreign_model()), markup)
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,13 @@ def test_solo_pretrain_is_what_the_packs_hold(mistral):
     turns = [Turn("text", (PICTURE, "a kite", "\n</s> <vision>")), Turn("assistant", ("if",)), Turn("user", ("why",))]
     found = template(mistral, "solo_pretrain").runs(turns)
     image, document = ImageConfig(), encode(found, mistral, ImageConfig())
-    begin, row, end = (mistral.id(piece) for piece in (image.begin_token, image.row_token, image.end_token))
+    begin, row, end = (mistral.id(token) for token in (image.begin_token, image.row_token, image.end_token))
     assert document.tokens.tolist() == [
         *(1, begin, PATCH, PATCH, end),
         *itertools.chain(*(mistral.encode(text) for text in ("a kite", "\n</s> <vision>", "if", "why"))),
     ]
     assert row not in document.tokens, "one row of patches has nothing to be parted from"
-    # What is predicted is content of assistant or text turns: below the appended pieces, and never an end.
+    # What is predicted is content of assistant or text turns: below the appended tokens, and never an end.
     targets = document.tokens[document.supervised]
     assert targets.tolist() == document.tokens[5 : -len(mistral.encode("why"))].tolist()
     assert (targets < 493).all()
@@ -125,16 +125,16 @@ def test_solo_pretrain_is_what_the_packs_hold(mistral):
 
 
 def reference_sft(mistral: Tokenizer, image: list[int | Image], turns: list[str]) -> tuple[list[int], list[bool]]:
-    """SOLO's instruction tuning as solo.md 3.4 describes it: pieces, and which of them have labels."""
+    """SOLO's instruction tuning as solo.md 3.4 describes it: ids, and which of them have labels."""
     ids, mask = list(image), [False] * len(image)
     for number, text in enumerate(turns):
         if number % 2 == 0:
             opening = [mistral.special.bos] if number == 0 else []
-            piece = [*opening, *mistral.encode(f"[INST] {text} [/INST]")]
+            part = [*opening, *mistral.encode(f"[INST] {text} [/INST]")]
         else:
-            piece = [*mistral.encode(text), mistral.special.eos]
-        ids += piece
-        mask += [number % 2 == 1] * len(piece)
+            part = [*mistral.encode(text), mistral.special.eos]
+        ids += part
+        mask += [number % 2 == 1] * len(part)
     return ids, mask
 
 
@@ -192,12 +192,12 @@ def test_fuyu(mistral, qwen):
 # ------------------------------------------------------------------------------------------ InternLM2
 
 
-def joined(tokenizer: Tokenizer, text: str, pieces: list[str]) -> list[int]:
-    """A tokenizer of the reference's kind: special pieces are found in the text, all between two is one text."""
-    for piece in pieces:
-        before, found, after = text.partition(piece)
+def joined(tokenizer: Tokenizer, text: str, tokens: list[str]) -> list[int]:
+    """A tokenizer of the reference's kind: special tokens are found in the text, all between two is one text."""
+    for token in tokens:
+        before, found, after = text.partition(token)
         if found:
-            return [*joined(tokenizer, before, pieces), tokenizer.find(piece), *joined(tokenizer, after, pieces)]
+            return [*joined(tokenizer, before, tokens), tokenizer.find(token), *joined(tokenizer, after, tokens)]
     return tokenizer.encode(text)
 
 
@@ -205,7 +205,7 @@ MARKS = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
 
 
 def reference_internlm(tokenizer: Tokenizer, turns: list[str], patches: list[int]) -> tuple[list[int], list[bool]]:
-    """Ids and label mask as mono_internvl.md 3 describes them: one string; the mask by tokenising its pieces again."""
+    """Ids and label mask as mono_internvl.md 3 describes them: one string; the mask by tokenising its parts again."""
     start, end, mark = "<|im_start|>", "<|im_end|>", "<|im_start|>assistant\n"
     text = f"{start}system\nBe brief.{end}"
     for number, turn in enumerate(turns):
@@ -307,8 +307,8 @@ def test_chatml_is_qwens(qwen):
 
 @pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
 def test_text_never_becomes_markup(name, ours):
-    pieces = ["<|im_start|>", "<|im_end|>", "<img>"]
-    tokenizer = extend_tokenizer(ours, pieces)
+    markup = ["<|im_start|>", "<|im_end|>", "<img>"]
+    tokenizer = extend_tokenizer(ours, markup)
     clean = [Turn("user", ("x",)), Turn("assistant", ("x",)), Turn("text", ("x",))]
     markup = "<|im_end|><s></s><|user|>[INST]<|im_start|>assistant\n<img><vision>"
     dirty = [Turn(turn.role, (markup,)) for turn in clean]
@@ -322,7 +322,7 @@ def test_text_never_becomes_markup(name, ours):
 
 @pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
 def test_a_session_reads_what_one_document_holds(name, ours):
-    """Turns one by one, each answer and what closes it in between, are the conversation in one piece."""
+    """Turns one by one, each answer and what closes it in between, are the conversation at once."""
     tokenizer = extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"])
     chat = template(tokenizer, name)
     whole = tokens(chat.runs(CHAT))
@@ -332,8 +332,8 @@ def test_a_session_reads_what_one_document_holds(name, ours):
     assert whole == [*read, *tokenizer.encode(answer), *chat.closing]
 
 
-def test_missing_pieces_are_named(ours):
-    with pytest.raises(ConfigError, match=r"sequence\.template needs the piece '<\|im_start\|>'"):
+def test_missing_tokens_are_named(ours):
+    with pytest.raises(ConfigError, match=r"sequence\.template needs the token '<\|im_start\|>'"):
         template(ours, "chatml")
-    with pytest.raises(ConfigError, match=r"sequence\.template needs the piece '<\|system\|>'"):
+    with pytest.raises(ConfigError, match=r"sequence\.template needs the token '<\|system\|>'"):
         template(SentencePieceTokenizer(foreign_model()), "roles")

@@ -17,7 +17,7 @@ def added(content: str, special: bool = True) -> dict:
 
 @pytest.fixture
 def internlm(tmp_path) -> Path:
-    """Two pieces at the end of the model get new names, three are put behind it, of which one is not special."""
+    """Two tokens at the end of the model get new names, three are put behind it, of which one is not special."""
     decoder = {
         "0": added("<unk>"),
         "1": added("<s>"),
@@ -38,7 +38,7 @@ def internlm(tmp_path) -> Path:
 
 def check_internlm(found: Tokenizer) -> None:
     assert found.vocab_size == 496
-    assert [found.id(piece) for piece in ("<|im_end|>", "<|im_start|>", "<img>", "</img>")] == [491, 492, 493, 494]
+    assert [found.id(token) for token in ("<|im_end|>", "<|im_start|>", "<img>", "</img>")] == [491, 492, 493, 494]
     assert (found.special.bos, found.special.eos, found.special.pad) == (1, 2, 2)
     assert found.special_ids == {0, 1, 2, 491, 492, 493, 494}
     plain = SentencePieceTokenizer(foreign_model())
@@ -60,12 +60,12 @@ def test_a_model_named_as_a_file_stands_alone(internlm):
     assert open_tokenizer(internlm / "tokenizer.model").vocab_size == 493
 
 
-def test_the_end_of_a_text_can_be_another_piece(internlm):
+def test_the_end_of_a_text_can_be_another_token(internlm):
     config = json.loads((internlm / "tokenizer_config.json").read_text())
     write_repository(internlm, config | {"eos_token": "<|im_end|>", "pad_token": "<unk>", "bos_token": None})
     found = open_tokenizer(internlm)
     assert (found.special.bos, found.special.eos) == (1, 491)
-    assert found.special.pad == 491, "the unknown piece pads nothing"
+    assert found.special.pad == 491, "the unknown token pads nothing"
 
 
 def test_a_repository_with_a_tokenizer_json(tmp_path):
@@ -76,7 +76,7 @@ def test_a_repository_with_a_tokenizer_json(tmp_path):
     assert found.fingerprint == open_tokenizer(folder / "tokenizer.json").fingerprint
 
 
-def test_pieces_beside_a_tokenizer_json(tmp_path):
+def test_tokens_beside_a_tokenizer_json(tmp_path):
     unused = json.loads(byte_level_json())["model"]["vocab"]["ÿ"]  # a byte that is never in UTF-8
     decoder = {"400": added("<|endoftext|>"), "403": added("<tool>"), "404": added("<img>")}
     decoder[str(unused)] = added("<first>")
@@ -87,7 +87,7 @@ def test_pieces_beside_a_tokenizer_json(tmp_path):
         special_tokens_map_json={"eos_token": "<|im_end|>"},
     )
     found = open_tokenizer(folder)
-    assert [found.id(piece) for piece in ("<first>", "<tool>", "<img>")] == [unused, 403, 404]
+    assert [found.id(token) for token in ("<first>", "<tool>", "<img>")] == [unused, 403, 404]
     assert found.vocab_size == 405
     assert found.special_ids.isdisjoint(found.encode("<first><tool><img>"))
 
@@ -105,17 +105,17 @@ def test_the_sentencepiece_model_goes_first_unless_it_is_none(internlm):
     [
         ({}, r"broken: it holds neither tokenizer\.model nor tokenizer\.json"),
         ({"tokenizer_json": "{}", "config": QWEN}, r"broken: not a tokenizer\.json"),
-        ({"tokenizer_json": byte_level_json()}, r"broken: which piece ends a text\?.*eos_token"),
-        ({"tokenizer_json": byte_level_json(), "config": {"eos_token": "</s>"}}, r"does not have the pieces </s>"),
+        ({"tokenizer_json": byte_level_json()}, r"broken: no file names the token that ends a text.*eos_token"),
+        ({"tokenizer_json": byte_level_json(), "config": {"eos_token": "</s>"}}, r"does not have the tokens </s>"),
         (
             {"tokenizer_json": byte_level_json(), "config": QWEN, "added_tokens_json": {"<x>": 410}},
-            r"'<x>' has the id 410, but nothing names the ids from 404 on",
+            r"'<x>' has the id 410, but no token has the ids from 404 on",
         ),
         (
             {"tokenizer_model": foreign_model(), "added_tokens_json": {"<x>": 500}},
-            r"'<x>' has the id 500, but nothing names the ids from 493 on",
+            r"'<x>' has the id 500, but no token has the ids from 493 on",
         ),
-        ({"tokenizer_model": foreign_model(), "added_tokens_json": {"<x>": "a"}}, "cannot make out its added tokens"),
+        ({"tokenizer_model": foreign_model(), "added_tokens_json": {"<x>": "a"}}, "cannot read its added tokens"),
         ({"tokenizer_model": foreign_model(), "added_tokens_json": "["}, r"added_tokens\.json is not JSON"),
         ({"tokenizer_model": foreign_model(), "added_tokens_json": "[]"}, "expected a mapping, found list"),
     ],

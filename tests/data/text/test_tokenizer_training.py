@@ -1,18 +1,18 @@
 import pytest
 
 from solo.config import TokenizerConfig
-from solo.data.text import PIECES, train_tokenizer
+from solo.data.text import SPECIAL_TOKENS, train_tokenizer
 from tests.data.vocabularies import TEXTS
 
 
 def test_vocabulary_counts_the_special_tokens():
     tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=500))
     assert tokenizer.vocab_size == 500
-    assert [tokenizer.id(piece) for piece in ("<unk>", "<s>", "</s>", *PIECES.values())] == list(range(10))
+    assert [tokenizer.id(token) for token in ("<unk>", "<s>", "</s>", *SPECIAL_TOKENS.values())] == list(range(10))
     assert len(tokenizer.special_ids) == 10
 
 
-def test_added_pieces_come_last_and_count():
+def test_added_tokens_come_last_and_count():
     config = TokenizerConfig(vocab_size=500, add_tokens=("<vision>", "<loc_{1..3}>", "<|im_end|>"))
     tokenizer = train_tokenizer(TEXTS, config)
     assert tokenizer.vocab_size == 500
@@ -55,7 +55,7 @@ def test_impossible_vocabularies(texts, size, message):
         train_tokenizer(texts, TokenizerConfig(vocab_size=size))
 
 
-def test_what_a_text_supports_counts_the_added_pieces():
+def test_what_a_text_supports_counts_the_added_tokens():
     config = TokenizerConfig(vocab_size=1024, add_tokens=("<loc_{1..40}>",))
     with pytest.raises(ValueError, match="at most") as failure:
         train_tokenizer(["abc abd"], config)
