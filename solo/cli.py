@@ -167,7 +167,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def import_weights(arguments: argparse.Namespace) -> int:
-    """Turn a repository of weights into one of our own, or grow a monolith out of a text model."""
+    """Convert a repository of weights to our own layout, or upcycle a text model to a monolith."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -320,11 +320,11 @@ def _add_import(verbs: Any) -> None:
         verbs,
         "import",
         import_weights,
-        "begin with published weights, or grow a monolith out of a text model",
-        "Writes a folder of weights that `init_from` and `solo generate` take. SOURCE is a repository in the Hugging"
-        " Face form (config.json and safetensors) of the model that CONFIG describes; or of a text model of its size,"
-        " which is grown: visual experts are copies of the text's, new vocabulary rows are as --new-tokens says, and"
-        " the embedder of patches is drawn. Needs the memory of a few tensors, not of the model.",
+        "convert published weights, or upcycle a text model to a monolith",
+        "Writes a folder of weights for `init_from` and `solo generate`. SOURCE is a Hugging Face repository (config.json"
+        " and safetensors) of the model that CONFIG describes, or of a text model of its size, which is upcycled:"
+        " visual experts are copies of the text's, --new-tokens sets the new vocabulary rows, and the patch embedding"
+        " is drawn. It needs memory for a few tensors, not for the model.",
     )
     added.add_argument("source", metavar="SOURCE", help="a folder")
     added.add_argument("--as", dest="config", metavar="CONFIG", required=True, help="a YAML file, as in configs/models")
@@ -333,7 +333,7 @@ def _add_import(verbs: Any) -> None:
         "--new-tokens",
         choices=("mean", "normal"),
         default="mean",
-        help="rows of new tokens: the mean of the old ones (default), or drawn with init_std",
+        help="rows of new tokens: the mean of the existing ones (default), or drawn with init_std",
     )
     added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn, default 0")
     # Not free-standing as elsewhere: argparse would take words behind the options for none of SOURCE's.

@@ -149,7 +149,7 @@ class Monolith:
         runs = self.template.runs(turns, open_turn, continued)
         blind = self.published is not None and not self.published.sees_images
         if blind and any(isinstance(run, Image) for run in runs):
-            raise ValueError("this is a text model: it has nothing to see images with (solo import can grow it)")
+            raise ValueError("this is a text model: it cannot read images (solo import can upcycle it)")
         return runs
 
     def logits(self, batch: Batch | CallerBatch) -> np.ndarray:

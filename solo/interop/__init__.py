@@ -1,1 +1,1 @@
-"""Weights in and out: repositories in the Hugging Face form, one module for each foreign layout of tensors."""
+"""Import from and export to Hugging Face repositories, with one module for each layout of tensors."""

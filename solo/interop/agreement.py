@@ -1,4 +1,4 @@
-"""Whether a repository's config and ours describe the same model, or one that can be grown out of the other."""
+"""Compares a repository's config with ours: they describe the same model, or ours can be upcycled from it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 from solo.config import Config, ImageConfig, ModelConfig, MoEConfig, SequenceConfig, keys_deciding
 from solo.interop.layout import Layout, LayoutError, Sections
 
-# Keys that upcycling may change; they are compared by rules of their own.
+# Keys that upcycling may change. They are compared by rules of their own.
 _COMPARED_APART = {"experts", "moe", "vocab_size"}
 _COMPONENTS = ("ffn", "qkv", "out", "norms")
 
 
 def source_model(sections: Sections, config: Config) -> ModelConfig:
-    """A repository's model section; what its config.json leaves open is as in ours (SOLO's token_id)."""
+    """Returns a repository's model section. Keys that its config.json lacks are as in ours (SOLO's token_id)."""
     model = dict(sections["model"])
     ours = config.model.patch_embed.model_dump()
     model["patch_embed"] = {**ours, **model["patch_embed"]} if "patch_embed" in model else ours
     try:
         return ModelConfig.model_validate_json(json.dumps(model))
     except ValueError as error:
-        raise LayoutError(f"config.json describes a model that cannot be: {error}") from None
+        raise LayoutError(f"config.json describes an invalid model: {error}") from None
 
 
 def source_image(sections: Sections, config: Config) -> ImageConfig:
-    """A repository's image section, completed likewise."""
+    """Returns a repository's image section, completed in the same way."""
     ours = config.image.model_dump()
     return ImageConfig.model_validate_json(json.dumps({**ours, **sections["image"]}))
 
 
 def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> list[str]:
-    """Compare key by key what makes the model; what growing can add is no difference.
+    """Compares all keys that decide the model. What upcycling can add is not a difference.
 
     Returns:
-        Differences that a grown model may have, and a user should know of: the sliding window.
+        Differences that an upcycled model may have and the user should know: the sliding window.
 
     Raises:
-        LayoutError: there are differences; all are listed.
+        LayoutError: the models differ; all differences are listed.
     """
     model, image = source_model(sections, config), source_image(sections, config)
     lines = [*_model_lines(sections, model, config.model), *_expert_lines(model, config.model)]
@@ -53,7 +53,7 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
             lines.append(refusal)
     if lines:
         raise LayoutError(
-            f"{origin} ({layout.name}) is not of the model that {config.name!r} describes:\n"
+            f"{origin} ({layout.name}) is not the model that {config.name!r} describes:\n"
             + "\n".join(f"  {line}" for line in lines)
         )
     return [] if layout.has_images else list(_sequence_lines(sections, config))
@@ -73,14 +73,14 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> 
                 yield from _line(f"model.patch_embed.{inner}", theirs.patch_embed, ours.patch_embed, inner)
         elif key == "head_dim":
             yield from _line("model.head_dim", theirs, ours, "dim_per_head")
-        # A text token stands at the same time, row and column: sections make no difference to it.
+        # `rope_sections` may be added: a text token has the same time, row and column.
         elif key in decisive:
             yield from _line(f"model.{key}", theirs, ours, key)
     if "parametrisation" not in sections["model"] and ours.parametrisation.kind != "standard":
         yield f"model.parametrisation.kind: standard there, {ours.parametrisation.kind} here"
     rows, wanted = theirs.vocab_size or 0, ours.vocab_size
     if wanted is not None and rows > wanted:
-        yield f"model.vocab_size: {rows} there, {wanted} here; rows can be added, not taken away"
+        yield f"model.vocab_size: {rows} there, {wanted} here; rows can be added, not removed"
 
 
 def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
@@ -88,8 +88,8 @@ def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
         before, after = getattr(theirs.experts, component), getattr(ours.experts, component)
         if after == "moe" and before != "moe":
             yield (
-                f"model.experts.{component}: {before} there, learned here; a learned mixture is not grown out of one"
-                " FFN, since weighing its copies would change what the model says of text"
+                f"model.experts.{component}: {before} there, moe here; a mixture of experts cannot be upcycled from"
+                " one FFN, because the router's weights would change the logits of text"
             )
         elif (before, after) not in {(before, before), ("shared", "modality")}:
             yield f"model.experts.{component}: {before} there, {after} here"

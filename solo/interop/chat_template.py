@@ -1,7 +1,7 @@
 """The chat templates of `solo.data.text.templates` in Jinja, as Hugging Face repositories ship them.
 
-Rendered and tokenised, a conversation gives the ids that training had, but for one thing: where two texts stand next
-to each other without a special token between them, training tokenised each by itself, and Hugging Face does not.
+A rendered and tokenised conversation has the token ids of training, with one exception: adjacent texts without a
+special token between them are tokenised separately in training and together by Hugging Face.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import re
 
 from solo.config import SequenceConfig
 
-# What a message holds, in order. `unbroken` leaves out the line breaks between a text and an image, `stripped` the
-# white space at the ends of the message, `broken` puts a line break behind the images that open it. `gap` parts a
-# message that begins with text from the text before it.
-_PARTS = """\
-{%- macro parts(content, images=true, unbroken=false, stripped=false, broken=false) -%}
+# Renders the content of a message. `unbroken` drops line breaks between a text and an image, `stripped` drops white
+# space at both ends, `broken` adds a line break after images at the start. `gap` separates a message that begins with
+# text from the text before it.
+_CONTENT = """\
+{%- macro render(content, images=true, unbroken=false, stripped=false, broken=false) -%}
 {%- set list = [{'type': 'text', 'text': content}] if content is string else content -%}
 {%- set state = namespace(opening=true, text='') -%}
 {%- for part in list -%}
-{%- set behind_image = loop.previtem is defined and loop.previtem['type'] == 'image' -%}
+{%- set after_image = loop.previtem is defined and loop.previtem['type'] == 'image' -%}
 {%- if broken and not loop.first -%}
-{%- set state.opening = state.opening and behind_image -%}
+{%- set state.opening = state.opening and after_image -%}
 {%- if state.opening and not (part['type'] == 'text' and part['text'][:1].isspace()) -%}{{ '\\n' }}{%- endif -%}
 {%- endif -%}
 {%- if part['type'] == 'image' -%}
 {{ IMAGE if images }}
 {%- else -%}
 {%- set state.text = part['text'] -%}
-{%- if unbroken and behind_image -%}{%- set state.text = state.text.lstrip('\\n') -%}{%- endif -%}
+{%- if unbroken and after_image -%}{%- set state.text = state.text.lstrip('\\n') -%}{%- endif -%}
 {%- if unbroken and loop.nextitem is defined and loop.nextitem['type'] == 'image' -%}
 {%- set state.text = state.text.rstrip('\\n') -%}
 {%- endif -%}
@@ -48,7 +48,7 @@ _SYSTEM = """\
 {%- endif -%}
 """
 
-_TEXT_TURN = "{{ BOS if loop.first }}{{ parts(message['content'], unbroken=true) }}"
+_TEXT_TURN = "{{ BOS if loop.first }}{{ render(message['content'], unbroken=true) }}"
 
 _BODIES = {
     "roles": """\
@@ -56,7 +56,7 @@ _BODIES = {
 {%- if message['role'] == 'text' -%}
 TEXT_TURN{{ EOS }}
 {%- else -%}
-{{ BOS if loop.first }}{{ '<|' ~ message['role'] ~ '|>' }}{{ parts(message['content'], unbroken=true) }}
+{{ BOS if loop.first }}{{ '<|' ~ message['role'] ~ '|>' }}{{ render(message['content'], unbroken=true) }}
 {{- EOS if message['role'] == 'assistant' }}
 {%- endif -%}
 {%- endfor -%}
@@ -65,8 +65,8 @@ TEXT_TURN{{ EOS }}
     "solo_pretrain": """\
 {%- for message in messages -%}
 {%- set last = none if loop.first else loop.previtem['content'] -%}
-{%- set behind_text = not loop.first and (last is string or last[-1]['type'] == 'text') -%}
-{{ BOS if loop.first }}{{ gap(message['content']) if behind_text }}{{ parts(message['content'], unbroken=true) }}
+{%- set after_text = not loop.first and (last is string or last[-1]['type'] == 'text') -%}
+{{ BOS if loop.first }}{{ gap(message['content']) if after_text }}{{ render(message['content'], unbroken=true) }}
 {%- endfor -%}
 """,
     "solo_chat": """\
@@ -74,14 +74,14 @@ TEXT_TURN{{ EOS }}
 {%- if message['role'] == 'text' -%}
 TEXT_TURN{{ EOS }}
 {%- elif message['role'] == 'assistant' -%}
-{{ BOS if loop.first else gap(message['content']) }}{{ parts(message['content'], unbroken=true) }}{{ EOS }}
+{{ BOS if loop.first else gap(message['content']) }}{{ render(message['content'], unbroken=true) }}{{ EOS }}
 {%- elif message['role'] == 'system' -%}
 {{ raise_exception('this chat template has no place for a system turn') }}
 {%- else -%}
 {%- for part in message['content'] if message['content'] is not string and part['type'] == 'image' -%}
 {{ IMAGE }}
 {%- endfor -%}
-{{ BOS if loop.first }}{{ '[INST] ' }}{{ parts(message['content'], images=false, unbroken=true) }}{{ ' [/INST]' }}
+{{ BOS if loop.first }}{{ '[INST] ' }}{{ render(message['content'], images=false, unbroken=true) }}{{ ' [/INST]' }}
 {%- endif -%}
 {%- endfor -%}
 """,
@@ -92,11 +92,11 @@ TEXT_TURN{{ EOS }}
 {%- else -%}
 {{ BOS if loop.first }}{{ '<|im_start|>' ~ message['role'] ~ '\\n' }}
 {%- if message['role'] == 'assistant' -%}
-{{ gap(message['content']) }}{{ parts(message['content'], stripped=STRIPPED) }}
+{{ gap(message['content']) }}{{ render(message['content'], stripped=STRIPPED) }}
 {%- else -%}
-{{ parts(message['content'], stripped=STRIPPED, broken=true) }}
+{{ render(message['content'], stripped=STRIPPED, broken=true) }}
 {%- endif -%}
-{{ '<|im_end|>' ~ BEHIND }}
+{{ '<|im_end|>' ~ AFTER }}
 {%- endif -%}
 {%- endfor -%}
 {{ '<|im_start|>assistant\\n' if add_generation_prompt }}
@@ -105,18 +105,18 @@ TEXT_TURN{{ EOS }}
 
 
 def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_prefix: bool) -> str:
-    """The content of `chat_template.jinja`.
+    """Returns the content of `chat_template.jinja`.
 
     Args:
-        config: names the template, and a system turn for conversations without one.
-        image_token: stands where an image is to be.
-        bos: whether the tokenizer has a token that opens a text.
-        dummy_prefix: whether the tokenizer begins every text with a space: then one parts texts that training
-            tokenised by themselves, and their ids are the same.
+        config: has the name of the template and a system turn for conversations without one.
+        image_token: placeholder of an image.
+        bos: whether the tokenizer has a token that begins a text.
+        dummy_prefix: whether the tokenizer begins every text with a space. A space then separates texts that were
+            tokenised separately in training, and their ids are the same.
     """
     chatml = config.template == "chatml"
     body = _BODIES["internlm2_chat" if chatml else config.template].replace("TEXT_TURN", _TEXT_TURN)
-    text: str = _PARTS + (_SYSTEM if config.system is not None else "") + body
+    text: str = _CONTENT + (_SYSTEM if config.system is not None else "") + body
     names = {
         "IMAGE": json.dumps(image_token),
         "SYSTEM": json.dumps(config.system, ensure_ascii=False),
@@ -124,6 +124,6 @@ def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_pre
         "EOS": "eos_token",
         "GAP": "' '" if dummy_prefix else "''",
         "STRIPPED": "false" if chatml else "true",
-        "BEHIND": r"'\n'" if chatml else "''",
+        "AFTER": r"'\n'" if chatml else "''",
     }
     return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], text).strip()

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from solo.data.text import Tokenizer, extend_tokenizer
-from solo.interop.layout import Layout, LayoutError, Part
+from solo.interop.export_plan import Dtype, make_plan, paths_of
 from solo.interop.layouts import layout_named
 from solo.interop.model_card import model_card
-from solo.interop.plan import Dtype, Plan
 from solo.interop.repository import write_files
-from solo.interop.source import Source, open_source
+from solo.interop.source import open_source
 from solo.interop.tensor_files import MAX_SHARD_BYTES, complete_folder, write_tensors
 from solo.interop.verify import Verification, verify
-from solo.interop.weights import every_part
-from solo.model.parameters import ModelDefinition
-
-# Layouts whose sequences have a placeholder for every patch; the others' own code has it or needs none.
-_WITH_PLACEHOLDER = ("native", "fuyu")
-_PLACEHOLDERS = ("<image>", "<image_patch>", "<|image_patch|>")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was done.
+    """Summary of an export.
 
-    layout        name of it
-    tensors       written
-    nbytes        of their values
-    left_out      parameters that the layout does not hold: what images need, in a text layout
-    placeholder   the token that was appended for it; None where there is one, or none is needed
-    verification  what was compared; None where it was not asked for
+    Attributes:
+        layout: its name.
+        tensors: number of tensors written.
+        nbytes: size of their values.
+        left_out: parameters that the layout does not store: in a text layout, those that only images need.
+        placeholder: the token that was appended to stand for a patch, or None.
+        verification: what was compared, or None if verification was switched off.
     """
 
     layout: str
@@ -43,15 +36,13 @@ class Exported:
     verification: Verification | None = None
 
     def summary(self) -> list[str]:
-        """What a user should know, a line each."""
+        """Returns lines for the user."""
         lines = [f"written as {self.layout}: {self.tensors:,} tensors, {self.nbytes / 1e9:.2f} GB"]
         if self.left_out:
-            lines.append(f"left out, the text path only is written: {', '.join(self.left_out)}")
+            lines.append(f"only the text path is written; left out: {', '.join(self.left_out)}")
         if self.placeholder:
             lines.append(f"appended to the vocabulary: {self.placeholder}, which stands for a patch")
-        if self.verification is None:
-            return [*lines, "not verified"]
-        return [*lines, *self.verification.summary()]
+        return lines + (["not verified"] if self.verification is None else self.verification.summary())
 
 
 def export(
@@ -64,24 +55,24 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     report: Callable[[str], None] = lambda line: None,
 ) -> Exported:
-    """Write a repository.
+    """Writes a repository.
 
     Args:
         checkpoint: a run's folder, one of its checkpoints, or a repository as `solo import` writes it.
-        to: the folder to write; it is complete, or not there.
-        layout: see `solo.interop.layouts`; the text layouts take the text path of a monolith.
+        to: the folder to write. It is complete or absent.
+        layout: a name in `solo.interop.layouts`. The text layouts store the text path of a monolith.
         dtype: of the weights.
-        verified: read everything back and compare it with the checkpoint: tensors by their bits, and, where PyTorch
-            and transformers are there, what the model says.
-        max_shard_bytes: of values in one file.
-        report: called with what is being done.
+        verified: read everything back and compare it with the checkpoint: tensors bit for bit, and logits and answers
+            where PyTorch and transformers are installed.
+        max_shard_bytes: limit on the values in a file.
+        report: called with the current step.
 
     Raises:
-        LayoutError: the layout cannot hold the model; the message names the switch.
-        VerificationError: what was written is not what the checkpoint holds, or says something else.
-        FileExistsError: `to` is there.
-        TensorFileError: the disk has no room.
-        ValueError: the checkpoint is none.
+        LayoutError: the layout cannot store the model; the message names the config key.
+        VerificationError: the repository differs from the checkpoint.
+        FileExistsError: `to` exists.
+        TensorFileError: the disk has too little space.
+        ValueError: `checkpoint` is not a checkpoint.
     """
     target = layout_named(layout)
     source = open_source(checkpoint)
@@ -92,50 +83,8 @@ def export(
             write_tensors(folder, plan.tensors, plan.value, max_shard_bytes=max_shard_bytes)
             write_files(folder, plan)
             (folder / "README.md").write_text(model_card(plan, Path(to).name))
-            found = verify(folder, plan, report) if verified else None
+            verification = verify(folder, plan, report) if verified else None
     finally:
         source.close()
     nbytes = sum(info.nbytes for info in plan.tensors)
-    return Exported(layout, len(plan.tensors), nbytes, _left_out_names(plan.left_out), plan.appended, found)
-
-
-def _left_out_names(missing: Sequence[Part]) -> list[str]:
-    """Paths, without what they end in where a whole component is missing."""
-    return sorted({part.path for part in missing})
-
-
-def make_plan(source: Source, layout: Layout, dtype: Dtype) -> Plan:
-    """Decide what is written. Raises LayoutError where the layout cannot hold the model."""
-    if refusal := layout.refusal(source.config):
-        raise LayoutError(f"{source.folder} cannot be written as {layout.name}: {refusal}")
-    tokenizer, placeholder = _with_placeholder(source, layout)
-    rows = max(source.definition.vocab_size, tokenizer.vocab_size if tokenizer else 0)
-    image = source.config.image
-    if placeholder is not None:
-        image = image.model_copy(update={"placeholder_token": placeholder})
-    model = source.config.model.model_copy(update={"vocab_size": rows})
-    config = source.config.model_copy(update={"model": model, "image": image})
-    definition = ModelDefinition(model, image, rows)
-    rules = source.in_reading_order(layout.tensors(definition))
-    held = {part for rule in rules for part in rule.parts}
-    missing = [part for part in every_part(definition.specs) if part not in held]
-    if missing and layout.has_images:
-        raise LayoutError(f"a {layout.name} repository has no place for {', '.join(_left_out_names(missing))}")
-    appended = placeholder if tokenizer and source.tokenizer and tokenizer is not source.tokenizer else None
-    return Plan(
-        source, layout, config, definition, tokenizer, {rule.name: rule for rule in rules}, dtype, missing, appended
-    )
-
-
-def _with_placeholder(source: Source, layout: Layout) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer to publish, and the token in it that stands for a patch; None where the layout needs none."""
-    tokenizer, wanted = source.tokenizer, source.config.image.placeholder_token
-    if layout.name not in _WITH_PLACEHOLDER:
-        return tokenizer, wanted
-    if tokenizer is None:
-        raise LayoutError(
-            f"a {layout.name} repository needs a tokenizer, and {source.folder} has none: put a tokenizer.model or a"
-            " tokenizer.json with its tokenizer_config.json there"
-        )
-    token = wanted or next(name for name in _PLACEHOLDERS if tokenizer.find(name) is None)
-    return extend_tokenizer(tokenizer, [token]), token
+    return Exported(layout, len(plan.tensors), nbytes, paths_of(plan.left_out), plan.appended, verification)

@@ -1,7 +1,7 @@
-"""A layout: the two-way rule between the tensors of a repository and our parameters.
+"""A layout maps the tensors of one family of repositories to our parameters and back.
 
-Values keep their dtype. Vocabulary rows in flight are the published ones: `join` leaves our padding rows out, and
-who writes `split`'s result into a parameter leaves zeros behind it.
+Values keep their dtype. Tensors hold the published rows of the vocabulary: `join` drops our padding rows, and whoever
+writes the result of `split` into a parameter pads it with zeros.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from solo.config import Config, ModelConfig
 from solo.model.parameters import ModelDefinition
 
 Sections = dict[str, dict[str, Any]]
+_COMPONENTS = ("ffn", "qkv", "out", "norms")
 
 
 class LayoutError(ValueError):
-    """A repository that cannot be read or written as asked; the message says what does not fit and why."""
+    """A repository cannot be read or written as requested; the message says what does not fit and why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One of our parameters at `layer` of its first axis, or the whole of it where `layer` is None."""
+class ParameterSlice:
+    """One layer of a stacked parameter, or a whole parameter where `layer` is None."""
 
     path: str
     layer: int | None = None
@@ -38,29 +39,32 @@ class Part:
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One tensor of a repository.
+    """One tensor of a repository and the parameters it stores.
 
-    name, shape   the tensor
-    parts         what it holds of ours
-    split         its values -> those of the parts, in their order; views where numpy can
-    join          the other way round; vocabulary padding may still be on, and is left out
+    Attributes:
+        name: of the tensor.
+        shape: of the tensor.
+        slices: the parameters that it stores.
+        split: maps the tensor's values to those of `slices`, in their order. The results are views where possible.
+        join: the inverse of `split`. It accepts vocabulary padding and drops it.
     """
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    slices: tuple[ParameterSlice, ...]
     split: Callable[[np.ndarray], Sequence[np.ndarray]]
     join: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Layout(ABC):
-    """What is known of one family of repositories.
+    """One family of repositories.
 
-    name        what it is called on the command line
-    has_images  whether its models see images; the others can be grown into one that does
-    adds_placeholder  whether the embedding of the token at a patch's place is added to the patch (SOLO)
-    templates         chat templates that its models know, where `config_from` names none
-    special_tokens    tokens that its tokenizers have as normal ones, which text could become, and that are no text
+    Attributes:
+        name: its name on the command line.
+        has_images: whether its models read images. A text model can be upcycled into one that does.
+        adds_placeholder: whether the embedding of a placeholder token is added to every patch (SOLO).
+        templates: chat templates of its models, tried in this order where `config_from` names none.
+        special_tokens: tokens that its tokenizers store as ordinary ones and that text must never produce.
     """
 
     name: str
@@ -69,58 +73,116 @@ class Layout(ABC):
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
+    def fixed(self) -> Mapping[str, Any]:
+        """Config keys (`model.bias`) that this layout cannot vary, each with its value or a tuple of values.
+
+        `refusal` checks them, and `config_from` returns them, the first where there are several.
+        """
+        return {}
+
     @abstractmethod
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """Whether a repository with this config.json is of this layout."""
+        """Returns whether a repository with this config.json has this layout."""
 
     @abstractmethod
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """What config.json settles, in our terms: sections `model`, `image`, `sequence`, each with some of its keys.
+        """Returns the keys of our sections `model`, `image` and `sequence` that config.json determines.
 
         Raises:
-            LayoutError: it lacks a key, or asks for something that our model cannot do; the message names it.
+            LayoutError: a key is missing, or asks for something that our model does not have; the message names it.
         """
 
     @abstractmethod
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """The config.json of a model that `refusal` has nothing against; without `dtype`."""
+        """Returns the config.json, without `dtype`, of a model that `refusal` accepts."""
 
-    @abstractmethod
     def refusal(self, config: Config) -> str | None:
-        """Why a model of this config cannot be written in this layout: the key, its value, what it must be."""
+        """Returns why this layout cannot store a model of this config (key, value, what it must be), or None."""
+        return first_refusal(config, self.name, self.fixed())
 
     @abstractmethod
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """Every tensor of the repository, in the order in which it is written. A text layout leaves images out."""
+        """Returns a rule for every tensor, in the order of writing. A text layout leaves the patch embedding out."""
 
     def canonical(self, name: str) -> str:
-        """A tensor's name as `tensors` has it, of one that some repositories spell otherwise."""
+        """Returns the name that `tensors` uses for a tensor that some repositories call by another name."""
         return name
 
     def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
-        """Tensors that some repositories store besides, and what each must be equal to: a tied head."""
+        """Returns tensors that some repositories store twice: name of the copy -> name of its original (tied heads)."""
         return {}
 
 
+def experts(value: str | tuple[str, ...]) -> dict[str, Any]:
+    """Returns `fixed` entries that give all components the same kind of experts."""
+    return {f"model.experts.{component}": value for component in _COMPONENTS}
+
+
+def sections(fixed: Mapping[str, Any]) -> Sections:
+    """Returns `Layout.fixed` as nested sections."""
+    found: Sections = {"model": {}, "image": {}, "sequence": {}}
+    for key, value in fixed.items():
+        *outer, last = key.split(".")
+        section: dict[str, Any] = reduce(lambda at, name: at.setdefault(name, {}), outer, found)
+        section[last] = value[0] if isinstance(value, tuple) else value
+    return found
+
+
+def first_refusal(config: Config, layout: str, allowed: Mapping[str, Any]) -> str | None:
+    """Returns a message about the first key of a config whose value is not allowed, or None.
+
+    `allowed` maps a key (`model.bias`) to its value or to a tuple of values. No published layout has the multipliers
+    of muP.
+    """
+    for key, wanted in {"model.parametrisation.kind": "standard", **allowed}.items():
+        value = reduce(getattr, key.split("."), config)
+        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+            needed = " or ".join(str(each) for each in wanted) if isinstance(wanted, tuple) else wanted
+            return f"{key} is {value}; the {layout} layout has {needed}"
+    return None
+
+
+def get(config_json: Mapping[str, Any], key: str) -> Any:
+    """Returns the value of a key. Raises LayoutError if it is missing."""
+    if config_json.get(key) is None:
+        raise LayoutError(f"config.json lacks {key}")
+    return config_json[key]
+
+
+def demand(config_json: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises LayoutError if a key is present with another value than the one that our model supports."""
+    for key, value in wanted.items():
+        if config_json.get(key, value) != value:
+            raise LayoutError(f"config.json has {key}: {config_json[key]}; our model of this family has {value}")
+
+
 class Rules:
-    """Makes the rules of one model. Shapes come from its parameters and are written down nowhere else."""
+    """Makes the rules of one model. Shapes come from its parameters only."""
 
     def __init__(self, definition: ModelDefinition):
         self.definition = definition
         self.config: ModelConfig = definition.config
 
-    def shape(self, part: Part) -> tuple[int, ...]:
-        """Of one part of ours, without vocabulary padding."""
-        spec = self.definition.specs[part.path]
+    def layer_path(self, component: str, region: str, last: str) -> str:
+        """Returns `layers/<component>/<region>/<last>`; the region is `shared` where the component has no experts."""
+        return f"layers/{component}/{'shared' if self.is_shared(component) else region}/{last}"
+
+    def is_shared(self, component: str) -> bool:
+        """Returns whether patches and text share the weights of a component (`ffn`, `attention_norm`)."""
+        return getattr(self.config.experts, "norms" if component.endswith("norm") else component) == "shared"
+
+    def shape(self, slice_: ParameterSlice) -> tuple[int, ...]:
+        """Returns the shape of a parameter slice without vocabulary padding."""
+        spec = self.definition.specs[slice_.path]
         sizes = [
             self.definition.vocab_size if axis == "vocab" else size
             for axis, size in zip(spec.axes, spec.shape, strict=True)
         ]
-        return tuple(sizes[part.layer is not None :])
+        return tuple(sizes[slice_.layer is not None :])
 
     def same(self, name: str, path: str, layer: int | None = None, shape: tuple[int, ...] | None = None) -> TensorRule:
-        """The same numbers in the same order, in our shape or in `shape`: norms, biases, embeddings."""
-        ours = self.shape(Part(path, layer))
+        """The same values in the same order, in our shape or in `shape`: norms, biases, embeddings."""
+        ours = self.shape(ParameterSlice(path, layer))
         return self.rearranged(name, path, layer, view=ours, order=tuple(range(len(ours))), shape=shape or ours)
 
     def linear(
@@ -131,17 +193,17 @@ class Rules:
         inputs: int = 1,
         shape: tuple[int, ...] | None = None,
     ) -> TensorRule:
-        """PyTorch's (out, in), or a `shape` with the same numbers in that order: a convolution's (out, C, y, x).
+        """PyTorch's (out, in), or a `shape` with the same values in that order: a convolution's (out, C, y, x).
 
-        Ours has its inputs first, `inputs` axes of them: one for q [D, H, C], two for out [H, C, D].
+        Ours has its inputs first, in `inputs` axes: one for q [D, H, C], two for out [H, C, D].
         """
-        ours = self.shape(Part(path, layer))
+        ours = self.shape(ParameterSlice(path, layer))
         view = (prod(ours[inputs:]), prod(ours[:inputs]))
         return self.rearranged(name, path, layer, view=view, order=(1, 0), shape=shape)
 
     def flat(self, name: str, path: str, layer: int | None = None) -> TensorRule:
-        """Ours in one axis: the bias of heads, [H, C]."""
-        return self.same(name, path, layer, (prod(self.shape(Part(path, layer))),))
+        """Our values in one axis, such as the bias of heads [H, C]."""
+        return self.same(name, path, layer, (prod(self.shape(ParameterSlice(path, layer))),))
 
     def rearranged(
         self,
@@ -153,30 +215,30 @@ class Rules:
         order: tuple[int, ...],
         shape: tuple[int, ...] | None = None,
     ) -> TensorRule:
-        """Ours is the tensor of `shape` (default `view`) seen as `view`, its axes in `order`, in our shape."""
-        part = Part(path, layer)
-        ours, shape = self.shape(part), shape or view
+        """The tensor has `shape` (default `view`); seen as `view`, its axes transposed to `order`, it has our shape."""
+        slice_ = ParameterSlice(path, layer)
+        ours, shape = self.shape(slice_), shape or view
         inverse = tuple(int(axis) for axis in np.argsort(order))
-        turned = tuple(view[axis] for axis in order)
+        transposed = tuple(view[axis] for axis in order)
 
         def split(theirs: np.ndarray) -> list[np.ndarray]:
             return [theirs.reshape(view).transpose(order).reshape(ours)]
 
-        def join(parts: Sequence[np.ndarray]) -> np.ndarray:
-            (found,) = parts
-            return self._published(found, part).reshape(turned).transpose(inverse).reshape(shape)
+        def join(values: Sequence[np.ndarray]) -> np.ndarray:
+            (found,) = values
+            return self._unpadded(found, slice_).reshape(transposed).transpose(inverse).reshape(shape)
 
-        return TensorRule(name, shape, (part,), split, join)
+        return TensorRule(name, shape, (slice_,), split, join)
 
     def packed(self, name: str, paths: tuple[str, str, str], layer: int) -> TensorRule:
-        """q, k and v in one tensor, by groups of a key/value head: its queries, its key, its value.
+        """q, k and v in one tensor, grouped by key/value head: its queries, its key, its value.
 
         InternLM2's `wqkv` (mono_internvl.md 1.5), and Persimmon's `query_key_value`, whose groups have one query.
-        For weights the rows of ((H + 2K) C, D), for biases ((H + 2K) C).
+        Weights have the shape ((H + 2K) C, D), biases ((H + 2K) C).
         """
-        parts = tuple(Part(path, layer) for path in paths)
-        *rest, heads, dim = self.shape(parts[0])  # rest: [D] for weights, [] for biases
-        groups = self.shape(parts[1])[-2]
+        slices = tuple(ParameterSlice(path, layer) for path in paths)
+        *rest, heads, dim = self.shape(slices[0])  # rest: [D] for weights, [] for biases
+        groups = self.shape(slices[1])[-2]
         queries = heads // groups
 
         def split(theirs: np.ndarray) -> list[np.ndarray]:
@@ -190,25 +252,12 @@ class Rules:
             return np.concatenate([q, k[:, None], v[:, None]], axis=1).reshape(shape)
 
         shape = ((heads + 2 * groups) * dim, *rest)
-        return TensorRule(name, shape, parts, split, join)
+        return TensorRule(name, shape, slices, split, join)
 
-    def _published(self, values: np.ndarray, part: Part) -> np.ndarray:
-        """Without vocabulary padding. Raises ValueError where anything but padding is too much."""
-        ours, axes = self.shape(part), self.definition.specs[part.path].axes[part.layer is not None :]
+    def _unpadded(self, values: np.ndarray, slice_: ParameterSlice) -> np.ndarray:
+        """Drops vocabulary padding. Raises ValueError if the shape differs otherwise."""
+        ours, axes = self.shape(slice_), self.definition.specs[slice_.path].axes[slice_.layer is not None :]
         cut = tuple(slice(size if axis == "vocab" else None) for size, axis in zip(ours, axes, strict=True))
         if values[cut].shape != ours:
-            raise ValueError(f"{part} has shape {values.shape} where {ours} is expected")
+            raise ValueError(f"{slice_} has shape {values.shape}; {ours} is expected")
         return values[cut]
-
-
-def first_refusal(config: Config, layout: str, allowed: Mapping[str, Any]) -> str | None:
-    """The first key of a config (`model.bias`) whose value is not the one allowed, or not among those in a tuple.
-
-    No published layout has the multipliers of muP.
-    """
-    for key, wanted in {"model.parametrisation.kind": "standard", **allowed}.items():
-        value = reduce(getattr, key.split("."), config)
-        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
-            needed = " or ".join(str(each) for each in wanted) if isinstance(wanted, tuple) else wanted
-            return f"{key} is {value}; the {layout} layout has {needed}"
-    return None

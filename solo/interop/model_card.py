@@ -1,13 +1,33 @@
-"""README.md of an exported repository: what the model is, how it was made, what it scored, how to load it."""
+"""README.md of an exported repository: what the model is, how it was trained, its scores, how to load it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 from solo.config import dump_config
-from solo.interop.plan import Plan
+from solo.interop.export_plan import ExportPlan
 from solo.training.run import read_metrics
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: {task}
+tags:
+- solo
+- monolithic-vision-language-model
+---
+
+# {name}
+
+One transformer over text tokens and raw image patches of {patch} x {patch} pixels, without a vision encoder.
+
+{facts}
+
+{use}
+{training}{scores}"""
 
 _USES = {
     "native": """\
@@ -25,7 +45,8 @@ answer = model.generate(**inputs, max_new_tokens=64)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-The code beside the weights is PyTorch and needs transformers 5. Images may come in any turn, on top of a cache too.
+The code in this repository is PyTorch and needs transformers 5. Images are allowed in every turn, also on top of a
+cache.
 """,
     "fuyu": """\
 ```python
@@ -34,8 +55,8 @@ from transformers import FuyuForCausalLM
 model = FuyuForCausalLM.from_pretrained("{name}")
 ```
 
-The tokenizer and the size of the patches are not Fuyu-8B's; `pixel_values` hold patches row by row, pixels as
-(y, x, channel), and `input_ids` the image token for each of them.
+Tokenizer and patch size differ from Fuyu-8B's. `pixel_values` contains patches row by row with pixels ordered
+(y, x, channel), and `input_ids` has the image token in place of every patch.
 """,
     "text": """\
 ```python
@@ -45,109 +66,84 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
 ```
 
-This is the text path of a vision-language model: what only images need was left out.
+This is the text path of a vision-language model. Weights that only images need are left out.
 """,
     "published": """\
-The tensors have the names and shapes of the published model of this kind. Its own code loads them; it is not here.
+Tensor names and shapes are those of the published model of this kind. Its own code, which is not included, loads them.
 """,
 }
 
 
-def model_card(plan: Plan, name: str) -> str:
-    """The text of the card; `name` is what the repository is called."""
-    kind = plan.layout.name
-    use = kind if kind in _USES else "published" if plan.layout.has_images else "text"
-    image = plan.layout.has_images
-    header = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {'image-text-to-text' if image else 'text-generation'}",
-        "tags:",
-        "- solo",
-        "- monolithic-vision-language-model",
-        "---",
-    ]
-    sections = [
-        "\n".join(header),
-        f"# {name}",
-        _what(plan),
-        _USES[use].format(name=name).strip(),
-        _training(plan),
-        _scores(plan),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+def model_card(plan: ExportPlan, name: str) -> str:
+    """Returns the card's text; `name` is the repository's."""
+    kind, has_images = plan.layout.name, plan.layout.has_images
+    use = _USES[kind if kind in _USES else "published" if has_images else "text"]
+    return _CARD.format(
+        task="image-text-to-text" if has_images else "text-generation",
+        name=name,
+        patch=plan.config.image.patch_size,
+        facts=_facts(plan),
+        use=use.format(name=name),
+        training=_training(plan),
+        scores=_scores(plan),
+    )
 
 
-def _what(plan: Plan) -> str:
+def _table(rows: Iterable[tuple[object, ...]], heading: tuple[str, ...] = ("", "")) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _facts(plan: ExportPlan) -> str:
     model, image = plan.config.model, plan.config.image
-    experts = [name for name, sharing in model.experts.model_dump().items() if sharing == "modality"]
-    count = sum(_size(rule.shape) for rule in plan.rules.values())
-    lines = [
-        f"One transformer over text tokens and raw image patches of {image.patch_size} x {image.patch_size} pixels, "
-        "without a vision encoder.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| parameters | {count:,} |",
-        f"| layers, width | {model.layers}, {model.width} |",
-        f"| heads of queries, of keys | {model.heads}, {model.kv_heads} |",
-        f"| vocabulary | {plan.definition.vocab_size:,} |",
-        f"| weights of their own for patches | {', '.join(experts) or 'none'} |",
-        f"| image geometry, attention | {image.geometry}, {image.mask} |",
-        f"| dtype | {plan.dtype} |",
-    ]
-    return "\n".join(lines)
+    experts = [component for component, sharing in model.experts.model_dump().items() if sharing == "modality"]
+    return _table(
+        [
+            ("parameters", f"{sum(prod(rule.shape) for rule in plan.rules.values()):,}"),
+            ("layers, width", f"{model.layers}, {model.width}"),
+            ("query heads, key/value heads", f"{model.heads}, {model.kv_heads}"),
+            ("vocabulary", f"{plan.definition.vocab_size:,}"),
+            ("components with weights of their own for patches", ", ".join(experts) or "none"),
+            ("image geometry, image mask", f"{image.geometry}, {image.mask}"),
+            ("dtype", plan.dtype),
+        ]
+    )
 
 
-def _training(plan: Plan) -> str:
-    run = plan.source.run
-    digest = hashlib.sha256(dump_config(plan.source.config).encode()).hexdigest()[:16]
-    if run is None:
-        return f"## Origin\n\nConverted by solo, not trained by it. Config digest `{digest}`."
-    lines = [f"| run | {plan.source.config.name} |", f"| step of the checkpoint | {plan.source.step:,} |"]
-    steps = [line for line in _until(plan) if line.get("kind") == "train"]
-    if steps:
-        lines += [f"| {title} | {value} |" for title, value in _figures(steps)]
-    lines.append(f"| config digest | `{digest}` |")
-    stages = [f"- `{stage.name}`: {', '.join(stage.mixture)}" for stage in plan.source.config.stages]
-    return "\n".join(["## Training", "", "| | |", "|---|---|", *lines, "", "Stages and their data:", "", *stages])
+def _training(plan: ExportPlan) -> str:
+    source = plan.source
+    digest = hashlib.sha256(dump_config(source.config).encode()).hexdigest()[:16]
+    if source.run is None:
+        return f"\n## Origin\n\nConverted by solo, not trained by it. Config digest `{digest}`.\n"
+    rows: list[tuple[object, ...]] = [("run", source.config.name), ("checkpoint step", f"{source.step:,}")]
+    steps = [line for line in _metrics(plan) if line.get("kind") == "train"]
+    rows += [*(_figures(steps[-1]) if steps else []), ("config digest", f"`{digest}`")]
+    stages = "\n".join(f"- `{stage.name}`: {', '.join(stage.mixture)}" for stage in source.config.stages)
+    return f"\n## Training\n\n{_table(rows)}\n\nStages and their data:\n\n{stages}\n"
 
 
-def _until(plan: Plan) -> list[dict[str, Any]]:
+def _metrics(plan: ExportPlan) -> list[dict[str, Any]]:
+    """Returns the metrics of the run up to the checkpoint."""
     run, step = plan.source.run, plan.source.step
-    assert run is not None
-    return [line for line in read_metrics(run.metrics_file) if step is None or line["step"] <= step]
+    return [line for line in read_metrics(run.metrics_file) if step is None or line["step"] <= step] if run else []
 
 
-def _figures(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    last = steps[-1]
-    found = []
+def _figures(last: dict[str, Any]) -> list[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = []
     if isinstance(last.get("loss"), int | float):
-        found.append(("final loss, nats a token", f"{last['loss']:.4f}"))
-    for key, title in (("total_tokens", "tokens, patches included"), ("total_flops", "floating-point operations")):
+        found.append(("final loss, nats per token", f"{last['loss']:.4f}"))
+    for key, title in (("total_tokens", "tokens, including patches"), ("total_flops", "floating-point operations")):
         if last.get(key) is not None:
             found.append((title, f"{last[key]:,}" if last[key] < 1e15 else f"{last[key]:.3e}"))
     return found
 
 
-def _scores(plan: Plan) -> str:
-    if plan.source.run is None:
-        return ""
-    lines = [line for line in _until(plan) if line.get("kind") == "evaluation"]
-    latest = {line["task"]: line for line in lines}
+def _scores(plan: ExportPlan) -> str:
+    latest = {line["task"]: line for line in _metrics(plan) if line.get("kind") == "evaluation"}
     if not latest:
         return ""
     rows = [
-        f"| {task} | {line['metric']} | {line['score']:.1f} | {line['examples']:,} | {line['step']:,} |"
+        (task, line["metric"], f"{line['score']:.1f}", f"{line['examples']:,}", f"{line['step']:,}")
         for task, line in latest.items()
     ]
-    return "\n".join(
-        ["## Evaluation", "", "| task | metric | score, % | examples | step |", "|---|---|---|---|---|", *rows]
-    )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    found = 1
-    for side in shape:
-        found *= side
-    return found
+    return f"\n## Evaluation\n\n{_table(rows, ('task', 'metric', 'score, %', 'examples', 'step'))}\n"

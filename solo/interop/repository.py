@@ -1,7 +1,8 @@
-"""The files of an exported repository besides its weights and its card."""
+"""The files of an exported repository besides its weights and its model card."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -12,11 +13,10 @@ import tokenizers
 from solo.config import ConfigError, ImageConfig
 from solo.data.images.delimiters import image_tokens
 from solo.data.text import Tokenizer
-from solo.data.text.templates import Template, make_template
+from solo.data.text.templates import make_template
 from solo.interop.chat_template import chat_template
-from solo.interop.plan import Plan
+from solo.interop.export_plan import ExportPlan
 from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
-from solo.interop.source import json_text
 
 REMOTE_CODE = (
     "configuration_solo.py",
@@ -26,7 +26,7 @@ REMOTE_CODE = (
     "processing_solo.py",
     "spans_solo.py",
 )
-# What stands for an image in a chat template where the vocabulary has no token for it.
+# Stands for an image in chat templates if the vocabulary has no placeholder token.
 PLACEHOLDER = "<image>"
 _AUTO_MODEL = {
     "AutoConfig": "configuration_solo.SoloMonolithConfig",
@@ -40,41 +40,40 @@ _AUTO_PROCESSOR = {
 }
 
 
-def write_files(folder: Path, plan: Plan) -> None:
-    """Write config.json and all that the tokenizer, the processor and generation need. Raises OSError."""
+def write_files(folder: Path, plan: ExportPlan) -> None:
+    """Writes config.json and the files of the tokenizer, the processor and generation. Raises OSError."""
     config = config_json(plan)
     if plan.tokenizer is not None:
-        template = _template(plan)
         _write_tokenizer(folder, plan, plan.tokenizer)
-        (folder / "generation_config.json").write_text(json_text(_generation(plan, plan.tokenizer, template)))
+        _write_json(folder / "generation_config.json", _generation(plan, plan.tokenizer))
     if plan.layout.name == "native":
         config |= {"auto_map": _AUTO_MODEL}
-        _write_processor(folder, plan)
+        _write_processor(folder, plan.config.image)
         for name in REMOTE_CODE:
             with resources.as_file(resources.files("solo.interop.remote") / name) as file:
                 shutil.copyfile(file, folder / name)
-    (folder / "config.json").write_text(json_text(config))
+    _write_json(folder / "config.json", config)
 
 
-def config_json(plan: Plan) -> dict[str, Any]:
-    """The layout's, with what the tokenizer adds to it."""
+def config_json(plan: ExportPlan) -> dict[str, Any]:
+    """Returns the layout's config.json with the token ids and lengths that the layout does not know."""
     found = plan.layout.config_json(plan.config, plan.definition.vocab_size) | {"dtype": plan.dtype}
     if plan.tokenizer is None:
         return found
     special = plan.tokenizer.special
     found |= {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
-    token = plan.config.image.placeholder_token
-    if plan.layout.name in ("native", "fuyu") and token is not None:
-        found["image_token_id"] = plan.tokenizer.find(token)
+    placeholder = plan.config.image.placeholder_token
+    if plan.layout.name in ("native", "fuyu") and placeholder is not None:
+        found["image_token_id"] = plan.tokenizer.find(placeholder)
     if plan.layout.name == "native":
         tokens = image_tokens(plan.config.image, plan.tokenizer)
         found |= {"image_begin_id": tokens.begin, "image_end_id": tokens.end, "image_row_id": tokens.row}
-        found["max_position_embeddings"] = _longest(plan)
+        found["max_position_embeddings"] = _max_positions(plan)
     return found
 
 
-def _longest(plan: Plan) -> int | None:
-    """Slots of the longest row that was trained, or the length that the rotary positions were made for."""
+def _max_positions(plan: ExportPlan) -> int | None:
+    """Returns the slots of the longest training row, or the trained length of the scaled rotary positions."""
     scaling = plan.config.model.rope_scaling
     rows = [
         stage.row_slots if stage.patch_slots is None else stage.patch_slots + (stage.text_slots or 0)
@@ -83,65 +82,58 @@ def _longest(plan: Plan) -> int | None:
     return max(rows) if rows else scaling.trained_length if scaling is not None else None
 
 
-def _template(plan: Plan) -> Template:
-    assert plan.tokenizer is not None
-    return make_template(plan.tokenizer, plan.config.sequence)
-
-
-def _write_tokenizer(folder: Path, plan: Plan, tokenizer: Tokenizer) -> None:
-    """Both forms: `tokenizer.model` where that is what it is, and `tokenizer.json`, which AutoTokenizer reads."""
+def _write_tokenizer(folder: Path, plan: ExportPlan, tokenizer: Tokenizer) -> None:
+    """Writes `tokenizer.json`, which AutoTokenizer reads, and `tokenizer.model` if that is the tokenizer's format."""
     tokenizer.save(folder)
     model, text = folder / "tokenizer.model", folder / "tokenizer.json"
-    dummy_prefix = False
+    special, dummy_prefix = tokenizer.special, False
     if model.is_file():
         data = model.read_bytes()
         dummy_prefix = has_dummy_prefix(data)
-        text.write_text(tokenizer_json(data, add_bos=tokenizer.special.bos is not None), encoding="utf-8")
+        text.write_text(tokenizer_json(data, add_bos=special.bos is not None), encoding="utf-8")
     opened = tokenizers.Tokenizer.from_file(str(text))
-    special = tokenizer.special
-    names = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
+    ids = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
     found = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{name: None if token is None else opened.id_to_token(token) for name, token in names.items()},
+        **{name: None if token is None else opened.id_to_token(token) for name, token in ids.items()},
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    (folder / "tokenizer_config.json").write_text(json_text(found))
+    _write_json(folder / "tokenizer_config.json", found)
     image = plan.config.image.placeholder_token or PLACEHOLDER
     template = chat_template(plan.config.sequence, image, special.bos is not None, dummy_prefix)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def _generation(plan: Plan, tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
-    """An answer ends where ours ends, and holds no special token."""
-    special = tokenizer.special
+def _generation(plan: ExportPlan, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Greedy decoding that stops where ours stops and never produces other special tokens."""
+    special, stops = tokenizer.special, set(make_template(tokenizer, plan.config.sequence).stops)
     unused = range(tokenizer.vocab_size, plan.definition.vocab_size)
     return {
         "bos_token_id": special.bos,
-        "eos_token_id": sorted(template.stops),
+        "eos_token_id": sorted(stops),
         "pad_token_id": special.pad,
         "do_sample": False,
-        "suppress_tokens": sorted((tokenizer.special_ids | set(unused)) - set(template.stops)),
+        "suppress_tokens": sorted((tokenizer.special_ids | set(unused)) - stops),
     }
 
 
-def _write_processor(folder: Path, plan: Plan) -> None:
-    image = plan.config.image
+def _write_processor(folder: Path, image: ImageConfig) -> None:
     if image.placeholder_token is None:
         raise ConfigError("image.placeholder_token is not set")
     classes = {"processor_class": "SoloMonolithProcessor", "auto_map": _AUTO_PROCESSOR}
-    cutting = {
+    images = {
         "image_processor_type": "SoloMonolithImageProcessor",
         "image": image.model_dump(mode="json"),
         **classes,
     }
-    (folder / "preprocessor_config.json").write_text(json_text(cutting))
-    (folder / "processor_config.json").write_text(json_text({**classes, **processor_config(image)}))
+    _write_json(folder / "preprocessor_config.json", images)
+    _write_json(folder / "processor_config.json", {**classes, **processor_config(image)})
 
 
 def processor_config(image: ImageConfig) -> dict[str, Any]:
-    """What the processor is told of the tokens of images."""
+    """Returns the image tokens as arguments of `SoloMonolithProcessor`."""
     return {
         "image_token": image.placeholder_token,
         "image_begin_token": image.begin_token,
@@ -149,3 +141,7 @@ def processor_config(image: ImageConfig) -> dict[str, Any]:
         "image_row_token": None if image.geometry == "tiles" else image.row_token,
         "row_token_after_last": image.row_token_after_last,
     }
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,7 +1,10 @@
-"""A SentencePiece model as a `tokenizer.json`, which AutoTokenizer opens without the SentencePiece package.
+"""Converts a SentencePiece model to a `tokenizer.json`, which AutoTokenizer opens without the SentencePiece package.
 
-Ids are those of SentencePiece for every text without special tokens in it. Those are the one difference: our own
-tokenizers never find a special token in a text, Hugging Face's do (`split_special_tokens=True` turns it off).
+Token ids equal SentencePiece's for every text without special tokens. Our own tokenizers never find special tokens in
+text; Hugging Face's do unless `split_special_tokens=True`.
+
+The converters of transformers are not used because exporting must not need transformers, and because they choose their
+steps by the class of the tokenizer instead of by the settings stored in the SentencePiece model.
 """
 
 from __future__ import annotations
@@ -17,25 +20,24 @@ _SPACE = "▁"
 
 
 def tokenizer_json(model: bytes, add_bos: bool) -> str:
-    """The content of the file.
+    """Returns the content of `tokenizer.json`.
 
     Args:
         model: a SentencePiece model, Unigram or BPE.
-        add_bos: whether the token that opens a text is put there when special tokens are asked for.
+        add_bos: whether encoding with special tokens prepends the BOS token.
 
     Raises:
-        ValueError: the model is of another kind.
+        ValueError: the model is neither Unigram nor BPE.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     kind = proto.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE):
         raise ValueError(f"a SentencePiece model of type {kind} is neither Unigram nor BPE")
     tokenizer = Tokenizer(_unigram(proto) if kind == _UNIGRAM else _bpe(proto))
-    steps = list(_normalizers(proto))
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.normalizer = normalizers.Sequence(list(_normalizers(proto)))
     tokenizer.decoder = _decoder(proto.normalizer_spec.add_dummy_prefix)
     for token, piece in enumerate(proto.pieces):
-        # Unknown is left out: a text that reads "<unk>" is no unknown character.
+        # The unknown token is left out: the text "<unk>" is not an unknown character.
         if piece.type in (piece.CONTROL, piece.USER_DEFINED):
             tokenizer.add_tokens([AddedToken(piece.piece, normalized=False, special=piece.type == piece.CONTROL)])
             assert tokenizer.token_to_id(piece.piece) == token
@@ -49,7 +51,7 @@ def tokenizer_json(model: bytes, add_bos: bool) -> str:
 
 
 def has_dummy_prefix(model: bytes) -> bool:
-    """Whether a SentencePiece model begins every text with a space."""
+    """Returns whether a SentencePiece model begins every text with a space."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     return bool(proto.normalizer_spec.add_dummy_prefix)
 
@@ -61,11 +63,11 @@ def _unigram(proto: Any) -> models.Unigram:
 
 def _bpe(proto: Any) -> models.BPE:
     vocab = {piece.piece: token for token, piece in enumerate(proto.pieces)}
-    plain = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     merges = [
-        (left, right)
-        for piece, _ in sorted(plain.items(), key=lambda item: -item[1])
-        for left, right in sorted(_cuts(piece, plain), key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+        pair
+        for token, _ in sorted(scores.items(), key=lambda item: -item[1])
+        for pair in sorted(_pairs(token, scores), key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
     ]
     return models.BPE(
         vocab,
@@ -76,11 +78,11 @@ def _bpe(proto: Any) -> models.BPE:
     )
 
 
-def _cuts(piece: str, plain: dict[str, float]) -> Iterator[tuple[str, str]]:
-    """The pairs of tokens that a token can be merged from."""
-    for place in range(1, len(piece)):
-        if piece[:place] in plain and piece[place:] in plain:
-            yield piece[:place], piece[place:]
+def _pairs(token: str, scores: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """Yields the pairs of tokens that a token can be merged from."""
+    for place in range(1, len(token)):
+        if token[:place] in scores and token[place:] in scores:
+            yield token[:place], token[place:]
 
 
 def _normalizers(proto: Any) -> Iterator[normalizers.Normalizer]:
@@ -91,7 +93,7 @@ def _normalizers(proto: Any) -> Iterator[normalizers.Normalizer]:
         yield normalizers.Strip()
         yield normalizers.Replace(Regex(" {2,}"), " ")
     if spec.add_dummy_prefix:
-        # Always, also before a space: Metaspace would not.
+        # Also before a space, unlike Metaspace.
         yield normalizers.Prepend(_SPACE)
     yield normalizers.Replace(" ", _SPACE)
 

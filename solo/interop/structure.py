@@ -1,4 +1,4 @@
-"""What a model consists of, without allocating any of it: tensors as published, parameters by component."""
+"""The size of a model without allocating it: parameters by component, tensors by layout."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from solo.model.parameters import define
 
 @dataclass(frozen=True)
 class Structure:
-    """A model's size.
+    """The size of a model.
 
-    components   see `solo.model.count`
-    vocab_size   rows of the vocabulary, without padding
-    layouts      layout -> (tensors, parameters) of a repository in it, for every layout that holds the whole model
+    Attributes:
+        components: see `solo.model.count`.
+        vocab_size: vocabulary rows without padding.
+        layouts: layout -> (tensors, parameters) of a repository, for every layout that stores the whole model.
     """
 
     components: tuple[ComponentCount, ...]
@@ -26,7 +27,7 @@ class Structure:
 
 
 def structure(config: Config) -> Structure:
-    """The structure of a config's model; where it has no `model.vocab_size`, with the tokenizer's wanted size."""
+    """Returns the structure of a config's model; without `model.vocab_size`, for the tokenizer's configured size."""
     size = config.model.vocab_size or config.data.tokenizer.vocab_size
     definition = define(config, size)
     components = tuple(count_parameters(definition))
@@ -34,7 +35,7 @@ def structure(config: Config) -> Structure:
     layouts = {}
     for name, layout in LAYOUTS.items():
         if layout.refusal(config) is None:
-            shapes = [prod(rule.shape) for rule in layout.tensors(definition)]
-            if sum(shapes) == total:
-                layouts[name] = (len(shapes), total)
+            sizes = [prod(rule.shape) for rule in layout.tensors(definition)]
+            if sum(sizes) == total:
+                layouts[name] = (len(sizes), total)
     return Structure(components, size, layouts)

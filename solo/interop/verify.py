@@ -1,7 +1,7 @@
-"""Whether an exported repository is what the checkpoint is: read back, loaded by PyTorch, asked the same.
+"""Compares an exported repository with its checkpoint: tensors read back, logits and answers computed by PyTorch.
 
-What PyTorch computes is compared in float32 with our model on the same, rounded weights: they agree to the order of
-rounding errors whatever dtype was written.
+Both models compute in float32 from the same rounded weights, so their logits differ by float32 rounding only, whatever
+dtype was written.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from solo.inference.monolith import Monolith
-from solo.interop.layout import Part
-from solo.interop.plan import Plan
+from solo.interop.export_plan import ExportPlan
+from solo.interop.layout import ParameterSlice
 from solo.interop.tensor_files import TensorReader
 
-# Of logits, relative to their spread: what float32 arithmetic in another order may come to.
+# Allowed difference of logits relative to their spread: float32 sums in another order.
 TOLERANCE = 1e-3
 _NEW_TOKENS = 16
 _QUESTION, _ANSWER = "What is shown here?", "A test picture."
 
 
 class VerificationError(RuntimeError):
-    """What was written is not what the checkpoint holds, or says something else."""
+    """The repository differs from the checkpoint."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Logits of one input, ours against PyTorch's.
+class LogitComparison:
+    """Our logits of one input against PyTorch's.
 
-    name        of the input
-    difference  largest, absolute
-    spread      standard deviation of ours: what the difference is to be held against
-    divergence  mean over positions of the Kullback-Leibler divergence, nats
-    top_1       share of positions with the same likeliest token
-    top_5       share of our five likeliest that are among its
+    Attributes:
+        name: of the input.
+        difference: largest absolute difference.
+        spread: standard deviation of our logits.
+        divergence: Kullback-Leibler divergence in nats, averaged over positions.
+        top_1: share of positions with the same most likely token.
+        top_5: share of our five most likely tokens that are among PyTorch's five.
     """
 
     name: str
@@ -53,42 +54,43 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and how well it agrees. All of it passed, or there is none.
+    """What was compared and how closely it agrees.
 
-    tensors     read back, equal to the last bit
-    oracle      what computed the logits and texts; None where nothing could
-    reason      why there is no oracle
-    agreements  one for each input
-    answers     how many greedy answers were the same
+    Attributes:
+        tensors: number of tensors that are equal bit for bit.
+        reference: the implementation that computed logits and answers, or None.
+        reason: why there is no reference.
+        comparisons: one for each input.
+        answers: number of equal greedy answers.
     """
 
     tensors: int
-    oracle: str | None = None
+    reference: str | None = None
     reason: str | None = None
-    agreements: tuple[Agreement, ...] = ()
+    comparisons: tuple[LogitComparison, ...] = ()
     answers: int = 0
 
     def summary(self) -> list[str]:
-        """A line each."""
-        lines = [f"read back: {self.tensors:,} tensors, equal to the last bit"]
-        if self.oracle is None:
+        """Returns lines for the user."""
+        lines = [f"read back: {self.tensors:,} tensors, equal bit for bit"]
+        if self.reference is None:
             return [*lines, f"logits not compared: {self.reason}"]
-        lines.append(f"compared in float32 with {self.oracle}")
-        for found in self.agreements:
+        lines.append(f"compared in float32 with {self.reference}")
+        for found in self.comparisons:
             lines.append(
-                f"  {found.name}: logits differ by {found.difference:.1e} at most (spread {found.spread:.2g}), KL"
+                f"  {found.name}: logits differ by at most {found.difference:.1e} (spread {found.spread:.2g}), KL"
                 f" {found.divergence:.1e}, top-1 {found.top_1:.1%}, top-5 {found.top_5:.1%}"
             )
-        return [*lines, f"  greedy answers: {self.answers} of {self.answers} the same"] if self.answers else lines
+        return [*lines, f"  greedy answers: {self.answers} of {self.answers} equal"] if self.answers else lines
 
 
-def verify(folder: Path, plan: Plan, report: Callable[[str], None] = lambda line: None) -> Verification:
-    """Compare a repository with what it was made from.
+def verify(folder: Path, plan: ExportPlan, report: Callable[[str], None] = lambda line: None) -> Verification:
+    """Compares a repository with the checkpoint it was made from.
 
     Args:
         folder: the repository.
-        plan: what it should hold.
-        report: called with what is being done.
+        plan: what it should contain.
+        report: called with the current step.
 
     Raises:
         VerificationError: they differ; the message says in what.
@@ -98,47 +100,47 @@ def verify(folder: Path, plan: Plan, report: Callable[[str], None] = lambda line
     found = Verification(len(plan.rules))
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         return replace(found, reason="PyTorch and transformers are not installed")
-    from solo.interop.oracles import NoOracleError, make_oracle
+    from solo.interop.reference_models import NoReferenceError, make_reference
 
     try:
-        oracle = make_oracle(folder, plan)
-    except NoOracleError as error:
+        reference = make_reference(folder, plan)
+    except NoReferenceError as error:
         return replace(found, reason=str(error))
-    report(f"comparing logits with {oracle.name}")
+    report(f"comparing logits with {reference.name}")
     ours = _our_model(plan)
-    agreements = tuple(_agreement(name, messages, ours, oracle) for name, messages in _inputs(plan, oracle.sees_images))
-    answers = _compare_answers(plan, ours, oracle)
-    return replace(found, oracle=oracle.name, agreements=agreements, answers=answers)
+    comparisons = tuple(
+        _compare_logits(name, messages, ours, reference) for name, messages in _inputs(plan, reference.has_images)
+    )
+    answers = _compare_answers(plan, ours, reference)
+    return replace(found, reference=reference.name, comparisons=comparisons, answers=answers)
 
 
-def _compare_tensors(folder: Path, plan: Plan) -> None:
+def _compare_tensors(folder: Path, plan: ExportPlan) -> None:
     with TensorReader(folder) as reader:
-        if list(reader.keys() ^ plan.rules.keys()):
-            raise VerificationError(f"other tensors were written: {sorted(reader.keys() ^ plan.rules.keys())}")
+        if different := reader.keys() ^ plan.rules.keys():
+            raise VerificationError(f"other tensors were written than planned: {sorted(different)}")
         for name in plan.rules:
             if reader.read(name).tobytes() != np.ascontiguousarray(plan.value(name)).tobytes():
                 raise VerificationError(f"{name} was read back with other values than the checkpoint has")
 
 
-def _our_model(plan: Plan) -> Monolith:
-    """Our model on the published weights, in float32."""
+def _our_model(plan: ExportPlan) -> Monolith:
+    """Returns our model with the published weights, computing in float32."""
     model = plan.config.model.model_copy(update={"compute_dtype": "float32"})
     config = plan.config.model_copy(update={"model": model})
-    specs = plan.definition.specs
     parameters = {}
-    for path, spec in specs.items():
-        values = plan.read(Part(path)) if spec.axes[0] != "layers" else _stacked(plan, path, spec.shape[0])
-        missing = [(0, size - found) for size, found in zip(spec.shape, values.shape, strict=True)]
-        parameters[path] = jnp.asarray(np.pad(values.astype(np.float32), missing))
+    for path, spec in plan.definition.specs.items():
+        if spec.in_layers:
+            values = np.stack([plan.read(ParameterSlice(path, layer)) for layer in range(spec.shape[0])])
+        else:
+            values = plan.read(ParameterSlice(path))
+        padding = [(0, size - found) for size, found in zip(spec.shape, values.shape, strict=True)]
+        parameters[path] = jnp.asarray(np.pad(values.astype(np.float32), padding))
     return Monolith(config, plan.tokenizer, parameters)
 
 
-def _stacked(plan: Plan, path: str, layers: int) -> np.ndarray:
-    return np.stack([plan.read(Part(path, layer)) for layer in range(layers)])
-
-
-def _inputs(plan: Plan, images: bool) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Conversations: text alone, an image first, two images."""
+def _inputs(plan: ExportPlan, with_images: bool) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns conversations: text alone, with one image, with two images."""
     side = plan.config.image.patch_size
 
     def picture(seed: int, width: int, height: int) -> dict[str, Any]:
@@ -154,16 +156,16 @@ def _inputs(plan: Plan, images: bool) -> list[tuple[str, list[dict[str, Any]]]]:
         ]
 
     found = [("text", conversation())]
-    if images:
+    if with_images:
         one, other = picture(0, 3 * side, 2 * side), picture(1, side, 2 * side + 1)
         found += [("image and text", conversation(one)), ("two images and text", conversation(one, other))]
     return found
 
 
-def _agreement(name: str, messages: list[dict[str, Any]], ours: Monolith, oracle: Any) -> Agreement:
-    ids, theirs = oracle.logits(messages)
-    batch = ours.batch([messages], slot_multiple=64)  # few shapes: every one is compiled
-    is_patch = ids == oracle.placeholder_id
+def _compare_logits(name: str, messages: list[dict[str, Any]], ours: Monolith, reference: Any) -> LogitComparison:
+    ids, theirs = reference.logits(messages)
+    batch = ours.batch([messages], slot_multiple=64)  # fewer shapes to compile
+    is_patch = ids == reference.placeholder_id
     num_patches, num_text = int(is_patch.sum()), int((~is_patch).sum())
     if not np.array_equal(ids[~is_patch], batch.text[0, :num_text]):
         raise VerificationError(f"{name}: the tokens differ: {batch.text[0, :num_text]} here, {ids[~is_patch]} there")
@@ -176,17 +178,17 @@ def _agreement(name: str, messages: list[dict[str, Any]], ours: Monolith, oracle
     return found
 
 
-def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> Agreement:
-    """Two sets of logits [N, V]."""
+def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> LogitComparison:
+    """Compares two sets of logits [N, V]."""
     p, q = _log_softmax(ours), _log_softmax(theirs)
     best = [np.argsort(-logits, axis=-1, kind="stable")[:, :5] for logits in (ours, theirs)]
     shared = [np.isin(a, b).mean() for a, b in zip(*best, strict=True)]
-    return Agreement(
+    return LogitComparison(
         name,
         difference=float(np.abs(ours - theirs).max()),
         spread=float(ours.std()),
         divergence=float((np.exp(p) * (p - q)).sum(-1).mean()),
-        # Likeliest tokens that are as likely as each other to within the tolerance are the same answer.
+        # Tokens that are equally likely to within the tolerance count as the same answer.
         top_1=float((np.take_along_axis(ours, best[1][:, :1], 1)[:, 0] >= ours.max(-1) - TOLERANCE).mean()),
         top_5=float(np.mean(shared)),
     )
@@ -197,11 +199,11 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _compare_answers(plan: Plan, ours: Monolith, oracle: Any) -> int:
-    prompts = [messages[:1] for _, messages in _inputs(plan, oracle.sees_images)]
+def _compare_answers(plan: ExportPlan, ours: Monolith, reference: Any) -> int:
+    prompts = [messages[:1] for _, messages in _inputs(plan, reference.has_images)]
     mine = ours.generate(prompts, max_new_tokens=_NEW_TOKENS)
-    # By our tokenizer: the two libraries write bytes that are no text differently.
-    theirs = [ours.tokenizer.decode(oracle.answer(prompt, _NEW_TOKENS)) for prompt in prompts]
+    # Both by our tokenizer: the two libraries decode invalid UTF-8 differently.
+    theirs = [ours.tokenizer.decode(reference.answer(prompt, _NEW_TOKENS)) for prompt in prompts]
     for number, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if a != b:
             raise VerificationError(f"greedy answer {number} differs: {a!r} here, {b!r} there")

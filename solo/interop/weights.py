@@ -1,8 +1,7 @@
-"""Weights of a repository, tensor by tensor, as our parameters."""
+"""Reads the tensors of a repository as our parameters."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -14,73 +13,96 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from solo.interop.layout import Layout, LayoutError, Part, TensorRule
+from solo.interop.description import read_config_json
+from solo.interop.layout import Layout, LayoutError, ParameterSlice, TensorRule
 from solo.interop.layouts import recognise
 from solo.interop.tensor_files import TensorReader
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.mesh import parameter_shardings, partition
 
-# Computed from the config, and stored by older versions of transformers all the same.
+# Computed from the config, but stored by older versions of transformers.
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")
 _ROWS_COMPARED = 4096
-
-
-def read_config_json(folder: str | Path) -> dict[str, Any]:
-    """A repository's config.json. Raises LayoutError where there is none that can be read."""
-    path = Path(folder) / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise LayoutError(f"{folder} is no repository of a model: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise LayoutError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise LayoutError(f"{path} holds no mapping of keys")
-    return found
 
 
 def load_parameters(
     folder: str | Path, definition: ModelDefinition, mesh: Mesh, *, without_images: bool = False
 ) -> Parameters:
-    """All parameters of a model from a repository of any layout that can hold them, float32, sharded over a mesh.
+    """Loads all parameters of a model from a repository of any layout, as float32 arrays sharded over a mesh.
 
-    A tensor is read, turned, and sent to the devices, each of which gets its slice of it; then the next. The host holds
-    one at a time. Every process reads all files.
+    Tensors are read one after the other and sent to the devices, each of which gets its slice. The host holds one
+    tensor at a time. Every process reads all files.
 
     Args:
         folder: with config.json and safetensors, such as `solo import` and `solo export` write.
         definition: of the model.
-        mesh: where the parameters should lie, as `parameter_shardings` says.
-        without_images: take a text model too, to be asked about text alone: its embedder of patches is zero.
+        mesh: devices; parameters are sharded over it as `parameter_shardings` says.
+        without_images: accept a text model. Its patch embedding is zero.
 
     Raises:
-        LayoutError: no known layout, or tensors that are missing, left over, or of other shapes; all are named.
-        TensorFileError: damaged files.
+        LayoutError: the layout is unknown, or tensors are missing, left over, or of other shapes; all are named.
+        TensorFileError: a file is damaged.
     """
     layout = recognise(read_config_json(folder), str(Path(folder) / "config.json"))
     with TensorReader(folder) as reader:
         rules = matched(reader, layout, definition, str(folder))
-        check_complete(rules.values(), definition, layout, without_images)
+        _check_complete(rules.values(), definition, layout, without_images)
         shardings = parameter_shardings(definition.specs, mesh)
         parameters = {path: _zeros(spec, shardings[path]) for path, spec in definition.specs.items()}
         for name, rule in rules.items():
-            for part, values in zip(rule.parts, rule.split(reader.read(name)), strict=True):
-                spec = definition.specs[part.path]
-                placed = _place(values, spec.axes[part.layer is not None :], mesh)
-                update = _updater(shardings[part.path])
-                parameters[part.path] = update(parameters[part.path], placed, part.layer or 0)
-                # What is under way would hold its tensors in the host's memory.
-                parameters[part.path].block_until_ready()
+            for slice_, values in zip(rule.slices, rule.split(reader.read(name)), strict=True):
+                path, layer = slice_.path, slice_.layer
+                placed = _place(values, definition.specs[path].axes[layer is not None :], mesh)
+                parameters[path] = _updater(shardings[path])(parameters[path], placed, layer or 0)
+                # Pending transfers would keep their tensors in host memory.
+                parameters[path].block_until_ready()
     return parameters
 
 
-def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, origin: str) -> dict[str, TensorRule]:
-    """Stored name -> rule, of every tensor of a repository.
+class StoredParameters:
+    """The parameters of a repository, read one slice at a time. A context manager.
+
+    Attributes:
+        reader: the open files.
+        tensors: parameter slice -> name of the tensor that stores it.
 
     Raises:
-        LayoutError: tensors are missing, left over, of other shapes, there under two names, or not of numbers that
-            parameters are made of; all are named. Or a copy differs from what it should be a copy of.
+        LayoutError, TensorFileError: see `matched` and `TensorReader`.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, definition: ModelDefinition):
+        self.reader = TensorReader(folder)
+        try:
+            self._rules = matched(self.reader, layout, definition, str(folder))
+        except BaseException:
+            self.reader.close()
+            raise
+        self.tensors = {slice_: name for name, rule in self._rules.items() for slice_ in rule.slices}
+        self._last: tuple[str, dict[ParameterSlice, np.ndarray]] | None = None
+
+    def read(self, slice_: ParameterSlice) -> np.ndarray:
+        """Returns a slice in its stored dtype. Keeps the tensor read last: some store several slices (wqkv)."""
+        name = self.tensors[slice_]
+        if self._last is None or self._last[0] != name:
+            self._last = None  # frees it before the next tensor is read
+            rule = self._rules[name]
+            self._last = (name, dict(zip(rule.slices, rule.split(self.reader.read(name)), strict=True)))
+        return self._last[1][slice_]
+
+    def __enter__(self) -> StoredParameters:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.reader.close()
+
+
+def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, origin: str) -> dict[str, TensorRule]:
+    """Returns the rule of every stored tensor, by the tensor's name in the repository.
+
+    Raises:
+        LayoutError: tensors are missing, left over, stored under two names, not floating-point, or of other shapes;
+            all are named. Or a copy differs from its original.
     """
     rules = {rule.name: rule for rule in layout.tensors(definition)}
     copies = layout.copies(definition)
@@ -89,7 +111,7 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
     for name in reader:
         canonical = layout.canonical(name)
         if canonical in found:
-            lines.append(f"there twice: {found[canonical]} and {name}")
+            lines.append(f"stored twice: {found[canonical]} and {name}")
         if not _BUFFERS.search(name):
             found[canonical] = name
     lines += [f"missing: {name} {rules[name].shape}" for name in rules if name not in found]
@@ -103,45 +125,51 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
         if not jnp.issubdtype(info.dtype, jnp.floating):
             lines.append(f"wrong dtype: {info.name} is {info.dtype}; parameters are floating-point numbers")
     if lines:
-        raise LayoutError(f"{origin} does not fit the model; nothing was loaded:\n{_shown(lines)}")
+        raise LayoutError(f"{origin} does not fit the model; nothing was loaded:\n{listed(lines)}")
     for copy, original in copies.items():
         if copy in found:
             _compare(reader, found[copy], found[original])
     return {stored: rules[name] for name, stored in found.items() if name in rules}
 
 
-def check_complete(
-    rules: Iterable[TensorRule], definition: ModelDefinition, layout: Layout, without_images: bool = False
+def _check_complete(
+    rules: Iterable[TensorRule], definition: ModelDefinition, layout: Layout, without_images: bool
 ) -> None:
-    """Raise LayoutError where a layout does not hold all of a model, such as a text layout of one that sees images."""
-    covered = {part for rule in rules for part in rule.parts}
+    """Raises LayoutError if a repository does not hold all parameters, such as a text model without images."""
+    stored = {slice_ for rule in rules for slice_ in rule.slices}
     missing = [
-        str(part)
-        for part in every_part(definition.specs)
-        if part not in covered and not (without_images and definition.specs[part.path].component == "patch_embed")
+        f"missing: {slice_}"
+        for slice_ in every_slice(definition.specs)
+        if slice_ not in stored and not (without_images and definition.specs[slice_.path].component == "patch_embed")
     ]
     if missing:
         raise LayoutError(
-            f"a {layout.name} repository does not hold all of this model (`solo import` can grow one from it):\n"
-            + _shown([f"missing: {part}" for part in missing])
+            f"a {layout.name} repository does not hold all of this model (`solo import` can upcycle it):\n"
+            + listed(missing)
         )
 
 
-def every_part(specs: Mapping[str, ParameterSpec]) -> Iterator[Part]:
-    """All parameters: layer by layer where they are stacked."""
+def every_slice(specs: Mapping[str, ParameterSpec]) -> Iterator[ParameterSlice]:
+    """Yields all parameters, layer by layer where they are stacked."""
     for path, spec in specs.items():
         if spec.axes[0] == "layers":
-            yield from (Part(path, layer) for layer in range(spec.shape[0]))
+            yield from (ParameterSlice(path, layer) for layer in range(spec.shape[0]))
         else:
-            yield Part(path)
+            yield ParameterSlice(path)
 
 
 def tensor_of(rule: TensorRule, parameters: Mapping[str, Any], dtype: Any) -> np.ndarray:
-    """A repository's tensor from our parameters, gathered from the devices and rounded to a dtype."""
-    values = [parameters[part.path] for part in rule.parts]
-    layers = [part.layer for part in rule.parts]
+    """Returns a repository's tensor made of our parameters, gathered from the devices and cast to a dtype."""
+    values = [parameters[slice_.path] for slice_ in rule.slices]
+    layers = [slice_.layer for slice_ in rule.slices]
     chosen = [value if layer is None else value[layer] for value, layer in zip(values, layers, strict=True)]
     return rule.join([np.asarray(value).astype(dtype) for value in chosen])
+
+
+def listed(lines: Sequence[str], most: int = 40) -> str:
+    """Returns the lines, indented, as part of an error message. Of many only the first ones."""
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join(f"  {line}" for line in [*lines[:most], *more])
 
 
 def _zeros(spec: ParameterSpec, sharding: NamedSharding) -> jax.Array:
@@ -149,14 +177,14 @@ def _zeros(spec: ParameterSpec, sharding: NamedSharding) -> jax.Array:
 
 
 def _place(values: np.ndarray, axes: Sequence[str], mesh: Mesh) -> jax.Array:
-    """On the devices, in its own dtype, each with its slice."""
+    """Puts values on the devices in their own dtype, each device getting its slice."""
     sharding = NamedSharding(mesh, partition(axes, values.shape, mesh))
     return jax.make_array_from_callback(values.shape, sharding, lambda index: np.ascontiguousarray(values[index]))
 
 
 @lru_cache
 def _updater(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """Put values into a layer of a parameter, or at its beginning where they are the whole of it; in its memory."""
+    """Returns a function that writes values into one layer of a parameter, or at its start, in place."""
 
     def update(parameter: jax.Array, values: jax.Array, layer: jax.Array) -> jax.Array:
         stacked = values.ndim < parameter.ndim
@@ -168,9 +196,9 @@ def _updater(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], j
 
 
 def _compare(reader: TensorReader, copy: str, original: str) -> None:
-    """Some rows at a time: these are the largest tensors that there are."""
+    """Compares a few rows at a time: these are the largest tensors."""
     if (reader[copy].shape, reader[copy].dtype) != (reader[original].shape, reader[original].dtype):
-        raise LayoutError(f"{copy} should be the same as {original}, and has another shape or dtype")
+        raise LayoutError(f"{copy} should be a copy of {original}, but has another shape or dtype")
     rows = reader[copy].shape[0]
     for start in range(0, rows, _ROWS_COMPARED):
         stop = min(start + _ROWS_COMPARED, rows)
@@ -178,8 +206,3 @@ def _compare(reader: TensorReader, copy: str, original: str) -> None:
             raise LayoutError(
                 f"config.json ties {copy} to {original}, but they differ; set tie_word_embeddings to false"
             )
-
-
-def _shown(lines: Sequence[str], most: int = 40) -> str:
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join(f"  {line}" for line in [*lines[:most], *more])

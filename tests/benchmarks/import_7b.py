@@ -92,11 +92,11 @@ def report(title: str, size: int, seconds: float, peak: int) -> None:
 
 def compare(source: Path, out: Path, definition: ModelDefinition) -> None:
     """Every seventh tensor, bit for bit."""
-    ours = {rule.parts[0]: rule for rule in NATIVE.tensors(definition)}
+    ours = {rule.slices[0]: rule for rule in NATIVE.tensors(definition)}
     with TensorReader(source) as theirs, TensorReader(out) as found:
         rules = SOLO.tensors(definition)[::7]
         for rule in rules:
-            twin = ours[rule.parts[0]]
+            twin = ours[rule.slices[0]]
             again = rule.join(twin.split(found.read(twin.name)))
             assert again.tobytes() == theirs.read(rule.name).tobytes(), rule.name
     print(f"{len(rules)} tensors compared, all the same bits")

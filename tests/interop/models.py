@@ -128,8 +128,8 @@ def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
     return layout, config, ModelDefinition(config.model, config.image, rows)
 
 
-# Text model: what it grows into.
-GROWN = {
+# Text model: what it is upcycled to.
+UPCYCLED = {
     "mistral": {
         "model": {"patch_embed": {"token_id": 7}},
         "image": {"patch_size": 8, "max_side": 64, "placeholder_token": "<vpatch>"},
@@ -152,10 +152,10 @@ GROWN = {
 }
 
 
-def grown(name, vocab_size=110, **model):
-    sections = GROWN[name]
+def upcycled(name, vocab_size=110, **model):
+    sections = UPCYCLED[name]
     return parse_config(
-        {"name": "grown", **sections, "model": {**TEXT, "vocab_size": vocab_size, **sections["model"], **model}}
+        {"name": "upcycled", **sections, "model": {**TEXT, "vocab_size": vocab_size, **sections["model"], **model}}
     )
 
 

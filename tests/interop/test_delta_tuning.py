@@ -13,8 +13,8 @@ from solo.config import MeshConfig, SafetyConfig, StageConfig
 from solo.interop.importing import import_repository
 from solo.sharding.mesh import make_mesh
 from solo.training.step import make_stage
+from tests.interop.models import upcycled
 from tests.interop.repositories import save
-from tests.interop.test_importing import grown
 
 RECIPE = yaml.safe_load(Path("configs/recipes/mono_internvl_2b_pretrain.yaml").read_text())
 # What each stage leaves alone, in the paper's terms (mono_internvl.md 2.1): not from the recipe's own globs.
@@ -32,9 +32,9 @@ UNUSED = ["patch_embed/class_token"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Grown out of a tiny InternLM2."""
-    folder = tmp_path_factory.mktemp("grown")
+    folder = tmp_path_factory.mktemp("upcycled")
     save(folder / "internlm2", "internlm2")
-    import_repository(folder / "internlm2", grown("internlm2"), folder / "start")
+    import_repository(folder / "internlm2", upcycled("internlm2"), folder / "start")
     return solo.load(folder / "start", make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
@@ -55,7 +55,7 @@ def test_the_recipe_has_these_stages() -> None:
     assert [stage.get("max_tiles") for stage in RECIPE["stages"]] == [4, 6, 12, 24]
 
 
-def test_a_grown_model_starts_with_twins(model) -> None:
+def test_experts_of_an_upcycled_model_start_as_copies(model) -> None:
     for name in ("gate", "up", "down"):
         np.testing.assert_array_equal(
             model.parameters[f"layers/ffn/patches/{name}"], model.parameters[f"layers/ffn/text/{name}"]

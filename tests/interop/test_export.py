@@ -70,26 +70,26 @@ def test_every_layout_is_written_and_loaded_again(name, runs, tmp_path):
         np.testing.assert_array_equal(found[cut], ours[cut], err_msg=path)
 
 
-# Of internlm2 transformers has no class; what an export says of it is in its verification.
+# transformers has no class for internlm2.
 @pytest.mark.parametrize("name", [name for name in SECTIONS if name.split()[0] != "internlm2"])
-def test_what_is_written_says_what_the_checkpoint_says(name, runs, tmp_path):
+def test_pytorch_computes_the_logits_of_the_checkpoint(name, runs, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     dtype = "bfloat16" if name == "native" else "float32"
     done = export(runs(name), tmp_path / "out", name.split()[0], dtype=dtype)
     found = done.verification
     assert found is not None
-    assert found.oracle is not None
+    assert found.reference is not None
     assert found.tensors == done.tensors
     expected = ["text", "image and text", "two images and text"] if LAYOUTS[done.layout].has_images else ["text"]
-    assert [agreement.name for agreement in found.agreements] == expected
+    assert [comparison.name for comparison in found.comparisons] == expected
     assert found.answers == len(expected)
-    assert all(agreement.difference < 1e-4 * agreement.spread for agreement in found.agreements)
-    assert all(agreement.spread > 0.3 for agreement in found.agreements)
+    assert all(comparison.difference < 1e-4 * comparison.spread for comparison in found.comparisons)
+    assert all(comparison.spread > 0.3 for comparison in found.comparisons)
 
 
 def test_a_byte_level_tokenizer_and_another_template(tmp_path):
-    """As of a monolith grown out of a Qwen: no token opens a text, and answers end in one of the template's."""
+    """As in a monolith upcycled from a Qwen: texts have no BOS token, and the template has stop tokens of its own."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     tokenizer = HuggingFaceTokenizer(byte_level_json(), None, "<|endoftext|>", None)
@@ -169,7 +169,7 @@ def test_shards_and_their_index(runs, tmp_path):
         assert set(reader) == set(index["weight_map"])
 
 
-def test_generation_ends_and_leaves_out_what_ours_does(runs, tmp_path):
+def test_generation_stops_and_suppresses_tokens_as_ours_does(runs, tmp_path):
     export(runs("native"), tmp_path / "out", verified=False)
     model = solo.load(tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -193,7 +193,7 @@ def test_the_command_line(runs, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["export", str(runs("native")), "--to", str(out), "--layout", "llama", "--no-verify"]) == 0
     shown = capsys.readouterr().out
-    assert "left out, the text path only is written" in shown
+    assert "only the text path is written; left out" in shown
     assert "not verified" in shown
     assert main(["export", str(runs("native")), "--to", str(out)]) == 2
     assert "exists" in capsys.readouterr().err

@@ -9,14 +9,14 @@ import pytest
 from solo.cli import main
 from solo.config import dump_config
 from solo.data.text import open_tokenizer
+from solo.interop.description import read_config_json
 from solo.interop.importing import import_repository
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.layouts.native import NATIVE
 from solo.interop.tensor_files import TensorFileError, TensorReader
-from solo.interop.weights import read_config_json
 from tests.data.vocabularies import byte_level_json, foreign_model, write_repository
-from tests.interop.models import TINY, grown, tiny
+from tests.interop.models import TINY, tiny, upcycled
 from tests.interop.repositories import save
 
 MONOLITHS = tuple(name for name in TINY if LAYOUTS[tiny(name)[0]].has_images)
@@ -34,9 +34,9 @@ def test_import_and_export_is_the_identity_bit_for_bit(tmp_path, name):
     done = import_repository(tmp_path / "source", config, tmp_path / "out", max_shard_bytes=30_000)
     assert (done.layout, done.copied, done.drawn, done.rows) == (layout, 0, 0, (100, 100))
     stored = read(tmp_path / "out")
-    ours = {rule.parts[0]: rule.split(stored[rule.name])[0] for rule in NATIVE.tensors(definition)}
+    ours = {rule.slices[0]: rule.split(stored[rule.name])[0] for rule in NATIVE.tensors(definition)}
     for rule in LAYOUTS[layout].tensors(definition):
-        again = rule.join([ours[part] for part in rule.parts])
+        again = rule.join([ours[part] for part in rule.slices])
         assert again.dtype == ml_dtypes.bfloat16
         assert again.tobytes() == tensors[rule.name].tobytes(), rule.name
     # Once more, out of our own form.
@@ -56,14 +56,17 @@ def test_import_and_export_is_the_identity_bit_for_bit(tmp_path, name):
         ({"layers": 3, "ffn_width": 49}, ["model.layers: 2 there, 3 here", "model.ffn_width: 48 there, 49 here"]),
         ({"rope_theta": 5.0}, ["model.rope_theta: 10000.0 there, 5.0 here"]),
         ({"bias": "qkv"}, ["model.bias: none there, qkv here"]),
-        ({"vocab_size": 99}, ["model.vocab_size: 100 there, 99 here; rows can be added, not taken away"]),
-        ({"experts": {"ffn": "moe"}}, ["model.experts.ffn: shared there, learned here; a learned mixture is not"]),
+        ({"vocab_size": 99}, ["model.vocab_size: 100 there, 99 here; rows can be added, not removed"]),
+        (
+            {"experts": {"ffn": "moe"}},
+            ["model.experts.ffn: shared there, moe here; a mixture of experts cannot"],
+        ),
     ],
 )
 def test_a_source_of_another_model_is_refused_key_by_key(tmp_path, change, lines):
     save(tmp_path / "source", "mistral")
-    with pytest.raises(LayoutError, match=r"\(mistral\) is not of the model that 'grown' describes") as error:
-        import_repository(tmp_path / "source", grown("mistral", **change), tmp_path / "out")
+    with pytest.raises(LayoutError, match=r"\(mistral\) is not the model that 'upcycled' describes") as error:
+        import_repository(tmp_path / "source", upcycled("mistral", **change), tmp_path / "out")
     for line in lines:
         assert line in str(error.value)
     assert len(str(error.value).splitlines()) == len(lines) + 1
@@ -116,7 +119,7 @@ def add(tensors):
 def test_tensors_that_are_missing_or_left_over(tmp_path, change, message):
     save(tmp_path / "source", "mistral", change=change)
     with pytest.raises(LayoutError, match=message):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -144,15 +147,15 @@ def test_a_source_that_cannot_be_read(tmp_path):
     shards = sorted((tmp_path / "source").glob("*.safetensors"))
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
     with pytest.raises(TensorFileError, match="is damaged, truncated or"):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     for file in (*shards, tmp_path / "source" / "model.safetensors.index.json"):
         file.unlink()
     (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(TensorFileError, match="pickles"):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     (tmp_path / "source" / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
     with pytest.raises(LayoutError, match=r"is of model_type 'gpt2' \(GPT2LMHeadModel\); solo reads native, solo"):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -168,7 +171,7 @@ def test_a_disk_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(TensorReader, "read", failing)
     with pytest.raises(OSError, match="No space left"):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -176,7 +179,7 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     save(tmp_path / "source", "mistral")
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="it is not overwritten"):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -184,7 +187,7 @@ def test_progress_ends_with_everything(tmp_path):
     save(tmp_path / "source", "mistral")
     seen = []
     done = import_repository(
-        tmp_path / "source", grown("mistral"), tmp_path / "out", progress=lambda *counts: seen.append(counts)
+        tmp_path / "source", upcycled("mistral"), tmp_path / "out", progress=lambda *counts: seen.append(counts)
     )
     assert len(seen) == done.tensors
     assert seen[-1] == (done.nbytes, done.nbytes)
@@ -195,7 +198,7 @@ def test_a_row_under_patches_that_there_is_not(tmp_path):
     save(tmp_path / "source", "mistral")
     with pytest.raises(ValueError, match=r"model.patch_embed.token_id is 101, but the vocabulary has 101 rows"):
         import_repository(
-            tmp_path / "source", grown("mistral", vocab_size=101, patch_embed={"token_id": 101}), tmp_path / "out"
+            tmp_path / "source", upcycled("mistral", vocab_size=101, patch_embed={"token_id": 101}), tmp_path / "out"
         )
 
 
@@ -210,14 +213,14 @@ def test_the_tokenizer_comes_along_with_more_tokens(tmp_path):
     (tmp_path / "source" / "tokenizer.model").write_bytes(foreign_model(500))
     old = open_tokenizer(tmp_path / "source")
     assert old.vocab_size == 493
-    config = with_tokens(grown("mistral", vocab_size=None), "<vision>", "<loc_{1..9}>")
+    config = with_tokens(upcycled("mistral", vocab_size=None), "<vision>", "<loc_{1..9}>")
     done = import_repository(tmp_path / "source", config, tmp_path / "out")
     tokenizer = open_tokenizer(tmp_path / "out")
     assert (done.rows, done.tokenizer, tokenizer.vocab_size) == ((500, 503), 503, 503)
     assert (tokenizer.find("<vision>"), tokenizer.find("<loc_9>")) == (493, 502)
     assert tokenizer.encode("as it was") == old.encode("as it was")
     assert read_config_json(tmp_path / "out")["vocab_size"] == 503
-    few = with_tokens(grown("mistral", vocab_size=None), "<vision>")
+    few = with_tokens(upcycled("mistral", vocab_size=None), "<vision>")
     assert import_repository(tmp_path / "source", few, tmp_path / "few").rows == (500, 500)
 
 
@@ -225,7 +228,7 @@ def test_a_byte_level_tokenizer_comes_along(tmp_path):
     save(tmp_path / "source", "qwen3", rows=420)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     write_repository(tmp_path / "source", names, tokenizer_json=byte_level_json(400))
-    config = with_tokens(grown("qwen3", vocab_size=420), "<img>")
+    config = with_tokens(upcycled("qwen3", vocab_size=420), "<img>")
     import_repository(tmp_path / "source", config, tmp_path / "out")
     old, tokenizer = open_tokenizer(tmp_path / "source"), open_tokenizer(tmp_path / "out")
     assert tokenizer.find("<img>") == old.vocab_size
@@ -237,10 +240,10 @@ def test_more_tokens_than_rows(tmp_path):
     save(tmp_path / "source", "mistral", rows=492)
     (tmp_path / "source" / "tokenizer.model").write_bytes(foreign_model(500))
     with pytest.raises(ValueError, match=r"has 493 tokens, but config.json 492 rows"):
-        import_repository(tmp_path / "source", grown("mistral", vocab_size=600), tmp_path / "out")
+        import_repository(tmp_path / "source", upcycled("mistral", vocab_size=600), tmp_path / "out")
     save(tmp_path / "other", "mistral", rows=493)
     (tmp_path / "other" / "tokenizer.model").write_bytes(foreign_model(500))
-    config = with_tokens(grown("mistral", vocab_size=495), "<a>", "<b>", "<c>")
+    config = with_tokens(upcycled("mistral", vocab_size=495), "<a>", "<b>", "<c>")
     with pytest.raises(ValueError, match=r"has 496 tokens with data.tokenizer.add_tokens, but model.vocab_size is 495"):
         import_repository(tmp_path / "other", config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -249,14 +252,14 @@ def test_more_tokens_than_rows(tmp_path):
 def test_the_command_says_what_it_did(tmp_path, capsys):
     save(tmp_path / "source", "internlm2")
     config, out = tmp_path / "mono.yaml", tmp_path / "out"
-    config.write_text(dump_config(grown("internlm2")))
+    config.write_text(dump_config(upcycled("internlm2")))
     arguments = ["import", str(tmp_path / "source"), "--as", str(config), "--out", str(out)]
     assert main([*arguments, "--new-tokens", "normal", "--set", "model.vocab_size=120"]) == 0
     said = capsys.readouterr().out
     for line in (
         "read as internlm2: 37 tensors",
         "experts of patches: 6 tensors, copies of the text's",
-        "embedder of patches: 10 tensors, drawn",
+        "patch embedding: 10 tensors, drawn",
         "vocabulary: 100 rows, and 20 for new tokens; no tokenizer: data.tokenizer.path must name one",
         f"written to {out}",
     ):

@@ -10,7 +10,7 @@ import pytest
 
 from solo.config import load_config, parse_config
 from solo.interop.agreement import check_agreement
-from solo.interop.layout import LayoutError, Part
+from solo.interop.layout import LayoutError, ParameterSlice
 from solo.interop.layouts import LAYOUTS, layout_named, recognise
 from solo.model.parameters import ModelDefinition
 from tests.interop.models import MODALITY, PUBLISHED, TEXT, TINY, tiny
@@ -18,21 +18,21 @@ from tests.interop.models import MODALITY, PUBLISHED, TEXT, TINY, tiny
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 
 
-def every_part(definition, images=True):
+def every_slice(definition, images=True):
     for path, spec in definition.specs.items():
         if path.startswith("layers/"):
-            yield from (Part(path, layer) for layer in range(spec.shape[0]))
+            yield from (ParameterSlice(path, layer) for layer in range(spec.shape[0]))
         elif images or not path.startswith("patch_embed"):
-            yield Part(path)
+            yield ParameterSlice(path)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_parameter_is_in_one_tensor(name):
     layout, _, definition = tiny(name)
     rules = LAYOUTS[layout].tensors(definition)
-    parts = [part for rule in rules for part in rule.parts]
-    assert len(parts) == len(set(parts))
-    assert set(parts) == set(every_part(definition, LAYOUTS[layout].has_images))
+    slices = [slice_ for rule in rules for slice_ in rule.slices]
+    assert len(slices) == len(set(slices))
+    assert set(slices) == set(every_slice(definition, LAYOUTS[layout].has_images))
     assert len({rule.name for rule in rules}) == len(rules)
     assert all(LAYOUTS[layout].canonical(rule.name) == rule.name for rule in rules)
 
@@ -45,10 +45,10 @@ def test_split_and_join_are_inverse_bit_for_bit(name, dtype):
     for rule in LAYOUTS[layout].tensors(definition):
         theirs = rng.normal(size=rule.shape).astype(dtype)
         ours = rule.split(theirs)
-        for part, values in zip(rule.parts, ours, strict=True):
-            shape = list(definition.specs[part.path].shape)
+        for slice_, values in zip(rule.slices, ours, strict=True):
+            shape = list(definition.specs[slice_.path].shape)
             published = [100 if size == 128 else size for size in shape]  # without padding of the vocabulary
-            assert list(values.shape) == published[part.layer is not None :]
+            assert list(values.shape) == published[slice_.layer is not None :]
             assert values.dtype == dtype
         again = rule.join(ours)
         assert (again.shape, again.dtype) == (rule.shape, dtype)
@@ -59,7 +59,7 @@ def test_padding_of_the_vocabulary_is_not_published():
     layout, _, definition = tiny("solo")
     for rule in LAYOUTS[layout].tensors(definition):
         if rule.name in ("model.embed_tokens.weight", "lm_head.weight"):
-            padded = np.arange(128 * 32).reshape(definition.specs[rule.parts[0].path].shape)
+            padded = np.arange(128 * 32).reshape(definition.specs[rule.slices[0].path].shape)
             assert rule.join([padded]).shape == (100, 32)
             (again,) = rule.split(rule.join([padded]))
             assert (again == padded[: again.shape[0], : again.shape[1]]).all()
@@ -167,7 +167,7 @@ def test_a_text_path_is_what_is_left_of_a_monolith(layout):
     _, config, definition = tiny(name)
     for target in ("mistral", "qwen2", "qwen3", "internlm2"):
         if LAYOUTS[target].refusal(config) is None:
-            paths = {part.path for rule in LAYOUTS[target].tensors(definition) for part in rule.parts}
+            paths = {slice_.path for rule in LAYOUTS[target].tensors(definition) for slice_ in rule.slices}
             assert not any("patch" in path for path in paths)
             assert {path.split("/")[1] for path in definition.specs if "patches" in path} <= {
                 path.split("/")[1] for path in paths if "/text/" in path
@@ -219,8 +219,8 @@ def test_attention_experts_that_have_no_name():
         ("mistral", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "scaled by 'yarn'; we have linear, dynamic"),
         ("mistral", {"rope_parameters": {"rope_type": "longrope"}}, "scaled by 'longrope'"),
         ("mistral", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "original_max_position_embeddings, low_"),
-        ("mistral", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ by type of layer"),
-        ("mistral", {"rms_norm_eps": None}, "config.json does not say rms_norm_eps"),
+        ("mistral", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ by layer type"),
+        ("mistral", {"rms_norm_eps": None}, "config.json lacks rms_norm_eps"),
         ("llama", {"attention_bias": True}, "attention_bias: True"),
         ("llama", {"mlp_bias": True}, "mlp_bias: True"),
         ("qwen2 with a tied head", {"use_sliding_window": True}, "use_sliding_window: True"),

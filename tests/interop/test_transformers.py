@@ -9,11 +9,12 @@ transformers = pytest.importorskip("transformers")
 
 from solo.batch import Batch  # noqa: E402
 from solo.config import MeshConfig  # noqa: E402
+from solo.interop.description import read_config_json  # noqa: E402
 from solo.interop.layouts import LAYOUTS, recognise  # noqa: E402
 from solo.interop.layouts.fuyu import FUYU  # noqa: E402
 from solo.interop.layouts.internlm2 import INTERNLM2  # noqa: E402
 from solo.interop.tensor_files import TensorReader  # noqa: E402
-from solo.interop.weights import load_parameters, read_config_json  # noqa: E402
+from solo.interop.weights import load_parameters  # noqa: E402
 from solo.sharding.mesh import make_mesh  # noqa: E402
 from tests.interop.models import tiny  # noqa: E402
 

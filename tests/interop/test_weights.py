@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from solo.config import MeshConfig
+from solo.interop.description import read_config_json
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.tensor_files import TensorReader
-from solo.interop.weights import load_parameters, matched, read_config_json, tensor_of
+from solo.interop.weights import load_parameters, matched, tensor_of
 from solo.sharding.mesh import make_mesh, parameter_shardings
 from tests.interop.models import tiny
 from tests.interop.repositories import save
@@ -69,7 +70,7 @@ def test_two_names_of_one_tensor(tmp_path):
         tensors["model.vision_embed_tokens.bias"] = tensors["vision_embed_tokens.bias"]
 
     save(tmp_path, "fuyu", change=change)
-    with pytest.raises(LayoutError, match=r"there twice: vision_embed_tokens.bias and model.vision_embed_tokens.bias"):
+    with pytest.raises(LayoutError, match=r"stored twice: vision_embed_tokens.bias and model.vision_embed_tokens.bias"):
         load_parameters(tmp_path, tiny("fuyu")[2], make_mesh(MeshConfig()))
 
 
@@ -109,7 +110,7 @@ def test_buffers_that_older_versions_store_are_left_alone(tmp_path):
 
 
 def test_a_folder_without_a_config(tmp_path):
-    for text, message in ((None, "cannot read"), ("{", "is not JSON"), ("[]", "no mapping")):
+    for text, message in ((None, "cannot read"), ("{", "is not JSON"), ("[]", "not a JSON object")):
         if text is not None:
             (tmp_path / "config.json").write_text(text)
         with pytest.raises(LayoutError, match=message):

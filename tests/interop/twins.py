@@ -101,7 +101,7 @@ def make_twins(remote: ModuleType, attention: str = "sdpa", **sections: dict[str
     model = remote.SoloMonolithForCausalLM(torch_config).eval()
     tensors = {}
     for rule in NATIVE.tensors(definition):
-        parts = [parameters[part.path][() if part.layer is None else part.layer] for part in rule.parts]
+        parts = [parameters[part.path][() if part.layer is None else part.layer] for part in rule.slices]
         tensors[rule.name] = torch.from_numpy(np.ascontiguousarray(rule.join(parts)))
     if config.model.tied_head:
         tensors["head.weight"] = tensors["model.text_embed.weight"]

@@ -1,4 +1,4 @@
-"""The layouts we know, by name. Left out: NEO, whose heads have dimensions of their own for rows and columns."""
+"""All layouts by name. NEO is not supported: its heads have separate dimensions for rows and columns."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def layout_named(name: str) -> Layout:
-    """Raises LayoutError for a name that there is not."""
+    """Returns a layout. Raises LayoutError for an unknown name."""
     if name not in LAYOUTS:
         raise LayoutError(f"there is no layout {name!r}{nearest(name, list(LAYOUTS))}; known are {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 
 def recognise(config_json: Mapping[str, Any], origin: str) -> Layout:
-    """The layout of a repository with this config.json.
+    """Returns the layout of a repository with this config.json.
 
     Raises:
-        LayoutError: none of ours; the message says what it is. `origin` names the file.
+        LayoutError: the layout is unknown; the message says what it is. `origin` names the file.
     """
     for layout in LAYOUTS.values():
         if layout.recognises(config_json):

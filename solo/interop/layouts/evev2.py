@@ -1,7 +1,8 @@
-"""EVEv2 (baaivision/EVE at cc63ec7, folder EVEv2): Qwen2 with visual experts of everything, named `moe_`.
+"""EVEv2 (baaivision/EVE at cc63ec7, folder EVEv2): Qwen2 with visual experts in all components, named `moe_`.
 
-Sizes of patches are not in the published config.json; 16 and 2 hold there, and `patch_stride` and `dense_stride` where
-they are given, as we give them. The released model learned from images of at most 1600 x 1600 pixels' area.
+The published config.json lacks the patch sizes, which are 16 and 2. We write them as `patch_stride` and
+`dense_stride`, and read them where they are given. The released model was trained on images of at most 1600 x 1600
+pixels of area.
 """
 
 from __future__ import annotations
@@ -10,56 +11,63 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
-from solo.interop.layouts.llama import QWEN2, demand, get
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, demand, experts, get, sections
+from solo.interop.layouts.llama import QWEN2
 from solo.model.parameters import ModelDefinition
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_SIZE = 1600
-_PARTS = ("layernorm", "self_attn", "mlp")
+_MODULES = ("layernorm", "self_attn", "mlp")
 _EMBED = "model.vision_tower.patch_embedding"
 
 
 class EVEv2(Layout):
-    """EVE-7B-HD-v2.0 and its kind."""
+    """EVE-7B-HD-v2.0."""
 
     name = "evev2"
     has_images = True
     templates = ("chatml",)
 
+    def fixed(self) -> Mapping[str, Any]:
+        """See `Layout`."""
+        own = {
+            "model.patch_embed.kind": "conv",
+            "model.patch_embed.token_id": None,
+            **experts("modality"),
+            "model.tied_head": False,
+            "model.rope_sections": None,
+            "image.geometry": "area",
+            "image.markers": True,
+            "image.mask": "causal",
+            "image.mean": (CLIP_MEAN,),
+            "image.std": (CLIP_STD,),
+            "image.resample": "bicubic",
+        }
+        return {**own, **QWEN2.fixed(), **own}
+
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By its model_type."""
+        """By model_type."""
         return config_json.get("model_type") == "eve-qwen2"
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         """See `Layout`."""
         demand(config_json, {"add_moe": True})
-        if missing := [part for part in _PARTS if part not in config_json.get("moe_part", "-".join(_PARTS))]:
+        if missing := [name for name in _MODULES if name not in config_json.get("moe_part", "-".join(_MODULES))]:
             raise LayoutError(f"config.json has no visual experts of {', '.join(missing)} in moe_part; ours has all")
-        found = QWEN2.config_from(config_json)
+        found = sections(self.fixed())
+        found["model"] |= QWEN2.config_from(config_json)["model"] | {"experts": found["model"]["experts"]}
         inner = config_json.get("patch_stride", 16)
-        found["model"]["experts"] = {"ffn": "modality", "qkv": "modality", "out": "modality", "norms": "modality"}
-        found["model"]["patch_embed"] = {
-            "kind": "conv",
-            "inner_size": inner,
-            "inner_width": get(config_json, "mm_hidden_size"),
-        }
-        found["image"] = {
-            "geometry": "area",
+        found["model"]["patch_embed"] |= {"inner_size": inner, "inner_width": get(config_json, "mm_hidden_size")}
+        found["image"] |= {
             "patch_size": inner * config_json.get("dense_stride", 2),
             "min_pixels": _MAX_SIZE**2,
             "max_pixels": _MAX_SIZE**2,
             "rounding": "up",
-            "resample": "bicubic",
             "exif": "ignore",
             "begin_token": None,
             "end_token": None,
             "row_token": None,
-            "markers": True,
-            "mask": "causal",
-            "mean": CLIP_MEAN,
-            "std": CLIP_STD,
         }
         return found
 
@@ -75,28 +83,8 @@ class EVEv2(Layout):
             "patch_stride": inner,
             "dense_stride": config.image.patch_size // inner,
             "add_moe": True,
-            "moe_part": "-".join(_PARTS),
+            "moe_part": "-".join(_MODULES),
         }
-
-    def refusal(self, config: Config) -> str | None:
-        """See `Layout`."""
-        allowed = {
-            "model.patch_embed.kind": "conv",
-            "model.patch_embed.token_id": None,
-            "model.experts.ffn": "modality",
-            "model.experts.qkv": "modality",
-            "model.experts.out": "modality",
-            "model.experts.norms": "modality",
-            "model.tied_head": False,
-            "model.rope_sections": None,
-            "image.geometry": "area",
-            "image.markers": True,
-            "image.mask": "causal",
-            "image.mean": (CLIP_MEAN,),
-            "image.std": (CLIP_STD,),
-            "image.resample": "bicubic",
-        }
-        return first_refusal(config, self.name, allowed) or QWEN2.refusal(config)
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         """See `Layout`."""
@@ -113,7 +101,7 @@ class EVEv2(Layout):
             *text,
             rules.linear(f"{_EMBED}.0.weight", "patch_embed/inner/kernel", shape=pixels),
             rules.same(f"{_EMBED}.0.bias", "patch_embed/inner/bias"),
-            # Ours has the inner patches' channels last, a convolution has them before y and x.
+            # Ours has the channels of the inner patches last, a convolution has them before y and x.
             rules.rearranged(f"{_EMBED}.2.weight", "patch_embed/merge/kernel", view=merged, order=(2, 3, 1, 0)),
             rules.same(f"{_EMBED}.2.bias", "patch_embed/merge/bias"),
             rules.same("model.vision_tower.class_embedding", "patch_embed/begin_marker"),
@@ -121,7 +109,7 @@ class EVEv2(Layout):
         ]
 
     def canonical(self, name: str) -> str:
-        """The markers had other names before 744f587."""
+        """Translates the names of the markers before 744f587."""
         return name.replace(".start_embedding", ".class_embedding").replace(".end_embedding", ".split_embedding")
 
 

@@ -1,7 +1,7 @@
-"""Fuyu: a decoder and one product over the pixels of a patch, as (y, x, channel).
+"""Fuyu: a decoder and one linear layer over the pixels of a patch, ordered (y, x, channel).
 
-Written from `fuyu` and `persimmon` of transformers 5.23, which can also pair Fuyu's images with Llama, Mistral or
-Qwen3: text_config.model_type says so. adept/fuyu-8b itself has one flat config.json, without text_config.
+Written from `fuyu` and `persimmon` of transformers 5.23, which can also combine Fuyu's images with Llama, Mistral or
+Qwen3 (text_config.model_type). adept/fuyu-8b itself has one flat config.json, without text_config.
 """
 
 from __future__ import annotations
@@ -11,25 +11,58 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
-from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN3, LlamaLike, demand, get
+from solo.interop.layout import (
+    Layout,
+    LayoutError,
+    Rules,
+    Sections,
+    TensorRule,
+    demand,
+    experts,
+    first_refusal,
+    sections,
+)
+from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN3, LlamaLike, read_sizes, write_sizes
 from solo.interop.layouts.rope import read_rope, write_rope
 from solo.model.parameters import ModelDefinition
 
 _DECODERS: Mapping[str, LlamaLike] = {layout.name: layout for layout in (MISTRAL, LLAMA, QWEN3)}
+_PERSIMMON = {
+    "model.bias": "all",
+    "model.norm": "layer",
+    "model.qk_norm": ("none", "layer"),
+    "model.ffn": "relu2",
+    "sequence.sliding_window": None,
+}
 _TEXT = "language_model."
 _HALF = (0.5, 0.5, 0.5)
 
 
 class Fuyu(Layout):
-    """With Persimmon's decoder, or one of the Llama family."""
+    """Fuyu with Persimmon's decoder, or one of the Llama family."""
 
     name = "fuyu"
     has_images = True
     templates = ("fuyu",)
 
+    def fixed(self) -> Mapping[str, Any]:
+        """See `Layout`."""
+        return {
+            "model.patch_embed.kind": "linear",
+            "model.patch_embed.bias": True,
+            "model.patch_embed.token_id": None,
+            **experts("shared"),
+            "model.tied_head": False,
+            "model.rope_sections": None,
+            "image.geometry": "padded",
+            "image.mask": "causal",
+            "image.row_token_after_last": True,
+            "image.mean": (_HALF,),
+            "image.std": (_HALF,),
+        }
+
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By its model_type."""
+        """By model_type."""
         return config_json.get("model_type") == "fuyu"
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
@@ -38,30 +71,27 @@ class Fuyu(Layout):
         kind = nested.get("model_type", "persimmon")
         demand(config_json, {"num_channels": 3})
         if kind == "persimmon":
-            # Re-saved configs keep these keys on top and a text_config with nothing in it.
-            found = _persimmon({**config_json, **nested})
+            # Configs saved by newer versions keep these keys on top and have an empty text_config.
+            decoder = _persimmon({**config_json, **nested})
         elif kind in _DECODERS:
-            found = _DECODERS[kind].config_from(nested)
+            decoder = _DECODERS[kind].config_from(nested)
         else:
             raise LayoutError(f"text_config is a {kind!r}; known are persimmon, {', '.join(_DECODERS)}")
-        found["model"]["patch_embed"] = {"kind": "linear", "bias": True}
-        found["image"] = {
-            "geometry": "padded",
+        found = sections(self.fixed())
+        found["model"] |= decoder["model"]
+        found["sequence"] = decoder["sequence"]
+        found["image"] |= {
             "patch_size": config_json.get("patch_size", 30),
             "exif": "ignore",
             "begin_token": None,
             "end_token": None,
             "row_token": "|NEWLINE|",
-            "row_token_after_last": True,
             "placeholder_token": "|SPEAKER|",
-            "mask": "causal",
-            "mean": _HALF,
-            "std": _HALF,
         }
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """See `Layout`. Who knows the tokenizer sets `image_token_id`."""
+        """See `Layout`. `image_token_id` is left to the caller, who knows the tokenizer."""
         decoder = _decoder(config)
         text = _persimmon_json(config, vocab_size) if decoder is None else decoder.config_json(config, vocab_size)
         return {
@@ -78,31 +108,14 @@ class Fuyu(Layout):
 
     def refusal(self, config: Config) -> str | None:
         """See `Layout`."""
-        allowed = {
-            "model.patch_embed.kind": "linear",
-            "model.patch_embed.bias": True,
-            "model.patch_embed.token_id": None,
-            "model.experts.ffn": "shared",
-            "model.experts.qkv": "shared",
-            "model.experts.out": "shared",
-            "model.experts.norms": "shared",
-            "model.tied_head": False,
-            "model.rope_sections": None,
-            "image.geometry": "padded",
-            "image.mask": "causal",
-            "image.row_token_after_last": True,
-            "image.mean": (_HALF,),
-            "image.std": (_HALF,),
-        }
-        if found := first_refusal(config, self.name, allowed):
+        if found := super().refusal(config):
             return found
         if (decoder := _decoder(config)) is not None:
             return decoder.refusal(config)
         model = config.model
         if model.kv_heads != model.heads or model.dim_per_head * model.heads != model.width:
-            return "model.kv_heads and model.head_dim are not those of plain heads, which a fuyu with norm: layer has"
-        persimmon = {"model.bias": "all", "model.norm": "layer", "model.qk_norm": ("none", "layer")}
-        return first_refusal(config, self.name, {**persimmon, "model.ffn": "relu2", "sequence.sliding_window": None})
+            return "a fuyu with model.norm layer has model.kv_heads = model.heads and model.head_dim = width / heads"
+        return first_refusal(config, self.name, _PERSIMMON)
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         """See `Layout`."""
@@ -120,14 +133,14 @@ class Fuyu(Layout):
         ]
 
     def canonical(self, name: str) -> str:
-        """transformers has had the language model under four names."""
+        """Translates the four names that transformers has given the language model."""
         name = re.sub(r"^model\.(language_model|vision_embed_tokens)\b", r"\1", name)
         name = re.sub(rf"^{_TEXT}(?!model\.|lm_head\.)", f"{_TEXT}model.", name)
         return re.sub(r"^(model\.|lm_head\.)", rf"{_TEXT}\1", name)
 
 
 def _decoder(config: Config) -> LlamaLike | None:
-    """The decoder to write a model as; None for Persimmon."""
+    """Returns the decoder to export a model with; None is Persimmon."""
     if config.model.norm == "layer":
         return None
     if config.model.qk_norm == "rms":
@@ -137,45 +150,23 @@ def _decoder(config: Config) -> LlamaLike | None:
 
 def _persimmon(text: Mapping[str, Any]) -> Sections:
     demand(text, {"hidden_act": "relu2"})
-    heads, width = get(text, "num_attention_heads"), get(text, "hidden_size")
-    model = {
-        "vocab_size": get(text, "vocab_size"),
-        "width": width,
-        "layers": get(text, "num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": width // heads,
-        "ffn_width": get(text, "intermediate_size"),
-        "experts": {"ffn": "shared", "qkv": "shared", "out": "shared", "norms": "shared"},
-        "ffn": "relu2",
-        "bias": "all",
-        "norm": "layer",
-        "norm_eps": float(get(text, "layer_norm_eps")),
-        "qk_norm": "layer" if text.get("qk_layernorm", True) else "none",
-        "tied_head": bool(text.get("tie_word_embeddings", False)),
-        **read_rope(text, theta=25_000.0, fraction=0.5),
-    }
-    return {"model": model, "image": {}, "sequence": {"sliding_window": None}}
+    found = sections({**experts("shared"), **_PERSIMMON})
+    found["model"] |= read_sizes(text, "layer_norm_eps") | read_rope(text, theta=25_000.0, fraction=0.5)
+    found["model"]["qk_norm"] = "layer" if text.get("qk_layernorm", True) else "none"
+    return found
 
 
 def _persimmon_json(config: Config, vocab_size: int) -> dict[str, Any]:
-    model = config.model
     return {
         "model_type": "persimmon",
-        "vocab_size": vocab_size,
-        "hidden_size": model.width,
-        "intermediate_size": model.ffn_width,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
+        **write_sizes(config, vocab_size),
         "hidden_act": "relu2",
-        "layer_norm_eps": model.norm_eps,
-        "qk_layernorm": model.qk_norm == "layer",
+        "layer_norm_eps": config.model.norm_eps,
+        "qk_layernorm": config.model.qk_norm == "layer",
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "initializer_range": model.init_std,
-        "tie_word_embeddings": False,
-        "partial_rotary_factor": model.rope_fraction,
-        **write_rope(model, 16_384),
+        **write_rope(config.model, 16_384),
+        "partial_rotary_factor": config.model.rope_fraction,
     }
 
 
@@ -184,10 +175,7 @@ def _persimmon_tensors(rules: Rules) -> list[TensorRule]:
     found = [rules.same(f"{name}embed_tokens.weight", "text_embed")]
     for layer in range(rules.config.layers):
         found += _persimmon_layer(rules, f"{name}layers.{layer}", layer)
-    found += [
-        rules.same(f"{name}final_layernorm.weight", "final_norm/scale"),
-        rules.same(f"{name}final_layernorm.bias", "final_norm/bias"),
-    ]
+    found += _weight_and_bias(rules, f"{name}final_layernorm", "final_norm")
     return [*found, rules.linear(f"{_TEXT}lm_head.weight", "head")]
 
 
@@ -198,23 +186,24 @@ def _persimmon_layer(rules: Rules, name: str, layer: int) -> list[TensorRule]:
         f"{name}.post_attention_layernorm": "layers/ffn_norm/shared",
     }
     if rules.config.qk_norm == "layer":
-        norms |= {f"{attention}.{part}_layernorm": f"{ours}/{part}_norm" for part in "qk"}
-    found = []
-    for theirs, path in norms.items():
-        found += [
-            rules.same(f"{theirs}.weight", f"{path}/scale", layer),
-            rules.same(f"{theirs}.bias", f"{path}/bias", layer),
-        ]
+        norms |= {f"{attention}.{each}_layernorm": f"{ours}/{each}_norm" for each in "qk"}
     packed, q, k, v = f"{attention}.query_key_value", f"{ours}/q", f"{ours}/k", f"{ours}/v"
     ffn = {f"{name}.mlp.dense_h_to_4h": "up", f"{name}.mlp.dense_4h_to_h": "down"}
     return [
-        *found,
+        *(rule for theirs, path in norms.items() for rule in _weight_and_bias(rules, theirs, path, layer)),
         rules.packed(f"{packed}.weight", (q, k, v), layer),
         rules.packed(f"{packed}.bias", (f"{q}_bias", f"{k}_bias", f"{v}_bias"), layer),
         rules.linear(f"{attention}.dense.weight", "layers/out/shared/kernel", layer, inputs=2),
         rules.same(f"{attention}.dense.bias", "layers/out/shared/bias", layer),
-        *(rules.linear(f"{theirs}.weight", f"layers/ffn/shared/{part}", layer) for theirs, part in ffn.items()),
-        *(rules.same(f"{theirs}.bias", f"layers/ffn/shared/{part}_bias", layer) for theirs, part in ffn.items()),
+        *(rules.linear(f"{theirs}.weight", f"layers/ffn/shared/{each}", layer) for theirs, each in ffn.items()),
+        *(rules.same(f"{theirs}.bias", f"layers/ffn/shared/{each}_bias", layer) for theirs, each in ffn.items()),
+    ]
+
+
+def _weight_and_bias(rules: Rules, name: str, norm: str, layer: int | None = None) -> list[TensorRule]:
+    return [
+        rules.same(f"{name}.weight", f"{norm}/scale", layer),
+        rules.same(f"{name}.bias", f"{norm}/bias", layer),
     ]
 
 

@@ -1,7 +1,7 @@
-"""Mistral, Llama, Qwen2 and Qwen3: one decoder with small differences, and the same names of tensors.
+"""Mistral, Llama, Qwen2 and Qwen3: one decoder with small differences and the same tensor names.
 
-Written from the classes of transformers 5.23. As a target these hold the text path only: of experts per modality the
-text's, and nothing of images.
+Written from the classes of transformers 5.23. Exported to these layouts, a monolith keeps its text path only: the text
+experts of each modality-expert component, and no patch embedding.
 """
 
 from __future__ import annotations
@@ -11,34 +11,52 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
+from solo.interop.layout import Layout, Rules, Sections, TensorRule, demand, experts, get, sections
 from solo.interop.layouts.rope import read_rope, write_rope
 from solo.model.parameters import ModelDefinition
 
+_SIZES = {
+    "width": "hidden_size",
+    "ffn_width": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+}
 
-def get(config_json: Mapping[str, Any], key: str) -> Any:
-    """The value of a key. Raises LayoutError where it is missing."""
-    if config_json.get(key) is None:
-        raise LayoutError(f"config.json does not say {key}")
-    return config_json[key]
+
+def read_sizes(config_json: Mapping[str, Any], norm_eps: str = "rms_norm_eps") -> dict[str, Any]:
+    """Returns the keys of our model section that every decoder's config.json has under the same names."""
+    found = {ours: get(config_json, theirs) for ours, theirs in _SIZES.items()}
+    return found | {
+        "vocab_size": get(config_json, "vocab_size"),
+        "kv_heads": config_json.get("num_key_value_heads") or found["heads"],
+        "head_dim": config_json.get("head_dim") or found["width"] // found["heads"],
+        "norm_eps": float(get(config_json, norm_eps)),
+        "tied_head": bool(config_json.get("tie_word_embeddings", False)),
+    }
 
 
-def demand(config_json: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise LayoutError where a key is there with another value than the one our model can do."""
-    for key, value in wanted.items():
-        if config_json.get(key, value) != value:
-            raise LayoutError(f"config.json has {key}: {config_json[key]}; our model of this family has {value}")
+def write_sizes(config: Config, vocab_size: int) -> dict[str, Any]:
+    """Returns the keys of config.json that every decoder has."""
+    model = config.model
+    return {
+        "vocab_size": vocab_size,
+        **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": model.tied_head,
+    }
 
 
 @dataclass(frozen=True)
 class LlamaLike(Layout):
-    """One of the family.
+    """A member of the family.
 
-    name           the model_type
-    architecture   its class in transformers
-    bias, qk_norm  as in `ModelConfig`
-    windowed       whether `sliding_window` holds for every layer
-    max_positions  what is written as max_position_embeddings
+    Attributes:
+        name: its model_type.
+        architecture: its class in transformers.
+        bias: see `ModelConfig`.
+        qk_norm: see `ModelConfig`.
+        windowed: whether `sliding_window` applies to every layer.
+        max_positions: the value of max_position_embeddings to write.
     """
 
     name: str
@@ -52,37 +70,34 @@ class LlamaLike(Layout):
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
+    def fixed(self) -> Mapping[str, Any]:
+        """See `Layout`."""
+        found = {
+            **experts(("shared", "modality")),
+            "model.ffn": "swiglu",
+            "model.bias": self.bias,
+            "model.norm": "rms",
+            "model.qk_norm": self.qk_norm,
+            "model.rope_fraction": 1.0,
+        }
+        return found if self.windowed else {**found, "sequence.sliding_window": None}
+
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By its model_type; a monolith that borrows it has another class and a patch size."""
+        """By model_type. A monolith that uses the same model_type has another class and a patch size."""
         architectures = config_json.get("architectures") or [self.architecture]
-        borrowed = "vision_patch_size" in config_json or self.architecture not in architectures
-        return config_json.get("model_type") == self.name and not borrowed
+        is_monolith = "vision_patch_size" in config_json or self.architecture not in architectures
+        return config_json.get("model_type") == self.name and not is_monolith
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         """See `Layout`."""
         demand(config_json, {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False})
         if self.bias == "none":
             demand(config_json, {"attention_bias": False})
-        heads = get(config_json, "num_attention_heads")
-        model = {
-            "vocab_size": get(config_json, "vocab_size"),
-            "width": get(config_json, "hidden_size"),
-            "layers": get(config_json, "num_hidden_layers"),
-            "heads": heads,
-            "kv_heads": config_json.get("num_key_value_heads") or heads,
-            "head_dim": config_json.get("head_dim") or config_json["hidden_size"] // heads,
-            "ffn_width": get(config_json, "intermediate_size"),
-            "experts": {"ffn": "shared", "qkv": "shared", "out": "shared", "norms": "shared"},
-            "ffn": "swiglu",
-            "bias": self.bias,
-            "norm": "rms",
-            "norm_eps": float(get(config_json, "rms_norm_eps")),
-            "qk_norm": self.qk_norm,
-            "tied_head": bool(config_json.get("tie_word_embeddings", False)),
-            **read_rope(config_json),
-        }
-        window = config_json.get("sliding_window") if self.windowed else None
-        return {"model": model, "image": {}, "sequence": {"sliding_window": window}}
+        found = sections(self.fixed())
+        found["model"] |= read_sizes(config_json) | read_rope(config_json)
+        if self.windowed:
+            found["sequence"]["sliding_window"] = config_json.get("sliding_window")
+        return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
         """See `Layout`."""
@@ -90,41 +105,21 @@ class LlamaLike(Layout):
         return {
             "architectures": [self.architecture],
             "model_type": self.name,
-            "vocab_size": vocab_size,
-            "hidden_size": model.width,
-            "intermediate_size": model.ffn_width,
-            "num_hidden_layers": model.layers,
-            "num_attention_heads": model.heads,
+            **write_sizes(config, vocab_size),
             "num_key_value_heads": model.kv_heads,
             "head_dim": model.dim_per_head,
             "hidden_act": "silu",
-            "initializer_range": model.init_std,
             "rms_norm_eps": model.norm_eps,
-            "tie_word_embeddings": model.tied_head,
             **({"sliding_window": config.sequence.sliding_window} if self.windowed else {}),
             **write_rope(model, self.max_positions),
         }
 
-    def refusal(self, config: Config) -> str | None:
-        """See `Layout`."""
-        allowed = {
-            "model.experts.ffn": ("shared", "modality"),
-            "model.ffn": "swiglu",
-            "model.bias": self.bias,
-            "model.norm": "rms",
-            "model.qk_norm": self.qk_norm,
-            "model.rope_fraction": 1.0,
-        }
-        return first_refusal(
-            config, self.name, allowed if self.windowed else {**allowed, "sequence.sliding_window": None}
-        )
-
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """Without what images need."""
+        """See `Layout`."""
         return self.text_tensors(Rules(definition))
 
     def text_tensors(self, rules: Rules, prefix: str = "") -> list[TensorRule]:
-        """The language model, its names behind a prefix."""
+        """Returns the rules of the language model; `prefix` precedes every name."""
         model = rules.config
         found = [rules.same(f"{prefix}model.embed_tokens.weight", "text_embed")]
         for layer in range(model.layers):
@@ -135,44 +130,36 @@ class LlamaLike(Layout):
     def layer_tensors(
         self, rules: Rules, name: str, layer: int, region: str = "text", mark: str = ""
     ) -> list[TensorRule]:
-        """One layer.
+        """Returns the rules of one layer.
 
         Args:
             rules: of the model.
-            name: what the layer's tensors begin with.
+            name: prefix of the layer's tensors.
             layer: its number.
-            region: whose experts, where there are experts.
-            mark: stands before the names of modules (EVEv2's `moe_`).
+            region: whose experts to use, where there are experts.
+            mark: prefix of module names (EVEv2's `moe_`).
         """
-        experts = rules.config.experts
-
-        def ours(component: str, sharing: str, last: str) -> str:
-            return f"layers/{component}/{'shared' if sharing == 'shared' else region}/{last}"
-
+        ours, attention = rules.layer_path, f"{name}.self_attn.{mark}"
         norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
         found = [
-            rules.same(f"{name}.{mark}{theirs}.weight", ours(component, experts.norms, "scale"), layer)
+            rules.same(f"{name}.{mark}{theirs}.weight", ours(component, region, "scale"), layer)
             for theirs, component in norms.items()
         ]
-        attention = f"{name}.self_attn.{mark}"
-        for part in "qkv":
-            found.append(rules.linear(f"{attention}{part}_proj.weight", ours("qkv", experts.qkv, part), layer))
+        for each in "qkv":
+            found.append(rules.linear(f"{attention}{each}_proj.weight", ours("qkv", region, each), layer))
             if self.bias == "qkv":
-                found.append(
-                    rules.flat(f"{attention}{part}_proj.bias", ours("qkv", experts.qkv, f"{part}_bias"), layer)
-                )
+                found.append(rules.flat(f"{attention}{each}_proj.bias", ours("qkv", region, f"{each}_bias"), layer))
         if self.qk_norm == "rms":
-            for part in "qk":
-                path = ours("qkv", experts.qkv, f"{part}_norm/scale")
-                found.append(rules.same(f"{attention}{part}_norm.weight", path, layer))
-        found.append(rules.linear(f"{attention}o_proj.weight", ours("out", experts.out, "kernel"), layer, inputs=2))
-        for part in ("gate", "up", "down"):
-            path = ours("ffn", experts.ffn, part)
-            found.append(rules.linear(f"{name}.{mark}mlp.{part}_proj.weight", path, layer))
+            for each in "qk":
+                path = ours("qkv", region, f"{each}_norm/scale")
+                found.append(rules.same(f"{attention}{each}_norm.weight", path, layer))
+        found.append(rules.linear(f"{attention}o_proj.weight", ours("out", region, "kernel"), layer, inputs=2))
+        for each in ("gate", "up", "down"):
+            found.append(rules.linear(f"{name}.{mark}mlp.{each}_proj.weight", ours("ffn", region, each), layer))
         return found
 
     def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
-        """A tied head that is stored all the same, as Qwen3-0.6B's is."""
+        """A tied head that is stored all the same, as in Qwen3-0.6B."""
         return {"lm_head.weight": "model.embed_tokens.weight"} if definition.config.tied_head else {}
 
 

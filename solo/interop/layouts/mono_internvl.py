@@ -1,7 +1,7 @@
 """Mono-InternVL (mono_internvl.md 1.1, 1.6, 1.7): InternLM2 with visual experts, under InternVL's config.
 
-Of version 1.5, which adds visual experts of attention, neither weights nor names are public: `attention.wqkv_ve` and
-`attention.wo_ve` are ours, and so is `visual_attention_experts` (qkv or qkvo) in llm_config.
+Neither weights nor names of version 1.5, which adds visual experts of attention, are public. The names
+`attention.wqkv_ve` and `attention.wo_ve` are ours, and so is `visual_attention_experts` (qkv or qkvo) in llm_config.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
-from solo.interop.layouts.internlm2 import INTERNLM2, text_tensors
-from solo.interop.layouts.llama import demand, get
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, demand, get, sections
+from solo.interop.layouts.internlm2 import INTERNLM2
 from solo.interop.layouts.solo import IMAGENET_MEAN, IMAGENET_STD
 from solo.model.parameters import ModelDefinition
 
@@ -26,8 +25,25 @@ class MonoInternVL(Layout):
     name = "mono_internvl"
     has_images = True
 
+    def fixed(self) -> Mapping[str, Any]:
+        """See `Layout`."""
+        own = {
+            "model.patch_embed.kind": "grid",
+            "model.patch_embed.class_slot": True,
+            "model.patch_embed.token_id": None,
+            "model.experts.ffn": "modality",
+            "model.experts.norms": "shared",
+            "model.rope_sections": None,
+            "image.geometry": "tiles",
+            "image.mask": "causal",
+            "image.mean": (IMAGENET_MEAN,),
+            "image.std": (IMAGENET_STD,),
+            "image.resample": "bicubic",
+        }
+        return {**own, **INTERNLM2.fixed(), **own}
+
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By the language model's class: other InternVLs have a vision encoder."""
+        """By the class of the language model: other InternVLs have a vision encoder."""
         text = config_json.get("llm_config") or {}
         named = "InternLM2VEForCausalLM" in (text.get("architectures") or []) or text.get("model_type") == "internlm2ve"
         return config_json.get("model_type") == "internvl_chat" and named
@@ -40,27 +56,25 @@ class MonoInternVL(Layout):
         if config_json.get("select_layer", -4) != -1:
             raise LayoutError("config.json has another select_layer than -1, the only one without a vision encoder")
         text, vision = get(config_json, "llm_config"), get(config_json, "vision_config")
-        found = INTERNLM2.config_from(text)
         attention = text.get("visual_attention_experts")
         if attention not in _ATTENTION_EXPERTS:
             raise LayoutError(f"llm_config.visual_attention_experts is {attention!r}; expected qkv or qkvo")
         qkv, out = _ATTENTION_EXPERTS[attention]
-        found["model"]["experts"] = {"ffn": "modality", "qkv": qkv, "out": out, "norms": "shared"}
-        inner = get(vision, "patch_size")
-        found["model"]["patch_embed"] = {
-            "kind": "grid",
+        found, inner = sections(self.fixed()), get(vision, "patch_size")
+        experts = found["model"]["experts"] | {"qkv": qkv, "out": out}
+        found["model"] |= INTERNLM2.config_from(text)["model"] | {"experts": experts}
+        found["model"]["patch_embed"] |= {
             "inner_size": inner,
             "inner_width": get(vision, "hidden_size"),
             "grid_side": get(vision, "image_size") // inner,
-            "class_slot": True,
         }
-        found["image"] = _image(config_json, inner, vision)
+        found["image"] |= _image(config_json, inner, vision)
         if config_json.get("template") == "internlm2-chat":
             found["sequence"]["template"] = "internlm2_chat"
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """See `Layout`. What the embedder of patches does not use is left at what a ViT of that width might have."""
+        """See `Layout`. Keys that the patch embedding does not use have the values of a ViT of that width."""
         model, image, embed = config.model, config.image, config.model.patch_embed
         inner, width, side = embed.inner_size or 0, embed.inner_width or 0, embed.grid_side or 0
         experts = (model.experts.qkv, model.experts.out)
@@ -98,20 +112,7 @@ class MonoInternVL(Layout):
 
     def refusal(self, config: Config) -> str | None:
         """See `Layout`."""
-        allowed = {
-            "model.patch_embed.kind": "grid",
-            "model.patch_embed.class_slot": True,
-            "model.patch_embed.token_id": None,
-            "model.experts.ffn": "modality",
-            "model.experts.norms": "shared",
-            "model.rope_sections": None,
-            "image.geometry": "tiles",
-            "image.mask": "causal",
-            "image.mean": (IMAGENET_MEAN,),
-            "image.std": (IMAGENET_STD,),
-            "image.resample": "bicubic",
-        }
-        if found := first_refusal(config, self.name, allowed) or INTERNLM2.refusal(config):
+        if found := super().refusal(config) or INTERNLM2.refusal(config):
             return found
         experts = config.model.experts
         if (experts.qkv, experts.out) not in _ATTENTION_EXPERTS.values():
@@ -126,7 +127,7 @@ class MonoInternVL(Layout):
         inner, width = embed.inner_size or 0, embed.inner_width or 0
         places = (embed.grid_side or 0) ** 2 + 1
         pixels, vision = (width, 3, inner, inner), "vision_model.embeddings."
-        first = [
+        found = [
             rules.same(f"{vision}class_embedding", "patch_embed/class_token", shape=(1, 1, width)),
             rules.same(f"{vision}position_embedding", "patch_embed/positions", shape=(1, places, width)),
             rules.linear(f"{vision}patch_embedding.weight", "patch_embed/inner/kernel", shape=pixels),
@@ -134,10 +135,10 @@ class MonoInternVL(Layout):
             rules.same("mlp1.0.weight", "patch_embed/norm/scale"),
             rules.same("mlp1.0.bias", "patch_embed/norm/bias"),
         ]
-        for theirs, part in (("mlp1.1", "hidden"), ("mlp1.3", "out")):
-            first.append(rules.linear(f"{theirs}.weight", f"patch_embed/{part}/kernel"))
-            first.append(rules.same(f"{theirs}.bias", f"patch_embed/{part}/bias"))
-        return first + text_tensors(rules, "language_model.", visual_mark="_ve")
+        for theirs, ours in (("mlp1.1", "hidden"), ("mlp1.3", "out")):
+            found.append(rules.linear(f"{theirs}.weight", f"patch_embed/{ours}/kernel"))
+            found.append(rules.same(f"{theirs}.bias", f"patch_embed/{ours}/bias"))
+        return found + INTERNLM2.text_tensors(rules, "language_model.", visual_mark="_ve")
 
 
 def _image(config_json: Mapping[str, Any], inner: int, vision: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,22 +146,17 @@ def _image(config_json: Mapping[str, Any], inner: int, vision: Mapping[str, Any]
     if version not in _ORDERS:
         raise LayoutError(f"config.json has ps_version {version!r}; expected v1 or v2")
     return {
-        "geometry": "tiles",
         "patch_size": round(inner / get(config_json, "downsample_ratio")),
         "tile_size": config_json.get("force_image_size") or vision["image_size"],
         "min_tiles": config_json.get("min_dynamic_patch", 1),
         "max_tiles": config_json.get("max_dynamic_patch", 6),
         "thumbnail": bool(config_json.get("use_thumbnail", True)),
-        "resample": "bicubic",
         "exif": "ignore",
         "patch_order": _ORDERS[version],
         "begin_token": "<img>",
         "end_token": "</img>",
         "row_token": None,
         "placeholder_token": "<IMG_CONTEXT>",
-        "mask": "causal",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
     }
 
 

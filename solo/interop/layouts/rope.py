@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json: transformers 5's `rope_parameters`, and `rope_theta`, `rope_scaling` before it."""
+"""Rotary positions in config.json: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` before it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 from solo.config import ModelConfig
 from solo.interop.layout import LayoutError
 
-# What transformers takes for absent keys.
+# The default of transformers.
 _THETA = 10_000.0
 
 
 def read_rope(config: Mapping[str, Any], *, theta: float = _THETA, fraction: float = 1.0) -> dict[str, Any]:
-    """`rope_theta`, `rope_fraction` and `rope_scaling` of our model section.
+    """Returns `rope_theta`, `rope_fraction` and `rope_scaling` of our model section.
 
     Args:
-        config: of the language model.
-        theta: what holds where the config does not say.
-        fraction: likewise.
+        config: config.json of the language model.
+        theta: default base.
+        fraction: default share of the head dimensions that are rotated.
 
     Raises:
-        LayoutError: a kind of scaling that we do not have, one set for each type of layer, or one without its numbers.
+        LayoutError: the scaling is of a kind that we do not have, differs by layer type, or lacks a number.
     """
     new = config.get("rope_parameters") or {}
     old = config.get("rope_scaling") or {}
     merged = {**config, **old, **new}
     if any(isinstance(value, Mapping) for value in new.values()):
-        raise LayoutError(f"rope_parameters differ by type of layer ({', '.join(new)}); our layers are all alike")
+        raise LayoutError(f"rope_parameters differ by layer type ({', '.join(new)}); our layers are all alike")
     kind = merged.get("rope_type") or merged.get("type") or "default"
     return {
         "rope_theta": float(merged.get("rope_theta") or theta),
@@ -50,11 +50,9 @@ def _scaling(kind: str, merged: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_rope(model: ModelConfig, max_positions: int) -> dict[str, Any]:
-    """The older keys, which transformers 4 and 5 both read, with `max_position_embeddings`.
+    """Returns the older keys, which transformers 4 and 5 both read, and `max_position_embeddings`.
 
-    Args:
-        model: our section.
-        max_positions: what the family usually has; a length that scaling is counted from goes before it.
+    `max_positions` is the family's usual value. The trained length of the scaling takes precedence over it.
     """
     found: dict[str, Any] = {"max_position_embeddings": max_positions, "rope_theta": model.rope_theta}
     if model.rope_fraction != 1:

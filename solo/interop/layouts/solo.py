@@ -1,8 +1,8 @@
-"""SOLO (solo.md 1.4, 1.10): Mistral with one more tensor, under Mistral's own model_type.
+"""SOLO (solo.md 1.4, 1.10): Mistral with one more tensor, under Mistral's model_type.
 
-Which row of the vocabulary stands under every patch is not in the published config.json; we write it there. SAIL
-(ByteDance-Seed/SAIL at 720c3fb, modeling_sail.py) has the same tensors but for one name, its own class, another mask
-and other positions.
+The published config.json does not say which token's embedding is added to every patch; we write it there. SAIL
+(ByteDance-Seed/SAIL at 720c3fb, modeling_sail.py) differs in the name of one tensor, in its class, its image mask and
+its positions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Rules, Sections, TensorRule, first_refusal
-from solo.interop.layouts.llama import LlamaLike, get
+from solo.interop.layout import Rules, Sections, TensorRule, experts, first_refusal, get
+from solo.interop.layouts.llama import LlamaLike
 from solo.model.parameters import ModelDefinition
 
-# Ours; where a config.json lacks it, SOLO-7B's.
+# The key is ours. The default is SOLO-7B's.
 _TOKEN_ID, _PUBLISHED_ID = "vision_patch_token_id", 32001
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,48 +25,56 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Solo(LlamaLike):
     """SOLO, or SAIL.
 
-    projection  the tensor that takes pixels
-    classes     names of classes in config.json, the one that is written first
+    Attributes:
+        projection: module that embeds patches.
+        classes: class names in config.json. The first is the one to write.
+        sail: whether this is SAIL.
     """
 
     projection: str = "embed_vision_patch"
     classes: tuple[str, ...] = ("SoloForCausalLM",)
     sail: bool = False
 
+    def fixed(self) -> Mapping[str, Any]:
+        """See `Layout`. SAIL's `model.rope_sections` follow from the head dimension."""
+        own = {
+            **experts("shared"),
+            "model.patch_embed.kind": "linear",
+            "model.patch_embed.bias": False,
+            **({} if self.sail else {"model.rope_sections": None}),
+            "image.geometry": "native",
+            "image.mask": "prefix" if self.sail else "causal",
+            "image.mean": (IMAGENET_MEAN,),
+            "image.std": (IMAGENET_STD,),
+        }
+        return {**own, **super().fixed(), **own}
+
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """By the class, or for SOLO by the patch size that a Mistral does not have."""
-        classes = config_json.get("architectures") or []
-        named = any(each in self.classes for each in classes)
-        unnamed = (
-            not self.sail and "vision_patch_size" in config_json and not any(each in SAIL.classes for each in classes)
-        )
+        found = config_json.get("architectures") or []
+        named = any(each in self.classes for each in found)
+        unnamed = not self.sail and "vision_patch_size" in config_json and not set(found) & set(SAIL.classes)
         return config_json.get("model_type") in ("mistral", "solo") and (named or unnamed)
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         """See `Layout`."""
         found = super().config_from(config_json)
-        found["model"]["patch_embed"] = {"kind": "linear", "bias": False}
         token_id = config_json.get(_TOKEN_ID, _PUBLISHED_ID if found["model"]["vocab_size"] > _PUBLISHED_ID else None)
         if token_id is not None:
             found["model"]["patch_embed"]["token_id"] = token_id
         side = get(config_json, "vision_patch_size")
-        found["image"] = {
-            "geometry": "native",
+        found["image"] |= {
             "patch_size": side,
             "exif": "ignore",
             "begin_token": "<vision>",
             "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released: solo.md 1.6
             "row_token": None if self.sail else "<vrow_sep>",
             "placeholder_token": "<vpatch>",
-            "mask": "prefix" if self.sail else "causal",
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
             **({"max_side": 2**17, "max_pixels": 4096 * side * side} if self.sail else {"stored_as_float16": True}),
         }
         found["sequence"]["template"] = "solo_chat"
         if self.sail:
-            half = found["model"]["head_dim"] // 4
-            found["model"]["rope_sections"] = [0, half, half]
+            found["model"]["rope_sections"] = list(_sail_sections(found["model"]["head_dim"]))
             # A sliding window counts slots, which grid positions do not give; the published code has none over images.
             found["sequence"] = {"positions": "grid", "template": "solo_chat"}
         elif config_json.get("sliding_window") is not None:
@@ -76,34 +84,21 @@ class Solo(LlamaLike):
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
         """See `Layout`."""
-        found = super().config_json(config, vocab_size)
         window = config.sequence.sliding_window
-        extra = {
+        return super().config_json(config, vocab_size) | {
+            "architectures": [self.classes[0]],
+            "model_type": "mistral",
             "vision_patch_size": config.image.patch_size,
             "sliding_window": None if window is None else window - 1,
             _TOKEN_ID: config.model.patch_embed.token_id,
         }
-        return {**found, **extra, "architectures": [self.classes[0]], "model_type": "mistral"}
 
     def refusal(self, config: Config) -> str | None:
         """See `Layout`."""
         model = config.model
         if model.patch_embed.token_id is None:
-            return f"model.patch_embed.token_id is not set; the {self.name} layout has a row under every patch"
-        half = model.dim_per_head // 4
-        allowed = {
-            "model.experts.ffn": "shared",
-            "model.experts.qkv": "shared",
-            "model.experts.out": "shared",
-            "model.experts.norms": "shared",
-            "model.patch_embed.kind": "linear",
-            "model.patch_embed.bias": False,
-            "model.rope_sections": ((0, half, half),) if self.sail else None,
-            "image.geometry": "native",
-            "image.mask": "prefix" if self.sail else "causal",
-            "image.mean": (IMAGENET_MEAN,),
-            "image.std": (IMAGENET_STD,),
-        }
+            return f"model.patch_embed.token_id is not set; the {self.name} layout adds a token's embedding to patches"
+        allowed = {"model.rope_sections": (_sail_sections(model.dim_per_head),)} if self.sail else {}
         return first_refusal(config, self.name, allowed) or super().refusal(config)
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
@@ -113,7 +108,12 @@ class Solo(LlamaLike):
         return [first, rules.linear(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
 
 
-# Appended from 32000 on (solo.md 1.5); the authors' own inference suppresses all of them.
+def _sail_sections(head_dim: int) -> tuple[int, int, int]:
+    """Returns the rotary sections for time, row and column."""
+    return 0, head_dim // 4, head_dim // 4
+
+
+# Appended from 32000 on (solo.md 1.5). The authors' inference code suppresses all of them.
 _TOKENS = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_{1..1024}>", "<|vis_cls|>")
 SOLO = Solo(
     "solo",

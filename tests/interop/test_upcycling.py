@@ -1,4 +1,4 @@
-"""Growing leaves what a model says of text as it was, and draws what is new."""
+"""Upcycling leaves the logits of text unchanged and draws what is new."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from solo.interop.tensor_files import TensorReader
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
-from tests.interop.models import GROWN, grown, tiny
+from tests.interop.models import UPCYCLED, tiny, upcycled
 from tests.interop.repositories import save
 
 
@@ -51,19 +51,19 @@ def text_logits(definition, parameters, tokens):
 
 
 @pytest.mark.parametrize("new_tokens", ["mean", "normal"])
-@pytest.mark.parametrize("name", GROWN)
-def test_growing(tmp_path, name, new_tokens):
+@pytest.mark.parametrize("name", UPCYCLED)
+def test_upcycling(tmp_path, name, new_tokens):
     layout = tiny(name)[0]
-    config = grown(name)
+    config = upcycled(name)
     tensors = save(tmp_path / "source", name)
     done = import_repository(tmp_path / "source", config, tmp_path / "out", new_tokens=new_tokens)
     definition, parameters = parameters_of(tmp_path / "out", config, 110)
-    # Text: every tensor of the source is in the text's part of the grown model.
+    # Text: every tensor of the source is in the text path of the upcycled model.
     for rule in LAYOUTS[layout].tensors(definition):
         found = tensor_of(rule, parameters, np.float32)
         rows = 100 if rule.shape[0] == 110 else None
         assert (found[:rows] == tensors[rule.name]).all(), rule.name
-    # Experts: those of patches are copies.
+    # Experts of patches are copies.
     experts = [path for path in parameters if "/patches/" in path]
     assert bool(experts) == ("modality" in str(config.model.experts))
     assert done.copied == definition.config.layers * len(experts)
@@ -79,10 +79,10 @@ def test_growing(tmp_path, name, new_tokens):
             else:
                 assert 0.01 < rows[100:110].std() < 0.03
                 assert len(np.unique(rows[100:110])) > 300
-    # The embedder of patches: drawn, without a pattern.
-    embedder = {path: np.asarray(value) for path, value in parameters.items() if path.startswith("patch_embed")}
-    assert done.drawn == len(embedder) > 0
-    for path, value in embedder.items():
+    # The patch embedding is drawn.
+    patch_embed = {path: np.asarray(value) for path, value in parameters.items() if path.startswith("patch_embed")}
+    assert done.drawn == len(patch_embed) > 0
+    for path, value in patch_embed.items():
         if path.endswith("bias"):
             assert not value.any()
         elif path.endswith("scale"):
@@ -93,34 +93,34 @@ def test_growing(tmp_path, name, new_tokens):
 
 
 @pytest.mark.parametrize("name", ["mistral", "internlm2"])
-def test_a_grown_model_says_of_text_what_it_said(tmp_path, name):
-    """The source, converted without new rows; and grown. Not one bit of the old tokens' logits differs."""
-    config = grown(name)
+def test_the_logits_of_text_do_not_change(tmp_path, name):
+    """Compares the source, converted without new rows, with the upcycled model: the old tokens' logits are equal."""
+    config = upcycled(name)
     save(tmp_path / "source", name)
-    shared = grown(name, vocab_size=100, experts={})
+    shared = upcycled(name, vocab_size=100, experts={})
     import_repository(tmp_path / "source", shared, tmp_path / "plain")
-    import_repository(tmp_path / "source", config, tmp_path / "grown", seed=3)
+    import_repository(tmp_path / "source", config, tmp_path / "upcycled", seed=3)
     tokens = [1, 5, 99, 42, 17, 2, 2, 63]
     before = text_logits(*parameters_of(tmp_path / "plain", shared, 100), tokens)
-    after = text_logits(*parameters_of(tmp_path / "grown", config, 110), tokens)
+    after = text_logits(*parameters_of(tmp_path / "upcycled", config, 110), tokens)
     assert before.std() > 0.1
     np.testing.assert_array_equal(after, before)
 
 
-def test_another_window_is_said(tmp_path):
-    """Not refused: SOLO's reaches one slot further than Mistral's."""
+def test_another_sliding_window_is_noted(tmp_path):
+    """It is not refused: SOLO's is one slot longer than Mistral's."""
     save(tmp_path / "source", "mistral")
-    config = grown("mistral")
+    config = upcycled("mistral")
     sequence = config.sequence.model_copy(update={"sliding_window": 18})
     done = import_repository(tmp_path / "source", config.model_copy(update={"sequence": sequence}), tmp_path / "out")
     assert done.notes == ["sequence.sliding_window: 17 there, 18 here"]
     assert done.summary()[-1] == "note: sequence.sliding_window: 17 there, 18 here"
 
 
-def test_what_is_drawn_is_a_function_of_the_seed(tmp_path):
+def test_draws_are_a_function_of_the_seed(tmp_path):
     save(tmp_path / "source", "mistral")
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        import_repository(tmp_path / "source", grown("mistral"), tmp_path / out, seed=seed, new_tokens="normal")
+        import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / out, seed=seed, new_tokens="normal")
     a, b, c = (read(tmp_path / out) for out in "abc")
     assert all((a[name] == b[name]).all() for name in a)
     differing = {name for name in a if (a[name] != c[name]).any()}
@@ -128,7 +128,7 @@ def test_what_is_drawn_is_a_function_of_the_seed(tmp_path):
     assert (a["model.text_embed.weight"][100:] != a["head.weight"][100:]).any()
 
 
-def test_experts_of_attention_grow_out_of_a_monolith(tmp_path):
+def test_a_monolith_is_upcycled_to_experts_of_attention(tmp_path):
     """Mono-InternVL 1 to 1.5."""
     _, config, definition = tiny("mono_internvl 1.5")
     image = config.image.model_copy(update={"patch_order": "rows"})

@@ -1,0 +1,81 @@
+"""What the small files of a repository say: its layout, its model as a config of ours, and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from solo.config import Config, parse_config
+from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
+from solo.data.text.templates import TEMPLATES
+from solo.data.text.vocabulary import needed_tokens
+from solo.interop.layout import Layout, LayoutError, Sections
+from solo.interop.layouts import recognise
+
+_SOLO_PLACEHOLDER = 32001  # <vpatch> of SOLO-7B (solo.md 1.5)
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+def read_config_json(folder: str | Path) -> dict[str, Any]:
+    """Returns a repository's config.json. Raises LayoutError if it is missing or not a JSON object."""
+    path = Path(folder) / "config.json"
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise LayoutError(f"{folder} is not a model repository: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise LayoutError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise LayoutError(f"{path} is not a JSON object")
+    return found
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Returns whether a repository has the files of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]:
+    """Returns the layout of a repository, the config of its model, and its tokenizer, or None if it has none.
+
+    Raises:
+        LayoutError: config.json is missing, of no known layout, or describes a model that ours cannot be.
+        ValueError: the tokenizer cannot be read.
+    """
+    config_json = read_config_json(folder)
+    layout = recognise(config_json, str(folder / "config.json"))
+    sections = layout.config_from(config_json)
+    tokenizer = open_tokenizer(folder) if has_tokenizer(folder) else None
+    if layout.adds_placeholder:
+        sections["model"]["patch_embed"].setdefault("token_id", _added_token(sections, tokenizer))
+    if not layout.has_images:
+        sections["image"] |= {"begin_token": None, "end_token": None, "row_token": None}
+    if tokenizer:
+        sections.setdefault("sequence", {}).setdefault("template", _template(layout, tokenizer))
+    config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
+    if tokenizer:
+        # Published files store some of these as ordinary tokens, which text could produce. The ids do not change.
+        special = [*(token for _, token in needed_tokens(config)), *expand_tokens(layout.special_tokens)]
+        tokenizer = extend_tokenizer(tokenizer, [token for token in special if tokenizer.find(token) is not None])
+    return layout, config, tokenizer
+
+
+def placeholder_id(config_json: dict[str, Any]) -> int | None:
+    """Returns the id of the token that stands for a patch in `input_ids`, if config.json has it."""
+    keys = ("image_token_id", "img_context_token_id", "image_token_index")
+    return next((int(config_json[key]) for key in keys if config_json.get(key) is not None), None)
+
+
+def _template(layout: Layout, tokenizer: Tokenizer) -> str:
+    """Returns the first chat template of the layout whose tokens the tokenizer has, else the one without any markup."""
+    for name in layout.templates:
+        if all(tokenizer.find(token) is not None for token in TEMPLATES[name].special_tokens):
+            return name
+    return "solo_pretrain"
+
+
+def _added_token(sections: Sections, tokenizer: Tokenizer | None) -> int:
+    """Returns the token whose embedding a SOLO adds to every patch, where config.json does not say."""
+    found = tokenizer.find(sections["image"]["placeholder_token"]) if tokenizer else None
+    return found if found is not None else min(_SOLO_PLACEHOLDER, int(sections["model"]["vocab_size"]) - 1)

@@ -1,0 +1,118 @@
+"""What an export writes: the tensors with their names and values, the config and the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from solo.config import Config
+from solo.data.text import Tokenizer, extend_tokenizer
+from solo.interop.layout import Layout, LayoutError, ParameterSlice, TensorRule
+from solo.interop.source import Source
+from solo.interop.tensor_files import TensorInfo
+from solo.interop.weights import every_slice
+from solo.model.parameters import ModelDefinition
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+_NUMPY: dict[str, np.dtype] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+# Layouts that need a placeholder token for patches. The others' own code has it, or needs none.
+_WITH_PLACEHOLDER = ("native", "fuyu")
+_PLACEHOLDERS = ("<image>", "<image_patch>", "<|image_patch|>")
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export before it is written.
+
+    Attributes:
+        source: the model to export.
+        layout: of the repository.
+        config: as published: with the placeholder and the number of vocabulary rows.
+        definition: of the model that `config` describes.
+        tokenizer: as published, or None if the source has none.
+        rules: name -> rule of every tensor, in the order of writing.
+        dtype: of the weights.
+        left_out: parameters that the layout does not store.
+        appended: the placeholder token that was appended to the vocabulary, or None.
+    """
+
+    source: Source
+    layout: Layout
+    config: Config
+    definition: ModelDefinition
+    tokenizer: Tokenizer | None
+    rules: dict[str, TensorRule]
+    dtype: Dtype
+    left_out: Sequence[ParameterSlice]
+    appended: str | None
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """Names, shapes and dtypes."""
+        return [TensorInfo(rule.name, rule.shape, _NUMPY[self.dtype]) for rule in self.rules.values()]
+
+    def value(self, name: str) -> np.ndarray:
+        """Returns the values of a tensor."""
+        rule = self.rules[name]
+        return rule.join([self.read(slice_) for slice_ in rule.slices])
+
+    def read(self, slice_: ParameterSlice) -> np.ndarray:
+        """Returns a parameter slice in the published dtype, with the published vocabulary rows; new rows are zero."""
+        values = self.source.read(slice_)
+        axes = self.source.definition.specs[slice_.path].axes
+        if "vocab" in axes:
+            axis, rows = axes.index("vocab"), self.source.definition.vocab_size
+            values = values[(slice(None),) * axis + (slice(rows),)]
+            missing = self.definition.vocab_size - rows
+            values = np.pad(values, [(0, missing if number == axis else 0) for number in range(values.ndim)])
+        return values.astype(_NUMPY[self.dtype])
+
+
+def make_plan(source: Source, layout: Layout, dtype: Dtype) -> ExportPlan:
+    """Plans an export. Raises LayoutError if the layout cannot store the model."""
+    if refusal := layout.refusal(source.config):
+        raise LayoutError(f"{source.folder} cannot be written as {layout.name}: {refusal}")
+    tokenizer, placeholder = _with_placeholder(source, layout)
+    rows = max(source.definition.vocab_size, tokenizer.vocab_size if tokenizer else 0)
+    image = source.config.image
+    if placeholder is not None:
+        image = image.model_copy(update={"placeholder_token": placeholder})
+    model = source.config.model.model_copy(update={"vocab_size": rows})
+    config = source.config.model_copy(update={"model": model, "image": image})
+    definition = ModelDefinition(model, image, rows)
+    rules = source.in_reading_order(layout.tensors(definition))
+    stored = {slice_ for rule in rules for slice_ in rule.slices}
+    missing = [slice_ for slice_ in every_slice(definition.specs) if slice_ not in stored]
+    if missing and layout.has_images:
+        raise LayoutError(f"a {layout.name} repository cannot store {', '.join(paths_of(missing))}")
+    appended = placeholder if tokenizer and source.tokenizer and tokenizer is not source.tokenizer else None
+    return ExportPlan(
+        source, layout, config, definition, tokenizer, {rule.name: rule for rule in rules}, dtype, missing, appended
+    )
+
+
+def paths_of(slices: Sequence[ParameterSlice]) -> list[str]:
+    """Returns the sorted paths of parameters."""
+    return sorted({slice_.path for slice_ in slices})
+
+
+def _with_placeholder(source: Source, layout: Layout) -> tuple[Tokenizer | None, str | None]:
+    """Returns the tokenizer to publish and its placeholder token for a patch; None where the layout needs none."""
+    tokenizer, wanted = source.tokenizer, source.config.image.placeholder_token
+    if layout.name not in _WITH_PLACEHOLDER:
+        return tokenizer, wanted
+    if tokenizer is None:
+        raise LayoutError(
+            f"a {layout.name} repository needs a tokenizer, and {source.folder} has none: put a tokenizer.model or a"
+            " tokenizer.json with its tokenizer_config.json there"
+        )
+    token = wanted or next(name for name in _PLACEHOLDERS if tokenizer.find(name) is None)
+    return extend_tokenizer(tokenizer, [token]), token
