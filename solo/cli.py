@@ -323,8 +323,8 @@ def _add_import(verbs: Any) -> None:
         "convert published weights, or upcycle a text model to a monolith",
         "Writes a folder of weights for `init_from` and `solo generate`. SOURCE is a Hugging Face repository"
         " (config.json and safetensors) of the model that CONFIG describes, or of a text model of its size, which is"
-        " upcycled: visual experts are copies of the text's, --new-tokens sets the new vocabulary rows, and the patch embedding"
-        " is drawn. It needs memory for a few tensors, not for the model.",
+        " upcycled: visual experts are copies of the text's, --new-tokens sets the new vocabulary rows, and the patch"
+        " embedding is drawn. It needs memory for a few tensors, not for the model.",
     )
     added.add_argument("source", metavar="SOURCE", help="a folder")
     added.add_argument("--as", dest="config", metavar="CONFIG", required=True, help="a YAML file, as in configs/models")
