@@ -22,7 +22,7 @@ from solo.data.rows.loader import Loader
 from solo.data.store.prepare import Prepared
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition, Parameters
-from solo.model.transformer import Placement
+from solo.model.placement import Placement
 from solo.training.loss import batch_loss
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Template
 from solo.model.generate import Generated, Sampling, generate
+from solo.model.kv_cache import KVCache
 from solo.model.parameters import ModelDefinition, Parameters
-from solo.model.transformer import Memory, padded_vocab
+from solo.model.transformer import padded_vocab
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Decoding:
         parameters: Parameters,
         tokenizer: Tokenizer,
         template: Template,
-        memory: Memory,
+        cache: KVCache,
         logits_BV: jax.Array,
         keys_B: jax.Array,
         sliding_window: int | None,
@@ -67,7 +68,7 @@ class Decoding:
         return generate(
             definition,
             parameters,
-            memory,
+            cache,
             logits_BV,
             keys_B,
             sampling,

@@ -28,9 +28,10 @@ from solo.data.text.templates import Runs, Template, make_template
 from solo.inference.caller import CallerBatch, caller_batch, read_caller
 from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
-from solo.model.generate import empty_memory, read
+from solo.model.generate import prefill
+from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition, Parameters, define
-from solo.model.transformer import Placement
+from solo.model.placement import Placement
 from solo.sharding.mesh import TABLE, device_batch, make_mesh, parameter_shardings
 from solo.sharding.placement import placement
 from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
@@ -238,11 +239,11 @@ class Monolith:
     def _answer(self, batch: Batch, counts_B2: np.ndarray, keys_B: jax.Array, decoding: Decoding) -> list[str]:
         definition, parameters = self.definition, self.parameters
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
-        memory = empty_memory(definition, len(counts_B2), batch.patches.shape[1], text_slots)
-        memory, logits = read(definition, self.placement, parameters, memory, self.place(batch), counts_B2)
+        cache = empty_cache(definition.config, len(counts_B2), batch.patches.shape[1], text_slots)
+        cache, logits = prefill(definition, self.placement, parameters, cache, self.place(batch), counts_B2)
         sliding_window = self.config.sequence.sliding_window
         written = decoding.write(
-            definition, parameters, self.tokenizer, self.template, memory, logits, keys_B, sliding_window
+            definition, parameters, self.tokenizer, self.template, cache, logits, keys_B, sliding_window
         )
         tokens, lengths = jax.device_get((written.tokens, written.lengths))
         answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]

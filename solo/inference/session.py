@@ -1,4 +1,4 @@
-"""A conversation with a memory: every turn is read once, and costs only its own length."""
+"""A conversation with a cache: every turn is read once, and costs only its own length."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from solo.data.rows.assembly import stack
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
 from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import bucket, encode_prompt, row_of, slots
-from solo.model.generate import empty_memory, enlarge, read
-from solo.model.transformer import Placement
+from solo.model.generate import prefill
+from solo.model.kv_cache import empty_cache, grow
+from solo.model.placement import Placement
 
 if TYPE_CHECKING:
     from solo.inference.monolith import Monolith
@@ -27,7 +28,7 @@ class Session:
         self._model = model
         self._document: Document | None = None  # all that was read
         self._unread: tuple[int, ...] = ()  # what was written and must be read before the next turn
-        self._memory = empty_memory(model.definition, 1, 0, 0)
+        self._cache = empty_cache(model.definition.config, 1, 0, 0)
 
     def say(
         self,
@@ -65,7 +66,7 @@ class Session:
             model.parameters,
             model.tokenizer,
             model.template,
-            self._memory,
+            self._cache,
             logits_1V,
             keys_1,
             model.config.sequence.sliding_window,
@@ -74,8 +75,8 @@ class Session:
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
         # What was written behind the answer's end is forgotten: the next turn is read over it.
         behind = np.array([0, len(tokens) - len(answer)], np.int32)
-        self._memory = written.memory._replace(
-            length=written.memory.length - behind, next_position=written.memory.next_position - behind[1]
+        self._cache = written.cache._replace(
+            length=written.cache.length - behind, next_position=written.cache.next_position - behind[1]
         )
         self._remember(answer)
         return model.tokenizer.decode(answer)
@@ -89,15 +90,15 @@ class Session:
         counts = stop[0] - start[0], stop[1] - start[1]
         room = bucket(counts[0]), bucket(counts[1])
         chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)])
-        self._memory = enlarge(self._memory, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
+        self._cache = grow(self._cache, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
         # Plain attention: a single row cannot be shared out over devices.
-        self._memory, logits = read(
-            model.definition, Placement(), model.parameters, self._memory, chunk, np.array([counts], np.int32)
+        self._cache, logits = prefill(
+            model.definition, Placement(), model.parameters, self._cache, chunk, np.array([counts], np.int32)
         )
         return logits
 
     def _remember(self, answer: list[int]) -> None:
-        """Note which tokens of the answer the memory holds (all but the last), and what is to be read next."""
+        """Note which tokens of the answer the cache holds (all but the last), and what is to be read next."""
         assert self._document is not None
         template = self._model.template
         closing = template.closing[1:] if answer[-1] in template.stops else template.closing

@@ -1,7 +1,8 @@
-"""A learned mixture of experts in place of the FFN: the comparison that the scaling studies ask for.
+"""A mixture of experts with a learned router in place of the FFN, for comparison with modality experts.
 
-Top-k, dropless: slots are sorted by expert and every expert computes exactly its own. The load-balancing loss is the
-Switch Transformer's (arXiv 2101.03961, eq. 4): E x sum over experts of (share of slots) x (mean probability).
+Routing is top-k and dropless: slots are sorted by expert, and every expert computes exactly its own. The load-balancing
+loss is the Switch Transformer's (arXiv 2101.03961, eq. 4): E x sum over experts of (share of slots) x (mean
+probability).
 
 Letters besides those of solo/batch.py: N slots of both regions of all rows, E experts, A = top_k.
 """
@@ -18,7 +19,7 @@ from flax import nnx
 
 from solo.config import ModelConfig
 from solo.model.declare import Role, normal
-from solo.model.modules import Regions
+from solo.model.regions import Regions
 
 
 class ExpertWeights(NamedTuple):
@@ -31,9 +32,9 @@ class ExpertWeights(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Sums over live slots, float32: how the router spread them.
+    """How the router distributed the live slots: float32 sums over them.
 
-    chosen       [E]  choices of each expert
+    chosen       [E]  how often each expert was chosen
     probability  [E]  the router's probabilities
     slots        []   live slots
     """
@@ -43,12 +44,12 @@ class Load(NamedTuple):
     slots: Any
 
 
-# (x [B, P, D] and [B, T, D], live bool [B, P] and [B, T], weights, top_k) -> (outputs like x, load of all devices)
-Mixture = Callable[[Regions, Regions, ExpertWeights, int], tuple[Regions, Load]]
+# (x [B, P, D] and [B, T, D], live bool [B, P] and [B, T], weights, top_k) -> (outputs like x, load over all devices)
+RoutedFFN = Callable[[Regions, Regions, ExpertWeights, int], tuple[Regions, Load]]
 
 
 class MoE(nnx.Module):
-    """The parameters of a mixture; SwiGLU experts without bias."""
+    """A router and its SwiGLU experts, without biases."""
 
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
         moe, width, std = config.moe, config.width, config.init_std
@@ -64,24 +65,24 @@ class MoE(nnx.Module):
         self.down = experts((hidden, width), ("ffn", "embed"), down_std, "residual")
         self.top_k = moe.top_k
 
-    def __call__(self, x: Regions, live: Regions, mixture: Mixture) -> tuple[Regions, jax.Array]:
-        """Outputs of both regions, and the load-balancing loss, float32 []: 1 where the load is even."""
+    def __call__(self, x: Regions, live: Regions, routed_ffn: RoutedFFN) -> tuple[Regions, jax.Array]:
+        """The outputs of both regions, and the load-balancing loss, float32 []: 1 where the load is even."""
         weights = ExpertWeights(self.router[...], self.gate[...], self.up[...], self.down[...])
-        out, load = mixture(x, live, weights, self.top_k)
+        out, load = routed_ffn(x, live, weights, self.top_k)
         slots = jnp.maximum(load.slots, 1.0)
         shares, probabilities = load.chosen / (slots * self.top_k), load.probability / slots
         return out, len(shares) * jnp.sum(jax.lax.stop_gradient(shares) * probabilities)
 
 
 class MoEFFN(nnx.Module):
-    """Gives the mixture its place among the parameters: `layers/ffn/moe/...`."""
+    """Holds the experts under the path `layers/ffn/moe`."""
 
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
         self.moe = MoE(config, down_std, rngs)
 
 
-def local_mixture(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
-    """The mixture on one device."""
+def routed_ffn(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
+    """`RoutedFFN` on one device."""
     joined, alive = x.join(), live.join().reshape(-1)
     x_ND = joined.reshape(-1, joined.shape[-1])
     probability_NE = jax.nn.softmax(x_ND.astype(jnp.float32) @ weights.router, axis=-1)
@@ -95,7 +96,7 @@ def local_mixture(x: Regions, live: Regions, weights: ExpertWeights, top_k: int)
 
 
 def _apply(x_ND: jax.Array, chosen_NA: jax.Array, strength_NA: jax.Array, weights: ExpertWeights) -> jax.Array:
-    """The chosen experts' outputs, weighted: [N, D]. Slots are sorted by expert, so that each is one dense product."""
+    """The weighted sum of the chosen experts' outputs [N, D]. Sorted by expert, each expert is one dense product."""
     count, top_k = len(weights.gate), chosen_NA.shape[1]
     order = jnp.argsort(chosen_NA.reshape(-1), stable=True)
     sizes_E = jnp.bincount(chosen_NA.reshape(-1), length=count)

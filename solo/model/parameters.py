@@ -1,7 +1,7 @@
-"""Parameters as a plain mapping, path -> array, and the model as a function of it.
+"""Parameters as a plain mapping, path -> array, and the model as a function of them.
 
-Paths read like `layers/ffn/patches/gate`; layers are stacked along a first axis. Freezing, learning rates,
-sharding and checkpoints all speak of parameters by these paths.
+Paths read like `layers/ffn/patches/gate`; layers are stacked along a first axis. The globs of a config, checkpoints and
+shardings name parameters by these paths; what a parameter is for, its `ParameterSpec` says.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Parameters = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """Everything about a model but its values. `vocab_size` counts rows of the vocabulary without padding."""
+    """Everything about a model except its values. `vocab_size` counts the vocabulary's rows without padding."""
 
     config: ModelConfig
     image: ImageConfig
@@ -32,7 +32,7 @@ class ModelDefinition:
 
     @cached_property
     def _split(self) -> tuple[Any, dict[tuple[Any, ...], Any]]:
-        # The key is an argument: closed over, it would have the values drawn for real.
+        # The key is an argument: a key that the function closes over would be used to draw real values.
         abstract = nnx.eval_shape(self._build, jax.random.key(0))
         graph, state = nnx.split(abstract)
         return graph, dict(nnx.to_flat_state(state))
@@ -58,7 +58,7 @@ class ModelDefinition:
         return dict(sorted(found.items()))
 
     def initialise(self, key: jax.Array) -> Parameters:
-        """Draw all parameters; a pure function of the key, to be jitted with the shardings it should have."""
+        """Draw all parameters; a pure function of the key, to be jitted with the shardings they should have."""
         state = nnx.to_flat_state(nnx.state(self._build(key), nnx.Param))
         found = {"/".join(map(str, path)): variable[...] for path, variable in state}
         scales = {path: initial_scale(spec, self.config) for path, spec in self.specs.items()}
@@ -71,15 +71,19 @@ class ModelDefinition:
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
     def num_parameters(self) -> int:
-        """All parameters, padded vocabulary rows included."""
+        """The number of parameters, padded vocabulary rows included."""
         return sum(prod(spec.shape) for spec in self.specs.values())
 
 
 def define(config: Config, vocab_size: int | None) -> ModelDefinition:
-    """The model of a config, with a tokenizer of `vocab_size` tokens; None if there is no tokenizer.
+    """The model of a config.
+
+    Args:
+        config: its `model.vocab_size` is taken, where it is set, else the size of the tokenizer.
+        vocab_size: how many tokens the tokenizer has; None where there is no tokenizer.
 
     Raises:
-        ConfigError: the vocabulary has no row for some of the tokens, or its size is not known.
+        ConfigError: the vocabulary has fewer rows than the tokenizer has tokens, or its size is not known.
     """
     rows = config.model.vocab_size or vocab_size
     if rows is None:

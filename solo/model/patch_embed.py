@@ -18,7 +18,8 @@ from flax import nnx
 from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig, ModelConfig, PatchEmbedConfig
 from solo.model.declare import Role, normal, zeros
-from solo.model.modules import LayerNorm, add_bias
+from solo.model.dense import add_bias
+from solo.model.norms import LayerNorm
 
 # torch's default, which mlp1 of InternVL keeps whatever the decoder's is (mono_internvl.md 1.1)
 _GRID_NORM_EPS = 1e-5

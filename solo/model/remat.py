@@ -35,8 +35,9 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from solo.config import ModelConfig
-from solo.model.attention.interval import SAVED
-from solo.model.modules import PRODUCT, Regions
+from solo.model.attention.tiles import SAVED
+from solo.model.dense import PRODUCT
+from solo.model.regions import Regions
 
 LAYER_INPUT = "layer_input"
 PROJECTION = "projection"

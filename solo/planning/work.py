@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from solo.config import Config, ModelConfig, StageConfig
-from solo.model.attention.interval import needed_blocks
 from solo.model.attention.kernel import choose_kernel
+from solo.model.attention.tiles import needed_blocks
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.rows import Rows, row_intervals

@@ -1,27 +1,28 @@
-"""How the network's parts are laid over a mesh: what is pinned where, and what each device computes by itself."""
+"""How the network's operations run on a mesh: what is constrained to which sharding, and what each device computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import ConfigError, ModelConfig
 from solo.model.attention.kernel import Kernel, choose_kernel
-from solo.model.modules import Parts, Regions, Weight
-from solo.model.moe import ExpertWeights, Load, local_mixture
+from solo.model.moe import ExpertWeights, Load, routed_ffn
+from solo.model.placement import Placement, attention_with
+from solo.model.regions import Regions
 from solo.model.rotary import rotate, rotate_by_product
-from solo.model.transformer import Placement, attention_by
+from solo.sharding.dense import dense_on
 from solo.sharding.mesh import TABLE, partition
-from solo.sharding.projection import project_on
 
 
 def placement(mesh: Mesh, config: ModelConfig) -> Placement:
-    """Constraints and attention for a mesh; plain local computation for one device.
+    """The operations of a model on a mesh; plain local computation on one device.
 
     Raises:
-        ConfigError: the tensor axis does not divide the heads, or the devices cannot run the attention
+        ConfigError: the tensor axis does not divide the key heads, or the devices cannot run the attention
             implementation.
     """
     device = mesh.devices.flat[0]
@@ -29,7 +30,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     turn = rotate_by_product if device.platform == "tpu" else rotate
     if mesh.size == 1:
         return Placement(
-            attention=lambda q, k, v, attend_BS4, config: attention_by(kernel, q, k, v, attend_BS4), rotate=turn
+            attention=lambda q, k, v, attend_BS4, config: attention_with(kernel, q, k, v, attend_BS4), rotate=turn
         )
     tensor = mesh.shape["tensor"]
     if config.kv_heads % tensor:
@@ -38,20 +39,20 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
 
+    def dense(x: Any, *weights: nnx.Param) -> Any:
+        return dense_on(mesh, x, *weights)
+
     def attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
         return _attention_on(mesh, kernel, q, k, v, attend_BS4)
 
-    def mixture(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
-        return _mixture_on(mesh, x, live, weights, top_k)
+    def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
+        return _routed_ffn_on(mesh, x, live, weights, top_k)
 
-    def project(parts: Parts, weights: Sequence[Weight]) -> tuple[Parts, ...]:
-        return project_on(mesh, parts, weights)
-
-    return Placement(constrain, project, attention, mixture, turn)
+    return Placement(constrain, dense, attention, experts, turn)
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
-    """Every device attends for its rows, its heads and its share of the queries, over all keys of the row."""
+    """Each device computes the queries of its rows, heads and context shard, over all keys of the row."""
     heads = PartitionSpec(TABLE["rows"], TABLE["slots"], TABLE["heads"])
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
     intervals = Regions.split(attend_BS4, q.patches.shape[1])
@@ -59,9 +60,9 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
     def local(q: Regions, k: Regions, v: Regions, intervals: Regions) -> Regions:
         if mesh.shape["context"] > 1:
             k, v = (part.map(lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True)) for part in (k, v))
-        return attention_by(kernel, q, k, v, intervals.join())
+        return attention_with(kernel, q, k, v, intervals.join())
 
-    # The kernel's loops run as often as a device's own rows need: there is no replication to check.
+    # A device's own rows decide how often its kernel loops, so replication cannot be checked.
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -71,17 +72,17 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
     )(q, k, v, intervals)
 
 
-def _mixture_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
-    """Every device routes its own slots, over its share of every expert's FFN width: no slot travels."""
+def _routed_ffn_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
+    """Each device routes its own slots through its shard of every expert's FFN width; no slot is sent elsewhere."""
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
     ffn = partition(("ffn",), weights.gate.shape[2:], mesh)[0]
     everywhere = PartitionSpec()
-    of_weights = ExpertWeights(
+    weight_specs = ExpertWeights(
         everywhere, PartitionSpec(None, None, ffn), PartitionSpec(None, None, ffn), PartitionSpec(None, ffn)
     )
 
     def local(x: Regions, live: Regions, weights: ExpertWeights) -> tuple[Regions, Load]:
-        out, load = local_mixture(x, live, weights, top_k)
+        out, load = routed_ffn(x, live, weights, top_k)
         if ffn is not None:
             out = out.map(lambda part: jax.lax.psum(part, ffn))
         return out, Load(*(jax.lax.psum(part, (*TABLE["rows"], *TABLE["slots"])) for part in load))
@@ -89,7 +90,7 @@ def _mixture_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, t
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(Regions(slots, slots), Regions(slots, slots), of_weights),
+        in_specs=(Regions(slots, slots), Regions(slots, slots), weight_specs),
         out_specs=(Regions(slots, slots), Load(everywhere, everywhere, everywhere)),
         check_vma=False,
     )(x, live, weights)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from solo.batch import Batch
 from solo.config import LossConfig
-from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition, Parameters
-from solo.model.transformer import Placement, Transformer
+from solo.model.placement import Placement
+from solo.model.regions import Regions
+from solo.model.transformer import Transformer
 
 
 class LossSums(NamedTuple):

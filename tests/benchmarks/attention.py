@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from solo.config import ModelConfig
-from solo.model.attention.interval import interval_attention, needed_blocks
+from solo.model.attention.interval import interval_attention
 from solo.model.attention.kernel import local_kernel
+from solo.model.attention.tiles import needed_blocks
 
 
 def intervals_of(documents: int, patches: int, text: int) -> np.ndarray:

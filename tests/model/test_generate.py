@@ -11,13 +11,14 @@ from solo.config import ExpertsConfig, ImageConfig, ModelConfig
 from solo.data.rows.assembly import stack
 from solo.data.rows.document import PATCH, Document
 from solo.inference.prompt import row_of, slots
-from solo.model.generate import Sampling, empty_memory, generate, read
+from solo.model.generate import Sampling, generate, prefill
+from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition
-from solo.model.transformer import Placement
+from solo.model.placement import Placement
 from tests.reference import forward, random_document
 
 VOCAB, PADDED, STOP = 50, 128, 2
-# One shape for all tests, so that little is compiled: slots of a chunk and of the memory, tokens of a document.
+# One shape for all tests, so that little is compiled: slots of a chunk and of the cache, tokens of a document.
 ROOM, KEPT, LONGEST = (48, 64), (48, 80), 100
 VISUAL_FFN = ExpertsConfig(ffn="modality")
 ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality")
@@ -75,7 +76,7 @@ def sampling(*more: int, temperature: float = 1.0, top_p: float = 1.0) -> Sampli
 def read_all(definition, parameters, documents):
     stops = [len(document.tokens) for document in documents]
     chunk, counts = chunks(documents, [0] * len(documents), stops, definition)
-    return read(definition, HERE, parameters, empty_memory(definition, len(documents), *KEPT), chunk, counts)
+    return prefill(definition, HERE, parameters, empty_cache(definition.config, len(documents), *KEPT), chunk, counts)
 
 
 CASES = [
@@ -91,19 +92,19 @@ def test_rows_read_in_chunks_give_what_the_whole_gives(experts, mode, switches) 
     parameters = weights(definition)
     documents = documents_of(5, (9, 5, 7))
     expected = [whole(definition, parameters, document) for document in documents]
-    memory = empty_memory(definition, 3, *KEPT)
+    cache = empty_cache(definition.config, 3, *KEPT)
     starts = [0, 0, 0]
     # Cut so that rows advance by different lengths, with images in later chunks.
     for share in (0.25, 0.5, 1.0):
         cuts = [[*cuts_of(document), len(document.tokens)] for document in documents]
         stops = [places[round(share * (len(places) - 1))] for places in cuts]
         chunk, counts = chunks(documents, starts, stops, definition)
-        memory, logits = read(definition, HERE, parameters, memory, chunk, counts)
+        cache, logits = prefill(definition, HERE, parameters, cache, chunk, counts)
         for row, stop in enumerate(stops):
             np.testing.assert_allclose(logits[row, :VOCAB], expected[row][stop - 1, :VOCAB], atol=1e-4)
         assert share < 0.3 or counts[:, 0].any(), "later chunks should have images"
         starts = stops
-    np.testing.assert_array_equal(memory.length, [slots(document) for document in documents])
+    np.testing.assert_array_equal(cache.length, [slots(document) for document in documents])
 
 
 @pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
@@ -111,21 +112,21 @@ def test_generation_equals_full_recomputation(experts, mode, switches) -> None:
     definition = make(experts, mode, **switches)
     parameters = weights(definition)
     documents = documents_of(6, (6, 3, 8))
-    memory, logits = read_all(definition, parameters, documents)
+    cache, logits = read_all(definition, parameters, documents)
     keys = jax.random.split(jax.random.key(0), 3)
-    found = generate(definition, parameters, memory, logits, keys, sampling(), max_new_tokens=8, greedy=True)
+    found = generate(definition, parameters, cache, logits, keys, sampling(), max_new_tokens=8, greedy=True)
     np.testing.assert_array_equal(found.lengths, [8] * 3)
-    np.testing.assert_array_equal(found.memory.length, [np.add(slots(document), (0, 7)) for document in documents])
+    np.testing.assert_array_equal(found.cache.length, [np.add(slots(document), (0, 7)) for document in documents])
     for row, document in enumerate(documents):
         written = extended(document, found.tokens[row])
         expected = whole(definition, parameters, written)
         predicted = np.where(allowed(), expected, -np.inf)[len(document.tokens) - 1 : -1].argmax(-1)
         np.testing.assert_array_equal(found.tokens[row], predicted)
-    # The memory is as good as the text: reading the last tokens gives what the whole gives.
+    # The cache is as good as the text: reading the last tokens gives what the whole gives.
     everything = [extended(document, tokens) for document, tokens in zip(documents, found.tokens, strict=True)]
     stops = [len(document.tokens) for document in everything]
     chunk, counts = chunks(everything, [stop - 1 for stop in stops], stops, definition)
-    memory, after = read(definition, HERE, parameters, found.memory, chunk, counts)
+    cache, after = prefill(definition, HERE, parameters, found.cache, chunk, counts)
     for row, document in enumerate(everything):
         np.testing.assert_allclose(after[row, :VOCAB], whole(definition, parameters, document)[-1, :VOCAB], atol=1e-4)
 
@@ -147,10 +148,10 @@ def small():
     documents = documents_of(7, (6, 3, 8))
 
     def write(rows=(0, 1, 2), seed: int = 0, greedy: bool = False, settings: Sampling | None = None):
-        memory, logits = read_all(definition, parameters, [documents[row] for row in rows])
+        cache, logits = read_all(definition, parameters, [documents[row] for row in rows])
         keys = jax.random.split(jax.random.key(seed), 3)[jnp.array(rows)]
         return generate(
-            definition, parameters, memory, logits, keys, settings or sampling(), max_new_tokens=8, greedy=greedy
+            definition, parameters, cache, logits, keys, settings or sampling(), max_new_tokens=8, greedy=greedy
         )
 
     return write
@@ -166,8 +167,8 @@ def test_a_row_ends_at_the_stop_token_and_the_others_go_on(small) -> None:
     for row, length in enumerate(first):
         np.testing.assert_array_equal(found.tokens[row, :length], free.tokens[row, :length])
         np.testing.assert_array_equal(found.tokens[row, length:], stop)
-    before = [int(a - b) for a, b in zip(free.memory.length[:, 1], [7, 7, 7], strict=True)]
-    np.testing.assert_array_equal(found.memory.length[:, 1], np.array(before) + np.array(first) - 1)
+    before = [int(a - b) for a, b in zip(free.cache.length[:, 1], [7, 7, 7], strict=True)]
+    np.testing.assert_array_equal(found.cache.length[:, 1], np.array(before) + np.array(first) - 1)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(small) -> None:

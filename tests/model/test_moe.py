@@ -1,4 +1,4 @@
-"""Learned experts: held against a loop over slots, on one device and on meshes."""
+"""Experts with a learned router: held against a loop over slots, on one device and on meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ import pytest
 from solo.config import ExpertsConfig, LossConfig, MeshConfig, MoEConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import stack
-from solo.model.modules import Regions
-from solo.model.moe import ExpertWeights, local_mixture
+from solo.model.moe import ExpertWeights, routed_ffn
 from solo.model.parameters import ModelDefinition
-from solo.model.transformer import Placement
+from solo.model.placement import Placement
+from solo.model.regions import Regions
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.sharding.placement import placement
 from solo.training.loss import batch_loss, normalised_weights
@@ -49,7 +49,7 @@ def one_by_one(x_ND: jax.Array, found: ExpertWeights, top_k: int) -> jax.Array:
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_no_slot_is_dropped_and_each_meets_its_experts(top_k) -> None:
     (x, live), found = slots(), weights()
-    out, load = local_mixture(x, live, found, top_k)
+    out, load = routed_ffn(x, live, found, top_k)
     flat = x.join().reshape(-1, D)
     np.testing.assert_allclose(out.join().reshape(-1, D), one_by_one(flat, found, top_k), atol=1e-5)
     assert load.slots == live.join().sum()
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_the_loop() -> None:
     flat = x.join().reshape(-1, D)
 
     def sparse(found: ExpertWeights, x: Regions) -> jax.Array:
-        return jnp.sum(jnp.sin(local_mixture(x, live, found, 2)[0].join()))
+        return jnp.sum(jnp.sin(routed_ffn(x, live, found, 2)[0].join()))
 
     grads = jax.grad(sparse, argnums=(0, 1))(found, x)
     expected = jax.grad(lambda f, x: jnp.sum(jnp.sin(one_by_one(x, f, 2))), argnums=(0, 1))(found, flat)
@@ -76,20 +76,20 @@ def definition() -> ModelDefinition:
 
 
 def test_the_balancing_loss_is_one_for_an_even_load_and_grows_with_its_weight() -> None:
-    learned = definition()
-    parameters = learned.initialise(jax.random.key(0))
+    model = definition()
+    parameters = model.initialise(jax.random.key(0))
     even = {**parameters, "layers/ffn/moe/router": jnp.zeros_like(parameters["layers/ffn/moe/router"])}
-    row = stack([pack([random_document(np.random.default_rng(0), 50, 2)], learned, RowShape(32, 40, 32))])
+    row = stack([pack([random_document(np.random.default_rng(0), 50, 2)], model, RowShape(32, 40, 32))])
     # Equal probabilities: whatever the choices, E x sum(share x 1/E) = 1.
-    assert learned.bind(even).hidden(row).auxiliary == pytest.approx(1.0, rel=1e-5)
-    assert learned.bind(parameters).hidden(row).auxiliary > 1.0
+    assert model.bind(even).hidden(row).auxiliary == pytest.approx(1.0, rel=1e-5)
+    assert model.bind(parameters).hidden(row).auxiliary > 1.0
 
     def loss(share: float) -> float:
         config = LossConfig()
         weighted = row._replace(target_weights=normalised_weights(jnp.asarray(row.target_weights), config))
-        return float(batch_loss(learned, Placement(), parameters, weighted, config, share=share).total)
+        return float(batch_loss(model, Placement(), parameters, weighted, config, share=share).total)
 
-    auxiliary = float(learned.bind(parameters).hidden(row).auxiliary)
+    auxiliary = float(model.bind(parameters).hidden(row).auxiliary)
     assert loss(1.0) - loss(0.0) == pytest.approx(SETTINGS.auxiliary_weight * auxiliary, rel=1e-2)
 
 
@@ -99,18 +99,18 @@ def one_device():
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2, "context": 2}, {"data": 2, "fsdp": 4}])
 def test_a_mesh_computes_the_same(sizes) -> None:
-    learned = definition()
-    parameters = learned.initialise(jax.random.key(0))
+    model = definition()
+    parameters = model.initialise(jax.random.key(0))
     documents = [random_document(np.random.default_rng(seed), 50, 2) for seed in range(8)]
-    batch = stack([pack([document], learned, RowShape(32, 40, 32)) for document in documents])
+    batch = stack([pack([document], model, RowShape(32, 40, 32)) for document in documents])
     batch = batch._replace(target_weights=normalised_weights(jnp.asarray(batch.target_weights), LossConfig()))
 
     def run(mesh):
-        where = placement(mesh, learned.config)
-        placed = jax.device_put(parameters, parameter_shardings(learned.specs, mesh))
+        where = placement(mesh, model.config)
+        placed = jax.device_put(parameters, parameter_shardings(model.specs, mesh))
 
         def loss(parameters, batch):
-            return batch_loss(learned, where, parameters, batch, LossConfig()).total
+            return batch_loss(model, where, parameters, batch, LossConfig()).total
 
         return jax.jit(jax.value_and_grad(loss))(placed, device_batch(batch, mesh))
 

@@ -12,7 +12,7 @@ from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
-from solo.model.transformer import Placement
+from solo.model.placement import Placement
 from solo.sharding.mesh import make_mesh
 from solo.sharding.placement import placement
 from tests.reference import random_document

@@ -10,7 +10,7 @@ from solo.config import ConfigError, ExpertsConfig, ImageConfig, MeshConfig, Mod
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
-from solo.model.transformer import Placement
+from solo.model.placement import Placement
 from solo.sharding.mesh import device_batch, make_mesh
 from solo.training.optimizer import learning_rate
 from solo.training.step import loss_and_grads, make_stage

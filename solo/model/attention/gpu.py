@@ -20,8 +20,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from solo.model.attention.intervals import FLOOR, Tiles, pad_slots
-from solo.model.attention.tiles import (
+from solo.model.attention.pallas import (
     NN,
     NT,
     TN,
@@ -34,6 +33,7 @@ from solo.model.attention.tiles import (
     scores,
     seen_tiles,
 )
+from solo.model.attention.tiles import FLOOR, Tiles, pad_slots
 
 # The smallest head that the tensor cores multiply; wider ones are padded to a power of two.
 LEAST_DIM = 16

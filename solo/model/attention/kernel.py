@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 
 from solo.config import ConfigError, ModelConfig
-from solo.model.attention.intervals import round_up
+from solo.model.attention.tiles import round_up
 
 Implementation = Literal["blocks", "dense", "pallas_tpu", "pallas_gpu"]
 

@@ -1,130 +1,64 @@
-"""What the kernels of all platforms share: sizes, padding to whole blocks, products of matrices, scores, the
-shape of a gradient.
+"""Which tiles of scores are needed: the intervals of `Batch.attend`, block by block.
 
-Letters besides those of solo/batch.py: R key slots; of a tile: Q queries, J keys.
+Letters besides those of solo/batch.py: X query blocks of a row, Y its key blocks; J the keys of a block, Q its queries.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from math import e, log2
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
+from jax import Array
 
-from solo.model.attention.intervals import HIDDEN, SAVED, Tiles, pad_slots, round_up, tiles
-
-# Contracted axes of a product of matrices.
-NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
-
-
-class Sizes(NamedTuple):
-    """The static sizes of a call."""
-
-    rows: int
-    queries: int
-    patches: int
-    text: int
-    query_block: int
-    key_block: int
-    dim: int
-    interpret: bool
-
-    @property
-    def scale(self) -> float:
-        """Of the scores."""
-        return self.dim**-0.5
-
-    @property
-    def padded_queries(self) -> int:
-        """The slots of whole query blocks."""
-        return round_up(self.queries, self.query_block)
-
-    @property
-    def padded_patches(self) -> int:
-        """The slots of whole blocks of patches; the text starts there."""
-        return round_up(self.patches, self.key_block)
-
-    @property
-    def padded_text(self) -> int:
-        """The slots of whole blocks of text."""
-        return round_up(self.text, self.key_block)
-
-    @property
-    def padded_keys(self) -> int:
-        """The slots of whole key blocks, of both regions."""
-        return self.padded_patches + self.padded_text
+# The score of a hidden key, and the smallest maximum of a softmax: exp(HIDDEN - FLOOR) is 0, so that the weights of a
+# query that sees nothing sum to 0 instead of NaN. Real scores stay far above both.
+HIDDEN = -1e30
+FLOOR = -1e29
+# A rematerialisation policy that saves this name spares the backward pass a second forward pass.
+SAVED = "interval_attention"
 
 
-def check_dtypes(q: Array, k: Array, v: Array) -> None:
-    """Raise ValueError where they differ, or are neither float32 nor bfloat16."""
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(
-            f"the pallas kernels take queries, keys and values all float32 or all bfloat16, not {q.dtype}, {k.dtype} "
-            f"and {v.dtype}; cast them, or choose implementation='blocks'"
-        )
+class Tiles(NamedTuple):
+    """What is seen of each tile (query block, key block), bool [B, X, Y]; the key blocks of patches come first."""
+
+    some: Array  # some query sees some key
+    full: Array  # every query sees every key
 
 
-def pad_regions(sizes: Sizes, x_BR: Array) -> Array:
-    """Each region of the keys [B, R, ...] to whole blocks."""
-    patches = pad_slots(x_BR[:, : sizes.patches], sizes.padded_patches)
-    return jnp.concatenate([patches, pad_slots(x_BR[:, sizes.patches :], sizes.padded_text)], axis=1)
+def tiles(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, key_block: int | None = None) -> Tiles:
+    """What the queries of each block see of each key block.
 
+    Blocks of `block` queries run across the regions; blocks of `key_block` keys (default: `block`) lie within one.
+    Padding of the last query block sees nothing, and no query sees the padding of a key block.
 
-def pad_bounds(sizes: Sizes, intervals_BS4: Array) -> Array:
-    """int32 [B, 4, S] of whole query blocks: the intervals, those of the text counted from the start of the row."""
-    bounds_BS4 = intervals_BS4 + jnp.array([0, 0, sizes.padded_patches, sizes.padded_patches])
-    return pad_slots(bounds_BS4, sizes.padded_queries).swapaxes(1, 2)
-
-
-def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
-    """What is seen of each tile."""
-    return tiles(
-        intervals_BS4,
-        num_patches=sizes.patches,
-        num_text=sizes.text,
-        block=sizes.query_block,
-        key_block=sizes.key_block,
-    )
-
-
-def product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Array:
-    """Of two matrices, in float32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32)
-
-
-def scores(sizes: Sizes, first: Array, second: Array, visible: Array | None) -> Array:
-    """Of queries [Q, C] and keys [J, C] or the other way round, float32; hidden where not `visible`, of their shape.
-
-    As exponents of 2, so that the softmax needs no other factor.
+    intervals_BS4  int32, as in `Batch.attend`; no interval may reach beyond its region
     """
-    found = product(first, second, NT) * (log2(e) * sizes.scale)
-    return found if visible is None else jnp.where(visible, found, HIDDEN)
+    key_block = key_block or block
+    rows, queries, _ = intervals_BS4.shape
+    intervals = pad_slots(jnp.asarray(intervals_BS4), round_up(queries, block)).reshape(rows, -1, block, 1, 4)
+
+    def compare(start: Array, end: Array, slots: int) -> Tiles:
+        first_Y = jnp.arange(0, slots, key_block)
+        some = jnp.any(jnp.maximum(start, first_Y) < jnp.minimum(end, first_Y + key_block), axis=2)
+        return Tiles(some, jnp.all((start <= first_Y) & (end >= first_Y + key_block), axis=2))
+
+    a0, a1, a2, a3 = jnp.moveaxis(intervals, -1, 0)
+    regions = compare(a0, a1, num_patches), compare(a2, a3, num_text)
+    return Tiles(*(jnp.concatenate(parts, axis=-1) for parts in zip(*regions, strict=True)))
 
 
-def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Array]:
-    """Attention as (sizes, q, k, v, bounds, visits) -> out, with its gradients.
+def needed_blocks(
+    intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, key_block: int | None = None
+) -> Array:
+    """bool [B, X, Y]: whether some query sees some key; the tiles that are visited. See `tiles`."""
+    return tiles(intervals_BS4, num_patches=num_patches, num_text=num_text, block=block, key_block=key_block).some
 
-    forward   the same arguments -> out, and the log of the total weight of each query
-    backward  the same arguments, then (out, log of the total weight, d_out) -> d_q, d_k, d_v
-    """
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def attend(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Any) -> Array:
-        return attend_and_keep(sizes, q, k, v, bounds, visits)[0]
+def round_up(slots: int, block: int) -> int:
+    """The least multiple of `block` that is at least `slots`."""
+    return -(-slots // block) * block
 
-    def attend_and_keep(sizes: Sizes, *arguments: Any) -> tuple:
-        out, log_total = checkpoint_name(forward(sizes, *arguments), SAVED)
-        return out, (*arguments, out, log_total)
 
-    def gradients(sizes: Sizes, kept: tuple, d_out: Array) -> tuple:
-        *arguments, out, log_total = kept
-        return *backward(sizes, *arguments, (out, log_total, d_out)), None, None
-
-    attend.defvjp(attend_and_keep, gradients)
-    return attend
+def pad_slots(x_BS: Array, size: int) -> Array:
+    """Pad the slots of [B, S, ...] with zeros up to a size."""
+    return jnp.pad(x_BS, [(0, 0), (0, size - x_BS.shape[1])] + [(0, 0)] * (x_BS.ndim - 2))

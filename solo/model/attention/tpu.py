@@ -23,8 +23,17 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention.intervals import FLOOR, pad_slots
-from solo.model.attention.tiles import TN, Sizes, check_dtypes, differentiable, pad_bounds, pad_regions, product, scores
+from solo.model.attention.pallas import (
+    TN,
+    Sizes,
+    check_dtypes,
+    differentiable,
+    pad_bounds,
+    pad_regions,
+    product,
+    scores,
+)
+from solo.model.attention.tiles import FLOOR, pad_slots
 from solo.model.attention.tpu_backward import backward
 from solo.model.attention.tpu_tiles import (
     FIRST,

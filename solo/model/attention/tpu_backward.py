@@ -18,7 +18,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention.tiles import NN, NT, TN, Sizes, product, scores
+from solo.model.attention.pallas import NN, NT, TN, Sizes, product, scores
 from solo.model.attention.tpu_tiles import (
     FIRST,
     FIRST_OF_ROW,

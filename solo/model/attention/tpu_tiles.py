@@ -13,8 +13,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from solo.model.attention.intervals import Tiles
-from solo.model.attention.tiles import Sizes, seen_tiles
+from solo.model.attention.pallas import Sizes, seen_tiles
+from solo.model.attention.tiles import Tiles
 
 # What a visit is within its query block and its row, and how it sees its tile: bits of `Visits.kind`.
 FIRST, LAST, FIRST_OF_ROW, LAST_OF_ROW, SOME, FULL = (1 << i for i in range(6))

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from solo.batch import Batch
 from solo.config import ConfigError, MeshConfig, SafetyConfig, StageConfig
 from solo.data.store.prepare import prepare
-from solo.model.modules import Regions
 from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.model.regions import Regions
 from solo.scaling.sweep.batch_statistics import endless_plan, first_batches
 from solo.scaling.sweep.points import first_sizes
 from solo.scaling.sweep.spec import SweepSpec

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
-from solo.model.attention.interval import SAVED, interval_attention, needed_blocks
+from solo.model.attention.interval import interval_attention
+from solo.model.attention.tiles import SAVED, needed_blocks
 
 TEXT = -1
 MODES = ("causal", "bidirectional", "isolated")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row
-from solo.model.attention.interval import interval_attention, needed_blocks
+from solo.model.attention.interval import interval_attention
+from solo.model.attention.tiles import needed_blocks
 from solo.model.attention.tpu import MOST_TILES
 from tests.model.attention.test_interval import Case, forward_and_gradients, random_intervals, random_tensors
 from tests.reference import random_document

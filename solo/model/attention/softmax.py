@@ -1,0 +1,76 @@
+"""The arithmetic of tiles of scores, for the implementations that JAX itself compiles.
+
+Letters besides those of solo/batch.py: G tiles side by side, with M = H / K query heads that share a key head, Q
+queries and J keys each.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from solo.model.attention.tiles import FLOOR, HIDDEN
+
+einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class Softmax(NamedTuple):
+    """A softmax-weighted sum of values over the keys that have been seen so far; float32."""
+
+    weighted: Array  # [G, K, M, Q, C] sum of exp(score - maximum) * value
+    total: Array  # [G, K, M, Q] sum of exp(score - maximum)
+    maximum: Array  # [G, K, M, Q]
+
+
+def nothing_seen(q_GKMQC: Array) -> Softmax:
+    """The sum over no keys."""
+    zeros = jnp.zeros_like(q_GKMQC, jnp.float32)
+    return Softmax(zeros, zeros[..., 0], zeros[..., 0] + FLOOR)
+
+
+def within(slots_J: Array, bounds_Q2: Array) -> Array:
+    """bool [..., Q, J]: whether slot j lies in [start, end) of query q."""
+    slots = slots_J[..., None, :]
+    return (slots >= bounds_Q2[..., :1]) & (slots < bounds_Q2[..., 1:])
+
+
+def see(seen: Softmax, q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ: Array) -> Softmax:
+    """Add the keys and values of one tile."""
+    scores = _scores(q_GKMQC, k_GKJC, visible_GQJ)
+    # The result does not depend on the maximum: no gradient.
+    maximum = lax.stop_gradient(jnp.maximum(seen.maximum, scores.max(axis=-1)))
+    weights = jnp.exp(scores - maximum[..., None])
+    fade = jnp.exp(seen.maximum - maximum)
+    values = einsum("gkmqj,gkjc->gkmqc", weights.astype(v_GKJC.dtype), v_GKJC)
+    return Softmax(seen.weighted * fade[..., None] + values, seen.total * fade + weights.sum(axis=-1), maximum)
+
+
+def finish(seen: Softmax) -> tuple[Array, Array]:
+    """The output [G, K, M, Q, C] and the log of the sum of exp(score) [G, K, M, Q]; 0 and FLOOR if nothing is seen."""
+    total = jnp.where(seen.total == 0, 1.0, seen.total)
+    return seen.weighted / total[..., None], seen.maximum + jnp.log(total)
+
+
+def tile_gradients(q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ: Array, out_side: tuple) -> tuple:
+    """What a tile adds to d_q [G, K, M, Q, C], d_k [G, K, C, J] and d_v [G, K, C, J], in float32.
+
+    out_side  d_out [G, K, M, Q, C], and per query [G, K, M, Q] the log of the sum of exp(score) and d_out . out
+    """
+    d_out_GKMQC, log_total_GKMQ, inner_GKMQ = out_side
+    weights = jnp.exp(_scores(q_GKMQC, k_GKJC, visible_GQJ) - log_total_GKMQ[..., None])
+    d_weights = einsum("gkmqc,gkjc->gkmqj", d_out_GKMQC, v_GKJC)
+    d_scores = weights * (d_weights - inner_GKMQ[..., None]) / q_GKMQC.shape[-1] ** 0.5
+    weights, d_scores = weights.astype(q_GKMQC.dtype), d_scores.astype(q_GKMQC.dtype)
+    # The products end in J: those that end in C would transpose weights and d_scores, the largest arrays here.
+    d_q = einsum("gkmqj,gkjc->gkmqc", d_scores, k_GKJC)
+    d_k = einsum("gkcmq,gkmqj->gkcj", jnp.moveaxis(q_GKMQC, -1, 2), d_scores)
+    d_v = einsum("gkcmq,gkmqj->gkcj", jnp.moveaxis(d_out_GKMQC, -1, 2), weights)
+    return d_q, d_k, d_v
+
+
+def _scores(q_GKMQC: Array, k_GKJC: Array, visible_GQJ: Array) -> Array:
+    scores = einsum("gkmqc,gkjc->gkmqj", q_GKMQC, k_GKJC) / q_GKMQC.shape[-1] ** 0.5
+    return jnp.where(visible_GQJ[:, None, None], scores, HIDDEN)

@@ -1,0 +1,88 @@
+"""The KV cache of generation: keys and values of what each row has read, region by region."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from solo.batch import Batch
+from solo.config import ModelConfig
+from solo.model.regions import Regions
+
+
+class KVCache(NamedTuple):
+    """Keys and values [L, B, slots, K, C] of each region; within a layer, [B, slots, K, C].
+
+    length            int32 [B, 2]      patches and text tokens that each row has read
+    next_position     int32 [B]         rotary position of the next text token
+    patch_positions   int32 [B, slots]  rotary positions of the patches, by which a sliding window counts
+    """
+
+    k: Regions
+    v: Regions
+    length: jax.Array
+    next_position: jax.Array
+    patch_positions: jax.Array
+
+
+def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: int) -> KVCache:
+    """A cache in the model's compute dtype that holds up to so many patches and text tokens per row."""
+
+    def zeros(slots: int) -> jax.Array:
+        shape = (config.layers, rows, slots, config.kv_heads, config.dim_per_head)
+        return jnp.zeros(shape, config.compute_dtype)
+
+    keys, values = (Regions(zeros(patch_slots), zeros(text_slots)) for _ in range(2))
+    length, next_position, patch_positions = (
+        jnp.zeros(shape, jnp.int32) for shape in ((rows, 2), (rows,), (rows, patch_slots))
+    )
+    return KVCache(keys, values, length, next_position, patch_positions)
+
+
+def grow(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
+    """The same cache with at least so many patch and text slots per row."""
+
+    def pad(x: jax.Array, slots: int) -> jax.Array:
+        missing = max(0, slots - x.shape[2])
+        return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+
+    slots = Regions(patch_slots, text_slots)
+    missing = max(0, patch_slots - cache.patch_positions.shape[1])
+    return cache._replace(
+        k=cache.k.map(pad, slots),
+        v=cache.v.map(pad, slots),
+        patch_positions=jnp.pad(cache.patch_positions, ((0, 0), (0, missing))),
+    )
+
+
+def append(cache: KVCache, k: Regions, v: Regions) -> KVCache:
+    """Write a layer's new keys and values [B, ., K, C] after those of each row; what does not fit is dropped."""
+
+    def write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
+        rows = jnp.arange(old.shape[0])[:, None]
+        return old.at[rows, start_B[:, None] + jnp.arange(new.shape[1])].set(new.astype(old.dtype), mode="drop")
+
+    starts = Regions(cache.length[:, 0], cache.length[:, 1])
+    return cache._replace(k=cache.k.map(write, k, starts), v=cache.v.map(write, v, starts))
+
+
+def advance(cache: KVCache, chunk: Batch, counts_B2: jax.Array) -> KVCache:
+    """Count what every layer has appended: lengths, the next text token's position, the positions of the patches.
+
+    counts_B2  int32, patches and text tokens of the chunk that each row holds
+    """
+    num_patches = chunk.patches.shape[1]
+    position_BS = chunk.positions if chunk.positions.ndim == 2 else chunk.positions.max(axis=-1)
+    real_BS = jnp.concatenate(
+        [jnp.arange(num_patches) < counts_B2[:, :1], jnp.arange(chunk.text.shape[1]) < counts_B2[:, 1:]], axis=1
+    )
+    next_B = jnp.max(jnp.where(real_BS, position_BS + 1, 0), axis=1, initial=0)
+    rows = jnp.arange(len(counts_B2))[:, None]
+    columns = cache.length[:, :1] + jnp.arange(num_patches)
+    return cache._replace(
+        length=cache.length + counts_B2,
+        next_position=jnp.maximum(cache.next_position, next_B),
+        patch_positions=cache.patch_positions.at[rows, columns].set(position_BS[:, :num_patches], mode="drop"),
+    )

@@ -1,0 +1,92 @@
+"""The decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from solo.config import ModelConfig
+from solo.model.attention.projections import OutputProjection, QKVProjection
+from solo.model.dense import Dense
+from solo.model.ffn import FFN
+from solo.model.kv_cache import KVCache, append
+from solo.model.moe import MoEFFN, RoutedFFN
+from solo.model.norms import LayerNorm, RMSNorm, make_norm
+from solo.model.parametrisation import query_multiplier, residual_multiplier
+from solo.model.regions import PerRegion, Regions
+from solo.model.remat import PROJECTION, named
+
+
+class Context(NamedTuple):
+    """What every layer receives besides its input.
+
+    dense       products with weights
+    rotate      rotary positions of the batch, on queries or keys of both regions
+    attention   (q, k, v) -> the heads' outputs, within the batch's intervals
+    routed_ffn  experts that a router chooses
+    live        bool [B, .]: the slots that hold something
+    """
+
+    dense: Dense
+    rotate: Callable[[Regions], Regions]
+    attention: Callable[[Regions, Regions, Regions], Regions]
+    routed_ffn: RoutedFFN
+    live: Regions
+
+
+class LayerOutput(NamedTuple):
+    """A layer's hidden states, its part of the extended cache, and its load-balancing loss (0 without a router)."""
+
+    x: Regions
+    cache: KVCache | None
+    auxiliary: jax.Array
+
+
+class Layer(nnx.Module):
+    """x + out(attention(norm(x))), then x + ffn(norm(x)). Each component is shared by the regions, or is their own."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        # Residual outputs start smaller, so that the sum of 2 L of them keeps its scale (GPT-2).
+        residual_std = config.init_std / (2 * config.layers) ** 0.5
+        experts = config.experts
+        self.query_multiplier, self.residual_multiplier = query_multiplier(config), residual_multiplier(config)
+        self.attention_norm = PerRegion(experts.norms, lambda: hidden_norm(config))
+        self.qkv = PerRegion(experts.qkv, lambda: QKVProjection(config, rngs))
+        self.out = PerRegion(experts.out, lambda: OutputProjection(config, residual_std, rngs))
+        self.ffn_norm = PerRegion(experts.norms, lambda: hidden_norm(config))
+        self.ffn: PerRegion | MoEFFN
+        if experts.ffn == "moe":
+            self.ffn = MoEFFN(config, residual_std, rngs)
+        else:
+            self.ffn = PerRegion(experts.ffn, lambda: FFN(config, residual_std, rngs))
+
+    def __call__(self, x: Regions, context: Context, cache: KVCache | None = None) -> LayerOutput:
+        """[B, ., D] to [B, ., D]. With a cache, queries also attend to the keys of what was read before."""
+        q, k, v = self.qkv(self.attention_norm(x), context.dense)
+        q, k = context.rotate(_times(q, self.query_multiplier)), context.rotate(k)
+        q, k, v = (named(part, PROJECTION) for part in (q, k, v))
+        if cache is not None:
+            cache = append(cache, k, v)
+            k, v = cache.k, cache.v
+        out = named(self.out(context.attention(q, k, v), context.dense), PROJECTION)
+        x = x.map(jnp.add, _times(out, self.residual_multiplier))
+        out, auxiliary = self._ffn(self.ffn_norm(x), context)
+        return LayerOutput(x.map(jnp.add, _times(out, self.residual_multiplier)), cache, auxiliary)
+
+    def _ffn(self, x: Regions, context: Context) -> tuple[Regions, jax.Array]:
+        if isinstance(self.ffn, MoEFFN):
+            return self.ffn.moe(x, context.live, context.routed_ffn)
+        return self.ffn(x, context.dense), jnp.zeros((), jnp.float32)
+
+
+def hidden_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """The norm of hidden states."""
+    return make_norm(config.norm, config.width, config.norm_eps)
+
+
+def _times(x: Regions, factor: float) -> Regions:
+    return x if factor == 1 else x.map(lambda part: part * factor)

@@ -1,0 +1,54 @@
+"""How the network computes what depends on the devices: on one device here, on a mesh in `solo.sharding.placement`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+
+from solo.config import ModelConfig
+from solo.model.attention.interval import interval_attention
+from solo.model.attention.kernel import Kernel, local_kernel
+from solo.model.dense import Dense, dense
+from solo.model.moe import RoutedFFN, routed_ffn
+from solo.model.regions import Regions
+from solo.model.rotary import rotate
+
+
+class Attention(Protocol):
+    """Attention of the queries of both regions over the keys of both, within the intervals of `attend`."""
+
+    def __call__(self, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
+        """Return the heads' outputs, shaped like `q`."""
+        ...
+
+
+def local_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
+    """Attention on one device of JAX's default platform."""
+    return attention_with(local_kernel(config), q, k, v, attend_BS4)
+
+
+def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
+    """Attention on one device with one kernel."""
+    out = interval_attention(
+        q.join(), k.join(), v.join(), attend_BS4, num_patches=k.patches.shape[1], **kernel._asdict()
+    )
+    return Regions.split(out, q.patches.shape[1])
+
+
+class Placement(NamedTuple):
+    """The operations that depend on how the computation is laid out over devices; the defaults are for one device.
+
+    constrain   (array, logical axes) -> array, sharded over the mesh
+    dense       products with weights
+    attention   attention
+    routed_ffn  experts that a router chooses
+    rotate      rotary positions, (x [B, ., H, C], angles) -> the same shape
+    """
+
+    constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
+    dense: Dense = dense
+    attention: Attention = local_attention
+    routed_ffn: RoutedFFN = routed_ffn
+    rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate

@@ -1,0 +1,64 @@
+"""The two regions of a row, and components whose weights each region may have for itself.
+
+A hidden state is two arrays, `Regions(patches, text)`. Everything that is per modality is therefore a static choice:
+the model has no gather, no mask and no router for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from solo.config import Sharing
+from solo.model.declare import set_region
+
+
+class Regions(NamedTuple):
+    """The two regions of a row: patches [B, P, ...] and text [B, T, ...]."""
+
+    patches: Any
+    text: Any
+
+    @classmethod
+    def split(cls, x_BS: jax.Array, num_patches: int) -> Regions:
+        """Split [B, S, ...] into its regions."""
+        return cls(x_BS[:, :num_patches], x_BS[:, num_patches:])
+
+    def join(self) -> jax.Array:
+        """Concatenate the regions to [B, S, ...], S = P + T."""
+        return jnp.concatenate([self.patches, self.text], axis=1)
+
+    def map(self, function: Callable[..., Any], *others: Regions) -> Regions:
+        """Apply a function to each region."""
+        return Regions(*(function(*parts) for parts in zip(self, *others, strict=True)))
+
+
+class PerRegion(nnx.Module):
+    """A component with one set of weights for both regions (`shared`), or one for each (`patches`, `text`).
+
+    The component takes the slots that its weights apply to: `Regions` where it is shared, so that a weight's gradient
+    is summed over both regions at once, else the array [B, ., ...] of its region.
+    """
+
+    def __init__(self, sharing: Sharing, make: Callable[[], Any]):
+        self.sharing = sharing
+        if sharing == "shared":
+            self.shared = make()
+        else:
+            self.patches = set_region(make(), "patches")
+            self.text = set_region(make(), "text")
+
+    def __call__(self, x: Regions, *arguments: Any) -> Any:
+        """The component's output, or each of its outputs, as `Regions`."""
+        if self.sharing == "shared":
+            return self.shared(x, *arguments)
+        return jax.tree.map(Regions, self.patches(x.patches, *arguments), self.text(x.text, *arguments))
+
+
+def live_slots(attend_BS4: Any) -> Any:
+    """bool [B, S]: the slots that hold something; an empty slot sees nothing."""
+    return (attend_BS4[..., 1] > attend_BS4[..., 0]) | (attend_BS4[..., 3] > attend_BS4[..., 2])

@@ -1,0 +1,180 @@
+"""`solo.model.dense` on a mesh: each device multiplies its own slots.
+
+The products are written out with `shard_map` because the partitioner would reduce a weight's gradient once for every
+product that the weight is in: twice where both regions share it. It also splits products into steps that pass weights
+around, which with small matrices are many.
+
+    forward    all-gather the weight over fsdp; multiply; sum over tensor where the inputs are sharded there
+    backward   the same for the gradients of the inputs. A weight's gradient is summed over the arrays on the device,
+               reduce-scattered over fsdp, and summed over the other axes that shard rows and slots
+
+Collectives run in the dtype of the slots. The backward pass gathers the weights again; they are never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from solo.model.dense import named, one_or_all
+from solo.sharding.mesh import TABLE, partition
+
+_BATCH = (*TABLE["rows"], *TABLE["slots"])
+_SLOTS = (TABLE["rows"], TABLE["slots"])
+
+# The arrays that one set of weights applies to, each [B, ., inputs].
+Arrays = tuple[jax.Array, ...]
+
+
+class _Layout(NamedTuple):
+    """How one weight is sharded, and how many of its axes are inputs."""
+
+    spec: PartitionSpec
+    inputs: int
+
+    def features(self, outputs: bool) -> PartitionSpec:
+        """The spec of an array [rows, slots, inputs or outputs]: the weight's, without the axes that shard rows."""
+        kept = [None if _names(entry) & set(_BATCH) else entry for entry in self.spec]
+        return PartitionSpec(*_SLOTS, *(kept[self.inputs :] if outputs else kept[: self.inputs]))
+
+    def summed(self, mesh: Mesh, outputs: bool) -> tuple[str, ...]:
+        """The mesh axes over which a device's product is a partial sum over the inputs (or outputs)."""
+        found = set().union(*map(_names, self.features(outputs)[len(_SLOTS) :]))
+        return _in_use(mesh, found)
+
+
+def _specs(layouts: tuple[_Layout, ...], arrays: int) -> tuple[tuple, tuple, tuple]:
+    """The specs of the arrays, of the weights, and of the products [weight][array]."""
+    return (
+        (layouts[0].features(outputs=False),) * arrays,
+        tuple(layout.spec for layout in layouts),
+        tuple((layout.features(outputs=True),) * arrays for layout in layouts),
+    )
+
+
+def dense_on(mesh: Mesh, x: Any, *weights: nnx.Param) -> Any:
+    """`solo.model.dense.dense` for arrays whose rows and slots are sharded over the mesh."""
+    arrays, structure = jax.tree.flatten(x)
+    layouts = tuple(_Layout(partition(each.axes, each.shape, mesh), each.inputs) for each in weights)
+    products = _multiply(mesh, layouts, tuple(arrays), tuple(each[...] for each in weights))
+    # A rematerialisation policy cannot see the names inside of a shard_map, so its outputs are named here.
+    return one_or_all(tuple(jax.tree.unflatten(structure, map(named, each)) for each in products))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _multiply(
+    mesh: Mesh, layouts: tuple[_Layout, ...], arrays: Arrays, values: tuple[jax.Array, ...]
+) -> tuple[Arrays, ...]:
+    array_specs, weight_specs, product_specs = _specs(layouts, len(arrays))
+
+    def local(arrays: Arrays, values: tuple[jax.Array, ...]) -> tuple[Arrays, ...]:
+        products = []
+        for layout, value in zip(layouts, values, strict=True):
+            whole, over = _gathered(mesh, layout, value, arrays[0].dtype), layout.summed(mesh, outputs=False)
+            products.append(tuple(_summed(jnp.tensordot(array, whole, layout.inputs), over) for array in arrays))
+        return tuple(products)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(array_specs, weight_specs),
+        out_specs=product_specs,
+        check_vma=False,
+    )(arrays, values)
+
+
+def _forward(
+    mesh: Mesh, layouts: tuple[_Layout, ...], arrays: Arrays, values: tuple[jax.Array, ...]
+) -> tuple[tuple[Arrays, ...], tuple[Arrays, tuple[jax.Array, ...]]]:
+    return _multiply(mesh, layouts, arrays, values), (arrays, values)
+
+
+def _backward(
+    mesh: Mesh,
+    layouts: tuple[_Layout, ...],
+    kept: tuple[Arrays, tuple[jax.Array, ...]],
+    gradients: tuple[Arrays, ...],
+) -> tuple[Arrays, tuple[jax.Array, ...]]:
+    arrays, values = kept
+    array_specs, weight_specs, product_specs = _specs(layouts, len(arrays))
+
+    def local(
+        arrays: Arrays, values: tuple[jax.Array, ...], gradients: tuple[Arrays, ...]
+    ) -> tuple[Arrays, tuple[jax.Array, ...]]:
+        wholes = [_gathered(mesh, *each, arrays[0].dtype) for each in zip(layouts, values, strict=True)]
+        back = tuple(_inputs_gradient(mesh, layouts, wholes, own) for own in zip(*gradients, strict=True))
+        return back, tuple(
+            _reduced(mesh, layout, _weight_gradient(arrays, own)).astype(value.dtype)
+            for layout, value, own in zip(layouts, values, gradients, strict=True)
+        )
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(array_specs, weight_specs, product_specs),
+        out_specs=(array_specs, weight_specs),
+        check_vma=False,
+    )(arrays, values, gradients)
+
+
+_multiply.defvjp(_forward, _backward)
+
+
+def _inputs_gradient(
+    mesh: Mesh, layouts: tuple[_Layout, ...], wholes: Sequence[jax.Array], gradients: Arrays
+) -> jax.Array:
+    """The gradient of one array, from the gradients of its products with every weight."""
+    found = []
+    for layout, whole, gradient in zip(layouts, wholes, gradients, strict=True):
+        outputs = whole.ndim - layout.inputs
+        gradient_axes, weight_axes = range(gradient.ndim - outputs, gradient.ndim), range(layout.inputs, whole.ndim)
+        found.append(jnp.tensordot(gradient, whole, (tuple(gradient_axes), tuple(weight_axes))))
+    # All weights of one call are sharded alike.
+    return _summed(reduce(jnp.add, found), layouts[0].summed(mesh, outputs=True))
+
+
+def _weight_gradient(arrays: Arrays, gradients: Arrays) -> jax.Array:
+    """The gradient [inputs, outputs] that the device's own slots contribute."""
+    products = [
+        jnp.tensordot(array, gradient, ((0, 1), (0, 1))) for array, gradient in zip(arrays, gradients, strict=True)
+    ]
+    return reduce(jnp.add, products)
+
+
+def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The device's shard of a weight, gathered along the axes that shard rows."""
+    value = value.astype(dtype)
+    for dimension, entry in enumerate(layout.spec):
+        if over := _in_use(mesh, _names(entry) & set(_BATCH)):
+            value = jax.lax.all_gather(value, over, axis=dimension, tiled=True)
+    return value
+
+
+def _reduced(mesh: Mesh, layout: _Layout, gradient: jax.Array) -> jax.Array:
+    """A weight's gradient summed over all rows and slots; the device keeps its shard."""
+    rest = set(_BATCH)
+    for dimension, entry in enumerate(layout.spec):
+        if over := _in_use(mesh, _names(entry) & set(_BATCH)):
+            gradient = jax.lax.psum_scatter(gradient, over, scatter_dimension=dimension, tiled=True)
+            rest -= set(over)
+    return _summed(gradient, _in_use(mesh, rest))
+
+
+def _summed(x: jax.Array, over: tuple[str, ...]) -> jax.Array:
+    return jax.lax.psum(x, over) if over else x
+
+
+def _names(entry: str | tuple[str, ...] | None) -> set[str]:
+    return set() if entry is None else {entry} if isinstance(entry, str) else set(entry)
+
+
+def _in_use(mesh: Mesh, names: Iterable[str]) -> tuple[str, ...]:
+    """The named axes with more than one device, in the mesh's order."""
+    wanted = set(names)
+    return tuple(name for name in mesh.axis_names if name in wanted and mesh.shape[name] > 1)
