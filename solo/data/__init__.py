@@ -1,1 +1,10 @@
-"""Records -> plan -> rows -> batch. Numpy only: nothing here imports jax."""
+"""From datasets to batches. Numpy only: nothing here imports jax.
+
+record    the normal form of an example: an id and turns
+readers   one file per dataset format; yields records
+text      turns to tokens: tokenizers and chat templates
+images    image files to patches, and the text tokens around them
+store     what `solo prepare` writes: shards of records, an index of their lengths, the tokenizer
+planning  from the index alone: which documents share which row of which batch
+rows      planned rows to batches: documents are read, laid out and loaded ahead
+"""

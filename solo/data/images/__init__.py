@@ -1,1 +1,1 @@
-"""From an image file to patches."""
+"""Image files to patches: sizes (geometry, tiles), pixels (patches), and the text tokens around them (delimiters)."""

@@ -1,4 +1,4 @@
-"""What the planner places: whole documents, and the chunks of those that are too long for a row."""
+"""Chunks: what the planner places in rows. A document that fits a row is one chunk; a longer one is split."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from solo.config import ImageConfig
+from solo.data.planning import tuning
 from solo.data.planning.row_shape import NO_IMAGES, RowShape, TextPerPatch, record_needs
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
 
@@ -17,20 +18,22 @@ EMPTY = "empty"
 TOO_LONG = "too long for a row"
 IMAGE_TOO_LARGE = "an image is too large for a row"
 
+_Part = tuple[int, int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Chunks:
-    """The N chunks of a source, by record and then in reading order, and what became of its records.
+    """The N chunks of a source, ordered by record and then by reading order.
 
     record  int32 [N]     number of the record in its source
-    start   int32 [N]     the chunk is the record's reading-order slots [start, stop)
-    stop    int32 [N]
+    start   int32 [N]     first slot of the chunk in the record's reading order
+    stop    int32 [N]     one past the chunk's last slot
     length  int32 [N]     slots of the whole record
-    needs   int32 [N, 3]  patch, text and target slots. A supervised token that opens a chunk has nothing before it
-                          to be predicted from, and is no target
+    needs   int32 [N, 3]  patch, text and target slots. A supervised token that begins a chunk is not a target: nothing
+                          stands before it to predict it from
     documents  records of the source, dropped ones included
-    split      records that were cut into several chunks
-    dropped    records that were left out, by reason
+    split      records that were split into several chunks
+    dropped    number of records that were left out, by reason
     """
 
     record: np.ndarray
@@ -48,32 +51,34 @@ class Chunks:
 
 @dataclass(frozen=True)
 class ChunkLimits:
-    """What a chunk may hold: at most a row, and so little text that the row's other patches find theirs.
+    """How large a chunk may be.
 
-    A row is full only if both regions are, and patches come with text of their own. Beside a text that takes the
-    whole text region, the patch region stays empty.
+    A chunk fits a row, and it leaves text slots for the documents that fill the row's other patch slots. A row is full
+    only if both its regions are, and patches come with text of their own: beside a text that takes the whole text
+    region, the patch region stays empty.
     """
 
     shape: RowShape
     text_per_patch: TextPerPatch = NO_IMAGES
 
     def text(self, patches: int) -> int:
-        """Most text slots for a chunk with this many patches: what is left beside average documents with images."""
+        """The most text slots for a chunk with this many patches: what average documents with images leave."""
         return self._beside(self.text_per_patch.mean, patches)
 
     @property
     def longest_text(self) -> int:
-        """Longest document without images that is kept whole: beside a longer one, no row can be full."""
+        """The most text slots of a document without images that is kept whole: with more, no row can be full."""
         return self._beside(self.text_per_patch.low, 0)
 
     def hold(self, patches: int, text: int, targets: int) -> bool:
-        """Whether a chunk of this size may be made."""
+        """Returns whether a chunk may have this size."""
         shape = self.shape
         return patches <= shape.patch_slots and text <= self.text(patches) and targets <= shape.target_slots
 
     def _beside(self, text_per_patch: float, patches: int) -> int:
         text_slots = self.shape.text_slots
-        return max(int(text_slots - text_per_patch * (self.shape.patch_slots - patches)), text_slots // 4, 1)
+        beside = int(text_slots - text_per_patch * (self.shape.patch_slots - patches))
+        return max(beside, int(text_slots * tuning.LEAST_TEXT), 1)
 
 
 def make_chunks(
@@ -83,19 +88,19 @@ def make_chunks(
     overlong: Literal["split", "drop"],
     text_per_patch: TextPerPatch = NO_IMAGES,
 ) -> Chunks:
-    """Lay out a source in chunks that each fit an empty row.
+    """Splits a source into chunks that each fit an empty row.
 
-    A record that fits is one chunk. One that does not is dropped, or cut greedily in reading order: anywhere
-    between text tokens, never in an image or between it and its delimiters. A record with an image that does not
-    fit by itself is dropped as a whole. Where records are cut, plain text is cut as soon as it would leave the rest
-    of its row without text for the patches; text with images only where it must be, to stay with its images.
+    A record that fits is one chunk. A record that does not fit is dropped, or split greedily in reading order: between
+    any two text tokens, but never inside an image or between an image and its delimiters. A record is dropped if one
+    of its images does not fit a row. With `overlong: split`, text without images is split as soon as it would leave
+    the row's patch slots without text; text with images is split only where it must be, to stay with its images.
 
     Args:
         index: the source's runs.
         image: how images become patches.
-        shape: the rows' slots.
+        shape: slots of a row.
         overlong: what to do with a record that does not fit.
-        text_per_patch: of the mixture's documents with images; see `ChunkLimits`.
+        text_per_patch: text per patch of the mixture's documents with images; see `ChunkLimits`.
     """
     needs = record_needs(index, image)
     slots = needs[:, 0] + needs[:, 1]
@@ -105,7 +110,7 @@ def make_chunks(
         fits &= (needs[:, 0] > 0) | (needs[:, 1] <= limits.longest_text)
     whole = np.flatnonzero(fits)
     dropped: Counter[str] = Counter()
-    cut: list[tuple[int, int, int, int, int, int]] = []
+    parts: list[tuple[int, int, int, int, int, int]] = []
     split = 0
     counts = index.run_counts(image) if overlong == "split" and not fits.all() else None
     for record in np.flatnonzero(~fits).tolist():
@@ -116,16 +121,16 @@ def make_chunks(
         else:
             first, last = index.record_run[record : record + 2]
             runs = zip(index.run_kind[first:last].tolist(), counts[first:last, :2].tolist(), strict=True)
-            found = list(_cut(runs, limits))
+            found = list(_split(runs, limits))
             if None in found:
                 dropped[IMAGE_TOO_LARGE] += 1
             else:
-                cut += [(record, *chunk) for chunk in found if chunk is not None]
+                parts += [(record, *chunk) for chunk in found if chunk is not None]
                 split += 1
-    extra = np.asarray(cut, np.int64).reshape(-1, 6)
+    extra = np.asarray(parts, np.int64).reshape(-1, 6)
     records = np.concatenate([whole, extra[:, 0]])
     order = np.argsort(records, kind="stable")
-    # Every process keeps these arrays of every chunk: half the width is half the memory.
+    # Every process keeps these arrays for all chunks, so int32 halves the memory.
     return Chunks(
         record=records[order].astype(np.int32),
         start=np.concatenate([np.zeros(len(whole), np.int64), extra[:, 1]])[order].astype(np.int32),
@@ -138,10 +143,10 @@ def make_chunks(
     )
 
 
-def _cut(runs: Iterator[tuple[int, list[int]]], limits: ChunkLimits) -> Iterator[tuple[int, int, int, int, int] | None]:
-    """Yield (start, stop, patches, text, targets) of every chunk of a record; None where an image does not fit.
+def _split(runs: Iterator[tuple[int, list[int]]], limits: ChunkLimits) -> Iterator[_Part | None]:
+    """Yields (start, stop, patches, text, targets) of a record's chunks, or None for an image that does not fit.
 
-    `runs` are (kind, [patches, text tokens]) in reading order.
+    `runs` holds (kind, [patches, text tokens]) in reading order.
     """
     shape = limits.shape
     start = patches = text = targets = 0
@@ -159,7 +164,7 @@ def _cut(runs: Iterator[tuple[int, list[int]]], limits: ChunkLimits) -> Iterator
         while run_text:
             room = limits.text(patches) - text
             if supervised:
-                # The first slot of a chunk is no target, whatever it is.
+                # The first slot of a chunk is never a target.
                 room = min(room, shape.target_slots - targets + (text == 0))
             if room <= 0:
                 yield start, start + patches + text, patches, text, targets

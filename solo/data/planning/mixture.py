@@ -1,9 +1,9 @@
-"""The order in which documents are drawn, as a pure function of (seed, stage, position).
+"""The order in which documents are drawn: a pure function of (seed, stage, position).
 
-Nothing is stored: any position of the stream is looked up alone. A stage counted in steps draws for ever, in blocks
-that each hold every source in its exact share; a stage counted in epochs draws a finite number, shuffled as a whole.
-After every whole block no chunk of a source was drawn twice more than another. Within a block the order is free, so
-that a source smaller than its share of a block may repeat a chunk there before it has given all others.
+Nothing is stored; any position of the stream is looked up alone. A stage counted in steps has an endless stream of
+blocks, each of which holds every source in its exact share. A stage counted in epochs has a finite stream, shuffled as
+a whole. At the end of a block, the numbers of times that two chunks of a source were drawn differ by at most one.
+Within a block, a source that is smaller than its share may repeat a chunk before it has given all others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class SourceSize:
-    """What the mixture needs to know of a source: whole documents, the chunks they are drawn as, all their slots."""
+    """The size of a source: documents, the chunks that they are split into, and slots of all chunks."""
 
     documents: int
     chunks: int
@@ -29,10 +29,10 @@ class SourceSize:
 
 
 def draw_weights(stage: StageConfig, sizes: Sequence[SourceSize]) -> np.ndarray:
-    """float64 [sources]: share of every source among the chunks drawn, summing to 1.
+    """Returns each source's share of the chunks drawn, float64 [sources], which sums to 1.
 
-    `mixture_by: documents` weighs whole documents, so that cutting a long one does not change how often it is read;
-    `positions` weighs slots. With `epochs` a source's share is its weight times its size.
+    `mixture_by: documents` weighs whole documents, so that splitting a long one does not change how often it is read.
+    `mixture_by: tokens` weighs slots. With `epochs`, a source's share is its weight times its size.
     """
     weights = np.asarray(list(stage.mixture.values()), np.float64)
     documents, chunks, slots = (
@@ -48,18 +48,18 @@ def draw_weights(stage: StageConfig, sizes: Sequence[SourceSize]) -> np.ndarray:
 
 
 class MixtureStream:
-    """The stage's documents in drawing order.
+    """The chunks of a stage in the order in which they are drawn.
 
     Args:
-        stage: mixture, steps or epochs.
-        sizes: the sources, in mixture order; each has at least one chunk.
-        seed: the run's seed.
+        stage: mixture, and steps or epochs.
+        sizes: sizes of the sources, in mixture order; each has at least one chunk.
+        seed: seed of the run.
 
     Attributes:
-        length: documents in the stream; None where it is endless (a stage counted in steps).
+        length: chunks in the stream; None if it is endless (a stage counted in steps).
 
     Raises:
-        ConfigError: more sources than a block has places.
+        ConfigError: there are more sources than a block has places.
     """
 
     def __init__(self, stage: StageConfig, sizes: Sequence[SourceSize], seed: int) -> None:
@@ -72,19 +72,19 @@ class MixtureStream:
             weights = np.asarray(list(stage.mixture.values()))
             counts = np.rint(weights * stage.epochs * self._chunks).astype(np.int64)
             self.length = int(counts.sum())
-        # Without an end the stream is one shuffled block after the other; with one, it is a single shuffled block.
+        # An endless stream is one shuffled block after another; a finite one is a single shuffled block.
         self._counts = counts
         self._ends = np.cumsum(counts)
         self._block = int(self._ends[-1])
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is drawn at these positions.
+        """Looks up what is drawn at these positions.
 
         Args:
-            positions: integers [n], from 0, below `length` if there is one.
+            positions: integers [n], from 0 and below `length`.
 
         Returns:
-            source int64 [n], in mixture order, and chunk int64 [n], its number in the source.
+            The source, int64 [n], in mixture order, and the chunk, int64 [n], counted in its source.
         """
         positions = np.asarray(positions, np.int64)
         if not positions.size:
@@ -98,7 +98,7 @@ class MixtureStream:
 
 
 def _exact_counts(shares: np.ndarray, total: int, stage: str) -> np.ndarray:
-    """int64 [sources], summing to `total`: shares rounded by largest remainder, every source at least one."""
+    """Rounds shares to counts, int64 [sources], that sum to `total`: by largest remainder, at least one per source."""
     if len(shares) > total:
         raise ConfigError(f"stage {stage!r}: {len(shares)} sources, but a mixture has at most {total}")
     counts = np.maximum(np.floor(shares * total).astype(np.int64), 1)

@@ -1,4 +1,4 @@
-"""How many patch, text and target slots a row has: given in the config, or chosen so that the data fills them."""
+"""Patch, text and target slots of a row: given in the config, or chosen so that the data fills them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
+from solo.data.planning import tuning
 from solo.data.planning.mixture import SourceSize, draw_weights
 from solo.data.planning.permutation import permute
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
-
-_TOLERANCE = 0.12  # how far P + T may be from row_slots, as a fraction of it
-_SCALES = (1.0, 0.96, 1.04, 0.92, 1.08, 0.88, 1.12)
-_TILTS = (0.0, 0.05, -0.05)
-_GIVEN_UP = 0.05  # fill of the mean document that a shape may give up
-_TARGET_MARGIN = 1.15  # a row's targets spread around their mean
 
 
 @dataclass(frozen=True)
@@ -35,10 +30,10 @@ class RowShape:
 
 
 class TextPerPatch(NamedTuple):
-    """Text slots of documents with images (delimiters, separators, captions, answers) per patch.
+    """Text slots per patch in documents with images, delimiters and row tokens included.
 
-    mean  of all of them
-    low   of the half, by patches, that has least
+    mean  over all of them
+    low   over the half (by patches) that has the least text per patch
     """
 
     mean: float
@@ -49,9 +44,9 @@ NO_IMAGES = TextPerPatch(0.0, 0.0)
 
 
 def record_needs(index: SourceIndex, image: ImageConfig) -> np.ndarray:
-    """int64 [N, 3]: patch, text and target slots of every record, if it is kept whole.
+    """Returns patch, text and target slots of every record that is kept whole, int64 [N, 3].
 
-    A supervised token that opens a record has nothing before it to be predicted from: it is no target.
+    A supervised token that begins a record is not a target: nothing stands before it to predict it from.
     """
     needs = index.counts(image)
     first_run = np.minimum(index.record_run[:-1], len(index.run_kind) - 1)
@@ -62,16 +57,16 @@ def record_needs(index: SourceIndex, image: ImageConfig) -> np.ndarray:
 def row_shapes(
     stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig
 ) -> list[RowShape]:
-    """Shapes that a stage's rows might have, the most natural first. One only, if the config gives it.
+    """Returns candidate shapes of a stage's rows, the most natural first; only one if the config gives it.
 
-    P : T follows the mixture's mean patches and mean text tokens; both are multiples of `slot_multiple`, P + T is
-    within 12% of `row_slots`, and each region is large enough for the largest image if that is possible. The first
-    shape is the one nearest to `row_slots` among those that the mean document fills best. Y is 1.15 times what a row
-    holds on average, and enough for the document with most targets.
+    P : T follows the mixture's mean patches and mean text tokens. Both are multiples of `slot_multiple`, P + T is
+    near `row_slots`, and each region has room for the largest image if possible. The first shape is the one nearest to
+    `row_slots` among those that the mean document fills best. Y has some room above a row's mean targets, and holds
+    the document with the most targets. See `solo.data.planning.tuning` for how near and how much.
 
     Args:
-        stage: slots given, or what they are to be near to.
-        indexes: the sources of the mixture, in its order.
+        stage: the slots, or `row_slots`.
+        indexes: sources of the mixture, in its order.
         image: how images become patches.
         data: what happens to documents that are too long.
 
@@ -85,7 +80,7 @@ def row_shapes(
     largest = _largest_image(indexes, image)
     regions = _regions(stage, _record_means(stage, needs), largest)
     if data.overlong == "drop":
-        # Records that will be dropped do not count for the ratio.
+        # Records that will be dropped do not count towards the ratio.
         patch_slots, text_slots = regions[0]
         kept = {name: need[(need[:, 0] <= patch_slots) & (need[:, 1] <= text_slots)] for name, need in needs.items()}
         if all(len(need) for need in kept.values()):
@@ -99,7 +94,7 @@ def row_shapes(
 
 
 def sample_index(index: SourceIndex, records: int) -> SourceIndex:
-    """An index of at most that many records, drawn at random, always the same."""
+    """Returns an index of at most `records` records: a fixed random sample."""
     count = len(index)
     chosen = np.sort(permute(np.arange(min(records, count)), count, key=0)) if count else np.zeros(0, np.int64)
     lengths = index.record_run[chosen + 1] - index.record_run[chosen]
@@ -109,20 +104,20 @@ def sample_index(index: SourceIndex, records: int) -> SourceIndex:
 
 
 def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], needs: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [3]: patch, text and target slots of what the mixture draws, on average.
+    """Returns mean patch, text and target slots of what the mixture draws, float64 [3].
 
     Args:
-        stage: mixture.
-        sizes: of the sources, in mixture order.
-        needs: int64 [N, 3] for each of them.
+        stage: the mixture.
+        sizes: sizes of the sources, in mixture order.
+        needs: int64 [N, 3] for each source.
     """
-    # A plain sum: a matrix product might round differently on another host, which must choose the same shape.
+    # A plain sum, because a matrix product may round differently on another host, which must choose the same shape.
     shares = draw_weights(stage, sizes)
     return sum((share * need.mean(axis=0) for share, need in zip(shares, needs, strict=True)), np.zeros(3))
 
 
 def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig) -> TextPerPatch:
-    """How much text the mixture's images bring along; zeros where there are no images."""
+    """Returns how much text the mixture's images bring along; zeros if there are no images."""
     needs = [record_needs(index, image) for index in indexes.values()]
     shares = draw_weights(stage, _whole(needs))
     weights = np.concatenate([np.full(len(need), share / len(need)) for share, need in zip(shares, needs, strict=True)])
@@ -133,7 +128,7 @@ def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image
     order = np.argsort(text / patches, kind="stable")
     patches_so_far, text_so_far = np.cumsum(patches[order]), np.cumsum(text[order])
     half = int(np.searchsorted(patches_so_far, patches_so_far[-1] / 2))
-    # Three decimals, so that no host differs by a rounding error.
+    # Rounded to three decimals, so that no host differs by a rounding error.
     mean, low = (round(float(text_so_far[end] / patches_so_far[end]), 3) for end in (-1, half))
     return TextPerPatch(mean, low)
 
@@ -143,7 +138,7 @@ def _record_means(stage: StageConfig, needs: Mapping[str, np.ndarray]) -> np.nda
 
 
 def _whole(needs: Sequence[np.ndarray]) -> list[SourceSize]:
-    """Sizes of sources whose records are all kept whole."""
+    """Returns the sizes of sources whose records are all kept whole."""
     return [SourceSize(len(need), len(need), int(need[:, :2].sum())) for need in needs]
 
 
@@ -151,25 +146,25 @@ def _target_slots(stage: StageConfig, means: np.ndarray, needs: Sequence[np.ndar
     if stage.target_slots is not None:
         return stage.target_slots
     most = max(int(np.minimum(need[:, 2], text_slots).max()) for need in needs)
-    targets = max(_TARGET_MARGIN * text_slots * means[2] / means[1], most)
+    targets = max(tuning.TARGET_MARGIN * text_slots * means[2] / means[1], most)
     return min(text_slots, int(-(-targets // stage.slot_multiple) * stage.slot_multiple))
 
 
 def _largest_image(indexes: Mapping[str, SourceIndex], image: ImageConfig) -> tuple[int, int]:
-    """Patches of the largest image, and text tokens of the one with most rows."""
+    """Returns patches of the largest image, and text tokens of the image with the most rows."""
     counts = [index.run_counts(image)[index.run_kind == IMAGE] for index in indexes.values()]
     found = np.concatenate([np.zeros((1, 3), np.int64), *counts]).max(axis=0)
     return int(found[0]), int(found[1])
 
 
 def _regions(stage: StageConfig, means: np.ndarray, largest_image: tuple[int, int]) -> list[tuple[int, int]]:
-    """Pairs (P, T), the most natural first."""
+    """Returns pairs (P, T), the most natural first."""
     if stage.patch_slots is not None and stage.text_slots is not None:
         return [(stage.patch_slots, stage.text_slots)]
     step, row = stage.slot_multiple, stage.row_slots
-    sides = np.arange(0, int(row * (1 + _TOLERANCE)) + 1, step)
+    sides = np.arange(0, int(row * (1 + tuning.TOLERANCE)) + 1, step)
     patches, text = (grid.ravel() for grid in np.meshgrid(sides, sides))
-    allowed = (np.abs(patches + text - row) <= _TOLERANCE * row) & (text > 0)
+    allowed = (np.abs(patches + text - row) <= tuning.TOLERANCE * row) & (text > 0)
     allowed &= (patches > 0) if means[0] > 0 else (patches == 0)
     if not allowed.any():
         raise ConfigError(
@@ -182,15 +177,15 @@ def _regions(stage: StageConfig, means: np.ndarray, largest_image: tuple[int, in
     with np.errstate(divide="ignore", invalid="ignore"):
         rows_filled = np.fmin(patches / means[0], text / means[1])
     fill = rows_filled * means[:2].sum() / (patches + text)
-    # To 0.1%: what is finer than that is drowned by the packing.
+    # Rounded to 0.1%, because packing hides finer differences.
     order = np.lexsort((np.abs(patches + text - row), -np.round(fill, 3)))
     best = fill[order[0]]
     found = [(int(patches[order[0]]), int(text[order[0]]))]
-    for tilt in _TILTS:
-        for scale in _SCALES:
-            # P is moved off the ratio by `tilt`: a little room in one region can make the other fill much better.
+    for tilt in tuning.TILTS:
+        for scale in tuning.SCALES:
+            # `tilt` moves P off the ratio: a little room in one region can make the other fill much better.
             wanted = row * scale * means[:2] / means[:2].sum() * np.asarray([1 + tilt, 1])
             nearest = np.argmin(np.abs(patches - wanted[0]) + np.abs(text - wanted[1]))
-            if fill[nearest] >= best - _GIVEN_UP:
+            if fill[nearest] >= best - tuning.GIVEN_UP:
                 found.append((int(patches[nearest]), int(text[nearest])))
     return list(dict.fromkeys(found))

@@ -1,7 +1,7 @@
 """Which documents share which row of which batch: a pure function of (config, seed, step).
 
-The index says how long every document is; nothing is read or decoded. See `chunks` for what is placed, `mixture` for
-the order in which it is drawn, `windows` and `packing` for how it becomes rows.
+Lengths of documents come from the index; nothing is read or decoded. See `chunks` for what is placed, `mixture` for the
+order in which it is drawn, `packing_windows` and `packing` for how it becomes rows.
 """
 
 from __future__ import annotations
@@ -14,26 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
+from solo.data.planning import tuning
 from solo.data.planning.chunks import Chunks, make_chunks
 from solo.data.planning.mixture import MixtureStream, SourceSize
 from solo.data.planning.packing import MAX_SLOTS
-from solo.data.planning.packing_windows import State, WindowPlanner
+from solo.data.planning.packing_windows import PackingPlanner, PackingState
 from solo.data.planning.permutation import derive_key
 from solo.data.planning.row_shape import RowShape, mean_needs, row_shapes, sample_index, text_per_patch
 from solo.data.store.index import SourceIndex
 
-_TRIED_ROWS = 64  # rows packed to see how well a shape fills
-_TRIED_RECORDS = 4096  # of each source, that those rows are drawn from
-_GOOD_FILL = 0.992  # of the shape nearest to row_slots; others are only tried if it stays below
-
 
 class Chunk(NamedTuple):
-    """A document, or a chunk of one.
+    """A document, or a part of one that is too long for a row.
 
-    source  its source, counted in mixture order
-    record  its record, counted in the source
-    start   it is the record's slots [start, stop) in reading order
-    stop
+    source  number of its source in mixture order
+    record  number of its record in the source
+    start   first slot in the record's reading order
+    stop    one past the last slot
     length  slots of the whole record
     needs   patch, text and target slots
     """
@@ -48,12 +45,12 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class PlanStatistics:
-    """What a range of steps holds.
+    """Sums over a range of steps.
 
     rows       rows, empty ones included
     slots      slots of those rows
     useful     int64 [3]: patch, text and target slots that hold something
-    documents  chunks of every source, in mixture order
+    documents  chunks of each source, in mixture order
     """
 
     rows: int
@@ -63,26 +60,26 @@ class PlanStatistics:
 
     @property
     def fill(self) -> float:
-        """Share of all slots, patches and text together, that hold something."""
+        """Share of all patch and text slots that hold something."""
         return float(self.useful[:2].sum() / max(self.slots, 1))
 
 
 class StagePlan:
-    """The batches of a stage. Safe to share between threads; pickles without what it has planned.
+    """The batches of a stage. Thread-safe; pickles without the rows that were planned.
 
     Args:
         stage: mixture, rows and length.
-        indexes: the sources of `stage.mixture`, in its order.
+        indexes: sources of `stage.mixture`, in its order.
         image: how images become patches.
-        data: window size and what to do with documents that are too long.
-        seed: the run's seed.
+        data: rows of a packing window, and what to do with documents that are too long.
+        seed: seed of the run.
 
     Attributes:
-        shape: slots of a row: as given in the stage, or chosen so that the data fills them.
-        chunks: by source, what is placed, and how many records were split or dropped.
+        shape: slots of a row, given in the stage or chosen so that the data fills them.
+        chunks: the chunks of each source, and how many of its records were split or dropped.
 
     Raises:
-        ConfigError: a source has nothing that fits a row, or no shape can be found.
+        ConfigError: no record of a source fits a row, or no shape can be found.
     """
 
     def __init__(
@@ -95,13 +92,13 @@ class StagePlan:
         if max(astuple(self.shape)) > MAX_SLOTS:
             raise ConfigError(f"stage {stage.name!r}: {self.shape} has more than {MAX_SLOTS:,} slots of a kind")
         self.chunks = _chunks(stage, indexes, image, data, self.shape)
-        # Every batch lies in one window.
+        # A batch must not span two windows.
         window_rows = -(-data.packing_window // stage.batch_rows) * stage.batch_rows
         self._planner, self._key = _planner(stage, self.chunks, self.shape, window_rows, seed)
 
     @cached_property
     def num_steps(self) -> int:
-        """Steps of the stage. Where it is counted in epochs, this plans it through."""
+        """Steps of the stage. If the stage is counted in epochs, this plans all of it."""
         if self.stage.steps is not None:
             return self.stage.steps
         number = 0
@@ -111,14 +108,15 @@ class StagePlan:
         return -(-(number * self._planner.rows + int(last)) // self.stage.batch_rows)
 
     def rows(self, step: int) -> list[list[Chunk]]:
-        """The B rows of a batch, each a list of documents in the order in which they stand.
+        """Returns the B rows of a batch, each a list of chunks in row order. Steps may be asked for in any order.
 
-        Steps may be asked for in any order. Raises IndexError where the stage has no such step.
+        Raises:
+            IndexError: the stage has no such step.
         """
         return [self.row(step, row) for row in range(self.stage.batch_rows)]
 
     def row(self, step: int, row: int) -> list[Chunk]:
-        """One of `rows(step)`."""
+        """Returns one of `rows(step)`."""
         if not (0 <= step < self.num_steps and 0 <= row < self.stage.batch_rows):
             raise IndexError(
                 f"row {row} of step {step} of stage {self.stage.name!r}, which has {self.num_steps} steps of "
@@ -128,27 +126,31 @@ class StagePlan:
         return [self._chunk(int(chunk)) for chunk in self._planner.window(number).rows(place, place + 1)]
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        """What `seek` needs to plan from a step on without planning what is before it. JSON-able, small."""
+        """Returns what `seek` needs to plan from a step on without planning the steps before: a small JSON mapping."""
         number = step * self.stage.batch_rows // self._planner.rows
         state = self._planner.state(number)
         return {"plan": f"{self._key:016x}", "window": number, "cursor": state.cursor, "carry": state.carry.tolist()}
 
     def seek(self, snapshot: Mapping[str, Any]) -> None:
-        """Make a snapshot known. Raises ValueError where it comes from another plan (config, data or seed)."""
+        """Continues from a snapshot.
+
+        Raises:
+            ValueError: the snapshot comes from another plan (config, data or seed).
+        """
         if snapshot["plan"] != f"{self._key:016x}":
             raise ValueError(
-                f"the snapshot of stage {self.stage.name!r} comes from another plan: its sources, row shape, window, "
-                "batch_rows or seed have changed since"
+                f"the snapshot of stage {self.stage.name!r} comes from another plan: its sources, row shape, packing "
+                "window, batch_rows or seed have changed since"
             )
-        state = State(int(snapshot["cursor"]), np.asarray(snapshot["carry"], np.int64))
+        state = PackingState(int(snapshot["cursor"]), np.asarray(snapshot["carry"], np.int64))
         self._planner.set_state(int(snapshot["window"]), state)
 
     def statistics(self, start: int, stop: int) -> PlanStatistics:
-        """What the steps [start, stop) hold. Plans them if they are not planned yet."""
+        """Returns sums over the steps [start, stop), which it plans if necessary."""
         return _statistics(self._planner, self.shape, start * self.stage.batch_rows, stop * self.stage.batch_rows)
 
     def fill(self, steps: int) -> float:
-        """Share of all slots of the first steps that hold something."""
+        """Returns the share of all slots of the first `steps` steps that hold something."""
         return self.statistics(0, steps).fill
 
     def _chunk(self, number: int) -> Chunk:
@@ -165,10 +167,10 @@ class StagePlan:
 def choose_row_shape(
     stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig
 ) -> RowShape:
-    """The slots of a stage's rows: as given in the stage, or chosen so that the data fills them.
+    """Returns the slots of a stage's rows, given in the stage or chosen so that the data fills them.
 
-    Among the shapes of `row_shapes`, the first that fills well, else the one that fills best, measured by packing some
-    rows of a sample of the records.
+    Packs some rows of a sample of the records with each of `row_shapes`, and takes the first shape that fills well, or
+    else the one that fills best.
 
     Raises:
         ConfigError: a source is empty, or no shape is near `row_slots`.
@@ -176,16 +178,16 @@ def choose_row_shape(
     shapes = row_shapes(stage, indexes, image, data)
     if len(shapes) == 1:
         return shapes[0]
-    # A stage counted in epochs draws from each source by its size, which a sample does not show.
+    # A stage counted in epochs draws from each source by its size, which a sample does not have.
     weights = {name: weight * (len(indexes[name]) if stage.epochs else 1) for name, weight in stage.mixture.items()}
     endless = stage.model_copy(update={"steps": 1, "epochs": None, "mixture": weights})
-    sample = {name: sample_index(index, _TRIED_RECORDS) for name, index in indexes.items()}
+    sample = {name: sample_index(index, tuning.TRIED_RECORDS) for name, index in indexes.items()}
     best, best_fill = shapes[0], 0.0
     for shape in shapes:
         fill = _try_shape(endless, sample, image, data, shape)
         if fill > best_fill:
             best, best_fill = shape, fill
-        if fill > _GOOD_FILL:
+        if fill > tuning.GOOD_FILL:
             break
     return best
 
@@ -193,16 +195,16 @@ def choose_row_shape(
 def _try_shape(
     stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
 ) -> float:
-    """Fill to be expected of rows of a shape in the long run; 0 if it does not serve at all."""
+    """Returns the expected long-run fill of rows of a shape; 0 if the data does not fit it."""
     try:
         chunks = _chunks(stage, indexes, image, data, shape)
     except ConfigError:
         return 0.0
-    planner, _ = _planner(stage, chunks, shape, _TRIED_ROWS, seed=0)
-    found = _statistics(planner, shape, 0, _TRIED_ROWS)
-    used = found.useful[:2] / _TRIED_ROWS
-    # So few rows may carry a surplus of patches or text along, which in the long run has to be placed. But a surplus
-    # also makes packing easier: the truth was measured to lie between the two.
+    planner, _ = _planner(stage, chunks, shape, tuning.TRIED_ROWS, seed=0)
+    found = _statistics(planner, shape, 0, tuning.TRIED_ROWS)
+    used = found.useful[:2] / tuning.TRIED_ROWS
+    # A few rows can carry a surplus of patches or text along, which must be placed in the long run. A surplus also
+    # makes packing easier, so the long-run fill was measured to lie between the two estimates.
     drawn = mean_needs(stage, _sizes(chunks), [table.needs for table in chunks.values()])[:2]
     all_placed = min(used[drawn > 0] / drawn[drawn > 0]) * drawn.sum() / shape.slots
     return float(found.fill + all_placed) / 2
@@ -224,12 +226,12 @@ def _chunks(
 
 def _planner(
     stage: StageConfig, chunks: Mapping[str, Chunks], shape: RowShape, window_rows: int, seed: int
-) -> tuple[WindowPlanner, int]:
-    """The planner, and a key that names the plan: another config or other data, another key."""
+) -> tuple[PackingPlanner, int]:
+    """Returns the planner, and a key that identifies the plan: it depends on config, data and seed."""
     sizes = _sizes(chunks)
     counts = [number for size in sizes for number in astuple(size)]
     key = derive_key(seed, stage.name, repr(stage.mixture), window_rows, *astuple(shape), *counts)
-    return WindowPlanner(MixtureStream(stage, sizes, seed), list(chunks.values()), shape, window_rows, key), key
+    return PackingPlanner(MixtureStream(stage, sizes, seed), list(chunks.values()), shape, window_rows, key), key
 
 
 def _sizes(chunks: Mapping[str, Chunks]) -> list[SourceSize]:
@@ -239,8 +241,8 @@ def _sizes(chunks: Mapping[str, Chunks]) -> list[SourceSize]:
     ]
 
 
-def _statistics(planner: WindowPlanner, shape: RowShape, first: int, last: int) -> PlanStatistics:
-    """Of the rows [first, last)."""
+def _statistics(planner: PackingPlanner, shape: RowShape, first: int, last: int) -> PlanStatistics:
+    """Returns sums over the rows [first, last)."""
     useful = np.zeros(3, np.int64)
     documents = np.zeros(len(planner.first_chunk) - 1, np.int64)
     row = first

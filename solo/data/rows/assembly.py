@@ -1,9 +1,8 @@
-"""Documents to a row: the one place where reading order becomes two regions, and where labels are shifted.
+"""Documents to a row: the only place where reading order becomes two regions, and where targets are shifted.
 
-A row is `[P patches | T text]`. In reading order element i of a document is followed by element i + 1; if that one is
-a supervised token, it is the target of element i: its `target_slots` is the slot of element i, wherever that
-stands, and its `target_ids` is token i + 1. Nothing after this file shifts again. The first element of a document,
-or of a chunk of one, is nobody's target.
+A row is `[P patches | T text]`. If element i + 1 of a document is a supervised token, it is the target of element i:
+`target_slots` holds the slot of element i and `target_ids` holds token i + 1. No later code shifts again. The first
+element of a document or chunk is never a target.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ def assemble_row(
     sequence: SequenceConfig = _PLAIN,
     average: Average = "token",
 ) -> Batch:
-    """Lay documents out in one row.
+    """Lays documents out in one row.
 
     Args:
-        documents: each with the number of its source, in the order in which they are to stand.
+        documents: documents in the order in which they stand, each with the number of its source.
         shape: slots of the row.
-        image: patch size, and how the tokens of one image see each other; see `solo.data.rows.reading_order.visible`.
+        image: patch size and image mask; see `solo.data.rows.reading_order.visible`.
         pad_id: token of empty text slots.
         sequence: sliding window and positions; see `solo.data.rows.reading_order.positions`.
-        average: what weighs the same in the loss; see `LossConfig`.
+        average: what has equal weight in the loss; see `LossConfig`.
 
     Returns:
-        A Batch without its B axis; see `solo.batch` for the fields, their types and what empty slots hold.
+        A Batch without its B axis; see `solo.batch` for fields, dtypes and empty slots.
 
     Raises:
         ValueError: the documents do not fit the row.
@@ -57,7 +56,7 @@ def assemble_row(
     row.text[: len(is_patch) - start] = order.tokens[~is_patch]
     row.positions[slot] = positions(order, sequence)
     row.attend[:] = row_attend(order, shape, image, sequence)
-    # Element i + 1 is the target of element i if it is supervised and of the same document: a first one never is.
+    # Element i + 1 is the target of element i if it is supervised and not the first of its document.
     targets = np.flatnonzero(order.supervised & (order.place > 0))
     if len(targets) > shape.target_slots:
         raise ValueError(f"{len(targets)} targets do not fit a row of {shape.target_slots} target slots")
@@ -69,7 +68,7 @@ def assemble_row(
 
 
 def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """int32 [S, 4], `Batch.attend` of a row: `visible` by slot; empty slots see nothing.
+    """Returns `Batch.attend` of a row, int32 [S, 4]: `visible` by slot. Empty slots see nothing.
 
     Raises:
         ValueError: the documents do not fit the row.
@@ -80,19 +79,19 @@ def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequenc
 
 
 def _weights(opening: np.ndarray, average: Average) -> np.ndarray:
-    """float64 [n]: 1, or 1 / m or 1 / sqrt(m) where a document has m targets. `opening`: which document each is of."""
+    """Returns float64 [n]: 1, or 1 / m or 1 / sqrt(m) for a document of m targets. `opening` tells documents apart."""
     power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
     _, number, counts = np.unique(opening, return_inverse=True, return_counts=True)
     return counts[number] ** -power
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
-    """Rows to a batch: every field gets the axis B in front."""
+    """Stacks rows to a batch: every field gets a leading axis B."""
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 
 def _slots(is_patch: np.ndarray, shape: RowShape) -> np.ndarray:
-    """int64 [N]: the slot of every element. Raises ValueError where they do not fit."""
+    """Returns the slot of every element, int64 [N]. Raises ValueError if they do not fit."""
     patches_so_far = np.cumsum(is_patch)
     count = int(patches_so_far[-1]) if len(is_patch) else 0
     if count > shape.patch_slots or len(is_patch) - count > shape.text_slots:

@@ -1,7 +1,8 @@
-"""A record as the model reads it: runs of text tokens and images, then one reading order of slots.
+"""Documents: records as the model reads them, in one reading order of text tokens and patches.
 
-`runs` (`solo.data.text.templates`) needs the tokenizer only; `encode` also decodes the images. Between the two stands
-the index (`solo.data.store.index`), which counts the runs once so that planning never decodes an image.
+`runs` (`solo.data.text.templates`) turns a record into runs of text tokens and images, which needs only the tokenizer;
+`encode` also decodes the images. The index (`solo.data.store.index`) counts the runs once, so that planning never
+decodes an image.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ PATCH = -1
 class Document:
     """A document in reading order: N = patches + text tokens.
 
-    tokens      int32 [N]       token id; PATCH (-1) where a patch stands
+    tokens      int32 [N]       token id; PATCH (-1) for a patch
     supervised  bool [N]        whether the model learns to predict this token
-    image       int32 [N]       which image the slot belongs to, from its first patch to its last, separators
-                                included; NO_IMAGE (-1) elsewhere (begin and end tokens too)
+    image       int32 [N]       number of the image, from its first patch to its last, row tokens included;
+                                NO_IMAGE (-1) elsewhere, and for begin and end tokens
     patches     uint8 [p, patch_size^2 * 3]   raw pixels, channel-major (C, y, x), in reading order
     patch_grid  int32 [p, 2]    row and column of each patch in its image or tile
     """
@@ -43,7 +44,7 @@ class Document:
     patch_grid: np.ndarray
 
     def chunk(self, start: int, stop: int) -> Document:
-        """The document's slots [start, stop), as a document of its own."""
+        """Returns the slots [start, stop) as a document."""
         is_patch = self.tokens == PATCH
         first, last = int(is_patch[:start].sum()), int(is_patch[:stop].sum())
         return Document(
@@ -56,13 +57,13 @@ class Document:
 
 
 def encode(parts: Sequence[TextRun | Image], tokenizer: Tokenizer, config: ImageConfig) -> Document:
-    """Lay runs out in reading order and cut the images into patches.
+    """Lays runs out in reading order and cuts the images into patches.
 
     Raises:
         OSError: an image cannot be decoded.
-        ConfigError: the tokenizer lacks a token of the image layout.
+        ConfigError: the tokenizer lacks a delimiter token.
     """
-    layout = image_tokens(config, tokenizer)
+    delimiters = image_tokens(config, tokenizer)
     images = sum(isinstance(part, Image) for part in parts)
     tokens: list[np.ndarray] = [np.zeros(0, np.int32)]
     supervised: list[np.ndarray] = [np.zeros(0, bool)]
@@ -73,10 +74,10 @@ def encode(parts: Sequence[TextRun | Image], tokenizer: Tokenizer, config: Image
     for part in parts:
         if isinstance(part, Image):
             cut = decode_patches(part.data, config, images)
-            span = image_span(cut.grid, layout, config, PATCH)
+            span = image_span(cut.grid, delimiters, config, PATCH)
             inside = np.full(len(span), number, np.int32)
-            inside[: layout.begin is not None] = NO_IMAGE
-            inside[len(span) - (layout.end is not None) :] = NO_IMAGE
+            inside[: delimiters.begin is not None] = NO_IMAGE
+            inside[len(span) - (delimiters.end is not None) :] = NO_IMAGE
             tokens.append(span)
             supervised.append(np.zeros(len(span), bool))
             image.append(inside)

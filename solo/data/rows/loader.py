@@ -1,11 +1,10 @@
-"""Batches of one host, in order, read and assembled by threads or worker processes.
+"""The batches of one host, read and assembled ahead by threads or worker processes.
 
-Grain does the prefetching and nothing else. What is in a batch comes from the plan, which every host computes for
-itself; a host then reads only the rows that are its own. So there is no iterator state to save: a loader starts at
-any step, on any number of hosts.
+Grain only prefetches. The plan, which every host computes for itself, says what is in a batch, and a host reads only
+its own rows. There is no iterator state to save: a loader can start at any step, on any number of hosts.
 
-Grain is imported where it is used: it imports jax if it can, and nothing else in `solo.data` does. That holds for
-worker processes too; jax is only imported there, never given a device.
+Grain is imported where it is used, because it imports jax if it can and nothing else in `solo.data` does. Worker
+processes import jax too, but never get a device.
 """
 
 from __future__ import annotations
@@ -32,26 +31,26 @@ _PLAIN = SequenceConfig()
 
 
 class Source(Protocol):
-    """A prepared source, as far as the loader needs it: see `solo.data.store.shards.PreparedSource`."""
+    """The part of `solo.data.store.shards.PreparedSource` that the loader needs."""
 
     def read(self, number: int) -> Record:
-        """Record `number`, from 0."""
+        """Returns record `number`, from 0."""
         ...
 
 
 class RowSource:
-    """A host's rows, at random access: item i is its row i % n, n being its rows of a batch, of step i // n.
+    """A host's rows with random access: with n rows per batch, item i is row i % n of step i // n.
 
     Args:
         plan: which documents share a row.
-        sources: the sources of the plan's mixture, in its order.
-        tokenizer: the one the sources were indexed with.
+        sources: sources of the plan's mixture, in its order.
+        tokenizer: the tokenizer with which the sources were indexed.
         image: how images become patches.
-        rows: the host's rows [start, stop) of every batch.
-        start_step: step of item 0; steps count from there.
-        quarantine: file to which one JSON line is appended for every document that could not be read.
+        rows: the host's rows of every batch.
+        start_step: step of item 0.
+        quarantine: file to which one JSON line is appended for every document that cannot be read.
         sequence: how turns become one sequence.
-        steps_before: steps of the run before this stage; quarantined documents are filed under the run's steps, from 1.
+        steps_before: steps of the run before this stage; lines of `quarantine` hold the run's step, from 1.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class RowSource:
         return max(self._plan.num_steps - self._start_step, 0) * len(self._rows)
 
     def __getitem__(self, item: int) -> Batch:
-        """One row, without the B axis. Slots of a document that cannot be read stay empty; nothing is raised."""
+        """Returns a row without the B axis. If a document cannot be read, its slots stay empty."""
         step, row = divmod(int(item), len(self._rows))
         step += self._start_step
         chunks = self._plan.row(step, self._rows[row])
@@ -91,7 +90,7 @@ class RowSource:
 
     def _document(self, chunk: Chunk, step: int) -> Document | None:
         record = None
-        # Whatever is wrong with one document must not end a run that has taken weeks: it is written down instead.
+        # One bad document must not end a long run: it goes to the quarantine file instead.
         try:
             record = self._sources[self._names[chunk.source]].read(chunk.record)
             whole = encode(self._template.runs(record.turns), self._tokenizer, self._image)
@@ -118,36 +117,36 @@ class RowSource:
 
 
 def _check(length: int, document: Document, chunk: Chunk) -> None:
-    """Raise where a document is not what was planned: it would be wrong, and might not fit its row."""
+    """Raises ValueError if a document is not as planned. It might not fit its row."""
     is_patch = document.tokens == PATCH
     found = length, int(is_patch.sum()), int((~is_patch).sum()), int(document.supervised[1:].sum())
     planned = chunk.length, *chunk.needs
     if found != planned:
         raise ValueError(
-            f"slots, patches, text tokens and targets are {found}, but the index says {planned}: it was made from "
-            "other data or with another tokenizer"
+            f"slots, patches, text tokens and targets are {found}, but the index says {planned}; the index was made "
+            "from other data or with another tokenizer, so prepare the data again"
         )
 
 
 class Loader:
-    """A host's batches of the steps start_step .. num_steps - 1, in order. Iterate, then close; or use `with`.
+    """Iterates over a host's batches of the steps start_step .. num_steps - 1. Close it, or use `with`.
 
     Args:
-        plan: of the stage.
-        sources: the sources of the stage's mixture, in its order.
-        tokenizer: the one the sources were indexed with.
+        plan: plan of the stage.
+        sources: sources of the stage's mixture, in its order.
+        tokenizer: the tokenizer with which the sources were indexed.
         image: how images become patches.
         data: worker processes and prefetched batches.
-        process_index: this host h of n reads rows [h * B / n, (h + 1) * B / n) of every batch.
+        process_index: h; host h of n reads the rows [h * B / n, (h + 1) * B / n) of every batch.
         process_count: n.
         start_step: first step, counted in the stage.
-        quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document
-            that could not be read; its slots stay empty. `id` is the record's number where even that is unreadable.
+        quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document that
+            cannot be read; its slots stay empty. `id` is the record's number if the record itself is unreadable.
         sequence: how turns become one sequence.
-        steps_before: steps of the run before this stage; a quarantined line's `step` is the run's, counted from 1.
+        steps_before: steps of the run before this stage; `step` in `quarantine` counts the run's steps from 1.
 
     Raises:
-        ConfigError: the hosts cannot share the batch's rows evenly, or the sources are not the mixture's.
+        ConfigError: batch_rows is not a multiple of the hosts, or the sources are not those of the mixture.
     """
 
     def __init__(
@@ -187,10 +186,10 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """End threads and worker processes; needed even after the last batch. A closed loader gives no more batches."""
+        """Ends threads and worker processes, which is needed even after the last batch. No batches follow."""
         if hasattr(self._batches, "close"):
             self._batches.close()
-        # Grain's iterators complain when they are collected as late as the interpreter's exit.
+        # Grain's iterators print errors if they are collected as late as the interpreter's exit.
         self._batches = iter(())
 
     def __enter__(self) -> Loader:
@@ -203,7 +202,7 @@ class Loader:
 
 
 def _prefetched(source: RowSource, batch_rows: int, data: DataConfig) -> Any:
-    """A Grain iterator over stacked batches."""
+    """Returns a Grain iterator over stacked batches."""
     import grain
 
     dataset = grain.MapDataset.source(source).batch(batch_rows, batch_fn=stack)
@@ -213,7 +212,7 @@ def _prefetched(source: RowSource, batch_rows: int, data: DataConfig) -> Any:
     if data.worker_processes:
         from absl import flags
 
-        # Grain hands its workers absl flags, which exist only once they are parsed; outside absl.app nobody does.
+        # Grain passes absl flags to its workers, which fails unless they were parsed; only absl.app does that.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         per_worker = -(-data.prefetch_batches // data.worker_processes)
@@ -224,9 +223,9 @@ def _prefetched(source: RowSource, batch_rows: int, data: DataConfig) -> Any:
 
 
 def batch_record_ids(plan: StagePlan, sources: Mapping[str, Source], step: int) -> list[dict[str, Any]]:
-    """What a batch was made of: {"source", "record", "id"} for every document of every row, all hosts'.
+    """Returns {"source", "record", "id"} for every document of a batch, over the rows of all hosts.
 
-    `id` is None where the record cannot be read.
+    `id` is None if the record cannot be read.
     """
     names = list(sources)
     chunks = sorted({(chunk.source, chunk.record) for row in plan.rows(step) for chunk in row})

@@ -1,6 +1,6 @@
-"""The reading order of a row's documents: where each element stands, and what it sees.
+"""What every element of a row sees, and its position: the owner of both for training, planning and inference.
 
-Both are functions of the reading order alone; `solo.data.rows.assembly` lays them into the row's two regions.
+Both depend on the reading order alone; `solo.data.rows.assembly` maps them to the row's two regions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from solo.data.rows.document import NO_IMAGE, PATCH, Document
 
 @dataclass(frozen=True)
 class ReadingOrder:
-    """All elements of a row, document after document, each in reading order: N in all, p of them patches.
+    """The N elements of a row, one document after another, each in reading order; p of them are patches.
 
-    tokens, supervised, image   as in Document, images numbered anew in every document
-    patch_grid  int32 [p, 2]
+    tokens, supervised, image   as in Document; every document numbers its images from 0
+    patch_grid  int32 [p, 2]  as in Document
     place     int64 [N]  place in the document's reading order
     source    int64 [N]  number of the document's source
     opening   int64 [N]  first element of the document
@@ -37,18 +37,18 @@ class ReadingOrder:
 
     @property
     def is_patch(self) -> np.ndarray:
-        """bool [N]."""
+        """bool [N]: whether an element is a patch."""
         return self.tokens == PATCH
 
 
 class _Spans(NamedTuple):
-    """First and last element of every image of a row, int64 [images]."""
+    """First and last element of every image of a row, int64 [images] each."""
 
     first: np.ndarray
     last: np.ndarray
 
     def elements(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [M]: all elements of all images, and the number of the image that each belongs to."""
+        """Returns all M elements of all images, int64 [M], and the number of the image of each, int64 [M]."""
         lengths = self.last - self.first + 1
         before = np.cumsum(lengths) - lengths
         elements = np.arange(lengths.sum()) + np.repeat(self.first - before, lengths)
@@ -56,7 +56,7 @@ class _Spans(NamedTuple):
 
 
 def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
-    """Documents one after the other, each with the number of its source."""
+    """Joins documents, each given with the number of its source."""
     none = np.zeros(0, np.int32)
     lengths = np.asarray([len(document.tokens) for document, _ in documents], np.int64)
     opening = np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -72,10 +72,10 @@ def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
 
 
 def outline(patches: int, text: int, image: ImageConfig) -> Document:
-    """A document of one image, then text, of which only the numbers of slots are known: what planning assumes.
+    """Returns a document of one image and then text, from numbers of slots alone: what planning assumes.
 
-    The image's begin and end tokens and its row tokens are among the `text` slots. Row tokens stand as in a square
-    image, as many as there is room for. Token ids, pixels and `patch_grid` are zeros.
+    The image's begin, end and row tokens are among the `text` slots. Row tokens stand as in a square image, as many as
+    there is room for. Token ids, pixels and `patch_grid` are zeros.
 
     Raises:
         ConfigError: `text` has no room for the begin and end tokens.
@@ -101,12 +101,14 @@ def outline(patches: int, text: int, image: ImageConfig) -> Document:
 
 
 def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """int64 [N, 4]: what every element sees, as intervals of patches and of text, counted in each region.
+    """Returns what every element sees, int64 [N, 4]: [a0, a1) of the row's patches and [a2, a3) of its text.
 
-    In reading order it is one interval that ends with the element itself: of `sliding_window` elements, or from the
-    beginning of its document.
-    bidirectional: an element from an image's first patch to its last sees all of that span besides; prefix: so do the
-    image's begin and end tokens, and the span includes them. isolated: a patch sees only itself.
+    In reading order this is one interval. It ends with the element itself and begins with its document, or
+    `sliding_window - 1` elements before it. `image.mask` changes it for images:
+
+    bidirectional  every element from an image's first patch to its last also sees all of that span
+    prefix         the span includes the image's begin and end tokens
+    isolated       a patch sees only itself
     """
     first, last = order.opening.copy(), np.arange(len(order.tokens))
     if sequence.sliding_window is not None:
@@ -118,7 +120,7 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
         elements, number = spans.elements()
         first[elements] = np.minimum(first[elements], spans.first[number])
         last[elements] = spans.last[number]
-    # patches_before[i] patches stand before element i of the row; the rest of what is before it is text.
+    # patches_before[i] patches and text_before[i] text tokens stand before element i of the row.
     is_patch = order.is_patch
     patches_before = np.concatenate([[0], np.cumsum(is_patch)])
     text_before = np.arange(len(patches_before)) - patches_before
@@ -132,12 +134,13 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
 
 
 def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
-    """int64 [N], or [N, 3] with `positions: grid`: the rotary position of every element, from 0 in each document.
+    """Returns rotary positions, int64 [N], or [N, 3] with `positions: grid`. They start from 0 in each document.
 
     text  the place in reading order
-    grid  (time, row, column). Text advances all three by one. A patch stands at the position that a text token in
-          place of its image's first patch would have, plus (tile, row, column); a row token as one more column of its
-          row. What follows the image goes on one behind the highest position in it: SAIL's rule, for one tile.
+    grid  (time, row, column). Text advances all three by one. A patch has the position that a text token in place of
+          its image's first patch would have, plus (tile, row, column). A row token counts as one more column of its
+          row. The next element after an image comes one after the highest position in it. With one tile this is
+          SAIL's rule.
     """
     if sequence.positions == "text":
         return order.place
@@ -156,8 +159,8 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
 
 
 def _image_spans(order: ReadingOrder) -> _Spans:
-    """From each image's first patch to its last, separators included."""
-    # An image is a run of equal numbers in one document.
+    """Returns each image's span from its first patch to its last, row tokens included."""
+    # An image is a run of equal numbers within one document.
     inside = order.image != NO_IMAGE
     changes = np.ones(len(inside) + 1, bool)
     changes[1:-1] = (order.image[1:] != order.image[:-1]) | (order.place[1:] == 0)
@@ -165,9 +168,9 @@ def _image_spans(order: ReadingOrder) -> _Spans:
 
 
 def _offsets(order: ReadingOrder, spans: _Spans) -> np.ndarray:
-    """int64 [N, 3]: tile, row and column in its image, of every element of an image; a separator is a column more."""
+    """Returns (tile, row, column) of every element of an image, int64 [N, 3]; a row token is one more column."""
     is_patch = order.is_patch
-    patch = np.cumsum(is_patch) - 1  # the last patch up to each element
+    patch = np.cumsum(is_patch) - 1  # last patch up to each element
     opens_tile = np.cumsum((order.patch_grid == 0).all(axis=1))
     tile = opens_tile[patch] if len(opens_tile) else patch
     elements, number = spans.elements()

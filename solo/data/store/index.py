@@ -1,4 +1,4 @@
-"""What planning needs to know of a source without opening it: the runs of every record, as flat arrays.
+"""The index of a source: the runs of every record as flat arrays, which is all that planning reads.
 
 Image sizes are stored in pixels, so one index serves every image geometry.
 """
@@ -27,8 +27,8 @@ class SourceIndex:
     """The runs of N records, R in all.
 
     run_kind   uint8 [R]     TEXT, SUPERVISED_TEXT or IMAGE
-    run_size   int32 [R, 2]  text: (tokens, 0); image: (width, height) in pixels, as stored
-    record_run int64 [N+1]   record i is the runs [record_run[i], record_run[i+1])
+    run_size   int32 [R, 2]  text: (tokens, 0); image: (width, height) in pixels
+    record_run int64 [N+1]   record i has the runs [record_run[i], record_run[i+1])
     """
 
     run_kind: np.ndarray
@@ -39,7 +39,7 @@ class SourceIndex:
         return len(self.record_run) - 1
 
     def run_counts(self, config: ImageConfig) -> np.ndarray:
-        """int64 [R, 3]: patches, text tokens (delimiters and row separators included), supervised tokens."""
+        """Returns int64 [R, 3]: patches, text tokens (delimiters and row tokens included), supervised tokens."""
         counts = np.zeros((len(self.run_kind), 3), np.int64)
         text = self.run_kind != IMAGE
         counts[text, 1] = self.run_size[text, 0]
@@ -52,43 +52,47 @@ class SourceIndex:
         return counts
 
     def image_sizes(self) -> np.ndarray:
-        """int32 [images, 2]: width and height of every image, in pixels."""
+        """Returns width and height of every image in pixels, int32 [images, 2]."""
         return self.run_size[self.run_kind == IMAGE]
 
     def _images_of_record(self) -> np.ndarray:
-        """int64 [images]: how many images the record of each image has."""
+        """Returns, for each image, the number of images in its record, int64 [images]."""
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.run_kind == IMAGE)])[self.record_run]
         counts = np.diff(before)
         return np.repeat(counts, counts)
 
     def counts(self, config: ImageConfig) -> np.ndarray:
-        """int64 [N, 3]: `run_counts` summed over every record."""
+        """Returns `run_counts` summed over each record, int64 [N, 3]."""
         total = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(self.run_counts(config), axis=0)])
         return total[self.record_run[1:]] - total[self.record_run[:-1]]
 
     def save(self, path: Path) -> None:
-        """Write an .npz file."""
+        """Writes an .npz file."""
         np.savez(path, run_kind=self.run_kind, run_size=self.run_size, record_run=self.record_run)
 
     @classmethod
     def load(cls, path: Path) -> SourceIndex:
-        """Read what `save` wrote."""
+        """Reads what `save` wrote."""
         with np.load(path) as arrays:
             return cls(arrays["run_kind"], arrays["run_size"], arrays["record_run"])
 
 
 class IndexBuilder:
-    """Collects the runs of one record after the other. `exif`: whether sizes are those after a stored rotation."""
+    """Collects the runs of one record after another. `exif` says whether sizes are those after a stored rotation."""
 
     def __init__(self, exif: Exif = "apply") -> None:
         self._exif = exif
-        # Flat arrays: a list of tuples would take ten times the memory.
+        # Flat arrays, because a list of tuples takes ten times the memory.
         self._kinds = array("B")
         self._sizes = array("i")
         self._ends = array("q", [0])
 
     def add(self, parts: Sequence[TextRun | Image]) -> None:
-        """Count one record. Raises OSError where an image's header cannot be read; nothing is added then."""
+        """Adds the runs of one record.
+
+        Raises:
+            OSError: the header of an image cannot be read; nothing is added.
+        """
         sizes = [part.size(self._exif) if isinstance(part, Image) else (len(part.tokens), 0) for part in parts]
         self._sizes.extend(chain.from_iterable(sizes))
         self._kinds.extend(
@@ -97,7 +101,7 @@ class IndexBuilder:
         self._ends.append(len(self._kinds))
 
     def build(self) -> SourceIndex:
-        """The index of all records added so far."""
+        """Returns the index of all records added so far."""
         return SourceIndex(
             np.array(self._kinds, np.uint8),
             np.array(self._sizes, np.int32).reshape(-1, 2),

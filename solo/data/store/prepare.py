@@ -1,11 +1,11 @@
-"""Everything that is done once before training: the tokenizer, and every source as shards and an index.
+"""What happens once before training: `prepare` makes the tokenizer, and shards and an index for every source.
 
     <data.folder>/tokenizer/                what `Tokenizer.save` writes, and made_from.json
     <data.folder>/sources/<name>/           see `solo.data.store.shards`
-    <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example left out of any source
+    <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example that was left out
 
-What is there already is kept if it was made from the same settings; every part appears whole or not at all.
-Settings are compared, not the files they point to: remove the folder to prepare changed files anew.
+A part that exists is kept if it was made from the same settings. Each part appears whole or not at all. Settings are
+compared, but not the files that they name: remove the folder to prepare changed files again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from solo.data.text.templates import Template, TextRun, make_template
 from solo.data.text.vocabulary import check_tokens, configured_tokenizer
 from solo.files import write_whole
 
-_FORMAT = 2  # of what is prepared, the chat templates included; raise it, and older files are made anew
+_FORMAT = 2  # of prepared data, chat templates included; raise it to make older data again
 _REFUSED_SHOWN = 3
 
 Report = Callable[[str], None]
@@ -39,22 +39,22 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Prepared data, open."""
+    """Opened prepared data."""
 
     tokenizer: Tokenizer
     sources: dict[str, PreparedSource]
 
     @property
     def quarantined(self) -> int:
-        """Examples left out, over all sources."""
+        """Number of examples that were left out, over all sources."""
         return sum(source.description.quarantined for source in self.sources.values())
 
 
 def prepare(config: Config, report: Report | None = None) -> Prepared:
-    """Make what is missing of a run's data, and open it. `report` is called with a line for every part.
+    """Makes what is missing of a run's data, and opens it. Calls `report` with a line for every part.
 
     Raises:
-        ConfigError: a source or the tokenizer cannot be made; the message names it. Parts made before it stay.
+        ConfigError: a source or the tokenizer cannot be made; the message names it. Finished parts stay.
     """
     report = report or (lambda line: None)
     folder = Path(config.data.folder)
@@ -70,14 +70,18 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
         (source.folder / "quarantine.jsonl").read_text(encoding="utf-8") for source in prepared.sources.values()
     )
     whole = folder / "quarantine.jsonl"
-    # Nothing is written where nothing is new: the runs of a sweep come here at the same time.
+    # Written only if it changes, because the runs of a sweep come here at the same time.
     if not whole.exists() or whole.read_text(encoding="utf-8") != left_out:
         write_whole(whole, left_out)
     return prepared
 
 
 def open_prepared(config: Config) -> Prepared:
-    """Open what `prepare` made. Raises ConfigError where something is missing, or was made from other settings."""
+    """Opens what `prepare` made.
+
+    Raises:
+        ConfigError: a part is missing, or was made from other settings.
+    """
     tokenizer = _open_tokenizer(config)
     if tokenizer is None:
         raise _unprepared("the tokenizer", config)
@@ -108,7 +112,7 @@ def _source_fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
 
 
 def _check_source(name: str, config: Config) -> None:
-    """Find faults of the config before any work is done."""
+    """Finds faults of the config before any work is done."""
     if not re.fullmatch(r"[\w.-]*\w", name):
         raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
     source = config.data.sources[name]
@@ -130,7 +134,7 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
     folder, fingerprint = _source_folder(name, config), _source_fingerprint(name, config, tokenizer)
     made = Description.read(folder)
     if made is not None and made.fingerprint == fingerprint:
-        report(f"{name}: {made.records:,} records, made before{_thin_images(folder, config)}")
+        report(f"{name}: {made.records:,} records, already prepared{_thin_images(folder, config)}")
         return
     started = time.monotonic()
     with _replacing(folder) as partial:
@@ -143,16 +147,16 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
 
 
 def _thin_images(folder: Path, config: Config) -> str:
-    """How many images the geometry leaves nothing of, in words; nothing where there are none."""
+    """Returns a note on images that the geometry rounds down to nothing; empty if there are none."""
     sizes = PreparedSource(folder).index.image_sizes()
     count = int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())
-    return f"; {count:,} images are so thin that nothing is left of them but one row of patches" if count else ""
+    return f"; {count:,} images are so thin that resizing leaves only one row of patches" if count else ""
 
 
 def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path, fingerprint: str) -> Description:
     writer = SourceWriter(folder, config.data.records_per_shard, config.image.exif)
     template = make_template(tokenizer, config.sequence)
-    refused: list[Unreadable] = []  # the first few, for the message
+    refused: list[Unreadable] = []  # the first few, for the error message
     quarantined = 0
     with (folder / "quarantine.jsonl").open("w") as quarantine:
         for example in _examples(name, config):
@@ -168,7 +172,7 @@ def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path,
 
 
 def _add(record: Record, writer: SourceWriter, template: Template, config: Config) -> Unreadable | None:
-    """Write a record, or say why it cannot be used."""
+    """Writes a record, or returns why it cannot be used."""
     for number, image in enumerate(record.images(), start=1):
         try:
             _ = image.decode(config.image.exif) if config.data.verify_images else image.size(config.image.exif)
@@ -177,7 +181,7 @@ def _add(record: Record, writer: SourceWriter, template: Template, config: Confi
     try:
         parts = template.runs(record.turns)
         if not any(isinstance(part, TextRun) and part.supervised for part in parts):
-            return Unreadable(record.id, "there is nothing to learn in it: no assistant or text turn")
+            return Unreadable(record.id, "it has no assistant or text turn to learn from")
         writer.add(record, parts)
     except UnicodeEncodeError as error:
         return Unreadable(record.id, f"its text is not valid Unicode: {error}")
@@ -198,7 +202,7 @@ def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
 
 
 def _open_tokenizer(config: Config) -> Tokenizer | None:
-    """The prepared tokenizer; None where there is none, or it was made from other settings."""
+    """Returns the prepared tokenizer, or None if there is none or it was made from other settings."""
     folder = Path(config.data.folder) / "tokenizer"
     try:
         made = json.loads((folder / "made_from.json").read_text())
@@ -212,7 +216,7 @@ def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
     kept = _open_tokenizer(config)
     if kept is not None:
         check_tokens(kept, config)
-        report(f"tokenizer: {kept.vocab_size:,} tokens, made before")
+        report(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
         return kept
     started, settings = time.monotonic(), config.data.tokenizer
     if settings.path is not None:
@@ -237,7 +241,7 @@ def _training_sources(config: Config) -> tuple[str, ...]:
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """Text of the sources, always from the one that gave least so far, up to `max_characters` in all."""
+    """Yields text, always from the source that gave the least so far, up to `max_characters` in total."""
     examples = {name: _examples(name, config) for name in _training_sources(config)}
     given = dict.fromkeys(examples, 0)
     left = config.data.tokenizer.max_characters
@@ -248,7 +252,7 @@ def _texts(config: Config) -> Iterator[str]:
             del given[name]
         elif isinstance(example, Record):
             for text in (part for turn in example.turns for part in turn.content if isinstance(part, str)):
-                # What is not Unicode is quarantined later; here it must only not stop the training.
+                # Invalid Unicode is quarantined later; here it must only not stop the training.
                 usable = text[:left].encode(errors="ignore").decode()
                 given[name] += len(usable)
                 left -= len(usable)
@@ -264,9 +268,9 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path to make a folder at, which takes the place of `path` once the block ends well."""
+    """Yields a path for a new folder, which replaces `path` if the block succeeds."""
     partial = path.with_name(path.name + ".partial")
-    _remove(partial)  # left by a process that was killed
+    _remove(partial)  # left by a killed process
     try:
         yield partial
         _remove(path)

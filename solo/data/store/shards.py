@@ -1,8 +1,8 @@
-"""One prepared source on disk: shards of records, their index, and a description.
+"""A prepared source on disk: shards of records, their index, and a description.
 
 <source>/shard-00000.array_record ...   `Record.to_bytes`, `records_per_shard` in each but the last
 <source>/index.npz                      `SourceIndex`
-<source>/quarantine.jsonl               one {"source", "id", "reason"} per example left out
+<source>/quarantine.jsonl               one {"source", "id", "reason"} per example that was left out
 <source>/source.json                    `Description`
 """
 
@@ -20,16 +20,16 @@ from solo.data.record import Exif, Image, Record
 from solo.data.store.index import SUPERVISED_TEXT, TEXT, IndexBuilder, SourceIndex
 from solo.data.text.templates import TextRun
 
-_OPEN_SHARDS = 256  # a source may have more shards than a process may hold files open
+_OPEN_SHARDS = 256  # a source may have more shards than a process may have open files
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What `source.json` says. Tokens do not include the image delimiters and row separators.
+    """The content of `source.json`. Token counts leave out image delimiters and row tokens.
 
-    fingerprint       of everything that the content was made from (`solo.data.store.prepare`)
-    quarantined       examples left out
-    supervised_tokens those of the text tokens that are learned
+    fingerprint       hash of everything that the content was made from (`solo.data.store.prepare`)
+    quarantined       examples that were left out
+    supervised_tokens text tokens that the model learns to predict
     """
 
     fingerprint: str
@@ -42,7 +42,7 @@ class Description:
 
     @classmethod
     def read(cls, folder: Path) -> Description | None:
-        """The description in a source's folder; None where there is none, or one of another format."""
+        """Returns the description in a source's folder; None if it is missing or has another format."""
         try:
             return cls(**json.loads((folder / "source.json").read_text()))
         except (FileNotFoundError, ValueError, TypeError):
@@ -50,9 +50,10 @@ class Description:
 
 
 class SourceWriter:
-    """Writes records in the order given into a folder, which must exist and be empty. `records`: how many so far.
+    """Writes records into an empty folder, in the order in which they come.
 
-    exif: whether images count with the size after a stored rotation.
+    Attributes:
+        records: number of records written so far.
     """
 
     def __init__(self, folder: Path, records_per_shard: int, exif: Exif = "apply") -> None:
@@ -63,11 +64,11 @@ class SourceWriter:
         self._shard: ArrayRecordWriter | None = None
 
     def add(self, record: Record, parts: Sequence[TextRun | Image]) -> None:
-        """Append a record, `parts` being its runs.
+        """Appends a record, whose runs are `parts`.
 
         Raises:
-            OSError: the header of one of its images cannot be read; nothing is written then.
-            UnicodeEncodeError: its text has lone surrogates; nothing is written then.
+            OSError: the header of one of its images cannot be read; nothing is written.
+            UnicodeEncodeError: its text has lone surrogates; nothing is written.
         """
         data = record.to_bytes()
         self._index.add(parts)
@@ -80,7 +81,7 @@ class SourceWriter:
         self.records += 1
 
     def finish(self, fingerprint: str, quarantined: int) -> Description:
-        """Write the index and, last of all, the description."""
+        """Writes the index and then the description, which marks the source as complete."""
         self._close_shard()
         index = self._index.build()
         index.save(self._folder / "index.npz")
@@ -105,9 +106,9 @@ class SourceWriter:
 
 
 class PreparedSource:
-    """A prepared source, read at random. Shards are opened when first needed, and kept open.
+    """A prepared source with random access. Opens shards when they are first needed, and keeps them open.
 
-    Safe to share between threads; pickles as its folder's name.
+    Thread-safe. Pickles as the name of its folder.
 
     Raises:
         FileNotFoundError: the folder holds no prepared source.
@@ -130,7 +131,7 @@ class PreparedSource:
         return SourceIndex.load(self.folder / "index.npz")
 
     def read(self, number: int) -> Record:
-        """Record `number`, from 0. Raises IndexError outside the source."""
+        """Returns record `number`, from 0. Raises IndexError outside the source."""
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {self.folder}, which has {len(self)}")
         shard, place = divmod(number, self.description.records_per_shard)

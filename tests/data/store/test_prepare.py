@@ -250,7 +250,7 @@ def test_rotated_and_thin_images_are_counted_as_they_are_used(tmp_path):
     assert "thin" not in lines[2]
     lines.clear()
     prepare(made, lines.append)
-    assert "made before; 2 images are so thin" in lines[1]
+    assert "already prepared; 2 images are so thin" in lines[1]
     ignored = made.model_copy(update={"image": ImageConfig(exif="ignore")})
     assert prepare(ignored).sources["pictures"].index.image_sizes().tolist() == [[2000, 1], [40, 90], [1, 5000]]
 
@@ -315,6 +315,6 @@ def test_a_killed_prepare_leaves_nothing_half_made(tmp_path, monkeypatch, place)
         open_prepared(made)
     lines = []
     prepared = prepare(made, lines.append)
-    assert ["made before" in line for line in lines] == [True, True, False]
+    assert ["already prepared" in line for line in lines] == [True, True, False]
     assert len(prepared.sources["lines"]) == 12
     assert sorted(os.listdir(tmp_path / "data" / "sources")) == ["lines", "topics"]
