@@ -125,7 +125,7 @@ def test_quarantine(tmp_path, conversations):
     assert "cannot identify image" in reasons[1]
     assert "gone.png" in reasons[2]
     assert "not valid Unicode" in reasons[3]
-    assert "nothing to learn" in reasons[4]
+    assert "no assistant or text turn" in reasons[4]
     assert "6 quarantined" in lines[1]
     prepare(made)
     again = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
