@@ -1,4 +1,4 @@
-"""Opening trained weights, wherever they come from: a run of ours, or a repository of a published model."""
+"""Loading trained weights from one of our runs, or from a repository of a published model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from solo.inference.monolith import Monolith, Published, load_run, local_mesh, newest_checkpoint, read_parameters
+from solo.inference.loading import load_run, newest_checkpoint, read_parameters
+from solo.inference.monolith import Monolith
+from solo.inference.trained import Published, local_mesh
 from solo.interop.description import describe_repository, placeholder_id, read_config_json
 from solo.interop.layout import Layout
 from solo.interop.weights import load_parameters, tensor_of
@@ -16,17 +18,17 @@ from solo.model.parameters import ModelDefinition, Parameters, define
 
 
 def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
-    """Load a model that can be asked.
+    """Load a trained model for inference.
 
     Args:
         path: a run (`runs/<name>`, its newest checkpoint; it may still be training), one of its checkpoints
             (`runs/<name>/checkpoints/<step>`), or a folder in the Hugging Face form of any layout that solo knows:
             what `solo import` and `solo export` write, SOLO, Mono-InternVL, EVEv2, Fuyu, Mistral, Llama, Qwen, ...
-        mesh: devices to load it onto; all of this process's unless given. It need not be the mesh it was trained on.
+        mesh: the devices to load it onto; by default all of this process's. It may differ from the mesh of training.
 
     Raises:
         ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no checkpoint yet.
-        CheckpointError: the checkpoint is not of the model that the run's config describes.
+        CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -39,7 +41,7 @@ def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
 
 
 def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
-    """A model from a folder in the Hugging Face form. Without tokenizer files it takes tensors only."""
+    """Load a model from a folder in Hugging Face form. Without tokenizer files it takes tensors only."""
     config_json = read_config_json(folder)
     layout, config, tokenizer = describe_repository(folder)
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
@@ -54,16 +56,22 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
 def published_tensors(
     layout: Layout, definition: ModelDefinition, parameters: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Path -> float32 array of ours, to name -> array of a layout's tensors."""
+    """Convert our arrays, path -> float32, to a layout's tensors, name -> float32."""
     return {rule.name: tensor_of(rule, parameters, np.float32) for rule in layout.tensors(definition)}
 
 
 def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
-    """What a run begins with (`Config.init_from`): a run's newest checkpoint, one of its checkpoints, or a repository.
+    """Load the parameters that a run starts from (`Config.init_from`).
+
+    Args:
+        folder: a run, whose newest checkpoint is read, one of its checkpoints, or a repository.
+        definition: the run's model.
+        mesh: the run's devices.
 
     Raises:
-        ValueError: there is no such folder, or nothing in it that can be read.
-        CheckpointError, LayoutError: it is of another model; the differences are listed.
+        ValueError: there is no such folder, or it contains no weights.
+        CheckpointError: the checkpoint belongs to another model; the message lists the differences.
+        LayoutError: the same for a repository.
     """
     path = Path(folder)
     if (path / "config.json").is_file():

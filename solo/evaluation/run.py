@@ -14,7 +14,7 @@ from solo.evaluation.report import write_report
 from solo.evaluation.results import losses_lines, results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
 from solo.files import append_json_line
-from solo.inference.monolith import load_run, newest_checkpoint
+from solo.inference.loading import load_run, newest_checkpoint
 from solo.training.observer import Observer
 from solo.training.run import RunFolder, read_metrics
 

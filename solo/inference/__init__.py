@@ -1,1 +1,1 @@
-"""A trained model that can be asked: the public Python API, prompts, decoding, sessions."""
+"""Inference with a trained model: the public Python API, prompts, decoding, sessions."""

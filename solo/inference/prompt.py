@@ -1,4 +1,4 @@
-"""From conversations to padded rows: what the public API and a session share. Numpy only."""
+"""From conversations to padded rows, for `Monolith` and `Session`. Numpy only."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from solo.data.store.index import IndexBuilder
 from solo.data.text import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]] | Sequence[Turn]
-Parts = Sequence[TextRun | Image]
+Prompt = Sequence[TextRun | Image]
 _PLAIN = SequenceConfig()
 
 
 def parse(conversations: Sequence[Conversation]) -> list[tuple[Turn, ...]]:
-    """Turns of every conversation, given as messages (see `parse_conversation`) or as turns.
+    """The turns of each conversation, given as messages (see `parse_conversation`) or as turns.
 
     Raises:
-        ValueError: what is no conversation, or an image file that cannot be read; the message says which.
+        ValueError: something is not a conversation, or an image file cannot be read; the message says which.
     """
     found = []
     for number, conversation in enumerate(conversations):
@@ -50,16 +50,16 @@ def _turns(conversation: Conversation) -> tuple[Turn, ...]:
     return turns or parse_conversation(messages)
 
 
-def encode_prompt(parts: Parts, tokenizer: Tokenizer, image: ImageConfig, where: str) -> Document:
-    """`encode`, with a ValueError that says where an image could not be decoded."""
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, image: ImageConfig, where: str) -> Document:
+    """`encode`, except that an image that cannot be decoded raises a ValueError that says where it is."""
     try:
-        return encode(parts, tokenizer, image)
+        return encode(prompt, tokenizer, image)
     except OSError as error:
         raise ValueError(f"{where}: an image cannot be decoded: {error}") from None
 
 
 def slots(document: Document) -> tuple[int, int]:
-    """Patches and text tokens of a document."""
+    """The numbers of patches and of text tokens of a document."""
     return len(document.patches), int((document.tokens != PATCH).sum())
 
 
@@ -71,16 +71,16 @@ def row_of(
     start: tuple[int, int] = (0, 0),
     sequence: SequenceConfig = _PLAIN,
 ) -> Batch:
-    """A row (without the B axis) that holds a document to be read, or what follows in it.
+    """A row (without the B axis) to prefill: a document, or the rest of it after a start.
 
-    Positions and visibility are those of the whole document, by the code that training uses.
+    Positions and visibility are those of the whole document, computed by the code that training uses.
 
     Args:
-        document: alone in its row; nothing of it is a target.
+        document: the only one of its row; it has no targets.
         room: patch and text slots of the row.
-        image: patch size, and how the tokens of one image see each other.
+        image: patch size and image mask.
         pad: token of empty text slots.
-        start: patches and text tokens at the document's beginning that are left out.
+        start: how many patches and text tokens at the document's beginning to leave out.
         sequence: sliding window and positions.
     """
     patches, text = slots(document)
@@ -104,18 +104,18 @@ def row_of(
 
 
 def prompt_batches(
-    prompts: Sequence[Parts],
+    prompts: Sequence[Prompt],
     rows: int,
     tokenizer: Tokenizer,
     image: ImageConfig,
     sequence: SequenceConfig = _PLAIN,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Prompts as batches of `rows` rows that all have one shape, with int32 [rows, 2]: their patches and text tokens.
+    """Prompts as batches of `rows` rows and of one shape, each with int32 [rows, 2]: its rows' patches and text tokens.
 
-    The last batch is filled up with repetitions of the last prompt.
+    The last batch is filled up with copies of the last prompt.
 
     Raises:
-        ValueError: an image cannot be read, for all of them before the first batch, or cannot be decoded.
+        ValueError: an image cannot be read (all are checked before the first batch), or cannot be decoded.
     """
     index = IndexBuilder(image.exif)
     for number, prompt in enumerate(prompts):
@@ -139,7 +139,7 @@ def prompt_batches(
 def bucket(count: int) -> int:
     """The least of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
 
-    Shapes rounded up like this waste a third at most and are few, so that little is compiled.
+    Shapes rounded up to buckets waste at most a third and are few, so that little is compiled.
     """
     if count <= 8:
         return 8 if count else 0

@@ -1,9 +1,9 @@
-"""A conversation with a cache: every turn is read once, and costs only its own length."""
+"""A conversation with a KV cache: every turn is read once, so a turn costs only its own length."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,21 +13,19 @@ from solo.data.rows.assembly import stack
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
 from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import bucket, encode_prompt, row_of, slots
+from solo.inference.trained import TrainedModel
 from solo.model.generate import prefill
 from solo.model.kv_cache import empty_cache, grow
 from solo.model.placement import Placement
 
-if TYPE_CHECKING:
-    from solo.inference.monolith import Monolith
-
 
 class Session:
-    """One conversation with a model, made by `Monolith.session`. Images may come in any turn."""
+    """One conversation with a model, made by `Monolith.session`. Any turn may contain images."""
 
-    def __init__(self, model: Monolith):
+    def __init__(self, model: TrainedModel):
         self._model = model
-        self._document: Document | None = None  # all that was read
-        self._unread: tuple[int, ...] = ()  # what was written and must be read before the next turn
+        self._document: Document | None = None  # what the cache holds
+        self._unread: tuple[int, ...] = ()  # tokens to prefill before the next turn
         self._cache = empty_cache(model.definition.config, 1, 0, 0)
 
     def say(
@@ -39,50 +37,40 @@ class Session:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> str:
-        """Say something as the user, and return the answer.
+        """Add a user turn, and return the answer.
 
         Args:
             content: a string, or strings and image parts; see `solo.data.record.parse_conversation`.
-            max_new_tokens: where an answer ends that does not end itself; see `Decoding`.
-            temperature: 0 takes the likeliest token; above, tokens are drawn.
+            max_new_tokens: the limit for an answer without a stop token; see `Decoding`.
+            temperature: 0 takes the most likely token; above 0, tokens are drawn.
             top_p: draw from the fewest tokens whose probabilities reach this sum.
             seed: of the draws.
 
         Raises:
-            ValueError: a part that is not well formed, an unreadable image, or a setting out of range. The session is
-                as it was before.
+            ValueError: a malformed part, an unreadable image, or a setting out of range. The session is unchanged.
         """
         model = self._model
         decoding = Decoding(max_new_tokens, temperature, top_p)
         turns = parse_conversation([{"role": "user", "content": content}])
         begun = self._document is not None
-        parts = model.written(turns, open_turn=True, continued=begun)
+        runs = model.runs(turns, open_turn=True, continued=begun)
         if begun:
-            parts = [TextRun(self._unread, False), *parts]
-        logits_1V = self._read(encode_prompt(parts, model.tokenizer, model.config.image, "this turn"), max_new_tokens)
-        keys_1 = jax.random.key(seed)[None]
-        written = decoding.write(
-            model.definition,
-            model.parameters,
-            model.tokenizer,
-            model.template,
-            self._cache,
-            logits_1V,
-            keys_1,
-            model.config.sequence.sliding_window,
-        )
+            runs = [TextRun(self._unread, False), *runs]
+        turn = encode_prompt(runs, model.tokenizer, model.config.image, "this turn")
+        logits_1V = self._prefill(turn, max_new_tokens)
+        written = decoding.decode(model, self._cache, logits_1V, jax.random.key(seed)[None])
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
-        # What was written behind the answer's end is forgotten: the next turn is read over it.
-        behind = np.array([0, len(tokens) - len(answer)], np.int32)
+        # Tokens after the answer's end are dropped: the next turn overwrites them.
+        dropped = np.array([0, len(tokens) - len(answer)], np.int32)
         self._cache = written.cache._replace(
-            length=written.cache.length - behind, next_position=written.cache.next_position - behind[1]
+            length=written.cache.length - dropped, next_position=written.cache.next_position - dropped[1]
         )
-        self._remember(answer)
+        self._keep(answer)
         return model.tokenizer.decode(answer)
 
-    def _read(self, turn: Document, max_new_tokens: int) -> jax.Array:
-        """Read a turn behind what was read, leaving room for an answer. Returns the logits after it [1, V]."""
+    def _prefill(self, turn: Document, max_new_tokens: int) -> jax.Array:
+        """Read a turn into the cache, with room for an answer. Returns the logits after it [1, V]."""
         model, image, sequence = self._model, self._model.config.image, self._model.config.sequence
         start = (0, 0) if self._document is None else slots(self._document)
         self._document = turn if self._document is None else _join(self._document, turn)
@@ -91,14 +79,14 @@ class Session:
         room = bucket(counts[0]), bucket(counts[1])
         chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)])
         self._cache = grow(self._cache, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
-        # Plain attention: a single row cannot be shared out over devices.
+        # A single row cannot be sharded over devices.
         self._cache, logits = prefill(
             model.definition, Placement(), model.parameters, self._cache, chunk, np.array([counts], np.int32)
         )
         return logits
 
-    def _remember(self, answer: list[int]) -> None:
-        """Note which tokens of the answer the cache holds (all but the last), and what is to be read next."""
+    def _keep(self, answer: list[int]) -> None:
+        """Note that the cache holds the answer without its last token, which is prefilled with the next turn."""
         assert self._document is not None
         template = self._model.template
         closing = template.closing[1:] if answer[-1] in template.stops else template.closing
@@ -107,7 +95,7 @@ class Session:
 
 
 def _join(first: Document, second: Document) -> Document:
-    """One document of both, the images of the second counted on."""
+    """One document of both; the second's images are numbered after the first's."""
     images = first.image.max(initial=NO_IMAGE) + 1
     image = np.where(second.image == NO_IMAGE, NO_IMAGE, second.image + images)
     return Document(
@@ -120,7 +108,7 @@ def _join(first: Document, second: Document) -> Document:
 
 
 def _text(tokens: list[int], like: Document) -> Document:
-    """A document of text tokens alone."""
+    """A document of text tokens."""
     return Document(
         np.array(tokens, np.int32),
         np.zeros(len(tokens), bool),

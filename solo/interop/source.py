@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
-from solo.inference.monolith import newest_checkpoint
+from solo.inference.loading import newest_checkpoint
 from solo.interop.description import describe_repository
 from solo.interop.layout import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters

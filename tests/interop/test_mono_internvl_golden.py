@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import solo
-from solo.inference.caller import CallerBatch
+from solo.inference.hf_batch import HFBatch
 from solo.inference.monolith import Monolith
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "mono_internvl_tiny"
@@ -29,12 +29,12 @@ def model() -> Monolith:
 
 
 @pytest.fixture(scope="module")
-def batch(model) -> CallerBatch:
+def batch(model) -> HFBatch:
     return model.batch(**{name: EXPECTED[name] for name in INPUTS})
 
 
-def hidden_states(model: Monolith, batch: CallerBatch, layers: int, final_norm: bool) -> np.ndarray:
-    """[B, N, D] after so many layers, in the caller's order."""
+def hidden_states(model: Monolith, batch: HFBatch, layers: int, final_norm: bool) -> np.ndarray:
+    """[B, N, D] after so many layers, in the order of its input_ids."""
     module = model.definition.bind(model.parameters)
     plain = batch.batch
     if layers == 0:
@@ -49,7 +49,7 @@ def hidden_states(model: Monolith, batch: CallerBatch, layers: int, final_norm: 
         if not final_norm:
             module.final_norm = _identity
         x = module.hidden(plain).hidden
-    return batch.in_order(np.asarray(x.join()))
+    return batch.in_input_order(np.asarray(x.join()))
 
 
 def _identity(x):

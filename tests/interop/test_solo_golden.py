@@ -164,7 +164,7 @@ def test_what_stands_under_a_patch_counts(model) -> None:
     found, moved = model.logits(model.batch(**given)), model.logits(model.batch(**{**given, "input_ids": other}))
     assert np.abs(found - moved).max() > 1e-2
     other[0, 1] = 51
-    with pytest.raises(ValueError, match="one id stands under every patch"):
+    with pytest.raises(ValueError, match="the id under every patch must be the same"):
         model.batch(**{**given, "input_ids": other})
 
 

@@ -1,9 +1,9 @@
-"""Batches from a caller who has the published model's own tensors, and results in that caller's order.
+"""Batches in Hugging Face form: the tensors of a published model's forward pass, and results in their order.
 
-`input_ids` hold a placeholder where a patch stands; a row is in reading order. What comes out is an ordinary batch with
-the slot of every element, so that results can be put back. Numpy only.
+`input_ids` are in reading order, with a placeholder for each patch. They become an ordinary batch, and the slot of each
+element is kept so that results can be returned in the order of `input_ids`. Numpy only.
 
-Letters besides those of solo/batch.py: N elements of a caller's row, n patches of all rows.
+Letters besides those of solo/batch.py: N elements of a row of `input_ids`, n patches of all rows.
 """
 
 from __future__ import annotations
@@ -19,37 +19,48 @@ from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import NO_IMAGE, PATCH, Document
 
-IGNORED = -100  # label of what is not learned, as torch's cross-entropy has it
+IGNORED = -100  # the label of an element without a target, as in PyTorch's cross-entropy
+
+_NAMES = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "labels",
+    "pixel_values",
+    "image_flags",
+    "vision_patches",
+    "vision_patch_indices",
+)
 
 
-class CallerBatch(NamedTuple):
-    """A batch, and what leads back to the caller.
+class HFBatch(NamedTuple):
+    """A batch, and the way back to the order of `input_ids`.
 
-    slots     int64 [B, N]: the slot of element n of a row
-    under_id  the token at every patch's place, whose embedding SOLO adds there; None where nothing is said of it
+    slots     int64 [B, N]: the slot of each element
+    under_id  the id at the place of every patch, whose embedding SOLO adds to the patch's; None if there is none
     """
 
     batch: Batch
     slots: np.ndarray
     under_id: int | None
 
-    def in_order(self, x_BS: np.ndarray) -> np.ndarray:
-        """Results by slot [B, S, ...] in the caller's order [B, N, ...]."""
+    def in_input_order(self, x_BS: np.ndarray) -> np.ndarray:
+        """Results by slot [B, S, ...] in the order of `input_ids` [B, N, ...]."""
         return x_BS[np.arange(len(self.slots))[:, None], self.slots]
 
 
 @dataclass(frozen=True)
-class CallerRows:
-    """The caller's tensors as numpy arrays that fit together.
+class HFTensors:
+    """Tensors in Hugging Face form, as numpy arrays that fit together.
 
     ids         int32 [B, N]
-    labels      int32 [B, N]; IGNORED where nothing is learned
-    real        bool [B, N]; False for padding, which stands on one side of a row
+    labels      int32 [B, N]; IGNORED where there is no target
+    real        bool [B, N]; False for padding, before or after a row's elements
     positions   int32 [B, N]
-    patch       int64 [B, N]: number of the element's patch in `patches`; -1 for text and padding
+    patch       int64 [B, N]: index into `patches`; -1 for text and padding
     patches     float32 [n, p*p*3], normalised, channel-major
-    grid        int32 [n, 2]: row and column of each patch in its tile; zeros where nothing needs them
-    under_id    see `CallerBatch`
+    grid        int32 [n, 2]: row and column of each patch in its tile; zeros where the model does not use them
+    under_id    see `HFBatch`
     """
 
     ids: np.ndarray
@@ -62,18 +73,19 @@ class CallerRows:
     under_id: int | None
 
 
-def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int) -> CallerRows:
-    """Check the caller's tensors, named as the published code names them.
+def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int) -> HFTensors:
+    """Check tensors that are named as in the published code.
 
     Args:
-        tensors: `input_ids` [B, N], and where given `labels`, `attention_mask`, `position_ids` [B, N]; images either
-            as `pixel_values` [tiles, 3, h, w] with `image_flags` [tiles] or [tiles, 1] (0: a dummy to be left out), or
-            as `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N]. Anything numpy can read.
-        image: patch and tile size, and the order of a tile's tokens.
-        placeholder_id: what stands in `input_ids` for a patch of `pixel_values`.
+        tensors: `input_ids` [B, N], and optionally `labels`, `attention_mask`, `position_ids` [B, N]; images either
+            as `pixel_values` [tiles, 3, h, w] with `image_flags` [tiles] or [tiles, 1] (0 for a dummy tile, which is
+            dropped), or as `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N]. PyTorch tensors, or
+            anything numpy can read.
+        image: patch and tile size, and the order of a tile's patches.
+        placeholder_id: the id in `input_ids` that stands for a patch of `pixel_values`.
 
     Raises:
-        ValueError: an unknown name, shapes that do not fit together, or another number of patches than placeholders.
+        ValueError: an unknown name, shapes that do not fit together, or more or fewer patches than placeholders.
     """
     if unknown := sorted(set(tensors) - set(_NAMES)):
         raise ValueError(f"batch() does not know {', '.join(unknown)}; it takes {', '.join(_NAMES)}")
@@ -92,7 +104,7 @@ def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int
     else:
         patch, patches, grid = _indexed(given, real, image)
         under_id = _under(ids[patch >= 0])
-    return CallerRows(
+    return HFTensors(
         ids=ids,
         labels=given.get("labels", np.full_like(ids, IGNORED)).astype(np.int32),
         real=real,
@@ -105,38 +117,26 @@ def read_caller(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int
 
 
 def _numpy(value: Any) -> np.ndarray:
-    """Of anything numpy can read; of a PyTorch tensor, wherever it lies, bfloat16 as float32."""
+    """A numpy array of anything numpy can read, or of a PyTorch tensor on any device (bfloat16 as float32)."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
     return np.asarray(value)
 
 
-_NAMES = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "labels",
-    "pixel_values",
-    "image_flags",
-    "vision_patches",
-    "vision_patch_indices",
-)
-
-
 def _real(given: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
     real = given.get("attention_mask", np.ones_like(ids)).astype(bool)
-    # A run of real elements has one beginning: padding on both sides is fine, holes are not.
+    # Padding may be on both sides of a row, but not within: the real elements are one run.
     begins = np.diff(real.astype(int), axis=1, prepend=0) > 0
     if not (begins.sum(axis=1) == 1).all():
-        raise ValueError("attention_mask must be one run of ones in every row, with padding before or behind it")
+        raise ValueError("attention_mask must be one run of ones in every row, with padding before or after it")
     return real
 
 
 def _tiles(
     given: dict[str, np.ndarray], ids: np.ndarray, real: np.ndarray, image: ImageConfig, placeholder_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Patch numbers [B, N], patches [n, p*p*3] and grid [n, 2] from Mono-InternVL's tensors."""
+    """Patch indices [B, N], patches [n, p*p*3] and grid [n, 2] from `pixel_values`, as Mono-InternVL has them."""
     side, tiles = image.patch_size, given["pixel_values"]
     if tiles.ndim != 4 or tiles.shape[1] != 3 or tiles.shape[2] % side or tiles.shape[3] % side:
         raise ValueError(f"pixel_values are [tiles, 3, h, w], h and w multiples of {side}; found {tiles.shape}")
@@ -148,27 +148,27 @@ def _tiles(
     rows, columns = tiles.shape[2] // side, tiles.shape[3] // side
     cut = tiles[flags].reshape(-1, 3, rows, side, columns, side)
     grid = np.indices((rows, columns)).transpose(1, 2, 0)
-    # [tiles, row, column, C, y, x]; column by column where the published model's tokens stand so
+    # [tiles, row, column, C, y, x], or column first where the published model orders its patches so
     if image.patch_order == "rows":
         patches = cut.transpose(0, 2, 4, 1, 3, 5)
     else:
         patches, grid = cut.transpose(0, 4, 2, 1, 3, 5), grid.transpose(1, 0, 2)
     patches = patches.reshape(-1, 3 * side * side)
-    stands = (ids == placeholder_id) & real
-    if stands.sum() != len(patches):
+    placeholders = (ids == placeholder_id) & real
+    if placeholders.sum() != len(patches):
         raise ValueError(
-            f"{int(stands.sum())} placeholders (id {placeholder_id}) in input_ids, but {int(flags.sum())} tiles of"
-            f" {rows * columns} visual tokens are {len(patches)}"
+            f"{int(placeholders.sum())} placeholders (id {placeholder_id}) in input_ids, but {int(flags.sum())} tiles"
+            f" of {rows * columns} visual tokens are {len(patches)}"
         )
     numbers = np.full(ids.shape, -1, np.int64)
-    numbers[stands] = np.arange(len(patches))
+    numbers[placeholders] = np.arange(len(patches))
     return numbers, patches, np.tile(grid.reshape(-1, 2), (int(flags.sum()), 1))
 
 
 def _indexed(
     given: dict[str, np.ndarray], real: np.ndarray, image: ImageConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same from SOLO's tensors; text alone where there are none."""
+    """The same from `vision_patches`, as SOLO has them; no patches where there are none."""
     values = image.patch_size**2 * 3
     patches = given.get("vision_patches", np.zeros((0, values))).reshape(-1, values)
     numbers = np.full(real.shape, -1, np.int64)
@@ -184,74 +184,65 @@ def _indexed(
 def _under(ids: np.ndarray) -> int | None:
     found = np.unique(ids)
     if len(found) > 1:
-        raise ValueError(f"one id stands under every patch (SOLO's <vpatch>); found {found[:5].tolist()}")
+        raise ValueError(f"the id under every patch must be the same (SOLO's <vpatch>); found {found[:5].tolist()}")
     return int(found[0]) if len(found) else None
 
 
-def caller_batch(rows: CallerRows, config: Config, *, slot_multiple: int = 8) -> CallerBatch:
-    """One row per row of the caller. As in the published code, padding behind a row sees the row's real elements."""
+def hf_batch(given: HFTensors, config: Config, *, slot_multiple: int = 8) -> HFBatch:
+    """One row per row of `input_ids`. As in the published code, padding after a row sees the row's real elements."""
 
     def round_up(count: int) -> int:
         return -(-count // slot_multiple) * slot_multiple
 
-    is_patch = rows.patch >= 0
+    is_patch = given.patch >= 0
     shape = RowShape(
         round_up(int(is_patch.sum(axis=1).max())),
         # One slot more than elements: see `_note_length`.
         round_up(int((~is_patch).sum(axis=1).max()) + 1),
-        round_up(int((rows.labels[:, 1:] != IGNORED).sum(axis=1).max(initial=0))),
+        round_up(int((given.labels[:, 1:] != IGNORED).sum(axis=1).max(initial=0))),
     )
-    made = [_row(rows, number, shape, config) for number in range(len(rows.ids))]
-    return CallerBatch(stack([row for row, _ in made]), np.stack([slots for _, slots in made]), rows.under_id)
+    rows = [_row(given, number, shape, config) for number in range(len(given.ids))]
+    return HFBatch(stack([row for row, _ in rows]), np.stack([slots for _, slots in rows]), given.under_id)
 
 
-def _row(rows: CallerRows, number: int, shape: RowShape, config: Config) -> tuple[Batch, np.ndarray]:
+def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tuple[Batch, np.ndarray]:
     """A row, and the slots of its N elements."""
-    real, padding = np.flatnonzero(rows.real[number]), np.flatnonzero(~rows.real[number])
-    patch = rows.patch[number, real]
+    real = np.flatnonzero(given.real[number])
+    before, elements = np.arange(real[0]), np.arange(real[0], len(given.real[number]))
+    # The document includes the padding after it, as text.
+    patch = given.patch[number, elements]
     is_patch = patch >= 0
     count = int(is_patch.sum())
     document = Document(
-        np.where(is_patch, PATCH, rows.ids[number, real]).astype(np.int32),
-        np.zeros(len(real), bool),
+        np.where(is_patch, PATCH, given.ids[number, elements]).astype(np.int32),
+        np.zeros(len(elements), bool),
         _images(is_patch),
-        np.zeros((count, rows.patches.shape[1]), np.uint8),
-        rows.grid[patch[is_patch]],
+        np.zeros((count, given.patches.shape[1]), np.uint8),
+        given.grid[patch[is_patch]],
     )
     row = assemble_row([(document, 0)], shape, config.image, 0, config.sequence)
-    slots = np.empty(rows.ids.shape[1], np.int64)
-    slots[real[is_patch]] = np.arange(count)
-    slots[np.concatenate([real[~is_patch], padding])] = shape.patch_slots + np.arange(len(slots) - count)
-    pixels = np.zeros((shape.patch_slots, rows.patches.shape[1]), np.float32)
-    pixels[:count] = rows.patches[patch[is_patch]]
-    row.text[slots[padding] - shape.patch_slots] = rows.ids[number, padding]
+    # Nothing sees padding.
+    row.attend[:, 2:] = np.minimum(row.attend[:, 2:], len(real) - count)
+    slots = np.empty(given.ids.shape[1], np.int64)
+    slots[elements[is_patch]] = np.arange(count)
+    slots[np.concatenate([elements[~is_patch], before])] = shape.patch_slots + np.arange(len(slots) - count)
+    row.text[slots[before] - shape.patch_slots] = given.ids[number, before]
+    pixels = np.zeros((shape.patch_slots, given.patches.shape[1]), np.float32)
+    pixels[:count] = given.patches[patch[is_patch]]
     if row.positions.ndim == 1:
-        row.positions[slots] = rows.positions[number]
-    behind = padding[padding > real[-1]]
-    row.attend[slots[behind]] = _seen_from(behind, real, is_patch, config.sequence.sliding_window)
+        row.positions[slots] = given.positions[number]
     _note_length(row, slots)
-    return _targets(row._replace(patches=pixels), slots, rows.labels[number]), slots
+    return _targets(row._replace(patches=pixels), slots, given.labels[number]), slots
 
 
 def _images(is_patch: np.ndarray) -> np.ndarray:
-    """int32: a run of patches is an image."""
+    """int32: every run of patches is an image."""
     begins = np.diff(is_patch.astype(int), prepend=0) > 0
     return np.where(is_patch, np.cumsum(begins) - 1, NO_IMAGE).astype(np.int32)
 
 
-def _seen_from(behind: np.ndarray, real: np.ndarray, is_patch: np.ndarray, sliding_window: int | None) -> np.ndarray:
-    """int64 [., 4]: the real elements that padding behind them sees, as far as the sliding window reaches."""
-    first = np.zeros(len(behind), np.int64)
-    if sliding_window is not None:
-        first = np.clip(behind - real[0] + 1 - sliding_window, 0, len(real))
-    patches_before = np.concatenate([[0], np.cumsum(is_patch)])
-    hidden = patches_before[first]
-    count = np.full(len(behind), patches_before[-1])
-    return np.stack([hidden, count, first - hidden, len(real) - count], axis=1)
-
-
 def _note_length(row: Batch, slots: np.ndarray) -> None:
-    """Let an empty slot carry the caller's length: published code scales rotary frequencies by the padded length."""
+    """Give an empty slot the last position: the published code scales rotary frequencies by the padded length."""
     empty = np.setdiff1d(np.arange(len(row.positions)), slots)[-1]
     row.positions[empty] = len(slots) - 1
 

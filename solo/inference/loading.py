@@ -1,0 +1,59 @@
+"""Loading a trained model from a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from solo.config import load_config
+from solo.data.text import open_tokenizer
+from solo.inference.monolith import Monolith
+from solo.inference.trained import local_mesh
+from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.sharding.mesh import parameter_shardings
+from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
+
+
+def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
+    """Load a model from a run's folder (its newest checkpoint), or from one of the run's checkpoints; see `solo.load`.
+
+    Raises:
+        ValueError: the folder is not a run, or has no complete checkpoint.
+        CheckpointError: the checkpoint does not belong to the model that the run's config describes.
+    """
+    is_checkpoint = path.parent.name == "checkpoints"
+    run = path.parent.parent if is_checkpoint else path
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is no run of solo: it has no config.yaml")
+    config = load_config(run / "config.yaml")
+    tokenizer = open_tokenizer(run)
+    mesh = local_mesh() if mesh is None else mesh
+    checkpoint = path if is_checkpoint else newest_checkpoint(run)
+    definition = define(config, tokenizer.vocab_size)
+    return Monolith(config, tokenizer, read_parameters(checkpoint, definition, mesh), mesh)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of a run's newest complete checkpoint. Raises ValueError if there is none."""
+    complete = [path.parent for path in run.glob("checkpoints/*/commit_success.txt")]
+    if not complete:
+        raise ValueError(f"{run} has no complete checkpoint yet: train it, or wait until its first one is saved")
+    return max(complete, key=lambda folder: int(folder.name))
+
+
+def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
+    """Read the parameters of a checkpoint, sharded over the mesh. Nothing is written, so the run may be training.
+
+    Raises:
+        ValueError: the checkpoint is not complete.
+        CheckpointError: its parameters are not the model's; the message lists the differences.
+    """
+    if not (checkpoint / "commit_success.txt").is_file():
+        raise ValueError(f"{checkpoint} is no complete checkpoint")
+    wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
+    stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata
+    if lines := differences(stored["parameters"], wanted["parameters"]):
+        raise CheckpointError(f"{checkpoint} is not of this run's model:\n" + "\n".join(f"  {line}" for line in lines))
+    return ocp.load_checkpointables(checkpoint.absolute(), wanted)["parameters"]

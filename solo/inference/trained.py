@@ -1,0 +1,99 @@
+"""A trained model on the devices: its config, tokenizer, parameters and mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from solo.config import Config, MeshConfig
+from solo.data.record import Image, Turn
+from solo.data.text import Tokenizer
+from solo.data.text.templates import Runs, Template, make_template
+from solo.model.parameters import Parameters, define
+from solo.sharding.mesh import make_mesh, parameter_shardings
+from solo.sharding.placement import placement
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is particular to weights from a repository.
+
+    sees_images     False for a text model, whose patch embedder is all zeros
+    placeholder_id  the token that stands for a patch in its `input_ids`, where its config names one
+    rename          our arrays by path -> the repository's arrays by tensor name
+    """
+
+    sees_images: bool
+    placeholder_id: int | None
+    rename: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+class TrainedModel:
+    """A trained model.
+
+    config       of the run it comes from, or as a repository's files describe it
+    definition   everything about the network except its values
+    parameters   path -> float32 array, sharded over the mesh
+    mesh         the devices; all of this process's unless one is given
+    placement    the network's operations on that mesh
+    published    what is particular to the repository it comes from; None for our own runs
+
+    Raises:
+        ConfigError: the vocabulary is too small for the tokenizer, or its size is not known.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer | None,
+        parameters: Parameters,
+        mesh: Mesh | None = None,
+        published: Published | None = None,
+    ):
+        self.config = config
+        self._tokenizer = tokenizer
+        self.published = published
+        self.definition = define(config, tokenizer.vocab_size if tokenizer else None)
+        self.mesh = local_mesh() if mesh is None else mesh
+        self.parameters = jax.device_put(parameters, parameter_shardings(self.definition.specs, self.mesh))
+        self.placement = placement(self.mesh, config.model)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ValueError if a repository came without one; batches of tensors work all the same."""
+        if self._tokenizer is None:
+            raise ValueError("these weights came without a tokenizer (tokenizer.model or tokenizer.json beside them)")
+        return self._tokenizer
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template. Raises ConfigError if the tokenizer lacks one of its tokens."""
+        return make_template(self.tokenizer, self.config.sequence)
+
+    @property
+    def placeholder_id(self) -> int:
+        """The id that stands for a patch in `input_ids`: as the repository or the config names it, else the last id."""
+        token = self.config.image.placeholder_token
+        if self.published is not None and self.published.placeholder_id is not None:
+            return self.published.placeholder_id
+        if token is not None and self._tokenizer is not None:
+            return self._tokenizer.id(token)
+        return self.definition.vocab_size - 1
+
+    def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
+        """Apply the chat template; see `Template.runs`. Raises ValueError for an image if this is a text model."""
+        runs = self.template.runs(turns, open_turn, continued)
+        blind = self.published is not None and not self.published.sees_images
+        if blind and any(isinstance(run, Image) for run in runs):
+            raise ValueError("this is a text model and cannot read images (solo import can upcycle it to a monolith)")
+        return runs
+
+
+def local_mesh() -> Mesh:
+    """A mesh of all of this process's devices."""
+    return make_mesh(MeshConfig(), jax.local_devices())

@@ -1,0 +1,104 @@
+"""Batches of a published model's tensors: who sees whom, and results in the order of `input_ids`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from solo.config import ImageConfig
+from solo.inference.hf_batch import check_tensors, hf_batch
+from tests.tiny import tiny_config
+
+VALUES = 8 * 8 * 3
+PATCH_ID = 9
+# Padding (-), text (t) and patches (p) of each row.
+ROWS = ("--ttppptt---", "tttttppppptt", "pptt--------")
+
+
+def tensors() -> dict[str, np.ndarray]:
+    kinds = np.array([list(row) for row in ROWS])
+    is_patch = kinds == "p"
+    numbers = np.full(kinds.shape, -1)
+    numbers[is_patch] = np.arange(is_patch.sum())
+    patches = np.arange(is_patch.sum())[:, None] + np.zeros(VALUES, np.float32)
+    ids = np.where(is_patch, PATCH_ID, np.arange(kinds.size).reshape(kinds.shape) + 10)
+    return {
+        "input_ids": ids,
+        "attention_mask": kinds != "-",
+        "vision_patches": patches,
+        "vision_patch_indices": numbers,
+        "labels": np.where(kinds == "t", ids, -100),
+    }
+
+
+def make(mask: str = "causal", window: int | None = None):
+    config = tiny_config(mask, sequence={"sliding_window": window})
+    return hf_batch(check_tensors(tensors(), config.image, PATCH_ID), config)
+
+
+def seen(batch) -> np.ndarray:
+    """bool [B, N, N]: which elements each element sees."""
+    attend, num_patches = batch.batch.attend, batch.batch.patches.shape[1]
+    slots = np.arange(attend.shape[1])
+    patches = (slots >= attend[..., :1]) & (slots < attend[..., 1:2]) & (slots < num_patches)
+    text = (slots - num_patches >= attend[..., 2:3]) & (slots - num_patches < attend[..., 3:])
+    by_slot = patches | text
+    return np.stack([rows[own][:, own] for rows, own in zip(by_slot, batch.slots, strict=True)])
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+def test_elements_and_the_padding_after_them_see_the_real_elements_within_the_window(window) -> None:
+    found = seen(make(window=window))
+    for row, kinds in enumerate(ROWS):
+        real = np.array([kind != "-" for kind in kinds])
+        place = np.arange(len(kinds))
+        expected = (place[None] <= place[:, None]) & real[None] & (place >= real.argmax())[:, None]
+        if window is not None:
+            expected &= place[:, None] - place[None] < window
+        np.testing.assert_array_equal(found[row], expected, err_msg=kinds)
+
+
+def test_an_image_sees_all_of_itself_where_the_mask_says_so() -> None:
+    found = seen(make("bidirectional"))
+    assert found[0, 4:7, 4:7].all()
+    assert not found[0, 4:7, 7:].any()
+
+
+def test_every_element_keeps_its_id_its_patch_and_its_target() -> None:
+    made, given = make(), tensors()
+    text_slots = made.slots - made.batch.patches.shape[1]
+    for row, kinds in enumerate(ROWS):
+        for place, kind in enumerate(kinds):
+            if kind == "p":
+                pixels = made.batch.patches[row, made.slots[row, place]]
+                assert (pixels == given["vision_patch_indices"][row, place]).all()
+            else:
+                assert made.batch.text[row, text_slots[row, place]] == given["input_ids"][row, place]
+        count = int(made.batch.target_weights[row].sum())
+        targets = dict(zip(made.batch.target_slots[row, :count], made.batch.target_ids[row, :count], strict=True))
+        places = [place for place in range(1, len(kinds)) if kinds[place] == "t"]
+        assert targets == {made.slots[row, place - 1]: given["input_ids"][row, place] for place in places}
+    assert made.under_id == PATCH_ID
+
+
+def test_results_come_back_in_the_order_of_the_ids() -> None:
+    made = make()
+    by_slot = np.zeros(made.batch.positions.shape, np.int64)
+    for row, own in enumerate(made.slots):
+        by_slot[row, own] = tensors()["input_ids"][row]
+    np.testing.assert_array_equal(made.in_input_order(by_slot), tensors()["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixels": np.zeros(1)}, "does not know pixels"),
+        ({"labels": np.zeros((1, 2))}, "labels has shape"),
+        ({"attention_mask": np.array([[1, 0, 1] + [0] * 9] * 3)}, "one run of ones"),
+        ({"vision_patch_indices": None}, "need vision_patch_indices"),
+        ({"vision_patches": np.zeros((2, VALUES))}, "vision_patch_indices go from"),
+    ],
+)
+def test_tensors_that_do_not_fit_together_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_tensors({**tensors(), **changes}, ImageConfig(patch_size=8), PATCH_ID)
