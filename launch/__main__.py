@@ -14,7 +14,7 @@ from launch.request import Request, check, check_memory, run_name
 from launch.restarts import MAX_IDLE_RESTARTS, MAX_RESTARTS
 from launch.watch import follow
 from solo.config import ConfigError, load_config
-from solo.sharding.hardware import machine
+from solo.machines import parse_machine
 
 TARGETS = {"local": local.plan, "slurm": slurm.plan, "gke": gke.plan, "tpu-vm": tpu_vm.plan}
 _COMMON = {"target", "config", "overrides", "on", "slices", "hosts", "name", "yes", "max_restarts", "max_idle_restarts"}
@@ -53,7 +53,7 @@ def request(parsed: argparse.Namespace) -> Request:
     if getattr(parsed, "array", None):
         lines = [line for line in _read(parsed.array).splitlines() if line.strip() and not line.startswith("#")]
     configs = tuple(load_config(parsed.config, [*parsed.overrides, *line.split()]) for line in lines)
-    where = machine(parsed.on, parsed.slices, parsed.hosts)
+    where = parse_machine(parsed.on, parsed.slices, parsed.hosts)
     for config in configs:
         check(config, where)
         for doubt in check_memory(config, where):

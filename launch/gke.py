@@ -18,7 +18,7 @@ from launch.plan import Command, File, Plan
 from launch.request import Request, check
 from launch.restarts import INTERRUPTED
 from solo.config import Config, ConfigError, dump_config
-from solo.sharding.hardware import Machine
+from solo.machines import Machine
 
 MOUNT = "/mnt/solo"
 CONTAINER = "train"

@@ -6,13 +6,12 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from launch.plan import FOLDER, File
 from solo.config import Config, ConfigError, dump_config
-from solo.sharding.axes import mesh_sizes
-from solo.sharding.hardware import Machine
+from solo.machines import Machine
+from solo.sharding.axes import mesh_sizes, rows_per_shard
 
 # JobSet's pods are called <run>-slice-<number>-<number>-<five letters>, and xpk's limit leaves room for queues.
 MAX_NAME = 28
@@ -81,15 +80,8 @@ def check(config: Config, machine: Machine) -> None:
     """
     config.check_runnable()
     sizes = mesh_sizes(config.mesh, machine.devices)
-    shares = prod(sizes[axis] for axis in ("replica", "data", "fsdp"))
     for stage in config.stages:
-        rows = stage.batch_rows // stage.accumulate
-        if rows % shares:
-            raise ConfigError(
-                f"stage {stage.name!r}: {rows} rows of a (micro-)batch cannot be shared out evenly over {shares}"
-                f" devices of {machine.name} x {machine.slices}; set batch_rows to a multiple of"
-                f" {shares * stage.accumulate}, or enlarge mesh.tensor or mesh.context"
-            )
+        rows_per_shard(stage, sizes)
 
 
 def check_memory(config: Config, machine: Machine) -> list[str]:
@@ -101,7 +93,7 @@ def check_memory(config: Config, machine: Machine) -> list[str]:
     if machine.chip.memory is None:
         return []
     # Imported here: it takes jax, and seconds.
-    from solo.planning.fit import check_run
+    from solo.planning.memory_fit import check_run
 
     return check_run(config, machine)
 

@@ -11,7 +11,7 @@ from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.files import read_json_lines
 from solo.loading import initial_parameters
-from solo.planning.fit import check_fit, machine_here
+from solo.planning.memory_fit import check_fit, machine_here
 from solo.training.distributed import first_then_others
 from solo.training.ledger import Ledger
 from solo.training.loop import Interrupted, Trainer

@@ -1,7 +1,7 @@
-"""What a step sends between devices: by kind and mesh axis, how much, how long, and whether it waits for it.
+"""The collectives of a step, by kind and mesh axis: bytes, seconds, and whether the computation waits for them.
 
-The bytes are exact: they are those of the program. The seconds are a model: rings over the links of the torus that a
-group of devices spans (a ring that does not close has half), or a device's share of a switch or of the network.
+The bytes are exact: they are those of the program. The seconds are a model: rings over the torus links that a group of
+devices spans (an open ring has half the bandwidth), or a device's share of a switch or of the network.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
 
+from solo.machines import Machine
 from solo.planning.groups import axes_of, replica_groups
 from solo.planning.hlo import Module, Run, shape_bytes
 from solo.planning.topology import wraps
-from solo.sharding.hardware import Machine
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ACROSS_SLICES = re.compile(r'_xla_megascale_transfer_type="?(\w+)')
@@ -26,14 +27,14 @@ _ACROSS_SLICES = re.compile(r'_xla_megascale_transfer_type="?(\w+)')
 class Collective:
     """All collectives of one kind along the same axes.
 
-    kind        of KINDS
-    axes        mesh axes that it goes along
+    kind        one of KINDS
+    axes        mesh axes that they run along
     members     devices of a group
-    overlapped  whether the program computes while it runs
-    count       of them in a step
-    bytes       of the whole arrays that one device ends up with, or hands in for reduce-scatter, in a step
-    seconds     that the links need for it: a model
-    network     whether it crosses slices or hosts over the data-centre network
+    overlapped  whether the program computes meanwhile
+    count       number per step
+    bytes       per step, of the whole arrays that one device receives, or contributes to a reduce-scatter
+    seconds     per step, a model; None: the bandwidth is unknown
+    network     whether they cross slices or hosts over the data-centre network
     """
 
     kind: str
@@ -42,7 +43,7 @@ class Collective:
     overlapped: bool
     count: int
     bytes: int
-    seconds: float
+    seconds: float | None
     network: bool = False
 
     @property
@@ -54,12 +55,12 @@ class Collective:
 def find_collectives(
     module: Module, mesh: Mapping[str, int], machine: Machine, devices: Iterable[Any]
 ) -> list[Collective]:
-    """The collectives of a compiled step, the largest first.
+    """Returns the collectives of a compiled step, the largest first.
 
     Args:
         module: the program.
-        mesh: its axes' sizes.
-        machine: what it is compiled for.
+        mesh: axis -> size.
+        machine: the machine that the program is compiled for.
         devices: of the mesh, in its order.
     """
     links = _Links(machine, list(devices))
@@ -69,7 +70,7 @@ def find_collectives(
         kind = _kind(run)
         if kind is None:
             continue
-        # A fused collective is written into every fusion that carries a part of it. Others may share their channels.
+        # A fused collective appears in every fusion that carries a part of it. Other collectives may share channels.
         channel = re.search(r"channel_id=(\d+)", run.instruction.rest)
         if channel and any(place.startswith("fusion ") for place in run.inside):
             if channel[1] in channels:
@@ -87,11 +88,12 @@ def find_collectives(
         across = _across_slices(run, machine) if run.instruction.opcode == "send" else None
         if across:
             key = (across.kind, across.axes, across.members, True, True)
+            seconds = nan if across.seconds is None else across.seconds
             sums = found.setdefault(key, [0, 0, 0.0])
-            for place, part in enumerate((across.count, across.bytes, across.seconds)):
+            for place, part in enumerate((across.count, across.bytes, seconds)):
                 sums[place] += part
     listed = [
-        Collective(kind, axes, members, overlapped, int(count), int(size), seconds, network)
+        Collective(kind, axes, members, overlapped, int(count), int(size), None if isnan(seconds) else seconds, network)
         for (kind, axes, members, overlapped, network), (count, size, seconds) in found.items()
     ]
     return sorted(listed, key=lambda each: (-each.bytes, each.name))
@@ -111,7 +113,7 @@ def _bytes(run: Run, kind: str, members: int) -> int:
     shape, size = run.instruction.shape, run.instruction.bytes
     if not run.instruction.opcode.endswith("-start") or not shape.startswith("(") or kind == "all-reduce":
         return size * members if kind == "reduce-scatter" else size
-    # The start's shape has operands and results, of which there may be many, and numbers of the runtime's.
+    # The start's shape lists operands and results, of which there may be many, and integers of the runtime.
     both = size - 4 * shape.count("u32[]")
     return both * members // (members + 1) if kind in ("all-gather", "reduce-scatter") else both // 2
 
@@ -122,14 +124,15 @@ def _across_slices(run: Run, machine: Machine) -> Collective | None:
         return None
     kind = found[1].lower().replace("_", "-")
     size = shape_bytes(run.instruction.shape.split("u32[]")[0]) * run.times
-    bandwidth = machine.chip.network_bandwidth or np.inf
+    bandwidth = machine.chip.network_bandwidth or nan
     slices = machine.slices
     rounds = (2 if kind == "all-reduce" else 1) * (slices - 1) / slices
-    return Collective(kind, ("replica",), slices, True, run.times, size, rounds * size / bandwidth, True)
+    seconds = rounds * size / bandwidth
+    return Collective(kind, ("replica",), slices, True, run.times, size, None if isnan(seconds) else seconds, True)
 
 
 class _Links:
-    """How fast groups of devices talk."""
+    """The bandwidth between groups of devices."""
 
     def __init__(self, machine: Machine, devices: list[Any]) -> None:
         self._machine = machine
@@ -139,10 +142,10 @@ class _Links:
             self._coords = np.asarray([device.coords for device in devices])
 
     def seconds(self, kind: str, size: int, groups: np.ndarray) -> tuple[float, bool]:
-        """Of one collective, and whether it goes over the data-centre network."""
+        """Returns the seconds of one collective, nan if unknown, and whether it crosses the data-centre network."""
         members = groups.shape[1]
         bandwidth, network = self._bandwidth(groups[0])
-        if members < 2 or not bandwidth:
+        if members < 2:
             return 0.0, network
         share = (members - 1) / members
         rounds = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
@@ -150,7 +153,7 @@ class _Links:
 
     def _bandwidth(self, group: np.ndarray) -> tuple[float, bool]:
         chip = self._machine.chip
-        link = chip.link_bandwidth or 0.0
+        link = chip.link_bandwidth or nan
         if self._coords is not None:
             places = self._coords[group]
             sides = [int(side) for side in (self._machine.topology or "").split("x")]
@@ -162,5 +165,5 @@ class _Links:
             return link * (lines or 2), False
         hosts = group // self._machine.devices_per_host
         if len(np.unique(hosts)) > 1:
-            return chip.network_bandwidth or 0.0, True
-        return link * chip.links, False
+            return chip.network_bandwidth or nan, True
+        return link * (chip.links or nan), False

@@ -1,4 +1,4 @@
-"""`solo plan`: its arguments, and what it does."""
+"""`solo plan`: its arguments, and its actions."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ from solo.files import write_whole
 
 if TYPE_CHECKING:
     from solo.config import Config
+    from solo.machines import Machine
     from solo.planning.forecast import Forecast
-    from solo.sharding.hardware import Machine
 
 DESCRIPTION = (
-    "With --count: sizes of the model by component, and its tensors in every published layout. With --on: compiles the"
-    " step that `solo train` would run, for a machine that need not be there, and tells whether it fits, how fast it"
+    "With --count: prints the model's parameters by component, and its tensors in every published layout. With --on:"
+    " compiles the step of `solo train` for a machine that need not be present, and prints whether it fits, how fast it"
     " is, and what the recipe costs. TPUs need pip install 'solo-vlm[tpu]', NVIDIA GPUs 'solo-vlm[cuda]'."
-    " Exit status: 0 it fits, 2 it does not, or wrong use."
+    " Exit status: 0 it fits, 2 it does not, or a usage error."
 )
 DOES_NOT_FIT = 2
 
 
 def add_arguments(parser: Any, overrides: str) -> None:
-    """Declare what `solo plan` takes."""
+    """Declare the arguments of `solo plan`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/plans/solo_7b_8k.yaml")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=overrides)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--count", action="store_true", help="tensors and parameters; nothing is compiled")
-    what.add_argument("--on", metavar="TYPE", help="v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many of TYPE; default 1")
-    parser.add_argument("--stage", metavar="NAME", help="only this one; default: all, equal ones compiled once")
-    parser.add_argument("--search", type=Path, metavar="FILE", help="find the best setting, write its overrides there")
+    what.add_argument("--count", action="store_true", help="count tensors and parameters; compile nothing")
+    what.add_argument("--on", metavar="TYPE", help="machine: v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices of TYPE; default 1")
+    parser.add_argument("--stage", metavar="NAME", help="only this stage; default: all, with equal ones compiled once")
+    parser.add_argument("--search", type=Path, metavar="FILE", help="search the best setting; write its overrides")
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--quick", action="store_true", help="TPUs: memory to 7%% and no time, six times as fast")
-    parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs there")
-    parser.add_argument("--rows-per-device", type=int, metavar="N", help="instead of batch_rows and accumulate")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--quick", action="store_true", help="TPUs: six times faster, memory to 7%%, no time")
+    parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs to FOLDER")
+    parser.add_argument("--rows-per-device", type=int, metavar="N", help="replaces batch_rows and accumulate")
     parser.add_argument(
-        "--document-slots", type=int, metavar="N", help="length of documents assumed; default: the data's, or a row's"
+        "--document-slots",
+        type=int,
+        metavar="N",
+        help="assumed length of documents; default: the data's, or a row",
     )
-    parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="instead of the list price")
+    parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="replaces the list price")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Count, or plan, print and write. Returns the exit status."""
+    """Run `solo plan`. Returns the exit status."""
     if arguments.count:
         return _count(arguments)
     from solo.config import load_config
-    from solo.sharding.hardware import machine
+    from solo.machines import parse_machine
 
-    where = machine(arguments.on, arguments.slices)
+    where = parse_machine(arguments.on, arguments.slices)
     prepare_process(where)
     from rich.console import Console
 
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     console, progress = Console(), Console(stderr=True)
     config, changes = settle(load_config(arguments.config, arguments.overrides), where, arguments.rows_per_device)
     for change in changes:
-        console.print(f"planned with {change}: train with it too", highlight=False)
+        console.print(f"planned with {change}: use it in training too", highlight=False)
     known: tuple[Forecast, ...] = ()
     options = QUICK if arguments.quick and where.chip.is_tpu else None
     if arguments.search:
@@ -87,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _count(arguments: argparse.Namespace) -> int:
-    """Print the sizes of the model's components, and its tensors in every published layout."""
+    """Print the model's parameters by component, and its tensors in every published layout."""
     from rich.console import Console
     from rich.table import Table
 
@@ -113,7 +116,7 @@ def _count(arguments: argparse.Namespace) -> int:
 def _search(
     arguments: argparse.Namespace, config: Config, where: Machine, console: Any
 ) -> tuple[Forecast, tuple[str, ...]]:
-    """The best setting for the first stage, or the named one; its overrides are written as words for a command line."""
+    """Search the best setting for the first stage, or the named one, and write its overrides for a command line."""
     from solo.planning.forecast import chosen_stages
     from solo.planning.search import search
     from solo.planning.show import show_search
@@ -134,7 +137,7 @@ def _search(
 
 
 def prepare_process(where: Machine) -> None:
-    """Before jax starts: it shall use no accelerator that may be here, and have the CPU devices that are asked for."""
+    """Set up jax before it starts: use no accelerator of this host, and provide the CPU devices of a cpu-N machine."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
     if where.chip.name == "cpu" and "device_count" not in flags:
@@ -142,15 +145,14 @@ def prepare_process(where: Machine) -> None:
 
 
 def settle(config: Config, where: Machine, rows_per_device: int | None = None) -> tuple[Config, list[str]]:
-    """The config as it is to be planned on a machine, and the overrides that make it so.
+    """Returns the config to plan on a machine, and the overrides that lead to it.
 
     Raises:
-        ConfigError: the mesh does not go with the machine.
+        ConfigError: the mesh does not fit the machine.
     """
     from solo.config import ConfigError
     from solo.planning.topology import slice_mesh
-    from solo.sharding.axes import mesh_sizes
-    from solo.sharding.mesh import TABLE
+    from solo.sharding.axes import mesh_sizes, row_shards
 
     changes = []
     mesh = slice_mesh(config.mesh, where.slices)
@@ -159,11 +161,8 @@ def settle(config: Config, where: Machine, rows_per_device: int | None = None) -
     config = config.model_copy(update={"mesh": mesh})
     if rows_per_device is not None:
         if rows_per_device < 1:
-            raise ConfigError(f"--rows-per-device {rows_per_device}: it is at least 1")
-        sizes = mesh_sizes(mesh, where.devices)
-        rows = rows_per_device
-        for axis in TABLE["rows"]:
-            rows *= sizes[axis]
+            raise ConfigError(f"--rows-per-device {rows_per_device}: expected at least 1")
+        rows = rows_per_device * row_shards(mesh_sizes(mesh, where.devices))
         stages = []
         for number, stage in enumerate(config.stages):
             changes += [f"stages.{number}.batch_rows={rows}", f"stages.{number}.accumulate=1"]
@@ -173,7 +172,7 @@ def settle(config: Config, where: Machine, rows_per_device: int | None = None) -
 
 
 def _refuse(found: list[Forecast]) -> int:
-    from solo.planning.fit import refusal
+    from solo.planning.memory_fit import refusal
 
     too_large = [each for each in found if not each.fits]
     for each in too_large:

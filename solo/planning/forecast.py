@@ -1,4 +1,4 @@
-"""What a run will be like on a machine: memory, work, collectives, time, cost. All figures, as data and as JSON."""
+"""Forecasts a run on a machine: memory, FLOPs, collectives, time and cost, as data and as JSON."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from solo.config import Config, ConfigError, StageConfig
+from solo.machines import Machine
 from solo.model.parameters import ModelDefinition, define
 from solo.planning.collectives import Collective, find_collectives
-from solo.planning.estimate import ASSUMED_CLOCK, KERNEL_SHARE, StepTime, step_time
+from solo.planning.estimate import StepTime, step_time
+from solo.planning.flops import StepFlops, planned_flops
 from solo.planning.hlo import parse_module
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.program import QUICK, OutOfMemoryError, Program, compile_step
 from solo.planning.rows import Rows, stage_rows
-from solo.planning.work import StepWork, step_work
 from solo.sharding.axes import mesh_sizes
-from solo.sharding.hardware import Machine
 
 SECONDS_PER_HOUR = 3600
 BASIS = {
     "memory.parameters, optimizer, batch": "exact: counted from shapes and shardings, as the compiler's arguments are",
-    "memory.arguments, temporaries, outputs, code": "exact: what the compiler allots",
-    "memory.by_hand": "a model, but for parameters, optimizer and batch; up to 40% too high where it was compared",
-    "flops": "exact for the documents assumed; what is computed again follows from model.remat, not from the program",
+    "memory.arguments, temporaries, outputs, code": "exact: allocated by the compiler",
+    "memory.by_hand": "a model, except parameters, optimizer and batch; up to 40% too high where it was compared",
+    "flops": "exact for the assumed documents; recomputation follows from model.remat, not from the program",
     "collectives.bytes": "exact: those of the program",
     "collectives.seconds": "a model: rings over the links that a group of devices spans",
-    "step": "a model: libtpu's own cycle counts; it was 10 to 31% slower than published steps on v5e",
-    "recipe": "a model: the step's time times the number of steps; no start-up, evaluation, checkpoints or restarts",
+    "step": "a model: libtpu's own cycle counts; 10 to 31% slower than published steps on v5e",
+    "recipe": "a model: step time times steps, without start-up, evaluation, checkpoints and restarts",
 }
 
 
@@ -35,14 +35,15 @@ BASIS = {
 class Forecast:
     """One stage's step on a machine.
 
-    config, stage, definition, rows, machine   what was planned
-    by_hand       memory, counted from shapes
-    work          FLOPs of a step over all devices
-    program       the compiled step; None where the compiler refused it for want of memory
-    refusal       what it said then
-    collectives   of a step, the largest first
-    time          of a step; None where the compiler gives no cycles
-    options       of the compiler, beyond those of the config
+    config, stage, definition, rows, machine  what was planned
+    by_hand      memory, counted from shapes
+    flops        of a step over all devices
+    program      the compiled step; None if the compiler could not fit it into memory
+    refusal      the compiler's error in that case
+    collectives  of a step, the largest first
+    time         of a step; None if there is no estimate
+    no_time      the reason why there is none
+    options      of the compiler, beyond those of the config
     """
 
     config: Config
@@ -51,11 +52,12 @@ class Forecast:
     rows: Rows
     machine: Machine
     by_hand: HandCount
-    work: StepWork
+    flops: StepFlops
     program: Program | None
     refusal: OutOfMemoryError | None
     collectives: tuple[Collective, ...]
     time: StepTime | None
+    no_time: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,7 +76,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether it may run; true where no limit is known."""
+        """Whether the step fits into memory; true if no limit is known."""
         return self.program is not None and (self.limit is None or self.needed <= self.limit)
 
     @property
@@ -83,22 +85,21 @@ class Forecast:
         peak = self.machine.chip.peak_flops
         if self.time is None or peak is None:
             return None
-        chips = self.machine.chips * self.machine.slices
-        return sum(self.work.useful.values()) / self.time.total / (peak * chips)
+        return sum(self.flops.useful.values()) / self.time.total / (peak * self.machine.all_chips)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Patches and text tokens, over all devices."""
-        return self.work.tokens / self.time.total if self.time else None
+        return self.flops.tokens / self.time.total if self.time else None
 
     @property
     def hours(self) -> float | None:
-        """Of the stage."""
+        """Hours of the stage."""
         return self.time.total * self.rows.num_steps / SECONDS_PER_HOUR if self.time else None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        shape, program, work = self.rows.shape, self.program, self.work
+        shape, program, flops = self.rows.shape, self.program, self.flops
         memory: dict[str, Any] = {
             "limit": self.limit,
             "needed": self.needed,
@@ -122,13 +123,14 @@ class Forecast:
             },
             "memory": memory,
             "flops": {
-                "useful": work.useful,
-                "computed": work.computed,
-                "useful_share": work.useful_share,
-                "kernel_share_of_peak": KERNEL_SHARE.get(self.machine.chip.name),
+                "useful": flops.useful,
+                "computed": flops.computed,
+                "useful_share": flops.useful_share,
+                "kernel_share_of_peak": self.machine.chip.attention_share,
             },
             "collectives": [asdict(each) for each in self.collectives],
             "step": None if self.time is None else {**asdict(self.time), "seconds": self.time.total},
+            "no_step": self.no_time or None,
             "mfu": self.mfu,
             "tokens_per_second": self.tokens_per_second,
             "steps": self.rows.num_steps,
@@ -139,7 +141,7 @@ class Forecast:
 
 
 def settings(config: Config, stage: StageConfig) -> dict[str, Any]:
-    """What a search changes, and what decides most."""
+    """Returns the settings that a search changes, and others that matter most."""
     model = config.model
     return {
         "batch_rows": stage.batch_rows,
@@ -159,32 +161,35 @@ def forecast(
     options: Mapping[str, Any] | None = None,
     document_slots: int | None = None,
 ) -> Forecast:
-    """Compile a stage's step for a machine and read everything off it.
+    """Compile a stage's step for a machine and read its figures off the program.
 
     Args:
-        config: the run, with the mesh it has on all slices.
-        stage: of it.
+        config: the run, with its mesh over all slices.
+        stage: one of its stages.
         machine: all slices.
-        options: further ones of the compiler.
-        document_slots: of the documents that rows are taken to hold; None: as the data has them, or one a row.
+        options: further compiler options.
+        document_slots: slots of the assumed documents; None: those of the data, or one document per row.
 
     Raises:
-        ConfigError: the config does not go with the machine, or there is no compiler for it.
+        ConfigError: the config does not fit the machine, or there is no compiler for it.
     """
     rows = stage_rows(config, stage, document_slots)
     definition = define(config, rows.vocab_size or config.model.vocab_size or config.data.tokenizer.vocab_size)
     by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
-    work = step_work(config, stage, definition, rows, machine.chip)
-    found = (config, stage, definition, rows, machine, by_hand, work)
+    flops = planned_flops(config, stage, definition, rows, machine.chip)
+    found = (config, stage, definition, rows, machine, by_hand, flops)
     try:
         program = compile_step(config, stage, definition, rows.shape, rows.num_steps, machine, options)
     except OutOfMemoryError as error:
-        return Forecast(*found, None, error, (), None, dict(options or {}))
+        return Forecast(*found, None, error, (), None, "the step does not fit into memory", dict(options or {}))
     module = parse_module(program.text)
     collectives = find_collectives(module, program.mesh, machine, program.devices)
-    # A program that was made in haste says nothing about the time of one that was not.
-    time = None if (options or {}).items() >= QUICK.items() else step_time(module, collectives, work, machine)
-    return Forecast(*found, program, None, tuple(collectives), time, dict(options or {}))
+    if (options or {}).items() >= QUICK.items():
+        time: StepTime | str = "a program compiled with --quick is slower than the real one"
+    else:
+        time = step_time(module, collectives, flops, machine)
+    estimate, reason = (None, time) if isinstance(time, str) else (time, "")
+    return Forecast(*found, program, None, tuple(collectives), estimate, reason, dict(options or {}))
 
 
 def forecast_recipe(
@@ -196,15 +201,16 @@ def forecast_recipe(
     document_slots: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Forecast]:
-    """All stages, or the one that is named. Stages that differ in nothing but their mixture are compiled once.
+    """Forecast all stages, or the named one. Stages that differ only in their mixture are compiled once.
 
     Args:
         config: the run.
         machine: all slices.
         stage: a stage's name.
-        report: is told how it goes.
-        earlier: what is known already, of the same config.
-        document_slots: see `forecast`; so `options`.
+        report: is called with the progress.
+        earlier: existing forecasts of the same config.
+        document_slots: see `forecast`.
+        options: see `forecast`.
 
     Raises:
         ConfigError: there is no such stage; see also `forecast`.
@@ -217,7 +223,7 @@ def forecast_recipe(
 
 
 def chosen_stages(config: Config, name: str | None) -> list[StageConfig]:
-    """All stages, or the named one. Raises ConfigError where there is none."""
+    """Returns all stages, or the named one. Raises ConfigError if there is none."""
     found = [stage for stage in config.stages if name in (None, stage.name)]
     if not found:
         known = ", ".join(stage.name for stage in config.stages) or "none: it describes a model but no run"
@@ -226,7 +232,7 @@ def chosen_stages(config: Config, name: str | None) -> list[StageConfig]:
 
 
 def _again(earlier: Sequence[Forecast], stage: StageConfig) -> Forecast | None:
-    """An earlier forecast under another name, where stages differ in nothing but name, mixture and number of steps."""
+    """Returns an earlier forecast for this stage, if they differ only in name, mixture and number of steps."""
     neutral = {"name": "", "mixture": {"": 1.0}, "steps": 1, "optimizer_state": "reset"}
     for each in earlier:
         same = stage.model_copy(update=neutral) == each.stage.model_copy(update=neutral)
@@ -237,7 +243,7 @@ def _again(earlier: Sequence[Forecast], stage: StageConfig) -> Forecast | None:
 
 
 def as_json(config: Config, machine: Machine, found: list[Forecast], usd_per_chip_hour: float | None) -> dict[str, Any]:
-    """The whole recipe: every stage, hours and cost in all, and what each figure is worth."""
+    """Returns the whole recipe: every stage, total hours and cost, and how reliable each figure is."""
     hours = recipe_hours(found)
     rate = machine.usd_per_hour(usd_per_chip_hour)
     price = machine.chip.price
@@ -246,10 +252,12 @@ def as_json(config: Config, machine: Machine, found: list[Forecast], usd_per_chi
         "machine": {
             "name": machine.name,
             "slices": machine.slices,
-            "chips": machine.chips * machine.slices,
+            "chips": machine.all_chips,
             "devices": machine.devices,
             "topology": machine.topology,
-            "clock": machine.chip.clock or (ASSUMED_CLOCK if machine.chip.is_tpu else None),
+            "clock": machine.chip.clock,
+            "unknown": machine.chip.unknown,
+            "assumed": dict(machine.chip.assumed),
         },
         "stages": [each.as_dict() for each in found],
         "recipe": {
@@ -264,6 +272,6 @@ def as_json(config: Config, machine: Machine, found: list[Forecast], usd_per_chi
 
 
 def recipe_hours(found: list[Forecast]) -> float | None:
-    """Of all stages; None where one has no estimate."""
+    """Returns the hours of all stages, or None if one has no estimate."""
     hours = [each.hours for each in found]
     return None if None in hours else sum(hour for hour in hours if hour is not None)

@@ -1,4 +1,4 @@
-"""Which devices a collective joins, and so which axes of the mesh it goes along."""
+"""Reads which devices a collective joins, and along which mesh axes it runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """Positions in the mesh, int [groups, members], of the devices that a collective joins.
+    """Returns the positions in the mesh, int [groups, members], of the devices that a collective joins.
 
     Args:
-        attributes: of its instruction: listed `{{0,1},{2,3}}`, iota `[2,2]<=[4]`, or axes `mesh['a'=2,'b'=2] {'a'}`.
-        devices: in all; what empty groups mean.
+        attributes: of the instruction: listed `{{0,1},{2,3}}`, iota `[2,2]<=[4]`, or axes `mesh['a'=2,'b'=2] {'a'}`.
+        devices: the number of all devices, which empty groups stand for.
 
     Raises:
-        ValueError: none of these forms is there.
+        ValueError: the attributes have none of these forms.
     """
     if found := _MESH.search(attributes):
         return _of_mesh(*found.groups())
@@ -38,27 +38,27 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
 
 
 def _of_iota(text: str) -> np.ndarray:
-    """`[groups, members]<=[dimensions]T(permutation)`, the permutation left out where there is none."""
+    """Reads `[groups, members]<=[dimensions]T(permutation)`; the permutation is optional."""
     shape, _, source = text.partition("<=")
     return _permuted(source).reshape(_numbers(shape))
 
 
 def _permuted(text: str) -> np.ndarray:
-    """`[dimensions]T(permutation)`: all numbers in that shape, transposed."""
+    """Reads `[dimensions]T(permutation)`: all numbers in that shape, transposed."""
     dimensions, _, permutation = text.partition("T")
     ids = np.arange(prod(_numbers(dimensions))).reshape(_numbers(dimensions))
     return ids.transpose(_numbers(permutation)) if permutation else ids
 
 
 def _of_mesh(axes: str, device_ids: str | None, along: str) -> np.ndarray:
-    """Groups along axes, or along parts of them: `'a':(2)4` is 4 of axis a, behind 2 of it."""
+    """Reads groups along axes, or along parts of axes: `'a':(2)4` is the factor 4 of axis a that follows a factor 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     ids = _permuted(device_ids).ravel() if device_ids else np.arange(prod(sizes.values()))
     wanted = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in _AXIS.findall(along)]
     shape: list[int] = []
     joined: list[int] = []
     for name, size in sizes.items():
-        # Every axis is cut where a part begins or ends.
+        # Split the axis where a part begins or ends.
         parts = [(before, before * part) for axis, before, part in wanted if axis == name]
         cuts = sorted({1, size, *chain.from_iterable(parts)})
         for low, high in pairwise(cuts):
@@ -71,7 +71,7 @@ def _of_mesh(axes: str, device_ids: str | None, along: str) -> np.ndarray:
 
 
 def axes_of(groups: np.ndarray, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """Mesh axes along which the devices of a group differ; `mesh` has the axes' sizes, outermost first."""
+    """Returns the mesh axes along which the devices of a group differ; `mesh`: axis -> size, outermost first."""
     places = np.unravel_index(groups, tuple(mesh.values()))
     return tuple(axis for axis, place in zip(mesh, places, strict=True) if (place != place[:, :1]).any())
 

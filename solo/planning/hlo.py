@@ -1,7 +1,7 @@
-"""Reading a compiled program: what runs, how often, and how many cycles the compiler expects of it.
+"""Parses a compiled program: its instructions, how often they run, and the cycles that the compiler expects.
 
-The text of an optimised, scheduled HLO module, as `compiled.as_text()` gives it. Only what the estimates need is
-read: names, shapes, opcodes, who calls whom, trip counts of loops, and libtpu's `estimated_cycles`.
+The input is the text of an optimised, scheduled HLO module, from `compiled.as_text()`. Only what the estimates need is
+parsed: names, shapes, opcodes, calls, trip counts of loops, and libtpu's `estimated_cycles`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,<=]*)\]")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-# What runs on a SparseCore has the largest integer there is.
+# libtpu gives instructions on a SparseCore the largest integer.
 _UNKNOWN_CYCLES = 2**63 - 1
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NUMBER = re.compile(r"(\d+)\)")
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"(\d+)\)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line. `shape` is the text of its result's shape, `rest` all that stands behind the opcode."""
+    """One line. `shape` is the text of the result's shape, `rest` the text after the opcode."""
 
     name: str
     shape: str
@@ -36,18 +36,18 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """Cycles that libtpu expects of it once; 0 where it gives none, or says that it does not know."""
+        """Cycles that libtpu expects of one execution; 0 if it gives none or they are unknown."""
         found = _CYCLES.search(self.rest)
         return int(found[1]) if found and int(found[1]) < _UNKNOWN_CYCLES else 0
 
     @property
     def bytes(self) -> int:
-        """Of its result."""
+        """Bytes of the result."""
         return shape_bytes(self.shape)
 
     @property
     def operands(self) -> list[str]:
-        """Names of its operands."""
+        """Names of the operands."""
         return re.findall(r"%([\w.\-]+)", self.rest[: _closing(self.rest)])
 
     @property
@@ -58,11 +58,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Run:
-    """An instruction with how often a step runs it, and where.
+    """An instruction, and how often and where a step runs it.
 
     times      over all loops whose trip count is known
-    unbounded  loops around it whose trip count only the data decides; each counted once in `times`
-    inside     computations and instructions around it, outermost first
+    unbounded  enclosing loops whose trip count depends on the data; `times` counts each once
+    inside     enclosing computations and instructions, outermost first
     """
 
     instruction: Instruction
@@ -73,13 +73,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Module:
-    """A program: its computations by name, and the one that it begins with."""
+    """A program: its computations by name, and the name of its entry."""
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
 
     def runs(self) -> Iterator[Run]:
-        """Every instruction that a step runs, and those within fusions too (a fusion's cycles are its own)."""
+        """Yields every instruction that a step runs, including those within fusions (a fusion has its own cycles)."""
         yield from self._walk(self.entry, 1, 0, ())
 
     def _walk(self, name: str, times: int, unbounded: int, inside: tuple[str, ...]) -> Iterator[Run]:
@@ -100,7 +100,7 @@ class Module:
                 yield from self._walk(target, times, unbounded, within)
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a loop runs, if the program says so: None where the bound is computed."""
+        """Returns the trip count of a loop, or None if the bound is computed."""
         if known := _KNOWN_TRIPS.search(loop.rest):
             return int(known[1])
         condition = self.computations.get(loop.called.get("condition", ""), ())
@@ -115,7 +115,7 @@ class Module:
 
 
 def parse_module(text: str) -> Module:
-    """Read a module. Raises ValueError where the text has no entry computation."""
+    """Parse a module. Raises ValueError if the text has no entry computation."""
     computations: dict[str, tuple[Instruction, ...]] = {}
     entry, name = "", None
     lines: list[Instruction] = []
@@ -128,18 +128,18 @@ def parse_module(text: str) -> Module:
             computations[name] = tuple(lines)
             name = None
         elif found := _INSTRUCTION.match(line):
-            # The shape of a tuple stands in parentheses; the opcode is the first word before one behind it.
+            # A tuple's shape is in parentheses; the opcode is the first word after it that precedes a parenthesis.
             start = _closing(found[2][1:]) + 2 if found[2].startswith("(") else 0
             opcode = _OPCODE.search(found[2], max(start - 1, 0))
             if opcode:
                 lines.append(Instruction(found[1], found[2][: opcode.start()], opcode[1], found[2][opcode.end() :]))
     if not entry:
-        raise ValueError("this is no HLO module: it has no ENTRY computation")
+        raise ValueError("not an HLO module: it has no ENTRY computation")
     return Module(computations, entry)
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape, all parts of a tuple together, without the padding of tiles."""
+    """Returns the bytes of a shape, summed over a tuple, without the padding of tiles."""
     total = 0
     for kind, sizes in _ARRAY.findall(shape):
         bits = _BITS.get(kind)
@@ -153,7 +153,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis closes that was open before the text began."""
+    """Returns the position where the parenthesis opened before the text closes."""
     depth = 1
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")

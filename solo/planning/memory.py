@@ -1,8 +1,8 @@
-"""What a device's memory must hold for a step, counted by hand from shapes: no compiler is asked, and no device.
+"""The memory that a step needs on a device, counted from shapes by hand, without a compiler or a device.
 
-State and batch are exact. What a step holds besides is a model: it counts what `solo.model.transformer` saves for
-the backward pass, one layer's intermediate results, gathered weights, gradients and logits. Against compiled steps
-it was right to 11% for SOLO-7B on TPUs, and 25 to 40% too high for Mono-InternVL-2B and for SOLO-7B on H100.
+State and batch are exact. The rest is a model: it counts the activations that `solo.model.transformer` saves for the
+backward pass, one layer's intermediate results, gathered weights, gradients and logits. Compared with compiled steps it
+was right to 11% for SOLO-7B on TPUs, and 25 to 40% too high for Mono-InternVL-2B, and for SOLO-7B on H100.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from solo.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
+from solo.config import Config, ModelConfig, OptimizerConfig, StageConfig
 from solo.data.planning.row_shape import RowShape
+from solo.machines import Machine
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
-from solo.sharding.axes import AXES, mesh_sizes
-from solo.sharding.hardware import Machine
-from solo.sharding.mesh import TABLE, parameter_shardings, shardings_like
+from solo.sharding.axes import AXES, mesh_sizes, rows_per_shard
+from solo.sharding.mesh import parameter_shardings, shardings_like
 from solo.training.optimizer import make_optimizer, trainable_paths
 
-# Of `solo.training.step.Health`, and the step: four numbers.
+# The step and `solo.training.step.Health`: four numbers.
 _COUNTERS = 16
 # Intermediate results of a layer in units of its widths: the forward pass again, and gradients.
 _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
@@ -36,12 +36,12 @@ _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
 class HandCount:
     """Bytes on each device. The first three are exact, the others a model.
 
-    parameters, optimizer   of the state; float32
-    batch                   rows as they come from the loader, and counters
-    gradients               of the trained parameters
-    saved                   by the forward pass for the backward pass
-    layer                   intermediate results and gathered weights of the layer that is computed
-    vocabulary              gathered embeddings and their gradients, logits of a chunk
+    parameters, optimizer  the state, in float32
+    batch                  rows as the loader yields them, and counters
+    gradients              of the trained parameters
+    saved                  activations that the forward pass keeps for the backward pass
+    layer                  intermediate results and gathered weights of the layer being computed
+    vocabulary             gathered embeddings and their gradients, and the logits of a chunk
     """
 
     parameters: int
@@ -54,22 +54,22 @@ class HandCount:
 
     @property
     def arguments(self) -> int:
-        """What lies there between steps, and the batch: exact."""
+        """The state and the batch: exact."""
         return self.parameters + self.optimizer + self.batch
 
     @property
     def temporaries(self) -> int:
-        """What exists only during a step."""
+        """All that exists only during a step."""
         return self.gradients + self.saved + self.layer + self.vocabulary
 
     @property
     def least(self) -> int:
-        """What no compiler can do without: state, batch, and what is saved."""
+        """The least that any compiler needs: state, batch and saved activations."""
         return self.arguments + self.saved
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The whole step."""
         return self.arguments + self.temporaries
 
     def as_dict(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class HandCount:
 
 
 def memory_limit(machine: Machine) -> int | None:
-    """Bytes of a device that a program may use; None where it is not known (CPUs)."""
+    """Returns the bytes of a device's memory that a program may use; None if unknown (CPUs)."""
     chip = machine.chip
     limit = chip.usable_memory or chip.memory
     return None if limit is None else limit // chip.devices
@@ -87,16 +87,14 @@ def memory_limit(machine: Machine) -> int | None:
 def hand_count(
     config: Config, stage: StageConfig, definition: ModelDefinition, shape: RowShape, devices: int
 ) -> HandCount:
-    """Count a stage's step on so many devices.
+    """Count a stage's step on a number of devices.
 
     Raises:
-        ConfigError: the mesh does not take the devices, or they cannot share the rows.
+        ConfigError: the mesh does not fit the devices, or the rows cannot be sharded evenly.
     """
     sizes = mesh_sizes(config.mesh, devices)
     mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    rows, left = divmod(stage.batch_rows // stage.accumulate, prod(sizes[axis] for axis in TABLE["rows"]))
-    if left:
-        raise ConfigError(f"stage {stage.name!r}: its rows cannot be shared out evenly over {devices} devices")
+    rows = rows_per_shard(stage, sizes)
     slots = rows * shape.slots // sizes["context"]
     paths = tuple(trainable_paths(definition.specs, stage))
     parameters, trained, optimizer = _state(definition, paths, stage.optimizer, mesh)
@@ -111,12 +109,12 @@ def hand_count(
     )
 
 
-# A search asks for the same state again and again.
+# A search counts the same state many times.
 @functools.lru_cache(maxsize=64)
 def _state(
     definition: ModelDefinition, trained: tuple[str, ...], config: OptimizerConfig, mesh: AbstractMesh
 ) -> tuple[int, int, int]:
-    """Bytes on each device of all parameters, of the trained ones, and of the optimizer's state."""
+    """Returns the bytes on each device of all parameters, of the trained ones, and of the optimizer's state."""
     shardings = parameter_shardings(definition.specs, mesh)  # type: ignore[arg-type]
     by_path = {
         path: jax.ShapeDtypeStruct(spec.shape, np.float32, sharding=shardings[path])
@@ -133,21 +131,21 @@ def _state(
 
 
 def held(tree: Any) -> int:
-    """Bytes on each device of arrays that are only described."""
+    """Returns the bytes on each device of arrays given as `jax.ShapeDtypeStruct`s."""
     return sum(
         prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
     )
 
 
 def _saved(config: ModelConfig, tensor: int) -> int:
-    """Bytes of a slot and layer: its input, and what `remat` keeps of it."""
+    """Returns the bytes of a slot and layer: the layer's input, and what `remat` keeps."""
     width, heads, head_dim = config.width, config.heads // tensor, config.dim_per_head
     qkv = (heads + 2 * config.kv_heads // tensor) * head_dim
     ffn = config.ffn_width // tensor * (2 if config.ffn == "swiglu" else 1)
     attention = heads * head_dim
     products = {"dots": qkv + width + ffn, "projections": qkv + width, "none": 2 * (qkv + ffn) + 3 * width}
     kept = products.get(config.remat, 0)
-    # What lies in the host's memory is none of the device's.
+    # Offloaded activations are in host memory.
     kept += 0 if config.remat.startswith("offload") else width
     if config.remat == "full":
         return kept * _item(config)
@@ -161,7 +159,7 @@ def _intermediate(config: ModelConfig, tensor: int) -> int:
 
 
 def _gathered(definition: ModelDefinition, tensor: int) -> int:
-    """Weights of a layer, of the next one that is fetched meanwhile, and a layer's gradients before they are shared."""
+    """Returns the bytes of a layer's weights, the next layer's, and a layer's gradients before they are scattered."""
     layers = sum(prod(spec.shape) for spec in definition.specs.values() if spec.in_layers)
     return 3 * layers // definition.config.layers // tensor * _item(definition.config)
 

@@ -1,4 +1,4 @@
-"""The step that `solo train` runs, compiled for a machine from shapes alone: no array is made, no device is needed."""
+"""Compiles the step of `solo train` for a machine from shapes alone, without arrays or devices."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from jax.sharding import Mesh
 from solo.batch import Batch
 from solo.config import Config, StageConfig
 from solo.data.planning.row_shape import RowShape
+from solo.machines import Machine
 from solo.model.parameters import ModelDefinition
 from solo.planning.topology import machine_devices
 from solo.sharding.axes import AXES
 from solo.sharding.compiling import compile_lowered
-from solo.sharding.hardware import Machine
 from solo.sharding.mesh import batch_shardings, make_mesh
 from solo.training.step import make_stage
 
-# For the compiler for TPUs, and a float: done in a sixth of the time, with memory right to 7% and a far slower program.
+# An option of the TPU compiler: it compiles in a sixth of the time, with memory right to 7% and a far slower program.
 QUICK = {"exec_time_optimization_effort": -1.0}
 _EXHAUSTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class OutOfMemoryError(RuntimeError):
-    """The compiler found no way to fit a step into a device's memory.
+    """The compiler could not fit a step into a device's memory.
 
-    temporaries, available   bytes, as the compiler has it; None where it does not say
+    temporaries, available  bytes that the compiler reports; None where it reports none
     """
 
     def __init__(self, message: str) -> None:
@@ -48,10 +48,10 @@ class Program:
     """A compiled step.
 
     text         its optimised HLO
-    arguments    bytes on each device, as the compiler lays them out; so the others
-    temporaries  what exists only during a step
-    outputs      of the step, those written over arguments left out
-    code         of the program itself, where it lies in the device's memory
+    arguments    bytes on each device as the compiler lays them out, like the next three
+    temporaries  of arrays that exist only during a step
+    outputs      of the step, without those that reuse an argument's memory
+    code         of the program itself, where it is in the device's memory
     mesh         axis -> size
     devices      of the mesh, in its order
     seconds      that compiling took
@@ -73,7 +73,7 @@ class Program:
 
 
 def abstract_batch(config: Config, rows: int, shape: RowShape, mesh: Any) -> Batch:
-    """A batch of a stage as `jax.ShapeDtypeStruct`s with the shardings that training gives it."""
+    """Returns a batch of a stage as `jax.ShapeDtypeStruct`s with the shardings of training."""
     B, P, T, Y = rows, shape.patch_slots, shape.text_slots, shape.target_slots
     places = (B, P + T, 3) if config.sequence.positions == "grid" else (B, P + T)
     shapes = Batch(
@@ -109,17 +109,17 @@ def compile_step(
 
     Args:
         config: the run.
-        stage: of it.
-        definition: of its model.
+        stage: one of its stages.
+        definition: its model.
         shape: of the stage's rows.
         num_steps: of the stage.
-        machine: to compile for.
-        options: further ones of the compiler.
+        machine: the machine to compile for.
+        options: further compiler options.
 
     Raises:
-        ConfigError: the mesh is not the machine's, rows cannot be shared out, there is no compiler for the machine, or
-            it refuses one of the `compiler_options`.
-        OutOfMemoryError: the compiler says that the step does not fit.
+        ConfigError: the mesh does not fit the machine, rows cannot be sharded evenly, there is no compiler for the
+            machine, or it refuses one of the `compiler_options`.
+        OutOfMemoryError: the compiler reports that the step does not fit.
     """
     mesh = make_mesh(config.mesh, machine_devices(machine))
     made = make_stage(definition, stage, num_steps, config.safety, mesh, config.compiler_options)

@@ -1,4 +1,4 @@
-"""What a stage's rows hold: their slots, and the documents in them, from prepared data or as stated."""
+"""The slots of a stage's rows and the documents in them, from prepared data or as stated."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from solo.data.rows.assembly import row_attend
 from solo.data.rows.reading_order import join_documents, outline
 from solo.data.store.prepare import open_prepared
 
-# Of a row's slots where no data says better: documents of image and text in a row of SOLO's or Mono-InternVL's kind.
+# Share of patches in a row where there is no prepared data: that of image-text documents of SOLO and Mono-InternVL.
 PATCH_SHARE = 0.75
-# Batches of prepared data that are looked at for the lengths of documents.
+# Batches of prepared data that are read for the lengths of documents.
 _SAMPLED_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Document:
-    """Slots of a document: patches, text tokens, and those of them that are targets' places."""
+    """Slots of a document: patches, text tokens, and targets."""
 
     patches: int
     text: int
@@ -34,12 +34,12 @@ class Document:
 class Rows:
     """A stage's rows.
 
-    shape      slots of a row
-    num_steps  of the stage
-    documents  of some rows that stand for all of them
-    source     where all this comes from, in words
-    measured   whether that is prepared data
-    vocab_size tokens of the tokenizer, where there is one
+    shape       slots of a row
+    num_steps   of the stage
+    documents   of a sample of rows
+    source      where these figures come from, in words
+    measured    whether they come from prepared data
+    vocab_size  of the tokenizer, if there is one
     """
 
     shape: RowShape
@@ -51,17 +51,17 @@ class Rows:
 
     @cached_property
     def live(self) -> tuple[float, float, float]:
-        """Patches, text tokens and targets of a row that holds what those rows hold on average."""
+        """Patches, text tokens and targets of an average row."""
         sums = [(d.patches, d.text, d.targets) for row in self.documents for d in row]
         patches, text, targets = (sum(column) / len(self.documents) for column in zip(*sums, strict=True))
         return patches, text, targets
 
 
 def stage_rows(config: Config, stage: StageConfig, document_slots: int | None = None) -> Rows:
-    """From the prepared data where there is some and `document_slots` does not say otherwise, else as stated.
+    """Returns the rows of the prepared data, or stated rows if there is none or `document_slots` is given.
 
     Raises:
-        ConfigError: the data does not fit the rows, or there is none and the stage is counted in epochs.
+        ConfigError: the data does not fit the rows, or there is no data and the stage is counted in epochs.
     """
     if document_slots is not None:
         return stated_rows(stage, document_slots=document_slots)
@@ -73,7 +73,7 @@ def stage_rows(config: Config, stage: StageConfig, document_slots: int | None = 
 
 
 def planned_rows(config: Config, stage: StageConfig) -> Rows:
-    """From the prepared data of a config, by planning it.
+    """Plans the prepared data of a config.
 
     Raises:
         ConfigError: the data is not prepared, or it does not fit the rows.
@@ -91,20 +91,20 @@ def planned_rows(config: Config, stage: StageConfig) -> Rows:
 
 
 def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_slots: int | None = None) -> Rows:
-    """Rows as the stage gives them, filled with equal documents, an image before its text.
+    """Returns rows of the stage's shape, filled with equal documents, each an image before its text.
 
     Args:
-        stage: its patch_slots and text_slots, or row_slots shared out by `patch_share`.
-        patch_share: of a row's slots.
-        document_slots: of a document; a whole row unless given.
+        stage: its patch_slots and text_slots, or row_slots divided by `patch_share`.
+        patch_share: share of patches in a row.
+        document_slots: slots of a document; default: a whole row.
 
     Raises:
-        ConfigError: a stage counted in epochs has no number of steps without data, or a share is none.
+        ConfigError: the stage is counted in epochs, which needs data, or the share is not in [0, 1).
     """
     if not 0 <= patch_share < 1:
-        raise ConfigError(f"patch share {patch_share}: it is at least 0 and below 1")
+        raise ConfigError(f"patch share {patch_share}: expected at least 0 and below 1")
     if stage.steps is None:
-        raise ConfigError(f"stage {stage.name!r} is counted in epochs: prepare its data (solo prepare), or give steps")
+        raise ConfigError(f"stage {stage.name!r} is counted in epochs: prepare its data (solo prepare), or set steps")
     if stage.patch_slots is not None and stage.text_slots is not None:
         patches, text, source = stage.patch_slots, stage.text_slots, "patch_slots and text_slots of the stage"
     else:

@@ -1,4 +1,4 @@
-"""A forecast for people: tables."""
+"""Prints forecasts as tables."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from solo.planning.fit import in_words
 from solo.planning.forecast import BASIS, Forecast
-from solo.planning.search import Found
+from solo.planning.memory_fit import format_bytes
+from solo.planning.search import SearchResult
 
-_OTHER = "what the compiler adds"
+_OTHER = "added by the compiler"
 
 
 def show_forecast(found: Forecast, console: Console) -> None:
@@ -29,7 +29,7 @@ def show_forecast(found: Forecast, console: Console) -> None:
         highlight=False,
     )
     console.print(_memory(found))
-    console.print(_work(found))
+    console.print(_flops(found))
     if found.collectives:
         console.print(_collectives(found))
     for line in _time(found):
@@ -37,31 +37,40 @@ def show_forecast(found: Forecast, console: Console) -> None:
 
 
 def show_recipe(recipe: Mapping[str, Any], console: Console) -> None:
-    """Print hours and cost, and what the figures are worth; `recipe` as `as_json` gives it."""
+    """Print hours and cost, unknown and assumed values of the chip, and how reliable the figures are.
+
+    Args:
+        recipe: from `as_json`.
+    """
     console.rule("recipe", align="left")
     total = recipe["recipe"]
     if total["hours"] is None:
-        console.print("no time and no cost: this compiler gives no cycles, and a step that does not fit has none")
+        reasons = dict.fromkeys(each["no_step"] for each in recipe["stages"] if each["no_step"])
+        console.print(f"no time and no cost: {'; '.join(reasons)}", highlight=False)
     else:
-        cost = "of unknown price" if total["usd"] is None else f"US$ {total['usd']:,.0f} ({total['price']})"
+        cost = "price unknown" if total["usd"] is None else f"US$ {total['usd']:,.0f} ({total['price']})"
         console.print(f"{total['hours']:,.1f} hours, {cost}", highlight=False)
+    machine = recipe["machine"]
+    for title in ("unknown", "assumed"):
+        if values := "; ".join(f"{name} ({text})" for name, text in machine[title].items()):
+            console.print(f"{title} for {machine['name']}: {values}", highlight=False)
     for title, basis in BASIS.items():
         console.print(f"[dim]{title}: {basis}[/dim]", highlight=False)
 
 
-def show_search(found: Found, console: Console) -> None:
-    """Print everything that a search compiled, the best last."""
+def show_search(found: SearchResult, console: Console) -> None:
+    """Print all settings that a search compiled, the best last."""
     table = _table("setting", ("memory", "step s", "MFU", "tokens/s"))
     order = sorted(found.compiled, key=lambda pair: (pair[1].fits, pair[1].tokens_per_second or 0.0))
     for overrides, each in order:
         step = f"{each.time.total:.3f}" if each.time else "?"
         mfu = f"{each.mfu:.1%}" if each.mfu else "?"
         speed = f"{each.tokens_per_second:,.0f}" if each.tokens_per_second else "?"
-        size = in_words(each.needed)
+        size = format_bytes(each.needed)
         table.add_row(" ".join(overrides), size if each.fits else f"{size} too large", step, mfu, speed)
     console.print(table)
     console.print(
-        f"{found.pruned} settings were dropped because state and saved activations alone do not fit;"
+        f"{found.pruned} settings were dropped, since state and saved activations alone do not fit;"
         f" {found.left} less promising ones were not compiled (--tries)",
         highlight=False,
     )
@@ -84,45 +93,46 @@ def _memory(found: Forecast) -> Table:
         table.add_row(f"  of which {part}", *_sizes(None, getattr(count, part)))
     table.add_section()
     table.add_row("all", *_sizes(found.needed, count.total))
-    limit = "unknown" if found.limit is None else in_words(found.limit)
+    limit = "unknown" if found.limit is None else format_bytes(found.limit)
     table.add_row("limit", limit, "fits" if found.fits else "[bold red]does not fit[/bold red]")
     return table
 
 
-def _work(found: Forecast) -> Table:
-    work = found.work
+def _flops(found: Forecast) -> Table:
+    flops = found.flops
     table = _table("TFLOPs of a step, all devices", ("useful", "computed"))
-    for part, flops in work.computed.items():
-        table.add_row(part, f"{work.useful[part] / 1e12:,.1f}", f"{flops / 1e12:,.1f}")
+    for part, computed in flops.computed.items():
+        table.add_row(part, f"{flops.useful[part] / 1e12:,.1f}", f"{computed / 1e12:,.1f}")
     table.add_section()
-    useful, computed = sum(work.useful.values()) / 1e12, sum(work.computed.values()) / 1e12
-    table.add_row("all", f"{useful:,.1f}", f"{computed:,.1f}")
-    table.add_row("useful share", f"{work.useful_share:.1%}", "")
+    useful, total = sum(flops.useful.values()) / 1e12, sum(flops.computed.values()) / 1e12
+    table.add_row("all", f"{useful:,.1f}", f"{total:,.1f}")
+    table.add_row("useful share", f"{flops.useful_share:.1%}", "")
     return table
 
 
 def _collectives(found: Forecast) -> Table:
-    table = _table("collectives of a step", ("a step", "GB a device", "seconds", "meanwhile"))
+    table = _table("collectives of a step", ("per step", "GB per device", "seconds", "meanwhile"))
     for each in found.collectives:
         computes = "computes" if each.overlapped else "waits"
         name = f"{each.name}, network" if each.network else each.name
-        table.add_row(name, f"{each.count:,}", f"{each.bytes / 1e9:,.3f}", f"{each.seconds:.4f}", computes)
+        seconds = "unknown" if each.seconds is None else f"{each.seconds:.4f}"
+        table.add_row(name, f"{each.count:,}", f"{each.bytes / 1e9:,.3f}", seconds, computes)
     return table
 
 
 def _time(found: Forecast) -> Iterator[str]:
     time, tokens = found.time, found.tokens_per_second
     if time is None or tokens is None or found.hours is None:
-        yield "step time: not estimated, there are no cycle counts"
+        yield f"step time: no estimate: {found.no_time}"
         return
     mfu = "unknown" if found.mfu is None else f"{found.mfu:.1%}"
-    chips = found.machine.chips * found.machine.slices
     yield (
         f"step {time.total:.3f} s (model): products {time.products:.3f}, elementwise {time.elementwise:.3f},"
-        f" attention kernels {time.kernels:.3f}, waiting for collectives {time.waited:.3f}"
-        f" (others, {time.overlapped:.3f}, run meanwhile)"
+        f" attention kernels {time.kernels:.3f}, awaited collectives {time.waited:.3f}"
+        f" (overlapped ones: {time.overlapped:.3f})"
     )
-    yield f"MFU {mfu}, {tokens:,.0f} tokens/s ({tokens / chips:,.0f} a chip); {found.rows.num_steps:,} steps"
+    per_chip = tokens / found.machine.all_chips
+    yield f"MFU {mfu}, {tokens:,.0f} tokens/s ({per_chip:,.0f} per chip); {found.rows.num_steps:,} steps"
     yield f"{found.hours:,.1f} hours"
 
 
@@ -134,4 +144,4 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _sizes(*sizes: int | None) -> list[str]:
-    return ["" if size is None else in_words(size) for size in sizes]
+    return ["" if size is None else format_bytes(size) for size in sizes]

@@ -1,36 +1,19 @@
-"""Devices of machines that are not there: what the compilers for TPUs and NVIDIA GPUs need to know of them."""
+"""Device descriptions of machines that are not present, for the compilers of TPUs and NVIDIA GPUs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from solo.chips import CHIPS
 from solo.config import ConfigError, MeshConfig
-from solo.sharding.hardware import Machine
+from solo.machines import Machine
 
-# A chip's own cores, memory and registers as XLA's GPU compiler reads them; the numbers are those of the data sheets
-# (H100 SXM, H200 SXM) and of CUDA's table of compute capabilities (9.0).
-_GPU = """
+# Versions of CUDA and cuDNN that XLA compiles for.
+_GPU_TARGET = """
 gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth}
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: {memory}
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability {{ major: 9 minor: 0 }}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
+{info}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}
@@ -40,7 +23,10 @@ device_description_str: "{description}"
 
 
 def wraps(machine: Machine) -> tuple[bool, ...]:
-    """Whether the torus closes, by dimension: 2-D slices at 16 chips a side, 3-D ones where all sides are fours."""
+    """Returns for each dimension whether the torus is closed.
+
+    2-D slices close along sides of 16 chips; 3-D slices close where all sides are multiples of four.
+    """
     if machine.topology is None:
         return ()
     sides = [int(side) for side in machine.topology.split("x")]
@@ -50,23 +36,21 @@ def wraps(machine: Machine) -> tuple[bool, ...]:
 
 
 def machine_devices(machine: Machine) -> list[Any]:
-    """The devices of all slices, in jax's order, as far as compilers want to know them.
+    """Returns descriptions of the devices of all slices, in jax's order.
 
     Raises:
         ConfigError: the compiler for this kind of machine is not installed, or it does not know the machine.
     """
     import jax
 
-    kind = machine.chip.name
-    if kind == "cpu":
+    if machine.chip.platform == "cpu":
         return _virtual(machine.devices, jax.devices("cpu"))
     from jax.experimental.topologies import get_topology_desc
 
+    # These raise errors of their own, which name the missing fact.
+    options = _tpu(machine) if machine.chip.is_tpu else _gpu(machine)
     try:
-        if machine.chip.is_tpu:
-            return list(get_topology_desc(**_tpu(machine)).devices)
-        shape = f"{machine.slices}x{machine.hosts}x{machine.devices_per_host}"
-        return list(get_topology_desc(platform="cuda", target_config=_gpu_target(machine), topology=shape).devices)
+        return list(get_topology_desc(**options).devices)
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         extra = "tpu" if machine.chip.is_tpu else "cuda"
         raise ConfigError(
@@ -76,7 +60,7 @@ def machine_devices(machine: Machine) -> list[Any]:
 
 
 def slice_mesh(config: MeshConfig, slices: int) -> MeshConfig:
-    """The mesh on so many slices: where `replica` is left at 1 it becomes their number.
+    """Returns the mesh for a number of slices: `replica`, if it is 1, becomes that number.
 
     Raises:
         ConfigError: another axis would cross the data-centre network.
@@ -84,7 +68,7 @@ def slice_mesh(config: MeshConfig, slices: int) -> MeshConfig:
     replica = slices if config.replica == 1 else config.replica
     if replica % slices and replica != -1:
         raise ConfigError(
-            f"mesh.replica {replica} is no multiple of {slices} slices: another axis would have to cross the network"
+            f"mesh.replica {replica} is not a multiple of {slices} slices, so another axis would cross the network"
             f" between them; set mesh.replica={slices}"
         )
     return config.model_copy(update={"replica": replica})
@@ -100,11 +84,14 @@ def _virtual(count: int, devices: Sequence[Any]) -> list[Any]:
 
 
 def _tpu(machine: Machine) -> dict[str, Any]:
-    # These only keep libtpu from looking for, and complaining about, hardware.
+    if machine.topology_name is None or machine.chips_per_host_bounds is None:
+        missing = "topology_prefix" if machine.topology_name is None else f"bounds of {machine.chips_per_host} chips"
+        raise ConfigError(f"cannot compile for {machine.name}: {missing} unknown (solo/chips/tpu.py, solo/machines.py)")
+    # These only keep libtpu from searching for hardware and reporting that there is none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    # It is a compiler here: that another process compiles too does no harm.
+    # As a compiler, libtpu may be loaded by several processes at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     closed = wraps(machine)
     options: dict[str, Any] = {
@@ -119,8 +106,23 @@ def _tpu(machine: Machine) -> dict[str, Any]:
     return options
 
 
-def _gpu_target(machine: Machine) -> str:
+def _gpu(machine: Machine) -> dict[str, Any]:
     chip = machine.chip
-    if chip.name not in ("h100", "h200"):
-        raise ConfigError(f"no description of {chip.name} for the compiler; there are h100 and h200")
-    return _GPU.format(bandwidth=int(chip.memory_bandwidth or 0), memory=chip.memory, description=chip.device_kinds[0])
+    if chip.gpu_target is None or chip.memory is None or chip.memory_bandwidth is None:
+        known = ", ".join(each.name for each in CHIPS.values() if each.gpu_target)
+        raise ConfigError(
+            f"cannot compile for {machine.name}: XLA's GPU compiler needs a description of {chip.name} (gpu_target,"
+            f" memory and memory_bandwidth in solo/chips/gpu.py); described are {known}"
+        )
+    info = {**chip.gpu_target, "memory_bandwidth": int(chip.memory_bandwidth), "device_memory_size": chip.memory}
+    target = _GPU_TARGET.format(info="\n".join(_textproto(info)), description=chip.device_kinds[0])
+    shape = f"{machine.slices}x{machine.hosts}x{machine.devices_per_host}"
+    return {"platform": "cuda", "target_config": target, "topology": shape}
+
+
+def _textproto(fields: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield f"{name} {{ {' '.join(_textproto(value))} }}"
+        else:
+            yield f"{name}: {value}"

@@ -1,16 +1,19 @@
-"""The axes of a mesh and their sizes: what can be said of a mesh without jax."""
+"""The axes of a mesh: their sizes, and how rows are sharded over them. Nothing here imports jax."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
-from solo.config import ConfigError, MeshConfig
+from solo.config import ConfigError, MeshConfig, StageConfig
 
 AXES = ("replica", "data", "fsdp", "context", "tensor")
+# The axes that the rows of a batch are sharded over.
+ROW_AXES = ("replica", "data", "fsdp")
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
-    """Devices along every axis, outermost first. Raises ConfigError where they do not multiply to so many."""
+    """Returns the size of every axis, outermost first. Raises ConfigError if they do not multiply to `devices`."""
     sizes = {axis: int(getattr(config, axis)) for axis in AXES}
     fixed = prod(size for size in sizes.values() if size > 0)
     found = {axis: max(1, devices // fixed) if size == -1 else size for axis, size in sizes.items()}
@@ -18,3 +21,24 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
         wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise ConfigError(f"mesh: {wanted} does not make {devices} devices; set one axis to -1 to take the rest")
     return found
+
+
+def row_shards(sizes: Mapping[str, int]) -> int:
+    """Returns how many shards the rows of a batch are split into; `sizes` are those of a mesh's axes."""
+    return prod(sizes[axis] for axis in ROW_AXES)
+
+
+def rows_per_shard(stage: StageConfig, sizes: Mapping[str, int]) -> int:
+    """Returns the rows of a micro-batch on each device.
+
+    Raises:
+        ConfigError: the rows cannot be sharded evenly.
+    """
+    rows, shards = stage.batch_rows // stage.accumulate, row_shards(sizes)
+    if rows % shards:
+        raise ConfigError(
+            f"stage {stage.name!r}: the {rows} rows of a micro-batch cannot be sharded evenly over {shards} devices"
+            f" (mesh axes {', '.join(ROW_AXES)}); set batch_rows to a multiple of {shards * stage.accumulate}, or"
+            " change accumulate or mesh"
+        )
+    return rows // shards

@@ -1,36 +1,55 @@
-"""Compiling with the options of `solo/sharding/flags.py` and of the config, and what is said of one that is refused."""
+"""Compiling with the options of the chip and of the config, and the error message for an option that is refused.
+
+Options are passed to the compiler with the step, not through the environment: a run's options are known, and
+`solo plan` compiles with the same ones. The config's `compiler_options` adds to those of the chip (`solo.chips`),
+changes them, or removes one, with null.
+"""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 
+from solo.chips import OptionValue, chip_of
 from solo.config import ConfigError
-from solo.sharding.flags import Value, compiler_options
+
+
+def compiler_options(mesh: Mesh, changes: Mapping[str, OptionValue | None] | None = None) -> dict[str, OptionValue]:
+    """Returns the options for a mesh's devices with the config's changes applied; None removes an option."""
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    table = chip.compiler_options if chip else ()
+    found = {option.name: option.value for option in table if _is_known(option.name, option.value)}
+    changed = {name: value for name, value in {**found, **(changes or {})}.items() if value is not None}
+    # libtpu wants strings for its own options; XLA's keep their type.
+    return {name: str(value).lower() if _of_libtpu(name) else value for name, value in changed.items()}
 
 
 def compile_lowered(
     lowered: Lowered,
     mesh: Mesh,
-    changes: Mapping[str, Value | None],
+    changes: Mapping[str, OptionValue | None],
     further: Mapping[str, Any] | None = None,
 ) -> Compiled:
-    """Compile what was lowered with a mesh's options.
+    """Compile a lowered function.
 
     Args:
-        lowered: by a `jax.jit` that has `compiler_options(mesh, changes)`.
-        mesh: whose devices it is for.
+        lowered: from a `jax.jit` that has `compiler_options(mesh, changes)`.
+        mesh: the devices to compile for.
         changes: the config's `compiler_options`.
-        further: options that only this call has.
+        further: options of this call alone.
 
     Raises:
         ConfigError: the compiler refuses one of the mesh's options; the message names it.
-        JaxRuntimeError: the compiler complains of something else.
+        JaxRuntimeError: the compiler fails for another reason.
     """
     try:
         return lowered.compile(compiler_options=dict(further or {}) or None)
@@ -42,17 +61,38 @@ def compile_lowered(
         message = f"compiler_options.{name}: the compiler for {mesh.devices.flat[0].device_kind} refuses it: {reason};"
         if changes.get(name) is None:
             raise ConfigError(
-                f"{message} it is set in solo/sharding/flags.py, and left out with compiler_options.{name}=null"
+                f"{message} it comes from the chip's entry in solo/chips; remove it with compiler_options.{name}=null"
             ) from None
-        raise ConfigError(f"{message} correct its name or value in the config, or leave it out") from None
+        raise ConfigError(f"{message} correct its name or value in the config, or remove it") from None
 
 
-def _refused(error: Exception, options: Mapping[str, Value]) -> str | None:
-    """The option that an error is about; None: it is about something else."""
+def _refused(error: Exception, options: Mapping[str, OptionValue]) -> str | None:
+    """Returns the option that an error is about, or None if it is about something else."""
     message = str(error)
     if isinstance(error, TypeError):
-        # What is no flag of XLA's jax sets on an object of its own, which names the type that it wants, not the option.
+        # jax sets options that are not XLA flags on an object, whose error names the expected type, not the option.
         settings = [name for name in options if not name.startswith("xla_")]
         return settings[0] if settings and "ExecutableBuildOptions" in message else None
     words = set(re.findall(r"\w+", message)) if message.startswith("INVALID_ARGUMENT") else set()
     return next((name for name in options if name in words), None)
+
+
+def _of_libtpu(name: str) -> bool:
+    return name.startswith(("xla_tpu_", "xla_jf_", "xla_enable_async_"))
+
+
+@cache
+def _is_known(name: str, value: OptionValue) -> bool:
+    """Returns whether XLA has an option. Every compiler parses those of GPUs, and refuses names that it lacks."""
+    if not name.startswith("xla_gpu_"):
+        return True
+    lowered = jax.jit(lambda: jnp.zeros(())).lower()
+    options: Any = {name: value}
+    try:
+        lowered.compile(compiler_options=options)
+    except JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        warnings.warn(f"{name}: this version of XLA has no such option; compiled without it", stacklevel=3)
+        return False
+    return True

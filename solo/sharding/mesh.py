@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from solo.batch import Batch
 from solo.config import MeshConfig
 from solo.model.declare import ParameterSpec
-from solo.sharding.axes import AXES, mesh_sizes
+from solo.sharding.axes import AXES, ROW_AXES, mesh_sizes
 
 # Logical axis -> mesh axes. Parameters above, activations below.
 TABLE: Mapping[str, tuple[str, ...]] = {
@@ -33,7 +33,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "places": (),
     "experts": (),
     "norm": (),
-    "rows": ("replica", "data", "fsdp"),
+    "rows": ROW_AXES,
     "whole_rows": ("replica", "data"),
     "slots": ("context",),
 }

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from solo.batch import Batch
+from solo.chips import peak_flops
 from solo.config import Config, StageConfig
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader, batch_record_ids
@@ -24,9 +25,7 @@ from solo.data.store.prepare import Prepared
 from solo.files import append_json_line
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition, Parameters, define
-from solo.sharding.compiling import compile_lowered
-from solo.sharding.flags import compiler_options
-from solo.sharding.hardware import peak_flops
+from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.hosts import row_share, summed
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress

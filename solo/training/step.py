@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +11,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
-from solo.config import ConfigError, SafetyConfig, StageConfig
+from solo.chips import OptionValue
+from solo.config import SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition, Parameters
-from solo.sharding.flags import Value, compiler_options
-from solo.sharding.mesh import TABLE, batch_shardings, parameter_shardings, shardings_like
+from solo.sharding.axes import rows_per_shard
+from solo.sharding.compiling import compiler_options
+from solo.sharding.mesh import batch_shardings, parameter_shardings, shardings_like
 from solo.sharding.placement import placement
 from solo.training.loss import LossSums, batch_loss, normalised_weights
 from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
@@ -118,7 +119,7 @@ def make_stage(
     num_steps: int,
     safety: SafetyConfig,
     mesh: Mesh,
-    options: Mapping[str, Value | None] | None = None,
+    options: Mapping[str, OptionValue | None] | None = None,
 ) -> Stage:
     """Build a stage's step. `options`: the config's `compiler_options`.
 
@@ -131,7 +132,7 @@ def make_stage(
     scales = rate_scales(specs, stage)
     optimizer = make_optimizer(stage.optimizer, specs, definition.config, carries=stage.optimizer_state == "carry")
     where = placement(mesh, definition.config)
-    _check_rows(stage, mesh)
+    rows_per_shard(stage, mesh.shape)
 
     def start(parameters: Parameters) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
@@ -174,15 +175,6 @@ def make_stage(
         jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
         placed,
     )
-
-
-def _check_rows(stage: StageConfig, mesh: Mesh) -> None:
-    rows, shares = stage.batch_rows // stage.accumulate, prod(mesh.shape[axis] for axis in TABLE["rows"])
-    if rows % shares:
-        raise ConfigError(
-            f"stage {stage.name!r}: {rows} rows of a (micro-)batch cannot be shared out evenly over"
-            f" {shares} devices (mesh axes {', '.join(TABLE['rows'])}); change batch_rows, accumulate or mesh"
-        )
 
 
 def _is_good(loss: jax.Array, grad_norm: jax.Array, health: Health, safety: SafetyConfig) -> jax.Array:

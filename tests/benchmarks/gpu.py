@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from solo.batch import Batch
+from solo.chips import chip_of, peak_flops
 from solo.config import Config, MeshConfig, SafetyConfig, StageConfig, load_config
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
@@ -40,7 +41,6 @@ from solo.interop.remote.modeling_solo import SoloMonolithForCausalLM
 from solo.interop.weights import tensor_of
 from solo.model.flops import step_flops
 from solo.model.parameters import ModelDefinition, Parameters
-from solo.sharding.hardware import chip_of, peak_flops
 from solo.sharding.mesh import device_batch, make_mesh
 from solo.training.loop import count_work
 from solo.training.step import make_stage

@@ -15,7 +15,7 @@ from launch.plan import Plan
 from launch.request import Request
 from launch.restarts import may_be_retried
 from solo.config import load_config
-from solo.sharding.hardware import machine
+from solo.machines import parse_machine
 from tests.launch.tiny_run import write_config
 
 VERSION = "1.34"
@@ -34,7 +34,7 @@ def plan(folder: Path, on: str, slices: int = 1, **options) -> Plan:
     overrides += [f"stages.{stage}.batch_rows=64" for stage in range(2)]
     config = load_config(path, overrides)
     given = {"image": "us-docker.pkg.dev/p/r/solo:1", "bucket": "gs://bucket", **options}
-    return gke.plan(Request("run", (config,), machine(on, slices), 20, 5, given))
+    return gke.plan(Request("run", (config,), parse_machine(on, slices), 20, 5, given))
 
 
 def documents(plan: Plan) -> tuple[dict, dict]:
@@ -227,7 +227,7 @@ def test_xpk_would_ask_for_the_same(on: str, slices: int, tmp_path: Path) -> Non
         "xpk",
         "workload",
         "create",
-        f"--tpu-type={machine(on).accelerator_type or on}",
+        f"--tpu-type={parse_machine(on).accelerator_type or on}",
         f"--num-slices={slices}",
         *names,
         *limits,

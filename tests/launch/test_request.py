@@ -36,7 +36,7 @@ def test_the_rest_of_the_devices_goes_to_the_open_axis() -> None:
         (["local", "--on", "cpu-8", "mesh.tensor=3"], "does not make 8 devices"),
         (["local", "--on", "h100-16", "mesh.context=2"], "has 2 hosts, and this is one"),
         (["local", "--on", "v5-128"], "did you mean 'v5p'"),
-        (["local", "--on", "v5p-7"], "is sold; there are v5p-8"),
+        (["local", "--on", "v5p-7"], "is offered; there are v5p-8"),
         (["local", "--on", "cpu-8", "stages.0.setps=3"], "did you mean 'steps'"),
         (["gke", "--on", "v6e-8"], "give --image"),
         (["gke", "--on", "v6e-8", "--image", "i"], "give --bucket"),

@@ -13,7 +13,7 @@ from launch.__main__ import main
 from launch.plan import Plan
 from launch.request import Request
 from solo.config import ConfigError, load_config
-from solo.sharding.hardware import machine
+from solo.machines import parse_machine
 from tests.launch.slurm_cluster import cluster, missing
 from tests.launch.tiny_run import STEPS, environment, metrics, saved, steps, wait_until, write_config
 
@@ -21,7 +21,7 @@ from tests.launch.tiny_run import STEPS, environment, metrics, saved, steps, wai
 def plan(folder: Path, on: str, hosts: int | None = None, names: tuple[str, ...] = ("run",), **options) -> Plan:
     path = write_config(folder)
     configs = tuple(load_config(path, [f"name={name}"]) for name in names)
-    return slurm.plan(Request("run", configs, machine(on, 1, hosts), 100, 5, options))
+    return slurm.plan(Request("run", configs, parse_machine(on, 1, hosts), 100, 5, options))
 
 
 def script(plan: Plan) -> str:

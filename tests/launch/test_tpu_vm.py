@@ -15,7 +15,7 @@ from launch.plan import Command, Plan, Watch
 from launch.request import Request
 from launch.watch import PATIENCE, Answer, follow
 from solo.config import ConfigError, load_config
-from solo.sharding.hardware import machine
+from solo.machines import parse_machine
 from tests.launch.test_slurm import tools
 from tests.launch.tiny_run import write_config
 
@@ -40,7 +40,7 @@ OPTIONS = {"image": "us-docker.pkg.dev/p/r/solo:1", "bucket": "gs://bucket", "zo
 def plan(folder: Path, on: str = "v6e-16", slices: int = 1, **options) -> Plan:
     overrides = ["folder=runs", "data.folder=data", *(f"stages.{stage}.batch_rows=64" for stage in range(2))]
     config = load_config(write_config(folder), [*overrides, f"mesh.replica={slices}"])
-    return tpu_vm.plan(Request("run", (config,), machine(on, slices), 20, 3, {**OPTIONS, **options}))
+    return tpu_vm.plan(Request("run", (config,), parse_machine(on, slices), 20, 3, {**OPTIONS, **options}))
 
 
 def create(plan: Plan) -> Command:

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from solo.config import load_config
+from solo.machines import parse_machine
 from solo.planning.forecast import forecast
 from solo.planning.program import QUICK
-from solo.sharding.hardware import machine
 
 FOLDER = Path(__file__).parent / "golden"
 RECORD = FOLDER / "small_v5e-8.json"
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 def compile_record() -> dict:
     """Bytes of a device and the kinds of collectives, with their bytes."""
     config = load_config(FOLDER / "small.yaml")
-    found = forecast(config, config.stages[0], machine("v5e-8"), QUICK)
+    found = forecast(config, config.stages[0], parse_machine("v5e-8"), QUICK)
     kinds: dict[str, int] = {}
     for each in found.collectives:
         kinds[each.name] = kinds.get(each.name, 0) + each.bytes

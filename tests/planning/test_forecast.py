@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from solo import chips
 from solo.cli import main
 from solo.config import MeshConfig, dump_config
+from solo.machines import parse_machine
 from solo.planning import forecast as forecasts
-from solo.planning.fit import in_words
 from solo.planning.forecast import Forecast, forecast
+from solo.planning.memory_fit import format_bytes
 from solo.planning.program import OutOfMemoryError
-from solo.sharding import hardware
-from solo.sharding.hardware import machine
 from tests.tiny import MODEL, tiny_config
 
 ROWS = {"patch_slots": 48, "text_slots": 16, "target_slots": 8, "batch_rows": 8, "steps": 500}
@@ -22,7 +22,7 @@ ROWS = {"patch_slots": 48, "text_slots": 16, "target_slots": 8, "batch_rows": 8,
 @pytest.fixture(scope="module")
 def found() -> Forecast:
     config = _config()
-    return forecast(config, config.stages[0], machine("cpu-8"))
+    return forecast(config, config.stages[0], parse_machine("cpu-8"))
 
 
 def _config():
@@ -52,10 +52,10 @@ def test_collectives_go_along_the_axes_of_the_mesh(found: Forecast) -> None:
 
 
 def test_useful_work_is_less_than_what_is_computed(found: Forecast) -> None:
-    assert 0 < found.work.useful_share < 1
-    assert found.work.tokens == 8 * 64
-    for part, flops in found.work.useful.items():
-        assert flops <= found.work.computed[part], part
+    assert 0 < found.flops.useful_share < 1
+    assert found.flops.tokens == 8 * 64
+    for part, flops in found.flops.useful.items():
+        assert flops <= found.flops.computed[part], part
 
 
 def test_a_compiler_without_cycles_gives_no_time(found: Forecast) -> None:
@@ -77,29 +77,33 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
     first, second = plan["stages"]
     assert set(first) == {
         *("stage", "mesh", "settings", "rows", "memory", "flops", "collectives", "step", "mfu", "tokens_per_second"),
-        *("steps", "hours", "compiler_options", "compiled_in_seconds"),
+        *("no_step", "steps", "hours", "compiler_options", "compiled_in_seconds"),
     }
     assert first["memory"]["parameters"] == found.by_hand.parameters
     assert first["mesh"] == {"replica": 1, "data": 1, "fsdp": 4, "context": 1, "tensor": 2}
     # Equal stages are compiled once.
     assert len(calls) == 1
     assert (second["stage"], second["steps"], second["memory"]) == ("other", 1500, first["memory"])
-    assert capsys.readouterr().err == ""
+    assert first["no_step"] == "the compiler for cpu gives no cycle counts"
+    assert {"clock", "memory", "price"} <= set(plan["machine"]["unknown"])
+    printed = capsys.readouterr()
+    assert "unknown for cpu-8: peak_flops" in printed.out
+    assert printed.err == ""
 
 
 def test_what_does_not_fit_ends_with_status_2_and_says_what_would(
     found: Forecast, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    small = dataclasses.replace(hardware.CHIPS["cpu"], memory=found.needed - 1000)
-    monkeypatch.setitem(hardware.CHIPS, "cpu", small)
-    smaller = dataclasses.replace(found, machine=machine("cpu-8"))
+    small = dataclasses.replace(chips.CHIPS["cpu"], memory=found.needed - 1000)
+    monkeypatch.setitem(chips.CHIPS, "cpu", small)
+    smaller = dataclasses.replace(found, machine=parse_machine("cpu-8"))
     monkeypatch.setattr(forecasts, "forecast", lambda *arguments: smaller)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(_config()))
     assert main(["plan", str(path), "--on", "cpu-8", "--stage", "only"]) == 2
     error = capsys.readouterr().err
-    assert f"needs {in_words(found.needed)}" in error
+    assert f"needs {format_bytes(found.needed)}" in error
     assert "what would fit" in error
 
 

@@ -1,15 +1,17 @@
 """Reading programs: an excerpt of one that libtpu made, and small ones written for the purpose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from solo.chips import CHIPS
+from solo.machines import parse_machine
 from solo.planning.collectives import find_collectives
-from solo.planning.estimate import KERNEL_SHARE, step_time
-from solo.planning.hlo import parse_module, shape_bytes
-from solo.planning.work import StepWork
-from solo.sharding.hardware import machine
+from solo.planning.estimate import StepTime, step_time
+from solo.planning.flops import StepFlops
+from solo.planning.hlo import Module, parse_module, shape_bytes
 
 LOOPS = """HloModule loops, is_scheduled=true
 
@@ -58,7 +60,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 }
 """
 MESH = {"replica": 1, "data": 2, "fsdp": 4, "context": 1, "tensor": 1}
-WORK = StepWork({"attention": 1}, {"attention": 10**12}, 1, 5.0)
+FLOPS = StepFlops({"attention": 1}, {"attention": 10**12}, 1, 5.0)
 
 
 def test_trip_counts_multiply_and_unknown_ones_are_told_apart() -> None:
@@ -67,7 +69,7 @@ def test_trip_counts_multiply_and_unknown_ones_are_told_apart() -> None:
 
 
 def test_bytes_and_axes_of_collectives() -> None:
-    gather, scatter = find_collectives(parse_module(LOOPS), MESH, machine("cpu-8"), range(8))
+    gather, scatter = find_collectives(parse_module(LOOPS), MESH, parse_machine("cpu-8"), range(8))
     assert (gather.kind, gather.axes, gather.members, gather.count, gather.bytes) == (
         *("all-gather", ("fsdp",), 4),
         *(6, 6 * 64 * 4),
@@ -87,13 +89,13 @@ def test_bytes_and_axes_of_collectives() -> None:
 )
 def test_collectives_that_are_started_count_once(line: str, size: int) -> None:
     text = LOOPS.replace("  ROOT %e", f"  %s = {line}\n  ROOT %e")
-    found = find_collectives(parse_module(text), MESH, machine("cpu-8"), range(8))
+    found = find_collectives(parse_module(text), MESH, parse_machine("cpu-8"), range(8))
     (started,) = [each for each in found if each.overlapped]
     assert started.bytes == size
 
 
 def test_a_loop_of_unknown_length_runs_as_often_as_documents_need() -> None:
-    time = step_time(parse_module(LOOPS), [], WORK, machine("v5e-8"))
+    time = step_time(parse_module(LOOPS), [], FLOPS, parse_machine("v5e-8"))
     assert time.products * 1.5e9 == pytest.approx(6 * 100)
     # 6 x 5 visits and 3 known ones; what is within a fusion is not counted again.
     assert time.elementwise * 1.5e9 == pytest.approx((6 * 5 + 3) * 7)
@@ -102,16 +104,35 @@ def test_a_loop_of_unknown_length_runs_as_often_as_documents_need() -> None:
 
 def test_kernels_are_counted_at_a_share_of_peak() -> None:
     call = '  %k = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"\n  ROOT %e'
-    time = step_time(parse_module(LOOPS.replace("  ROOT %e", call)), [], WORK, machine("v5e-8"))
-    assert time.kernels == pytest.approx(10**12 / 8 / (KERNEL_SHARE["v5e"] * 197e12))
+    time = step_time(parse_module(LOOPS.replace("  ROOT %e", call)), [], FLOPS, parse_machine("v5e-8"))
+    assert time.kernels == pytest.approx(10**12 / 8 / (CHIPS["v5e"].attention_share * 197e12))
+
+
+def test_an_unknown_value_of_the_chip_is_the_reason_for_no_estimate() -> None:
+    call = '  %k = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call"\n  ROOT %e'
+    kernel, v5e = parse_module(LOOPS.replace("  ROOT %e", call)), parse_machine("v5e-8")
+
+    def estimate(module: Module, **unknown: None) -> StepTime | str:
+        machine = replace(v5e, chip=replace(v5e.chip, **unknown))
+        devices = [_Device(*place) for place in np.ndindex(2, 4)]
+        return step_time(module, find_collectives(module, MESH, machine, devices), FLOPS, machine)
+
+    assert isinstance(estimate(kernel), StepTime)
+    # A program without kernels needs no share of peak.
+    assert isinstance(estimate(parse_module(LOOPS), attention_share=None), StepTime)
+    assert estimate(kernel, attention_share=None) == "unknown for v5e: attention_share (solo/chips)"
+    assert estimate(kernel, clock=None, link_bandwidth=None) == "unknown for v5e: clock, link_bandwidth (solo/chips)"
+    assert step_time(parse_module("ENTRY %e (a: f32[]) -> f32[] {\n}\n"), [], FLOPS, v5e) == (
+        "the compiler for v5e gives no cycle counts"
+    )
 
 
 def test_cycles_that_the_compiler_does_not_know_are_not_counted() -> None:
     line = (
         f'  %k = f32[8]{{0}} fusion(%a), kind=kCustom, backend_config={{"estimated_cycles":"{2**63 - 1}"}}\n  ROOT %e'
     )
-    known = step_time(parse_module(LOOPS), [], WORK, machine("v5e-8"))
-    assert step_time(parse_module(LOOPS.replace("  ROOT %e", line)), [], WORK, machine("v5e-8")) == known
+    known = step_time(parse_module(LOOPS), [], FLOPS, parse_machine("v5e-8"))
+    assert step_time(parse_module(LOOPS.replace("  ROOT %e", line)), [], FLOPS, parse_machine("v5e-8")) == known
 
 
 @pytest.mark.parametrize(
@@ -150,7 +171,7 @@ class TestProgramOfLibtpu:
     def test_weights_are_gathered_along_fsdp_once_a_layer(self, module) -> None:
         mesh = {"replica": 1, "data": 1, "fsdp": 2, "context": 1, "tensor": 2}
         devices = [_Device(*place) for place in np.ndindex(2, 2)]
-        found = find_collectives(module, mesh, machine("v5e-4"), devices)
+        found = find_collectives(module, mesh, parse_machine("v5e-4"), devices)
         gathered = [each for each in found if each.kind == "all-gather" and each.axes == ("fsdp",)]
         assert sum(each.bytes for each in gathered) % (5 * 256 * 256 * 2) == 0
         assert gathered

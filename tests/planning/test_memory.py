@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from solo import pipeline
+from solo import chips, pipeline
 from solo.config import ConfigError, load_config
 from solo.data.planning.row_shape import RowShape
+from solo.machines import parse_machine
 from solo.model.parameters import define
-from solo.planning.fit import check_fit, machine_here, nearest_settings
 from solo.planning.memory import hand_count, memory_limit
-from solo.sharding import hardware
-from solo.sharding.hardware import machine
+from solo.planning.memory_fit import check_fit, machine_here, nearest_settings
 
 SHAPE = RowShape(6144, 2048, 2048)
 
@@ -64,19 +63,19 @@ def test_less_rematerialisation_and_more_rows_save_more() -> None:
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
     config, stage, definition = _solo_7b("stages.0.batch_rows=1024")
-    v5e = machine("v5e-64")
+    v5e = parse_machine("v5e-64")
     with pytest.raises(ConfigError, match="does not fit v5e-64") as refused:
         check_fit(config, stage, definition, SHAPE, v5e)
     assert "stages.0.accumulate=" in str(refused.value)
     # Here only the model of the rest is above the limit: a warning, for it may be wrong.
-    assert "may not fit v5p-128" in check_fit(config, stage, definition, SHAPE, machine("v5p-128"))
+    assert "may not fit v5p-128" in check_fit(config, stage, definition, SHAPE, parse_machine("v5p-128"))
     half = stage.model_copy(update={"accumulate": 2})
-    assert check_fit(config, half, definition, SHAPE, machine("v5p-128")) is None
+    assert check_fit(config, half, definition, SHAPE, parse_machine("v5p-128")) is None
 
 
 def test_suggestions_fit() -> None:
     config, stage, definition = _solo_7b("stages.0.batch_rows=1024", "model.remat=none")
-    v5p = machine("v5p-128")
+    v5p = parse_machine("v5p-128")
     needed = hand_count(config, stage, definition, SHAPE, 64).total
     limit = memory_limit(v5p)
     found = nearest_settings(config, stage, definition, SHAPE, v5p, needed)
@@ -88,12 +87,12 @@ def test_suggestions_fit() -> None:
 
 def test_a_machine_of_unknown_memory_is_never_refused() -> None:
     config, stage, definition = _solo_7b()
-    assert memory_limit(machine("cpu-64")) is None
-    assert check_fit(config, stage, definition, SHAPE, machine("cpu-64")) is None
+    assert memory_limit(parse_machine("cpu-64")) is None
+    assert check_fit(config, stage, definition, SHAPE, parse_machine("cpu-64")) is None
 
 
 def test_a_device_of_tpu7x_has_half_of_its_chip() -> None:
-    assert memory_limit(machine("tpu7x-128")) == 96 * 2**30
+    assert memory_limit(parse_machine("tpu7x-128")) == 96 * 2**30
 
 
 def test_the_devices_here_are_a_machine_of_their_kind() -> None:
@@ -104,8 +103,8 @@ def test_the_devices_here_are_a_machine_of_their_kind() -> None:
 def test_training_refuses_what_the_devices_cannot_hold(monkeypatch) -> None:
     """`solo train` asks before its first step, with the shape that its data was given."""
     config, stage, definition = _solo_7b("mesh.fsdp=8")
-    small = dataclasses.replace(hardware.CHIPS["cpu"], memory=2**30)
-    monkeypatch.setitem(hardware.CHIPS, "cpu", small)
+    small = dataclasses.replace(chips.CHIPS["cpu"], memory=2**30)
+    monkeypatch.setitem(chips.CHIPS, "cpu", small)
     trainer = SimpleNamespace(config=config, definition=definition, plans=[SimpleNamespace(stage=stage, shape=SHAPE)])
     with pytest.raises(ConfigError, match="does not fit cpu, 8 devices"):
         pipeline.check_memory(trainer)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from solo.config import ConfigError, load_config
+from solo.machines import parse_machine
 from solo.planning.memory import memory_limit
 from solo.planning.search import candidates, search
-from solo.sharding.hardware import machine
 
-V5E = machine("v5e-64")
+V5E = parse_machine("v5e-64")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_overrides_make_the_config_that_was_counted(kept_and_dropped, solo_7b) -
 def test_what_recomputes_and_sends_less_is_tried_first(kept_and_dropped) -> None:
     kept, _ = kept_and_dropped
     first = kept[0]
-    assert first.promise == min(each.promise for each in kept)
+    assert first.cost == min(each.cost for each in kept)
     # Tensor parallelism on one row only adds what is sent.
     assert first.config.mesh.tensor < 8
 
@@ -63,5 +63,5 @@ def test_the_fastest_that_fits_wins(solo_7b) -> None:
 
 def test_a_model_that_fits_nowhere_is_refused(solo_7b) -> None:
     tiny = dataclasses.replace(V5E, chip=dataclasses.replace(V5E.chip, usable_memory=2**28))
-    with pytest.raises(ConfigError, match="take a larger machine"):
+    with pytest.raises(ConfigError, match="use a larger machine"):
         candidates(solo_7b, solo_7b.stages[0], tiny)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 from jax.errors import JaxRuntimeError
 
+from solo.chips import CHIPS, Option
 from solo.config import ConfigError, MeshConfig
-from solo.sharding.compiling import compile_lowered
-from solo.sharding.flags import Option, compiler_options
+from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.mesh import make_mesh
 
 
@@ -38,7 +39,7 @@ class Failing:
     [
         ("xla_no_such_option", 3, "No such compile option: 'xla_no_such_option'; correct"),
         ("xla_dump_max_hlo_modules", "many", "'many' is not a valid int32 value; correct"),
-        ("memory_fitting_effort", "low", "incompatible function arguments"),  # it is none of XLA's flags: jax sets it
+        ("memory_fitting_effort", "low", "incompatible function arguments"),  # not an XLA flag: jax sets it
     ],
 )
 def test_the_option_is_named_and_why_it_is_refused(name: str, value: Any, reason: str) -> None:
@@ -52,8 +53,8 @@ def test_the_option_is_named_and_why_it_is_refused(name: str, value: Any, reason
 
 def test_one_of_our_own_is_said_to_be_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = Option("xla_lost_in_some_version", True, "was good for something once")
-    monkeypatch.setattr("solo.sharding.flags.OPTIONS", {"cpu": (lost,)})
-    with pytest.raises(ConfigError, match=r"flags\.py.*compiler_options\.xla_lost_in_some_version=null"):
+    monkeypatch.setitem(CHIPS, "cpu", replace(CHIPS["cpu"], compiler_options=(lost,)))
+    with pytest.raises(ConfigError, match=r"solo/chips.*compiler_options\.xla_lost_in_some_version=null"):
         compile_with({})
     assert compile_with({lost.name: None}) == 4.0
 

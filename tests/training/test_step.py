@@ -232,7 +232,7 @@ def test_a_mesh_that_does_not_fit_is_refused() -> None:
         make_mesh(MeshConfig(fsdp=3, tensor=-1), jax.devices()[:8])
     with pytest.raises(ConfigError, match=r"does not divide model\.kv_heads"):
         run(stage_config(), [], MeshConfig(fsdp=2, tensor=4), devices=8)
-    with pytest.raises(ConfigError, match=r"2 rows of a .* cannot be shared out evenly over 8 devices"):
+    with pytest.raises(ConfigError, match=r"2 rows of a .* cannot be sharded evenly over 8 devices"):
         run(stage_config(accumulate=4), [], MeshConfig(fsdp=8), devices=8)
 
 

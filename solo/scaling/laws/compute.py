@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from solo.config import ConfigError
-from solo.sharding.hardware import machine
+from solo.machines import parse_machine
 
 SECONDS_PER_HOUR = 3600
 
@@ -31,7 +31,7 @@ def parse_compute(text: str, mfu: float) -> float:
         return value
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: a share of the peak lies above 0 and up to 1")
-    on = machine(name)
+    on = parse_machine(name)
     if on.chip.peak_flops is None:
         raise ConfigError(f"--predict {text!r}: the peak of {on.name} is not known; give FLOPs")
     return value * SECONDS_PER_HOUR * on.chip.peak_flops * on.chips * mfu

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.config import ConfigError
+from solo.machines import parse_machine
 from solo.planning.memory import memory_limit
 from solo.scaling.sweep.estimate import Speed, speed
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
-from solo.sharding.hardware import machine
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def costs(spec: SweepSpec, points: Sequence[Point], folder: SweepFolder) -> Cost
     """What runs come to; how fast they are is measured by those of the sweep that are finished."""
     found = speed(spec.machine, finished(points, folder))
     seconds = {point.id: found.seconds(point.estimate, spec.machine) for point in points}
-    per_hour = machine(spec.machine.name).usd_per_hour(spec.machine.usd_per_chip_hour)
+    per_hour = parse_machine(spec.machine.name).usd_per_hour(spec.machine.usd_per_chip_hour)
     usd = {id: None if per_hour is None or took is None else took / 3600 * per_hour for id, took in seconds.items()}
     total = _sum(seconds)
     return Costs(
@@ -77,7 +77,8 @@ def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None
     check("flops", limits.flops, found.flops, f"{found.flops:.4g}")
     check("hours", limits.hours, found.hours, f"{found.hours or 0:.2f}")
     check("usd", limits.usd, found.total_usd, f"{found.total_usd or 0:,.2f}")
-    memory, largest = memory_limit(machine(spec.machine.name)), max(points, key=lambda point: point.estimate.memory)
+    memory = memory_limit(parse_machine(spec.machine.name))
+    largest = max(points, key=lambda point: point.estimate.memory)
     if memory is not None and largest.estimate.memory > memory:
         faults.append(
             f"run {largest.id}, width {largest.config.model.width}, needs about {largest.estimate.memory / 2**30:.1f}"

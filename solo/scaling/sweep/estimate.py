@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from math import log
 
 from solo.config import Config
+from solo.machines import parse_machine
 from solo.model.count import count_parameters
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.memory import hand_count
 from solo.scaling.sweep.batch_statistics import Flow
 from solo.scaling.sweep.spec import MachineSpec
-from solo.sharding.hardware import machine
 from solo.training.optimizer import trainable_paths
 
 
@@ -117,7 +117,7 @@ def speed(spec: MachineSpec, finished: Sequence[tuple[float, float]] = ()) -> Sp
         return Speed(tuple(finished), None, f"measured in {len(finished)} finished runs")
     if spec.flops_per_second is not None:
         return Speed((), spec.flops_per_second, f"{spec.flops_per_second:.3g} FLOPs/s, as given")
-    found = machine(spec.name)
+    found = parse_machine(spec.name)
     if found.chip.peak_flops is None:
         return Speed((), None, f"not known of {spec.name}: give machine.flops_per_second")
     peak = found.chip.peak_flops * found.chips

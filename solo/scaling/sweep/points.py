@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from solo.config import Config, ConfigError, parse_config, read_config, set_value
+from solo.machines import parse_machine
 from solo.model.parameters import ModelDefinition, define
 from solo.scaling.sweep.batch_statistics import Flow, Flows
 from solo.scaling.sweep.estimate import Estimate, active, estimate, run_flops
 from solo.scaling.sweep.identity import run_id
 from solo.scaling.sweep.ladder import sizes
 from solo.scaling.sweep.spec import HorizonsDesign, IsoFlop, SweepSpec
-from solo.sharding.hardware import machine
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _point(
     config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
     name = run_id(config)
     config = config.model_copy(update={"name": name, "folder": str(spec.path / "runs")})
-    on = machine(spec.machine.name)
+    on = parse_machine(spec.machine.name)
     # A run sees the processors of a host as one device.
     devices = 1 if on.chip.name == "cpu" else on.devices
     found = estimate(config, size.definition, size.flow, devices, branch_step)

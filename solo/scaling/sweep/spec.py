@@ -123,7 +123,7 @@ class Design(Section):
 class MachineSpec(Section):
     """What a run is trained on, to estimate time and cost.
 
-    name               as of `solo.sharding.hardware`: v5e-256, h100-8, cpu-2
+    name               as of `solo.machines`: v5e-256, h100-8, cpu-2
     flops_per_second   measured, of a run; else the machine's peak times `mfu`
     """
 

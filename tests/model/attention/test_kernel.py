@@ -2,8 +2,9 @@
 
 import pytest
 
+from solo.chips import CHIPS
 from solo.config import ConfigError, ModelConfig
-from solo.model.attention.kernel import GPU, LANES, OTHER_TPU, TILES, Kernel, choose_kernel, local_kernel
+from solo.model.attention.kernel import GPU_TILE, LANES, LEAST_GPU, TPU_TILE, Kernel, choose_kernel, local_kernel
 
 
 def model(**settings) -> ModelConfig:
@@ -16,10 +17,11 @@ def model(**settings) -> ModelConfig:
     ("platform", "kind", "expected"),
     [
         ("cpu", "cpu", Kernel("blocks", 64, 64)),
-        ("tpu", "TPU v5 lite", Kernel("pallas_tpu", *TILES["TPU v5 lite"])),
+        ("tpu", "TPU v5 lite", Kernel("pallas_tpu", *CHIPS["v5e"].attention_tile)),
         ("tpu", "TPU v4", Kernel("blocks", 64, 64)),
-        ("tpu", "TPU v9", Kernel("pallas_tpu", *OTHER_TPU)),
-        ("gpu", "NVIDIA H100 80GB HBM3", Kernel("pallas_gpu", *GPU)),
+        ("tpu", "TPU v9", Kernel("pallas_tpu", *TPU_TILE)),
+        ("gpu", "NVIDIA H100 80GB HBM3", Kernel("pallas_gpu", *CHIPS["h100"].attention_tile)),
+        ("gpu", "NVIDIA Z9", Kernel("pallas_gpu", *GPU_TILE)),
     ],
 )
 def test_auto_is_the_kernel_of_the_platform(platform: str, kind: str, expected: Kernel) -> None:
@@ -55,5 +57,8 @@ def test_tiles_are_no_larger_than_what_there_is() -> None:
     assert kernel.fitted(300, 130, 20) == Kernel("pallas_tpu", 384, 256)
 
 
-def test_every_chip_of_the_table_can_lay_out_its_tiles() -> None:
-    assert all(size % LANES == 0 for tile in (*TILES.values(), OTHER_TPU) for size in tile)
+def test_every_chip_can_lay_out_its_tile() -> None:
+    for chip in CHIPS.values():
+        tile = chip.attention_tile or (TPU_TILE if chip.is_tpu else GPU_TILE)
+        least = LANES if chip.is_tpu else LEAST_GPU
+        assert all(size % least == 0 for size in tile), chip.name

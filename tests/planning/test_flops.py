@@ -5,9 +5,9 @@ import pytest
 
 from solo.config import MeshConfig, SafetyConfig
 from solo.model.parameters import define
+from solo.planning.flops import planned_flops
 from solo.planning.program import abstract_batch
 from solo.planning.rows import Document, Rows, stated_rows
-from solo.planning.work import step_work
 from solo.sharding.mesh import make_mesh
 from solo.training.step import make_stage
 from tests.tiny import tiny_config
@@ -40,7 +40,7 @@ def test_what_is_computed_is_what_the_compiler_counts() -> None:
     made = make_stage(definition, stage, 1, SafetyConfig(), mesh)
     lowered = made.step.lower(made.abstract, abstract_batch(config, 2, rows.shape, mesh))
     counted = lowered.compile().cost_analysis()["flops"]
-    work = step_work(config, stage, definition, rows)
+    work = planned_flops(config, stage, definition, rows)
     # Norms, softmax and the optimizer are not counted by us, and are not little at this size.
     assert sum(work.computed.values()) == pytest.approx(counted, rel=0.05)
 
@@ -49,7 +49,7 @@ def test_recomputation_is_no_useful_work() -> None:
     work = {}
     for remat in ("none", "dots", "attention"):
         config, stage = _stage(remat=remat)
-        work[remat] = step_work(config, stage, define(config, None), stated_rows(stage))
+        work[remat] = planned_flops(config, stage, define(config, None), stated_rows(stage))
     assert work["none"].useful == work["dots"].useful == work["attention"].useful
     assert sum(work["none"].computed.values()) == sum(work["dots"].computed.values())
     # The forward pass once more, of three times as much: forward, and the gradients of inputs and of weights.
@@ -60,7 +60,7 @@ def test_recomputation_is_no_useful_work() -> None:
 def test_logits_of_chunks_are_computed_again() -> None:
     config, stage = _stage()
     chunks = stage.model_copy(update={"loss": stage.loss.model_copy(update={"chunk": 64})})
-    whole, cut = (step_work(config, each, define(config, None), stated_rows(each)) for each in (stage, chunks))
+    whole, cut = (planned_flops(config, each, define(config, None), stated_rows(each)) for each in (stage, chunks))
     assert cut.computed["head"] * 3 == whole.computed["head"] * 4
     assert cut.useful == whole.useful
 
@@ -72,7 +72,7 @@ def test_shorter_documents_need_fewer_tiles_and_fewer_pairs() -> None:
     config = config.model_copy(update={"image": config.image.model_copy(update=without)})
     definition, whole = define(config, None), stated_rows(stage)
     quarters = Rows(whole.shape, 1, ((Document(48, 16, 16),) * 4,), "four equal documents")
-    one, four = (step_work(config, stage, definition, rows) for rows in (whole, quarters))
+    one, four = (planned_flops(config, stage, definition, rows) for rows in (whole, quarters))
     assert one.useful["attention"] == pytest.approx(4 * four.useful["attention"], rel=0.02)
     assert one.computed["attention"] > 3 * four.computed["attention"]
     assert one.computed["ffn_text"] == four.computed["ffn_text"]

@@ -1,10 +1,15 @@
-"""The table of machines agrees with itself, with jax's own, and with what vendors call things."""
+"""The table of chips and the names of machines agree with each other, with jax's own table, and with vendors."""
+
+from dataclasses import replace
 
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from solo.chips import CHIPS, Chip, chip_of, peak_flops
 from solo.config import ConfigError
-from solo.sharding.hardware import CHIPS, chip_of, chips_in, machine, peak_flops, with_price
+from solo.machines import chips_in, parse_machine
+from solo.planning.memory import memory_limit
+from solo.planning.topology import machine_devices
 
 
 @pytest.mark.parametrize("name", CHIPS)
@@ -31,7 +36,7 @@ def test_sizes_are_their_topologies(name: str) -> None:
     ],
 )
 def test_names(name: str, chips: int, topology: str | None, hosts: int, devices: int) -> None:
-    found = machine(name)
+    found = parse_machine(name)
     assert (found.chips, found.topology_name, found.hosts, found.devices) == (chips, topology, hosts, devices)
     assert found.hosts * found.devices_per_host == devices
     if bounds := found.chips_per_host_bounds:
@@ -39,9 +44,9 @@ def test_names(name: str, chips: int, topology: str | None, hosts: int, devices:
 
 
 def test_slices_and_hosts_multiply() -> None:
-    two = machine("v5e-16", slices=2)
+    two = parse_machine("v5e-16", slices=2)
     assert (two.devices, two.all_hosts) == (32, 8)
-    split = machine("cpu-8", hosts=4)
+    split = parse_machine("cpu-8", hosts=4)
     assert (split.hosts, split.devices_per_host) == (4, 2)
 
 
@@ -50,20 +55,19 @@ def test_slices_and_hosts_multiply() -> None:
     [
         ("v5p-7", "there are v5p-8, v5p-16"),
         ("v6-8", "did you mean 'v6e'"),
-        ("h100-12", "whole hosts of 8"),
+        ("h100-12", "whole number of hosts with 8 each"),
         ("v5e", "v5e-N"),
     ],
 )
 def test_what_is_not_sold_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        machine(name)
+        parse_machine(name)
 
 
 def test_prices_are_dated_and_can_be_ones_own() -> None:
-    assert machine("v5e-256").usd_per_hour() == pytest.approx(256 * CHIPS["v5e"].price.usd_per_chip_hour)
-    assert machine("v5e-256", slices=2).usd_per_hour(0.5) == 256
-    assert machine("tpu7x-8").usd_per_hour() is None
-    assert with_price(CHIPS["tpu7x"], 12.0, "2026-11").price.as_of == "2026-11"
+    assert parse_machine("v5e-256").usd_per_hour() == pytest.approx(256 * CHIPS["v5e"].price.usd_per_chip_hour)
+    assert parse_machine("v5e-256", slices=2).usd_per_hour(0.5) == 256
+    assert parse_machine("tpu7x-8").usd_per_hour() is None
     assert all(chip.price.as_of and chip.price.source for chip in CHIPS.values() if chip.price)
 
 
@@ -77,12 +81,50 @@ def test_peaks_are_of_a_device() -> None:
     assert chip_of("TPU v6 lite") is CHIPS["v6e"]
 
 
-@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+@pytest.mark.parametrize("name", ["v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x"])
 def test_jax_knows_the_chips_alike(name: str) -> None:
     """Against the table of jax's own kernels, which counts bytes and FLOPs of one core."""
     chip = CHIPS[name]
     tpu = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion({"tpu7x": "7x"}.get(name, name)), 1)
-    cores = chip.cores if name not in ("v5e", "v6e") else 1
+    cores = chip.cores
     assert tpu.bf16_ops_per_second * cores == pytest.approx(chip.peak_flops, rel=0.01)
     assert tpu.hbm_capacity_bytes * cores == pytest.approx(chip.memory, rel=0.08)
+    assert tpu.vmem_capacity_bytes == chip.vector_memory
     assert tpu.mem_bw_bytes_per_second * cores == pytest.approx(chip.memory_bandwidth, rel=0.12)  # v5p: 2460, says jax
+
+
+def test_a_new_chip_needs_only_name_platform_kind_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be trained on; what is unknown is named by whatever needs it."""
+    new = Chip("v9", "tpu", ("TPU v9",), memory=64 * 2**30)
+    monkeypatch.setitem(CHIPS, "v9", new)
+    assert chip_of("TPU v9") is new
+    assert peak_flops("TPU v9") is None
+    assert set(new.unknown) == {
+        "peak_flops",
+        "clock",
+        "attention_share",
+        "link_bandwidth",
+        "network_bandwidth",
+        "price",
+    }
+    with pytest.raises(ConfigError, match=r"the slices of v9 are unknown; add its `sizes`"):
+        parse_machine("v9-4")
+    monkeypatch.setitem(CHIPS, "v9", replace(new, sizes={4: "2x2", 6: "2x3"}, single_hosts={6: 6}))
+    sold = parse_machine("v9-4")
+    assert (sold.topology_name, sold.usd_per_hour(), sold.accelerator_type) == (None, None, None)
+    assert memory_limit(sold) == 64 * 2**30
+    with pytest.raises(ConfigError, match="cannot compile for v9-4: topology_prefix unknown"):
+        machine_devices(sold)
+    monkeypatch.setitem(CHIPS, "v9", replace(sold.chip, topology_prefix="v9"))
+    with pytest.raises(ConfigError, match="cannot compile for v9-6: bounds of 6 chips unknown"):
+        machine_devices(parse_machine("v9-6"))
+    monkeypatch.setitem(CHIPS, "z100", Chip("z100", "cuda", ("NVIDIA Z100",), memory=2**30))
+    with pytest.raises(ConfigError, match=r"description of z100 .*described are h100, h200"):
+        machine_devices(parse_machine("z100-8"))
+
+
+def test_what_is_assumed_is_in_the_table_and_gives_its_reason() -> None:
+    for chip in CHIPS.values():
+        for name, reason in chip.assumed.items():
+            assert getattr(chip, name) is not None, (chip.name, name)
+            assert len(reason) > 10

@@ -1,31 +1,29 @@
-"""Whether a stage fits into a machine's memory, by hand count; where it does not, the nearest setting that would."""
+"""Checks by hand count whether a stage fits into a machine's memory, and finds the nearest settings that would."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
 
 import jax
 
+from solo.chips import chip_of
 from solo.config import Config, ConfigError, StageConfig
 from solo.data.planning.row_shape import RowShape
+from solo.machines import Machine, parse_machine
 from solo.model.parameters import ModelDefinition, define
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.rows import stage_rows
-from solo.sharding.axes import mesh_sizes
-from solo.sharding.hardware import Machine, chip_of
-from solo.sharding.hardware import machine as find_machine
-from solo.sharding.mesh import TABLE
+from solo.sharding.axes import mesh_sizes, row_shards
 
 
 @dataclass(frozen=True)
 class Setting:
     """A setting that would fit.
 
-    overrides   of the config
-    machine     another one; None: the same
-    needed      bytes of a device, estimated
+    overrides  of the config
+    machine    another machine; None: the same
+    needed     estimated bytes per device
     """
 
     overrides: tuple[str, ...]
@@ -34,21 +32,21 @@ class Setting:
 
     def __str__(self) -> str:
         how = " ".join(self.overrides) if self.machine is None else f"--on {self.machine}"
-        return f"{how} (about {in_words(self.needed)} a device)"
+        return f"{how} (about {format_bytes(self.needed)} a device)"
 
 
-def in_words(size: float) -> str:
-    """Bytes in GiB, the unit that memories are sold in, or in MiB where that would be nothing."""
+def format_bytes(size: float) -> str:
+    """Returns bytes as text, in GiB, or in MiB below 128 MiB."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
 
 
 def check_fit(
     config: Config, stage: StageConfig, definition: ModelDefinition, shape: RowShape, machine: Machine
 ) -> str | None:
-    """Look, without compiling, whether a stage fits. Returns a warning where that is doubtful.
+    """Check without compiling whether a stage fits. Returns a warning if that is doubtful.
 
     Raises:
-        ConfigError: not even what no compiler can do without fits; the message says what would.
+        ConfigError: the least that any compiler needs does not fit; the message names settings that would.
     """
     limit = memory_limit(machine)
     if limit is None:
@@ -58,16 +56,16 @@ def check_fit(
         raise ConfigError(refusal(config, stage, definition, shape, machine, count, count.total))
     if count.total > limit:
         return (
-            f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {in_words(count.total)} of the"
-            f" {in_words(limit)} of a device; `solo plan --on` compiles it to be sure"
+            f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {format_bytes(count.total)} of"
+            f" the {format_bytes(limit)} of a device; `solo plan --on` compiles it to be sure"
         )
     return None
 
 
 def check_run(config: Config, machine: Machine) -> list[str]:
-    """`check_fit` of every stage, with the rows of its data, or as stated. Returns the warnings.
+    """Check every stage with `check_fit`, with the rows of its data or the stated ones. Returns the warnings.
 
-    A stage whose rows nobody knows yet (counted in epochs of data that is not prepared) is not checked.
+    A stage whose rows are unknown, since it is counted in epochs and its data is not prepared, is not checked.
     """
     if memory_limit(machine) is None:
         return []
@@ -84,7 +82,7 @@ def check_run(config: Config, machine: Machine) -> list[str]:
 
 
 def machine_here() -> Machine | None:
-    """The devices that jax has, as a machine; None where their kind is not known."""
+    """Returns the devices of this jax process as a machine, or None if their kind is unknown."""
     devices = jax.devices()
     chip = chip_of(devices[0].device_kind)
     if chip is None:
@@ -102,24 +100,24 @@ def refusal(
     count: HandCount,
     needed: int,
 ) -> str:
-    """What to say of a stage that does not fit: what holds how much, and what to set instead."""
+    """Returns the message for a stage that does not fit: what needs how much, and what to set instead."""
     limit = memory_limit(machine) or 0
-    parts = ", ".join(f"{name} {in_words(size)}" for name, size in count.as_dict().items() if name != "total")
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in count.as_dict().items() if name != "total")
     found = nearest_settings(config, stage, definition, shape, machine, needed)
-    instead = "\n".join(f"  {each}" for each in found) or "  none found: take more devices, or a smaller model"
+    instead = "\n".join(f"  {each}" for each in found) or "  none found: use more devices, or a smaller model"
     return (
-        f"stage {stage.name!r} does not fit {machine.name}: it needs {in_words(needed)} of the {in_words(limit)}"
-        f" of a device ({parts}, by hand count)\nwhat would fit, by hand count:\n{instead}"
+        f"stage {stage.name!r} does not fit {machine.name}: it needs {format_bytes(needed)} of the"
+        f" {format_bytes(limit)} of a device ({parts}, by hand count)\nwhat would fit, by hand count:\n{instead}"
     )
 
 
 def nearest_settings(
     config: Config, stage: StageConfig, definition: ModelDefinition, shape: RowShape, machine: Machine, needed: int
 ) -> list[Setting]:
-    """Settings that would fit, those first that change least. `needed` is what the stage needs as it is."""
+    """Returns settings that would fit, the smallest changes first. `needed`: bytes that the stage needs as it is."""
     limit = memory_limit(machine) or 0
     now = hand_count(config, stage, definition, shape, machine.devices)
-    # What was compiled says how far the hand count is off.
+    # A compiled step shows how far off the hand count is.
     scale = max(1.0, (needed - now.arguments) / now.temporaries)
     found = []
     for changed, changed_stage, where, setting in _candidates(config, stage, machine):
@@ -133,7 +131,7 @@ def nearest_settings(
     kinds = set()
     nearest = []
     for each in found:
-        # Of every kind of change the first: the least.
+        # The first change of each kind is the smallest.
         kind = each.machine is not None or tuple(part.partition("=")[0] for part in each.overrides)
         if kind not in kinds:
             kinds.add(kind)
@@ -147,7 +145,7 @@ def _candidates(
     number = config.stages.index(stage) if stage in config.stages else 0
     sizes = mesh_sizes(config.mesh, machine.devices)
     full = config.model_copy(update={"model": config.model.model_copy(update={"remat": "attention"})})
-    rows = stage.batch_rows // stage.accumulate // prod(sizes[axis] for axis in TABLE["rows"])
+    rows = stage.batch_rows // stage.accumulate // row_shards(sizes)
     kinds: list[tuple[Config, tuple[str, ...]]] = [(config, ())]
     if config.model.remat == "none":
         dots = config.model_copy(update={"model": config.model.model_copy(update={"remat": "dots"})})
@@ -166,7 +164,7 @@ def _candidates(
                     Setting(setting, None, 0),
                 )
     for axis in ("context", "tensor"):
-        # The axis that takes what is left gives up as much.
+        # fsdp shrinks as much as the other axis grows, which needs fsdp -1.
         if config.mesh.fsdp != -1:
             break
         for times in (2, 4, 8):
@@ -180,4 +178,4 @@ def _candidates(
             )
     for chips in sorted(size for size in machine.chip.sizes if size > machine.chips):
         name = f"{machine.chip.name}-{chips * machine.chip.cores}"
-        yield config, stage, find_machine(name, machine.slices), Setting((), name, 0)
+        yield config, stage, parse_machine(name, machine.slices), Setting((), name, 0)
