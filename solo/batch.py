@@ -1,34 +1,34 @@
-"""The batch: where the data and the model meet. Numpy arrays from the loader, jax arrays on the device.
+"""The batch: the interface between the data and the model. Numpy arrays from the loader, JAX arrays on the device.
 
 Shape letters, used as suffixes everywhere: B rows, P patch slots, T text slots, S = P + T slots of a row,
 Y target slots, D width, F FFN width, H query heads, K key/value heads, C head dim, L layers, V vocabulary.
 
-A row is `[P patches | T text tokens]`, not in reading order. Within each region the documents stand one after
-the other, each in its own order. Slot s < P is patch s; slot P + t is text token t.
+A row is `[P patches | T text tokens]`, not in reading order. Within each region the documents follow each other, each
+in its own order. Slot s < P is patch s; slot P + t is text token t.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-# Rows of `patch_grid` that are no place: the slot is a learned visual token (`ImageConfig.markers`).
+# Row numbers in `patch_grid` that mark a slot as a learned visual token (`ImageConfig.markers`) instead of a patch.
 BEGIN_MARKER, ROW_MARKER = -1, -2
 
 
 class Batch(NamedTuple):
     """B packed rows. Empty slots: patches 0, text the pad id, positions 0, empty intervals, weight 0.
 
-    patches        uint8 [B, P, patch_size^2 * 3]  raw pixels, channel-major (C, y, x); or float32, normalised already
+    patches        uint8 [B, P, patch_size^2 * 3]  raw pixels, channel-major (C, y, x); or float32, already normalised
     patch_grid     int32 [B, P, 2]   row and column of the patch in its image or tile; see also BEGIN_MARKER
     text           int32 [B, T]      token ids, with image delimiters and row separators, without placeholders
-    positions      int32 [B, S]      rotary position: place in the document's reading order, from 0; [B, S, 3] where
-                                     `SequenceConfig.positions` is grid: (time, row, column)
+    positions      int32 [B, S]      rotary position: place in the document's reading order, from 0; with
+                                     `SequenceConfig.positions: grid` [B, S, 3]: (time, row, column)
     attend         int32 [B, S, 4]   (a0, a1, a2, a3): the slot sees patches [a0, a1) and text [a2, a3) of its
                                      row, counted within each region; an empty slot sees nothing (0, 0, 0, 0)
-    target_slots   int32 [B, Y]      slot whose output predicts the target (0 where there is none)
+    target_slots   int32 [B, Y]      slot whose output predicts the target (0 if there is none)
     target_ids     int32 [B, Y]      the token that follows that slot in reading order
-    target_weights float32 [B, Y]    0 where there is no target
-    target_source  int32 [B, Y]      which source of the stage's mixture the target comes from, in mixture order
+    target_weights float32 [B, Y]    0 if there is no target
+    target_source  int32 [B, Y]      index of the target's source in the stage's mixture
     """
 
     patches: Any

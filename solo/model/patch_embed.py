@@ -1,9 +1,9 @@
-"""From the pixels of a patch to the model's width: one module per kind of `PatchEmbedConfig`.
+"""Patch embedding, from the pixels of a patch to the model's width: one module per kind of `PatchEmbedConfig`.
 
-All of them are local to the patch: a visual token depends on its own pixels and its place in the image or tile.
+Every kind is local to the patch: a visual token depends on its own pixels and its place in the image or tile.
 
-Letters besides those of solo/batch.py: n x n inner patches of i x i pixels in a patch, I their channels, G the side of
-the table of positions.
+Letters besides those of solo/batch.py: a patch has n x n inner patches of i x i pixels, with I channels each; G is the
+side of the table of positions.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from solo.model.declare import Role, normal, zeros
 from solo.model.dense import add_bias
 from solo.model.norms import LayerNorm
 
-# torch's default, which mlp1 of InternVL keeps whatever the decoder's is (mono_internvl.md 1.1)
+# PyTorch's default, which InternVL's mlp1 uses whatever the decoder's is
 _GRID_NORM_EPS = 1e-5
-# The kernel of torch's bicubic interpolation; Pillow's and jax.image's is -0.5.
+# The parameter of PyTorch's bicubic kernel; Pillow and jax.image have -0.5.
 _BICUBIC_A = -0.75
 
 
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
 
 class LinearEmbed(Linear):
-    """One product over all pixels of a patch."""
+    """One product with all pixels of a patch."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         shape = image.patch_size**2 * 3, config.width
@@ -62,7 +62,7 @@ class LinearEmbed(Linear):
 
 
 class ConvEmbed(nnx.Module):
-    """A convolution of stride i, GELU, and a product over the n x n inner patches (EVEv2, NEO)."""
+    """A convolution of stride i, GELU, and a product with the n x n inner patches (EVEv2, NEO)."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         inner, std = _Inner(config.patch_embed, image), config.init_std
@@ -73,7 +73,7 @@ class ConvEmbed(nnx.Module):
         self.row_marker = _vector(rngs, config.width, std) if image.markers else None
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
-        """Normalised pixels [B, P, p*p*3], channel-major, and places [B, P, 2] to [B, P, D]."""
+        """Normalised pixels [B, P, p*p*3], channel-major, and grid places [B, P, 2] to [B, P, D]."""
         x = jax.nn.gelu(self.inner(self.geometry.cut(pixels)), approximate=False)
         x = self.merge(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
         for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
@@ -83,7 +83,7 @@ class ConvEmbed(nnx.Module):
 
 
 class GridEmbed(nnx.Module):
-    """A convolution of stride i, a learned position, and the inner patches through LayerNorm and MLP (InternVL)."""
+    """A convolution of stride i, learned positions, then LayerNorm and an MLP over the inner patches (InternVL)."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         embed, std, width = config.patch_embed, config.init_std, config.width
@@ -108,7 +108,7 @@ class GridEmbed(nnx.Module):
         return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
 
     def table(self) -> jax.Array:
-        """Positions of a tile's inner patches, float32 [side^2, I]; resampled where the tile is not G x G of them."""
+        """Positions of a tile's inner patches, float32 [side^2, I]; resampled if the tile does not have G x G."""
         table = self.positions[...][int(self.class_slot) :]
         if self.tile_side == self.grid_side:
             return table
@@ -125,7 +125,7 @@ EMBEDDERS = {"linear": LinearEmbed, "conv": ConvEmbed, "grid": GridEmbed}
 
 
 class _Inner:
-    """The n x n inner patches of a patch. Static numbers only."""
+    """The geometry of the n x n inner patches of a patch. Static numbers only."""
 
     def __init__(self, config: PatchEmbedConfig, image: ImageConfig):
         assert config.inner_size is not None
@@ -135,7 +135,7 @@ class _Inner:
         self.count = self.side**2
 
     def embed(self, rngs: nnx.Rngs, std: float) -> Linear:
-        """The product over the pixels of an inner patch."""
+        """The product with the pixels of an inner patch."""
         shape = 3 * self.size**2, self.channels
         return Linear(rngs, shape, ("pixels", "inner"), std, uses=self.count)
 
@@ -146,7 +146,7 @@ class _Inner:
         return x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(*pixels.shape[:2], n * n, 3 * i * i)
 
     def places(self, grid_BP2: jax.Array, tile_side: int) -> jax.Array:
-        """int32 [B, P, n*n]: places of the inner patches in a tile of tile_side x tile_side of them, row by row."""
+        """int32 [B, P, n*n]: row-major places of the inner patches in a tile of tile_side x tile_side of them."""
         offset = np.arange(self.side)
         rows = grid_BP2[..., 0, None] * self.side + np.repeat(offset, self.side)
         columns = grid_BP2[..., 1, None] * self.side + np.tile(offset, self.side)
@@ -154,9 +154,9 @@ class _Inner:
 
 
 def bicubic_weights(source: int, target: int) -> np.ndarray:
-    """float32 [target, source]: torch's `interpolate(mode="bicubic", align_corners=False)` along one axis.
+    """float32 [target, source]: PyTorch's `interpolate(mode="bicubic", align_corners=False)` along one axis.
 
-    No antialiasing; the four neighbours are clamped at the border.
+    There is no antialiasing, and the four neighbours are clamped at the border.
     """
     centre = (np.arange(target) + 0.5) * source / target - 0.5
     first = np.floor(centre).astype(int)

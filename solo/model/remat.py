@@ -1,29 +1,29 @@
-"""What of a layer is kept for the backward pass, and what is computed again: `model.remat`.
+"""Rematerialisation (`model.remat`): what a layer keeps for its backward pass, and what is computed again.
 
-From the most kept to the least; gradients are the same in all of them.
+The policies, from the most memory to the least. The gradients are the same with all of them.
 
-  none         everything
-  dots         outputs of all products with weights, and attention's output
-  projections  queries, keys and values, attention's output and its projection: the FFN, which is wide and cheap for
-               its bytes, is computed again
-  attention    attention's output and the layer's input: all but attention is computed again
-  full         the layer's input alone: attention is computed again too
-  offload      as `attention`, with the layer's input in the host's memory
-  offload_projections   as `projections`, with all of it but attention's output in the host's memory
+  none         keeps everything
+  dots         keeps the outputs of all products with weights, and of attention
+  projections  keeps queries, keys and values, attention's output and its projection; the FFN, which takes much memory
+               for its FLOPs, is computed again
+  attention    keeps the layer's input and attention's output
+  full         keeps the layer's input only; attention is computed again too
+  offload      as `attention`, with the layer's input in host memory
+  offload_projections   as `projections`, with everything but attention's output in host memory
 
-The layer's input is [B, S, D], kept for every layer whatever the policy; `offload` takes that off the device, for a
-transfer each way beside the computation.
+Every policy keeps the layer's input [B, S, D]. `offload` moves it to the host and back while the device computes.
 
-Measured with `python -m tests.benchmarks.remat`, by the compiler's count of temporary bytes on a CPU (float32; 8 layers
-of D 256, F 768, scanned, over 2 rows of 1,024 slots; all of them, and what a layer adds in units of its input):
+Measured with `python -m tests.benchmarks.remat`, by the compiler's count of temporary bytes on a CPU (float32; 8
+scanned layers with D 256 and F 768, over 2 rows of 1,024 slots). The columns are the total, and what one more layer
+adds in units of its input:
 
   none          510 MiB   28.2      attention    107 MiB   2.0
   dots          237 MiB   11.0      full          91 MiB   1.0
   projections   155 MiB    5.0      offload      107 MiB   2.0
 
-On a CPU the memory of the host is that of the device: there the offload policies work, and save nothing. The same step
-with `offload`, compiled for four v5e chips, has all layers' inputs (8.4 MB) in the host's memory, and temporaries of
-63.4 MB on the chip instead of 76.7 MB.
+On a CPU, host and device memory are the same: the offload policies work there, but save nothing. Compiled for four
+v5e chips, the same step with `offload` has all layers' inputs (8.4 MB) in host memory, and 63.4 MB of temporaries on
+the chip instead of 76.7 MB.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _NAMED = (LAYER_INPUT, PROJECTION)
 
 
 def named(x: Regions, name: str) -> Regions:
-    """The same values, which a policy can keep by their name."""
+    """The same values under a name by which a policy can keep them."""
     return x.map(lambda part: checkpoint_name(part, name))
 
 
 def rematerialised(function: Callable[..., Any], config: ModelConfig) -> Callable[..., Any]:
-    """A layer, (x, rest) -> results, that keeps for its backward pass what the config says.
+    """Wrap a layer, (x, rest) -> results, so that it keeps what `model.remat` says for its backward pass.
 
-    Where it does not already, `x` is to be named `LAYER_INPUT`, and outputs of the narrow products `PROJECTION`.
+    The layer must name `x` as `LAYER_INPUT`, and the projections around attention as `PROJECTION`.
     """
     if config.remat == "none":
         return function
-    # The scan is a barrier already, so the one against common-subexpression elimination would only cost.
+    # A scan already prevents common-subexpression elimination across the layer; a barrier of its own would only cost.
     return jax.checkpoint(function, prevent_cse=not config.scan_layers, policy=_policy(config.remat))
 
 
@@ -71,7 +71,7 @@ def _policy(name: str) -> Any:
             offload_src="device",
             offload_dst="pinned_host",
         )
-    # Attention's output is small and dear.
+    # Attention's output is small, and expensive to compute again.
     if name == "projections":
         return policies.save_only_these_names(SAVED, PROJECTION)
     if name == "dots":

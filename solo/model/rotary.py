@@ -1,4 +1,4 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864): which angles, and the rotation.
+"""Rotary positions (RoFormer, arXiv 2104.09864): the angles, and the rotation.
 
 Letters besides those of solo/batch.py: R rotated dimensions of a head (`ModelConfig.rotary_dim`).
 """
@@ -15,10 +15,10 @@ from solo.config import ModelConfig, RopeScalingConfig
 
 
 def rotary_angles(positions: jax.Array, config: ModelConfig) -> jax.Array:
-    """Angles [B, S, R/2] in radians, float32: position x frequency of the pair.
+    """Angles [B, S, R/2] in radians, float32: the position times the frequency of each pair.
 
-    positions  int32 [B, S], or [B, S, 3] (time, row, column) where `rope_sections` says which pair follows which
-               axis, as in M-RoPE (arXiv 2409.12191)
+    positions  int32 [B, S], or [B, S, 3] (time, row, column) with `rope_sections`, which assigns each pair to an axis,
+               as M-RoPE does (arXiv 2409.12191)
     """
     frequency = frequencies(positions, config)
     if config.rope_sections is not None:
@@ -28,10 +28,10 @@ def rotary_angles(positions: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
-    """Frequencies of the pairs, float32 [R/2], or [B, 1, R/2] where they depend on the row's length.
+    """Frequencies of the pairs, float32 [R/2], or [B, 1, R/2] if they depend on the row's length.
 
-    A row's length is its largest position + 1. Dynamic NTK changes rows longer than `trained_length` only; in a
-    packed row the longest document decides.
+    A row's length is its largest position + 1, so in a packed row that of the longest document. Dynamic NTK changes
+    only rows longer than `trained_length`.
     """
     exponents = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
     scaling = config.rope_scaling
@@ -46,13 +46,13 @@ def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def _growth(length: jax.Array, scaling: RopeScalingConfig, dim: int) -> jax.Array:
-    """Factor on the base: (f L / trained - (f - 1))^(R / (R - 2)) beyond the trained length (mono_internvl.md 1.5)."""
+    """The factor on the base: (f L / trained - (f - 1))^(R / (R - 2)) beyond the trained length; 1 up to it."""
     beyond = jnp.maximum(length, scaling.trained_length) / scaling.trained_length
     return (scaling.factor * beyond - (scaling.factor - 1)) ** (dim / (dim - 2))
 
 
 def _llama3(frequency: jax.Array, scaling: RopeScalingConfig) -> jax.Array:
-    """Llama 3.1: full turns within the trained length decide; few: divided by the factor, many: kept, else between."""
+    """Llama 3.1: pairs with few full turns within the trained length are slowed down, pairs with many are kept."""
     turns = scaling.trained_length * frequency / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -60,9 +60,9 @@ def _llama3(frequency: jax.Array, scaling: RopeScalingConfig) -> jax.Array:
 
 
 def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotate the pairs (i, i + R/2), the half-split convention of Hugging Face weights; float32 inside.
+    """Rotate the pairs (i, i + R/2), the half-split convention of Hugging Face weights, in float32.
 
-    Dimensions from R on pass through.
+    Dimensions from R on are unchanged.
     """
     rotated, rest = jnp.split(x_BSHC, [2 * angles.shape[-1]], axis=-1)
     first, second = jnp.split(rotated.astype(jnp.float32), 2, axis=-1)
@@ -72,11 +72,11 @@ def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def rotate_by_product(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
-    """The same, with partners brought together by a product with a permutation: exact, one 1 in each of its columns.
+    """The same on TPUs: the partners of each pair come from a product with a permutation matrix, which is exact.
 
-    For TPUs: halves of a head fill half of a register, and are taken apart and joined at a cost. By libtpu 0.0.42's
-    cycles a step computes 8% less for a 2B model on v5e-16 and 2% less for a 7B model on v5p-128; for the latter on
-    v5e-256 it is the same.
+    Half a head fills half a register, so splitting and joining heads is expensive. By libtpu 0.0.42's cycle counts, a
+    step takes 8% fewer cycles for a 2B model on v5e-16, 2% fewer for a 7B model on v5p-128, and the same for the 7B
+    model on v5e-256.
     """
     C, R = x_BSHC.shape[-1], 2 * angles.shape[-1]
     partner = np.concatenate([(np.arange(R) + R // 2) % R, np.arange(R, C)])

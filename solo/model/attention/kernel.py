@@ -1,4 +1,4 @@
-"""Which implementation computes attention where, and in tiles of which size."""
+"""The choice of the attention implementation and its tile sizes for a device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from solo.model.attention.tiles import round_up
 
 Implementation = Literal["blocks", "dense", "pallas_tpu", "pallas_gpu"]
 
-# A tile's queries lie along the lanes of a register, and its keys where the backward pass transposes it.
+# A tile's queries lie along the lanes of a register; so do its keys where the backward pass transposes it.
 LANES = 128
-# Queries and keys of a tile, for chips without a tile of their own in `solo.chips`.
+# Queries and keys of a tile, for chips without a tile size in `solo.chips`.
 TPU_TILE = (256, 256)
 GPU_TILE = (64, 64)
-# The smallest matrix that the tensor cores of a GPU multiply has this many rows and columns.
+# The smallest matrix that a GPU's tensor cores multiply has this many rows and columns.
 LEAST_GPU = 16
 
 
 class Kernel(NamedTuple):
-    """An implementation of `interval_attention`, and how it is to run.
+    """An implementation of `interval_attention` and its settings.
 
     block      queries of a tile
     key_block  keys of a tile
-    interpret  compute a kernel step by step, as on a CPU: right, and slow
+    interpret  run a kernel step by step, as on a CPU: correct, and slow
     """
 
     implementation: Implementation
@@ -35,18 +35,18 @@ class Kernel(NamedTuple):
     interpret: bool = False
 
     def fitted(self, queries: int, num_patches: int, num_text: int) -> Kernel:
-        """The same with tiles no larger than what there is, in whole lanes: what `interval_attention` computes."""
+        """The same kernel with tiles no larger than the row needs, in multiples of `LANES`."""
         block = min(self.block, round_up(queries, LANES))
         return self._replace(block=block, key_block=min(self.key_block, round_up(max(num_patches, num_text), LANES)))
 
 
 def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kernel:
-    """Choose the kernel that `model.attention_implementation` means on a device.
+    """Choose the kernel that `model.attention_implementation` stands for on a device.
 
     Args:
         config: the model.
         platform: `tpu`, `gpu`, `cuda` or `cpu`.
-        device_kind: jax's name of the device.
+        device_kind: JAX's name of the device.
 
     Raises:
         ConfigError: the chip cannot lay out tiles of `model.attention_tile`.
@@ -68,10 +68,10 @@ def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kerne
 
 
 def _misfit(tile: tuple[int, int], reason: str) -> ConfigError:
-    return ConfigError(f"model.attention_tile {tile[0]} x {tile[1]}: {reason}, or leave it out for what suits the chip")
+    return ConfigError(f"model.attention_tile {tile[0]} x {tile[1]}: {reason}, or leave it out for the default")
 
 
 def local_kernel(config: ModelConfig) -> Kernel:
-    """The kernel of the devices that jax computes on by default."""
+    """The kernel for JAX's default device."""
     device = jax.devices()[0]
     return choose_kernel(config, device.platform, device.device_kind)

@@ -1,5 +1,4 @@
-"""What the kernels of all platforms share: sizes, padding to whole blocks, products of matrices, scores, the
-shape of a gradient.
+"""What the Pallas kernels of all platforms share: sizes, padding to whole blocks, products, scores, gradients.
 
 Letters besides those of solo/batch.py: R key slots; of a tile: Q queries, J keys.
 """
@@ -36,32 +35,32 @@ class Sizes(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """Of the scores."""
+        """The factor on the scores."""
         return self.dim**-0.5
 
     @property
     def padded_queries(self) -> int:
-        """The slots of whole query blocks."""
+        """The number of queries, padded to whole blocks."""
         return round_up(self.queries, self.query_block)
 
     @property
     def padded_patches(self) -> int:
-        """The slots of whole blocks of patches; the text starts there."""
+        """The number of patches, padded to whole blocks; the text starts there."""
         return round_up(self.patches, self.key_block)
 
     @property
     def padded_text(self) -> int:
-        """The slots of whole blocks of text."""
+        """The number of text slots, padded to whole blocks."""
         return round_up(self.text, self.key_block)
 
     @property
     def padded_keys(self) -> int:
-        """The slots of whole key blocks, of both regions."""
+        """The number of keys of both regions, padded to whole blocks."""
         return self.padded_patches + self.padded_text
 
 
 def check_dtypes(q: Array, k: Array, v: Array) -> None:
-    """Raise ValueError where they differ, or are neither float32 nor bfloat16."""
+    """Raise ValueError if the dtypes differ, or are neither float32 nor bfloat16."""
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(
             f"the pallas kernels take queries, keys and values all float32 or all bfloat16, not {q.dtype}, {k.dtype} "
@@ -70,19 +69,19 @@ def check_dtypes(q: Array, k: Array, v: Array) -> None:
 
 
 def pad_regions(sizes: Sizes, x_BR: Array) -> Array:
-    """Each region of the keys [B, R, ...] to whole blocks."""
+    """Pad each region of the keys [B, R, ...] to whole blocks."""
     patches = pad_slots(x_BR[:, : sizes.patches], sizes.padded_patches)
     return jnp.concatenate([patches, pad_slots(x_BR[:, sizes.patches :], sizes.padded_text)], axis=1)
 
 
 def pad_bounds(sizes: Sizes, intervals_BS4: Array) -> Array:
-    """int32 [B, 4, S] of whole query blocks: the intervals, those of the text counted from the start of the row."""
+    """The intervals int32 [B, 4, S], padded to whole query blocks; those of text count from the start of the row."""
     bounds_BS4 = intervals_BS4 + jnp.array([0, 0, sizes.padded_patches, sizes.padded_patches])
     return pad_slots(bounds_BS4, sizes.padded_queries).swapaxes(1, 2)
 
 
 def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
-    """What is seen of each tile."""
+    """What the queries of each tile see of its keys."""
     return tiles(
         intervals_BS4,
         num_patches=sizes.patches,
@@ -93,24 +92,24 @@ def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
 
 
 def product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Array:
-    """Of two matrices, in float32."""
+    """The product of two matrices, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
 def scores(sizes: Sizes, first: Array, second: Array, visible: Array | None) -> Array:
-    """Of queries [Q, C] and keys [J, C] or the other way round, float32; hidden where not `visible`, of their shape.
+    """Scores of queries [Q, C] and keys [J, C], or the other way round, float32; HIDDEN where not `visible`.
 
-    As exponents of 2, so that the softmax needs no other factor.
+    The scores are exponents of 2, so that the softmax needs no other factor.
     """
     found = product(first, second, NT) * (log2(e) * sizes.scale)
     return found if visible is None else jnp.where(visible, found, HIDDEN)
 
 
 def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Array]:
-    """Attention as (sizes, q, k, v, bounds, visits) -> out, with its gradients.
+    """Attention (sizes, q, k, v, bounds, visits) -> out with a custom gradient.
 
-    forward   the same arguments -> out, and the log of the total weight of each query
+    forward   the same arguments -> out, and the log of each query's total weight
     backward  the same arguments, then (out, log of the total weight, d_out) -> d_q, d_k, d_v
     """
 

@@ -1,12 +1,11 @@
-"""Attention over intervals as Pallas kernels for TPU: flash attention that visits only the tiles that are needed.
+"""Interval attention as Pallas kernels for TPU: flash attention that visits only the tiles that are needed.
 
-A tile is a block of queries, of all the heads that share a key head, against a block of keys of one region. The tiles
-that some query needs are written down beforehand, one after the other, as four lists of integers that the chip's
-scalar unit reads ahead of the arithmetic. They are the grid: its length is known only on the device, and a tile that
-nobody needs costs nothing, not even a step.
+A tile is a block of queries, of all heads that share a key head, against a block of keys of one region. The needed
+tiles are listed before the kernel runs, in four arrays of integers that the chip's scalar unit prefetches. The list is
+the grid: its length is known only on the device, and a tile that no query needs does not cost a grid step.
 
-Scores stand transposed in a tile, keys down and queries across: what belongs to a query (its intervals, its maximum,
-its sum) is then a row of lanes, and the sums over keys run down the sublanes, most of them plain additions.
+Scores are transposed in a tile, keys down and queries across. A query's intervals, maximum and sum are then rows of
+lanes, and sums over keys run down the sublanes, mostly as plain additions.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
 key blocks of a row; of a tile: Q queries, J keys; N tiles of all rows.
@@ -47,16 +46,16 @@ from solo.model.attention.tpu_tiles import (
     visible_keys,
 )
 
-# The lists of tiles lie in the scalar memory, 1 MiB of all TPUs from v4 on; some of it is the compiler's.
+# The lists of tiles are in scalar memory, which is 1 MiB from TPU v4 on; the compiler uses some of it.
 MOST_TILES = 40_000
 VMEM_BYTES = 48 * 2**20
 
 
 def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """[B, S, H, C]; see `interval_attention`. No interval lies beyond its region.
+    """[B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
 
     Raises:
-        ValueError: what the kernels do not compute: dtypes that differ or are not float32 or bfloat16, too many tiles.
+        ValueError: dtypes differ, or are neither float32 nor bfloat16, or there are too many tiles.
     """
     check_dtypes(q_BSHC, k_BRKC, v_BRKC)
     _check(sizes)
@@ -85,7 +84,7 @@ def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits:
 
 
 def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits) -> Any:
-    """The output, and the log to base 2 of the sum of exp(score), float32 [B, K, M, S]: FLOOR of nothing seen."""
+    """The output, and float32 [B, K, M, S], the base-2 log of the sum of exp(score): FLOOR where nothing is seen."""
     (B, H, S, C), K = q_BHSC.shape, k_BKRC.shape[1]
     M, Q, J = H // K, sizes.query_block, sizes.key_block
     of_heads = specification((1, M, Q, C), lambda head, row, query, key: (row, head, query, 0))
@@ -138,7 +137,7 @@ def _forward_kernel(
     def tile(masked: bool) -> None:
         k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
-        # All heads at each stage, not one after the other: while one waits for its scores, the others compute.
+        # Every stage runs for all heads before the next: while one head waits for its scores, the others compute.
         before_M1Q = [maximum_M1Q[m] for m in heads]
         scores_MJQ = [scores(sizes, k_JC, q_ref[0, m], visible_JQ) for m in heads]
         after_M1Q = [jnp.maximum(before_M1Q[m], scores_MJQ[m].max(axis=0, keepdims=True)) for m in heads]

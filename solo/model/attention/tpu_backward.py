@@ -1,8 +1,9 @@
 """The backward kernel for TPU: one pass over the tiles for all three gradients.
 
-The tiles come query block by query block, so that d_q gathers in place; d_k and d_v gather over the whole row, in the
-chip's vector memory. Two passes, one per order of the tiles, would compute scores and weights twice: seven products a
-tile instead of five. The memory bounds the length of a row; at 128 numbers a head it holds 24,000 keys in bfloat16.
+The tiles are ordered by query block, so d_q accumulates in place; d_k and d_v accumulate over the whole row, in the
+chip's vector memory. Two passes, one for each order of the tiles, would compute scores and weights twice: seven
+products a tile instead of five. The vector memory limits the length of a row: with a head dimension of 128 it holds
+24,000 keys in bfloat16.
 
 Letters as in `solo.model.attention.tpu`.
 """
@@ -33,16 +34,16 @@ from solo.model.attention.tpu_tiles import (
 )
 
 VMEM_BYTES = 60 * 2**20
-# What the tile's own arrays take of it, with some room.
+# What the tile's own arrays take of it, with a margin.
 TILE_BYTES = 12 * 2**20
 
 
 def backward(
     sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits, out_side: tuple
 ) -> tuple[Array, Array, Array]:
-    """d_q, d_k, d_v, each like its argument.
+    """d_q, d_k and d_v, shaped like q, k and v.
 
-    out_side  d_out [B, H, S, C]; float32 [B, K, M, S]: the log to base 2 of the sum of exp(score), and d_out . out
+    out_side  d_out [B, H, S, C], then the base-2 log of the sum of exp(score) and d_out . out, float32 [B, K, M, S]
 
     Raises:
         ValueError: a row is too long for the chip's vector memory.
@@ -73,13 +74,13 @@ def backward(
 
 
 def _check_memory(keys: int, dim: int, itemsize: int) -> None:
-    # Of d_k and of d_v: the sum in float32, and the result twice, one being written out as the next is made.
+    # For d_k and d_v each: the sum in float32, and two buffers of the result, one of which is being written out.
     held = 2 * keys * dim * (4 + 2 * itemsize)
     if held + TILE_BYTES > VMEM_BYTES:
         raise ValueError(
-            f"the gradients of a row of {keys} keys of {dim} take {held / 2**20:.0f} MiB of the chip's vector memory, "
-            f"of which {(VMEM_BYTES - TILE_BYTES) / 2**20:.0f} are theirs; shorten the rows, or set "
-            "model.attention_implementation: blocks"
+            f"the gradients of a row of {keys} keys with a head dimension of {dim} take {held / 2**20:.0f} MiB of the "
+            f"chip's vector memory, and {(VMEM_BYTES - TILE_BYTES) / 2**20:.0f} are available; shorten the rows, or "
+            "set model.attention_implementation: blocks"
         )
 
 
@@ -120,7 +121,7 @@ def _backward_kernel(
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
         here = pl.ds(pl.multiple_of(key[n] * J, J), J)
         q_MQC, d_out_MQC = ([ref[0, m] for m in heads] for ref in (q_ref, d_out_ref))
-        # All heads at each stage, as in the forward pass.
+        # Every stage runs for all heads before the next, as in the forward pass.
         scores_MJQ = [scores(sizes, k_JC, q_QC, visible_JQ) for q_QC in q_MQC]
         d_weights_MJQ = [product(v_JC, d_out_QC, NT) for d_out_QC in d_out_MQC]
         weights_MJQ = [jnp.exp2(scores_MJQ[m] - log_total_ref[0, 0, m : m + 1]) for m in heads]

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel for TPU share: the list of tiles, the mask of one.
+"""What the forward and the backward kernel for TPU share: the list of tiles, and the mask of a tile.
 
 Letters as in `solo.model.attention.tpu`.
 """
@@ -16,14 +16,14 @@ from jax.experimental.pallas import tpu as pltpu
 from solo.model.attention.pallas import Sizes, seen_tiles
 from solo.model.attention.tiles import Tiles
 
-# What a visit is within its query block and its row, and how it sees its tile: bits of `Visits.kind`.
+# The place of a visit in its query block and its row, and whether its tile needs a mask: bits of `Visits.kind`.
 FIRST, LAST, FIRST_OF_ROW, LAST_OF_ROW, SOME, FULL = (1 << i for i in range(6))
 
 
 class Visits(NamedTuple):
-    """The tiles to visit, row by row, query block by query block: int32 [N], of which the first `number` stand.
+    """The tiles to visit, ordered by row and query block: int32 [N], of which the first `number` are valid.
 
-    Every query block has a visit, and so every row: one that sees nothing has still zeros to write.
+    Every query block has at least one visit: a block that sees nothing still has to write zeros.
     """
 
     number: Array
@@ -34,7 +34,7 @@ class Visits(NamedTuple):
 
 
 def plan_visits(sizes: Sizes, intervals_BS4: Array) -> Visits:
-    """List the needed tiles. No interval lies beyond its region."""
+    """List the needed tiles. No interval may reach beyond its region."""
     return _list(seen_tiles(sizes, intervals_BS4))
 
 
@@ -58,12 +58,12 @@ def _list(seen: Tiles) -> Visits:
 
 
 def on_kind(kind: Array, bit: int) -> Callable[[Callable[[], None]], None]:
-    """Decorator: run this at a visit of a kind."""
+    """Decorator: run the function at visits of this kind."""
     return pl.when((kind & bit) != 0)
 
 
 def by_sight(kind: Array, tile: Callable[[bool], None]) -> None:
-    """Run the tile with its mask where only some of it is seen, without where all of it is."""
+    """Run the tile with a mask if part of it is seen, and without if all of it is."""
     pl.when((kind & (SOME | FULL)) == SOME)(lambda: tile(True))
     pl.when((kind & FULL) != 0)(lambda: tile(False))
 
@@ -71,7 +71,7 @@ def by_sight(kind: Array, tile: Callable[[bool], None]) -> None:
 def visible_keys(sizes: Sizes, bounds_ref: Any, key: Array) -> Array:
     """bool [J, Q]: which keys of key block `key` each query sees.
 
-    bounds_ref  int32 [1, 4, Q]: (a0, a1, a2, a3) of each query, the text's counted from the start of the row
+    bounds_ref  int32 [1, 4, Q]: (a0, a1, a2, a3) of each query; those of text count from the start of the row
     """
     is_text = key * sizes.key_block >= sizes.padded_patches
     start, end = (jnp.where(is_text, bounds_ref[0, i + 2 : i + 3], bounds_ref[0, i : i + 1]) for i in (0, 1))
@@ -80,7 +80,7 @@ def visible_keys(sizes: Sizes, bounds_ref: Any, key: Array) -> Array:
 
 
 def specification(block: tuple[int, ...], place: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
-    """A block whose place depends on (key head, row, query block, key block)."""
+    """A block spec whose index is a function of (key head, row, query block, key block)."""
 
     def index(head: Any, n: Any, row: Any, query: Any, key: Any, kind: Any) -> tuple[Any, ...]:
         return place(head, row[n], query[n], key[n])
@@ -89,6 +89,6 @@ def specification(block: tuple[int, ...], place: Callable[..., tuple[Any, ...]])
 
 
 def compiler_parameters(sizes: Sizes, vmem_bytes: int) -> dict[str, Any]:
-    """Key heads may go to different cores of a chip; the tiles of one run in order."""
+    """Key heads may run on different cores of a chip; the tiles of a key head run in order."""
     parameters = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes)
     return {"compiler_params": parameters, "interpret": sizes.interpret}
