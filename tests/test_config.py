@@ -221,7 +221,7 @@ def test_every_key_says_what_it_decides() -> None:
         ("model.attention_implementation=blocks", ""),
         ("model.remat=full", ""),
         ("checkpoint.every_steps=7", ""),
-        ("stages.0.loss.chunk=64", ""),
+        ("stages.0.loss.chunk_size=64", ""),
         ("evaluation.report_examples=3", ""),
         ("image.placeholder_token=<image>", ""),
     ],

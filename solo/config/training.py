@@ -46,8 +46,11 @@ class LossConfig(Section):
         " a document's tokens weigh one over the square root of their number (InternVL and NEO: square)",
     )
     z_loss: float = Field(0.0, ge=0)
-    chunk: int = Field(
-        1024, ge=1, description="target slots whose logits exist at once", json_schema_extra=decides("nothing")
+    chunk_size: int | None = Field(
+        None,
+        ge=1,
+        description="target slots of a device whose logits exist at once; default: 128 MiB of logits",
+        json_schema_extra=decides("nothing"),
     )
 
 

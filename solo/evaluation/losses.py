@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from solo.batch import Batch
@@ -23,7 +24,7 @@ from solo.data.store.prepare import Prepared
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.training.loss import batch_loss
+from solo.training.losses import batch_loss
 
 
 class HeldOutLoss(NamedTuple):
@@ -119,4 +120,6 @@ def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:
     """float32 [2]: sum of cross-entropy over the batch's targets, and their number."""
-    return batch_loss(definition, where, parameters, batch, LossConfig()).by_source[0]
+    _, measured = batch_loss(definition, where, parameters, batch, LossConfig())
+    mean = measured["loss_by_source"]["all"]
+    return jnp.stack([mean.total, mean.count])

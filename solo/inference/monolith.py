@@ -29,7 +29,7 @@ from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
 from solo.sharding.mesh import TABLE, device_batch
-from solo.training.loss import batch_loss, normalised_weights
+from solo.training.losses import batch_loss, normalised_weights
 
 
 class Monolith(TrainedModel):
@@ -200,6 +200,6 @@ def _loss_and_grads(
     weighted = batch._replace(target_weights=normalised_weights(batch.target_weights, config))
 
     def loss(parameters: Parameters) -> jax.Array:
-        return batch_loss(definition, where, parameters, weighted, config).total
+        return batch_loss(definition, where, parameters, weighted, config)[0]
 
     return jax.value_and_grad(loss)(parameters)

@@ -45,6 +45,8 @@ class Placement(NamedTuple):
     attention   attention
     routed_ffn  experts that a router chooses
     rotate      rotary positions, (x [B, ., H, C], angles) -> the same shape
+    row_shards    number of devices that a batch's rows are sharded over
+    vocab_shards  number of devices that the vocabulary is sharded over
     """
 
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
@@ -52,3 +54,5 @@ class Placement(NamedTuple):
     attention: Attention = local_attention
     routed_ffn: RoutedFFN = routed_ffn
     rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate
+    row_shards: int = 1
+    vocab_shards: int = 1

@@ -16,7 +16,10 @@ from solo.model.attention.kernel import choose_kernel
 from solo.model.attention.tiles import needed_blocks
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
+from solo.model.transformer import padded_vocab
 from solo.planning.rows import Rows, row_intervals
+from solo.sharding.axes import mesh_sizes, row_shards
+from solo.training.losses import targets_per_chunk
 from solo.training.optimizer import trainable_paths
 
 _SAMPLED_ROWS = 64
@@ -46,7 +49,12 @@ class StepFlops:
 
 
 def planned_flops(
-    config: Config, stage: StageConfig, definition: ModelDefinition, rows: Rows, chip: Chip = CHIPS["cpu"]
+    config: Config,
+    stage: StageConfig,
+    definition: ModelDefinition,
+    rows: Rows,
+    chip: Chip = CHIPS["cpu"],
+    devices: int = 1,
 ) -> StepFlops:
     """Count the FLOPs of a stage's step, with the attention tiles of a chip."""
     trained = frozenset(trainable_paths(definition.specs, stage))
@@ -77,7 +85,10 @@ def planned_flops(
         shape.patch_slots * count, shape.text_slots * count, shape.target_slots * count, round(np.mean(tiles) * count)
     )
     # The backward pass of a loss in several chunks recomputes the logits.
-    chunked = stage.loss.chunk // max(1, count // stage.accumulate) < shape.target_slots
+    sizes = mesh_sizes(config.mesh, devices)
+    local_rows = count // stage.accumulate // row_shards(sizes)
+    vocab = padded_vocab(definition.vocab_size, model) // sizes["tensor"]
+    chunked = targets_per_chunk(stage.loss.chunk_size, local_rows, shape.target_slots, vocab) < shape.target_slots
     computed = _with_recomputation(config.model, definition, slots, trained, chunked)
     return StepFlops(useful, computed, patches + text, float(np.mean(blocks)))
 

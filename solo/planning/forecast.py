@@ -150,7 +150,7 @@ def settings(config: Config, stage: StageConfig) -> dict[str, Any]:
         "attention_implementation": model.attention_implementation,
         "attention_block": model.attention_block,
         "compute_dtype": model.compute_dtype,
-        "loss_chunk": stage.loss.chunk,
+        "loss_chunk_size": stage.loss.chunk_size,
     }
 
 
@@ -176,7 +176,7 @@ def forecast(
     rows = stage_rows(config, stage, document_slots)
     definition = define(config, rows.vocab_size or config.model.vocab_size or config.data.tokenizer.vocab_size)
     by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
-    flops = planned_flops(config, stage, definition, rows, machine.chip)
+    flops = planned_flops(config, stage, definition, rows, machine.chip, machine.devices)
     found = (config, stage, definition, rows, machine, by_hand, flops)
     try:
         program = compile_step(config, stage, definition, rows.shape, rows.num_steps, machine, options)

@@ -24,6 +24,7 @@ from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
 from solo.sharding.axes import AXES, mesh_sizes, rows_per_shard
 from solo.sharding.mesh import parameter_shardings, shardings_like
+from solo.training.losses import targets_per_chunk
 from solo.training.optimizer import make_optimizer, trainable_paths
 
 # The step and `solo.training.step.Health`: four numbers.
@@ -168,7 +169,7 @@ def _vocabulary(definition: ModelDefinition, stage: StageConfig, shape: RowShape
     config = definition.config
     vocab = padded_vocab(definition.vocab_size, config) // tensor
     tables = 1 if config.tied_head else 2
-    width = max(1, min(shape.target_slots, stage.loss.chunk // max(1, stage.batch_rows // stage.accumulate)))
+    width = targets_per_chunk(stage.loss.chunk_size, rows, shape.target_slots, vocab)
     logits = 3 * rows * width * vocab * 4
     return tables * vocab * config.width * (_item(config) + 4) + logits
 

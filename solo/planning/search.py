@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from solo.chips import Chip
 from solo.config import Config, ConfigError, ModelConfig, StageConfig
 from solo.data.planning.row_shape import RowShape
 from solo.machines import Machine
@@ -69,7 +68,7 @@ def candidates(
     limit, number = memory_limit(machine), config.stages.index(stage)
     # The parameters are the same in every setting.
     definition = define(config, rows.vocab_size or config.model.vocab_size or config.data.tokenizer.vocab_size)
-    row = _row_flops(definition, rows, machine.chip)
+    row = _row_flops(definition, rows, machine)
     kept, dropped = [], 0
     for changed, overrides in _settings(config, stage, number, machine):
         its_stage = changed.stages[number]
@@ -175,14 +174,15 @@ def _goes(kernel: str, machine: Machine) -> bool:
     return kernel == "blocks" or machine.chip.name != "cpu"
 
 
-def _row_flops(definition: ModelDefinition, rows: Rows, chip: Chip) -> Callable[[Config, StageConfig], StepFlops]:
+def _row_flops(definition: ModelDefinition, rows: Rows, machine: Machine) -> Callable[[Config, StageConfig], StepFlops]:
     """Returns a function that counts the FLOPs of one row, once for all configs that have the same."""
     counted: dict[tuple[str, str], StepFlops] = {}
 
     def of(config: Config, stage: StageConfig) -> StepFlops:
         key = (config.model.remat, config.model.attention_implementation)
         if key not in counted:
-            counted[key] = planned_flops(config, stage.model_copy(update={"batch_rows": 1}), definition, rows, chip)
+            one = stage.model_copy(update={"batch_rows": 1})
+            counted[key] = planned_flops(config, one, definition, rows, machine.chip, machine.devices)
         return counted[key]
 
     return of

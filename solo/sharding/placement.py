@@ -14,6 +14,7 @@ from solo.model.moe import ExpertWeights, Load, routed_ffn
 from solo.model.placement import Placement, attention_with
 from solo.model.regions import Regions
 from solo.model.rotary import rotate, rotate_by_product
+from solo.sharding.axes import row_shards
 from solo.sharding.dense import dense_on
 from solo.sharding.mesh import TABLE, partition
 
@@ -48,7 +49,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
         return _routed_ffn_on(mesh, x, live, weights, top_k)
 
-    return Placement(constrain, dense, attention, experts, turn)
+    return Placement(constrain, dense, attention, experts, turn, row_shards(mesh.shape), vocab_shards=tensor)
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:

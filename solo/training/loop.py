@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from solo.batch import Batch
@@ -32,10 +31,11 @@ from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import stop_agreed, wait_for_all
 from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger
+from solo.training.losses import Measured, means
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
 from solo.training.run import Metrics, MetricsStream, RunFolder, drop_quarantined_after
-from solo.training.step import Stage, StepMetrics, TrainState, make_stage
+from solo.training.step import Stage, TrainState, make_stage
 
 _log = logging.getLogger(__name__)
 
@@ -164,8 +164,8 @@ class Trainer:
     ) -> TrainState:
         """Steps `at.stage_step` to the end of stage `at.stage`, saving on the way."""
         plan, config = self.plans[at.stage], self.config.stages[at.stage]
-        pending: tuple[Facts, StepMetrics] | None = None
-        step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]] | None = None
+        pending: tuple[Facts, Measured] | None = None
+        step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         for facts, batch in self._batches(plan, config, at):
             placed = device_batch(batch, self.mesh, self._share.count)
             if step is None:
@@ -174,7 +174,7 @@ class Trainer:
                 step = compile_lowered(lowered, self.mesh, self.config.compiler_options)
                 self.ledger.spent("compile")
             state, measured = step(state, placed)
-            self._idle.given(measured.loss)
+            self._idle.given(measured["loss"])
             # The previous step is read while this one runs.
             if pending:
                 self._finish(at.stage, *pending, metrics)
@@ -231,12 +231,13 @@ class Trainer:
         total = summed(dataclasses.astuple(count_work(batch)), self._share, self.mesh)
         return lambda: BatchStats(*total())
 
-    def _finish(self, number: int, facts: Facts, measured: StepMetrics, metrics: Metrics) -> None:
+    def _finish(self, number: int, facts: Facts, measured: Measured, metrics: Metrics) -> None:
         """Write the line of a step, and stop the run if the step was bad."""
         config, plan = self.config.stages[number], self.plans[number]
-        values: StepMetrics = jax.device_get(measured)
+        values = means(jax.device_get(measured))
         # The ledger's last reading was the end of the step before, or of what paused the loop since: a save.
         seconds = self.ledger.spent("step", facts.step)
+        bad_run = values.pop("bad_run")
         work = facts.work()
         flops = sum(step_flops(self.definition, work, self._trained[number]).values())
         tokens = work.patches + work.text
@@ -247,12 +248,7 @@ class Trainer:
             "step": facts.step,
             "stage": config.name,
             "stage_step": facts.stage_step,
-            "loss": float(values.loss),
-            "loss_by_source": _means(list(config.mixture), values.by_source),
-            "loss_by_modality": _means(["text", "image"], values.by_modality),
-            "grad_norm": float(values.grad_norm),
-            "learning_rate": float(values.learning_rate),
-            "applied": bool(values.ok),
+            **values,
             "tokens": tokens,
             "visual_tokens": work.patches,
             "targets": work.targets,
@@ -269,8 +265,8 @@ class Trainer:
         }
         metrics.write(line)
         self.observer.step(line, self.num_steps)
-        if not values.ok:
-            self._quarantine(plan, config, facts, values)
+        if not values["applied"]:
+            self._quarantine(plan, config, facts, values, bad_run)
 
     def _plan_line(self, number: int) -> Mapping[str, Any]:
         """What became of a stage's documents before its first step: nothing is cut or left out unsaid."""
@@ -288,16 +284,17 @@ class Trainer:
             },
         }
 
-    def _quarantine(self, plan: StagePlan, config: StageConfig, facts: Facts, values: StepMetrics) -> None:
+    def _quarantine(
+        self, plan: StagePlan, config: StageConfig, facts: Facts, values: Mapping[str, Any], skips: int
+    ) -> None:
         sources = {name: self.prepared.sources[name] for name in config.mixture}
         records = batch_record_ids(plan, sources, facts.stage_step - 1)
-        what = f"step {facts.step} of stage {config.name!r}: loss {values.loss}, gradient norm {values.grad_norm}"
+        what = f"step {facts.step} of stage {config.name!r}: loss {values['loss']}, gradient norm {values['grad_norm']}"
         if jax.process_index() == 0:
             append_json_line(
                 self.run.quarantine_file,
                 {"kind": "bad_step", "step": facts.step, "reason": what, "records": records},
             )
-        skips = int(values.bad_run)
         if self.config.safety.policy == "stop" or skips >= self.config.safety.max_skips:
             raise BadStepError(
                 f"{what}. The update was not applied ({skips} in a row); the ids of its {len(records)} documents are in"
@@ -338,9 +335,3 @@ def count_work(batch: Batch) -> BatchStats:
         targets=int((batch.target_weights > 0).sum()),
         pairs=int(spans[0].sum() + spans[1].sum()),
     )
-
-
-def _means(names: list[str], sums_N2: Any) -> Mapping[str, float]:
-    """Mean per group, for the groups that had a target."""
-    sums = zip(names, np.asarray(sums_N2), strict=True)
-    return {name: float(total / count) for name, (total, count) in sums if count}

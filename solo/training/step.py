@@ -18,7 +18,7 @@ from solo.sharding.axes import rows_per_shard
 from solo.sharding.compiling import compiler_options
 from solo.sharding.mesh import batch_shardings, parameter_shardings, shardings_like
 from solo.sharding.placement import placement
-from solo.training.loss import LossSums, batch_loss, normalised_weights
+from solo.training.losses import Measured, batch_loss, normalised_weights
 from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
 
 MEAN_DECAY = 0.98
@@ -52,23 +52,12 @@ class TrainState(NamedTuple):
         return dict(sorted({**self.trainable, **self.frozen}.items()))
 
 
-class StepMetrics(NamedTuple):
-    """What a step reports, float32 unless said otherwise. `ok` bool []: whether the update was applied."""
-
-    loss: jax.Array
-    by_source: jax.Array
-    by_modality: jax.Array
-    grad_norm: jax.Array
-    learning_rate: jax.Array
-    ok: jax.Array
-    bad_run: jax.Array
-
-
 class Stage(NamedTuple):
     """A stage ready to run on a mesh.
 
-    step       (TrainState, Batch) -> (TrainState, StepMetrics), jitted: to be called, or lowered and compiled; the
-               state's buffers are reused
+    step       (TrainState, Batch) -> (TrainState, Measured), jitted: to be called, or lowered and compiled; the
+               state's buffers are reused. Measured: what the loss terms report, and `loss`, `grad_norm`,
+               `learning_rate`, `applied` (whether the update was), and `bad_run` (bad steps in a row)
     start      Parameters -> TrainState with a fresh optimizer state, jitted
     abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings: what a checkpoint is restored onto
     """
@@ -85,23 +74,29 @@ def loss_and_grads(
     trainable: Parameters,
     frozen: Parameters,
     batch: Batch,
-) -> tuple[LossSums, Parameters]:
-    """Loss sums and gradients of the trainable parameters, over `stage.accumulate` micro-batches.
+) -> tuple[tuple[jax.Array, Measured], Parameters]:
+    """Objective, what is measured, and gradients of the trainable parameters, over `stage.accumulate` micro-batches.
 
     Micro-batch a takes rows a, a + A, a + 2A, ...: every device keeps the rows it holds.
     """
     batch = batch._replace(target_weights=normalised_weights(batch.target_weights, stage.loss))
 
-    def of_micro_batch(trainable: Parameters, micro: Batch) -> tuple[jax.Array, LossSums]:
-        parameters = {**trainable, **frozen}
-        share = 1 / stage.accumulate
-        sums = batch_loss(definition, where, parameters, micro, stage.loss, num_sources=len(stage.mixture), share=share)
-        return sums.total, sums
+    def loss(trainable: Parameters, micro: Batch) -> tuple[jax.Array, tuple[jax.Array, Measured]]:
+        found = batch_loss(
+            definition,
+            where,
+            {**trainable, **frozen},
+            micro,
+            stage.loss,
+            sources=tuple(stage.mixture),
+            share=1 / stage.accumulate,
+        )
+        return found[0], found
 
-    gradient = jax.grad(of_micro_batch, has_aux=True)
+    gradient = jax.grad(loss, has_aux=True)
     if stage.accumulate == 1:
-        grads, sums = gradient(trainable, batch)
-        return sums, grads
+        grads, found = gradient(trainable, batch)
+        return found, grads
 
     def add(total: tuple[Any, Any], micro: Batch) -> tuple[tuple[Any, Any], None]:
         return jax.tree.map(jnp.add, total, gradient(trainable, micro)), None
@@ -109,8 +104,8 @@ def loss_and_grads(
     micro_batches = jax.tree.map(lambda x: x.reshape(-1, stage.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
     shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], micro_batches))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (grads, sums), _ = jax.lax.scan(add, zeros, micro_batches)
-    return sums, grads
+    (grads, found), _ = jax.lax.scan(add, zeros, micro_batches)
+    return found, grads
 
 
 def make_stage(
@@ -140,22 +135,23 @@ def make_stage(
         health = Health(jnp.zeros((), jnp.float32), zero, zero)
         return TrainState(trainable, subset(parameters, frozen), optimizer.init(trainable), health, zero)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        sums, grads = loss_and_grads(definition, stage, where, state.trainable, state.frozen, batch)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measured]:
+        (loss, measured), grads = loss_and_grads(definition, stage, where, state.trainable, state.frozen, batch)
         grad_norm = optax.global_norm(grads)
         directions, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
         rate = learning_rate(stage.optimizer, num_steps, state.step)
         updated = {path: value - rate * scales[path] * directions[path] for path, value in state.trainable.items()}
-        ok = _is_good(sums.total, grad_norm, state.health, safety)
+        ok = _is_good(loss, grad_norm, state.health, safety)
         # A bad step changes nothing but the count of bad steps.
         trainable, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
             (updated, optimizer_state),
             (state.trainable, state.optimizer),
         )
-        health = _next_health(sums.total, ok, state.health)
-        metrics = StepMetrics(sums.total, sums.by_source, sums.by_modality, grad_norm, rate, ok, health.bad_run)
-        return TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1), metrics
+        health = _next_health(loss, ok, state.health)
+        measured = {"loss": loss, **measured, "grad_norm": grad_norm, "learning_rate": rate}
+        measured |= {"applied": ok, "bad_run": health.bad_run}
+        return TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1), measured
 
     by_path = parameter_shardings(specs, mesh)
     abstract = jax.eval_shape(start, {path: spec.abstract() for path, spec in specs.items()})

@@ -14,7 +14,7 @@ from solo.model.placement import Placement
 from solo.model.regions import Regions
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.sharding.placement import placement
-from solo.training.loss import batch_loss, normalised_weights
+from solo.training.losses import batch_loss, normalised_weights
 from tests.model.test_transformer import make, pack
 from tests.reference import random_document
 
@@ -87,7 +87,7 @@ def test_the_balancing_loss_is_one_for_an_even_load_and_grows_with_its_weight() 
     def loss(share: float) -> float:
         config = LossConfig()
         weighted = row._replace(target_weights=normalised_weights(jnp.asarray(row.target_weights), config))
-        return float(batch_loss(model, Placement(), parameters, weighted, config, share=share).total)
+        return float(batch_loss(model, Placement(), parameters, weighted, config, share=share)[0])
 
     auxiliary = float(model.bind(parameters).hidden(row).auxiliary)
     assert loss(1.0) - loss(0.0) == pytest.approx(SETTINGS.auxiliary_weight * auxiliary, rel=1e-2)
@@ -110,7 +110,7 @@ def test_a_mesh_computes_the_same(sizes) -> None:
         placed = jax.device_put(parameters, parameter_shardings(model.specs, mesh))
 
         def loss(parameters, batch):
-            return batch_loss(model, where, parameters, batch, LossConfig()).total
+            return batch_loss(model, where, parameters, batch, LossConfig())[0]
 
         return jax.jit(jax.value_and_grad(loss))(placed, device_batch(batch, mesh))
 

@@ -10,7 +10,8 @@ from solo.config import ExpertsConfig, ImageConfig, LossConfig, ModelConfig, Pat
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
-from solo.training.loss import normalised_weights, target_loss
+from solo.model.placement import Placement
+from solo.training.losses import batch_loss, normalised_weights
 from tests.reference import forward, loss_sum, random_document
 
 VOCAB = 50
@@ -31,10 +32,8 @@ def pack(documents, definition: ModelDefinition, shape: RowShape) -> Batch:
 
 def loss_and_grads(definition: ModelDefinition, parameters, batch: Batch):
     def loss(parameters):
-        model = definition.bind(parameters)
-        hidden = model.hidden(batch).hidden
         weighted = batch._replace(target_weights=normalised_weights(jnp.asarray(batch.target_weights), LossConfig()))
-        return target_loss(model, hidden, weighted, LossConfig(chunk=24), 1).total
+        return batch_loss(definition, Placement(), parameters, weighted, LossConfig(chunk_size=24))[0]
 
     return jax.jit(jax.value_and_grad(loss))(parameters)
 

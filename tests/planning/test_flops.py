@@ -59,7 +59,7 @@ def test_recomputation_is_no_useful_work() -> None:
 
 def test_logits_of_chunks_are_computed_again() -> None:
     config, stage = _stage()
-    chunks = stage.model_copy(update={"loss": stage.loss.model_copy(update={"chunk": 64})})
+    chunks = stage.model_copy(update={"loss": stage.loss.model_copy(update={"chunk_size": 64})})
     whole, cut = (planned_flops(config, each, define(config, None), stated_rows(each)) for each in (stage, chunks))
     assert cut.computed["head"] * 3 == whole.computed["head"] * 4
     assert cut.useful == whole.useful

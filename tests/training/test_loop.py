@@ -94,7 +94,7 @@ def test_metrics_count_what_the_plan_holds(prepared_folder: Path) -> None:
     assert sum(line["targets"] for line in lines) == statistics.useful[2]
     np.testing.assert_allclose(np.mean([line["useful_share"] for line in lines]), statistics.fill, rtol=1e-6)
     assert set(lines[0]["loss_by_source"]) == {"digits", "topics"}
-    assert set(lines[0]["loss_by_modality"]) == {"text", "image"}
+    assert set(lines[0]["loss_by_context"]) == {"text_only", "with_image"}
 
 
 def lines_of(*steps: int) -> list[dict]:

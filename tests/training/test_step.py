@@ -74,7 +74,7 @@ def run(
 def test_training_lowers_the_loss() -> None:
     (batch,) = batches(1)
     measured, _ = run(stage_config(), [batch] * 10)
-    assert measured[-1].loss < 0.8 * measured[0].loss
+    assert measured[-1]["loss"] < 0.8 * measured[0]["loss"]
 
 
 @pytest.mark.parametrize("average", ["token", "row"])
@@ -86,8 +86,8 @@ def test_four_micro_batches_equal_one_batch(average: str) -> None:
         stage = stage_config(loss={"average": average}, accumulate=accumulate)
         return jax.jit(lambda p, b: loss_and_grads(DEFINITION, stage, Placement(), p, {}, b))(parameters, batch)
 
-    (sums, grads), (sums_of_four, grads_of_four) = computed(1), computed(4)
-    for one, four in zip(sums, sums_of_four, strict=True):
+    (found, grads), (found_of_four, grads_of_four) = computed(1), computed(4)
+    for one, four in zip(jax.tree.leaves(found), jax.tree.leaves(found_of_four), strict=True):
         np.testing.assert_allclose(one, four, rtol=1e-5)
     for path, gradient in grads.items():
         scale = np.abs(gradient).max()
@@ -102,10 +102,11 @@ def test_averaging_by_row_weighs_rows_alike_and_by_token_tokens_alike() -> None:
     batch = batch._replace(target_weights=weights)
     # Without rows sharing a batch, both averages are the row's own mean.
     alone = [
-        run(stage_config(batch_rows=1), [jax.tree.map(lambda x, r=r: x[r : r + 1], batch)])[0][0].loss for r in (0, 1)
+        run(stage_config(batch_rows=1), [jax.tree.map(lambda x, r=r: x[r : r + 1], batch)])[0][0]["loss"]
+        for r in (0, 1)
     ]
-    by_row = run(stage_config(batch_rows=2, loss={"average": "row"}), [batch])[0][0].loss
-    by_token = run(stage_config(batch_rows=2), [batch])[0][0].loss
+    by_row = run(stage_config(batch_rows=2, loss={"average": "row"}), [batch])[0][0]["loss"]
+    by_token = run(stage_config(batch_rows=2), [batch])[0][0]["loss"]
     counts = (weights > 0).sum(axis=1)
     assert counts[0] > 4 * counts[1]
     np.testing.assert_allclose(by_row, np.mean(alone), rtol=1e-5)
@@ -113,22 +114,14 @@ def test_averaging_by_row_weighs_rows_alike_and_by_token_tokens_alike() -> None:
     assert abs(by_row - by_token) > 1e-3
 
 
-def test_losses_by_source_and_modality_add_up() -> None:
-    (batch,) = batches(1)
-    (measured,), _ = run(stage_config(), [batch])
-    for groups in (measured.by_source, measured.by_modality):
-        assert groups[:, 1].sum() == (batch.target_weights > 0).sum()
-        np.testing.assert_allclose(groups[:, 0].sum() / groups[:, 1].sum(), measured.loss, rtol=1e-5)
-    assert (measured.by_modality[:, 1] > 0).all()
-
-
 def test_z_loss_adds_the_squared_log_normaliser() -> None:
     (batch,) = batches(1)
     plain = run(stage_config(), [batch])[0][0]
     with_z = run(stage_config(loss={"z_loss": 0.5}), [batch])[0][0]
     # At initialisation logits are near 0, so the normaliser is near log(V).
-    np.testing.assert_allclose(with_z.loss - plain.loss, 0.5 * np.log(VOCAB) ** 2, rtol=0.02)
-    np.testing.assert_array_equal(with_z.by_source, plain.by_source)
+    np.testing.assert_allclose(with_z["loss"] - plain["loss"], 0.5 * np.log(VOCAB) ** 2, rtol=0.02)
+    assert with_z["z_loss"].total / with_z["z_loss"].count == pytest.approx(with_z["loss"] - plain["loss"], rel=1e-4)
+    assert with_z["loss_by_source"] == plain["loss_by_source"]
 
 
 def test_frozen_parameters_are_bit_identical_and_have_no_optimizer_memory() -> None:
@@ -172,9 +165,9 @@ def test_a_bad_step_changes_nothing(poison: float) -> None:
     bad = bad._replace(target_weights=bad.target_weights * np.float32(poison))
     measured, state = run(stage_config(), [first, bad, last])
     expected, clean = run(stage_config(), [first, last])
-    assert [bool(m.ok) for m in measured] == [True, False, True]
-    assert [int(m.bad_run) for m in measured] == [0, 1, 0]
-    assert measured[2].loss == expected[1].loss
+    assert [bool(m["applied"]) for m in measured] == [True, False, True]
+    assert [int(m["bad_run"]) for m in measured] == [0, 1, 0]
+    assert measured[2]["loss"] == expected[1]["loss"]
     for path, value in clean.parameters.items():
         np.testing.assert_array_equal(value, state.parameters[path], err_msg=path)
 
@@ -185,8 +178,8 @@ def test_a_spike_is_caught_once_the_mean_is_warm() -> None:
     learned = [batch] * 12
     safety = SafetyConfig(spike_factor=1.2, spike_warmup_steps=5)
     measured, _ = run(stage_config(), [*learned, spike, batch], safety=safety)
-    assert measured[12].loss > 1.5 * measured[11].loss
-    assert [bool(m.ok) for m in measured] == [True] * 12 + [False, True]
+    assert measured[12]["loss"] > 1.5 * measured[11]["loss"]
+    assert [bool(m["applied"]) for m in measured] == [True] * 12 + [False, True]
 
 
 MESHES = {
@@ -201,7 +194,7 @@ MESHES = {
 @pytest.fixture(scope="module")
 def on_one_device():
     data = batches(5)
-    return data, [m.loss for m in run(stage_config(), data)[0]]
+    return data, [m["loss"] for m in run(stage_config(), data)[0]]
 
 
 @pytest.mark.slow
@@ -209,7 +202,7 @@ def on_one_device():
 def test_eight_devices_give_the_losses_of_one(on_one_device, name: str) -> None:
     data, expected = on_one_device
     measured, state = run(stage_config(), data, MESHES[name], devices=8)
-    np.testing.assert_allclose([m.loss for m in measured], expected, rtol=2e-5)
+    np.testing.assert_allclose([m["loss"] for m in measured], expected, rtol=2e-5)
     down = state.parameters["layers/ffn/text/down"]
     if name == "fsdp":
         assert down.addressable_shards[0].data.size * 8 == down.size
@@ -223,8 +216,8 @@ def test_the_kernel_for_tpu_trains_like_blocks() -> None:
     stage, mesh = stage_config(batch_rows=2), MeshConfig(fsdp=1, context=2, tensor=2)
     expected, _ = run(stage, data)
     measured, _ = run(stage, data, mesh, devices=4, definition=definition)
-    np.testing.assert_allclose([m.loss for m in measured], [m.loss for m in expected], rtol=2e-5)
-    np.testing.assert_allclose([m.grad_norm for m in measured], [m.grad_norm for m in expected], rtol=2e-5)
+    np.testing.assert_allclose([m["loss"] for m in measured], [m["loss"] for m in expected], rtol=2e-5)
+    np.testing.assert_allclose([m["grad_norm"] for m in measured], [m["grad_norm"] for m in expected], rtol=2e-5)
 
 
 def test_a_mesh_that_does_not_fit_is_refused() -> None:

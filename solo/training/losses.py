@@ -1,0 +1,206 @@
+"""The training objective as a sum of named loss terms, and the one place where means are taken.
+
+A term sees a micro-batch after the forward pass (`Forward`). It returns what it adds to the objective, and named sums
+to report. Sums add over micro-batches; `means` divides them on the host, and they appear in `metrics.jsonl` under their
+names. To add an auxiliary loss, write a term and list it in `TERMS`.
+
+The cross-entropy is computed at the target slots only and in chunks, so that logits of whole rows never exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from solo.batch import Batch
+from solo.config import LossConfig
+from solo.model.parameters import ModelDefinition, Parameters
+from solo.model.placement import Placement
+from solo.model.transformer import Output, Transformer
+
+# Float32 logits that exist at once on a device, unless `loss.chunk_size` says otherwise. At a vocabulary of 32,768
+# that is 1,024 slots: enough rows for the head's product to be bound by compute, not by reading its weights.
+LOGIT_BYTES = 128 * 2**20
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
+    """A mean before the division: float32 [] each. Means of micro-batches are combined by adding both."""
+
+    total: jax.Array
+    count: jax.Array
+
+
+# By name; a mapping holds the means of groups. Arrays that are no mean are reported as they are.
+Measured = Mapping[str, Any]
+
+
+class Forward(NamedTuple):
+    """A micro-batch after the forward pass.
+
+    batch           `target_weights` are normalised over the whole batch (`normalised_weights`)
+    output          of the network
+    cross_entropy   float32 [B, Y], nats
+    log_normaliser  float32 [B, Y], log of the sum over the vocabulary of exponentiated logits
+    definition      of the model
+    config          of the loss
+    sources         names of the mixture's sources, in its order: what `target_source` counts
+    share           of the whole batch that the micro-batch is
+    """
+
+    batch: Batch
+    output: Output
+    cross_entropy: jax.Array
+    log_normaliser: jax.Array
+    definition: ModelDefinition
+    config: LossConfig
+    sources: Sequence[str]
+    share: float
+
+
+def cross_entropy(x: Forward) -> tuple[jax.Array, Measured]:
+    """Weighted cross-entropy; reported by source, and by whether the target's slot sees a patch."""
+    span = jnp.take_along_axis(x.batch.attend, x.batch.target_slots[..., None], axis=1)
+    sees_patches_BY = (span[..., 1] > span[..., 0]).astype(jnp.int32)
+    return jnp.sum(x.batch.target_weights * x.cross_entropy), {
+        "loss_by_source": _by_group(x, x.batch.target_source, x.sources),
+        "loss_by_context": _by_group(x, sees_patches_BY, ("text_only", "with_image")),
+    }
+
+
+def z_loss(x: Forward) -> tuple[jax.Array, Measured]:
+    """Squared log normaliser, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5)."""
+    if not x.config.z_loss:
+        return jnp.zeros(()), {}
+    squares_BY = x.config.z_loss * x.log_normaliser**2
+    live_BY = _live(x)
+    return jnp.sum(x.batch.target_weights * squares_BY), {"z_loss": Mean(jnp.sum(live_BY * squares_BY), live_BY.sum())}
+
+
+def load_balancing(x: Forward) -> tuple[jax.Array, Measured]:
+    """Load-balancing loss of a mixture of experts with a learned router, weighted; its mean over micro-batches."""
+    if x.definition.config.experts.ffn != "moe":
+        return jnp.zeros(()), {}
+    value = x.definition.config.moe.auxiliary_weight * x.share * x.output.auxiliary
+    return value, {"load_balancing_loss": Mean(value, jnp.full((), x.share))}
+
+
+TERMS: tuple[Callable[[Forward], tuple[jax.Array, Measured]], ...] = (cross_entropy, z_loss, load_balancing)
+
+
+def batch_loss(
+    definition: ModelDefinition,
+    placement: Placement,
+    parameters: Parameters,
+    batch: Batch,
+    config: LossConfig,
+    *,
+    sources: Sequence[str] = ("all",),
+    share: float = 1.0,
+) -> tuple[jax.Array, Measured]:
+    """Computes the objective of a (micro-)batch, and what is reported of it.
+
+    Args:
+        definition: the model.
+        placement: how it is laid out over devices.
+        parameters: by path.
+        batch: with normalised `target_weights`.
+        config: the loss.
+        sources: names of the sources that `target_source` counts.
+        share: of the whole batch that this micro-batch is.
+
+    Returns:
+        The objective, float32 [], and the measured sums by name.
+    """
+    model = definition.bind(parameters)
+    output = model.hidden(batch, placement)
+    x_BYD = jnp.take_along_axis(output.hidden.join(), batch.target_slots[..., None], axis=1)
+    rows, slots = batch.target_ids.shape
+    vocab = model.head_kernel().shape[1] // placement.vocab_shards
+    width = targets_per_chunk(config.chunk_size, rows // placement.row_shards, slots, vocab)
+    losses = _target_losses(model, x_BYD, batch.target_ids, width)
+    found = [term(Forward(batch, output, *losses, definition, config, sources, share)) for term in TERMS]
+    measured = {name: value for _, values in found for name, value in values.items()}
+    return sum((value for value, _ in found), jnp.zeros(())), jax.lax.stop_gradient(measured)
+
+
+def means(measured: Measured) -> dict[str, Any]:
+    """Divides on the host: Python numbers by name, without the groups that count nothing."""
+
+    def mean(value: Any) -> Any:
+        if isinstance(value, Mean):
+            return float(value.total / value.count)
+        if isinstance(value, Mapping):
+            counted = {name: each for name, each in value.items() if not isinstance(each, Mean) or each.count}
+            return {name: mean(each) for name, each in counted.items()}
+        return value.item()
+
+    return mean(measured)
+
+
+def normalised_weights(weights_BY: jax.Array, config: LossConfig) -> jax.Array:
+    """Scales target weights so that the loss is a plain weighted sum over the whole batch.
+
+    With `average: row` every row that has targets weighs the same, however many it has, as SOLO's packs do. The other
+    averages are in the weights that a row comes with. Called before a batch is split into micro-batches, so that
+    splitting changes nothing.
+    """
+    if config.average != "row":
+        return weights_BY / jnp.maximum(weights_BY.sum(), 1e-9)
+    per_row = weights_BY.sum(axis=1, keepdims=True)
+    rows = (per_row > 0).sum()
+    return jnp.where(per_row > 0, weights_BY / jnp.maximum(per_row, 1e-9), 0.0) / jnp.maximum(rows, 1)
+
+
+def targets_per_chunk(chunk_size: int | None, rows: int, target_slots: int, vocab: int) -> int:
+    """Target slots of each row whose logits are computed at once; `target_slots` where a single chunk will do.
+
+    Args:
+        chunk_size: target slots of a device that are computed at once; None: as many as `LOGIT_BYTES` hold.
+        rows: rows on a device.
+        target_slots: Y.
+        vocab: vocabulary entries on a device.
+    """
+    size = chunk_size or LOGIT_BYTES // (4 * vocab)
+    most = max(1, min(target_slots, size // max(1, rows)))
+    chunks = -(-target_slots // most)
+    return -(-target_slots // chunks)  # chunks of equal size need the least padding
+
+
+def _target_losses(model: Transformer, x_BYD: jax.Array, ids_BY: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and log normaliser [B, Y], float32, `width` target slots of every row at a time."""
+    rows, slots = ids_BY.shape
+
+    def losses(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = model.logits(x)
+        log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+        return log_normaliser - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0], log_normaliser
+
+    if width == slots:
+        return losses(x_BYD, ids_BY)
+    padding = -slots % width
+    x_BYD, ids_BY = jnp.pad(x_BYD, ((0, 0), (0, padding), (0, 0))), jnp.pad(ids_BY, ((0, 0), (0, padding)))
+    chunks = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(rows, -1, width, *a.shape[2:]), 1, 0), (x_BYD, ids_BY))
+    # Recomputed in the backward pass, or the logits of every chunk would be kept after all.
+    recomputed = jax.checkpoint(losses, prevent_cse=False)
+    found = jax.lax.map(lambda chunk: recomputed(*chunk), chunks)
+    joined = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(rows, -1)[:, :slots], found)
+    return joined[0], joined[1]
+
+
+def _by_group(x: Forward, group_BY: jax.Array, names: Sequence[str]) -> dict[str, Mean]:
+    """The mean cross-entropy of the targets of each group, in nats; every target counts once."""
+    member_BYN = jax.nn.one_hot(group_BY, len(names)) * _live(x)[..., None]
+    totals = jnp.einsum("by,byn->n", x.cross_entropy, member_BYN)
+    counts = member_BYN.sum((0, 1))
+    return {name: Mean(totals[number], counts[number]) for number, name in enumerate(names)}
+
+
+def _live(x: Forward) -> jax.Array:
+    """float32 [B, Y]: 1 where there is a target."""
+    return (x.batch.target_weights > 0).astype(jnp.float32)
