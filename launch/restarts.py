@@ -14,6 +14,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from solo.files import COMMIT_MARKER, complete_checkpoints
+
 INTERRUPTED = 42
 MAX_RESTARTS = 100
 MAX_IDLE_RESTARTS = 5
@@ -27,12 +29,12 @@ def may_be_retried(status: int) -> bool:
 
 def newest_step(run_folder: Path) -> int | None:
     """Step of the newest checkpoint that was written whole, or None."""
-    return newest_of([str(path) for path in run_folder.glob("checkpoints/*/commit_success.txt")])
+    return max((int(path.name) for path in complete_checkpoints(run_folder / "checkpoints")), default=None)
 
 
 def newest_of(paths: list[str]) -> int | None:
-    """The highest step among paths that end in <step>/commit_success.txt, or None."""
-    steps = [path.rstrip().split("/")[-2] for path in paths if path.rstrip().endswith("/commit_success.txt")]
+    """The highest step among paths that end in <step>/<marker of a complete checkpoint>, or None."""
+    steps = [path.rstrip().split("/")[-2] for path in paths if path.rstrip().endswith(f"/{COMMIT_MARKER}")]
     return max((int(step) for step in steps if step.isdigit()), default=None)
 
 

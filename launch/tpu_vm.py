@@ -14,6 +14,7 @@ from launch.gke import MOUNT, in_bucket
 from launch.plan import Command, File, Plan, Watch
 from launch.request import Request, check, module
 from solo.config import ConfigError
+from solo.files import COMMIT_MARKER
 
 
 def plan(request: Request) -> Plan:
@@ -41,7 +42,7 @@ def plan(request: Request) -> Plan:
     delete = Command((*queued, "delete", request.run, *place, "--force", "--quiet"), "give the machines back")
     state = Command((*queued, "describe", request.run, *place, "--format=value(state.state)"))
     run_folder = str(config.run_folder).removeprefix(f"{MOUNT}/")
-    steps = ("gcloud", "storage", "ls", f"gs://{bucket}/{run_folder}/checkpoints/*/commit_success.txt")
+    steps = ("gcloud", "storage", "ls", f"gs://{bucket}/{run_folder}/checkpoints/*/{COMMIT_MARKER}")
     ended = Command(("gcloud", "storage", "cat", f"{there}/ended"))
     watch = Watch(state, ended, Command(steps), delete, create, request.max_restarts, request.max_idle_restarts)
     first = f"{request.run}-0" if request.machine.slices > 1 else request.run

@@ -94,8 +94,8 @@ def train(arguments: argparse.Namespace) -> int:
 
     from solo.evaluation.results import print_results
     from solo.pipeline import train as train_run
-    from solo.training.loop import Interrupted
     from solo.training.observer import Observer, ProgressBar
+    from solo.training.trainer import Interrupted
 
     console = Console(quiet=hosts is not None and not hosts.is_first)
     observer = Observer() if console.quiet else ProgressBar(console)

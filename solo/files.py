@@ -1,4 +1,4 @@
-"""Files that survive a kill: whole files that appear at once, and files of JSON lines that are appended to.
+"""Files that survive a kill: files that appear whole, files of JSON lines, and complete checkpoints.
 
 Standard library only, so that every part of the package can write with it.
 """
@@ -27,6 +27,20 @@ def write_whole(path: Path, content: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+# The file that Orbax writes last into a checkpoint's folder.
+COMMIT_MARKER = "commit_success.txt"
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    return (checkpoint / COMMIT_MARKER).is_file()
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The folders `<step>` of all complete checkpoints in a folder, in the order of their steps."""
+    return sorted((path.parent for path in folder.glob(f"*/{COMMIT_MARKER}")), key=lambda path: int(path.name))
 
 
 def json_line(line: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ from solo.loading import initial_parameters
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.training.distributed import first_then_others
 from solo.training.ledger import Ledger
-from solo.training.loop import Interrupted, Trainer
 from solo.training.observer import Observer
-from solo.training.run import RunFolder
+from solo.training.run_folder import RunFolder
+from solo.training.trainer import Interrupted, Trainer
 
 
 class Trained(NamedTuple):
@@ -78,7 +78,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
     observer.finish()
     results = evaluate_run(run, config, prepared, observer)
     ledger.spent("evaluation")
-    return Trained(run, results, [*notes, *doubts, *_set_aside(run, prepared, trainer)])
+    return Trained(run, results, [*notes, *doubts, *trainer.notes, *_set_aside(run, prepared, trainer)])
 
 
 def check_memory(trainer: Trainer) -> list[str]:

@@ -113,6 +113,10 @@ class CheckpointConfig(Section):
         (), description="also save and keep these steps: where decay branches of a sweep start"
     )
 
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is saved after this step, whatever ends there."""
+        return step % self.every_steps == 0 or step in self.at_steps
+
 
 class SafetyConfig(Section):
     """What happens when the loss is not finite, or spikes."""

@@ -15,8 +15,9 @@ from solo.evaluation.results import losses_lines, results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
 from solo.files import append_json_line
 from solo.inference.loading import load_run, newest_checkpoint
+from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
-from solo.training.run import RunFolder, read_metrics
+from solo.training.run_folder import RunFolder
 
 
 def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:

@@ -9,6 +9,7 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.config import load_config
 from solo.data.text import open_tokenizer
+from solo.files import complete_checkpoints, is_complete
 from solo.inference.monolith import Monolith
 from solo.inference.trained import local_mesh
 from solo.model.parameters import ModelDefinition, Parameters, define
@@ -37,10 +38,10 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
 
 def newest_checkpoint(run: Path) -> Path:
     """The folder of a run's newest complete checkpoint. Raises ValueError if there is none."""
-    complete = [path.parent for path in run.glob("checkpoints/*/commit_success.txt")]
+    complete = complete_checkpoints(run / "checkpoints")
     if not complete:
         raise ValueError(f"{run} has no complete checkpoint yet: train it, or wait until its first one is saved")
-    return max(complete, key=lambda folder: int(folder.name))
+    return complete[-1]
 
 
 def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
@@ -50,7 +51,7 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -
         ValueError: the checkpoint is not complete.
         CheckpointError: its parameters are not the model's; the message lists the differences.
     """
-    if not (checkpoint / "commit_success.txt").is_file():
+    if not is_complete(checkpoint):
         raise ValueError(f"{checkpoint} is no complete checkpoint")
     wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
     stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata

@@ -9,7 +9,7 @@ from typing import Any
 
 from solo.config import dump_config
 from solo.interop.export_plan import ExportPlan
-from solo.training.run import read_metrics
+from solo.training.metrics import read_metrics
 
 _CARD = """\
 ---

@@ -19,7 +19,7 @@ from solo.interop.layout import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters
 from solo.model.parameters import ModelDefinition, define
 from solo.training.checkpoint import CheckpointError, differences
-from solo.training.run import RunFolder
+from solo.training.run_folder import RunFolder
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from solo.batch import Batch
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
 
@@ -29,6 +30,19 @@ class BatchStats:
     text: int
     targets: int
     pairs: int
+
+
+def batch_stats(batch: Batch) -> BatchStats:
+    """Counts the slots of a batch (numpy) that hold something, its targets, and the query-key pairs that are seen."""
+    spans = batch.attend[..., 1] - batch.attend[..., 0], batch.attend[..., 3] - batch.attend[..., 2]
+    live = (spans[0] + spans[1]) > 0
+    num_patches = batch.patches.shape[1]
+    return BatchStats(
+        patches=int(live[:, :num_patches].sum()),
+        text=int(live[:, num_patches:].sum()),
+        targets=int((batch.target_weights > 0).sum()),
+        pairs=int(spans[0].sum() + spans[1].sum()),
+    )
 
 
 def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozenset[str] | None = None) -> dict[str, int]:

@@ -18,6 +18,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from solo.config import CheckpointConfig
+from solo.files import complete_checkpoints
 from solo.model.declare import ParameterSpec
 from solo.training.step import TrainState
 
@@ -148,7 +149,7 @@ class Checkpoints:
 
     def steps_on_disk(self) -> list[int]:
         """Steps whose checkpoint was committed, as the folder shows it."""
-        return sorted(int(path.parent.name) for path in self.folder.glob("*/commit_success.txt"))
+        return [int(path.name) for path in complete_checkpoints(self.folder)]
 
 
 def abstract_parameters(specs: Mapping[str, ParameterSpec], shardings: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the summary. Raises ConfigError where the folder is no run, or holds no reading."""
     from solo.config import ConfigError
     from solo.training.ledger import goodput
-    from solo.training.run import RunFolder
+    from solo.training.run_folder import RunFolder
 
     folder = RunFolder(Path(arguments.run))
     if not folder.config_file.is_file():

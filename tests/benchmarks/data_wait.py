@@ -11,9 +11,10 @@ from pathlib import Path
 
 from solo.config import load_config
 from solo.data.store.prepare import prepare
-from solo.training.loop import Trainer
+from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
-from solo.training.run import RunFolder, read_metrics
+from solo.training.run_folder import RunFolder
+from solo.training.trainer import Trainer
 
 STEPS = 40
 WARM_UP = 5

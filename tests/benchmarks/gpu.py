@@ -39,10 +39,9 @@ from solo.interop.layouts.native import NATIVE
 from solo.interop.remote.configuration_solo import SoloMonolithConfig
 from solo.interop.remote.modeling_solo import SoloMonolithForCausalLM
 from solo.interop.weights import tensor_of
-from solo.model.flops import step_flops
+from solo.model.flops import batch_stats, step_flops
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.mesh import device_batch, make_mesh
-from solo.training.loop import count_work
 from solo.training.step import make_stage
 from tests.interop.twins import BEGIN, END, PLACEHOLDER, ROW, document
 
@@ -206,7 +205,7 @@ def compare(name: str, dtype: str, arguments: argparse.Namespace) -> None:
         "PyTorch": lambda: theirs(case, arguments.compile),
     }
     found = measure(makers, arguments.repeats, not arguments.one_at_a_time)
-    flops = sum(step_flops(case.definition, count_work(case.batch)).values())
+    flops = sum(step_flops(case.definition, batch_stats(case.batch)).values())
     peak = peak_flops(jax.devices()[0].device_kind)
     slots = case.batch.attend.shape[0] * case.batch.attend.shape[1]
     print(

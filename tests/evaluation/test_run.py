@@ -7,8 +7,9 @@ import pytest
 from solo.config import ConfigError
 from solo.data.store.prepare import prepare
 from solo.evaluation.run import evaluate_folder, evaluate_run
+from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
-from solo.training.run import RunFolder, read_metrics
+from solo.training.run_folder import RunFolder
 from tests.tiny import save_run, tiny_config, tiny_monolith
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from solo.training.run import read_metrics
+from solo.training.metrics import read_metrics
 from tests.training.test_resume import CONFIG
 
 REPOSITORY = Path(__file__).parents[2]

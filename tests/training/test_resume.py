@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from solo.training.ledger import goodput, read_ledger
-from solo.training.run import read_metrics
+from solo.training.metrics import read_metrics
 
 CONFIG = {
     "name": "run",

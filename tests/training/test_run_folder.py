@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from solo.config import ConfigError, load_config
-from solo.training.run import RunFolder
+from solo.training.run_folder import RunFolder
 
 
 def opened(folder: Path, *overrides: str) -> tuple[RunFolder, list[str]]:

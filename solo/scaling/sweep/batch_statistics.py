@@ -16,11 +16,10 @@ from solo.data.planning.row_shape import RowShape
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader
 from solo.data.store.prepare import Prepared, prepare
-from solo.model.flops import BatchStats
+from solo.model.flops import BatchStats, batch_stats
 from solo.planning.rows import stated_rows
 from solo.scaling.sweep.identity import digest
 from solo.scaling.sweep.spec import Traffic
-from solo.training.loop import count_work
 
 _PLANNED_ROWS = 4096
 _SAMPLED_ROWS = 32
@@ -91,7 +90,7 @@ class Measured:
 
     def _pairs_per_token(self, config: Config, prepared: Prepared) -> float:
         steps = max(1, _SAMPLED_ROWS // self._rows)
-        found = [count_work(batch) for batch in first_batches(config, prepared, self._plan, steps)]
+        found = [batch_stats(batch) for batch in first_batches(config, prepared, self._plan, steps)]
         return sum(work.pairs for work in found) / sum(work.patches + work.text for work in found)
 
 

@@ -155,8 +155,8 @@ def _run_points(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     from solo.config import ConfigError, nearest
     from solo.scaling.sweep.execute import execute
     from solo.scaling.sweep.folder import BAD
-    from solo.training.loop import Interrupted
     from solo.training.observer import Observer
+    from solo.training.trainer import Interrupted
 
     points = {point.id: point for point in folder.read_plan(spec)}
     if unknown := [id for id in arguments.run if id not in points]:

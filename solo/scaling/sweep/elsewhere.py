@@ -12,8 +12,9 @@ from solo.scaling.sweep.execute import branch, measured, versions
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
+from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
-from solo.training.run import RunFolder, read_metrics
+from solo.training.run_folder import RunFolder
 
 
 def write_configs(folder: SweepFolder, points: Sequence[Point], missing: Sequence[Point], place: Path) -> list[Path]:

@@ -14,14 +14,16 @@ from typing import Any
 import solo
 from solo.data.store.prepare import open_prepared
 from solo.evaluation.losses import evaluation_set
+from solo.files import complete_checkpoints
 from solo.model.parameters import define
 from solo.pipeline import train
 from solo.scaling.sweep.folder import BAD, SweepFolder
 from solo.scaling.sweep.lock import RunLock
 from solo.scaling.sweep.points import Point
-from solo.training.loop import BadStepError, Interrupted
+from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
-from solo.training.run import RunFolder, read_metrics
+from solo.training.run_folder import RunFolder
+from solo.training.trainer import BadStepError, Interrupted
 
 _POLL_SECONDS = 2.0
 
@@ -79,7 +81,7 @@ def _attempt(folder: SweepFolder, point: Point, trunk: Point | None, observer: O
 def branch(folder: SweepFolder, point: Point, trunk: Point, observer: Observer) -> None:
     """Begin with the trunk's checkpoint, unless the run has one of its own already."""
     checkpoints = folder.run(point.id) / "checkpoints"
-    if any(checkpoints.glob("*/commit_success.txt")):
+    if complete_checkpoints(checkpoints):
         return
     while not folder.has_checkpoint(trunk.id, point.branch_step):
         status = execute(folder, trunk, None, observer)

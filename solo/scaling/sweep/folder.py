@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from solo.config import ConfigError, parse_config
-from solo.files import write_whole
+from solo.files import is_complete, write_whole
 from solo.scaling.laws.table_file import RESULTS
 from solo.scaling.sweep.estimate import Estimate
 from solo.scaling.sweep.identity import digest, run_id
@@ -95,7 +95,7 @@ class SweepFolder:
 
     def has_checkpoint(self, id: str, step: int) -> bool:
         """Whether a run has saved a step."""
-        return (self.run(id) / "checkpoints" / str(step) / "commit_success.txt").exists()
+        return is_complete(self.run(id) / "checkpoints" / str(step))
 
     def write_plan(self, spec: SweepSpec, points: Sequence[Point]) -> None:
         """Write what is to be run."""

@@ -17,7 +17,8 @@ from solo.config import ConfigError, dump_config, load_config
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point, expand
 from solo.scaling.sweep.spec import load_spec
-from solo.training.run import RunFolder, read_metrics
+from solo.training.metrics import read_metrics
+from solo.training.run_folder import RunFolder
 from tests.scaling.sweep.tiny_sweep import ENVIRONMENT, write_sweep
 
 pytestmark = pytest.mark.slow

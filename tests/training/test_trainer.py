@@ -16,9 +16,10 @@ from solo.data.store.shards import PreparedSource
 from solo.files import read_json_lines
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import Checkpoints
-from solo.training.loop import BadStepError, Trainer
+from solo.training.metrics import MetricsStream, read_metrics
 from solo.training.observer import Observer
-from solo.training.run import MetricsStream, RunFolder, read_metrics
+from solo.training.run_folder import RunFolder
+from solo.training.trainer import BadStepError, Trainer
 from tests.training.test_resume import CONFIG
 
 

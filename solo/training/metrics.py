@@ -1,101 +1,20 @@
-"""The folder of a run, and its one stream of metrics."""
+"""`metrics.jsonl`: one line per training step, plan of a stage, and evaluation result.
+
+Every line is a JSON object with a `kind` and the `step` of the run that it belongs to. The lines of steps are what the
+loss terms measure (`solo.training.losses`) and what the trainer counts.
+"""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from solo.config import Config, ConfigError, differences, dump_config, load_config
+from solo.data.planning.stage_plan import StagePlan
 from solo.files import JsonLinesFile, json_line, read_json_lines, write_whole
-
-_CHANGES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """`runs/<name>/` and what lies in it."""
-
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        """The resolved config: enough to repeat the run."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def goodput_file(self) -> Path:
-        """What the time went into, over all tries; see `solo.training.ledger`."""
-        return self.path / "goodput.jsonl"
-
-    @property
-    def quarantine_file(self) -> Path:
-        """What was skipped, with its id and the reason, one JSON object a line."""
-        return self.path / "quarantine.jsonl"
-
-    @property
-    def report_file(self) -> Path:
-        """The evaluation as a page."""
-        return self.path / "report.html"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files, made from the metrics."""
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder per saved step."""
-        return self.path / "checkpoints"
-
-    def newest_step(self) -> int | None:
-        """Step of the newest checkpoint that was written whole, as the folder shows it; None: there is none."""
-        steps = [int(path.parent.name) for path in self.checkpoints.glob("*/commit_success.txt")]
-        return max(steps, default=None)
-
-    @classmethod
-    def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
-        """Create the folder, or open the one of a run that this config may resume.
-
-        A resumed run may change the keys that do not decide its result, such as `mesh` or `model.remat`: its
-        `config.yaml` is rewritten, and `report` is called with a line for every changed key.
-
-        Raises:
-            ConfigError: the folder holds a run with another result; the message names the keys that differ.
-        """
-        run = cls(config.run_folder)
-        if not run.config_file.exists():
-            write_whole(run.config_file, dump_config(config))
-            return run
-        changes = differences(load_config(run.config_file), config)
-        if refused := [change for change in changes if change.decides_at("result")]:
-            raise ConfigError(
-                f"{run.path} was made by another config:\n"
-                + "\n".join(f"  {change}" for change in refused[:_CHANGES_SHOWN])
-                + ("\n  ..." if len(refused) > _CHANGES_SHOWN else "")
-                + "\nchoose another name (name=...), or delete that folder"
-            )
-        if changes:
-            write_whole(run.config_file, dump_config(config))
-            for change in changes:
-                report(f"resumed with {change.key}={change.new!r}, before {change.old!r}")
-        return run
-
-
-def drop_quarantined_after(run: RunFolder, step: int) -> None:
-    """Drops what was quarantined in steps after this one: a run that resumes from it takes them again."""
-    found, _ = read_json_lines(run.quarantine_file)
-    kept = [line for line in found if line.get("step", 0) <= step]
-    if len(kept) < len(found):
-        write_whole(run.quarantine_file, "".join(map(json_line, kept)))
+from solo.training.run_folder import RunFolder
 
 
 class Metrics:
@@ -189,3 +108,27 @@ def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]
             yield from _scalars(value, f"{prefix}/{name}")
         elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
             yield f"{prefix}/{name}", value
+
+
+def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
+    """The line that precedes a stage's first step: its row shape, and what became of its documents."""
+    return {
+        "kind": "plan",
+        "step": step,
+        "stage": plan.stage.name,
+        "patch_slots": plan.shape.patch_slots,
+        "text_slots": plan.shape.text_slots,
+        "target_slots": plan.shape.target_slots,
+        "sources": {
+            name: {"documents": found.documents, "split": found.split, "dropped": dict(found.dropped)}
+            for name, found in plan.chunks.items()
+        },
+    }
+
+
+def drop_quarantined_after(path: Path, step: int) -> None:
+    """Drops what was quarantined in steps after this one: a run that resumes from it takes them again."""
+    found, _ = read_json_lines(path)
+    kept = [line for line in found if line.get("step", 0) <= step]
+    if len(kept) < len(found):
+        write_whole(path, "".join(map(json_line, kept)))
