@@ -1,1 +1,1 @@
-"""Loss, optimizer, stages, step, loop, checkpoints, metrics."""
+"""Loss terms, optimizer, training step, trainer, checkpoints, metrics."""

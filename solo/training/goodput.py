@@ -1,4 +1,4 @@
-"""`solo goodput RUN`: what the time of a run went into. Nothing heavy is imported for help."""
+"""`solo goodput RUN`: where the time of a run went. Help imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 DESCRIPTION = (
-    "Sums up goodput.jsonl over all tries of a run, also of one that still goes on: start-up, compiling, steps, idle"
-    " waits for data, checkpoints, evaluation, steps that a restart had to do again, and the time between tries."
-    " Goodput is the share of steps that count."
+    "Sums up goodput.jsonl over all attempts of a run, finished or not: start-up, compilation, steps, idle waits for"
+    " data, checkpoints, evaluation, steps that a restart had to repeat, and the time between attempts. Goodput is the"
+    " share of time in steps that count."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
+    """Adds the arguments of `solo goodput`."""
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the summary. Raises ConfigError where the folder is no run, or holds no reading."""
+    """Prints the summary. Raises ConfigError if the folder is not a run, or holds no reading."""
     from solo.config import ConfigError
     from solo.training.ledger import goodput
     from solo.training.run_folder import RunFolder
 
     folder = RunFolder(Path(arguments.run))
     if not folder.config_file.is_file():
-        raise ConfigError(f"{folder.path} is no run of solo: it has no {folder.config_file.name}")
+        raise ConfigError(f"{folder.path} is not a run of solo: it has no {folder.config_file.name}")
     found = goodput(folder.goodput_file)
     if arguments.json:
         print(json.dumps(found.as_json(), indent=2))
@@ -42,7 +42,7 @@ def _show(found: Any, path: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("time in")
+    table = Table("part")
     for title in ("seconds", "share"):
         table.add_column(title, justify="right")
     for part, seconds in found.seconds.items():
@@ -52,7 +52,7 @@ def _show(found: Any, path: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.last))
-    console.print(f"goodput {found.share_of('step'):.1%}: {found.steps:,} steps in {found.tries} tries")
+    console.print(f"goodput {found.share_of('step'):.1%}: {found.steps:,} steps in {found.attempts} attempts")
     console.print(f"{found.state}; last reading {at}")
     if found.broken:
-        console.print(f"{found.broken} lines of {path} were cut short and are left out")
+        console.print(f"{found.broken} damaged lines of {path} are left out")

@@ -1,4 +1,4 @@
-"""How long devices stood idle while the host waited for something."""
+"""How long the devices were idle while the host waited."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import jax
 
 
 class IdleWatch:
-    """Notes when the devices were done with what they were given last: a wait beside their work costs nothing."""
+    """Notes when the devices finished the work they were last given: a wait that overlaps with it costs nothing."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idle-watch")
         self._done: Future[float] | None = None
 
     def given(self, result: jax.Array) -> None:
-        """The devices were given the work that ends in this result."""
+        """The devices were given work that ends in this result."""
         self._done = self._thread.submit(_when_ready, result)
 
     def idle(self, start: float, end: float) -> float:
-        """Seconds between two readings of `time.perf_counter`, `end` being about now, with nothing to do."""
+        """Seconds for which the devices had no work between two readings of `time.perf_counter`; `end` is about now."""
         if self._done is None:
             return end - start
         if not self._done.done() or self._done.exception():
@@ -28,7 +28,7 @@ class IdleWatch:
         return max(0.0, end - max(start, self._done.result()))
 
     def close(self) -> None:
-        """Nothing more will be asked."""
+        """Ends the thread."""
         self._thread.shutdown(wait=False)
 
 

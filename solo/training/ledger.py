@@ -1,13 +1,15 @@
-"""What the time of a run went into, over all its tries: `goodput.jsonl`.
+"""Where the time of a run went, over all attempts to finish it: `goodput.jsonl`.
 
-A file of its own and not lines of `metrics.jsonl`: that one tells each step once, and forgets at a restart what came
-after the checkpoint. Exactly that is what is to be counted here; so this file is only ever appended to.
+`metrics.jsonl` shows every step once and drops, on resuming, the steps after the checkpoint. Those lost steps are
+counted here, so this file is only ever appended to. Its lines are:
 
-Lines are `{"try": 2, "began": t}` at a start, `{"try": 2, "resumed": step, "on": {...}}` once it is known where it
-goes on, with devices, mesh and compiler options,
-`{"try": 2, "spent": what, "seconds": s, "at": t}` for every stretch of time, which follow each other without a gap
-(of a step with `step` and `data_wait`, seconds on top of it in which the devices stood idle for want of data), and
-`{"try": 2, "ended": how, "at": t}`. Times are seconds since 1970. Process 0 writes, by its own clock.
+    {"try": 2, "began": t}                                start of the second attempt
+    {"try": 2, "resumed": step, "on": {...}}              the step it resumes from; devices, mesh, compiler options
+    {"try": 2, "spent": what, "seconds": s, "at": t}      a stretch of time; stretches follow each other without gaps
+    {"try": 2, "ended": how, "at": t}                     done, interrupted or failed
+
+Lines of steps also have `step` and, if the devices idled for lack of data, `data_wait`: seconds in addition to
+`seconds`. Times are seconds since 1970. Process 0 writes, by its own clock.
 """
 
 from __future__ import annotations
@@ -21,26 +23,27 @@ from typing import Any
 from solo.config import ConfigError
 from solo.files import JsonLinesFile, read_json_lines
 
-# What a stretch of time can be spent on.
-#   start-up    joining the other hosts, preparing and planning data, drawing or loading parameters, the first batch
-#   checkpoint  waiting for a save: what goes on beside the steps costs nothing
+# What a stretch of time is spent on.
+#   start-up    joining the other hosts, preparing and planning data, creating or loading parameters, the first batch
+#   checkpoint  blocking on a save; writing that overlaps with steps costs nothing
 SPENT = ("start-up", "compile", "step", "checkpoint", "evaluation")
-# And how the summary divides all time.
-PARTS = ("start-up", "compile", "step", "data wait", "checkpoint", "evaluation", "lost to restarts", "between tries")
+# The parts of the summary, which add up to all time.
+PARTS = ("start-up", "compile", "step", "data wait", "checkpoint", "evaluation", "lost to restarts", "between attempts")
 
 
 class Ledger:
-    """Writes the stretches of one try. Without a file it writes nothing.
+    """Records the stretches of one attempt, in a file once `open` was called.
 
-    began  seconds since 1970 at which the try began; now, unless given
+    Args:
+        began: seconds since 1970 at which the attempt began; default: now.
     """
 
     def __init__(self, began: float | None = None):
-        # Durations by a clock that nobody sets.
+        # Durations come from a monotonic clock.
         self._offset = time.time() - time.perf_counter()
         self._last = self.now() if began is None else began
         self._waited = 0.0
-        self._try = 1
+        self._attempt = 1
         self._file: JsonLinesFile | None = None
 
     def now(self) -> float:
@@ -48,17 +51,17 @@ class Ledger:
         return self._offset + time.perf_counter()
 
     def open(self, path: Path) -> None:
-        """Begin to write, behind what earlier tries wrote."""
-        self._try = 1 + sum("began" in line for line in read_ledger(path)[0])
+        """Starts to write, after the lines of earlier attempts."""
+        self._attempt = 1 + sum("began" in line for line in read_ledger(path)[0])
         self._file = JsonLinesFile(path)
         self._write({"began": self._last})
 
     def resumed(self, step: int, on: Mapping[str, Any] | None = None) -> None:
-        """The try goes on after this step (0: it begins the run), on a machine that is described by `on`."""
+        """The attempt resumes after this step (0: from the start), on the machine described by `on`."""
         self._write({"resumed": step, **({"on": on} if on else {})})
 
     def spent(self, what: str, step: int | None = None) -> float:
-        """Files the time since the last call under `what`, one of `SPENT`; less what `waited` was told since.
+        """Files the time since the last call under `what`, one of `SPENT`, without the waits reported meanwhile.
 
         Returns:
             Seconds since the last call, waits included.
@@ -76,7 +79,7 @@ class Ledger:
         return seconds
 
     def waited(self, seconds: float) -> None:
-        """So much of the time since the last `spent` was idle waiting for data."""
+        """The devices idled this long for lack of data since the last `spent`."""
         self._waited += seconds
 
     def sync(self) -> None:
@@ -85,7 +88,7 @@ class Ledger:
             self._file.sync()
 
     def close(self, how: str) -> None:
-        """The try is over: done, interrupted or failed."""
+        """The attempt is over: done, interrupted or failed."""
         self._write({"ended": how, "at": self.now()})
         if self._file is not None:
             self._file.close()
@@ -93,23 +96,23 @@ class Ledger:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write({"try": self._try, **line})
+            self._file.write({"try": self._attempt, **line})
 
 
 @dataclass(frozen=True)
 class Goodput:
     """Where the time of a run went.
 
-    seconds  by part, in the order of `PARTS`; they add up to the time from the first start to the last reading
-    tries    how often it was started
-    steps    steps that count: the last one done
-    last     seconds since 1970 of the last reading
-    state    done, interrupted or failed; `going or killed` where the last try has not said how it ended
-    broken   lines that could not be read: kills cut them short
+    seconds   by part, in the order of `PARTS`; they add up to the time from the first start to the last reading
+    attempts  number of starts
+    steps     steps that count: the last one done
+    last      seconds since 1970 of the last reading
+    state     done, interrupted or failed; `running or killed` if the last attempt has not recorded its end
+    broken    lines that could not be read, such as those that a kill cut short
     """
 
     seconds: Mapping[str, float]
-    tries: int
+    attempts: int
     steps: int
     last: float
     state: str
@@ -117,21 +120,21 @@ class Goodput:
 
     @property
     def total(self) -> float:
-        """From the first start to the last reading."""
+        """Seconds from the first start to the last reading."""
         return sum(self.seconds.values())
 
     def share_of(self, part: str) -> float:
-        """Of all time. Goodput is the share of `step`: of the steps that count."""
+        """Share of all time. Goodput is the share of `step`, the steps that count."""
         return self.seconds[part] / self.total if self.total else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, with shares."""
+        """All fields and the shares, for JSON."""
         return {
             "goodput": self.share_of("step"),
             "total_seconds": self.total,
             "seconds": dict(self.seconds),
             "shares": {part: self.share_of(part) for part in self.seconds},
-            "tries": self.tries,
+            "attempts": self.attempts,
             "steps": self.steps,
             "last_reading": self.last,
             "state": self.state,
@@ -140,46 +143,46 @@ class Goodput:
 
 
 def read_ledger(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """All whole lines of a ledger, and how many were not."""
+    """Returns all intact lines of a ledger, and the number of others."""
     found, broken = read_json_lines(path)
     whole = [line for line in found if isinstance(line.get("try"), int)]
     return whole, broken + len(found) - len(whole)
 
 
 def goodput(path: Path) -> Goodput:
-    """Sum a ledger up.
+    """Sums up a ledger.
 
-    A step is lost if a later try went on from before it: it was done again, or will be. What a killed try did after
-    its last line is not known; it counts as between tries, as does the wait for machines.
+    A step is lost if a later attempt resumed from before it, because it has to be taken again. What a killed attempt
+    did after its last line is unknown: it counts as time between attempts, as does the wait for machines.
 
     Raises:
-        ConfigError: there is no ledger, or nothing in it that could be read.
+        ConfigError: there is no ledger, or no line of it can be read.
     """
     lines, broken = read_ledger(path)
-    tries = _tries(lines)
-    if not tries:
-        what = f"none of its {broken} lines can be read" if broken else "it is not there, or empty"
-        raise ConfigError(f"{path} tells nothing: {what}; `solo train` writes it in a run's folder")
+    attempts = _attempts(lines)
+    if not attempts:
+        what = f"none of its {broken} lines can be read" if broken else "it is missing or empty"
+        raise ConfigError(f"{path} holds no reading: {what}; `solo train` writes it in a run's folder")
     seconds = dict.fromkeys(PARTS, 0.0)
-    kept, end = 0, tries[0][0]["began"]
-    for number, of_try in enumerate(tries):
-        # Clocks of two hosts may disagree.
-        seconds["between tries"] += max(0.0, of_try[0]["began"] - end)
-        later = [line["resumed"] for other in tries[number + 1 :] for line in other if "resumed" in line]
-        goes_back_to = min(later, default=None)
-        for line in of_try:
+    kept, end = 0, attempts[0][0]["began"]
+    for number, attempt in enumerate(attempts):
+        # The clocks of two hosts may disagree.
+        seconds["between attempts"] += max(0.0, attempt[0]["began"] - end)
+        later = [line["resumed"] for other in attempts[number + 1 :] for line in other if "resumed" in line]
+        resumed_from = min(later, default=None)
+        for line in attempt:
             if "spent" in line:
-                lost = goes_back_to is not None and line.get("step", 0) > goes_back_to
+                lost = resumed_from is not None and line.get("step", 0) > resumed_from
                 if line["spent"] == "step" and not lost:
                     kept = max(kept, line["step"])
                 _add(seconds, line, lost)
-        end = max([end, *(line["at"] for line in of_try if "at" in line)])
-    state = next((line["ended"] for line in reversed(tries[-1]) if "ended" in line), "going or killed")
-    return Goodput(seconds, len(tries), kept, end, state, broken)
+        end = max([end, *(line["at"] for line in attempt if "at" in line)])
+    state = next((line["ended"] for line in reversed(attempts[-1]) if "ended" in line), "running or killed")
+    return Goodput(seconds, len(attempts), kept, end, state, broken)
 
 
-def _tries(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The lines of each try, from its start on."""
+def _attempts(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The lines of each attempt, from its start on."""
     found: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         if "began" in line or line["try"] in found:

@@ -1,4 +1,4 @@
-"""Who watches a run: silent by default, a progress bar on the command line."""
+"""Observers of a run: silent by default, a progress bar on the command line."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 
 class Observer:
-    """Watches without a word. `stop_requested` is set by SIGTERM where `listen` was called."""
+    """Shows nothing. SIGTERM sets `stop_requested` once `listen` was called."""
 
     stop_requested: bool = False
 
     def listen(self) -> None:
-        """Let SIGTERM ask for a stop: the step is finished and saved first. Main thread only."""
+        """Makes SIGTERM request a stop, after the current step is finished and saved. Main thread only."""
         signal.signal(signal.SIGTERM, self._request_stop)
 
     def note(self, text: str) -> None:
-        """Say what is being done before or after the steps."""
+        """Shows what is being done before or after the steps."""
 
     def start(self, num_steps: int) -> None:
-        """Training begins."""
+        """Training starts."""
 
     def step(self, line: Mapping[str, Any], num_steps: int) -> None:
-        """A step is done; `line` is what `metrics.jsonl` got."""
+        """A step is done; `line` is its line of `metrics.jsonl`."""
 
     def finish(self) -> None:
         """Training is over."""
@@ -37,7 +37,7 @@ class Observer:
 
 
 class ProgressBar(Observer):
-    """One line: stage, loss, tokens per second, useful share of positions, time left."""
+    """One line: stage, loss, tokens per second, useful share of slots, time left."""
 
     def __init__(self, console: Console):
         self._bar = Progress(
@@ -56,19 +56,19 @@ class ProgressBar(Observer):
         self._status = console.status("starting")
 
     def note(self, text: str) -> None:
-        """Show what is being done, in place of what was shown before."""
+        """Shows what is being done, in place of the previous note."""
         if self._task is None:
             self._status.update(text)
             self._status.start()
 
     def start(self, num_steps: int) -> None:
-        """Put the bar up."""
+        """Shows the bar."""
         self._status.stop()
         self._task = self._bar.add_task("compiling", total=num_steps, figures="")
         self._bar.start()
 
     def step(self, line: Mapping[str, Any], num_steps: int) -> None:
-        """Move the bar."""
+        """Advances the bar."""
         assert self._task is not None
         figures = (
             f"loss {line['loss']:.3f}  {line['timing']['tokens_per_second']:,.0f} tokens/s"
@@ -77,7 +77,7 @@ class ProgressBar(Observer):
         self._bar.update(self._task, completed=line["step"], description=line["stage"], figures=figures)
 
     def finish(self) -> None:
-        """Take the bar, or the note, down."""
+        """Removes the bar, or the note."""
         self._bar.stop()
         self._status.stop()
         self._task = None

@@ -94,8 +94,8 @@ def test_one_is_killed_and_the_launch_goes_on(runs: Runs) -> None:
     assert "ended with 137" in said
     assert metrics(runs.folder, "killed") == metrics(runs.folder, "whole")
     spent = goodput(runs.folder / "runs/killed/goodput.jsonl")  # one process writes, or steps would count twice
-    assert (spent.tries, spent.steps, spent.state) == (2, STEPS, "done")
-    assert spent.seconds["between tries"] > 1  # the supervisor's wait at least
+    assert (spent.attempts, spent.steps, spent.state) == (2, STEPS, "done")
+    assert spent.seconds["between attempts"] > 1  # the supervisor's wait at least
 
 
 def test_sigterm_to_one_stops_both_at_one_step_and_one_process_goes_on(runs: Runs) -> None:

@@ -53,12 +53,12 @@ def test_a_try_that_has_not_come_as_far_has_lost_nothing_yet(tmp_path: Path) -> 
         "checkpoint": 0.5,
         "evaluation": 0.0,
         "lost to restarts": 2.25,
-        "between tries": 7.25 + 2.0,
+        "between attempts": 7.25 + 2.0,
     }
     assert found.seconds == expected
     assert tuple(expected) == PARTS
     assert found.total == 125 - 100
-    assert (found.tries, found.steps, found.state) == (3, 4, "going or killed")
+    assert (found.attempts, found.steps, found.state) == (3, 4, "running or killed")
 
 
 def test_steps_are_lost_once_a_later_try_goes_back_before_them(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_steps_are_lost_once_a_later_try_goes_back_before_them(tmp_path: Path) -
 
 def test_clocks_that_disagree_take_nothing_away(tmp_path: Path) -> None:
     found = goodput(write(tmp_path, *KILLED[:9], {"try": 2, "began": 90.0}))
-    assert found.seconds["between tries"] == 0.0
+    assert found.seconds["between attempts"] == 0.0
 
 
 def test_a_ledger_follows_on_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_ledger_follows_on_a_line_that_a_kill_cut_short(tmp_path: Path) -> Non
     ledger.spent("step", 3)
     ledger.close("interrupted")
     found = goodput(path)
-    assert (found.tries, found.steps, found.broken, found.state) == (2, 3, 1, "interrupted")
+    assert (found.attempts, found.steps, found.broken, found.state) == (2, 3, 1, "interrupted")
     assert found.seconds["data wait"] == 0.02
     assert found.seconds["step"] == pytest.approx(2.03, abs=0.02)
 
@@ -113,8 +113,8 @@ def test_the_verb_shows_shares(tmp_path: Path, capsys) -> None:
     write(tmp_path, *KILLED)
     assert main(["goodput", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "goodput 16.0%: 4 steps in 3 tries" in shown
-    assert "going or killed" in shown
+    assert "goodput 16.0%: 4 steps in 3 attempts" in shown
+    assert "running or killed" in shown
     assert main(["goodput", str(tmp_path), "--json"]) == 0
     read = json.loads(capsys.readouterr().out)
     assert read["goodput"] == 0.16
@@ -122,7 +122,7 @@ def test_the_verb_shows_shares(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"), [([], "empty"), (["{", "[]"], "none of its 2 lines"), ([KILLED[2]], "tells nothing")]
+    ("lines", "message"), [([], "empty"), (["{", "[]"], "none of its 2 lines"), ([KILLED[2]], "holds no reading")]
 )
 def test_a_ledger_without_a_reading_is_said_to_be_one(tmp_path: Path, lines: list, message: str, capsys) -> None:
     write(tmp_path, *lines)
@@ -132,4 +132,4 @@ def test_a_ledger_without_a_reading_is_said_to_be_one(tmp_path: Path, lines: lis
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
     assert main(["goodput", str(tmp_path)]) == 2
-    assert "is no run of solo" in capsys.readouterr().err
+    assert "is not a run of solo" in capsys.readouterr().err

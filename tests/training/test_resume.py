@@ -132,20 +132,20 @@ def test_ten_kills_change_nothing(runs: Runs) -> None:
     assert [line["step"] for line in runs.steps("whole")] == list(range(1, STEPS + 1))
     assert [line["stage"] for line in runs.metrics("whole") if line["kind"] == "plan"] == ["first", "second"]
     spent = goodput(folder / "goodput.jsonl")
-    assert (spent.tries, spent.steps, spent.state) == (11, STEPS, "done")
+    assert (spent.attempts, spent.steps, spent.state) == (11, STEPS, "done")
     again = sum(line.get("spent") == "step" for line in read_ledger(folder / "goodput.jsonl")[0]) - STEPS
     assert again > 0
     assert spent.seconds["lost to restarts"] > 0
-    assert spent.seconds["between tries"] > 0
+    assert spent.seconds["between attempts"] > 0
 
 
 @pytest.mark.slow
 def test_all_time_of_a_run_is_accounted_for(runs: Runs) -> None:
     lines, broken = read_ledger(runs.path("whole") / "goodput.jsonl")
     spent = goodput(runs.path("whole") / "goodput.jsonl")
-    assert (spent.tries, spent.steps, spent.state, broken) == (1, STEPS, "done", 0)
+    assert (spent.attempts, spent.steps, spent.state, broken) == (1, STEPS, "done", 0)
     assert spent.total == pytest.approx(spent.last - lines[0]["began"], abs=0.1)
-    assert spent.seconds["lost to restarts"] == spent.seconds["between tries"] == 0
+    assert spent.seconds["lost to restarts"] == spent.seconds["between attempts"] == 0
     assert all(spent.seconds[part] > 0 for part in ("start-up", "compile", "step", "checkpoint", "evaluation"))
     assert [line["step"] for line in lines if line.get("spent") == "step"] == list(range(1, STEPS + 1))
 
