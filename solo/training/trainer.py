@@ -239,6 +239,7 @@ class Trainer:
             "step": info.step,
             "stage": self.config.stages[info.stage].name,
             "stage_step": info.stage_step,
+            "loss": values["loss"],
             **values,
             "tokens": tokens,
             "visual_tokens": stats.patches,
