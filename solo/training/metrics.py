@@ -90,9 +90,7 @@ def _losses(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[s
     steps = {line["step"] for line in kept if line["kind"] == "train"}
     if steps and (missing := sorted(set(range(min(steps), resume_step + 1)) - steps)):
         where = f"steps {missing[0]} to {missing[-1]}" if len(missing) > 1 else f"step {missing[0]}"
-        found.append(
-            f"{len(missing)} lines are missing in {where}: the file was not stored in time; training goes on from the checkpoint"
-        )
+        found.append(f"{len(missing)} lines are missing in {where}, although a later checkpoint was saved")
     return found
 
 

@@ -111,7 +111,7 @@ def stored(*lines: dict) -> bytes:
     [
         (stored(*lines_of(1, 2, 3, 4, 5)) + b'{"kind": "tra', [1, 2, 3], ["1 damaged lines"]),
         (stored(*lines_of(1)), [1], ["2 lines are missing in steps 2 to 3"]),
-        (stored(*lines_of(1)) + b"\x00\xff[\n" + stored(*lines_of(3)), [1, 3], ["1 damaged", "missing in step 2;"]),
+        (stored(*lines_of(1)) + b"\x00\xff[\n" + stored(*lines_of(3)), [1, 3], ["1 damaged", "missing in step 2,"]),
         (stored(*lines_of(1)) + b'{"kind": "tra' + stored(*lines_of(2, 3)), [1, 3], ["1 damaged", "missing in step 2"]),
         (stored(*lines_of(1, 2)) + b'{"kind": "train", "step": null}\n7\n', [1, 2], ["2 damaged", "missing in step 3"]),
         (stored(*lines_of(3, 4)), [3], []),  # branched off after step 2
