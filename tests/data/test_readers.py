@@ -307,6 +307,13 @@ def test_llava(pictures, suffix):
         assert re.search(reason, bad.reason)
 
 
+def test_llava_trains_on_inputs_as_one_text(pictures):
+    path = pictures / "a.jsonl"
+    path.write_text(json.dumps({"image": "red.png", "conversations": said("<image>\n", "A kite.", "Where?", "Up.")}))
+    (record,) = read("llava", {"path": str(path), "images": str(pictures), "train_on_inputs": True})
+    assert record.turns == (Turn("text", (RED, "\n", "A kite.", "Where?", "Up.")),)
+
+
 def test_llava_lines_that_are_no_examples(tmp_path):
     path = tmp_path / "bad.jsonl"
     good = json.dumps({"id": "kite", "conversations": [{"from": "system", "value": "s"}, *said("a", "b")]}).encode()

@@ -20,8 +20,11 @@ _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "syste
 
 
 @reader("llava")
-def llava(path: str, images: str = ".") -> Examples:
+def llava(path: str, images: str = ".", train_on_inputs: bool = False) -> Examples:
     """Conversations of a .json file, one list, or of a .jsonl file, streamed; image paths start from `images`.
+
+    With `train_on_inputs` every turn is learned, not the assistant's alone: the turns become one text, in which nothing
+    marks who speaks (SOLO's pre-training on captions and pages).
 
     Every `<image>` in the text becomes the next image; the line breaks around it stay, for the chat template to keep
     or remove. Where there is none, the images open the first human turn, each in a line of its own. Any other number
@@ -35,7 +38,8 @@ def llava(path: str, images: str = ".") -> Examples:
             if not isinstance(example, dict):
                 raise ValueError(f"an example is a mapping, not {type(example).__name__}")
             name = str(example.get("id", name))
-            yield Record(name, _turns(example, Path(images)))
+            turns = _turns(example, Path(images))
+            yield Record(name, _as_text(turns) if train_on_inputs else turns)
         except (ValueError, OSError) as error:
             yield Unreadable(name, str(error))
 
@@ -73,6 +77,10 @@ def _turns(example: dict[str, Any], folder: Path) -> tuple[Turn, ...]:
         raise ValueError(f"{places} {PLACEHOLDER} in the text for {len(paths)} images")
     images = (Image((folder / path).read_bytes()) for path in paths)
     return tuple(Turn(role, _content(text, images)) for role, text in zip(speakers, texts, strict=True))
+
+
+def _as_text(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    return (Turn("text", tuple(part for turn in turns for part in turn.content)),)
 
 
 def _role(turn: dict[str, Any]) -> Role:
