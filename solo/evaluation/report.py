@@ -14,7 +14,6 @@ from jinja2 import Environment, StrictUndefined
 import solo
 from solo.config import Config, dump_config
 from solo.data.record import Image, Turn, encode_png
-from solo.evaluation.chart import loss_chart
 from solo.evaluation.metrics import collapsed, edit_distance, is_match
 from solo.evaluation.results import UNITS, percent, points
 from solo.evaluation.tasks import Example, TaskResult
@@ -54,6 +53,9 @@ def render(
     lines: Sequence[Mapping[str, Any]],
 ) -> str:
     """The report's HTML; see `write_report`. The same arguments give the same text."""
+    # Imported here: Matplotlib takes half a second, and training imports this module at its start.
+    from solo.evaluation.chart import loss_chart
+
     source = files("solo.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(

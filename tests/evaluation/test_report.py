@@ -4,11 +4,14 @@ import base64
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from solo.config import dump_config
 from solo.data.record import Image, Turn, encode_png
-from solo.evaluation.chart import loss_chart
+from solo.evaluation.chart import draw_losses, loss_chart
 from solo.evaluation.report import duration, enlargement, render, run_facts, short, write_report
 from solo.evaluation.tasks import Example, TaskResult
 from solo.model.count import active_parameters
@@ -196,32 +199,40 @@ def test_the_file_appears_whole(tmp_path) -> None:
 # ------------------------------------------------------------------------------------------ chart
 
 
-def points(chart: str, kind: str) -> list[list[tuple[float, float]]]:
-    found = re.findall(rf'<polyline class="{kind}" points="([^"]*)"', chart)
-    return [[tuple(map(float, point.split(","))) for point in line.split()] for line in found]
+def curves(steps: list[dict]) -> tuple[Axes, list[np.ndarray]]:
+    """The axes, and the points [N, 2] of its curves."""
+    axes = Figure().subplots()
+    draw_losses(axes, [line for line in steps if line["kind"] == "train" and line["loss"] is not None])
+    return axes, [line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 2]
 
 
-def test_the_chart_has_a_curve_per_stage() -> None:
-    chart = str(loss_chart(lines()))
-    raw, mean = points(chart, "raw"), points(chart, "mean")
-    assert [len(curve) for curve in raw] == [len(curve) for curve in mean] == [30, 20]
-    assert raw[0][0] == mean[0][0]
-    steps = [x for curve in raw for x, _ in curve]
-    assert steps == sorted(steps)
-    # A falling loss is drawn falling: y grows downwards.
-    assert all(a[1] < b[1] for a, b in zip(raw[0], raw[0][1:], strict=False))
-    assert re.findall(r'stage-name"[^>]*>([^<]*)<', chart) == ["one", "two"]
+def test_the_chart_has_every_step_and_a_mean_for_each_stage() -> None:
+    axes, (first, first_mean, second, second_mean) = curves(lines())
+    assert [len(curve) for curve in (first, first_mean, second, second_mean)] == [30, 30, 20, 20]
+    steps = [(line["step"], line["loss"]) for line in lines() if line["kind"] == "train"]
+    np.testing.assert_array_equal(np.concatenate([first, second]), steps)
+    np.testing.assert_array_equal(first_mean[:2], [first[0], [2, (0.9 * first[0, 1] + first[1, 1]) / 1.9]])
+    assert [text.get_text() for text in axes.texts] == ["one", "two"]
 
 
-def test_the_chart_survives_odd_losses() -> None:
+def test_the_chart_cuts_off_a_loss_that_towers_above_the_mean_and_survives_odd_ones() -> None:
     odd = lines()
     odd[10]["loss"], odd[20]["loss"] = None, 1e6
-    for curve in points(str(loss_chart(odd)), "raw"):
-        assert all(0 <= x <= 880 and 0 <= y <= 300 for x, y in curve)
+    axes, found = curves(odd)
+    assert axes.get_ylim()[1] < 0.5e6
+    assert sum(map(len, found)) == 2 * 49
     flat = [{**line, "loss": 2.0} if line["kind"] == "train" else line for line in lines()]
-    assert points(str(loss_chart(flat)), "raw")
+    low, high = curves(flat)[0].get_ylim()
+    assert low < 2 < high
     assert loss_chart(lines(stages=(("one", 1),))) == ""
-    assert "&lt;b&gt;" in loss_chart(lines(stages=(("<b>", 3),)))
+
+
+def test_the_chart_takes_the_colours_of_the_page_and_is_labelled() -> None:
+    chart = loss_chart(lines(stages=(("a$b$", 30),)))
+    assert "var(--accent)" in chart
+    assert 'role="img" aria-label="Loss from ' in chart
+    assert "<script" not in chart
+    assert "http" not in chart.replace("http://www.w3.org", "")
 
 
 # ---------------------------------------------------------------------------------------- numbers

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from solo.drawing import ACCENT, INK, QUIET, WRONG, Drawing, shades, styled
 from solo.scaling.laws.bootstrap import Bootstrap
 from solo.scaling.laws.cross_check import Curve, isoflop_curves
 from solo.scaling.laws.downstream import Downstream
@@ -15,7 +16,6 @@ from solo.scaling.laws.hold_out import HoldOut
 from solo.scaling.laws.law import Array
 from solo.scaling.laws.predict import optimum
 from solo.scaling.laws.result import Answer
-from solo.scaling.report.drawing import ACCENT, INK, QUIET, WRONG, Drawing, shades, styled
 
 _MOST_BUDGETS = 12
 _RASTER = "#6f8fca"  # of points that are drawn as pixels and cannot follow the page

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from solo.config import ConfigError
-from solo.scaling.report.drawing import ACCENT, QUIET, WRONG, shades, styled
+from solo.drawing import ACCENT, QUIET, WRONG, shades, styled
 from solo.scaling.sweep.coordinates import LOGITS, Coordinates
 from solo.scaling.sweep.rates import Curve
 
