@@ -83,7 +83,7 @@ def train(arguments: argparse.Namespace) -> int:
     from solo.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    from solo.training.distributed import MissingHostsError, join, leave, wait_for_the_guilty
+    from solo.training.distributed import MissingHostsError, join, leave, wait_for_dead_process
 
     try:
         hosts = join()
@@ -108,13 +108,13 @@ def train(arguments: argparse.Namespace) -> int:
         leave()
         return EXIT_INTERRUPTED
     except JaxRuntimeError as error:
-        wait_for_the_guilty(error)
+        wait_for_dead_process(error)
         raise
     finally:
         observer.finish()
     leave()
     print_results(done.results, console)
-    _say_where(done.run.path, done.set_aside, console)
+    _say_where(done.run.path, done.notes, console)
     return 0
 
 
@@ -214,7 +214,7 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _say_where(run: Any, set_aside: list[str], console: Any) -> None:
+def _say_where(run: Any, notes: list[str], console: Any) -> None:
     for title, name in (
         ("report", "report.html"),
         ("metrics", "metrics.jsonl"),
@@ -223,7 +223,7 @@ def _say_where(run: Any, set_aside: list[str], console: Any) -> None:
         ("config", "config.yaml"),
     ):
         console.print(f"{title:12}{run / name}", soft_wrap=True, highlight=False)
-    for line in set_aside:
+    for line in notes:
         console.print(f"note        {line}", soft_wrap=True, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""A whole run: prepare the data, train every stage, evaluate, write the report. What `solo train` does."""
+"""A whole run, as `solo train` does it: prepare the data, train every stage, evaluate, write the report."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from solo.training.trainer import Interrupted, Trainer
 class Trained(NamedTuple):
     """A finished run.
 
-    run        its folder
-    results    of its evaluation
-    set_aside  what was not learned from as it stood, in words: how many, and why
+    run      its folder
+    results  of its evaluation
+    notes    what the user should know, such as data that was skipped or cut
     """
 
     run: RunFolder
     results: list[TaskResult]
-    set_aside: list[str]
+    notes: list[str]
 
 
 def train(config: Config, observer: Observer | None = None, began: float | None = None) -> Trained:
-    """Prepare, train, evaluate; go on from the last checkpoint where an earlier try stopped.
+    """Prepares data, trains and evaluates. Resumes from the last checkpoint of an earlier attempt.
 
     Args:
-        config: the run; it lives in `<folder>/<name>`.
-        observer: is told how it goes; silent unless given.
-        began: seconds since 1970 at which this try began, for `goodput.jsonl`; now, unless given.
+        config: the run; its folder is `<folder>/<name>`.
+        observer: is told of the progress; default: silent.
+        began: seconds since 1970 at which this attempt began, for `goodput.jsonl`; default: now.
 
     Raises:
         ConfigError: the config does not fit its data, the devices, or the run that the folder holds.
-        CheckpointError: a checkpoint could not be written, or read back.
+        CheckpointError: a checkpoint could not be written or read.
         BadStepError: a loss was not finite or jumped, and the config says to stop.
-        Interrupted: SIGTERM came, and the observer listens for it; all is saved.
-        OtherProcessError: process 0 of several could not do one of these things.
+        Interrupted: SIGTERM was received and the observer listens for it; the run is saved.
+        OtherProcessError: process 0 of several failed at one of these steps.
     """
     config.check_runnable()
     ledger = Ledger(began)
@@ -78,11 +78,11 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
     observer.finish()
     results = evaluate_run(run, config, prepared, observer)
     ledger.spent("evaluation")
-    return Trained(run, results, [*notes, *doubts, *trainer.notes, *_set_aside(run, prepared, trainer)])
+    return Trained(run, results, [*notes, *doubts, *trainer.notes, *_left_out(run, prepared, trainer)])
 
 
 def check_memory(trainer: Trainer) -> list[str]:
-    """What is doubtful about the stages' fit into the devices' memory. Raises ConfigError where one cannot."""
+    """Says which stages may not fit in the devices' memory. Raises ConfigError if one cannot."""
     here = machine_here()
     if here is None:
         return []
@@ -90,7 +90,8 @@ def check_memory(trainer: Trainer) -> list[str]:
     return [doubt for doubt in found if doubt]
 
 
-def _set_aside(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:
+def _left_out(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:
+    """Says how much data was skipped, cut or left out, and why."""
     found = [f"{prepared.quarantined:,} records could not be prepared"] if prepared.quarantined else []
     lines, _ = read_json_lines(run.quarantine_file)
     if lines:

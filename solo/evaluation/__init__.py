@@ -1,1 +1,1 @@
-"""Tasks answered by generation, their metrics, and the report."""
+"""Tasks answered by generation, held-out losses, metrics, and the report."""

@@ -1,7 +1,7 @@
-"""Mean cross-entropy of held-out sources: what a scaling law is fitted to.
+"""Mean cross-entropy of held-out sources, which scaling laws are fitted to.
 
-Every target of a source weighs the same, whatever average the training uses. The rows are planned with seed 0, so
-that runs of other seeds are measured on the same tokens.
+All targets of a source weigh the same, whatever average the training uses. Rows are planned with seed 0, so that runs
+with different seeds are measured on the same tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from solo.training.losses import batch_loss
 
 
 class HeldOutLoss(NamedTuple):
-    """`loss` in nats, the mean over `targets`."""
+    """`loss` is in nats, the mean over `targets` targets."""
 
     name: str
     source: str
@@ -42,16 +42,16 @@ def held_out_losses(
     prepared: Prepared,
     note: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> list[HeldOutLoss]:
-    """The losses of `config.evaluation.losses`, in its order.
+    """Computes the losses of `config.evaluation.losses`, in its order.
 
     Args:
-        model: what is evaluated.
+        model: the model to evaluate.
         config: the run; rows and image geometry are those of its last stage.
         prepared: its data.
-        note: called with (name, batches done, batches) as it goes on.
+        note: called with (name, batches done, batches) after every batch.
 
     Raises:
-        ConfigError: nothing of a source fits a row, or it has no target.
+        ConfigError: no document of a source fits a row, or the source has no target.
     """
     return [
         _loss_of(model, config, prepared, name, settings, partial(note, name))
@@ -60,7 +60,7 @@ def held_out_losses(
 
 
 def evaluation_set(config: Config, prepared: Prepared) -> str:
-    """A digest of what the losses are measured on: sources, tokens, rows. Where it differs they are not comparable."""
+    """Returns a digest of what the losses are measured on: sources, tokens, rows. If it differs, losses are not comparable."""
     parts: list[Any] = []
     for name, settings in config.evaluation.losses.items():
         plan = _plan(config, prepared, name, settings)
@@ -91,13 +91,13 @@ def _loss_of(
             total += np.asarray(_sums(model.definition, model.placement, model.parameters, model.place(batch)))
             note(step + 1, steps)
     if not total[1]:
-        raise ConfigError(f"evaluation loss {name!r}: source {settings.source!r} has no token to be predicted")
+        raise ConfigError(f"evaluation loss {name!r}: source {settings.source!r} has no target token")
     return HeldOutLoss(name, settings.source, float(total[0] / total[1]), int(total[1]))
 
 
 def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig) -> StagePlan:
     last = config.stages[-1]
-    # Validated anew, so that one pass over the source is what is left of the stage's length.
+    # Not a copy of the last stage: its length is one pass over the source.
     stage = StageConfig.model_validate(
         {
             "name": "held_out",
@@ -119,7 +119,7 @@ def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sums(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:
-    """float32 [2]: sum of cross-entropy over the batch's targets, and their number."""
+    """Returns float32 [2]: the sum of cross-entropy over the batch's targets, and their number."""
     _, measured = batch_loss(definition, where, parameters, batch, LossConfig())
     mean = measured["loss_by_source"]["all"]
     return jnp.stack([mean.total, mean.count])

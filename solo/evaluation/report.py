@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, with what the run came to and what the model answered."""
+"""The report of a run: one self-contained HTML file with its figures, its results, and answers of the model."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def write_report(
     results: Sequence[TaskResult],
     lines: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the report as one HTML file; it appears whole or not at all.
+    """Writes the report as one HTML file, which appears whole or not at all.
 
     Args:
         path: the file.
         config: of the run.
-        definition: of its model, for the numbers of parameters.
-        results: what came out of its tasks, with the examples to show.
-        lines: its `metrics.jsonl`, for the loss and the facts.
+        definition: of the model, for parameter counts.
+        results: of the tasks, with the examples to show.
+        lines: of `metrics.jsonl`, for the loss chart and the figures.
     """
     write_whole(Path(path), render(config, definition, results, lines))
 
@@ -52,7 +52,7 @@ def render(
     results: Sequence[TaskResult],
     lines: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The report's HTML; see `write_report`. The same arguments give the same text."""
+    """Returns the report's HTML; see `write_report`. Equal arguments give equal text."""
     # Imported here: Matplotlib takes half a second, and training imports this module at its start.
     from solo.evaluation.chart import loss_chart
 
@@ -74,14 +74,14 @@ def render(
 
 @dataclass(frozen=True)
 class Fact:
-    """A number worth knowing of a run, as it is shown."""
+    """A figure of a run, as shown."""
 
     name: str
     value: str
 
 
 def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -> list[Fact]:
-    """Size of the model, and what its training took."""
+    """Returns the size of the model and the cost of its training. Totals survive lines lost from `metrics.jsonl`."""
     facts = [Fact("parameters", short(definition.num_parameters()))]
     active = active_parameters(definition)
     if active.patches != active.text:
@@ -94,10 +94,10 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
         tokens = sum(line["tokens"] for line in steps)
         slots = sum(line["tokens"] / line["useful_share"] for line in steps if line["useful_share"])
         facts += [
-            Fact("steps", f"{len(steps):,}"),
-            Fact("tokens read", short(tokens)),
-            Fact("of them visual", f"{sum(line['visual_tokens'] for line in steps) / max(tokens, 1):.0%}"),
-            Fact("positions in use", f"{tokens / max(slots, 1):.1%}"),
+            Fact("steps", f"{max(len(steps), steps[-1]['step']):,}"),
+            Fact("tokens", short(steps[-1].get("total_tokens", tokens))),
+            Fact("visual tokens", f"{sum(line['visual_tokens'] for line in steps) / max(tokens, 1):.0%}"),
+            Fact("slots in use", f"{tokens / max(slots, 1):.1%}"),
             Fact("time in steps", duration(sum(line["timing"]["step_seconds"] for line in steps))),
         ]
     held_out = {line["task"]: line["loss"] for line in lines if line["kind"] == "held_out"}
@@ -105,7 +105,7 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
 
 
 def short(number: float) -> str:
-    """A count to three digits: 950, 1.23 M, 45.6 B."""
+    """Formats a count to three digits: 950, 1.23 M, 45.6 B."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size * 0.9995:
             scaled = number / size
@@ -114,7 +114,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as the two largest units that matter: 12 s, 3 min 20 s, 5 h 2 min, 2 d 3 h."""
+    """Formats seconds in the two largest units that matter: 12 s, 3 min 20 s, 5 h 2 min, 2 d 3 h."""
     whole = round(seconds)
     for large, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
         if whole >= size:
@@ -132,7 +132,7 @@ def _lead(config: Config) -> str:
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
-    """What the template shows of a task. Its images are all enlarged, or made smaller, by the same factor."""
+    """What the template shows of a task. All images of a task are scaled by the same factor."""
     images = [image for example in result.examples for turn in example.prompt for image in _images(turn)]
     widest, tallest = (max((image.size()[side] for image in images), default=0) for side in (0, 1))
     factor = enlargement(widest, tallest)
@@ -150,7 +150,7 @@ def _task(result: TaskResult) -> dict[str, Any]:
 
 
 def enlargement(width: int, height: int) -> float:
-    """The factor by which images of at most this size are shown: a whole number, or below 1 for large ones."""
+    """Returns the display scale for images of at most this size: a whole number, or below 1 for large images."""
     fit = min(_WIDEST / max(width, 1), 1.5 * _TALLEST / max(height, 1))
     return min(fit, 1.0) if fit < 2 else float(max(1, min(_WIDEST // max(width, 1), _TALLEST // max(height, 1))))
 

@@ -15,7 +15,7 @@ UNITS = {"exact_match": "right", "character_error_rate": "characters wrong"}
 
 
 def results_lines(results: Sequence[TaskResult], step: int) -> list[dict[str, Any]]:
-    """One line per task for `metrics.jsonl`, as of a step of the run. Scores are percentages, the gain is in points."""
+    """Returns a line of `metrics.jsonl` for each task, as of a step. Scores are in percent, the gain in points."""
     return [
         {
             "kind": "evaluation",
@@ -33,12 +33,12 @@ def results_lines(results: Sequence[TaskResult], step: int) -> list[dict[str, An
 
 
 def losses_lines(losses: Sequence[HeldOutLoss], step: int) -> list[dict[str, Any]]:
-    """One line per held-out loss for `metrics.jsonl`, as of a step of the run."""
+    """Returns a line of `metrics.jsonl` for each held-out loss, as of a step."""
     return [{"kind": "held_out", "step": step, "task": found.name, **found._asdict()} for found in losses]
 
 
 def print_results(results: Sequence[TaskResult], console: Console) -> None:
-    """Print a table of all tasks; nothing where there is none."""
+    """Prints a table of all tasks, or nothing if there are none."""
     if not results:
         return
     table = Table("task", box=None, header_style="bold", pad_edge=False)
@@ -57,10 +57,10 @@ def print_results(results: Sequence[TaskResult], console: Console) -> None:
 
 
 def percent(value: float | None) -> str:
-    """A percentage to one decimal; nothing for None."""
+    """Formats a percentage to one decimal; empty for None."""
     return "" if value is None else f"{value:.1f}%"
 
 
 def points(value: float | None) -> str:
-    """A difference of percentages, with its sign; nothing for None."""
+    """Formats a difference of percentages with its sign; empty for None."""
     return "" if value is None else f"{value:+.1f}"

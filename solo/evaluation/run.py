@@ -1,4 +1,4 @@
-"""Evaluation as part of a run: load its newest checkpoint, answer its tasks, write metrics and report."""
+"""Evaluation of a run: its newest checkpoint answers the tasks; metrics and report are written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from solo.training.run_folder import RunFolder
 
 
 def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
-    """Answer a run's tasks with its newest checkpoint, and measure its held-out losses; into metrics and `report.html`.
+    """Answers a run's tasks with its newest checkpoint, measures held-out losses, and writes metrics and report.
 
-    Scores that are there already are not written again. Every process answers; the first one writes.
+    Scores that the metrics already hold are not written again. Every process answers; the first one writes.
 
     Raises:
         ValueError: the run has no complete checkpoint.
-        ConfigError: a task's source has no record, or one without an answer to ask for.
+        ConfigError: a task's source has no record, or a record without an answer.
     """
     checkpoint = newest_checkpoint(run.path)
     model = load_run(checkpoint)
@@ -46,26 +46,28 @@ def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: O
 
 
 def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
-    """`evaluate_run` for a run that was trained before, `folder` being `runs/<name>`. Raises as that, and ConfigError
-    where the folder is no run or its prepared data is gone.
+    """Evaluates a run that was trained before; `folder` is `runs/<name>`. See `evaluate_run`.
+
+    Raises:
+        ConfigError: also if the folder is not a run, or its prepared data is missing.
     """
     run = RunFolder(Path(folder))
     if not run.config_file.is_file():
-        raise ConfigError(f"{run.path} is no run of solo: it has no {run.config_file.name}")
+        raise ConfigError(f"{run.path} is not a run of solo: it has no {run.config_file.name}")
     config = load_config(run.config_file)
     return evaluate_run(run, config, open_prepared(config), observer)
 
 
 def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:
-    """Append scores and losses to the metrics, unless they stand there already.
+    """Appends scores and losses that the metrics do not hold yet.
 
-    Only appends, because the run may be training, and writing the same file, at this moment.
+    The file is not rewritten, because the run may be training and appending to it.
     """
 
-    def what_counts(line: dict[str, Any]) -> dict[str, Any]:
+    def without_timing(line: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in line.items() if name != "timing"}
 
-    known = [what_counts(line) for line in read_metrics(run.metrics_file)]
+    known = [without_timing(line) for line in read_metrics(run.metrics_file)]
     for line in lines:
-        if what_counts(line) not in known:
+        if without_timing(line) not in known:
             append_json_line(run.metrics_file, line)

@@ -1,4 +1,4 @@
-"""Tasks: what a model writes where a conversation's last answer was taken away, compared with that answer."""
+"""Tasks: a model continues conversations whose last answer was removed; its text is compared with that answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Records(Protocol):
-    """What a task reads from: a prepared source, or anything else with records by number."""
+    """Where a task reads records from: a prepared source, or anything with records by number."""
 
     def __len__(self) -> int: ...
 
@@ -29,7 +29,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its answers. `blanked` is the answer without the image's pixels, where that was asked for."""
+    """A question with its answers. `blanked` is the answer to the question with blanked images, if asked for."""
 
     id: str
     prompt: tuple[Turn, ...]
@@ -40,13 +40,13 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What came out of a task.
+    """The result of a task.
 
-    score        percent: of right answers, or the error rate in characters
-    score_blank  the same with every image blanked, where the task asks for it
-    count        examples that were answered
-    seconds      that answering took, compilation included
-    examples     the first ones, not selected, for the report
+    score        percent of right answers, or the character error rate in percent
+    score_blank  the score with all images blanked, if the task asks for it
+    count        number of examples
+    seconds      spent answering, compilation included
+    examples     the first examples, not selected, for the report
     """
 
     task: str
@@ -59,7 +59,7 @@ class TaskResult:
 
     @property
     def gain(self) -> float | None:
-        """Points that the model owes to the images, positive where they help (MMStar's multi-modal gain)."""
+        """Points gained from the images, positive if they help: MMStar's multi-modal gain (arXiv 2403.20330)."""
         if self.score_blank is None:
             return None
         gain = self.score - self.score_blank
@@ -72,16 +72,16 @@ def evaluate(
     sources: Mapping[str, Records],
     progress: Progress | None = None,
 ) -> list[TaskResult]:
-    """Answer every task of the config, in its order, greedily.
+    """Answers all tasks of the config, in its order, with greedy decoding.
 
     Args:
-        model: who answers.
+        model: the model to evaluate.
         config: the tasks, and how many examples of each to keep for the report.
-        sources: records by source; those the tasks name must be there.
-        progress: called with (task, answered, all) after every batch; with blanked images, all counts them twice.
+        sources: records by source name.
+        progress: called with (task, answered, total) after every batch; examples answered twice count twice.
 
     Raises:
-        ConfigError: a task's source is missing or empty, or a record of it has no answer to ask for.
+        ConfigError: a task's source is missing or empty, or one of its records has no answer.
     """
     return [
         _evaluate_task(model, name, task, sources, config.report_examples, progress)
@@ -122,15 +122,15 @@ def _evaluate_task(
 
 
 def _questions(name: str, task: TaskConfig, sources: Mapping[str, Records]) -> list[Example]:
-    """A task's examples, not answered yet."""
+    """Returns a task's examples, without answers."""
     if task.source not in sources:
         raise ConfigError(
-            f"evaluation task {name!r}: source {task.source!r} is not prepared; there are {list(sources)}"
+            f"evaluation task {name!r}: source {task.source!r} is not prepared; prepared are {list(sources)}"
         )
     source = sources[task.source]
     count = len(source) if task.limit is None else min(task.limit, len(source))
     if not count:
-        raise ConfigError(f"evaluation task {name!r}: source {task.source!r} holds no record")
+        raise ConfigError(f"evaluation task {name!r}: source {task.source!r} has no records")
     found = []
     for number in range(count):
         record = source.read(number)
@@ -145,13 +145,13 @@ def _questions(name: str, task: TaskConfig, sources: Mapping[str, Records]) -> l
 
 
 def split_answer(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str]:
-    """What a model is shown of a conversation, and what it has to write.
+    """Splits a conversation into the prompt and the answer that the model has to write.
 
-    That is the last assistant turn, and all before it; without one, the last turn of role `text` that has an image:
-    the model is shown the turn up to its last image, and has to write what follows.
+    The answer is the last assistant turn. Without one, it is the text after the last image in the last turn of role
+    `text` that has an image.
 
     Raises:
-        ValueError: the conversation has neither, or the answer is not text alone.
+        ValueError: the conversation has no such turn, or the answer is not plain text.
     """
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     captions = [place for place, turn in enumerate(turns) if turn.role == "text" and _images(turn)]
@@ -161,17 +161,17 @@ def split_answer(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str]:
         place = captions[-1]
         shown = _images(turns[place])[-1] + 1
     else:
-        raise ValueError("it has no assistant turn, and no text behind an image: there is nothing to ask for")
+        raise ValueError("it has no assistant turn, and no text after an image: there is no answer to ask for")
     turn = turns[place]
     answer = turn.content[shown:]
     if not answer or not all(isinstance(part, str) for part in answer):
-        raise ValueError(f"its last answer (turn {place}) is not text alone")
+        raise ValueError(f"its last answer (turn {place}) is not plain text")
     prompt = (*turns[:place], Turn(turn.role, turn.content[:shown]))
     return prompt, "".join(part for part in answer if isinstance(part, str))
 
 
 def blank_images(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The same conversation, every image a uniform one of its size."""
+    """Returns the conversation with every image replaced by a uniform one of its size."""
     return tuple(
         replace(turn, content=tuple(blank(part) if isinstance(part, Image) else part for part in turn.content))
         for turn in turns

@@ -27,7 +27,7 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
     is_checkpoint = path.parent.name == "checkpoints"
     run = path.parent.parent if is_checkpoint else path
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is no run of solo: it has no config.yaml")
+        raise ValueError(f"{run} is not a run of solo: it has no config.yaml")
     config = load_config(run / "config.yaml")
     tokenizer = open_tokenizer(run)
     mesh = local_mesh() if mesh is None else mesh

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: Orbax underneath, asynchronous, strict on the way back.
+"""Checkpoints of a run, saved asynchronously by Orbax and restored strictly.
 
-A checkpoint `<run>/checkpoints/<step>` holds `parameters` (path -> array), `optimizer` (the optimizer state and
-the counters of the stage), and, as its metadata, the JSON of `Progress`.
+A checkpoint `<run>/checkpoints/<step>` holds `parameters` (path -> array) and `optimizer` (the optimizer state and the
+stage's counters). Its metadata is the JSON of `Progress`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from solo.training.step import TrainState
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read as asked."""
+    """A checkpoint cannot be written or read."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, besides its arrays.
+    """The position of a run: everything to resume from besides its arrays.
 
-    step     steps done over all stages
-    stage    index of the stage that the saved state belongs to
-    stage_step   steps done of it
-    plan     the planner's snapshot for the next step (see `StagePlan.snapshot`)
-    totals   sums over the run so far, by name
+    step        steps done in all stages
+    stage       index of the stage that the saved state belongs to
+    stage_step  steps done in that stage
+    plan        the plan's snapshot for the next step (`StagePlan.snapshot`)
+    totals      sums over the run so far, by name
     """
 
     step: int
@@ -46,10 +46,10 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Not thread-safe; one save is under way at most."""
+    """The checkpoints of one run. At most one save is in progress. Not thread-safe."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
-        # Orbax reports every save through absl's logger; the progress bar says what a user needs.
+        # Orbax logs every save through absl.
         logging.getLogger("absl").setLevel(logging.ERROR)
         training = ocp.training
         keep: list[Any] = [training.preservation_policies.LatestN(config.keep_latest)]
@@ -62,21 +62,21 @@ class Checkpoints:
         self._failed = False
         self._orbax = training.Checkpointer(
             self.folder,
-            # The loop decides when; every call saves.
+            # Every call saves: the trainer decides when.
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=training.preservation_policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
         )
 
     def latest(self) -> Progress | None:
-        """Where the newest complete checkpoint stands, or None."""
+        """Returns the position of the newest complete checkpoint, or None."""
         newest = self._orbax.latest
         if newest is None:
             return None
         return Progress(**self._orbax.checkpointables_metadata(newest.step).custom_metadata)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Start saving; returns once the arrays are copied. Raises CheckpointError if this or the last save failed."""
+        """Starts a save and returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""
         self.wait()
         tree = {"parameters": state.parameters, "optimizer": _counters(state)}
         try:
@@ -87,7 +87,7 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def wait(self) -> None:
-        """Wait for the save under way. Raises CheckpointError if it failed."""
+        """Waits for the save in progress. Raises CheckpointError if it fails."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -97,14 +97,14 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def restore(self, progress: Progress, abstract: TrainState) -> TrainState:
-        """Load the state of a checkpoint onto `abstract`'s shardings (any mesh).
+        """Restores a checkpoint onto the shardings of `abstract`, on any mesh.
 
         Args:
-            progress: which checkpoint, as `latest` gave it.
+            progress: the checkpoint's position, as returned by `latest`.
             abstract: a TrainState of `jax.ShapeDtypeStruct` with shardings.
 
         Raises:
-            CheckpointError: parameters or optimizer differ in names or shapes; the message lists the differences.
+            CheckpointError: names or shapes of the parameters or the optimizer state differ; the message lists them.
         """
         wanted = {"parameters": abstract.parameters, "optimizer": _counters(abstract)}
         self._compare(progress.step, wanted)
@@ -119,15 +119,15 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
+        """Returns the steps of all complete checkpoints, ascending."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def close(self) -> None:
-        """Finish what is under way and let go of the folder."""
+        """Waits for the save in progress and closes Orbax."""
         try:
             self.wait()
         finally:
-            # A save that failed has been reported; Orbax would raise the same once more in its place.
+            # A failed save has been reported already; Orbax would raise its error again.
             with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
                 self._orbax.close()
 
@@ -138,22 +138,18 @@ class Checkpoints:
             shown = "\n".join(f"  {line}" for line in lines[:20])
             more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
             raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} does not fit this config; nothing was loaded:\n{shown}{more}"
+                f"checkpoint {self.folder / str(step)} does not match this config; nothing was restored:\n{shown}{more}"
             )
 
     def _failure(self, error: Exception) -> CheckpointError:
         self._failed = True
-        good = self.steps_on_disk()
-        kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no good checkpoint yet"
+        good = complete_checkpoints(self.folder)
+        kept = f"the last good checkpoint is step {good[-1].name}" if good else "there is no good checkpoint yet"
         return CheckpointError(f"could not save to {self.folder}: {str(error).splitlines()[0]}; {kept}")
-
-    def steps_on_disk(self) -> list[int]:
-        """Steps whose checkpoint was committed, as the folder shows it."""
-        return [int(path.name) for path in complete_checkpoints(self.folder)]
 
 
 def abstract_parameters(specs: Mapping[str, ParameterSpec], shardings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays without values, to be restored onto these shardings."""
+    """Returns shape, dtype and sharding of every parameter, to restore a checkpoint onto."""
     return {
         path: jax.ShapeDtypeStruct(spec.shape, spec.abstract().dtype, sharding=shardings[path])
         for path, spec in specs.items()
@@ -161,7 +157,7 @@ def abstract_parameters(specs: Mapping[str, ParameterSpec], shardings: Mapping[s
 
 
 def differences(stored: Any, wanted: Any) -> list[str]:
-    """One line per leaf that is missing, left over, or of another shape or dtype."""
+    """Returns a line for each leaf that is missing, left over, or of another shape or dtype."""
 
     def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))

@@ -1,11 +1,11 @@
-"""Several processes as one run: joining, waiting for each other, stopping together.
+"""One run in several processes: they join, wait for each other, and stop together.
 
-A process that is alone is left alone: every function here then does nothing, or the obvious.
+In a run of one process, the functions here do nothing or the obvious.
 
-How processes end matters to whoever restarts them (0 done, 1 to 126 never again, 42 and the rest again):
-- jax ends a process with SIGABRT (134) once another is gone: that may be tried again;
-- a process that fails by itself must end at once. An orderly end waits minutes for processes that know nothing of it,
-  and is then aborted, which would look like somebody else's fault: see `end_at_once`.
+The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 42 and all others: restart):
+- JAX ends a process with SIGABRT (134) after another one has died, and a restart may help;
+- a process that fails by itself must end at once (`end_at_once`). An orderly shutdown would wait minutes for processes
+  that do not know of the failure, and then be aborted, which would look like another process's failure.
 """
 
 from __future__ import annotations
@@ -24,30 +24,33 @@ from solo.training.hosts import Hosts, find_hosts
 T = TypeVar("T")
 
 START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
-# Pods of one job have been seen to start ten minutes apart; a preparation of data may take a day.
+# Pods of one job have been seen to start ten minutes apart; preparing data may take a day.
 START_SECONDS = 900
 PREPARE_SECONDS = 7 * 24 * 3600
 SAVE_SECONDS = 1800
-# After this long without a sign of life, jax declares a process dead.
+# After this long without a heartbeat, JAX declares a process dead.
 HEARTBEAT_SECONDS = 100
-# Errors that are nobody else's fault.
+# Errors that a process causes itself.
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND", "FAILED_PRECONDITION")
 
 
 class MissingHostsError(RuntimeError):
-    """Not all processes of the run came; the message names those that did not."""
+    """Some processes of the run did not start; the message names them."""
 
 
 class OtherProcessError(RuntimeError):
-    """Process 0 failed at what the others waited for."""
+    """Process 0 failed at a task that the others waited for."""
 
 
 def join(environment: Mapping[str, str] = os.environ) -> Hosts | None:
-    """Become one of the run's processes, before anything of jax is used. None: this process is alone.
+    """Joins the run's other processes. Must be called before JAX is used.
+
+    Returns:
+        The run's hosts, or None if this process is alone.
 
     Raises:
-        ConfigError: the scheduler's variables do not make sense; see `find_hosts`.
-        MissingHostsError: not all came within $SOLO_START_TIMEOUT_SECONDS (900).
+        ConfigError: the scheduler's variables contradict each other; see `find_hosts`.
+        MissingHostsError: some processes did not start within $SOLO_START_TIMEOUT_SECONDS (default 900).
     """
     hosts = find_hosts(environment)
     if hosts is None:
@@ -69,12 +72,12 @@ def join(environment: Mapping[str, str] = os.environ) -> Hosts | None:
 
 
 def roll_call(hosts: Hosts, seconds: float) -> None:
-    """Wait until every process has reached process 0, at the port that jax uses right after.
+    """Waits until every process has connected to process 0, at the port that JAX uses right afterwards.
 
-    jax itself ends such a wait with SIGABRT and without a word about who is missing.
+    JAX itself ends such a wait with SIGABRT and does not say which processes are missing.
 
     Raises:
-        MissingHostsError: some did not come in time, or process 0 was not to be reached.
+        MissingHostsError: some processes did not connect in time, or process 0 could not be reached.
     """
     if hosts.is_first:
         _call(hosts, seconds)
@@ -97,7 +100,7 @@ def _call(hosts: Hosts, seconds: float) -> None:
             if said.strip().isdigit() and 0 < int(said) < len(hosts.names):
                 present[int(said)] = caller
             else:
-                caller.close()  # not one of us
+                caller.close()  # not a process of this run
     missing = [number for number in range(1, len(hosts.names)) if number not in present]
     for caller in present.values():
         with caller:
@@ -113,7 +116,7 @@ def _answer(hosts: Hosts, seconds: float) -> None:
         try:
             with socket.create_connection((host, int(port)), timeout=min(left, 10)) as connection:
                 connection.sendall(f"{hosts.index}\n".encode())
-                # Process 0 gives up by its own clock, which may have been started later.
+                # Process 0 may have started its timeout later.
                 connection.settimeout(left + seconds + 10)
                 answer = connection.makefile().readline()
         except OSError as error:
@@ -133,13 +136,13 @@ def _check(hosts: Hosts, missing: list[int], seconds: float) -> None:
     if missing:
         who = ", ".join(f"{hosts.names[number]} (process {number})" for number in missing)
         raise MissingHostsError(
-            f"{len(missing)} of {len(hosts.names)} processes ({hosts.source}) did not come within {seconds:g} s: {who};"
-            f" look at their logs, or give them longer with {START_TIMEOUT}"
+            f"{len(missing)} of {len(hosts.names)} processes ({hosts.source}) did not start within {seconds:g} s: {who};"
+            f" look at their logs, or raise {START_TIMEOUT}"
         )
 
 
 def leave() -> None:
-    """End this process's part once all others have come as far."""
+    """Leaves the run once all other processes have come here."""
     if among_others():
         import jax
 
@@ -147,7 +150,7 @@ def leave() -> None:
 
 
 def among_others() -> bool:
-    """Whether this process has joined others, and not left."""
+    """Whether this process has joined others and not left yet."""
     if "jax" not in sys.modules:
         return False
     import jax
@@ -156,24 +159,24 @@ def among_others() -> bool:
 
 
 def end_at_once(status: int) -> NoReturn:
-    """End this process without waiting for the others, which jax will end in their turn."""
+    """Ends this process without waiting for the others, which JAX then ends."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def wait_for_the_guilty(error: Exception) -> None:
-    """Return if an error of jax's runtime is this process's own; if another died, jax ends this one meanwhile."""
+def wait_for_dead_process(error: Exception) -> None:
+    """Waits to see whether an error of JAX's runtime is due to another process: if it is, JAX ends this one."""
     if among_others() and not str(error).startswith(_OWN_FAULTS):
         print(f"solo: {error}\nsolo: waiting to see whether another process died", file=sys.stderr, flush=True)
         time.sleep(HEARTBEAT_SECONDS + 30)
 
 
 def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
-    """Do `first` in process 0; do `others` in the other processes once that is done.
+    """Calls `first` in process 0, then `others` in the other processes.
 
     Raises:
-        OtherProcessError: in the others, where `first` failed.
+        OtherProcessError: in the other processes, if `first` failed.
     """
     if not among_others():
         return first()
@@ -195,16 +198,16 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
 
 
 def wait_for_all(seconds: float = SAVE_SECONDS) -> None:
-    """Return once every process has come here."""
+    """Returns once every process has come here."""
     if among_others():
         _client().wait_at_barrier(f"solo/all/{_count('all')}", int(seconds * 1000))
 
 
 def stop_agreed(step: int, requested: bool) -> bool:
-    """Whether to stop after this step, as all processes agree. To be asked once for every step.
+    """Whether all processes stop after this step. Must be called once for every step.
 
-    Alone, `requested` decides. Among others it is jax that listens for SIGTERM: the first process to get it makes all
-    of them stop after the first step that none of them has passed.
+    A single process stops if `requested`. With several processes JAX listens for SIGTERM: the first process that
+    receives it makes all of them stop after the first step that none of them has passed.
     """
     if not among_others():
         return requested
@@ -217,13 +220,13 @@ _counts: dict[str, int] = {}
 
 
 def _count(what: str) -> int:
-    """The how manieth call this is: keys and barriers are used once, and processes call in the same order."""
+    """Returns the number of this call. Keys and barriers are used once; all processes call in the same order."""
     _counts[what] = _counts.get(what, 0) + 1
     return _counts[what]
 
 
 def _client() -> Any:
-    """The client of jax's coordination service. There is no public way to it; Orbax takes the same one."""
+    """Returns the client of JAX's coordination service. It has no public accessor; Orbax uses the same one."""
     from jax._src import distributed
 
     client = distributed.global_state.client

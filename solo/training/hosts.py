@@ -1,10 +1,11 @@
-"""Which processes make up a run, and which of them this is, as the scheduler's environment tells it.
+"""The processes of a run, and the index of this one, from the scheduler's environment.
 
-Nothing is imported from jax here: what is found is handed to it by `solo.training.distributed`.
+JAX detects some of these clusters too (`jax._src.clusters`, private), but only their coordinator and counts. The roll
+call of `solo.training.distributed` also needs a name for every process. Nothing is imported from JAX here.
 
-    source        what it goes by
+    source        read from
     explicit      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; optionally SOLO_HOST_NAMES=name,name,...
-    SLURM         the variables that srun gives to every task of a step
+    SLURM         the variables that srun sets for every task of a step
     GKE TPU       TPU_WORKER_HOSTNAMES and TPU_WORKER_ID, MEGASCALE_* for several slices: set by GKE's webhook
     TPU VM        the metadata server of Compute Engine
 """
@@ -21,8 +22,7 @@ from pathlib import Path
 
 from solo.config import ConfigError
 
-# Of the ports that Google Cloud's own firewall rule for TPU VMs lets through; jax's default, 8482, is not among them
-# (jax issue 35905).
+# Google Cloud's firewall rule for TPU VMs lets this port through, but not JAX's default, 8482 (jax issue 35905).
 TPU_PORT = 8476
 METADATA_TIMEOUT = 5.0
 
@@ -31,11 +31,11 @@ METADATA_TIMEOUT = 5.0
 class Hosts:
     """The processes of a run.
 
-    names          one per process, in order, for messages: several processes of one host share its name
-    index          which of them this is
+    names          of the processes, in order, for messages; processes of one host share its name
+    index          of this process
     coordinator    host:port of process 0
-    local_devices  accelerators of the host that are this process's; None: all of them
-    source         who said so
+    local_devices  accelerators of the host that this process uses; None: all
+    source         where this was read from
     """
 
     names: tuple[str, ...]
@@ -46,16 +46,16 @@ class Hosts:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what a run writes once."""
+        """Whether this process writes what is written once for the run."""
         return self.index == 0
 
 
 def find_hosts(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> Hosts | None:
-    """What the environment says, or None where this process is alone.
+    """Returns the run's processes, or None if this process is alone.
 
     Args:
-        environment: variables, `os.environ` by default.
-        devices: the folder of device files: where it holds no TPU, the metadata server is not asked.
+        environment: variables.
+        devices: the folder of device files. The metadata server is only asked if it holds a TPU.
 
     Raises:
         ConfigError: the variables contradict each other, or some are missing; the message names them.
@@ -69,17 +69,19 @@ def find_hosts(environment: Mapping[str, str] = os.environ, devices: Path = Path
     if hosts is None or len(hosts.names) == 1:
         return None
     if not 0 <= hosts.index < len(hosts.names):
-        raise ConfigError(f"{hosts.source}: process {hosts.index} of {len(hosts.names)} cannot be; they count from 0")
+        raise ConfigError(
+            f"{hosts.source}: process {hosts.index} of {len(hosts.names)} does not exist; they count from 0"
+        )
     return hosts
 
 
 def _explicit(environment: Mapping[str, str]) -> Hosts | None:
     needed = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    # The address alone may stand there to steer other tools.
+    # Other tools may set the address alone.
     if not any(environment.get(name) for name in needed[1:]):
         return None
     if missing := [name for name in needed if not environment.get(name)]:
-        raise ConfigError(f"several processes: {', '.join(missing)} must be set too")
+        raise ConfigError(f"set {', '.join(missing)} too, to run in several processes")
     count = _integer(environment, "JAX_NUM_PROCESSES")
     names = tuple(filter(None, environment.get("SOLO_HOST_NAMES", "").split(",")))
     if names and len(names) != count:
@@ -94,13 +96,13 @@ def _explicit(environment: Mapping[str, str]) -> Hosts | None:
 
 
 def _slurm(environment: Mapping[str, str]) -> Hosts | None:
-    """A task of a step. A batch script without srun is no task, although SLURM_PROCID is set there too."""
+    """Tasks of a step. A batch script without srun is not one, although SLURM_PROCID is set there too."""
     if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
         return None
     nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
     tasks = expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
     names = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
-    # A port of its own for each job, as jax chooses it.
+    # A port for each job, chosen as JAX does.
     port = environment.get("JAX_COORDINATOR_PORT") or 61440 + _integer(environment, "SLURM_JOB_ID") % 4096
     local_devices = _local_devices(environment)
     if local_devices is None and max(tasks) > 1:
@@ -121,7 +123,7 @@ def _tpu_vm(environment: Mapping[str, str]) -> Hosts | None:
     endpoints = _metadata(server, "worker-network-endpoints")
     if worker is None or endpoints is None:
         return None
-    # Either names, or triples of which the last is the address.
+    # Names, or triples that end in the address.
     workers = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
     lines = (line.split(":", 1) for line in (_metadata(server, "tpu-env") or "").splitlines() if ":" in line)
     settings = {name.strip(): value.strip().strip("'") for name, value in lines}
@@ -131,7 +133,7 @@ def _tpu_vm(environment: Mapping[str, str]) -> Hosts | None:
 def _slices(
     workers: list[str], worker: int, settings: Mapping[str, str], environment: Mapping[str, str], source: str
 ) -> Hosts:
-    """Hosts of one slice or several: slice after slice, the workers of each in their order."""
+    """Hosts of one or several slices: slice by slice, the workers of each in order."""
     count, number = int(settings.get("MEGASCALE_NUM_SLICES") or 1), int(settings.get("MEGASCALE_SLICE_ID") or 0)
     first = settings.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
     names = tuple(
@@ -144,12 +146,12 @@ def _slices(
 
 
 def expand_nodes(text: str) -> list[str]:
-    """SLURM's list of nodes, written out: `a[1-2,07],b` is a1 a2 a07 b. Raises ConfigError where it is none."""
+    """Expands SLURM's list of nodes: `a[1-2,07],b` is a1 a2 a07 b. Raises ConfigError if it is not one."""
     found = []
     for item in re.findall(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*", text):
         found += _expand(item)
     if not found:
-        raise ConfigError(f"no list of SLURM nodes: {text!r}")
+        raise ConfigError(f"not a list of SLURM nodes: {text!r}")
     return found
 
 
@@ -166,7 +168,7 @@ def _expand(item: str) -> list[str]:
 
 
 def expand_counts(text: str) -> list[int]:
-    """SLURM's tasks per node, written out: `2(x3),1` is 2 2 2 1."""
+    """Expands SLURM's tasks per node: `2(x3),1` is 2 2 2 1."""
     found = []
     for part in text.split(","):
         count, _, times = part.partition("(x")

@@ -17,7 +17,7 @@ from solo.model.parametrisation import eps_scale, step_scale
 
 
 def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
-    """The parameters a stage trains. Raises ConfigError where a glob matches none."""
+    """Returns the paths that a stage trains, sorted. Raises ConfigError if a glob matches none."""
     paths = list(paths)
     chosen: set[str] = set()
     for pattern in stage.train:
@@ -26,7 +26,7 @@ def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
 
 
 def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:
-    """Factor on the learning rate of every path; the last glob that matches counts."""
+    """Returns the learning rate factor of every path; the last matching glob applies."""
     paths = list(paths)
     scales = dict.fromkeys(paths, 1.0)
     for pattern, factor in stage.learning_rate_scale.items():
@@ -35,10 +35,11 @@ def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> jax.Array:
-    """Learning rate of step 0, 1, ... of a stage of `num_steps`. Warm-up reaches the peak at `warmup_steps`.
+    """Returns the learning rate of step 0, 1, ... of a stage of `num_steps`.
 
-    The first step's rate is peak / warmup_steps, not 0: a step that does nothing helps nobody. `start_at_zero` is
-    Megatron's count, where it is 0 and the last step's is not yet the final one (solo.md 2.1).
+    Warm-up is linear: the first step's rate is peak / warmup_steps, and step `warmup_steps` - 1 has the peak. With
+    `start_at_zero` the schedule runs one step late, as Megatron's does: the first rate is 0, and the last step does not
+    reach the final one.
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     step = step.astype(jnp.float32) - config.start_at_zero
@@ -145,13 +146,13 @@ def _is_adam(node: Any) -> bool:
 
 
 def subset(parameters: Parameters, paths: Iterable[str]) -> Parameters:
-    """The parameters at these paths."""
+    """Returns the parameters at these paths."""
     return {path: parameters[path] for path in paths}
 
 
 def _match(pattern: str, paths: list[str], where: str) -> list[str]:
-    # A component's name takes all of it: patch_embed is patch_embed/*.
+    # A component's name stands for all of its parameters: patch_embed is patch_embed/*.
     found = [path for path in paths if fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path, f"{pattern}/*")]
     if not found:
-        raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {', '.join(paths)}")
+        raise ConfigError(f"{where}: {pattern!r} matches no parameter; parameters are {', '.join(paths)}")
     return found

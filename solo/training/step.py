@@ -1,4 +1,4 @@
-"""One training step: loss and gradients over micro-batches, a check, an update. Pure, jitted once per stage."""
+"""A training step: loss and gradients over micro-batches, a check, an update. Pure, and jitted once per stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEAN_DECAY = 0.98
 
 
 class Health(NamedTuple):
-    """What the check of the loss remembers: all on the device, so that it is resumed exactly.
+    """State of the check for bad losses. It lives on the devices and in checkpoints, so that runs resume exactly.
 
     mean      float32 []  running mean of good losses
     good      int32 []    good steps in this stage
@@ -38,7 +38,7 @@ class Health(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a stage changes, and what it leaves alone. `step` counts the stage's steps, int32 []."""
+    """Trainable and frozen parameters, optimizer state, and `step`, the stage's step count, int32 []."""
 
     trainable: Parameters
     frozen: Parameters
@@ -55,11 +55,11 @@ class TrainState(NamedTuple):
 class Stage(NamedTuple):
     """A stage ready to run on a mesh.
 
-    step       (TrainState, Batch) -> (TrainState, Measured), jitted: to be called, or lowered and compiled; the
-               state's buffers are reused. Measured: what the loss terms report, and `loss`, `grad_norm`,
-               `learning_rate`, `applied` (whether the update was), and `bad_run` (bad steps in a row)
+    step       (TrainState, Batch) -> (TrainState, Measured), jitted; it donates the state. Measured holds what the
+               loss terms report, `loss`, `grad_norm`, `learning_rate`, `applied` (whether the update was applied),
+               and `bad_run` (consecutive bad steps)
     start      Parameters -> TrainState with a fresh optimizer state, jitted
-    abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings: what a checkpoint is restored onto
+    abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings, to restore checkpoints onto
     """
 
     step: Any
@@ -75,9 +75,10 @@ def loss_and_grads(
     frozen: Parameters,
     batch: Batch,
 ) -> tuple[tuple[jax.Array, Measured], Parameters]:
-    """Objective, what is measured, and gradients of the trainable parameters, over `stage.accumulate` micro-batches.
+    """Returns (objective, measured) and the gradients of the trainable parameters.
 
-    Micro-batch a takes rows a, a + A, a + 2A, ...: every device keeps the rows it holds.
+    The batch is split into A = `stage.accumulate` micro-batches. Micro-batch a takes rows a, a + A, a + 2A, ..., so that
+    no row moves to another device.
     """
     batch = batch._replace(target_weights=normalised_weights(batch.target_weights, stage.loss))
 
@@ -116,7 +117,7 @@ def make_stage(
     mesh: Mesh,
     options: Mapping[str, OptionValue | None] | None = None,
 ) -> Stage:
-    """Build a stage's step. `options`: the config's `compiler_options`.
+    """Builds a stage's step. `options` are the config's `compiler_options`.
 
     Raises:
         ConfigError: the stage does not fit the model or the mesh.
@@ -142,7 +143,7 @@ def make_stage(
         rate = learning_rate(stage.optimizer, num_steps, state.step)
         updated = {path: value - rate * scales[path] * directions[path] for path, value in state.trainable.items()}
         ok = _is_good(loss, grad_norm, state.health, safety)
-        # A bad step changes nothing but the count of bad steps.
+        # A bad step only changes the step counts.
         trainable, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
             (updated, optimizer_state),

@@ -172,9 +172,9 @@ def test_turns_of_a_dialogue_name_their_speakers() -> None:
 def test_facts_add_up() -> None:
     facts = {fact.name: fact.value for fact in run_facts(DEFINITION, lines())}
     assert facts["steps"] == "50"
-    assert facts["tokens read"] == "45.0 k"
-    assert facts["of them visual"] == "67%"
-    assert facts["positions in use"] == "90.0%"
+    assert facts["tokens"] == "45.0 k"
+    assert facts["visual tokens"] == "67%"
+    assert facts["slots in use"] == "90.0%"
     assert facts["time in steps"] == "1 min 15 s"
     active = active_parameters(DEFINITION)
     assert facts["active for a patch"] == short(active.patches)

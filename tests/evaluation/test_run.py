@@ -60,5 +60,5 @@ def test_a_run_gets_scores_and_a_report(trained) -> None:
 
 
 def test_what_is_no_run_is_named(tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"is no run of solo: it has no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"is not a run of solo: it has no config\.yaml"):
         evaluate_folder(tmp_path, Observer())

@@ -77,10 +77,10 @@ def test_a_caption_is_asked_for_behind_its_last_image() -> None:
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
-        ((Turn("text", ("no image",)),), "nothing to ask for"),
-        ((Turn("user", (IMAGE, "what?")),), "nothing to ask for"),
-        ((Turn("text", ("text", IMAGE)),), "not text alone"),
-        ((Turn("user", ("draw",)), Turn("assistant", ("here", IMAGE))), "not text alone"),
+        ((Turn("text", ("no image",)),), "no answer to ask for"),
+        ((Turn("user", (IMAGE, "what?")),), "no answer to ask for"),
+        ((Turn("text", ("text", IMAGE)),), "not plain text"),
+        ((Turn("user", ("draw",)), Turn("assistant", ("here", IMAGE))), "not plain text"),
     ],
 )
 def test_records_without_an_answer(turns, reason) -> None:
@@ -135,7 +135,7 @@ def test_without_blanking_there_is_no_gain() -> None:
 def test_faults_name_task_source_and_record() -> None:
     with pytest.raises(ConfigError, match="'colours': source 'captions' is not prepared"):
         evaluate(Knowing({}), config(), {"other": captions("red")})
-    with pytest.raises(ConfigError, match="'colours': source 'captions' holds no record"):
+    with pytest.raises(ConfigError, match="'colours': source 'captions' has no records"):
         evaluate(Knowing({}), config(), {"captions": captions()})
     source = Source([captions("red").records[0], Record("r1", (Turn("text", ("words",)),))])
     with pytest.raises(ConfigError, match="record 'r1' of source 'captions': it has no assistant turn"):

@@ -300,7 +300,7 @@ def test_load_takes_the_checkpoint_it_is_given(run, model) -> None:
 def test_load_says_what_is_wrong(run, model, tmp_path) -> None:
     with pytest.raises(ValueError, match="no_such_run is no folder; expected a run"):
         solo.load(tmp_path / "no_such_run")
-    with pytest.raises(ValueError, match=r"is no run of solo: it has no config\.yaml"):
+    with pytest.raises(ValueError, match=r"is not a run of solo: it has no config\.yaml"):
         solo.load(tmp_path)
     with pytest.raises(ValueError, match="has no complete checkpoint yet"):
         solo.load(save_run(model, tmp_path / "new"))

@@ -26,7 +26,7 @@ def test_a_text_model_answers_texts_and_refuses_images(tmp_path) -> None:
 def test_what_is_no_model(tmp_path) -> None:
     with pytest.raises(ValueError, match="is no folder; expected a run"):
         solo.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="is no run of solo"):
+    with pytest.raises(ValueError, match="is not a run of solo"):
         solo.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with pytest.raises(ValueError, match=r"model_type 'bert' \(BertModel\); solo reads native, solo,"):

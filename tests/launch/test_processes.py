@@ -136,7 +136,7 @@ def test_a_missing_process_is_named(runs: Runs) -> None:
     command = [sys.executable, "-m", "solo.cli", "train", str(runs.config)]
     done = subprocess.run(command, env={**runs.environment, **variables, **hosts}, capture_output=True, text=True)
     assert done.returncode == 42
-    assert "1 of 2 processes (JAX_* variables) did not come within 1 s: south (process 1)" in done.stderr
+    assert "1 of 2 processes (JAX_* variables) did not start within 1 s: south (process 1)" in done.stderr
 
 
 _ROWS = """

@@ -55,7 +55,7 @@ def test_those_who_are_missing_are_named_to_all() -> None:
     heard = call(0, 2)
     assert set(heard) == {0, 2}
     for text in heard.values():
-        assert "2 of 4 processes (a test) did not come within 2 s: east (process 1), west (process 3)" in text
+        assert "2 of 4 processes (a test) did not start within 2 s: east (process 1), west (process 3)" in text
 
 
 def test_without_process_0_each_says_where_it_looked() -> None:

@@ -36,9 +36,9 @@ def test_explicit_variables() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID must be set too"),
+        ({"JAX_PROCESS_ID": ""}, "set JAX_PROCESS_ID too"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES must be an integer, found 'two'"),
-        ({"JAX_PROCESS_ID": "2"}, "process 2 of 2 cannot be"),
+        ({"JAX_PROCESS_ID": "2"}, "process 2 of 2 does not exist"),
         ({"SOLO_HOST_NAMES": "x"}, "has 1 names"),
     ],
 )
