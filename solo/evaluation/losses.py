@@ -60,7 +60,7 @@ def held_out_losses(
 
 
 def evaluation_set(config: Config, prepared: Prepared) -> str:
-    """Returns a digest of what the losses are measured on: sources, tokens, rows. If it differs, losses are not comparable."""
+    """Returns a digest of sources, tokens and rows: losses with different digests are not comparable."""
     parts: list[Any] = []
     for name, settings in config.evaluation.losses.items():
         plan = _plan(config, prepared, name, settings)

@@ -76,7 +76,7 @@ class Checkpoints:
         return Progress(**self._orbax.checkpointables_metadata(newest.step).custom_metadata)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Starts a save and returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""
+        """Starts a save; returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""
         self.wait()
         tree = {"parameters": state.parameters, "optimizer": _counters(state)}
         try:

@@ -166,7 +166,7 @@ def end_at_once(status: int) -> NoReturn:
 
 
 def wait_for_dead_process(error: Exception) -> None:
-    """Waits to see whether an error of JAX's runtime is due to another process: if it is, JAX ends this one."""
+    """Waits if an error of JAX's runtime may be due to another process: if it is, JAX ends this one."""
     if among_others() and not str(error).startswith(_OWN_FAULTS):
         print(f"solo: {error}\nsolo: waiting to see whether another process died", file=sys.stderr, flush=True)
         time.sleep(HEARTBEAT_SECONDS + 30)

@@ -77,8 +77,8 @@ def loss_and_grads(
 ) -> tuple[tuple[jax.Array, Measured], Parameters]:
     """Returns (objective, measured) and the gradients of the trainable parameters.
 
-    The batch is split into A = `stage.accumulate` micro-batches. Micro-batch a takes rows a, a + A, a + 2A, ..., so that
-    no row moves to another device.
+    The batch is split into A = `stage.accumulate` micro-batches. Micro-batch a takes rows a, a + A, a + 2A, ..., so
+    that no row moves to another device.
     """
     batch = batch._replace(target_weights=normalised_weights(batch.target_weights, stage.loss))
 
