@@ -136,8 +136,8 @@ def _check(hosts: Hosts, missing: list[int], seconds: float) -> None:
     if missing:
         who = ", ".join(f"{hosts.names[number]} (process {number})" for number in missing)
         raise MissingHostsError(
-            f"{len(missing)} of {len(hosts.names)} processes ({hosts.source}) did not start within {seconds:g} s: {who};"
-            f" look at their logs, or raise {START_TIMEOUT}"
+            f"{len(missing)} of {len(hosts.names)} processes ({hosts.source}) did not start within {seconds:g} s: {who}"
+            f"; look at their logs, or raise {START_TIMEOUT}"
         )
 
 
