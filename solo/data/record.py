@@ -1,7 +1,7 @@
-"""The one normal form of data: a record is an id and turns; a turn is a role and texts and images in order.
+"""The normal form of data. A record is an id and turns; a turn is a role, and texts and images in order.
 
-Roles: `system` and `user` are read, `assistant` is read and learned, `text` is a document without a speaker
-(a caption, a web page): learned throughout, without role tokens.
+`system` and `user` turns are read; `assistant` turns are learned. A `text` turn is a document without a speaker, such
+as a caption or a web page: it is learned throughout and has no role tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "text")
 
 @contextmanager
 def _only_os_errors() -> Iterator[None]:
-    """Pillow reports a bad file by whatever its decoder ran into; callers need to catch one kind of error."""
+    """Turns every error into an OSError, since Pillow's decoders raise errors of many classes for a bad file."""
     try:
         yield
     except OSError:
@@ -41,18 +41,26 @@ class Image:
     data: bytes
 
     def size(self, exif: Exif = "apply") -> tuple[int, int]:
-        """(width, height) in pixels, from the header alone. Raises OSError where it is no image.
+        """Returns (width, height) in pixels, read from the header.
 
-        exif: apply is the size after the rotation that the file asks for, ignore the stored one.
+        Args:
+            exif: "apply" gives the size after the rotation that the file asks for, "ignore" the stored size.
+
+        Raises:
+            OSError: the bytes are not an image.
         """
         with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
             width, height = image.size
             return (height, width) if _orientation(image, exif) > 4 else (width, height)
 
     def decode(self, exif: Exif = "apply") -> PillowImage.Image:
-        """The pixels as an RGB Pillow image; alpha is dropped. Raises OSError where they cannot be decoded.
+        """Returns the pixels as an RGB Pillow image, without alpha.
 
-        exif: apply honours the rotation that the file asks for.
+        Args:
+            exif: "apply" rotates the image as the file asks for.
+
+        Raises:
+            OSError: the image cannot be decoded.
         """
         with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
             turned = _TURNS.get(_orientation(image, exif))
@@ -61,15 +69,15 @@ class Image:
 
 
 def _orientation(image: PillowImage.Image, exif: Exif) -> int:
-    """EXIF's 1 to 8, of a file that was opened but not decoded."""
-    # Pillow turns a TIFF by itself, and would decode a PNG to see whether its header comes last.
+    """Returns the EXIF orientation, 1 to 8, of a file that is open but not decoded."""
+    # Pillow rotates TIFF files by itself, and would decode a whole PNG to look for a header at its end.
     if exif == "ignore" or image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in _TURNS else 1
 
 
-# What undoes each orientation; above 4, width and height change places.
+# What undoes each orientation. Above 4, width and height are swapped.
 _TURNS = {
     2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
     3: PillowImage.Transpose.ROTATE_180,
@@ -83,7 +91,7 @@ _TURNS = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says: texts and images in reading order."""
+    """The texts and images of one speaker, in reading order."""
 
     role: Role
     content: tuple[str | Image, ...]
@@ -91,17 +99,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example of a source. `id` names it in reports and in `quarantine.jsonl`."""
+    """An example of a source. `id` names it in reports and in `quarantine.jsonl`."""
 
     id: str
     turns: tuple[Turn, ...]
 
     def images(self) -> list[Image]:
-        """All images in reading order."""
+        """Returns all images in reading order."""
         return [part for turn in self.turns for part in turn.content if isinstance(part, Image)]
 
     def to_bytes(self) -> bytes:
-        """A JSON header with image sizes in place of images, then the images' bytes."""
+        """Returns a JSON header, with byte counts in place of images, followed by the images' bytes."""
         turns = [
             {"role": turn.role, "content": [part if isinstance(part, str) else len(part.data) for part in turn.content]}
             for turn in self.turns
@@ -111,7 +119,7 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
-        """Inverse of `to_bytes`."""
+        """Returns the record that `to_bytes` wrote."""
         (length,) = struct.unpack_from("<I", data)
         header = json.loads(data[4 : 4 + length])
         cursor = 4 + length
@@ -129,13 +137,13 @@ class Record:
 
 
 def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """Read `[{"role": ..., "content": ...}]` into turns.
+    """Parses `[{"role": ..., "content": ...}]` to turns.
 
-    Content is a string, or a list whose parts are strings, `{"type": "text", "text": ...}` or
-    `{"type": "image", "image": X}`, X being a path, encoded bytes, or a Pillow image.
+    Content is a string or a list of parts. A part is a string, `{"type": "text", "text": ...}` or
+    `{"type": "image", "image": X}`, where X is a path, encoded bytes or a Pillow image.
 
     Raises:
-        ValueError: an unknown role or part, or an image file that cannot be read; the message says which.
+        ValueError: a role or part is unknown, or an image file cannot be read; the message says which.
     """
     turns = []
     for number, message in enumerate(messages):
@@ -154,7 +162,7 @@ def _parse_part(part: Any, where: str) -> str | Image:
         return cast(str, part["text"])
     if isinstance(part, Mapping) and part.get("type") == "image" and "image" in part:
         return _parse_image(part["image"], where)
-    raise ValueError(f"{where}: a part is a string, a text part or an image part, not {part!r:.80}")
+    raise ValueError(f"{where}: a part must be a string, a text part or an image part, not {part!r:.80}")
 
 
 def _parse_image(image: Any, where: str) -> Image:
@@ -165,16 +173,16 @@ def _parse_image(image: Any, where: str) -> Image:
             found = Image(Path(image).read_bytes())
             found.size()
         except OSError as error:
-            reason = error.strerror or "it is no image that Pillow knows"
+            reason = error.strerror or "Pillow does not know its format"
             raise ValueError(f"{where}: cannot read image {image}: {reason}") from None
         return found
     if isinstance(image, PillowImage.Image):
         return encode_png(image)
-    raise ValueError(f"{where}: an image is a path, bytes, or a Pillow image, not {type(image).__name__}")
+    raise ValueError(f"{where}: an image must be a path, bytes or a Pillow image, not {type(image).__name__}")
 
 
 def encode_png(image: PillowImage.Image, orientation: int = 1) -> Image:
-    """A Pillow image as PNG bytes, with a note that it is to be turned where `orientation` (EXIF) is not 1."""
+    """Encodes a Pillow image as PNG, with an EXIF `orientation` if it is not 1."""
     buffer, exif = io.BytesIO(), PillowImage.Exif()
     if orientation != 1:
         exif[ExifTags.Base.Orientation] = orientation
@@ -183,9 +191,9 @@ def encode_png(image: PillowImage.Image, orientation: int = 1) -> Image:
 
 
 def blank(image: Image) -> Image:
-    """A uniform mid-grey image of the same size: what is left of a score with it, the pixels did not earn.
+    """Returns a uniform mid-grey image of the same size. A score with blank images shows what the pixels contribute.
 
-    It asks to be turned as the image does, so that the size is the same whether that is honoured or not.
+    It has the same EXIF orientation, so that its size is the same whether EXIF is applied or not.
     """
     with _only_os_errors(), PillowImage.open(io.BytesIO(image.data)) as opened:
         return encode_png(PillowImage.new("RGB", opened.size, (128, 128, 128)), _orientation(opened, "apply"))

@@ -50,7 +50,7 @@ def test_faults_are_found_before_reading(name, options, limit, message):
         ("scenes", {"min_side": 60, "max_side": 64}, "max_side 64 is not at least 1.25 times min_side 60"),
         ("scenes", {"max_shapes": 9}, "max_shapes 9 is not within 1 to 6"),
         ("lines", {"min_characters": 9, "max_characters": 5}, "found 9 and 5"),
-        ("folder", {"path": "/nowhere"}, "/nowhere is no folder"),
+        ("folder", {"path": "/nowhere"}, "/nowhere is not a folder"),
         ("folder", {"path": "/", "template": "it"}, "lacks {name}"),
         ("llava", {"path": "/nowhere.jsonl"}, "cannot read /nowhere.jsonl"),
     ],
@@ -283,11 +283,11 @@ UNREADABLE = [
     ({"image": ["red.png", "blue.png"], "conversations": said("<image>", "a")}, "1 <image> in the text for 2 images"),
     ({"conversations": said("the tag <image>", "a")}, "1 <image> in the text for 0 images"),
     ({"image": "green.png", "conversations": said("<image>", "a")}, "No such file.*green.png"),
-    ({"image": 3, "conversations": said("a", "b")}, "'image' is a path or a list of paths"),
-    ({"image": "red.png"}, "'conversations' is a list of turns"),
-    ({"conversations": ["a", "b"]}, "'conversations' is a list of turns"),
-    ({"conversations": [{"from": "robot", "value": "a"}]}, "'from' is one of human, gpt, system, not 'robot'"),
-    ({"conversations": [{"from": "gpt", "text": "a"}]}, "'value' is a string, not None"),
+    ({"image": 3, "conversations": said("a", "b")}, "'image' must be a path or a list of paths"),
+    ({"image": "red.png"}, "'conversations' must be a list of turns"),
+    ({"conversations": ["a", "b"]}, "'conversations' must be a list of turns"),
+    ({"conversations": [{"from": "robot", "value": "a"}]}, "'from' must be one of human, gpt, system, not 'robot'"),
+    ({"conversations": [{"from": "gpt", "text": "a"}]}, "'value' must be a string, not None"),
 ]
 
 
@@ -327,7 +327,7 @@ def test_llava_lines_that_are_no_examples(tmp_path):
 
 def test_llava_file_that_is_no_list(tmp_path):
     (tmp_path / "a.json").write_text('{"id": 1}')
-    with pytest.raises(ConfigError, match=r"a\.json is not one JSON list.*\.jsonl"):
+    with pytest.raises(ConfigError, match=r"a\.json does not hold one JSON list.*\.jsonl"):
         list(read("llava", {"path": str(tmp_path / "a.json")}))
 
 

@@ -70,10 +70,10 @@ def test_parse_conversation(tmp_path):
     [
         ({"role": "robot", "content": "a"}, r"turn 0: role 'robot' is none of system, user, assistant, text"),
         ({"content": "a"}, r"turn 0: role None"),
-        ({"role": "user", "content": 3}, r"turn 0: a part is a string"),
-        ({"role": "user"}, r"turn 0: a part is a string"),
-        ({"role": "user", "content": [{"type": "video", "video": "x"}]}, r"turn 0: a part is a string.*video"),
-        ({"role": "user", "content": [{"type": "image", "image": 3}]}, r"turn 0: an image is a path.*not int"),
+        ({"role": "user", "content": 3}, r"turn 0: a part must be a string"),
+        ({"role": "user"}, r"turn 0: a part must be a string"),
+        ({"role": "user", "content": [{"type": "video", "video": "x"}]}, r"turn 0: a part must be a string.*video"),
+        ({"role": "user", "content": [{"type": "image", "image": 3}]}, r"turn 0: an image must be a path.*not int"),
         ({"role": "user", "content": [{"type": "image", "image": "no.png"}]}, r"turn 0: cannot read image no.png"),
     ],
 )
@@ -91,7 +91,7 @@ def test_encode_png_is_lossless():
 
 def test_a_file_that_is_no_image_is_named(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: it is no image"):
+    with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: Pillow does not know"):
         parse_conversation([{"role": "user", "content": [{"type": "image", "image": tmp_path / "notes.txt"}]}])
 
 

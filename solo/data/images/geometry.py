@@ -1,7 +1,7 @@
-"""How large an image becomes, and how many patches: the rules of `ImageConfig.geometry`, for whole sources at once.
+"""Size and number of patches of images, for whole sources at once: the rules of `ImageConfig.geometry`.
 
-Every rule is that of published code, to the last bit of its floating-point arithmetic;
-`solo.data.images.patches` applies it to pixels. Where a rule leaves nothing of a very thin image, one patch remains.
+Each rule equals published code to the last bit of its floating-point arithmetic. `solo.data.images.patches` applies it
+to pixels. If a rule rounds a side of a very thin image to zero, that side becomes one patch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Sides = tuple[np.ndarray, np.ndarray]
 
 
 class PatchGrid(NamedTuple):
-    """What images are cut into: `tiles` grids of `rows` x `columns` patches each, int64, of the sizes' shape."""
+    """The patches of images: `tiles` grids of `rows` x `columns` patches each, int64 arrays of one shape."""
 
     tiles: np.ndarray
     rows: np.ndarray
@@ -25,19 +25,19 @@ class PatchGrid(NamedTuple):
 
     @property
     def patches(self) -> np.ndarray:
-        """Patches of all tiles together."""
+        """Patches of all tiles."""
         return self.tiles * self.rows * self.columns
 
 
 def visual_tokens(grid: PatchGrid, config: ImageConfig) -> np.ndarray:
-    """Slots of images in the patch region: their patches and, with `markers`, one before and one behind each row."""
+    """Returns the patch slots of images: patches and, with `markers`, one before the image and one after each row."""
     return grid.patches + (1 + grid.rows) * config.markers
 
 
 def patch_grid(
     width: int | np.ndarray, height: int | np.ndarray, config: ImageConfig, images: int | np.ndarray = 1
 ) -> PatchGrid:
-    """The patches of images of these sizes in pixels; `images` as in `solo.data.images.tiles.tile_grid`."""
+    """Returns the patches of images of these sizes in pixels. `images` is as in `solo.data.images.tiles.tile_grid`."""
     width, height = np.asarray(width, np.int64), np.asarray(height, np.int64)
     if config.geometry == "tiles":
         columns, rows = tile_grid(width, height, config, images)
@@ -49,7 +49,7 @@ def patch_grid(
 
 
 def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """(width, height) in pixels, int64, to which whole images are scaled; for every geometry but tiles."""
+    """Returns the (width, height) in pixels, int64, to which images are resized, for every geometry except tiles."""
     if config.geometry == "padded":
         return _padded(width, height, config)
     sides = _native(width, height, config) if config.geometry == "native" else _area(width, height, config)
@@ -58,7 +58,7 @@ def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
 
 
 def too_thin(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """bool: images of which the rule leaves nothing, so that one patch is left instead."""
+    """Returns bool: images with a side that the rule rounds to zero, which becomes one patch instead."""
     if config.geometry == "tiles":
         return np.zeros(np.shape(width), bool)
     rule = {"native": _native, "area": _area, "padded": _scaled_down}[config.geometry]
@@ -67,11 +67,11 @@ def too_thin(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> np.n
 
 
 def _native(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """SOLO's rule (solo.md 1.1), and SAIL's where `max_pixels` is set.
+    """Applies SOLO's rule (solo.md 1.1), or SAIL's if `max_pixels` is set.
 
-    The longer side is rounded up to whole patches and capped at `max_side`; the shorter one follows the aspect
-    ratio, truncated to whole pixels, and is then rounded up. SAIL reduces both, rounding down, where their product
-    is still above its cap.
+    The longer side is rounded up to whole patches and capped at `max_side`. The shorter side follows the aspect ratio,
+    truncated to whole pixels, and is then rounded up. SAIL scales both sides down, rounding down, if their product is
+    still above `max_pixels`.
     """
     patch = config.patch_size
     longer, shorter = np.maximum(width, height), np.minimum(width, height)
@@ -90,12 +90,12 @@ def _native(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
 
 
 def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """Scaled into [`min_pixels`, `max_pixels`], then each side to whole patches.
+    """Scales the area into [`min_pixels`, `max_pixels`], then rounds each side to whole patches.
 
     up       EVEv2's `process_images`, with both bounds equal
-    nearest  what EVEv2 trains with, without a lower bound; halves go to the even neighbour
-    within   Qwen2-VL's and NEO's `smart_resize`: the sides are rounded first, and scaled only where their product
-             is then outside
+    nearest  EVEv2's training, without a lower bound; halves go to the even neighbour
+    within   `smart_resize` of Qwen2-VL and NEO: sides are rounded first, and scaled only if their product is then
+             out of bounds
     """
     patch, pixels = config.patch_size, width * height
     least, most = config.min_pixels or 0, config.max_pixels or np.inf
@@ -124,7 +124,7 @@ def _padded(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
 
 
 def _scaled_down(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """Fuyu's rule: an image larger than `max_width` x `max_height` is scaled to fit, truncated to whole pixels."""
+    """Applies Fuyu's rule: scales an image larger than `max_width` x `max_height` to fit, truncated to whole pixels."""
     scale = np.minimum(config.max_height / height, config.max_width / width)
     large = (width > config.max_width) | (height > config.max_height)
     wide, high = (np.where(large, (side * scale).astype(np.int64), side) for side in (width, height))
@@ -132,7 +132,7 @@ def _scaled_down(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> 
 
 
 def _up(side: np.ndarray, patch: int) -> np.ndarray:
-    """int64, the least multiple of `patch` that is at least `side`, an integer."""
+    """Rounds integers up to a multiple of `patch`, int64."""
     return -(-side // patch) * patch
 
 

@@ -1,4 +1,4 @@
-"""From an image file to patches: decoded, resized as `solo.data.images.geometry` says, and cut."""
+"""Decodes an image file, resizes it as `solo.data.images.geometry` says, and cuts it into patches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from solo.data.images.geometry import PatchGrid, patch_grid, resized
 from solo.data.images.tiles import tile_grid
 from solo.data.record import Image
 
-_PADDING = 1  # of 255: what Fuyu fills up with, before its pixels are scaled to [0, 1]
+_PADDING = 1  # of 255; the value with which Fuyu pads, before it scales pixels to [0, 1]
 _FILTERS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.Resampling.BICUBIC}
 
 
 class Patches(NamedTuple):
-    """An image, cut.
+    """The n patches of an image, markers included, in reading order.
 
-    pixels  uint8 [n, p * p * 3]  in reading order; channel-major: value c * p * p + y * p + x
-    places  int32 [n, 2]          row and column of each patch in its image or tile; or a marker (`solo.batch`)
+    pixels  uint8 [n, p * p * 3]  channel-major: value c * p * p + y * p + x
+    places  int32 [n, 2]          row and column of each patch in its image or tile, or a marker (`solo.batch`)
     grid    tiles, rows and columns
     """
 
@@ -31,18 +31,18 @@ class Patches(NamedTuple):
 
 
 def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches:
-    """Decode an image file and cut it.
+    """Decodes an image file and cuts it into patches.
 
-    Pixels are RGB (alpha dropped), resized by Pillow's antialiased filters, as all references do. Patches stand row
-    by row, or column by column where `patch_order` says so; tile after tile.
+    Pixels are RGB without alpha, resized with Pillow's antialiased filters, as in all references. Tiles follow one
+    another; in each, patches stand row by row, or column by column with `patch_order: columns`.
 
     Args:
-        data: the file.
+        data: content of the file.
         config: the geometry.
-        images: images of its record; see `ImageConfig.share_tiles`.
+        images: number of images in its record; see `ImageConfig.share_tiles`.
 
     Raises:
-        OSError: the bytes are no image that can be decoded.
+        OSError: the bytes cannot be decoded as an image.
     """
     image = Image(data).decode(config.exif)
     width, height = (np.asarray(side) for side in image.size)
@@ -63,7 +63,7 @@ def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches
 
 
 def _marked(pixels: np.ndarray, places: np.ndarray, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
-    """With EVEv2's markers put in: slots without pixels, one before the image and one behind each row."""
+    """Inserts EVEv2's markers: slots without pixels, one before the image and one after each row."""
     at = np.concatenate([[0], (np.arange(int(grid.rows)) + 1) * int(grid.columns)])
     kind = np.where(np.arange(len(at)) == 0, BEGIN_MARKER, ROW_MARKER)
     marks = np.stack([kind, np.zeros_like(kind)], axis=1)
@@ -71,13 +71,13 @@ def _marked(pixels: np.ndarray, places: np.ndarray, grid: PatchGrid) -> tuple[np
 
 
 def _resize(image: PillowImage.Image, width: int, height: int, config: ImageConfig) -> np.ndarray:
-    """uint8 [height, width, 3]."""
+    """Returns uint8 [height, width, 3]."""
     size = (width, height)
     return np.asarray(image if image.size == size else image.resize(size, _FILTERS[config.resample]))
 
 
 def _tiles(image: PillowImage.Image, columns: int, rows: int, config: ImageConfig) -> list[np.ndarray]:
-    """Row by row, and the whole image as the last one where there are several and the config has it."""
+    """Returns tiles row by row; with `thumbnail` and more than one tile, the whole image comes last."""
     side = config.tile_size
     whole = _resize(image, side * columns, side * rows, config)
     found = [
@@ -89,7 +89,7 @@ def _tiles(image: PillowImage.Image, columns: int, rows: int, config: ImageConfi
 
 
 def _filled(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """Filled up to whole patches at the bottom and on the right; only Fuyu's images need it."""
+    """Pads to whole patches at the bottom and on the right, which only Fuyu's images need."""
     missing = [-side % config.patch_size for side in pixels.shape[:2]]
     if not any(missing):
         return pixels
@@ -97,7 +97,7 @@ def _filled(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
 
 
 def _cut(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """uint8 [rows * columns, p * p * 3] of [rows * p, columns * p, 3]."""
+    """Cuts [rows * p, columns * p, 3] into patches, uint8 [rows * columns, p * p * 3]."""
     patch = config.patch_size
     rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
     blocks = pixels.reshape(rows, patch, columns, patch, 3)

@@ -1,4 +1,4 @@
-"""InternVL's tiles: which grid of squares an image is stretched onto (mono_internvl.md 1.2)."""
+"""InternVL's tiles: the grid of squares to which an image is stretched (mono_internvl.md 1.2)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from solo.config import ImageConfig
 def tile_grid(
     width: np.ndarray, height: np.ndarray, config: ImageConfig, images: int | np.ndarray = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(columns, rows) of tiles for images of these sizes, int64, of the sizes' shape.
+    """Returns (columns, rows) of tiles for images of these sizes, int64 arrays of the same shape.
 
-    Of all grids of `min_tiles` to `max_tiles` tiles, the one whose aspect ratio is nearest to the image's. Where
-    several are equally near, the first by (tiles, columns) is taken, unless a later one would have less than twice
-    as many pixels as the image: then the last such.
+    Takes the grid of `min_tiles` to `max_tiles` tiles whose aspect ratio is nearest to the image's. Among equally near
+    grids, takes the last one with less than twice the image's pixels, or else the first by (tiles, columns).
 
     Args:
         width: integers, in pixels.
         height: integers, in pixels.
         config: side and number of tiles.
-        images: of the record that each image is from; with `share_tiles` they share the tiles evenly.
+        images: number of images in the record of each image, which share its tiles evenly with `share_tiles`.
     """
     budget = np.maximum(config.max_tiles // np.asarray(images), 1) if config.share_tiles else config.max_tiles
     width, height, budgets = np.broadcast_arrays(width, height, budget)
@@ -34,8 +33,8 @@ def tile_grid(
 
 
 def _nearest(width: np.ndarray, height: np.ndarray, config: ImageConfig, most: int) -> np.ndarray:
-    """int64 [n, 2]: columns and rows, for at most `most` tiles."""
-    # Sources repeat sizes, and the search is long.
+    """Returns columns and rows for at most `most` tiles, int64 [n, 2]."""
+    # The search is slow, and sources repeat sizes.
     sizes, inverse = np.unique(width.astype(np.int64) << 32 | height, return_inverse=True)
     width, height = sizes >> 32, sizes & 0xFFFFFFFF
     grids = _grids(config.min_tiles, most)
@@ -52,6 +51,6 @@ def _nearest(width: np.ndarray, height: np.ndarray, config: ImageConfig, most: i
 
 @cache
 def _grids(least: int, most: int) -> np.ndarray:
-    """int64 [grids, 2]: (columns, rows), fewest tiles first; (1, 1) alone where none has so many."""
+    """Returns (columns, rows) of all grids, int64 [grids, 2], fewest tiles first; only (1, 1) if there is none."""
     pairs = [(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1) if i * j >= least]
     return np.asarray(sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)) or [(1, 1)], np.int64)

@@ -1,4 +1,4 @@
-"""Readers: one file per dataset format, found by name. A new format is a new file, and its name in the list below."""
+"""Readers: one file per dataset format, found by name. To add a format, add a file and import it below."""
 
 from solo.data.readers import digits, folder, lines, llava, scenes, tfds, topics
 from solo.data.readers.registry import Examples, Unreadable, read, reader, reader_names

@@ -1,4 +1,4 @@
-"""Handwritten digits: the 1,797 UCI images that come with scikit-learn, so that nothing is downloaded."""
+"""Handwritten digits: the 1,797 UCI images in scikit-learn, which need no download."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def digits(
     copies: int = 1,
     seed: int = 0,
 ) -> Examples:
-    """Digits of 8 x 8 pixels, enlarged to a square side from `sizes`.
+    """Yields digits of 8 x 8 pixels, enlarged to a square with a side from `sizes`.
 
-    `train` gives `copies` variants of every training image, each of a size drawn from `sizes`, rotated by up to 10
-    degrees, scaled by up to a tenth and shifted by up to half a pixel of the original. `held_out` gives every
-    held-out image once, at the first size, as it is. The held-out fifth is the same whatever the seed.
+    `train` yields `copies` variants of every training image, with a side drawn from `sizes`, rotated by up to 10
+    degrees, scaled by up to a tenth and shifted by up to half an original pixel. `held_out` yields every held-out image
+    once, unchanged, with the first side. The held-out fifth does not depend on the seed.
     """
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    # RandomState, because numpy promises never to change what it draws: the split outlives numpy's versions.
+    # NumPy never changes what RandomState draws, so the split is the same with any version.
     order = np.random.RandomState(0).permutation(len(found.images))
     chosen = sorted(order[:_HELD_OUT] if split == "held_out" else order[_HELD_OUT:])
     for copy in range(copies if split == "train" else 1):
@@ -67,7 +67,7 @@ def _place(
     scale: float = 1.0,
     shift: tuple[float, float] = (0.0, 0.0),
 ) -> PillowImage.Image:
-    """Enlarge to side x side, turned by `angle` in radians about the centre; `shift` in original pixels."""
+    """Enlarges to side x side, rotated by `angle` radians about the centre; `shift` is in original pixels."""
     step = pixels.width / side / scale
     cosine, sine, middle = math.cos(angle) * step, math.sin(angle) * step, side / 2
     x = pixels.width / 2 + shift[0] - middle * (cosine - sine)

@@ -17,21 +17,21 @@ def folder(
     template: str = "{name}",
     question: str = "What is in the image?",
 ) -> Examples:
-    """Every file below a class folder, in sorted order, class by class; hidden files are passed over.
+    """Yields every file in every class folder, both sorted. Hidden files are skipped.
 
-    The class's name, `_` and `-` read as spaces, takes the place of `{name}` in `template`. A file next to the
-    class folders belongs to no class and is unreadable.
+    The class's name, with `_` and `-` as spaces, replaces `{name}` in `template`. A file beside the class folders
+    belongs to no class and is unreadable.
     """
     root = Path(path)
     if not root.is_dir():
-        raise ConfigError(f"reader 'folder': {path} is no folder")
+        raise ConfigError(f"reader 'folder': {path} is not a folder")
     if "{name}" not in template:
         raise ConfigError(f"reader 'folder': template {template!r} lacks {{name}}")
     for entry in sorted(root.iterdir()):
         if entry.name.startswith("."):
             continue
         if not entry.is_dir():
-            yield Unreadable(entry.name, "it lies in no class folder")
+            yield Unreadable(entry.name, "it is in no class folder")
             continue
         text = template.replace("{name}", entry.name.replace("_", " ").replace("-", " "))
         for file in sorted(entry.rglob("*")):

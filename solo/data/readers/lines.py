@@ -1,4 +1,4 @@
-"""Lines of English words, rendered, to be read aloud: endless, and nothing is downloaded."""
+"""Rendered lines of English words to read: endless, without a download."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def lines(
     min_characters: int = 4,
     max_characters: int = 20,
 ) -> Examples:
-    """Dark words on a light ground, in Pillow's built-in bitmap font: 6 x 11 pixels a character.
+    """Yields dark words on a light background, in Pillow's built-in bitmap font of 6 x 11 pixels per character.
 
-    Words of 2 to 8 letters are those of Python's own documentation. Record i is a function of (seed, split, i).
-    The splits are drawn apart, so a short line can by chance be in both.
+    The words are those of 2 to 8 letters in Python's own documentation. Record i is a function of (seed, split, i). The
+    splits are drawn independently, so a short line can be in both.
     """
     if not 2 <= min_characters <= max_characters:
         found = f"{min_characters} and {max_characters}"
@@ -47,7 +47,7 @@ def _turns(image: Image, text: str, form: str) -> tuple[Turn, ...]:
 
 
 def _words() -> dict[int, list[str]]:
-    """Words by their number of letters."""
+    """Returns words by their number of letters."""
     from pydoc_data.topics import topics
 
     found = sorted(set(re.findall(r"\b[a-z]{2,8}\b", " ".join(topics.values()))))
@@ -55,10 +55,10 @@ def _words() -> dict[int, list[str]]:
 
 
 def _line(words: dict[int, list[str]], draw: random.Random, characters: int) -> str:
-    """Words and single spaces, exactly this many characters."""
+    """Returns words and single spaces of exactly this many characters."""
     chosen: list[str] = []
     while characters > 0:
-        # A word either ends the line or leaves room for a space and a word of two letters.
+        # A word ends the line, or leaves room for a space and a word of two letters.
         letters = draw.choice([n for n in words if characters == n or characters >= n + 3])
         chosen.append(draw.choice(words[letters]))
         characters -= letters + 1

@@ -1,7 +1,7 @@
-"""LLaVA conversations, as LLaVA, LLaVA-NeXT, Mono-InternVL, EVE and NEO train on them.
+"""LLaVA conversations, which LLaVA, LLaVA-NeXT, Mono-InternVL, EVE and NEO train on.
 
-One example: `{"id", "image": path or list of paths, "conversations": [{"from": "human", "value": "<image>\\nWhy?"},
-{"from": "gpt", "value": "Because."}]}`; text-only examples have no "image".
+An example is `{"id", "image": path or list of paths, "conversations": [{"from": "human", "value": "<image>\\nWhy?"},
+{"from": "gpt", "value": "Because."}]}`. Text-only examples have no "image".
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "syste
 
 @reader("llava")
 def llava(path: str, images: str = ".", train_on_inputs: bool = False) -> Examples:
-    """Conversations of a .json file, one list, or of a .jsonl file, streamed; image paths start from `images`.
+    """Yields the conversations of a .json file with one list, or of a .jsonl file, which is streamed.
 
-    With `train_on_inputs` every turn is learned, not the assistant's alone: the turns become one text, in which nothing
-    marks who speaks (SOLO's pre-training on captions and pages).
+    Image paths are relative to `images`. Every `<image>` in the text becomes the next image; the chat template keeps or
+    removes the line breaks around it. If there is no `<image>`, the images begin the first human turn, one per line. An
+    example is unreadable if it has another number of `<image>` than of images, a missing file, an unknown speaker or a
+    field of the wrong type.
 
-    Every `<image>` in the text becomes the next image; the line breaks around it stay, for the chat template to keep
-    or remove. Where there is none, the images open the first human turn, each in a line of its own. Any other number
-    of `<image>` than of images makes the example unreadable, as do a missing file, an unknown speaker and a field of
-    the wrong type.
+    With `train_on_inputs`, every turn is learned, not only the assistant's: the turns become one `text` turn without
+    speakers, as in SOLO's pre-training on captions and web pages.
     """
     for number, line in enumerate(_lines(Path(path)), start=1):
         name = f"{Path(path).name}:{number}"
         try:
             example = json.loads(line) if isinstance(line, str) else line
             if not isinstance(example, dict):
-                raise ValueError(f"an example is a mapping, not {type(example).__name__}")
+                raise ValueError(f"an example must be a mapping, not {type(example).__name__}")
             name = str(example.get("id", name))
             turns = _turns(example, Path(images))
             yield Record(name, _as_text(turns) if train_on_inputs else turns)
@@ -45,7 +45,7 @@ def llava(path: str, images: str = ".", train_on_inputs: bool = False) -> Exampl
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    """The elements of a JSON list, or the lines of a JSONL file as they are."""
+    """Yields the elements of a JSON list, or the unparsed lines of a JSONL file."""
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as file:
             if path.suffix != ".json":
@@ -55,7 +55,9 @@ def _lines(path: Path) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"reader 'llava': cannot read {path}: {error}") from None
     if not isinstance(examples, list):
-        raise ConfigError(f"reader 'llava': {path} is not one JSON list; name a file of one example a line .jsonl")
+        raise ConfigError(
+            f"reader 'llava': {path} does not hold one JSON list; a file with one example per line must be named .jsonl"
+        )
     yield from examples
 
 
@@ -64,9 +66,9 @@ def _turns(example: dict[str, Any], folder: Path) -> tuple[Turn, ...]:
     paths = [paths] if isinstance(paths, str) else paths
     said = example.get("conversations")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise ValueError("'image' is a path or a list of paths")
+        raise ValueError("'image' must be a path or a list of paths")
     if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
-        raise ValueError("'conversations' is a list of turns")
+        raise ValueError("'conversations' must be a list of turns")
     speakers = [_role(turn) for turn in said]
     texts = [_text(turn) for turn in said]
     places = sum(text.count(PLACEHOLDER) for text in texts)
@@ -85,13 +87,13 @@ def _as_text(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
 
 def _role(turn: dict[str, Any]) -> Role:
     if turn.get("from") not in _ROLES:
-        raise ValueError(f"'from' is one of {', '.join(_ROLES)}, not {turn.get('from')!r}")
+        raise ValueError(f"'from' must be one of {', '.join(_ROLES)}, not {turn.get('from')!r}")
     return _ROLES[turn["from"]]
 
 
 def _text(turn: dict[str, Any]) -> str:
     if not isinstance(turn.get("value"), str):
-        raise ValueError(f"'value' is a string, not {turn.get('value')!r}")
+        raise ValueError(f"'value' must be a string, not {turn.get('value')!r}")
     return str(turn["value"])
 
 

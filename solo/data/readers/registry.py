@@ -1,8 +1,8 @@
 """Readers by name. A reader turns one dataset format into records.
 
-A reader is a generator function. Its keyword parameters are the options a config may set; their annotations are
-what those are checked against. It yields a `Record` per example, or an `Unreadable` where an example cannot be
-read; it raises only where the whole source is unusable.
+A reader is a generator function. Its keyword parameters are the options that a config may set, and their annotations
+are what values are checked against. It yields a `Record` per example, or an `Unreadable` if an example cannot be read.
+It raises only if the whole source is unusable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Examples = Iterator[Record | Unreadable]
 
 @dataclass(frozen=True)
 class Reader:
-    """A registered reader. `endless`: it never stops by itself, and so needs a limit."""
+    """A registered reader. An `endless` reader never stops by itself, so it needs a limit."""
 
     name: str
     function: Callable[..., Examples]
@@ -42,7 +42,7 @@ class Reader:
 
     @cached_property
     def options(self) -> type[BaseModel]:
-        """The options' schema, from the function's signature."""
+        """Schema of the options, from the function's signature."""
         kinds = get_type_hints(self.function)
         fields: dict[str, Any] = {
             name: (kinds[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
@@ -55,7 +55,7 @@ _READERS: dict[str, Reader] = {}
 
 
 def reader(name: str, endless: bool = False) -> Callable[[Callable[..., Examples]], Callable[..., Examples]]:
-    """Register a generator function under a name."""
+    """Registers a generator function under a name."""
 
     def register(function: Callable[..., Examples]) -> Callable[..., Examples]:
         if name in _READERS:
@@ -67,16 +67,16 @@ def reader(name: str, endless: bool = False) -> Callable[[Callable[..., Examples
 
 
 def reader_names() -> list[str]:
-    """All readers, sorted."""
+    """Returns the names of all readers, sorted."""
     return sorted(_READERS)
 
 
 def read(name: str, options: Mapping[str, Any], limit: int | None = None) -> Examples:
-    """The first `limit` examples of a reader, readable or not; all of them without a limit.
+    """Yields the first `limit` examples of a reader, readable or not; all of them without a limit.
 
     Raises:
-        ConfigError: at once: no such reader, options that it does not have or that are not of their type, or no
-            limit on an endless reader. While reading: the source as a whole cannot be read.
+        ConfigError: at once if there is no such reader, an option is unknown or of a wrong type, or an endless reader
+            has no limit; while reading if the source as a whole cannot be read.
     """
     if name not in _READERS:
         raise ConfigError(f"no reader {name!r}{nearest(name, reader_names()) or f'; readers: {reader_names()}'}")

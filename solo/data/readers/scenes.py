@@ -1,7 +1,7 @@
-"""Coloured shapes with captions and questions: endless, and nothing is downloaded.
+"""Coloured shapes with captions and questions: endless, without a download.
 
-The question and its answer are drawn first and the scene is built around them, so that answers are balanced and
-a model that does not look at the image has little to gain from guessing.
+A question and its answer are drawn first, and the scene is built around them. Answers are therefore balanced, and a
+model that ignores the image gains little by guessing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEAST_ASPECT = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is drawn."""
+    """A shape to draw."""
 
     colour: str
     kind: str
@@ -49,18 +49,18 @@ SHAPES = tuple(Shape(colour, kind) for colour, kind in product(COLOURS, KINDS))
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Shapes from left to right in a wide image, from top to bottom in a tall one; never two the same."""
+    """Distinct shapes, from left to right in a wide image and from top to bottom in a tall one."""
 
     shapes: tuple[Shape, ...]
     wide: bool
 
     @property
     def relation(self) -> str:
-        """How a shape stands to the next one."""
+        """Relation of a shape to the next one."""
         return "left of" if self.wide else "above"
 
     def caption(self) -> str:
-        """Such as "a red circle left of a blue square"."""
+        """Returns a caption such as "a red circle left of a blue square"."""
         return f" {self.relation} ".join(f"a {shape}" for shape in self.shapes)
 
 
@@ -73,11 +73,11 @@ def scenes(
     max_side: int = 64,
     max_shapes: int = 3,
 ) -> Examples:
-    """One to `max_shapes` circles, squares and triangles in a row on a light ground, in images that are never square.
+    """Yields one to `max_shapes` circles, squares and triangles in a row on a light background.
 
-    Sides are within [min_side, max_side] pixels, the longer at least 1.25 times the shorter; shapes follow one
-    another along the longer side. `mixed` gives captions and questions in equal numbers. Record i is a function
-    of (seed, split, i).
+    Sides are within [min_side, max_side] pixels, and the longer side is at least 1.25 times the shorter. Shapes stand
+    along the longer side. `mixed` yields captions and questions equally often. Record i is a function of
+    (seed, split, i).
     """
     if not 8 <= min_side * _LEAST_ASPECT <= max_side:
         raise ConfigError(f"reader 'scenes': max_side {max_side} is not at least 1.25 times min_side {min_side}")
@@ -100,7 +100,7 @@ Asked = tuple[str, str, Scene]
 
 
 def ask(draw: random.Random, wide: bool, most: int) -> Asked:
-    """A question that has one answer, that answer, and a scene of at most `most` shapes in which it is true."""
+    """Returns a question with one answer, the answer, and a scene of at most `most` shapes in which it is true."""
     kinds = (_ask_colour, _ask_kind, _ask_total, _ask_number, _ask_neighbour)
     return draw.choice(kinds if most > 1 else kinds[:2])(draw, wide, most)
 
@@ -133,7 +133,7 @@ def _ask_number(draw: random.Random, wide: bool, most: int) -> Asked:
 
 def _ask_neighbour(draw: random.Random, wide: bool, most: int) -> Asked:
     answer, reference, *others = _some(SHAPES, draw, 2, most)
-    # All others stand on the far side of the reference, so that nothing else can be meant.
+    # All others stand on the far side of the reference, so that the answer is unique.
     scene, side = Scene((answer, reference, *others), wide), "left of" if wide else "above"
     if draw.random() < 0.5:
         scene, side = Scene((*others, reference, answer), wide), "right of" if wide else "below"
@@ -149,7 +149,7 @@ def _mixed(shapes: list[Shape], draw: random.Random) -> tuple[Shape, ...]:
 
 
 def _render(scene: Scene, draw: random.Random, min_side: int, max_side: int) -> Image:
-    """Every shape in its own stretch of the longer side and clear of the next, its size and place drawn."""
+    """Draws every shape in its own stretch of the longer side, with a random size and place, clear of the next."""
     short = draw.randint(min_side, int(max_side / _LEAST_ASPECT))
     long = draw.randint(math.ceil(short * _LEAST_ASPECT), max_side)
     shade = draw.randint(200, 255)

@@ -14,10 +14,10 @@ from solo.data.record import Image, Record, Turn, encode_png
 
 @reader("tfds")
 def tfds(name: str, split: str, image: str = "image", text: str = "label", data_dir: str | None = None) -> Examples:
-    """Captions: one image feature and one text feature of every example, in the dataset's order.
+    """Yields captions: an image feature and a text feature of every example, in the dataset's order.
 
     The dataset must have been prepared with `file_format="array_record"`. The text feature is a string, or a class
-    label, which reads as its name. Stored image files are taken as they are.
+    label, which becomes its name. Stored image files are not decoded.
     """
     import tensorflow_datasets
 
@@ -35,7 +35,7 @@ def tfds(name: str, split: str, image: str = "image", text: str = "label", data_
     except ConfigError:
         raise
     except Exception as error:
-        # TFDS has an error class of its own for each of: unknown dataset, version, split, file format, folder.
+        # TFDS has separate error classes for an unknown dataset, version, split, file format and folder.
         raise ConfigError(f"reader 'tfds': cannot open {name}, split {split}: {str(error)[:300]}") from error
     names = getattr(features[text], "int2str", str)
     for number in range(len(source)):
@@ -48,7 +48,7 @@ def tfds(name: str, split: str, image: str = "image", text: str = "label", data_
 
 
 def _image(value: Any) -> Image:
-    """A feature's value: an encoded file, or uint8 [height, width, 1 or 3 or 4]."""
+    """Converts a feature: an encoded file, or uint8 [height, width, C] with C = 1, 3 or 4."""
     if isinstance(value, bytes):
         return Image(value)
     pixels = np.asarray(value)

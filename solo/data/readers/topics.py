@@ -1,4 +1,4 @@
-"""Plain English text that comes with Python: the language reference in `pydoc_data.topics`."""
+"""Plain English text that ships with Python: the language reference in `pydoc_data.topics`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from solo.data.record import Record, Turn
 def topics(
     split: Literal["train", "held_out"] = "train", max_characters: int = 1000, held_out_every: int = 10
 ) -> Examples:
-    """Documents of whole paragraphs, of at most `max_characters`; every `held_out_every`-th is held out.
+    """Yields documents of whole paragraphs, of at most `max_characters`. Every `held_out_every`-th is held out.
 
-    The text belongs to the Python version that reads it.
+    The text differs between Python versions.
     """
     from pydoc_data.topics import topics as found
 
@@ -28,7 +28,7 @@ def topics(
 
 
 def documents(text: str, max_characters: int) -> Iterator[str]:
-    """Join paragraphs up to the limit. A paragraph above it is cut at its last line end that fits, or anywhere."""
+    """Joins paragraphs up to the limit. Splits a longer paragraph at its last line end that fits, or anywhere."""
     document = ""
     for paragraph in text.strip().split("\n\n"):
         while len(paragraph) > max_characters:

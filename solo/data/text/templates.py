@@ -1,7 +1,7 @@
-"""How a conversation is written down as tokens: the chat templates, and nothing else knows them.
+"""Chat templates: how turns become tokens. No other code knows them.
 
-A template says which tokens open and close a turn, what of it is learned, and which tokens end an answer. All of
-them learn the content of `assistant` and `text` turns and read the rest; a `text` turn has no markup in any.
+A template says which tokens begin and end a turn, which of them are learned, and which tokens end an answer. All
+templates learn the content of `assistant` and `text` turns and read the rest. No template adds markup to a `text` turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from solo.data.text import SPECIAL_TOKENS, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextRun:
-    """Tokens that are all learned, or all only read."""
+    """Consecutive tokens that are all learned or all only read."""
 
     tokens: tuple[int, ...]
     supervised: bool
@@ -29,12 +29,12 @@ Runs = list[TextRun | Image]
 
 
 class Template(ABC):
-    """A way to write conversations down.
+    """A chat template.
 
     Attributes:
-        special_tokens: those that it needs.
-        closing: tokens behind an answer. Where it is not empty, the first one ends the answer.
-        stops: tokens at which an answer ends when it is generated.
+        special_tokens: special tokens that it needs.
+        takes_system: whether it has a place for a system turn.
+        closing: tokens after an answer; if there are any, the first one ends the answer.
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ()
@@ -48,20 +48,20 @@ class Template(ABC):
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Tokens at which an answer ends; `closing` and the end of a text."""
+        """Tokens that end a generated answer: the first of `closing`, and the end-of-text token."""
         return tuple(dict.fromkeys([*self.closing[:1], self._tokenizer.special.eos]))
 
     def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
-        """Tokenise turns.
+        """Tokenizes turns.
 
         Args:
-            turns: of one document.
-            open_turn: the last turn is left open for the model to continue: nothing closes it, and the answer is
-                opened if it is a `user` or `system` turn.
-            continued: the turns go on in a document that was read up to here: it has been opened already.
+            turns: turns of one document.
+            open_turn: leave the last turn open for the model to continue: nothing ends it, and if it is a `user` or
+                `system` turn, the tokens that begin an answer follow.
+            continued: the turns continue a document whose beginning was already read.
 
         Raises:
-            ValueError: the template cannot write a turn.
+            ValueError: the template has no place for a turn.
         """
         speakers = {turn.role for turn in turns} - {"text"}
         if self._system is not None and speakers and "system" not in speakers and not continued:
@@ -74,13 +74,13 @@ class Template(ABC):
         return [run for run in found if isinstance(run, Image) or run.tokens]
 
     def _opening(self) -> Runs:
-        """What stands before the first turn."""
+        """Returns what stands before the first turn."""
         bos = self._tokenizer.special.bos
         return [] if bos is None else [TextRun((bos,), False)]
 
     @abstractmethod
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
-        """A speaker's turn; `first` where it is its document's."""
+        """Returns the runs of a speaker's turn. `first`: it is the first turn of its document."""
 
     def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
         return [*self._parts(_unbroken(turn.content), True), *self._closing(is_open)]
@@ -89,7 +89,7 @@ class Template(ABC):
         return [] if is_open else [TextRun((self._tokenizer.special.eos,), True)]
 
     def _parts(self, content: Iterable[str | Image], learned: bool) -> Runs:
-        """Every text by itself (solo.md 3.2)."""
+        """Tokenizes every text by itself (solo.md 3.2)."""
         return [part if isinstance(part, Image) else self._run(part, learned) for part in content]
 
     def _run(self, text: str, learned: bool) -> TextRun:
@@ -97,7 +97,7 @@ class Template(ABC):
 
 
 class Roles(Template):
-    """Ours: `<s>` opens the document, a role token every turn; an answer ends in `</s>`, which is learned."""
+    """Ours: `<s>` begins the document and a role token every turn. An answer ends with `</s>`, which is learned."""
 
     special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
@@ -113,9 +113,9 @@ class Roles(Template):
 
 
 class SoloPretrain(Template):
-    """SOLO's pre-training: `<s>`, then the content of all turns, without markup or end (solo.md 1.8, 3.2).
+    """SOLO's pre-training: `<s>`, then the content of all turns, without markup or an end token (solo.md 1.8, 3.2).
 
-    `<s>` is what stands between two documents of SOLO's packs; neither it nor any end is learned.
+    In SOLO's packs, `<s>` separates documents. It is not learned, and neither is an end.
     """
 
     takes_system = False
@@ -132,10 +132,10 @@ class SoloPretrain(Template):
 
 
 class SoloChat(Template):
-    """SOLO's instruction tuning, and SAIL's: images, `<s>`, `[INST] question [/INST]`, the answer, `</s>`.
+    """SOLO's and SAIL's instruction tuning: images, `<s>`, `[INST] question [/INST]`, the answer, `</s>`.
 
-    `<s>` stands behind the images (solo.md 1.9, 3.4), and only before the first question. The images of a turn go
-    to its front.
+    `<s>` stands after the images (solo.md 1.9, 3.4) and only before the first question. The images of a turn move to
+    its front.
     """
 
     takes_system = False
@@ -162,9 +162,9 @@ class SoloChat(Template):
 
 
 class Fuyu(SoloChat):
-    """Fuyu's: images, `<s>`, the question, the byte 4, the answer, and the end of the text.
+    """Fuyu: images, `<s>`, the question, byte 4, the answer, and the end-of-text token.
 
-    Byte 4 is a token of its vocabulary that no text is meant to hold; where one does, it is left out.
+    Byte 4 is a token of its vocabulary. It is removed from texts that hold it.
     """
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
@@ -182,23 +182,23 @@ class Fuyu(SoloChat):
 
 
 class InternLM2Chat(Template):
-    """Mono-InternVL's: `<|im_start|>role`, a line break, the message, `<|im_end|>`, and nothing behind it.
+    """Mono-InternVL: `<|im_start|>role`, a line break, the message, `<|im_end|>`, and nothing after it.
 
-    The answer and its `<|im_end|>` are learned (mono_internvl.md 3). All that is read between two special tokens is
-    tokenised as one text, as the reference does it; the answer by itself, as it is generated.
+    The answer and its `<|im_end|>` are learned (mono_internvl.md 3). As in the reference, everything that is read
+    between two special tokens is tokenized as one text; the answer is tokenized by itself, as it is generated.
     """
 
     special_tokens = ("<|im_start|>", "<|im_end|>")
-    _behind = ""
+    _after = ""
     _stripped = True
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
         super().__init__(tokenizer, system)
-        self.closing = (self._ids["<|im_end|>"], *tokenizer.encode(self._behind))
+        self.closing = (self._ids["<|im_end|>"], *tokenizer.encode(self._after))
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """`<|im_end|>`, the end of a text, and `<|im_start|>`."""
+        """`<|im_end|>`, the end-of-text token and `<|im_start|>`."""
         return (*super().stops, self._ids["<|im_start|>"])
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
@@ -220,7 +220,7 @@ class InternLM2Chat(Template):
         return TextRun((self._ids["<|im_start|>"],), False)
 
     def _joined(self, content: Iterable[str | Image], learned: bool) -> Runs:
-        """Neighbouring texts as one."""
+        """Joins neighbouring texts and tokenizes them."""
         joined: list[str | Image] = []
         for part in content:
             if isinstance(part, str) and joined and isinstance(joined[-1], str):
@@ -231,9 +231,9 @@ class InternLM2Chat(Template):
 
 
 class ChatML(InternLM2Chat):
-    """Qwen's, and NEO's: a line break behind `<|im_end|>`, learned as well; messages stay as they are."""
+    """Qwen and NEO: a line break after `<|im_end|>`, which is learned too. Messages are not stripped."""
 
-    _behind = "\n"
+    _after = "\n"
     _stripped = False
 
 
@@ -248,10 +248,10 @@ TEMPLATES: dict[str, type[Template]] = {
 
 
 def make_template(tokenizer: Tokenizer, config: SequenceConfig) -> Template:
-    """The template that a config names.
+    """Returns the template that a config names.
 
     Raises:
-        ConfigError: the tokenizer lacks one of its tokens, or it has no place for the config's system turn.
+        ConfigError: the tokenizer lacks one of its tokens, or the template has no place for the config's system turn.
     """
     kind = TEMPLATES[config.template]
     if config.system is not None and not kind.takes_system:
@@ -265,12 +265,12 @@ def runs(
     open_turn: bool = False,
     config: SequenceConfig = SequenceConfig(),  # noqa: B008 - frozen
 ) -> Runs:
-    """`Template.runs` of the template that a config names."""
+    """Tokenizes turns with the template that a config names; see `Template.runs`."""
     return make_template(tokenizer, config).runs(turns, open_turn)
 
 
 def _unbroken(content: Sequence[str | Image]) -> list[str | Image]:
-    """Without the line breaks that part texts from images: LLaVA writes them, SOLO removes them."""
+    """Removes the line breaks between texts and images, as SOLO does; LLaVA writes them."""
     found = list(content)
     for place, part in enumerate(found):
         if isinstance(part, str):
@@ -283,7 +283,7 @@ def _unbroken(content: Sequence[str | Image]) -> list[str | Image]:
 
 
 def _broken(content: Sequence[str | Image]) -> list[str | Image]:
-    """With a line break behind each image that opens the message, as InternVL writes it, unless there is a space."""
+    """Adds a line break after each image that begins the message, as InternVL does, unless white space follows."""
     content = [part for part in content if part != ""]
     found: list[str | Image] = content[:1]
     opening = True
@@ -296,7 +296,7 @@ def _broken(content: Sequence[str | Image]) -> list[str | Image]:
 
 
 def _strip(content: Sequence[str | Image]) -> list[str | Image]:
-    """A message without white space at its ends."""
+    """Removes white space at both ends of a message."""
     found = list(content)
     if found and isinstance(found[0], str):
         found[0] = found[0].lstrip()
