@@ -98,7 +98,7 @@ def hand_count(
     rows = rows_per_shard(stage, sizes)
     slots = rows * shape.slots // sizes["context"]
     paths = tuple(trainable_paths(definition.specs, stage))
-    parameters, trained, optimizer = _state(definition, paths, stage.optimizer, mesh)
+    parameters, trained, optimizer = _state(definition, paths, stage.optimizer, stage.optimizer_state == "carry", mesh)
     return HandCount(
         parameters=parameters,
         optimizer=optimizer,
@@ -113,7 +113,7 @@ def hand_count(
 # A search counts the same state many times.
 @functools.lru_cache(maxsize=64)
 def _state(
-    definition: ModelDefinition, trained: tuple[str, ...], config: OptimizerConfig, mesh: AbstractMesh
+    definition: ModelDefinition, trained: tuple[str, ...], config: OptimizerConfig, carries: bool, mesh: AbstractMesh
 ) -> tuple[int, int, int]:
     """Returns the bytes on each device of all parameters, of the trained ones, and of the optimizer's state."""
     shardings = parameter_shardings(definition.specs, mesh)  # type: ignore[arg-type]
@@ -122,7 +122,8 @@ def _state(
         for path, spec in definition.specs.items()
     }
     chosen: Any = {path: by_path[path] for path in trained}
-    state = jax.eval_shape(make_optimizer(config, definition.specs, definition.config).init, chosen)
+    optimizer = make_optimizer(config, definition.specs, definition.config, carries=carries)
+    state = jax.eval_shape(optimizer.init, chosen)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
