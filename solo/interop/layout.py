@@ -163,6 +163,33 @@ class Rules:
         self.definition = definition
         self.config: ModelConfig = definition.config
 
+    def tensors(self, paths: Mapping[str, str], layer: int | None = None) -> list[TensorRule]:
+        """Returns the rules of tensors that store one parameter each: name -> path.
+
+        Parameters that the model does not have are left out, such as the biases and norms of related models.
+        """
+        specs = self.definition.specs
+        return [self.tensor(name, path, layer) for name, path in paths.items() if path in specs]
+
+    def layer(
+        self, names: Mapping[str, tuple[str, str]], prefix: str, layer: int, region: str = "text", mark: str = ""
+    ) -> list[TensorRule]:
+        """Returns the rules of one layer and region. Shared weights belong to the text.
+
+        Args:
+            names: name -> component and last part of the path, such as (`attention_norm`, `scale`).
+            prefix: of the names.
+            layer: its number.
+            region: text or patches.
+            mark: replaces `{mark}` in the names.
+        """
+        paths = {
+            prefix + name.format(mark=mark): self.layer_path(component, region, last)
+            for name, (component, last) in names.items()
+            if region == "text" or not self.is_shared(component)
+        }
+        return self.tensors(paths, layer)
+
     def layer_path(self, component: str, region: str, last: str) -> str:
         """Returns `layers/<component>/<region>/<last>`; the region is `shared` where the component has no experts."""
         return f"layers/{component}/{'shared' if self.is_shared(component) else region}/{last}"
@@ -180,30 +207,24 @@ class Rules:
         ]
         return tuple(sizes[slice_.layer is not None :])
 
-    def same(self, name: str, path: str, layer: int | None = None, shape: tuple[int, ...] | None = None) -> TensorRule:
-        """The same values in the same order, in our shape or in `shape`: norms, biases, embeddings."""
-        ours = self.shape(ParameterSlice(path, layer))
-        return self.rearranged(name, path, layer, view=ours, order=tuple(range(len(ours))), shape=shape or ours)
-
-    def linear(
-        self,
-        name: str,
-        path: str,
-        layer: int | None = None,
-        inputs: int = 1,
-        shape: tuple[int, ...] | None = None,
+    def tensor(
+        self, name: str, path: str, layer: int | None = None, shape: tuple[int, ...] | None = None
     ) -> TensorRule:
-        """PyTorch's (out, in), or a `shape` with the same values in that order: a convolution's (out, C, y, x).
+        """Returns the rule of a tensor that stores one parameter as PyTorch does.
 
-        Ours has its inputs first, in `inputs` axes: one for q [D, H, C], two for out [H, C, D].
+        Matrices are (out, in) and expert matrices (E, out, in), while ours have their inputs first, in one or two axes
+        (`out` [H, C, D]). Biases have one axis. All else keeps its shape. `shape` reshapes the result, such as to a
+        convolution's (out, C, y, x).
         """
-        ours = self.shape(ParameterSlice(path, layer))
-        view = (prod(ours[inputs:]), prod(ours[:inputs]))
-        return self.rearranged(name, path, layer, view=view, order=(1, 0), shape=shape)
-
-    def flat(self, name: str, path: str, layer: int | None = None) -> TensorRule:
-        """Our values in one axis, such as the bias of heads [H, C]."""
-        return self.same(name, path, layer, (prod(self.shape(ParameterSlice(path, layer))),))
+        spec, ours = self.definition.specs[path], self.shape(ParameterSlice(path, layer))
+        if not spec.is_matrix:
+            view = (prod(ours),) if spec.role == "bias" else ours
+            return self.rearranged(name, path, layer, view=view, order=tuple(range(len(view))), shape=shape)
+        stacked = int("experts" in spec.axes and spec.role != "router")
+        inputs = stacked + spec.inputs
+        view = (*ours[:stacked], prod(ours[inputs:]), prod(ours[stacked:inputs]))
+        order = (*range(stacked), stacked + 1, stacked)
+        return self.rearranged(name, path, layer, view=view, order=order, shape=shape)
 
     def rearranged(
         self,

@@ -8,6 +8,7 @@ pixels of area.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from solo.config import Config
@@ -30,7 +31,6 @@ class EVEv2(Layout):
     templates = ("chatml",)
 
     def fixed(self) -> Mapping[str, Any]:
-        """See `Layout`."""
         own = {
             "model.patch_embed.kind": "conv",
             "model.patch_embed.token_id": None,
@@ -47,11 +47,9 @@ class EVEv2(Layout):
         return {**own, **QWEN2.fixed(), **own}
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By model_type."""
         return config_json.get("model_type") == "eve-qwen2"
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """See `Layout`."""
         demand(config_json, {"add_moe": True})
         if missing := [name for name in _MODULES if name not in config_json.get("moe_part", "-".join(_MODULES))]:
             raise LayoutError(f"config.json has no visual experts of {', '.join(missing)} in moe_part; ours has all")
@@ -72,7 +70,6 @@ class EVEv2(Layout):
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """See `Layout`."""
         embed = config.model.patch_embed
         inner = embed.inner_size or 0
         return QWEN2.config_json(config, vocab_size) | {
@@ -87,25 +84,25 @@ class EVEv2(Layout):
         }
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """See `Layout`."""
         rules, config = Rules(definition), definition.config
         inner, channels = config.patch_embed.inner_size or 0, config.patch_embed.inner_width or 0
         count = definition.image.patch_size // inner
-        first, *text = QWEN2.text_tensors(rules)
-        found = [first]
-        for layer in range(config.layers):
-            found += QWEN2.layer_tensors(rules, f"model.layers.{layer}", layer, "patches", "moe_")
-        pixels, merged = (channels, 3, inner, inner), (config.width, channels, count, count)
+        merged = (config.width, channels, count, count)
+        visual = [QWEN2.layer_tensors(rules, n, region="patches", mark="moe_") for n in range(config.layers)]
         return [
-            *found,
-            *text,
-            rules.linear(f"{_EMBED}.0.weight", "patch_embed/inner/kernel", shape=pixels),
-            rules.same(f"{_EMBED}.0.bias", "patch_embed/inner/bias"),
+            *QWEN2.text_tensors(rules),
+            *chain(*visual),
+            rules.tensor(f"{_EMBED}.0.weight", "patch_embed/inner/kernel", shape=(channels, 3, inner, inner)),
             # Ours has the channels of the inner patches last, a convolution has them before y and x.
             rules.rearranged(f"{_EMBED}.2.weight", "patch_embed/merge/kernel", view=merged, order=(2, 3, 1, 0)),
-            rules.same(f"{_EMBED}.2.bias", "patch_embed/merge/bias"),
-            rules.same("model.vision_tower.class_embedding", "patch_embed/begin_marker"),
-            rules.same("model.vision_tower.split_embedding", "patch_embed/row_marker"),
+            *rules.tensors(
+                {
+                    f"{_EMBED}.0.bias": "patch_embed/inner/bias",
+                    f"{_EMBED}.2.bias": "patch_embed/merge/bias",
+                    "model.vision_tower.class_embedding": "patch_embed/begin_marker",
+                    "model.vision_tower.split_embedding": "patch_embed/row_marker",
+                }
+            ),
         ]
 
     def canonical(self, name: str) -> str:

@@ -34,6 +34,26 @@ _PERSIMMON = {
     "model.ffn": "relu2",
     "sequence.sliding_window": None,
 }
+_PERSIMMON_TENSORS = {
+    "model.embed_tokens.weight": "text_embed",
+    "model.final_layernorm.weight": "final_norm/scale",
+    "model.final_layernorm.bias": "final_norm/bias",
+    "lm_head.weight": "head",
+}
+_PERSIMMON_LAYER = {
+    "input_layernorm.weight": ("attention_norm", "scale"),
+    "input_layernorm.bias": ("attention_norm", "bias"),
+    **{f"self_attn.{each}_layernorm.weight": ("qkv", f"{each}_norm/scale") for each in "qk"},
+    **{f"self_attn.{each}_layernorm.bias": ("qkv", f"{each}_norm/bias") for each in "qk"},
+    "self_attn.dense.weight": ("out", "kernel"),
+    "self_attn.dense.bias": ("out", "bias"),
+    "post_attention_layernorm.weight": ("ffn_norm", "scale"),
+    "post_attention_layernorm.bias": ("ffn_norm", "bias"),
+    "mlp.dense_h_to_4h.weight": ("ffn", "up"),
+    "mlp.dense_h_to_4h.bias": ("ffn", "up_bias"),
+    "mlp.dense_4h_to_h.weight": ("ffn", "down"),
+    "mlp.dense_4h_to_h.bias": ("ffn", "down_bias"),
+}
 _TEXT = "language_model."
 _HALF = (0.5, 0.5, 0.5)
 
@@ -46,7 +66,6 @@ class Fuyu(Layout):
     templates = ("fuyu",)
 
     def fixed(self) -> Mapping[str, Any]:
-        """See `Layout`."""
         return {
             "model.patch_embed.kind": "linear",
             "model.patch_embed.bias": True,
@@ -62,11 +81,9 @@ class Fuyu(Layout):
         }
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By model_type."""
         return config_json.get("model_type") == "fuyu"
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """See `Layout`."""
         nested = config_json.get("text_config") or {}
         kind = nested.get("model_type", "persimmon")
         demand(config_json, {"num_channels": 3})
@@ -107,7 +124,6 @@ class Fuyu(Layout):
         }
 
     def refusal(self, config: Config) -> str | None:
-        """See `Layout`."""
         if found := super().refusal(config):
             return found
         if (decoder := _decoder(config)) is not None:
@@ -118,19 +134,17 @@ class Fuyu(Layout):
         return first_refusal(config, self.name, _PERSIMMON)
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """See `Layout`."""
-        rules, side = Rules(definition), definition.image.patch_size
-        width = definition.config.width
-        decoder = MISTRAL if definition.config.qk_norm == "none" else QWEN3
-        text = _persimmon_tensors(rules) if definition.config.norm == "layer" else decoder.text_tensors(rules, _TEXT)
-        view, shape = (width, side, side, 3), (width, side * side * 3)
-        return [
-            rules.rearranged(
-                "vision_embed_tokens.weight", "patch_embed/kernel", view=view, order=(3, 1, 2, 0), shape=shape
-            ),
-            rules.same("vision_embed_tokens.bias", "patch_embed/bias"),
-            *text,
-        ]
+        rules, side, width = Rules(definition), definition.image.patch_size, definition.config.width
+        is_persimmon = definition.config.norm == "layer"
+        kernel = rules.rearranged(
+            "vision_embed_tokens.weight",
+            "patch_embed/kernel",
+            view=(width, side, side, 3),
+            order=(3, 1, 2, 0),
+            shape=(width, side * side * 3),
+        )
+        bias = rules.tensor("vision_embed_tokens.bias", "patch_embed/bias")
+        return [kernel, bias, *(_persimmon_tensors(rules) if is_persimmon else LLAMA.text_tensors(rules, _TEXT))]
 
     def canonical(self, name: str) -> str:
         """Translates the four names that transformers has given the language model."""
@@ -171,40 +185,16 @@ def _persimmon_json(config: Config, vocab_size: int) -> dict[str, Any]:
 
 
 def _persimmon_tensors(rules: Rules) -> list[TensorRule]:
-    name = f"{_TEXT}model."
-    found = [rules.same(f"{name}embed_tokens.weight", "text_embed")]
+    first, *last = rules.tensors({_TEXT + name: path for name, path in _PERSIMMON_TENSORS.items()})
+    found = [first]
+    q, k, v = (f"layers/qkv/shared/{each}" for each in "qkv")
     for layer in range(rules.config.layers):
-        found += _persimmon_layer(rules, f"{name}layers.{layer}", layer)
-    found += _weight_and_bias(rules, f"{name}final_layernorm", "final_norm")
-    return [*found, rules.linear(f"{_TEXT}lm_head.weight", "head")]
-
-
-def _persimmon_layer(rules: Rules, name: str, layer: int) -> list[TensorRule]:
-    attention, ours = f"{name}.self_attn", "layers/qkv/shared"
-    norms = {
-        f"{name}.input_layernorm": "layers/attention_norm/shared",
-        f"{name}.post_attention_layernorm": "layers/ffn_norm/shared",
-    }
-    if rules.config.qk_norm == "layer":
-        norms |= {f"{attention}.{each}_layernorm": f"{ours}/{each}_norm" for each in "qk"}
-    packed, q, k, v = f"{attention}.query_key_value", f"{ours}/q", f"{ours}/k", f"{ours}/v"
-    ffn = {f"{name}.mlp.dense_h_to_4h": "up", f"{name}.mlp.dense_4h_to_h": "down"}
-    return [
-        *(rule for theirs, path in norms.items() for rule in _weight_and_bias(rules, theirs, path, layer)),
-        rules.packed(f"{packed}.weight", (q, k, v), layer),
-        rules.packed(f"{packed}.bias", (f"{q}_bias", f"{k}_bias", f"{v}_bias"), layer),
-        rules.linear(f"{attention}.dense.weight", "layers/out/shared/kernel", layer, inputs=2),
-        rules.same(f"{attention}.dense.bias", "layers/out/shared/bias", layer),
-        *(rules.linear(f"{theirs}.weight", f"layers/ffn/shared/{each}", layer) for theirs, each in ffn.items()),
-        *(rules.same(f"{theirs}.bias", f"layers/ffn/shared/{each}_bias", layer) for theirs, each in ffn.items()),
-    ]
-
-
-def _weight_and_bias(rules: Rules, name: str, norm: str, layer: int | None = None) -> list[TensorRule]:
-    return [
-        rules.same(f"{name}.weight", f"{norm}/scale", layer),
-        rules.same(f"{name}.bias", f"{norm}/bias", layer),
-    ]
+        name = f"{_TEXT}model.layers.{layer}."
+        packed = f"{name}self_attn.query_key_value"
+        found.append(rules.packed(f"{packed}.weight", (q, k, v), layer))
+        found.append(rules.packed(f"{packed}.bias", (f"{q}_bias", f"{k}_bias", f"{v}_bias"), layer))
+        found += rules.layer(_PERSIMMON_LAYER, name, layer)
+    return [*found, *last]
 
 
 FUYU = Fuyu()

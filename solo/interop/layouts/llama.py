@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from solo.config import Config
@@ -20,6 +21,20 @@ _SIZES = {
     "ffn_width": "intermediate_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
+}
+_TENSORS = {
+    "model.embed_tokens.weight": "text_embed",
+    "model.norm.weight": "final_norm/scale",
+    "lm_head.weight": "head",
+}
+_LAYER_TENSORS = {
+    "{mark}input_layernorm.weight": ("attention_norm", "scale"),
+    **{f"self_attn.{{mark}}{each}_proj.weight": ("qkv", each) for each in "qkv"},
+    **{f"self_attn.{{mark}}{each}_proj.bias": ("qkv", f"{each}_bias") for each in "qkv"},
+    **{f"self_attn.{{mark}}{each}_norm.weight": ("qkv", f"{each}_norm/scale") for each in "qk"},
+    "self_attn.{mark}o_proj.weight": ("out", "kernel"),
+    "{mark}post_attention_layernorm.weight": ("ffn_norm", "scale"),
+    **{f"{{mark}}mlp.{each}_proj.weight": ("ffn", each) for each in ("gate", "up", "down")},
 }
 
 
@@ -71,7 +86,6 @@ class LlamaLike(Layout):
     templates: tuple[str, ...] = ()
 
     def fixed(self) -> Mapping[str, Any]:
-        """See `Layout`."""
         found = {
             **experts(("shared", "modality")),
             "model.ffn": "swiglu",
@@ -89,7 +103,6 @@ class LlamaLike(Layout):
         return config_json.get("model_type") == self.name and not is_monolith
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """See `Layout`."""
         demand(config_json, {"hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False})
         if self.bias == "none":
             demand(config_json, {"attention_bias": False})
@@ -100,7 +113,6 @@ class LlamaLike(Layout):
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """See `Layout`."""
         model = config.model
         return {
             "architectures": [self.architecture],
@@ -115,48 +127,17 @@ class LlamaLike(Layout):
         }
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """See `Layout`."""
         return self.text_tensors(Rules(definition))
 
     def text_tensors(self, rules: Rules, prefix: str = "") -> list[TensorRule]:
         """Returns the rules of the language model; `prefix` precedes every name."""
-        model = rules.config
-        found = [rules.same(f"{prefix}model.embed_tokens.weight", "text_embed")]
-        for layer in range(model.layers):
-            found += self.layer_tensors(rules, f"{prefix}model.layers.{layer}", layer)
-        found.append(rules.same(f"{prefix}model.norm.weight", "final_norm/scale"))
-        return found if model.tied_head else [*found, rules.linear(f"{prefix}lm_head.weight", "head")]
+        first, *last = rules.tensors({prefix + name: path for name, path in _TENSORS.items()})
+        layers = [self.layer_tensors(rules, layer, prefix) for layer in range(rules.config.layers)]
+        return [first, *chain(*layers), *last]
 
-    def layer_tensors(
-        self, rules: Rules, name: str, layer: int, region: str = "text", mark: str = ""
-    ) -> list[TensorRule]:
-        """Returns the rules of one layer.
-
-        Args:
-            rules: of the model.
-            name: prefix of the layer's tensors.
-            layer: its number.
-            region: whose experts to use, where there are experts.
-            mark: prefix of module names (EVEv2's `moe_`).
-        """
-        ours, attention = rules.layer_path, f"{name}.self_attn.{mark}"
-        norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
-        found = [
-            rules.same(f"{name}.{mark}{theirs}.weight", ours(component, region, "scale"), layer)
-            for theirs, component in norms.items()
-        ]
-        for each in "qkv":
-            found.append(rules.linear(f"{attention}{each}_proj.weight", ours("qkv", region, each), layer))
-            if self.bias == "qkv":
-                found.append(rules.flat(f"{attention}{each}_proj.bias", ours("qkv", region, f"{each}_bias"), layer))
-        if self.qk_norm == "rms":
-            for each in "qk":
-                path = ours("qkv", region, f"{each}_norm/scale")
-                found.append(rules.same(f"{attention}{each}_norm.weight", path, layer))
-        found.append(rules.linear(f"{attention}o_proj.weight", ours("out", region, "kernel"), layer, inputs=2))
-        for each in ("gate", "up", "down"):
-            found.append(rules.linear(f"{name}.{mark}mlp.{each}_proj.weight", ours("ffn", region, each), layer))
-        return found
+    def layer_tensors(self, rules: Rules, layer: int, prefix: str = "", **experts: str) -> list[TensorRule]:
+        """Returns the rules of one layer; `experts` are the region and mark of `Rules.layer`."""
+        return rules.layer(_LAYER_TENSORS, f"{prefix}model.layers.{layer}.", layer, **experts)
 
     def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
         """A tied head that is stored all the same, as in Qwen3-0.6B."""

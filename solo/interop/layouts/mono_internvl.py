@@ -17,6 +17,14 @@ from solo.model.parameters import ModelDefinition
 
 _ATTENTION_EXPERTS = {None: ("shared", "shared"), "qkv": ("modality", "shared"), "qkvo": ("modality", "modality")}
 _ORDERS = {"v1": "columns", "v2": "rows"}
+_MLP = {
+    "mlp1.0.weight": "patch_embed/norm/scale",
+    "mlp1.0.bias": "patch_embed/norm/bias",
+    "mlp1.1.weight": "patch_embed/hidden/kernel",
+    "mlp1.1.bias": "patch_embed/hidden/bias",
+    "mlp1.3.weight": "patch_embed/out/kernel",
+    "mlp1.3.bias": "patch_embed/out/bias",
+}
 
 
 class MonoInternVL(Layout):
@@ -26,7 +34,6 @@ class MonoInternVL(Layout):
     has_images = True
 
     def fixed(self) -> Mapping[str, Any]:
-        """See `Layout`."""
         own = {
             "model.patch_embed.kind": "grid",
             "model.patch_embed.class_slot": True,
@@ -49,7 +56,6 @@ class MonoInternVL(Layout):
         return config_json.get("model_type") == "internvl_chat" and named
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """See `Layout`."""
         demand(
             config_json, {"pad2square": False, "use_backbone_lora": 0, "use_llm_lora": 0, "dynamic_image_size": True}
         )
@@ -111,7 +117,6 @@ class MonoInternVL(Layout):
         }
 
     def refusal(self, config: Config) -> str | None:
-        """See `Layout`."""
         if found := super().refusal(config) or INTERNLM2.refusal(config):
             return found
         experts = config.model.experts
@@ -122,23 +127,17 @@ class MonoInternVL(Layout):
         return None
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """See `Layout`."""
         rules, embed = Rules(definition), definition.config.patch_embed
         inner, width = embed.inner_size or 0, embed.inner_width or 0
-        places = (embed.grid_side or 0) ** 2 + 1
-        pixels, vision = (width, 3, inner, inner), "vision_model.embeddings."
-        found = [
-            rules.same(f"{vision}class_embedding", "patch_embed/class_token", shape=(1, 1, width)),
-            rules.same(f"{vision}position_embedding", "patch_embed/positions", shape=(1, places, width)),
-            rules.linear(f"{vision}patch_embedding.weight", "patch_embed/inner/kernel", shape=pixels),
-            rules.same(f"{vision}patch_embedding.bias", "patch_embed/inner/bias"),
-            rules.same("mlp1.0.weight", "patch_embed/norm/scale"),
-            rules.same("mlp1.0.bias", "patch_embed/norm/bias"),
+        places, vision = (embed.grid_side or 0) ** 2 + 1, "vision_model.embeddings."
+        return [
+            rules.tensor(f"{vision}class_embedding", "patch_embed/class_token", shape=(1, 1, width)),
+            rules.tensor(f"{vision}position_embedding", "patch_embed/positions", shape=(1, places, width)),
+            rules.tensor(f"{vision}patch_embedding.weight", "patch_embed/inner/kernel", shape=(width, 3, inner, inner)),
+            rules.tensor(f"{vision}patch_embedding.bias", "patch_embed/inner/bias"),
+            *rules.tensors(_MLP),
+            *INTERNLM2.text_tensors(rules, "language_model.", visual_mark="_ve"),
         ]
-        for theirs, ours in (("mlp1.1", "hidden"), ("mlp1.3", "out")):
-            found.append(rules.linear(f"{theirs}.weight", f"patch_embed/{ours}/kernel"))
-            found.append(rules.same(f"{theirs}.bias", f"patch_embed/{ours}/bias"))
-        return found + INTERNLM2.text_tensors(rules, "language_model.", visual_mark="_ve")
 
 
 def _image(config_json: Mapping[str, Any], inner: int, vision: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Our own layout: everything that our model can be, in names that follow our parameter paths.
+"""Our own layout, which stores every model of ours under names that follow our parameter paths.
 
-A repository's config.json holds our sections `model`, `image` and `sequence` as they are in a run's config, all of
-their keys, and `vocab_size`, the rows of the vocabulary. Tensors are PyTorch's: weights are (out, in), convolutions
-too, as the product of a flattened patch. With R one of shared, patches, text, and i the layer:
+config.json has our sections `model`, `image` and `sequence` with all keys of a run's config, and `vocab_size`, the
+number of vocabulary rows. Weights are (out, in) as in PyTorch, also those of convolutions, which act on a flattened
+patch. R is shared, patches or text, and i the layer:
 
     model.text_embed.weight [V, D]           head.weight [V, D], absent where tied
     model.patch_embed.weight [D, 3 p p] .bias [D]                        linear; pixels as (channel, y, x)
@@ -20,7 +20,7 @@ too, as the product of a flattened patch. With R one of shared, patches, text, a
     model.layers.i.ffn.moe.router.weight [E, D], .gate [E, F, D], .up [E, F, D], .down [E, D, F]
     model.final_norm.weight [D] .bias
 
-A bias is there where our parameter is (`model.bias`, `norm: layer`, `qk_norm: layer`).
+Biases exist where our model has them (`model.bias`, `norm: layer`, `qk_norm: layer`).
 """
 
 from __future__ import annotations
@@ -29,35 +29,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, first_refusal
+from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule
 from solo.model.parameters import ModelDefinition
 
 MODEL_TYPE = "solo_monolith"
 ARCHITECTURE = "SoloMonolithForCausalLM"
 _SECTIONS = ("model", "image", "sequence")
-# Last word of our path -> of the tensor; biases of projections are q_bias here and q.bias there.
+# Last part of our path -> of the tensor's name. The biases of projections are q_bias here and q.bias there.
 _WORDS = {"kernel": "weight", "scale": "weight", "text_embed": "text_embed.weight", "head": "head.weight"}
-_PROJECTIONS = ("q", "k", "v", "gate", "up", "down", "router")
+_PROJECTIONS = ("q", "k", "v", "gate", "up", "down")
 
 
 class Native(Layout):
-    """See the module."""
+    """See the module's docstring."""
 
     name = "native"
     has_images = True
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
-        """By its model_type."""
         return config_json.get("model_type") == MODEL_TYPE
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """The sections as they are."""
         if missing := [name for name in _SECTIONS if not isinstance(config_json.get(name), dict)]:
             raise LayoutError(f"config.json of a {MODEL_TYPE} lacks the sections {', '.join(missing)}")
         return {name: dict(config_json[name]) for name in _SECTIONS}
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """Every key of the sections that make the model."""
         sections = {name: getattr(config, name).model_dump(mode="json") for name in _SECTIONS}
         sections["model"]["vocab_size"] = vocab_size
         return {
@@ -68,46 +65,27 @@ class Native(Layout):
             **sections,
         }
 
-    def refusal(self, config: Config) -> str | None:
-        """Nothing is refused but the multipliers of muP, which its code for PyTorch does not have."""
-        return first_refusal(config, self.name, {})
-
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """The embeddings, then layer by layer, then what follows."""
-        rules = Rules(definition)
-        specs = definition.specs
+        rules, specs = Rules(definition), definition.specs
         stacked = [path for path, spec in specs.items() if spec.in_layers]
         first = [path for path, spec in specs.items() if spec.component in ("patch_embed", "text_embed")]
         last = [path for path in specs if path not in (*stacked, *first)]
-        found = [_rule(rules, path) for path in first]
-        for layer in range(definition.config.layers):
-            found += [_rule(rules, path, layer) for path in stacked]
-        return found + [_rule(rules, path) for path in last]
+        layers = ((path, layer) for layer in range(definition.config.layers) for path in stacked)
+        found = [*((path, None) for path in first), *layers, *((path, None) for path in last)]
+        return [rules.tensor(tensor_name(path, layer), path, layer) for path, layer in found]
 
 
 def tensor_name(path: str, layer: int | None = None) -> str:
-    """What a parameter's tensor is called; see the table at the top."""
+    """Returns the name of a parameter's tensor; see the table at the top."""
     *words, last = path.split("/")
-    learned = "moe" in words
     if last.endswith("_bias"):
         last = f"{last.removesuffix('_bias')}.bias"
-    elif last in _PROJECTIONS and (last == "router" or not learned):
+    elif last == "router" or (last in _PROJECTIONS and "moe" not in words):
         last = f"{last}.weight"
     words.append(_WORDS.get(last, last))
     if layer is not None:
         words.insert(1, str(layer))
     return ".".join(words if path == "head" else ["model", *words])
-
-
-def _rule(rules: Rules, path: str, layer: int | None = None) -> TensorRule:
-    """The kind of rule follows from the parameter's role: ours are matrices with inputs first."""
-    name, spec = tensor_name(path, layer), rules.definition.specs[path]
-    if "experts" in spec.axes and spec.role != "router":
-        experts, inputs, outputs = spec.shape[1:]
-        return rules.rearranged(name, path, layer, view=(experts, outputs, inputs), order=(0, 2, 1))
-    if spec.role == "bias":
-        return rules.flat(name, path, layer)
-    return rules.linear(name, path, layer, inputs=spec.inputs) if spec.is_matrix else rules.same(name, path, layer)
 
 
 NATIVE = Native()

@@ -57,7 +57,6 @@ class Solo(LlamaLike):
         return config_json.get("model_type") in ("mistral", "solo") and (named or unnamed)
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
-        """See `Layout`."""
         found = super().config_from(config_json)
         token_id = config_json.get(_TOKEN_ID, _PUBLISHED_ID if found["model"]["vocab_size"] > _PUBLISHED_ID else None)
         if token_id is not None:
@@ -83,7 +82,6 @@ class Solo(LlamaLike):
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
-        """See `Layout`."""
         window = config.sequence.sliding_window
         return super().config_json(config, vocab_size) | {
             "architectures": [self.classes[0]],
@@ -94,7 +92,6 @@ class Solo(LlamaLike):
         }
 
     def refusal(self, config: Config) -> str | None:
-        """See `Layout`."""
         model = config.model
         if model.patch_embed.token_id is None:
             return f"model.patch_embed.token_id is not set; the {self.name} layout adds a token's embedding to patches"
@@ -102,10 +99,9 @@ class Solo(LlamaLike):
         return first_refusal(config, self.name, allowed) or super().refusal(config)
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
-        """See `Layout`."""
         rules = Rules(definition)
         first, *rest = self.text_tensors(rules)
-        return [first, rules.linear(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
+        return [first, rules.tensor(f"model.{self.projection}.weight", "patch_embed/kernel"), *rest]
 
 
 def _sail_sections(head_dim: int) -> tuple[int, int, int]:
