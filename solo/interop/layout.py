@@ -172,29 +172,40 @@ class Rules:
         return [self.tensor(name, path, layer) for name, path in paths.items() if path in specs]
 
     def layer(
-        self, names: Mapping[str, tuple[str, str]], prefix: str, layer: int, region: str = "text", mark: str = ""
+        self,
+        names: Mapping[str, tuple[str, str]],
+        packed_names: Mapping[str, tuple[str, str, str]],
+        prefix: str,
+        layer: int,
+        region: str = "text",
+        mark: str = "",
     ) -> list[TensorRule]:
         """Returns the rules of one layer and region. Shared weights belong to the text.
 
         Args:
-            names: name -> component and last part of the path, such as (`attention_norm`, `scale`).
+            names: tensor -> component and last part of the path, such as (`attention_norm`, `scale`).
+            packed_names: tensor -> last parts of the paths of q, k and v; see `packed`.
             prefix: of the names.
             layer: its number.
             region: text or patches.
             mark: replaces `{mark}` in the names.
         """
         paths = {
-            prefix + name.format(mark=mark): self.layer_path(component, region, last)
+            prefix + name.format(mark=mark): self._layer_path(component, region, last)
             for name, (component, last) in names.items()
-            if region == "text" or not self.is_shared(component)
+            if region == "text" or not self._is_shared(component)
         }
-        return self.tensors(paths, layer)
+        found = self.tensors(paths, layer)
+        for name, lasts in packed_names.items():
+            if region == "text" or not self._is_shared("qkv"):
+                q, k, v = (self._layer_path("qkv", region, last) for last in lasts)
+                found.append(self.packed(prefix + name.format(mark=mark), (q, k, v), layer))
+        return found
 
-    def layer_path(self, component: str, region: str, last: str) -> str:
-        """Returns `layers/<component>/<region>/<last>`; the region is `shared` where the component has no experts."""
-        return f"layers/{component}/{'shared' if self.is_shared(component) else region}/{last}"
+    def _layer_path(self, component: str, region: str, last: str) -> str:
+        return f"layers/{component}/{'shared' if self._is_shared(component) else region}/{last}"
 
-    def is_shared(self, component: str) -> bool:
+    def _is_shared(self, component: str) -> bool:
         """Returns whether patches and text share the weights of a component (`ffn`, `attention_norm`)."""
         return getattr(self.config.experts, "norms" if component.endswith("norm") else component) == "shared"
 

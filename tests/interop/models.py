@@ -1,4 +1,4 @@
-"""Tiny models of every layout, and the published config.json of those whose size is known."""
+"""Tiny models of every layout, and published config.json files with their model sizes."""
 
 from functools import cache
 
@@ -114,14 +114,14 @@ _TINY = {
     "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"sliding_window": 17}),
     "fuyu with qwen3": ("fuyu", {"qk_norm": "rms", "head_dim": 16, "patch_embed": {"bias": True}}, FUYU, {}),
     "native": ("native", {"patch_embed": GRID, "experts": MODALITY, "bias": "all", "qk_norm": "layer"}, TILES, {}),
-    "native with learned experts": ("native", {"experts": {"ffn": "moe"}, "tied_head": True}, PATCHES, {}),
+    "native with a mixture of experts": ("native", {"experts": {"ffn": "moe"}, "tied_head": True}, PATCHES, {}),
 }
 TINY = tuple(_TINY)
 
 
 @cache
 def tiny(name: str, rows: int = 100) -> tuple[str, Config, ModelDefinition]:
-    """Layout, config and definition of a tiny model with so many rows of the vocabulary."""
+    """Returns layout, config and definition of a tiny model with `rows` vocabulary rows."""
     layout, model, image, sequence = _TINY[name]
     sections = {"model": {**TEXT, **model, "vocab_size": rows}, "image": image, "sequence": sequence}
     config = parse_config({"name": "tiny", **sections})
@@ -186,7 +186,7 @@ _INTERNLM2_2B = {
     "rope_scaling": {"type": "dynamic", "factor": 2.0},
     "max_position_embeddings": 32768,
 }
-# layout: config.json, tensors, parameters, and the source of the counts
+# layout: config.json, number of tensors, number of parameters
 PUBLISHED = {
     "solo": (
         {

@@ -1,4 +1,4 @@
-"""Repositories with random numbers."""
+"""Repositories with random weights."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.interop.models import tiny
 
 
 def save(folder, name, dtype=np.float32, change=None, rows=100):
-    """Write a tiny model; `change` may take tensors away, add to them or replace them. Returns the tensors."""
+    """Writes a tiny model and returns its tensors. `change` may remove, add or replace tensors."""
     layout, config, definition = tiny(name, rows)
     rng = np.random.default_rng(0)
     rules = LAYOUTS[layout].tensors(definition)

@@ -32,7 +32,7 @@ _TILES = {"patch_size": 8, "geometry": "tiles", "tile_size": 16, "row_token": No
 _AREA = {"geometry": "area", "patch_size": 8, "min_pixels": 1024, "max_pixels": 1024, "resample": "bicubic"}
 _MARKED = {"begin_token": None, "end_token": None, "row_token": None, "markers": True}
 _EVE = {"bias": "qkv", "patch_embed": {"kind": "conv", "inner_size": 4, "inner_width": 8}}
-# Sections of a config that each layout can hold; names behind a space are variants of one.
+# Config sections that each layout can store. A second word in a name marks a variant.
 SECTIONS: dict[str, dict[str, Any]] = {
     "native": {"model": MODEL},
     "solo": {
@@ -62,7 +62,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def saved_run(folder: Path, tokenizer: Tokenizer, **sections: Any) -> Path:
-    """The folder of a run that stopped at step 2."""
+    """Returns the folder of a run that stopped at step 2."""
     config = tiny_config(**sections)
     tokenizer = extend_tokenizer(tokenizer, filter(None, [config.image.placeholder_token]))
     rng = np.random.default_rng(0)

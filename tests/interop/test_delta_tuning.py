@@ -1,4 +1,4 @@
-"""Mono-InternVL's delta tuning: after each stage exactly the components changed that its recipe names."""
+"""Mono-InternVL's delta tuning: each stage changes exactly the components that its recipe names."""
 
 import fnmatch
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.interop.models import upcycled
 from tests.interop.repositories import save
 
 RECIPE = yaml.safe_load(Path("configs/recipes/mono_internvl_2b_pretrain.yaml").read_text())
-# What each stage leaves alone, in the paper's terms (mono_internvl.md 2.1): not from the recipe's own globs.
+# What each stage freezes according to the paper (mono_internvl.md 2.1), not to the globs of the recipe.
 ALL_BUT_PATCHES = ["text_embed", "head", "final_norm/*", "*_norm/*", "layers/ffn/text/*"]
 FROZEN = {
     "concepts": [*ALL_BUT_PATCHES, "layers/qkv/*", "layers/out/*"],
@@ -25,13 +25,13 @@ FROZEN = {
     "alignment": ALL_BUT_PATCHES,
     "instructions": [],
 }
-# The class token of the published weights is not used.
+# The class token of the published weights is unused.
 UNUSED = ["patch_embed/class_token"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Grown out of a tiny InternLM2."""
+    """Upcycled from a tiny InternLM2."""
     folder = tmp_path_factory.mktemp("upcycled")
     save(folder / "internlm2", "internlm2")
     import_repository(folder / "internlm2", upcycled("internlm2"), folder / "start")
@@ -40,7 +40,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batch(model):
-    """Two rows: two tiles with an answer, and text alone."""
+    """Returns two rows: two tiles with an answer, and text alone."""
     rng, side = np.random.default_rng(0), model.config.image.tile_size
     tokens = (side // model.config.image.patch_size) ** 2
     ids = rng.integers(3, 90, (2, 2 * tokens + 8))
@@ -50,7 +50,7 @@ def batch(model):
     return model.batch(input_ids=ids, labels=labels, pixel_values=tiles).batch
 
 
-def test_the_recipe_has_these_stages() -> None:
+def test_stages_of_the_recipe() -> None:
     assert [stage["name"] for stage in RECIPE["stages"]] == list(FROZEN)
     assert [stage.get("max_tiles") for stage in RECIPE["stages"]] == [4, 6, 12, 24]
 
@@ -63,7 +63,7 @@ def test_experts_of_an_upcycled_model_start_as_copies(model) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(FROZEN)), ids=list(FROZEN))
-def test_a_stage_changes_what_it_names_and_nothing_else(number, model, batch) -> None:
+def test_a_stage_changes_only_what_it_names(number, model, batch) -> None:
     recipe = RECIPE["stages"][number]
     stage = StageConfig.model_validate(
         {

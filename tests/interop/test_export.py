@@ -1,4 +1,4 @@
-"""A whole export of a tiny run, per layout: what is written, what is refused, what verification notices."""
+"""Exports of tiny runs in every layout: files, refusals, verification."""
 
 import json
 
@@ -41,7 +41,7 @@ NATIVE_ONLY = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_tokenizer):
-    """Name in SECTIONS -> folder of a run, made when it is first asked for."""
+    """Returns a function from a name in SECTIONS to the folder of a run, which it makes on demand."""
     made = {}
 
     def get(name):
@@ -106,7 +106,7 @@ def test_a_byte_level_tokenizer_and_another_template(tmp_path):
 
 
 def test_a_failed_verification_leaves_nothing(runs, tmp_path, monkeypatch):
-    """One value changed on its way to the disk."""
+    """Changes one value on its way to disk."""
     from solo.interop import export as module
 
     def spoiled(folder, tensors, values, **options):
@@ -125,7 +125,7 @@ def test_a_failed_verification_leaves_nothing(runs, tmp_path, monkeypatch):
 
 
 def test_wrong_logits_fail_the_verification(runs, tmp_path, monkeypatch):
-    """The config says another base of the rotary positions than the model has."""
+    """Writes a config with another base of the rotary positions than the model's."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from solo.interop import repository
@@ -154,7 +154,7 @@ def test_wrong_logits_fail_the_verification(runs, tmp_path, monkeypatch):
         ("mistral", "llama", "sequence.sliding_window"),
     ],
 )
-def test_a_layout_that_cannot_hold_the_model_names_the_switch(name, layout, switch, runs, tmp_path):
+def test_a_layout_that_cannot_store_the_model_names_the_key(name, layout, switch, runs, tmp_path):
     with pytest.raises(LayoutError, match=switch):
         export(runs(name), tmp_path / "out", layout)
     assert list(tmp_path.iterdir()) == []
@@ -179,7 +179,7 @@ def test_generation_stops_and_suppresses_tokens_as_ours_does(runs, tmp_path):
 
 
 def test_an_export_can_be_exported(runs, tmp_path):
-    """A native repository is a checkpoint as well; its placeholder is not appended twice."""
+    """A native repository can be exported again; its placeholder is not appended twice."""
     export(runs("native"), tmp_path / "first", verified=False)
     done = export(tmp_path / "first", tmp_path / "second", verified=False)
     assert done.placeholder is None
@@ -201,7 +201,7 @@ def test_the_command_line(runs, tmp_path, capsys):
     assert "did you mean 'native'" in capsys.readouterr().err
 
 
-def test_the_card_has_the_runs_figures(runs, tmp_path):
+def test_the_model_card_has_the_metrics_of_the_run(runs, tmp_path):
     run = runs("llama")
     lines = [
         {"kind": "train", "step": 1, "loss": 5.0, "total_tokens": 100, "total_flops": 10},
@@ -217,7 +217,7 @@ def test_the_card_has_the_runs_figures(runs, tmp_path):
     assert "9,999" not in card, "a later step than the checkpoint's"
 
 
-def test_the_measures_of_agreement():
+def test_logit_comparison():
     ours = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]], np.float32))
     theirs = np.log(np.array([[0.7, 0.2, 0.1], [0.5, 0.2, 0.3]], np.float32)) + 1.0
     found = compare("some", ours, theirs)

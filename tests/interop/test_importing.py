@@ -1,4 +1,4 @@
-"""Conversion loses nothing, and what does not fit is refused before anything is written."""
+"""Conversion is lossless; a source that does not fit is refused before anything is written."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_import_and_export_is_the_identity_bit_for_bit(tmp_path, name):
         again = rule.join([ours[part] for part in rule.slices])
         assert again.dtype == ml_dtypes.bfloat16
         assert again.tobytes() == tensors[rule.name].tobytes(), rule.name
-    # Once more, out of our own form.
+    # Again from our own layout.
     import_repository(tmp_path / "out", config, tmp_path / "twice")
     assert {key: values.tobytes() for key, values in read(tmp_path / "twice").items()} == {
         key: values.tobytes() for key, values in stored.items()
@@ -91,7 +91,7 @@ def test_a_monolith_of_another_model_is_refused_key_by_key(tmp_path):
         assert line in str(error.value)
 
 
-def test_a_solo_needs_to_know_which_row_stands_under_patches(tmp_path):
+def test_solo_needs_the_token_that_is_added_to_patches(tmp_path):
     _, config, _ = tiny("solo")
     save(tmp_path / "source", "solo")
     stated = read_config_json(tmp_path / "source")
@@ -123,8 +123,8 @@ def test_tensors_that_are_missing_or_left_over(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_agreeing_configs_would_let_through(tmp_path, monkeypatch):
-    """The second line: no parameter without a source, no tensor without use, whatever the configs say."""
+def test_tensors_are_checked_even_if_configs_agree(tmp_path, monkeypatch):
+    """Every parameter needs a source and every tensor a use, whatever the configs say."""
     _, config, _ = tiny("mono_internvl")
     monkeypatch.setattr("solo.interop.importing.check_agreement", lambda *_: [])
     save(tmp_path / "source", "mono_internvl")
@@ -142,7 +142,7 @@ def test_what_agreeing_configs_would_let_through(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_cannot_be_read(tmp_path):
+def test_an_unreadable_source(tmp_path):
     save(tmp_path / "source", "mistral")
     shards = sorted((tmp_path / "source").glob("*.safetensors"))
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
@@ -159,7 +159,7 @@ def test_a_source_that_cannot_be_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_disk_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     save(tmp_path / "source", "mistral")
     calls = iter(range(10))
     real = TensorReader.read
@@ -175,7 +175,7 @@ def test_a_disk_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
+def test_an_existing_folder_is_not_overwritten(tmp_path):
     save(tmp_path / "source", "mistral")
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="it is not overwritten"):
@@ -194,7 +194,7 @@ def test_progress_ends_with_everything(tmp_path):
     assert sorted(seen) == seen
 
 
-def test_a_row_under_patches_that_there_is_not(tmp_path):
+def test_a_token_added_to_patches_outside_the_vocabulary(tmp_path):
     save(tmp_path / "source", "mistral")
     with pytest.raises(ValueError, match=r"model.patch_embed.token_id is 101, but the vocabulary has 101 rows"):
         import_repository(
@@ -207,8 +207,8 @@ def with_tokens(config, *tokens):
     return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
-def test_the_tokenizer_comes_along_with_more_tokens(tmp_path):
-    """493 tokens of SentencePiece, 500 rows: three tokens fit without new rows, ten do not."""
+def test_the_tokenizer_is_copied_and_extended(tmp_path):
+    """A SentencePiece model with 493 tokens and 500 rows: one token fits without new rows, ten do not."""
     save(tmp_path / "source", "mistral", rows=500)
     (tmp_path / "source" / "tokenizer.model").write_bytes(foreign_model(500))
     old = open_tokenizer(tmp_path / "source")
@@ -224,7 +224,7 @@ def test_the_tokenizer_comes_along_with_more_tokens(tmp_path):
     assert import_repository(tmp_path / "source", few, tmp_path / "few").rows == (500, 500)
 
 
-def test_a_byte_level_tokenizer_comes_along(tmp_path):
+def test_a_byte_level_tokenizer_is_copied(tmp_path):
     save(tmp_path / "source", "qwen3", rows=420)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     write_repository(tmp_path / "source", names, tokenizer_json=byte_level_json(400))
@@ -249,7 +249,7 @@ def test_more_tokens_than_rows(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_says_what_it_did(tmp_path, capsys):
+def test_the_command_line(tmp_path, capsys):
     save(tmp_path / "source", "internlm2")
     config, out = tmp_path / "mono.yaml", tmp_path / "out"
     config.write_text(dump_config(upcycled("internlm2")))

@@ -1,4 +1,4 @@
-"""Every layout: its rules take each parameter once and lose nothing, its config.json says what the model is."""
+"""Rules of every layout use each parameter once and are lossless; its config.json describes the model."""
 
 import json
 from math import prod
@@ -55,7 +55,7 @@ def test_split_and_join_are_inverse_bit_for_bit(name, dtype):
         assert (again == theirs).all()
 
 
-def test_padding_of_the_vocabulary_is_not_published():
+def test_vocabulary_padding_is_not_published():
     layout, _, definition = tiny("solo")
     for rule in LAYOUTS[layout].tensors(definition):
         if rule.name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -68,7 +68,7 @@ def test_padding_of_the_vocabulary_is_not_published():
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_config_json_says_what_the_model_is(name):
+def test_config_json_describes_the_model(name):
     layout, config, _ = tiny(name)
     assert LAYOUTS[layout].refusal(config) is None
     written = json.loads(json.dumps(LAYOUTS[layout].config_json(config, 100)))
@@ -102,7 +102,7 @@ def test_published_sizes(layout):
 @pytest.mark.parametrize(
     ("layout", "file", "free"),
     [
-        # its own max_tiles is not published
+        # max_tiles is not published
         ("solo", "solo_7b", ()),
         ("sail", "sail_7b", ("sliding_window",)),
         ("mono_internvl", "mono_internvl_2b", ("max_tiles", "frozen_embedding_id")),
@@ -120,7 +120,7 @@ def test_a_published_config_json_and_our_file_of_that_model_agree(layout, file, 
     assert LAYOUTS[layout].refusal(config) is None
 
 
-def test_the_row_under_patches_is_written_and_read():
+def test_the_token_added_to_patches_is_written_and_read():
     for name in ("solo", "sail"):
         layout, config, _ = tiny(name)
         written = LAYOUTS[layout].config_json(config, 100)
@@ -130,7 +130,7 @@ def test_the_row_under_patches_is_written_and_read():
 
 
 def test_names_and_shapes_of_the_published_tensors():
-    """A sample of solo.md 1.10, mono_internvl.md 1.6 and the classes named in the layouts' modules."""
+    """Samples solo.md 1.10, mono_internvl.md 1.6 and the classes named in the layouts' modules."""
     shapes = {}
     for layout, (config_json, *_) in PUBLISHED.items():
         config = parse_config({"name": layout, **json.loads(json.dumps(LAYOUTS[layout].config_from(config_json)))})
@@ -161,8 +161,8 @@ def test_names_and_shapes_of_the_published_tensors():
 
 
 @pytest.mark.parametrize("layout", ["solo", "sail", "mono_internvl", "evev2", "fuyu"])
-def test_a_text_path_is_what_is_left_of_a_monolith(layout):
-    """A target of text takes the text's experts and nothing of images."""
+def test_text_layouts_store_the_text_path_of_a_monolith(layout):
+    """A text layout stores the text experts and no patch embedding."""
     name = next(name for name in TINY if tiny(name)[0] == layout)
     _, config, definition = tiny(name)
     for target in ("mistral", "qwen2", "qwen3", "internlm2"):
@@ -200,12 +200,12 @@ def test_a_text_path_is_what_is_left_of_a_monolith(layout):
         ("fuyu", {}, "model.patch_embed.bias is False; the fuyu layout has True"),
     ],
 )
-def test_the_switch_that_a_layout_cannot_write_is_named(layout, change, message):
+def test_a_refusal_names_the_key(layout, change, message):
     config = parse_config({"name": "x", **change, "model": {**TEXT, **change.get("model", {})}})
     assert message in LAYOUTS[layout].refusal(config)
 
 
-def test_attention_experts_that_have_no_name():
+def test_attention_experts_without_a_name():
     _, config, _ = tiny("mono_internvl")
     experts = config.model.experts.model_copy(update={"out": "modality"})
     config = config.model_copy(update={"model": config.model.model_copy(update={"experts": experts})})
@@ -234,13 +234,13 @@ def test_attention_experts_that_have_no_name():
         ("native", {"image": None}, "lacks the sections image"),
     ],
 )
-def test_what_our_model_cannot_do_is_named(layout, change, message):
+def test_an_unsupported_config_json_names_the_key(layout, change, message):
     name, config, _ = tiny(layout)
     with pytest.raises(LayoutError, match=message):
         LAYOUTS[name].config_from({**LAYOUTS[name].config_json(config, 100), **change})
 
 
-def test_scaling_of_rotary_positions_in_the_new_and_the_old_form():
+def test_rotary_scaling_in_the_old_and_the_new_form():
     _, config, _ = tiny("llama")
     written = LAYOUTS["llama"].config_json(config, 100)
     scaling = written.pop("rope_scaling")
@@ -251,15 +251,15 @@ def test_scaling_of_rotary_positions_in_the_new_and_the_old_form():
     assert old_sections["model"]["rope_scaling"]["kind"] == "llama3"
 
 
-def test_a_flat_fuyu_is_read_with_its_own_numbers():
-    """Re-saved configs have an almost empty text_config, whose defaults are not Fuyu's."""
+def test_a_flat_fuyu_is_read_with_its_own_values():
+    """Configs saved by newer versions have an almost empty text_config, whose defaults are not Fuyu's."""
     config_json = PUBLISHED["fuyu"][0]
     flat = LAYOUTS["fuyu"].config_from(config_json)
     assert flat == LAYOUTS["fuyu"].config_from({**config_json, "text_config": {"model_type": "persimmon"}})
     assert (flat["model"]["rope_theta"], flat["model"]["rope_fraction"]) == (25_000.0, 0.5)
 
 
-def test_names_that_repositories_spell_otherwise():
+def test_alternative_tensor_names():
     fuyu = LAYOUTS["fuyu"].canonical
     for name in ("model.layers.0.x", "model.language_model.layers.0.x", "language_model.layers.0.x"):
         assert fuyu(name) == "language_model.model.layers.0.x"
@@ -268,7 +268,7 @@ def test_names_that_repositories_spell_otherwise():
     assert LAYOUTS["evev2"].canonical("model.vision_tower.start_embedding") == "model.vision_tower.class_embedding"
 
 
-def test_who_is_who():
+def test_layouts_are_recognised():
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     assert recognise(mistral, "x").name == "mistral"
     assert recognise({**mistral, "vision_patch_size": 32}, "x").name == "solo"

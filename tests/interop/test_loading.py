@@ -8,7 +8,7 @@ from tests.interop.repositories import save
 from tests.tiny import image, user
 
 
-def test_a_text_model_answers_texts_and_refuses_images(tmp_path) -> None:
+def test_a_text_model_answers_text_and_refuses_images(tmp_path) -> None:
     save(tmp_path / "qwen", "qwen2 with a tied head", rows=410)
     write_repository(tmp_path / "qwen", {"eos_token": "<|im_end|>"}, tokenizer_json=byte_level_json())
     model = solo.load(tmp_path / "qwen")
@@ -23,7 +23,7 @@ def test_a_text_model_answers_texts_and_refuses_images(tmp_path) -> None:
             ask()
 
 
-def test_what_is_no_model(tmp_path) -> None:
+def test_folders_that_are_not_models(tmp_path) -> None:
     with pytest.raises(ValueError, match="is no folder; expected a run"):
         solo.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is not a run of solo"):
@@ -42,7 +42,7 @@ def test_what_is_no_model(tmp_path) -> None:
         ("internlm2", "sentencepiece", "solo_pretrain"),
     ],
 )
-def test_a_text_model_is_asked_in_a_template_that_its_tokenizer_has(tmp_path, name, tokenizer, template) -> None:
+def test_the_chat_template_is_one_that_the_tokenizer_has(tmp_path, name, tokenizer, template) -> None:
     save(tmp_path / "model", name, rows=510)
     if tokenizer == "bytes":
         write_repository(tmp_path / "model", {"eos_token": "<|im_end|>"}, tokenizer_json=byte_level_json())

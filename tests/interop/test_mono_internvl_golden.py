@@ -1,4 +1,4 @@
-"""Mono-InternVL, tensor by tensor: against what the published code computed for a tiny model (tests/goldens).
+"""Compares Mono-InternVL with tensors that the published code computed for a tiny model (tests/goldens).
 
 Every number here that is not the published code's comes from transformers' Llama or from a restatement of the
 description in numpy.
@@ -34,7 +34,7 @@ def batch(model) -> HFBatch:
 
 
 def hidden_states(model: Monolith, batch: HFBatch, layers: int, final_norm: bool) -> np.ndarray:
-    """[B, N, D] after so many layers, in the order of its input_ids."""
+    """Returns the hidden states [B, N, D] after `layers` layers, in the order of input_ids."""
     module = model.definition.bind(model.parameters)
     plain = batch.batch
     if layers == 0:
@@ -57,7 +57,7 @@ def _identity(x):
 
 
 def test_vision_features(model) -> None:
-    """Each tile by itself, dummies included: four tokens, row by row."""
+    """Four tokens per tile, row by row, including dummy tiles."""
     tiles = EXPECTED["pixel_values"]
     ids = np.full((len(tiles), 4), PLACEHOLDER)
     alone = model.batch(input_ids=ids, pixel_values=tiles)
@@ -67,7 +67,7 @@ def test_vision_features(model) -> None:
 
 @pytest.mark.parametrize(("layers", "final_norm"), [(0, False), (1, False), (2, True)])
 def test_hidden_states(model, batch, layers, final_norm) -> None:
-    """Padding behind a row included."""
+    """Includes the padding after a row."""
     found = hidden_states(model, batch, layers, final_norm)
     np.testing.assert_allclose(found, EXPECTED[f"hidden_states.{layers}"], atol=1e-5)
 
@@ -87,7 +87,7 @@ def test_loss_and_every_gradient(model, batch) -> None:
 
 
 def test_gradients_that_must_be_zero(model, batch) -> None:
-    """The class token and its position, and the row of torch's padding_idx; but for the last, exactly."""
+    """The class token and its position are exactly zero, and the row of torch's padding_idx nearly."""
     grads = model.loss_and_grads(batch)[1]
     assert not grads["vision_model.embeddings.class_embedding"].any()
     assert not grads["vision_model.embeddings.position_embedding"][0, 0].any()
@@ -111,7 +111,7 @@ def test_a_dummy_tile_is_left_out_and_a_missing_one_is_an_error(model) -> None:
 
 
 def shuffled(x_NWHC: np.ndarray, version: str) -> np.ndarray:
-    """InternVL's pixel shuffle by a half, step by step as described (mono_internvl.md 1.1)."""
+    """InternVL's pixel shuffle by a factor of a half, as described in mono_internvl.md 1.1."""
     n, w, h, c = x_NWHC.shape
     x = x_NWHC.reshape(n, w, h // 2, c * 2).transpose(0, 2, 1, 3).reshape(n, h // 2, w // 2, c * 4)
     return x if version == "v1" else x.transpose(0, 2, 1, 3)
@@ -143,7 +143,7 @@ def test_both_orders_of_the_pixel_shuffle(version, tmp_path) -> None:
 
 
 def with_config(tmp_path: Path, **changes) -> Path:
-    """The tiny repository with another config.json."""
+    """Makes the tiny repository with another config.json."""
     folder = tmp_path / "repository"
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("expected*"))
     config = json.loads((folder / "config.json").read_text())
@@ -152,7 +152,7 @@ def with_config(tmp_path: Path, **changes) -> Path:
 
 
 def llama(weights: dict[str, np.ndarray]):
-    """transformers' Llama with the text weights: the same model but for names and the packing of wqkv."""
+    """Returns transformers' Llama with the text weights, which differ in names and in the packing of wqkv."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -190,8 +190,8 @@ def llama(weights: dict[str, np.ndarray]):
 
 
 @pytest.mark.parametrize("length", [20, 64, 65, 150])
-def test_text_alone_also_beyond_the_trained_length(model, length) -> None:
-    """The trained length is 64; beyond it the rotary base grows (dynamic NTK)."""
+def test_text_within_and_beyond_the_trained_length(model, length) -> None:
+    """Beyond the trained length of 64 the rotary base grows (dynamic NTK)."""
     torch = pytest.importorskip("torch")
     ids = np.random.default_rng(length).integers(3, 127, (2, length))
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_text_alone_also_beyond_the_trained_length(model, length) -> None:
 
 
 def test_beyond_the_trained_length_the_padded_length_counts(model) -> None:
-    """As in the published code, where every row is scaled by the length that it is padded to."""
+    """The published code scales every row by its padded length."""
     ids = np.random.default_rng(0).integers(3, 127, (2, 100))
     mask = np.ones_like(ids)
     mask[1, 70:] = 0
@@ -235,11 +235,11 @@ def test_tensors_that_do_not_fit(model, change, message) -> None:
         model.batch(**{"input_ids": np.full((1, 4), 5), **change})
 
 
-def test_without_a_tokenizer_only_tensors_are_taken(model) -> None:
+def test_without_a_tokenizer_only_tensors_are_accepted(model) -> None:
     with pytest.raises(ValueError, match="without a tokenizer"):
         model.generate([[{"role": "user", "content": "hello"}]])
 
 
-def test_normalised_floats_are_taken_as_they_are(batch) -> None:
+def test_normalised_floats_are_used_unchanged(batch) -> None:
     assert batch.batch.patches.dtype == np.float32
     assert jnp.asarray(batch.batch.patches).min() < 0

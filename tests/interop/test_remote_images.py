@@ -1,4 +1,4 @@
-"""The shipped image processor cuts images as `solo.data` does, to the last bit."""
+"""The exported image processor returns the same pixels as `solo.data`, bit for bit."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The PyTorch model that is shipped beside weights, held against the JAX model on the same numbers."""
+"""Compares the exported PyTorch model with the JAX model on the same weights."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ def logits_of(twins, inputs, **more):
 
 
 def real(logits, inputs):
-    """Logits of a batch where there is no padding."""
+    """Returns the logits of a batch at all tokens but padding."""
     return logits[inputs["attention_mask"].bool()]
 
 
@@ -107,8 +107,8 @@ def test_padding_changes_nothing(experts, pad, attention):
     torch.testing.assert_close(real(logits_of(experts, inputs), inputs), alone, atol=1e-5, rtol=0)
 
 
-def test_a_rows_length_is_its_own():
-    """Dynamic scaling changes what is longer than 8, and padding makes nothing longer."""
+def test_padding_does_not_count_towards_the_length():
+    """Dynamic scaling applies to rows longer than 8 without padding."""
     twins = make_twins(modeling_solo, **SWITCHES["modality_ffn_grid_dynamic"])
     few, many, alone = alone_and_together(twins)
     inputs = twins.inputs(few, many)
@@ -140,7 +140,7 @@ def test_another_attention_function_is_used(experts):
 
 
 def test_only_the_needed_expert_computes(experts):
-    """By count of the tokens that each one saw: a blend would show all of them to both."""
+    """Counts the tokens that each expert computed; blending would show all tokens to both."""
     seen = {}
     hooks = [
         module.register_forward_hook(lambda _, given, __, name=name: seen.__setitem__(name, len(given[0])))
@@ -159,7 +159,7 @@ def test_only_the_needed_expert_computes(experts):
 
 
 def split(inputs, at):
-    """The inputs of the tokens before and behind a place, of a batch of one."""
+    """Splits the inputs of a batch of one into those before and those after a place."""
     visual = inputs["input_ids"][0] == PLACEHOLDER
     patches = int(visual[:at].sum())
     first = {"input_ids": inputs["input_ids"][:, :at], "attention_mask": inputs["attention_mask"][:, :at]}
@@ -170,8 +170,8 @@ def split(inputs, at):
 
 
 @pytest.mark.parametrize("at", [3, 10, 14, 18])
-def test_an_image_on_top_of_a_cache_meets_its_own_experts(experts, at):
-    """3 text, an image of 7 tokens, 4 text, an image of 4, 2 text: read in two steps and in one."""
+def test_an_image_on_top_of_a_cache_uses_the_experts_of_patches(experts, at):
+    """Text (3), an image (7), text (4), an image (4), text (2), in two steps and in one."""
     inputs = experts.inputs(document(experts.config, 3, (2, 2), 4, (1, 2), 2))
     whole = logits_of(experts, inputs)
     first, second = split(inputs, at)
@@ -181,7 +181,7 @@ def test_an_image_on_top_of_a_cache_meets_its_own_experts(experts, at):
     torch.testing.assert_close(torch.cat([before.logits, after], dim=1), whole, atol=1e-5, rtol=0)
 
 
-def test_causal_images_may_be_cut_anywhere():
+def test_causal_images_may_be_split_anywhere():
     twins = make_twins(modeling_solo, model={"experts": ALL}, sequence={"sliding_window": 6})
     inputs = twins.inputs(document(twins.config, 3, (2, 2), 4, (1, 2), 2))
     whole = logits_of(twins, inputs)
@@ -192,14 +192,14 @@ def test_causal_images_may_be_cut_anywhere():
     torch.testing.assert_close(torch.cat([before.logits, after], dim=1), whole, atol=1e-5, rtol=0)
 
 
-def test_an_image_that_sees_itself_is_not_cut(experts):
+def test_a_bidirectional_image_must_not_be_split(experts):
     inputs = experts.inputs(document(experts.config, 3, (2, 2), 4))
     first, _ = split(inputs, 6)
-    with pytest.raises(ValueError, match="two chunks"):
+    with pytest.raises(ValueError, match="split within an image"):
         logits_of(experts, first)
 
 
-def test_rows_and_columns_on_top_of_a_cache_need_positions(by_rows):
+def test_grid_positions_on_top_of_a_cache_must_be_given(by_rows):
     inputs = by_rows.inputs(document(by_rows.config, 3, (2, 2), 4))
     whole = logits_of(by_rows, inputs)
     positions = by_rows.torch_model.model.get_position_ids(**{n: v for n, v in inputs.items() if n != "pixel_values"})
@@ -212,7 +212,7 @@ def test_rows_and_columns_on_top_of_a_cache_need_positions(by_rows):
         logits_of(by_rows, second, past_key_values=cache)
 
 
-def test_patches_and_placeholders_must_be_as_many(experts):
+def test_patches_must_match_placeholders(experts):
     inputs = experts.inputs(document(experts.config, 3, (2, 2), 4))
     inputs["pixel_values"] = inputs["pixel_values"][:3]
     with pytest.raises(ValueError, match=r"4 placeholders .* 3 patches"):
@@ -220,7 +220,7 @@ def test_patches_and_placeholders_must_be_as_many(experts):
 
 
 def greedy(twins, inputs, count):
-    """Greedy decoding without any cache: everything is read anew for every token."""
+    """Decodes greedily without a cache."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     for _ in range(count):
         logits = logits_of(twins, inputs | {"input_ids": ids, "attention_mask": mask})[:, -1]
@@ -235,7 +235,7 @@ SETTINGS = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": [PLACEHO
 
 @pytest.fixture(scope="module")
 def by_rows():
-    """Positions of time, row and column."""
+    """A model with grid positions."""
     return make_twins(modeling_solo, **SWITCHES["grid_positions"])
 
 
@@ -263,7 +263,7 @@ def test_beams_keep_their_rows_images(twins):
     torch.testing.assert_close(twice, logits_of(twins, inputs).repeat_interleave(2, dim=0), atol=1e-5, rtol=0)
 
 
-def test_prompts_are_read_in_chunks(twins):
+def test_chunked_prefill(twins):
     inputs = twins.inputs(document(twins.config, 4, (2, 2), 5))
     wanted = twins.torch_model.generate(**inputs, **SETTINGS)
     found = twins.torch_model.generate(**inputs, **SETTINGS, prefill_chunk_size=4 + 7)
@@ -271,7 +271,7 @@ def test_prompts_are_read_in_chunks(twins):
 
 
 def test_a_second_turn_with_an_image(twins):
-    """The whole conversation again, with all images, on top of the cache of the first turn."""
+    """Gives the whole conversation with all images again, on top of the cache of the first turn."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=twins.torch_model.config)

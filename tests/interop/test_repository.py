@@ -1,4 +1,4 @@
-"""An exported native repository in other people's hands: transformers alone, in a process without a network."""
+"""An exported native repository is used with transformers alone, in a process without a network."""
 
 import os
 import subprocess
@@ -103,7 +103,7 @@ def test_auto_classes_load_it_without_a_network(repository, tmp_path):
     assert "answer: b" in done.stdout
 
 
-def test_shipped_code_imports_nothing_of_this_package(repository):
+def test_exported_code_does_not_import_this_package(repository):
     for file in repository.glob("*.py"):
         lines = [line for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
         assert lines

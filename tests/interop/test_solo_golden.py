@@ -1,4 +1,4 @@
-"""SOLO (solo.md 6: G10, G12, G15): stock Mistral, fed hand-built embeddings, is the whole oracle."""
+"""Compares SOLO (solo.md 6: G10, G12, G15) with stock Mistral on hand-built embeddings."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ WINDOW = 6
 
 @pytest.fixture(scope="module")
 def mistral():
-    """Random, with a window of seven keys: the slot and the six before it."""
+    """A random Mistral with a sliding window of seven slots."""
     torch.manual_seed(0)
     config = transformers.MistralConfig(
         vocab_size=VOCAB,
@@ -44,7 +44,7 @@ def projection() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(mistral, projection, tmp_path_factory) -> Path:
-    """A repository as the authors publish theirs: Mistral's names and one more, under Mistral's model_type."""
+    """A repository like the published one: Mistral's tensors and one more, under Mistral's model_type."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("solo")
@@ -62,7 +62,7 @@ def model(folder) -> Monolith:
 
 
 def oracle(mistral, projection, ids, indices, patches, mask=None, labels=None):
-    """Logits, loss, and gradients of embeddings and projection; the zero row is the text's."""
+    """Returns logits, loss, and gradients of embeddings and projection; text uses the zero row."""
     table = torch.tensor(projection, requires_grad=True)
     embedding = mistral.get_input_embeddings()
     vectors = torch.cat([torch.tensor(patches) @ table.T, torch.zeros(1, WIDTH)])
@@ -85,7 +85,7 @@ def oracle(mistral, projection, ids, indices, patches, mask=None, labels=None):
 
 
 def image(rows: int, columns: int, end: int, first: int = 0) -> tuple[list[int], list[int]]:
-    """Ids and indices of an image's tokens: separators between rows only (solo.md 1.6)."""
+    """Returns ids and indices of an image's tokens, with separators between rows only (solo.md 1.6)."""
     ids, indices = [VISION], [-1]
     for row in range(rows):
         ids += [ROW] * (row > 0) + [PATCH] * columns
@@ -140,7 +140,7 @@ def test_loss_and_gradients_are_those_of_mistral(kind, model, mistral, projectio
 
 
 def test_rows_padded_on_either_side(model, mistral, projection) -> None:
-    """A batch of two whose patches stand one after the other, the indices of the second counted on."""
+    """The patches of both rows are concatenated, and the indices of the second row continue the first's."""
     long, short = sample("two images"), sample("one image")
     size, missing = long["input_ids"].shape[1], long["input_ids"].shape[1] - short["input_ids"].shape[1]
     patches = np.concatenate([long["vision_patches"], short["vision_patches"]])
@@ -157,8 +157,8 @@ def test_rows_padded_on_either_side(model, mistral, projection) -> None:
         np.testing.assert_allclose(model.logits(batch)[real], expected[real], atol=1e-4)
 
 
-def test_what_stands_under_a_patch_counts(model) -> None:
-    """The embedding of the token at a patch's place is added: another id, other logits; two ids are refused."""
+def test_the_embedding_of_the_placeholder_is_added_to_patches(model) -> None:
+    """Another placeholder id gives other logits; two different ids are refused."""
     given = sample("one image")
     other = np.where(given["input_ids"] == PATCH, 50, given["input_ids"])
     found, moved = model.logits(model.batch(**given)), model.logits(model.batch(**{**given, "input_ids": other}))
@@ -176,7 +176,7 @@ def test_indices_out_of_range_are_refused(model) -> None:
         model.batch(input_ids=given["input_ids"], vision_patches=given["vision_patches"])
 
 
-def test_tensors_of_torch_are_taken_in_any_precision(model) -> None:
+def test_torch_tensors_of_any_precision_are_accepted(model) -> None:
     given = sample("one image")
     tensors = {name: torch.tensor(value) for name, value in given.items()}
     tensors["vision_patches"] = tensors["vision_patches"].bfloat16().requires_grad_()

@@ -1,4 +1,4 @@
-"""A SOLO repository as the authors publish theirs, tokenizer and all: opened, asked, answered (solo.md 6: G5, G12)."""
+"""Loads a SOLO repository like the published one, with its tokenizer, and generates (solo.md 6: G5, G12)."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def published_tokenizer() -> tuple[bytes, dict[str, int]]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """(folder, stock Mistral with the same weights, projection, ids of the tokens)."""
+    """Returns (folder, stock Mistral with the same weights, projection, ids of the tokens)."""
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("solo")
@@ -76,7 +76,7 @@ def model(published) -> Monolith:
     return solo.load(published[0])
 
 
-def test_the_published_ids_are_kept_and_text_does_not_become_them(published, model) -> None:
+def test_published_ids_are_kept_and_text_never_produces_them(published, model) -> None:
     ids = published[3]
     assert [model.tokenizer.id(token) for token in ("<vision>", "<vrow_sep>")] == [ids["<vision>"], ids["<vrow_sep>"]]
     assert model.placeholder_id == ids["<vpatch>"] == model.config.model.patch_embed.token_id
@@ -88,7 +88,7 @@ def picture(width: int, height: int) -> PillowImage.Image:
 
 
 def embedded_prompt(published, question: str, image: PillowImage.Image, rows: int, columns: int):
-    """The authors' prompt by hand: image, `<s>`, `[INST] question [/INST]`; the image ends with <vision> again."""
+    """Builds the authors' prompt: image, `<s>`, `[INST] question [/INST]`; the image also ends with <vision>."""
     _, mistral, projection, ids = published
     import sentencepiece
 
@@ -111,7 +111,7 @@ def embedded_prompt(published, question: str, image: PillowImage.Image, rows: in
 
 
 def greedy(published, embeds) -> list[int]:
-    """Everything computed anew for each token; the published ids from <vision> on are suppressed."""
+    """Decodes without a cache; the published ids from <vision> on are suppressed."""
     _, mistral, _, ids = published
     found: list[int] = []
     while len(found) < NEW_TOKENS and 2 not in found:
@@ -136,7 +136,7 @@ def test_answers_are_those_of_mistral_on_the_authors_prompt(published, model) ->
     assert answers[0] != answers[1]
 
 
-def test_the_folder_is_left_as_it_was(published) -> None:
+def test_loading_leaves_the_folder_unchanged(published) -> None:
     assert sorted(path.name for path in Path(published[0]).iterdir()) == [
         "config.json",
         "model.safetensors",

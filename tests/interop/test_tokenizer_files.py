@@ -1,4 +1,4 @@
-"""What an export makes of our tokenizers and chat templates gives the ids that ours give."""
+"""Exported tokenizers and chat templates give the same ids as ours."""
 
 import io
 import random
@@ -23,7 +23,7 @@ MORE = ("<|im_start|>", "<|im_end|>", "<image>")
 
 
 def strings():
-    """Prose, noise, spaces at every place, characters without a token, SentencePiece's own sign for the space."""
+    """Yields prose, noise, spaces everywhere, characters without a token, and SentencePiece's sign for the space."""
     rng = random.Random(0)
     yield from ("", " ", "  a", "a  ", "\n\n a\tb", "▁", "a▁b", "\x00", "日本語 🙂", "é" * 30, "a" * 300)
     for text in TEXTS[:20]:
@@ -35,7 +35,7 @@ def strings():
 
 
 def trained(kind, **options):
-    """A SentencePiece model as other projects train them."""
+    """Trains a SentencePiece model with the settings of other projects."""
     model = io.BytesIO()
     settings = {"byte_fallback": True, "normalization_rule_name": "identity", "minloglevel": 2, "num_threads": 1}
     sentencepiece.SentencePieceTrainer.Train(
@@ -86,7 +86,7 @@ CONVERSATIONS = {
 
 
 def their_ids(theirs, template, turns, open_turn, bos, eos):
-    """As `apply_chat_template` renders and tokenises."""
+    """Renders and tokenises like `apply_chat_template`."""
 
     def part_of(part):
         return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}

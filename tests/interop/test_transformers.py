@@ -1,4 +1,4 @@
-"""What transformers and PyTorch themselves save and compute, against our rules."""
+"""Compares our rules with what transformers and PyTorch save and compute."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ NATIVE_TO_TRANSFORMERS = (
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Name -> folder of a random model that transformers made from our config.json and saved its own way."""
+    """Returns folders of random models that transformers made from our config.json and saved, by name."""
     folders = {}
     for name in NATIVE_TO_TRANSFORMERS:
         layout, config, _ = tiny(name)
@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NATIVE_TO_TRANSFORMERS)
-def test_transformers_saves_the_tensors_that_our_rules_name(saved, name):
+def test_tensors_that_transformers_saves(saved, name):
     layout, _, definition = tiny(name)
     with TensorReader(saved[name]) as reader:
         stored = {LAYOUTS[layout].canonical(info.name): info.shape for info in reader.values()}
@@ -53,8 +53,8 @@ def test_transformers_saves_the_tensors_that_our_rules_name(saved, name):
 
 
 @pytest.mark.parametrize("name", NATIVE_TO_TRANSFORMERS)
-def test_the_config_that_transformers_saves_says_the_same_as_ours(saved, name):
-    """Ours has the older keys of rotary positions, transformers 5 writes the new ones."""
+def test_config_json_that_transformers_saves(saved, name):
+    """Ours has the older keys of rotary positions; transformers 5 writes the new ones."""
     layout, config, _ = tiny(name)
     written = read_config_json(saved[name])
     assert "rope_parameters" in written.get("text_config", written)
@@ -67,7 +67,7 @@ def rule_of(layout, name, ending):
     return found
 
 
-def test_persimmons_heads_are_split_as_its_own_code_splits_them(saved):
+def test_persimmons_packed_heads(saved):
     model = transformers.AutoModelForCausalLM.from_pretrained(saved["fuyu"])
     attention = model.model.language_model.layers[0].self_attn
     with torch.no_grad():
@@ -86,15 +86,15 @@ def test_persimmons_heads_are_split_as_its_own_code_splits_them(saved):
         )
 
 
-def test_internlm2s_heads_come_by_groups():
-    """mono_internvl.md 1.5: rows of a group are [q0, q1, k, v], query head = group * 2 + place."""
+def test_internlm2s_packed_heads():
+    """Rows of a group are [q0, q1, k, v], and query head = group * 2 + place (mono_internvl.md 1.5)."""
     rule = rule_of(INTERNLM2, "internlm2", "layers.1.attention.wqkv.weight")
     head = np.repeat(np.arange(8), 8)[:, None] * np.ones((1, 32))  # each head's rows hold its place in the tensor
     q, k, v = rule.split(head)
     assert [list(part[0, :, 0]) for part in (q, k, v)] == [[0, 1, 4, 5], [2, 6], [3, 7]]
 
 
-def test_a_linear_layer_and_the_projection_of_heads():
+def test_the_output_projection_of_heads():
     layout, _, definition = tiny("mistral")
     rules = {rule.name: rule for rule in LAYOUTS[layout].tensors(definition)}
     weight, heads = torch.randn(32, 32), torch.randn(2, 4, 8)
@@ -104,12 +104,12 @@ def test_a_linear_layer_and_the_projection_of_heads():
 
 
 def patch(side):
-    """A random picture of one patch [3, p, p]."""
+    """Returns a random image of one patch [3, p, p]."""
     return torch.randn(3, side, side, generator=torch.Generator().manual_seed(side))
 
 
 def inner_patches(pixels, inner):
-    """Of a patch [C, p, p], row by row: [n*n, C*i*i]; as solo/model cuts them."""
+    """Cuts a patch [C, p, p] into inner patches row by row [n*n, C*i*i], as solo.model does."""
     channels, side, _ = pixels.shape
     count = side // inner
     cut = pixels.reshape(channels, count, inner, count, inner).transpose(1, 3, 0, 2, 4)
@@ -126,7 +126,7 @@ def test_the_first_convolution_is_a_product_of_inner_patches(layout):
     np.testing.assert_allclose(inner_patches(pixels.numpy(), 4) @ kernel, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_second_convolution_is_a_product_of_channels_side_by_side():
+def test_the_second_convolution_is_a_product_of_concatenated_channels():
     rule = rule_of(LAYOUTS["evev2"], "evev2", "patch_embedding.2.weight")
     weight, channels = torch.randn(rule.shape), torch.randn(6, 2, 2)
     (kernel,) = rule.split(weight.numpy())
@@ -144,7 +144,7 @@ def test_fuyus_pixels_have_their_channels_last():
 
 
 def our_batch(ids, image_token_id, patches, grid):
-    """One row in reading order, images' patches where `image_token_id` stands."""
+    """Makes one row from token ids in reading order, with patches in place of `image_token_id`."""
     visual = ids == image_token_id
     count = int(visual.sum())
     slots = np.where(visual, np.cumsum(visual) - 1, count + np.cumsum(~visual) - 1)
@@ -161,7 +161,7 @@ def our_batch(ids, image_token_id, patches, grid):
 
 @pytest.mark.parametrize("name", ["llama", "qwen2 with a tied head", "qwen3", "fuyu", "fuyu with mistral"])
 def test_logits_are_those_of_transformers(saved, name):
-    """Text, and for Fuyu an image of 2 x 3 patches in front of it; float32, and positions beyond a llama3's length."""
+    """Text, for Fuyu after an image of 2 x 3 patches, in float32; positions exceed llama3's trained length."""
     model = transformers.AutoModelForCausalLM.from_pretrained(saved[name], attn_implementation="eager")
     layout, config, definition = tiny(name)
     generator = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def parameters_of(folder, config, rows):
 
 
 def text_logits(definition, parameters, tokens):
-    """Of one row of text."""
+    """Returns the logits of one row of text."""
     length = len(tokens)
     counts = np.arange(1, length + 1)
     zeros = np.zeros((1, length), np.int32)
@@ -129,7 +129,7 @@ def test_draws_are_a_function_of_the_seed(tmp_path):
 
 
 def test_a_monolith_is_upcycled_to_experts_of_attention(tmp_path):
-    """Mono-InternVL 1 to 1.5."""
+    """From Mono-InternVL 1 to 1.5."""
     _, config, definition = tiny("mono_internvl 1.5")
     image = config.image.model_copy(update={"patch_order": "rows"})
     config = config.model_copy(update={"image": image})

@@ -1,4 +1,4 @@
-"""From a repository to parameters on a mesh: every number in its place, and nothing at all where something is wrong."""
+"""Repositories load as parameters on a mesh, or not at all if something is wrong."""
 
 import jax
 import ml_dtypes
@@ -15,12 +15,12 @@ from solo.sharding.mesh import make_mesh, parameter_shardings
 from tests.interop.models import tiny
 from tests.interop.repositories import save
 
-# Packed tensors and convolutions, biases, every switch at once, learned experts; the rest is in test_layouts.
-CHOSEN = ("mono_internvl 1.5", "fuyu", "native", "native with learned experts")
+# Packed tensors and convolutions, biases, every switch at once, MoE; test_layouts covers the rest.
+CHOSEN = ("mono_internvl 1.5", "fuyu", "native", "native with a mixture of experts")
 
 
 @pytest.mark.parametrize("name", CHOSEN)
-def test_there_and_back_is_the_identity(tmp_path, name):
+def test_loading_and_saving_is_the_identity(tmp_path, name):
     layout, _, definition = tiny(name)
     tensors = save(tmp_path, name, ml_dtypes.bfloat16)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, data=2))
@@ -36,7 +36,7 @@ def test_there_and_back_is_the_identity(tmp_path, name):
         assert again.tobytes() == tensors[rule.name].tobytes(), rule.name
 
 
-def test_rows_that_are_not_published_are_zero(tmp_path):
+def test_vocabulary_padding_is_zero(tmp_path):
     _, _, definition = tiny("solo")
     save(tmp_path, "solo")
     parameters = load_parameters(tmp_path, definition, make_mesh(MeshConfig(), jax.devices()[:1]))
@@ -45,7 +45,7 @@ def test_rows_that_are_not_published_are_zero(tmp_path):
     assert np.asarray(parameters["text_embed"][99]).all()
 
 
-def test_everything_that_does_not_fit_is_said_at_once(tmp_path):
+def test_all_faults_are_listed_at_once(tmp_path):
     def change(tensors):
         del tensors["model.norm.weight"]
         tensors["model.stray.weight"] = np.zeros(3, np.float32)
@@ -65,7 +65,7 @@ def test_everything_that_does_not_fit_is_said_at_once(tmp_path):
     assert len(str(error.value).splitlines()) == 5
 
 
-def test_two_names_of_one_tensor(tmp_path):
+def test_a_tensor_under_two_names(tmp_path):
     def change(tensors):
         tensors["model.vision_embed_tokens.bias"] = tensors["vision_embed_tokens.bias"]
 
@@ -80,7 +80,7 @@ def test_a_text_model_does_not_hold_a_monolith(tmp_path):
         load_parameters(tmp_path, tiny("mistral")[2], make_mesh(MeshConfig()))
 
 
-def test_a_tied_head_may_be_stored_if_it_is_the_same(tmp_path):
+def test_a_tied_head_may_be_stored_if_it_is_equal(tmp_path):
     layout, _, definition = tiny("qwen2 with a tied head")
 
     def stored_twice(tensors):
@@ -101,7 +101,7 @@ def test_a_tied_head_may_be_stored_if_it_is_the_same(tmp_path):
         matched(reader, LAYOUTS[layout], definition, "it")
 
 
-def test_buffers_that_older_versions_store_are_left_alone(tmp_path):
+def test_buffers_of_older_versions_are_ignored(tmp_path):
     def change(tensors):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
 

@@ -1,4 +1,4 @@
-"""A random tiny model in JAX and the same in PyTorch, and documents for both."""
+"""A random tiny model in JAX and in PyTorch, and documents for both."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ SHAPE = RowShape(12, 24, 0)  # one for all: compiling takes most of the time
 
 
 def twin_config(**sections: dict[str, Any]) -> Config:
-    """A model of 2 layers; `sections` replace keys of model, image and sequence."""
+    """Returns the config of a model with 2 layers; `sections` replace keys of model, image and sequence."""
     found: dict[str, Any] = {
         "name": "twin",
         "image": {"patch_size": 4, "max_side": 16, "tile_size": 16},
@@ -37,7 +37,7 @@ def twin_config(**sections: dict[str, Any]) -> Config:
 
 @dataclass
 class Twins:
-    """The same numbers twice."""
+    """The same weights in JAX and in PyTorch."""
 
     config: Config
     definition: ModelDefinition
@@ -45,7 +45,7 @@ class Twins:
     torch_model: Any
 
     def jax_logits(self, document: Document) -> np.ndarray:
-        """Float32 logits [N, V] in reading order."""
+        """Returns float32 logits [N, V] in reading order."""
         batch = stack([assemble_row([(document, 0)], SHAPE, self.config.image, 0, self.config.sequence)])
         logits_SV = np.asarray(_logits(self.definition, self.parameters, batch))[0, :, :VOCAB]
         is_patch = document.tokens == PATCH
@@ -55,7 +55,7 @@ class Twins:
         return found
 
     def inputs(self, *documents: Document, pad: str = "left") -> dict[str, Any]:
-        """What the processor would make of documents: padded ids, a mask, patches of all of them."""
+        """Returns what the processor makes of documents: padded ids, a mask, and the patches of all documents."""
         import torch
 
         length = max(len(document.tokens) for document in documents)
@@ -79,14 +79,14 @@ class Twins:
 
 
 def make_twins(remote: ModuleType, attention: str = "sdpa", **sections: dict[str, Any]) -> Twins:
-    """A random model in both; `remote` is the module with the PyTorch classes."""
+    """Makes a random model; `remote` is the module with the PyTorch classes."""
     import torch
 
     config = twin_config(**sections)
     definition = ModelDefinition(config.model, config.image, VOCAB)
     rng = np.random.default_rng(3)
     parameters = {
-        # Norm scales around 1, biases and all else wide enough that every switch shows in the logits.
+        # Norm scales are around 1, and all else is large enough that every switch changes the logits.
         path: np.asarray(rng.normal(1.0 if path.endswith("scale") else 0.0, 0.2, spec.shape), np.float32)
         for path, spec in definition.specs.items()
     }
@@ -110,7 +110,7 @@ def make_twins(remote: ModuleType, attention: str = "sdpa", **sections: dict[str
 
 
 def document(config: Config, *parts: int | tuple[int, int], seed: int = 0) -> Document:
-    """Text runs (a length each) and images (rows and columns each), in reading order."""
+    """Makes a document of text runs (lengths) and images (rows, columns), in reading order."""
     rng = np.random.default_rng(seed)
     image, tokens, numbers, grids = config.image, [], [], []
     for number, part in enumerate(parts):

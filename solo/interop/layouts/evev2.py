@@ -8,7 +8,6 @@ pixels of area.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 from solo.config import Config
@@ -88,10 +87,8 @@ class EVEv2(Layout):
         inner, channels = config.patch_embed.inner_size or 0, config.patch_embed.inner_width or 0
         count = definition.image.patch_size // inner
         merged = (config.width, channels, count, count)
-        visual = [QWEN2.layer_tensors(rules, n, region="patches", mark="moe_") for n in range(config.layers)]
         return [
-            *QWEN2.text_tensors(rules),
-            *chain(*visual),
+            *QWEN2.text_tensors(rules, visual_mark="moe_"),
             rules.tensor(f"{_EMBED}.0.weight", "patch_embed/inner/kernel", shape=(channels, 3, inner, inner)),
             # Ours has the channels of the inner patches last, a convolution has them before y and x.
             rules.rearranged(f"{_EMBED}.2.weight", "patch_embed/merge/kernel", view=merged, order=(2, 3, 1, 0)),

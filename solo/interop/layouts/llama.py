@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from solo.config import Config
 from solo.interop.layout import Layout, Rules, Sections, TensorRule, demand, experts, get, sections
@@ -21,20 +20,6 @@ _SIZES = {
     "ffn_width": "intermediate_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
-}
-_TENSORS = {
-    "model.embed_tokens.weight": "text_embed",
-    "model.norm.weight": "final_norm/scale",
-    "lm_head.weight": "head",
-}
-_LAYER_TENSORS = {
-    "{mark}input_layernorm.weight": ("attention_norm", "scale"),
-    **{f"self_attn.{{mark}}{each}_proj.weight": ("qkv", each) for each in "qkv"},
-    **{f"self_attn.{{mark}}{each}_proj.bias": ("qkv", f"{each}_bias") for each in "qkv"},
-    **{f"self_attn.{{mark}}{each}_norm.weight": ("qkv", f"{each}_norm/scale") for each in "qk"},
-    "self_attn.{mark}o_proj.weight": ("out", "kernel"),
-    "{mark}post_attention_layernorm.weight": ("ffn_norm", "scale"),
-    **{f"{{mark}}mlp.{each}_proj.weight": ("ffn", each) for each in ("gate", "up", "down")},
 }
 
 
@@ -72,7 +57,26 @@ class LlamaLike(Layout):
         qk_norm: see `ModelConfig`.
         windowed: whether `sliding_window` applies to every layer.
         max_positions: the value of max_position_embeddings to write.
+        names: tensor -> parameter, outside the layers.
+        layer_names: tensor -> component and last part of the path, in a layer; see `Rules.layer`.
+        packed_names: tensor -> last parts of the paths of q, k and v that it packs.
     """
+
+    names: ClassVar[Mapping[str, str]] = {
+        "model.embed_tokens.weight": "text_embed",
+        "model.norm.weight": "final_norm/scale",
+        "lm_head.weight": "head",
+    }
+    layer_names: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "{mark}input_layernorm.weight": ("attention_norm", "scale"),
+        **{f"self_attn.{{mark}}{each}_proj.weight": ("qkv", each) for each in "qkv"},
+        **{f"self_attn.{{mark}}{each}_proj.bias": ("qkv", f"{each}_bias") for each in "qkv"},
+        **{f"self_attn.{{mark}}{each}_norm.weight": ("qkv", f"{each}_norm/scale") for each in "qk"},
+        "self_attn.{mark}o_proj.weight": ("out", "kernel"),
+        "{mark}post_attention_layernorm.weight": ("ffn_norm", "scale"),
+        **{f"{{mark}}mlp.{each}_proj.weight": ("ffn", each) for each in ("gate", "up", "down")},
+    }
+    packed_names: ClassVar[Mapping[str, tuple[str, str, str]]] = {}
 
     name: str
     architecture: str
@@ -129,15 +133,22 @@ class LlamaLike(Layout):
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         return self.text_tensors(Rules(definition))
 
-    def text_tensors(self, rules: Rules, prefix: str = "") -> list[TensorRule]:
-        """Returns the rules of the language model; `prefix` precedes every name."""
-        first, *last = rules.tensors({prefix + name: path for name, path in _TENSORS.items()})
-        layers = [self.layer_tensors(rules, layer, prefix) for layer in range(rules.config.layers)]
-        return [first, *chain(*layers), *last]
+    def text_tensors(self, rules: Rules, prefix: str = "", visual_mark: str | None = None) -> list[TensorRule]:
+        """Returns the rules of the language model.
 
-    def layer_tensors(self, rules: Rules, layer: int, prefix: str = "", **experts: str) -> list[TensorRule]:
-        """Returns the rules of one layer; `experts` are the region and mark of `Rules.layer`."""
-        return rules.layer(_LAYER_TENSORS, f"{prefix}model.layers.{layer}.", layer, **experts)
+        Args:
+            rules: of the model.
+            prefix: precedes every name.
+            visual_mark: `{mark}` in the names of visual experts. None leaves these out.
+        """
+        first, *last = rules.tensors({prefix + name: path for name, path in self.names.items()})
+        found = [first]
+        for layer in range(rules.config.layers):
+            name = f"{prefix}model.layers.{layer}."
+            found += rules.layer(self.layer_names, self.packed_names, name, layer)
+            if visual_mark is not None:
+                found += rules.layer(self.layer_names, self.packed_names, name, layer, "patches", visual_mark)
+        return [*found, *last]
 
     def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
         """A tied head that is stored all the same, as in Qwen3-0.6B."""

@@ -1,8 +1,8 @@
-"""Configuration of a monolithic vision-language model, shipped beside its weights.
+"""Configuration of a monolithic vision-language model, shipped with its weights.
 
-One transformer reads text tokens and raw image patches. What it is made of stands in three sections that are copied
-from the training config as they are: `model` (the network), `image` (how an image becomes patches) and `sequence`
-(chat template, positions, sliding window). The usual top-level names (`hidden_size`, ...) follow from them.
+One transformer reads text tokens and raw image patches. Three sections of the training config describe it: `model`
+(the network), `image` (how an image becomes patches) and `sequence` (chat template, positions, sliding window). The
+usual top-level names (`hidden_size`, ...) are derived from them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from transformers import PreTrainedConfig
 
 
 class SoloMonolithConfig(PreTrainedConfig):
-    """The sections, and what other code expects to find in a configuration.
+    """The sections of the training config and the names that other code expects.
 
     Args:
-        model: width, layers, heads, experts, norms, rotary positions ...
-        image: patch size, geometry, begin, end and row tokens, attention among the tokens of an image ...
-        sequence: template, kind of positions, sliding window.
-        vocab_size: rows of the embedding, the placeholder's included.
-        image_token_id: the placeholder: it stands in `input_ids` where a patch stands.
-        image_begin_id: token before an image's patches, or None.
-        image_end_id: token behind them, or None.
+        model: width, layers, heads, experts, norms, rotary positions, and so on.
+        image: patch size, geometry, delimiter tokens, image mask, and so on.
+        sequence: chat template, kind of positions, sliding window.
+        vocab_size: rows of the embedding, including the placeholder's.
+        image_token_id: placeholder in `input_ids` for a patch.
+        image_begin_id: token before the patches of an image, or None.
+        image_end_id: token after the patches of an image, or None.
         image_row_id: token between two rows of patches, or None.
-        max_position_embeddings: the longest sequence that was trained; longer ones are not refused.
-        use_cache: whether a forward pass returns a cache unless told otherwise.
+        max_position_embeddings: the longest training sequence. Longer sequences are allowed.
+        use_cache: whether a forward pass returns a cache by default.
 
     Raises:
         ValueError: a top-level name contradicts its section.
@@ -58,12 +58,12 @@ class SoloMonolithConfig(PreTrainedConfig):
         for name, value in self._derived().items():
             given = kwargs.pop(name, value)
             if given != value:
-                raise ValueError(f"{name} {given!r} contradicts the section it follows from: {value!r}; change that")
+                raise ValueError(f"{name} is {given!r}, but its section says {value!r}; change the section")
             setattr(self, name, value)
         super().__init__(**kwargs)
 
     def _derived(self) -> dict[str, Any]:
-        """Top-level names that follow from the sections."""
+        """Returns the top-level names that are derived from the sections."""
         model = self.model
         return {
             "hidden_size": model["width"],
@@ -79,12 +79,12 @@ class SoloMonolithConfig(PreTrainedConfig):
 
     @property
     def rotary_dim(self) -> int:
-        """How many of a head's dimensions are rotated, the first ones."""
+        """Number of dimensions of a head that are rotated: the first ones."""
         return int(self.head_dim * self.model["rope_fraction"])
 
     @property
     def routes(self) -> bool:
-        """Whether patches have weights of their own in some component."""
+        """Whether some component has separate weights for patches."""
         return "modality" in self.model["experts"].values()
 
 

@@ -1,6 +1,6 @@
-"""From images to patches: resized, cut, normalised. The same pixels as in training, to the last bit.
+"""Resizes images, cuts them into patches and normalises them, with the same pixels as in training, bit for bit.
 
-`image` in `preprocessor_config.json` is the training config's section of that name; its keys are used by their names.
+`image` in `preprocessor_config.json` is the section of that name in the training config.
 """
 
 import math
@@ -15,11 +15,11 @@ from transformers.processing_utils import ImagesKwargs
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 BEGIN_MARKER, ROW_MARKER = -1, -2
-_PADDING = 1  # of 255: what is beside and under an image that is filled up to whole patches
+_PADDING = 1  # value of 255 that pads an image to whole patches
 
 
 class Grid(NamedTuple):
-    """What an image is cut into: tiles of rows x columns patches."""
+    """An image as `tiles` grids of `rows` x `columns` patches."""
 
     tiles: int
     rows: int
@@ -27,17 +27,17 @@ class Grid(NamedTuple):
 
 
 class SoloMonolithImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """images_per_text: how many images each text has, where the tiles of a text are shared out among them."""
+    """`images_per_text` is the number of images of each text. With `share_tiles` they share a budget of tiles."""
 
     images_per_text: list[int] | None
     max_tiles: int | None
 
 
 class SoloMonolithImageProcessor(BaseImageProcessor):
-    """Images to patches.
+    """Turns images into patches.
 
     Args:
-        image: geometry, patch_size, resample, mean, std and what the geometry needs.
+        image: the section of the config: geometry, patch_size, resample, mean, std, and so on.
     """
 
     model_input_names = ("pixel_values", "patches_grid")
@@ -45,7 +45,7 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
 
     def __init__(self, image: dict[str, Any] | None = None, **kwargs: Any):
         if image is None:
-            raise ValueError("an image processor of this model needs the section `image` of its config")
+            raise ValueError("the image processor of this model needs the section `image` of its config")
         super().__init__(**kwargs)
         self.image = image
 
@@ -57,18 +57,18 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Cut images.
+        """Cuts images into patches.
 
         Args:
-            images: Pillow images, arrays [height, width, 3], paths or addresses; one or lists of them.
-            images_per_text: images of each text, in order.
-            max_tiles: instead of the config's.
-            return_tensors: "pt" or "np"; arrays otherwise.
+            images: one or more Pillow images, arrays [height, width, 3], paths or URLs.
+            images_per_text: number of images of each text, in order.
+            max_tiles: overrides the config's.
+            return_tensors: "pt" or "np"; NumPy arrays by default.
             kwargs: ignored.
 
         Returns:
-            pixel_values    float32 [n, p*p*3]: normalised, channel by channel; image after image, tile after tile
-            patches_grid    int64 [n, 2]: row and column of each in its image or tile
+            pixel_values    float32 [n, p*p*3]: normalised pixels of the patches of all images, channel by channel
+            patches_grid    int64 [n, 2]: row and column of each patch in its image or tile
             image_grids_of  tiles, rows and columns of every image, as a list
         """
         found = [self.open(image) for image in make_flat_list_of_images(self.fetch_images(images))]
@@ -84,20 +84,20 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return feature
 
     def open(self, image: Any) -> Image.Image:
-        """An RGB Pillow image, turned as its file asks for where the training did so; alpha is dropped."""
+        """Returns an RGB Pillow image without alpha, rotated by its EXIF orientation if training did so."""
         if not isinstance(image, Image.Image):
             array = np.asarray(image)
             channels_first = array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3)
             array = array.transpose(1, 2, 0) if channels_first else array
             if array.dtype != np.uint8:
-                raise ValueError(f"an image as an array holds bytes, 0 to 255, not {array.dtype}")
+                raise ValueError(f"an image array must have dtype uint8, not {array.dtype}")
             image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
         if self.image["exif"] == "apply":
             image = ImageOps.exif_transpose(image)
         return image.convert("RGB")
 
     def grid(self, width: int, height: int, images: int = 1, max_tiles: int | None = None) -> Grid:
-        """What an image of this size is cut into, `images` being in its text."""
+        """Returns the grid of an image of this size whose text has `images` images."""
         config = self.image
         if config["geometry"] == "tiles":
             columns, rows = tile_grid(width, height, config, images, max_tiles)
@@ -107,7 +107,7 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return Grid(1, -(-high // config["patch_size"]), -(-wide // config["patch_size"]))
 
     def cut(self, image: Image.Image, images: int, max_tiles: int | None) -> tuple[np.ndarray, np.ndarray, Grid]:
-        """Raw pixels uint8 [n, p*p*3], places [n, 2], and the grid."""
+        """Returns raw pixels uint8 [n, p*p*3], places [n, 2], and the grid."""
         config = self.image
         if config["geometry"] == "tiles":
             wholes = self._tiles(image, *tile_grid(*image.size, config, images, max_tiles))
@@ -123,7 +123,7 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return pixels, places, grid
 
     def normalised(self, raw: np.ndarray) -> np.ndarray:
-        """(value / 255 - mean) / std, float32."""
+        """Returns (value / 255 - mean) / std, float32."""
         mean, std = (np.repeat(np.float32(self.image[key]), raw.shape[1] // 3) for key in ("mean", "std"))
         found = (raw.astype(np.float32) / np.float32(255) - mean) / std
         return found.astype(np.float16).astype(np.float32) if self.image["stored_as_float16"] else found
@@ -145,14 +145,14 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
 
 
 def patches_of(pixels: np.ndarray, side: int, by_column: bool) -> np.ndarray:
-    """uint8 [n, p*p*3] of whole patches [height, width, 3]: value c * p * p + y * p + x of each."""
+    """Cuts pixels [height, width, 3] into patches uint8 [n, p*p*3], whose values are ordered (channel, y, x)."""
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     blocks = pixels.reshape(rows, side, columns, side, 3)
     return blocks.transpose((2, 0, 4, 1, 3) if by_column else (0, 2, 4, 1, 3)).reshape(rows * columns, -1)
 
 
 def with_markers(pixels: np.ndarray, places: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """With a learned token before the image and one behind each row: without pixels, at row -1 or -2."""
+    """Inserts the learned tokens before the image (row -1) and after each row (row -2), without pixels."""
     is_patch = np.full((grid.rows, grid.columns + 1), True)
     is_patch[:, -1] = False
     is_patch = np.concatenate([[False], is_patch.ravel()])
@@ -163,7 +163,7 @@ def with_markers(pixels: np.ndarray, places: np.ndarray, grid: Grid) -> tuple[np
 
 
 def resized(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
-    """Width and height to which a whole image is scaled."""
+    """Returns the width and height to which an untiled image is scaled."""
     rule = {"native": _native, "area": _area, "padded": _padded}[config["geometry"]]
     least = 1 if config["geometry"] == "padded" else config["patch_size"]
     wide, high = rule(width, height, config)
@@ -173,9 +173,10 @@ def resized(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
 def tile_grid(
     width: int, height: int, config: dict[str, Any], images: int = 1, max_tiles: int | None = None
 ) -> tuple[int, int]:
-    """Columns and rows of tiles: of all grids the one whose aspect ratio is nearest to the image's.
+    """Returns the columns and rows of tiles: the grid whose aspect ratio is closest to the image's.
 
-    Of equally near ones the first, with the fewest tiles, unless a later one has less than twice the image's pixels.
+    Among equally close grids it is the one with the fewest tiles, unless a later one has less than twice the pixels of
+    the image.
     """
     most = max_tiles or config["max_tiles"]
     most = max(most // images, 1) if config.get("share_tiles") else most
@@ -190,7 +191,7 @@ def tile_grid(
 
 
 def _native(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
-    """The longer side rounded up to whole patches and capped; the shorter one by the aspect ratio, rounded up."""
+    """Rounds the longer side up to whole patches and caps it; the shorter side keeps the aspect ratio, rounded up."""
     patch, most = config["patch_size"], config.get("max_pixels")
     longer, shorter = max(width, height), min(width, height)
     long_side = min(-(-longer // patch) * patch, config["max_side"])
@@ -202,7 +203,7 @@ def _native(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
 
 
 def _area(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
-    """Scaled to between `min_pixels` and `max_pixels`, the sides rounded to whole patches as `rounding` says."""
+    """Scales to between `min_pixels` and `max_pixels`; `rounding` says how sides become whole patches."""
     patch, pixels = config["patch_size"], width * height
     least, most = config.get("min_pixels") or 0, config.get("max_pixels") or math.inf
     if config["rounding"] == "within":
@@ -221,7 +222,7 @@ def _area(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
 
 
 def _padded(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
-    """Its own size, or scaled down into `max_width` x `max_height`, truncated to whole pixels."""
+    """Scales larger images down to `max_width` x `max_height`, truncated to whole pixels."""
     if width <= config["max_width"] and height <= config["max_height"]:
         return width, height
     scale = min(config["max_height"] / height, config["max_width"] / width)

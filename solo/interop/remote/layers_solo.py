@@ -1,7 +1,7 @@
-"""The parts of a decoder layer and the embedding of patches; see `modeling_solo.py`.
+"""The decoder layer and the patch embeddings; see `modeling_solo.py`.
 
-Letters in names and comments: B rows, S tokens of this step, R of all steps so far, N = B * S, D width, H and K heads
-of queries and of keys, C head dimension, E learned experts, A of them chosen.
+Letters in names and comments: B rows, S tokens of this step, R tokens of all steps so far, N = B * S, D width, H query
+heads, K key/value heads, C head dimension, E experts of a MoE, A active experts per token.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_solo import SoloMonolithConfig
 
-# Rows of patches_grid that are no place: a learned visual token stands there.
+# Rows of patches_grid that mark learned visual tokens.
 BEGIN_MARKER, ROW_MARKER = -1, -2
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm; statistics in float32."""
+    """Root-mean-square norm with float32 statistics."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -40,7 +40,7 @@ def make_norm(kind: str, width: int, eps: float) -> nn.Module:
 
 
 class Routing(NamedTuple):
-    """Flat places (of N) of the patches and of the text; `order` brings both, one after the other, back in order."""
+    """Flat indices (of N) of patches and of text; `order` restores the order of their concatenation."""
 
     patches: Tensor
     text: Tensor
@@ -54,7 +54,7 @@ class Routing(NamedTuple):
 
 
 class PerModality(nn.Module):
-    """A component with one set of weights (`shared`), or one for patches and one for text."""
+    """A component with shared weights, or with modality experts: weights for patches and weights for text."""
 
     def __init__(self, sharing: str, make: Callable[[], nn.Module]):
         super().__init__()
@@ -65,7 +65,7 @@ class PerModality(nn.Module):
             self.patches, self.text = make(), make()
 
     def forward(self, x_ND: Tensor, routing: Routing | None) -> Any:
-        """Without a routing, all tokens are text."""
+        """`routing` is None if all tokens are text."""
         if self.is_shared:
             return self.shared(x_ND)
         if routing is None:
@@ -73,11 +73,11 @@ class PerModality(nn.Module):
         of_patches, of_text = self.patches(x_ND[routing.patches]), self.text(x_ND[routing.text])
         if isinstance(of_text, Tensor):
             return torch.cat([of_patches, of_text])[routing.order]
-        return tuple(torch.cat(parts)[routing.order] for parts in zip(of_patches, of_text, strict=True))
+        return tuple(torch.cat(both)[routing.order] for both in zip(of_patches, of_text, strict=True))
 
 
 class QKV(nn.Module):
-    """Queries [N, H, C], keys and values [N, K, C], with a norm of every head's queries and keys."""
+    """Queries [N, H, C], keys and values [N, K, C], with a norm over each head's queries and keys."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
@@ -95,7 +95,7 @@ class QKV(nn.Module):
 
 
 class FFN(nn.Module):
-    """swiglu: down(silu(gate x) * up x). relu2: down(relu(up x)^2)."""
+    """swiglu: down(silu(gate x) * up x); relu2: down(relu(up x)^2)."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
@@ -110,13 +110,13 @@ class FFN(nn.Module):
 
 
 class MoE(nn.Module):
-    """The likeliest experts of a learned router for every token; no token is dropped."""
+    """Mixture of experts: a learned router sends every token to its top-k experts; no token is dropped."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
-        learned, width = config.model["moe"], config.model["width"]
-        inner = learned["width"] or config.model["ffn_width"] // learned["top_k"]
-        self.count, self.top_k = learned["count"], learned["top_k"]
+        moe, width = config.model["moe"], config.model["width"]
+        inner = moe["width"] or config.model["ffn_width"] // moe["top_k"]
+        self.count, self.top_k = moe["count"], moe["top_k"]
         self.router = nn.Linear(width, self.count, bias=False)
         self.gate = nn.Parameter(torch.empty(self.count, inner, width))
         self.up = nn.Parameter(torch.empty(self.count, inner, width))
@@ -124,21 +124,21 @@ class MoE(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         probability_NE = F.softmax(x_ND.float() @ self.router.weight.float().T, dim=-1)
-        strength_NA, chosen_NA = probability_NE.topk(self.top_k, dim=-1)
+        gate_NA, chosen_NA = probability_NE.topk(self.top_k, dim=-1)
         if self.top_k > 1:
-            strength_NA = strength_NA / strength_NA.sum(dim=-1, keepdim=True)
+            gate_NA = gate_NA / gate_NA.sum(dim=-1, keepdim=True)
         out_ND = torch.zeros_like(x_ND)
         for expert in range(self.count):
             rows, rank = (chosen_NA == expert).nonzero(as_tuple=True)
             x = x_ND[rows]
             inner = F.silu(x @ self.gate[expert].T) * (x @ self.up[expert].T)
-            out = (inner @ self.down[expert].T) * strength_NA[rows, rank, None].to(x.dtype)
+            out = (inner @ self.down[expert].T) * gate_NA[rows, rank, None].to(x.dtype)
             out_ND = out_ND.index_add(0, rows, out)
         return out_ND
 
 
 class MoEFFN(nn.Module):
-    """The learned experts in the place of an FFN."""
+    """A MoE in place of the FFN."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
@@ -149,7 +149,7 @@ class MoEFFN(nn.Module):
 
 
 class InnerEmbed(nn.Module):
-    """What conv and grid share: a convolution of stride `inner_size`, as a product over each inner patch."""
+    """Base of conv and grid: a convolution of stride `inner_size`, computed as a linear layer of each inner patch."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
@@ -160,13 +160,13 @@ class InnerEmbed(nn.Module):
         self.inner = nn.Linear(3 * self.size**2, self.channels)
 
     def convolve(self, pixels: Tensor) -> Tensor:
-        """Pixels [n, p*p*3], channel by channel, to inner patches row by row [n, side * side, channels]."""
+        """Maps pixels [n, p*p*3], channel by channel, to inner patches row by row [n, side * side, channels]."""
         cut = pixels.view(-1, 3, self.side, self.size, self.side, self.size).permute(0, 2, 4, 1, 3, 5)
         return self.inner(cut.reshape(-1, self.side**2, 3 * self.size**2))
 
 
 class ConvEmbed(InnerEmbed):
-    """GELU and a product of the inner patches side by side; some models have learned tokens among the patches."""
+    """GELU and a linear layer of the concatenated inner patches; some models have learned tokens among the patches."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__(config)
@@ -177,7 +177,7 @@ class ConvEmbed(InnerEmbed):
         self.row_marker = nn.Parameter(torch.empty(width)) if markers else None
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
-        """Pixels [n, p*p*3] and places [n, 2] in the image, to [n, D]."""
+        """Maps pixels [n, p*p*3] at places [n, 2] of the image to [n, D]."""
         x = self.merge(F.gelu(self.convolve(pixels)).flatten(1))
         for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
             if marker is not None:
@@ -186,20 +186,20 @@ class ConvEmbed(InnerEmbed):
 
 
 class GridEmbed(InnerEmbed):
-    """A learned position for every inner patch of a tile, then LayerNorm and an MLP over those of a patch."""
+    """A learned position for every inner patch of a tile, then LayerNorm and an MLP over each patch."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__(config)
         embed, width = config.model["patch_embed"], config.model["width"]
         self.grid_side, self.tile_side = embed["grid_side"], config.image["tile_size"] // self.size
         self.positions = nn.Parameter(torch.empty(embed["class_slot"] + self.grid_side**2, self.channels))
-        # Never used; kept because published weights have it.
+        # Unused, but published weights have it.
         self.class_token = nn.Parameter(torch.empty(self.channels)) if embed["class_slot"] else None
         self.norm = nn.LayerNorm(self.joined, 1e-5)
         self.hidden, self.out = nn.Linear(self.joined, width), nn.Linear(width, width)
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
-        """Pixels [n, p*p*3] and places [n, 2] in the tile, to [n, D]."""
+        """Maps pixels [n, p*p*3] at places [n, 2] of the tile to [n, D]."""
         places = _needed(grid).to(pixels.device)
         offset = torch.arange(self.side, device=pixels.device)
         rows = places[:, :1] * self.side + offset.repeat_interleave(self.side)
@@ -209,7 +209,7 @@ class GridEmbed(InnerEmbed):
         return self.out(F.gelu(self.hidden(self.norm(x.flatten(1)))))
 
     def table(self) -> Tensor:
-        """Positions of a tile's inner patches, float32 [side * side, channels], resampled to the tile's side."""
+        """Returns the positions of inner patches, float32 [side * side, channels], resampled to the tile's side."""
         table = self.positions[self.positions.shape[0] - self.grid_side**2 :].float()
         if self.tile_side == self.grid_side:
             return table
@@ -225,7 +225,7 @@ def _needed(grid: Tensor | None) -> Tensor:
 
 
 class LinearEmbed(nn.Linear):
-    """One product over all pixels of a patch."""
+    """A linear layer of all pixels of a patch."""
 
     def __init__(self, config: SoloMonolithConfig):
         pixels = config.image["patch_size"] ** 2 * 3
@@ -243,7 +243,7 @@ EMBEDDERS: dict[str, Callable[[SoloMonolithConfig], nn.Module]] = {
 
 
 def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + r/2) of the first r dimensions by angles [B, S, r/2]; float32 inside."""
+    """Rotates the pairs (i, i + r/2) of the first r dimensions by angles [B, S, r/2], in float32."""
     dim = 2 * cos.shape[-1]
     first, second = x_BHSC[..., :dim].float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
@@ -260,7 +260,7 @@ def eager_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Plain attention [B, H, S, C] -> ([B, S, H, C], weights [B, H, S, R]); the softmax in float32."""
+    """Returns attention outputs [B, S, H, C] and weights [B, H, S, R] of queries [B, H, S, C]; float32 softmax."""
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -284,8 +284,8 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         heads = model["heads"] * config.head_dim
         self.out = PerModality(experts["out"], lambda: nn.Linear(heads, model["width"], bias=model["bias"] == "all"))
         self.ffn_norm = PerModality(experts["norms"], lambda: self._norm(model))
-        learned = experts["ffn"] == "moe"
-        self.ffn = MoEFFN(config) if learned else PerModality(experts["ffn"], lambda: FFN(config))
+        is_moe = experts["ffn"] == "moe"
+        self.ffn = MoEFFN(config) if is_moe else PerModality(experts["ffn"], lambda: FFN(config))
 
     @staticmethod
     def _norm(model: dict[str, Any]) -> nn.Module:
@@ -303,8 +303,8 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         batch, tokens, width = hidden_states.shape
         x = hidden_states.reshape(-1, width)
         q, k, v = (
-            part.unflatten(0, (batch, tokens)).transpose(1, 2)
-            for part in self.qkv(self.attention_norm(x, routing), routing)
+            each.unflatten(0, (batch, tokens)).transpose(1, 2)
+            for each in self.qkv(self.attention_norm(x, routing), routing)
         )
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:

@@ -1,10 +1,11 @@
 """A monolithic vision-language model in PyTorch: one decoder over text tokens and raw image patches.
 
-Which tokens are patches is known from `input_ids == image_token_id`, in every step: in a whole prompt, in a part of
-one, on top of a cache. Where patches have weights of their own (experts), tokens are gathered by modality and each
-expert computes its own tokens only.
+`input_ids == image_token_id` marks the patches in every step: in a whole prompt, in a part of one, and on top of a
+cache. Components with modality experts gather the tokens of each modality, so that each expert computes its own tokens
+only.
 
-Letters in names and comments: B rows, S tokens of this step, R of all steps so far, D width, n patches of all rows.
+Letters in names and comments: B rows, S tokens of this step, R tokens of all steps so far, D width, n patches of all
+rows.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from .configuration_solo import SoloMonolithConfig
 from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, MoE, Routing, SoloMonolithLayer, make_norm
 from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
 
-# transformers 5.24 gave the cache another name, in outputs and in what it calls.
+# transformers 5.24 renamed the cache, in outputs and in arguments.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class SoloMonolithPreTrainedModel(PreTrainedModel):
-    """What both classes share."""
+    """Base of both classes."""
 
     config_class = SoloMonolithConfig
     base_model_prefix = "model"
@@ -53,7 +54,7 @@ class SoloMonolithPreTrainedModel(PreTrainedModel):
 
 
 class SoloMonolithModel(SoloMonolithPreTrainedModel):
-    """Token ids and patches to final hidden states."""
+    """Maps token ids and patches to final hidden states."""
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__(config)
@@ -75,7 +76,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
     def get_image_features(
         self, pixel_values: Tensor, patches_grid: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Normalised pixels [n, p*p*3] of patches and their places [n, 2] to what stands for their tokens [n, D]."""
+        """Embeds patches: normalised pixels [n, p*p*3] at places [n, 2] of their images become features [n, D]."""
         token_id, like = self.config.model["patch_embed"]["token_id"], self.text_embed.weight
         features = self.patch_embed(pixel_values.to(like.device, like.dtype), patches_grid)
         if token_id is not None:
@@ -85,9 +86,9 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
     def get_position_ids(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, patches_grid: Tensor | None = None
     ) -> Tensor:
-        """Positions of a whole sequence: [B, S], or [3, B, S] (time, row, column) where the model counts so.
+        """Returns the positions of a whole sequence: [B, S], or [3, B, S] (time, row, column) for grid positions.
 
-        input_ids must begin where the sequence begins, and patches_grid hold the places of all its patches.
+        `input_ids` must include the beginning of the sequence, and `patches_grid` the places of all its patches.
         """
         if self.config.model["rope_sections"] is None:
             return text_positions(input_ids.shape[1], input_ids, attention_mask)
@@ -110,34 +111,34 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Read tokens, from the beginning or on top of a cache.
+        """Computes the hidden states of tokens, from the beginning of a sequence or on top of a cache.
 
         Args:
-            input_ids: int64 [B, S], the placeholder where a patch stands. Beside `inputs_embeds`, tells only which.
-            pixel_values: [n, p*p*3], normalised pixels of the patches of these tokens, row after row.
-            patches_grid: int64 [n, 2], row and column of each in its image or tile.
-            attention_mask: [B, R], 0 at padding (left or right); or a finished mask [B, 1, S, R].
-            position_ids: [B, S] or [3, B, S]; needed on top of a cache where the model counts rows and columns.
-            past_key_values: what was read before, as it is called before transformers 5.24.
-            cache: the same, as it is called since.
-            inputs_embeds: [B, S, D] instead of the embeddings of `input_ids`.
-            use_cache: return a cache also where none was given.
-            mm_encoder_outputs: {"image": get_image_features(...)} instead of pixel_values.
+            input_ids: int64 [B, S], with the placeholder for patches. With `inputs_embeds` it only marks the patches.
+            pixel_values: [n, p*p*3], normalised pixels of the patches among these tokens, row after row.
+            patches_grid: int64 [n, 2], row and column of each patch in its image or tile.
+            attention_mask: [B, R], 0 at padding (left or right); or a complete mask [B, 1, S, R].
+            position_ids: [B, S] or [3, B, S]. Required on top of a cache for grid positions.
+            past_key_values: the cache, by its name before transformers 5.24.
+            cache: the cache, by its name since then.
+            inputs_embeds: [B, S, D] in place of the embeddings of `input_ids`.
+            use_cache: return a cache even if none was given.
+            mm_encoder_outputs: {"image": get_image_features(...)} in place of `pixel_values`.
             output_attentions: return the attention weights (eager only).
             output_hidden_states: return the input of every layer and the final hidden states.
             kwargs: passed on to the attention function.
 
         Raises:
-            ValueError: placeholders and patches differ in number, or an input is missing.
+            ValueError: the numbers of placeholders and patches differ, or an input is missing.
         """
         cache = past_key_values if cache is None else cache
         visual = self._visual(input_ids, inputs_embeds)
         if inputs_embeds is None:
-            # A placeholder need not have a row.
+            # The placeholder may have no row.
             inputs_embeds = self.text_embed(torch.where(visual, 0, input_ids))
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             features = mm_encoder_outputs["image"]["pooler_output"]
-            features = torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
+            features = torch.cat([each.reshape(-1, each.shape[-1]) for each in features])
             inputs_embeds = self._place(inputs_embeds, visual, features)
         elif pixel_values is not None:
             features = self.get_image_features(pixel_values, patches_grid, return_dict=True).last_hidden_state
@@ -164,18 +165,18 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         )
 
     def _visual(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
-        """bool [B, S], which tokens are patches; None where that cannot be known and does not matter."""
+        """Returns which tokens are patches, bool [B, S], or None if it is unknown and does not matter."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
         if inputs_embeds is None:
             raise ValueError("give input_ids or inputs_embeds")
         if self.config.routes or self.config.image["mask"] != "causal":
-            raise ValueError("this model must know which tokens are patches: give input_ids beside inputs_embeds")
+            raise ValueError("this model must know which tokens are patches: give input_ids with inputs_embeds")
         return None
 
     def _place(self, inputs_embeds: Tensor, visual: Tensor | None, features: Tensor) -> Tensor:
         if visual is None:
-            raise ValueError("patches come with the input_ids that say where they stand")
+            raise ValueError("patches need input_ids with placeholders")
         found = int(visual.sum())
         if found != len(features):
             raise ValueError(f"{found} placeholders (token {self.config.image_token_id}) for {len(features)} patches")
@@ -192,7 +193,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         if self.config.model["rope_sections"] is None:
             return text_positions(past + inputs_embeds.shape[1], inputs_embeds, attention_mask)[:, past:]
         if past or input_ids is None:
-            raise ValueError("rows and columns count: give position_ids, as get_position_ids of the whole finds them")
+            raise ValueError("grid positions: give position_ids as returned by get_position_ids for the whole sequence")
         return self.get_position_ids(input_ids, attention_mask, patches_grid)
 
     def _mask(
@@ -204,7 +205,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         cache: Cache | None,
         past: int,
     ) -> Any:
-        """What the attention function expects: causal but for the tokens of images, within the window."""
+        """Returns the attention mask: causal within the sliding window, except for the tokens of images."""
         attention, window = self.config.image["mask"], self.config.sequence["sliding_window"]
         has_patches = visual is not None and bool(visual.any())
         special: dict[str, Any] = {}
@@ -235,7 +236,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
 
 
 class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
-    """The model with its head: next-token logits, and generation with images in any turn."""
+    """The model with its head: next-token logits, and generation with images in every turn."""
 
     _tied_weights_keys = {"head.weight": "model.text_embed.weight"}  # noqa: RUF012
 
@@ -279,7 +280,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As `SoloMonolithModel.forward`; labels [B, S] are shifted here, -100 is no target."""
+        """See `SoloMonolithModel.forward`. Labels [B, S] are shifted here; -100 is ignored."""
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -307,8 +308,8 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As everywhere in transformers. On top of a cache, the whole conversation with all its images may be given
-        again: the patches of what was read already are left out.
+        """Generates as in transformers. On top of a cache, the whole conversation with all images may be given again;
+        patches that are in the cache are skipped.
         """
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
@@ -336,7 +337,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Patches have no axis of rows: those of a row are repeated together."""
+        """Patches have no batch axis; the patches of a row are repeated together."""
         if expand_size == 1:
             return input_ids, model_kwargs
         of_patches = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "patches_grid")}

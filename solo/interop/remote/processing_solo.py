@@ -1,4 +1,4 @@
-"""Texts with images to what the model reads: token ids, in which every image is its delimiters and placeholders."""
+"""Turns texts with images into token ids, with delimiters and placeholders for every image."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from .image_processing_solo import Grid, SoloMonolithImagesKwargs
 
 
 class SoloMonolithProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Texts are read as they are written; the chat template writes what opens them."""
+    """No special tokens are added: the chat template contains them."""
 
     images_kwargs: SoloMonolithImagesKwargs
     _defaults = {"text_kwargs": {"padding": False, "add_special_tokens": False}}  # noqa: RUF012
 
 
 class SoloMonolithProcessor(ProcessorMixin):
-    """Image processor and tokenizer as one.
+    """Image processor and tokenizer in one.
 
     Args:
-        image_processor: cuts the images.
+        image_processor: cuts images into patches.
         tokenizer: has all tokens below.
         chat_template: of conversations.
-        image_token: stands in a text where an image is to be, and in token ids where a patch is.
-        image_begin_token: before an image's patches, or None.
-        image_end_token: behind them, or None.
-        image_row_token: between two rows of patches, or None.
-        row_token_after_last: whether it also stands behind the last row.
+        image_token: placeholder of an image in a text, and of a patch in token ids.
+        image_begin_token: token before the patches of an image, or None.
+        image_end_token: token after the patches of an image, or None.
+        image_row_token: token between two rows of patches, or None.
+        row_token_after_last: whether the last row is followed by `image_row_token` too.
     """
 
     valid_processor_kwargs = SoloMonolithProcessorKwargs
@@ -51,11 +51,11 @@ class SoloMonolithProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """As everywhere in transformers; `image_token` stands in the texts where the images are to be.
+        """Processes texts, in which `image_token` stands for an image, as in transformers.
 
         Returns:
-            input_ids, attention_mask, and where there are images pixel_values and patches_grid, see
-            `SoloMonolithImageProcessor`; with return_mm_token_type_ids, 1 at every token of an image.
+            input_ids and attention_mask; with images also pixel_values and patches_grid, see
+            `SoloMonolithImageProcessor`; with return_mm_token_type_ids also a 1 for every token of an image.
         """
         if images is not None and text is not None:
             texts = [text] if isinstance(text, str) else text
@@ -64,15 +64,15 @@ class SoloMonolithProcessor(ProcessorMixin):
 
     @property
     def unused_input_names(self) -> list[str]:
-        """What the model does not read."""
+        """Inputs that the model does not take."""
         return ["image_grids_of"]
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The tokens of one image."""
+        """Returns the tokens of one image."""
         return self.image_text(image_inputs["image_grids_of"][image_idx])
 
     def image_text(self, grid: Grid) -> str:
-        """Delimiters, placeholders and row tokens of an image that is cut like this."""
+        """Returns the delimiters, placeholders and row tokens of an image with this grid."""
         if self.image_row_token is None:
             inside = self.image_token * self._placeholders(grid)
         else:
@@ -82,12 +82,12 @@ class SoloMonolithProcessor(ProcessorMixin):
         return f"{self.image_begin_token or ''}{inside}{self.image_end_token or ''}"
 
     def _placeholders(self, grid: Grid) -> int:
-        """Patches, and the learned tokens that some models have among them."""
+        """Returns the number of patches, including the learned tokens that some models have among them."""
         markers = 1 + grid.rows if self.image_processor.image.get("markers") else 0
         return grid.tiles * grid.rows * grid.columns + markers
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Placeholders and patches of images of these sizes (height, width)."""
+        """Returns the numbers of placeholders and patches of images of these sizes (height, width)."""
         if image_sizes is None:
             return MultiModalData()
         grids = [self.image_processor.grid(width, height) for height, width in image_sizes]

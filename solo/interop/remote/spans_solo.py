@@ -1,4 +1,4 @@
-"""What follows from where images stand in a sequence: positions, blocks of attention, the patches of a row."""
+"""Positions, image spans of the attention mask, and the patches of each row."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .configuration_solo import SoloMonolithConfig
 
 
 def text_positions(length: int, like: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """One count over text and patches, padding left out: int64 [B, length], or [1, length] without a mask."""
+    """Returns positions that count all tokens but padding: int64 [B, length], or [1, length] without a mask."""
     if attention_mask is None or attention_mask.ndim != 2:
         return torch.arange(length, device=like.device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def rotary_tables(config: SoloMonolithConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, S, r/2], float32, of positions [B, S] or [3, B, S].
+    """Returns the cosines and sines [B, S, r/2], float32, of positions [B, S] or [3, B, S].
 
-    Rotary positions are of arXiv 2104.09864, their three axes of arXiv 2409.12191 (M-RoPE).
+    See arXiv 2104.09864 for rotary positions and arXiv 2409.12191 for their three axes (M-RoPE).
     """
     sections = config.model["rope_sections"]
     rows = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
@@ -35,7 +35,7 @@ def rotary_tables(config: SoloMonolithConfig, position_ids: Tensor) -> tuple[Ten
 
 
 def _frequencies(config: SoloMonolithConfig, length_B: Tensor) -> Tensor:
-    """Frequencies of the pairs, float32 [r/2], or [B, 1, r/2] where they grow with the row's length (dynamic NTK)."""
+    """Returns the frequencies, float32 [r/2], or [B, 1, r/2] if they depend on the row's length (dynamic NTK)."""
     dim, base, scaling = config.rotary_dim, config.model["rope_theta"], config.model["rope_scaling"]
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=length_B.device) / dim
     kind = None if scaling is None else scaling["kind"]
@@ -55,12 +55,12 @@ def _frequencies(config: SoloMonolithConfig, length_B: Tensor) -> Tensor:
 
 
 def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Tensor:
-    """int64 [B, past + S]: number of the image whose tokens all see each other, -1 elsewhere.
+    """Returns the number of each token's image, or -1: int64 [B, past + S]. Tokens of one image see each other.
 
-    An image is its patches and row tokens; with attention "prefix" its begin and end tokens too.
+    An image consists of its patches and row tokens; with image mask "prefix" also of its begin and end tokens.
 
     Raises:
-        ValueError: these tokens begin or end within an image, which then could not see all of itself.
+        ValueError: these tokens begin or end within an image, whose tokens then cannot all see each other.
     """
 
     def is_token(token: int | None) -> Tensor:
@@ -71,7 +71,7 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
     closing = is_token(config.image_end_id) & _before(inside) & ~inside
     cut_before = past > 0 and config.image_begin_id is not None and bool(inside[:, 0].any())
     if cut_before or (config.image_end_id is not None and bool(inside[:, -1].any())):
-        raise ValueError("an image lies in two chunks, but its patches see each other: cut the prompt elsewhere")
+        raise ValueError("the prompt is split within an image, whose patches see each other: split it elsewhere")
     if config.image["mask"] == "prefix":
         first = opening | (inside & ~_before(inside | opening))
         inside = inside | opening | closing
@@ -84,20 +84,20 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
 def grid_positions(
     config: SoloMonolithConfig, input_ids: Tensor, attention_mask: Tensor | None, patches_grid: Tensor | None
 ) -> Tensor:
-    """(time, row, column) of every token of whole sequences, int64 [3, B, S].
+    """Returns (time, row, column) of every token of whole sequences, int64 [3, B, S].
 
-    Text advances all three by one. A patch stands at the position that a text token in place of its image's first
-    patch would have, plus (tile, row, column); a row token as one more column of its row. What follows the image goes
-    on one behind the highest position in it.
+    A text token advances all three by one. A patch has the position that a text token would have in place of its
+    image's first patch, plus (tile, row, column). A row token is one more column of its row. The token after an image
+    follows the highest position in it.
 
     Raises:
-        ValueError: there are not as many places as patches.
+        ValueError: the numbers of places and patches differ.
     """
     is_patch = input_ids == config.image_token_id
     inside = is_patch | (_none(input_ids) if config.image_row_id is None else input_ids == config.image_row_id)
     count = int(is_patch.sum())
     if count != (0 if patches_grid is None else len(patches_grid)):
-        raise ValueError(f"rows and columns count: {count} placeholders need as many places in patches_grid")
+        raise ValueError(f"grid positions: {count} placeholders need as many places in patches_grid")
     steps = (~inside).long()
     if attention_mask is not None and attention_mask.ndim == 2:
         steps = steps * attention_mask.long()
@@ -131,7 +131,7 @@ def _after(x: Tensor) -> Tensor:
 
 
 def take_new(visual_BR: Tensor, past: int, of_patches: Tensor) -> Tensor:
-    """Of values [n, ...] of all patches of a batch, row after row, those of the tokens from `past` on."""
+    """Returns the values of tokens from `past` on, out of values [n, ...] of all patches of a batch, row after row."""
     if int(visual_BR.sum()) != len(of_patches):
         return of_patches
     is_new = torch.arange(visual_BR.shape[1], device=visual_BR.device) >= past
@@ -139,7 +139,7 @@ def take_new(visual_BR: Tensor, past: int, of_patches: Tensor) -> Tensor:
 
 
 def expand_by_row(visual_BS: Tensor, of_patches: Tensor, times: int) -> Tensor:
-    """Repeat the values [n, ...] of each row's patches, row by row: those of a row stay together."""
+    """Repeats the values [n, ...] of patches row by row; the patches of a row stay together."""
     rows = of_patches.split(visual_BS.sum(-1).tolist())
     return torch.cat([row for row in rows for _ in range(times)])
 
