@@ -1,4 +1,4 @@
-"""A model small enough to be built anew in every test, with weights large enough to disagree about answers."""
+"""A model small enough to build in every test, with weights large enough for distinct answers."""
 
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ MODEL = {
 
 
 def tiny_config(attention: str = "causal", **sections) -> Config:
-    """Visual experts, patches of 8 pixels; `sections` replace or add parts of the config."""
+    """A config with visual experts and patches of 8 pixels; `sections` replace or add parts of it."""
     stage = {
         "name": "only",
         "mixture": {"digits": 1.0},
@@ -55,13 +55,13 @@ def _weights(vocab_size: int) -> dict:
 
 
 def tiny_monolith(tokenizer: Tokenizer, config: Config | None = None, devices: int = 1) -> Monolith:
-    """Random weights, always the same, on one device unless told otherwise."""
+    """A model with fixed random weights, by default on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     return Monolith(config or tiny_config(), tokenizer, _weights(tokenizer.vocab_size), mesh)
 
 
 def save_run(model: Monolith, folder: Path, *steps: int) -> Path:
-    """A run's folder with a checkpoint per step; the parameters of step n are those of the model times n."""
+    """Writes a run's folder with a checkpoint per step; the parameters of step n are the model's times n."""
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(model.config))
     model.tokenizer.save(folder)
@@ -76,7 +76,7 @@ def save_run(model: Monolith, folder: Path, *steps: int) -> Path:
 
 
 def picture(width: int, height: int, seed: int) -> PillowImage.Image:
-    """Noise."""
+    """An image of noise."""
     return PillowImage.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8))
 
 

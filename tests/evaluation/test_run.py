@@ -1,4 +1,4 @@
-"""Evaluation as part of a run: what it leaves in the run's folder."""
+"""Evaluation as part of a run: what it writes to the run's folder."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.tiny import save_run, tiny_config, tiny_monolith
 
 
 class Notes(Observer):
-    """Keeps what it is told."""
+    """Records its notes."""
 
     def __init__(self):
         self.notes: list[str] = []
@@ -59,6 +59,6 @@ def test_a_run_gets_scores_and_a_report(trained) -> None:
     assert notes.notes == ["evaluating naming: 3 of 6", "evaluating naming: 6 of 6", "writing the report"]
 
 
-def test_what_is_no_run_is_named(tmp_path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"is not a run of solo: it has no config\.yaml"):
         evaluate_folder(tmp_path, Observer())

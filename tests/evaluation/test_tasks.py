@@ -69,7 +69,7 @@ def test_the_last_assistant_turn_is_the_answer() -> None:
     assert split_answer(turns) == ((*turns[:4], Turn("assistant", ())), "black")
 
 
-def test_a_caption_is_asked_for_behind_its_last_image() -> None:
+def test_a_caption_is_the_text_after_the_last_image() -> None:
     turns = (Turn("text", ("before", IMAGE, "between", OTHER, " after", " all")),)
     assert split_answer(turns) == ((Turn("text", ("before", IMAGE, "between", OTHER)),), " after all")
 

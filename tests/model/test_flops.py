@@ -73,7 +73,7 @@ def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, ti
     definition = ModelDefinition(config, ImageConfig(patch_size=32), 4096)
     stage = StageConfig.model_validate_json(
         '{"name": "s", "mixture": {"a": 1.0}, "steps": 1, "batch_rows": 2, "optimizer": {"learning_rate": 1e-3},'
-        f' "loss": {{"chunk": 100000}}, "train": {str(train).replace(chr(39), chr(34))}}}'
+        f' "loss": {{"chunk_size": 100000}}, "train": {str(train).replace(chr(39), chr(34))}}}'
     )
     compiled_stage = make_stage(definition, stage, 1, SafetyConfig(), make_mesh(MeshConfig(), jax.devices()[:1]))
     abstract = jax.eval_shape(compiled_stage.start, {p: s.abstract() for p, s in definition.specs.items()})

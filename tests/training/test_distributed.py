@@ -1,4 +1,4 @@
-"""The roll call, between threads; what needs processes is in tests/launch/test_processes.py."""
+"""The roll call, between threads; tests/launch/test_processes.py runs real processes."""
 
 import contextlib
 import socket
@@ -24,7 +24,7 @@ def wait_for_port(port: int) -> None:
 
 
 def call(*present: int, seconds: float = 2.0, noise: tuple[bytes, ...] = ()) -> dict[int, str]:
-    """What each process that is there gets to hear: nothing, or the error."""
+    """Returns the error of each process that connects, or None."""
     port, heard = free_port(), {}
 
     def take_part(index: int) -> None:
@@ -47,11 +47,11 @@ def call(*present: int, seconds: float = 2.0, noise: tuple[bytes, ...] = ()) -> 
     return heard
 
 
-def test_all_are_there() -> None:
+def test_the_roll_call_ends_when_all_processes_have_connected() -> None:
     assert call(3, 1, 2, 0) == dict.fromkeys(range(4), "")
 
 
-def test_those_who_are_missing_are_named_to_all() -> None:
+def test_missing_processes_are_named_to_all_others() -> None:
     heard = call(0, 2)
     assert set(heard) == {0, 2}
     for text in heard.values():
@@ -64,14 +64,14 @@ def test_without_process_0_each_says_where_it_looked() -> None:
     assert "refused" in text
 
 
-def test_strangers_do_not_count() -> None:
-    """Whoever scans ports is no process of the run."""
+def test_other_connections_are_ignored() -> None:
+    """A port scanner is not a process of the run."""
     heard = call(0, 1, 2, noise=(b"GET / HTTP/1.1\r\n", b"99\n", b"\xff\xfe", b""))
     assert "1 of 4 processes" in heard[0]
     assert "west (process 3)" in heard[0]
 
 
-def test_alone_nothing_is_waited_for() -> None:
+def test_a_single_process_waits_for_nothing() -> None:
     wait_for_all()
     assert first_then_others(lambda: 1, lambda: 2) == 1
     assert [stop_agreed(1, requested) for requested in (False, True)] == [False, True]

@@ -1,4 +1,4 @@
-"""Who belongs to a run, by what schedulers tell."""
+"""The processes of a run, as schedulers describe them."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from solo.training.hosts import expand_counts, expand_nodes, find_hosts
 NOWHERE = Path("/nonexistent")
 
 
-def test_alone_unless_somebody_says_otherwise() -> None:
+def test_a_process_is_alone_by_default() -> None:
     assert find_hosts({}, NOWHERE) is None
     assert find_hosts({"JAX_COORDINATOR_ADDRESS": "a:1"}, NOWHERE) is None
     one = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
@@ -42,7 +42,7 @@ def test_explicit_variables() -> None:
         ({"SOLO_HOST_NAMES": "x"}, "has 1 names"),
     ],
 )
-def test_variables_that_make_no_sense_are_named(change: dict[str, str], message: str) -> None:
+def test_contradictory_variables_are_named(change: dict[str, str], message: str) -> None:
     given = {"JAX_COORDINATOR_ADDRESS": "a:12", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
     with pytest.raises(ConfigError, match=message):
         find_hosts({**given, **change}, NOWHERE)
@@ -66,7 +66,7 @@ def test_slurm_with_a_task_for_each_gpu() -> None:
 
 
 def test_slurm_with_a_task_for_each_node_sees_all_of_its_gpus() -> None:
-    """jax's own detection would give such a task its first GPU only."""
+    """JAX's own detection would give such a task its first GPU only."""
     hosts = find_hosts({**SLURM, "SLURM_PROCID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, NOWHERE)
     assert hosts is not None
     assert (hosts.names, hosts.local_devices) == (("gpu01", "gpu02"), None)
@@ -114,7 +114,7 @@ def test_gke_slices_follow_each_other() -> None:
 
 @pytest.fixture
 def metadata():
-    """A metadata server; yields what it holds, and its address."""
+    """A metadata server; yields its contents and its address."""
     held: dict[str, str] = {}
 
     class Handler(BaseHTTPRequestHandler):

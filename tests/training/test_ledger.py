@@ -1,4 +1,4 @@
-"""What a run's time went into: readings of tries that ended in every way, and what is said of folders without any."""
+"""Where a run's time went: attempts that ended in every way, and folders without a ledger."""
 
 import json
 import time
@@ -20,8 +20,8 @@ def write(folder: Path, *lines: dict | str) -> Path:
     return path
 
 
-def step(number: int, of_try: int, at: float, seconds: float = 1.0, **more: float) -> dict:
-    return {"try": of_try, "spent": "step", "step": number, "seconds": seconds, "at": at, **more}
+def step(number: int, attempt: int, at: float, seconds: float = 1.0, **more: float) -> dict:
+    return {"try": attempt, "spent": "step", "step": number, "seconds": seconds, "at": at, **more}
 
 
 # Steps 1 to 4, saved at 2, killed; goes on from 2, does 3 and 4 again, is killed; starts once more from 2.
@@ -43,7 +43,7 @@ KILLED = [
 ]
 
 
-def test_a_try_that_has_not_come_as_far_has_lost_nothing_yet(tmp_path: Path) -> None:
+def test_an_attempt_that_has_not_resumed_yet_has_lost_no_steps(tmp_path: Path) -> None:
     found = goodput(write(tmp_path, *KILLED))
     expected = {
         "start-up": 5.0,
@@ -61,21 +61,21 @@ def test_a_try_that_has_not_come_as_far_has_lost_nothing_yet(tmp_path: Path) -> 
     assert (found.attempts, found.steps, found.state) == (3, 4, "running or killed")
 
 
-def test_steps_are_lost_once_a_later_try_goes_back_before_them(tmp_path: Path) -> None:
+def test_steps_are_lost_once_a_later_attempt_resumes_before_them(tmp_path: Path) -> None:
     found = goodput(write(tmp_path, *KILLED, {"try": 3, "resumed": 2}))
     assert (found.seconds["step"], found.seconds["data wait"], found.steps) == (2.0, 0.0, 2)
     assert found.seconds["lost to restarts"] == 2.25 + 3.0
-    # A try that began from nothing, its checkpoints being gone, makes all before it vain.
+    # An attempt that starts over, because its checkpoints are gone, loses all steps before it.
     found = goodput(write(tmp_path, *KILLED, {"try": 3, "resumed": 0}))
     assert (found.seconds["step"], found.steps) == (0.0, 0)
 
 
-def test_clocks_that_disagree_take_nothing_away(tmp_path: Path) -> None:
+def test_clocks_that_disagree_do_not_reduce_the_total(tmp_path: Path) -> None:
     found = goodput(write(tmp_path, *KILLED[:9], {"try": 2, "began": 90.0}))
     assert found.seconds["between attempts"] == 0.0
 
 
-def test_a_ledger_follows_on_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+def test_a_ledger_goes_on_after_a_line_cut_short(tmp_path: Path) -> None:
     path = write(tmp_path, *KILLED[:9])
     path.write_text(path.read_text() + '{"try": 1, "spe')
     ledger = Ledger()
@@ -91,7 +91,7 @@ def test_a_ledger_follows_on_a_line_that_a_kill_cut_short(tmp_path: Path) -> Non
     assert found.seconds["step"] == pytest.approx(2.03, abs=0.02)
 
 
-def test_idle_is_only_what_outlasts_the_devices_work() -> None:
+def test_devices_are_idle_only_after_they_finish_their_work() -> None:
     watch = IdleWatch()
     assert watch.idle(1.0, 3.0) == 2.0  # nothing was given yet
     watch.given(jnp.ones(()))
@@ -109,7 +109,7 @@ def test_idle_is_only_what_outlasts_the_devices_work() -> None:
     watch.close()
 
 
-def test_the_verb_shows_shares(tmp_path: Path, capsys) -> None:
+def test_the_command_shows_shares(tmp_path: Path, capsys) -> None:
     write(tmp_path, *KILLED)
     assert main(["goodput", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
@@ -124,12 +124,12 @@ def test_the_verb_shows_shares(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"), [([], "empty"), (["{", "[]"], "none of its 2 lines"), ([KILLED[2]], "holds no reading")]
 )
-def test_a_ledger_without_a_reading_is_said_to_be_one(tmp_path: Path, lines: list, message: str, capsys) -> None:
+def test_a_ledger_without_a_reading_is_refused(tmp_path: Path, lines: list, message: str, capsys) -> None:
     write(tmp_path, *lines)
     assert main(["goodput", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, capsys) -> None:
     assert main(["goodput", str(tmp_path)]) == 2
     assert "is not a run of solo" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Loss terms: what is measured of a batch by name, and in how many pieces logits are computed."""
+"""Loss terms: what is measured of a batch by name, and in how many chunks logits are computed."""
 
 import jax
 import numpy as np

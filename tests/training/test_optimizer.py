@@ -1,4 +1,4 @@
-"""What a stage takes over from the one before."""
+"""Carried optimizer state, weight decay, schedules."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the step becomes on eight devices, read from the compiled program: what each holds, and what travels."""
+"""The compiled step on eight devices: what each device holds, and what they exchange."""
 
 import re
 from functools import cache
@@ -12,13 +12,14 @@ import pytest
 from solo.batch import Batch
 from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig, SafetyConfig
 from solo.model.parameters import ModelDefinition
+from solo.sharding.axes import row_shards
 from solo.sharding.mesh import batch_shardings, make_mesh
 from solo.training.step import Stage, make_stage
 from tests.training.test_step import stage_config
 
 # No two sizes alike, so that a dimension tells what it is: B 8, P 80, T 112, Y 88, D 48, F 104, V 640.
 ROWS, PATCHES, TEXT, TARGETS, WIDTH, FFN, VOCAB = 8, 80, 112, 88, 48, 104, 640
-CHUNK = 64
+TARGETS_PER_CHUNK = 8  # of each row
 DEFINITION = ModelDefinition(
     ModelConfig(
         width=WIDTH, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_width=FFN, attention_implementation="dense",
@@ -44,7 +45,8 @@ class Collective(NamedTuple):
 def built(name: str) -> tuple[Stage, Any]:
     """The stage on a mesh, and its compiled step."""
     mesh = make_mesh(MESHES[name], jax.devices()[:8])
-    stage = make_stage(DEFINITION, stage_config(batch_rows=ROWS, loss={"chunk": CHUNK}), 5, SafetyConfig(), mesh)
+    config = stage_config(batch_rows=ROWS, loss={"chunk_size": TARGETS_PER_CHUNK * ROWS // row_shards(mesh.shape)})
+    stage = make_stage(DEFINITION, config, 5, SafetyConfig(), mesh)
     slots = PATCHES + TEXT
     shapes = {
         "patches": ((PATCHES, 12), jnp.uint8),
@@ -66,12 +68,12 @@ def built(name: str) -> tuple[Stage, Any]:
 
 
 def shapes_in(text: str) -> set[tuple[int, ...]]:
-    """Of every array of a program."""
+    """The shapes of all arrays of a program."""
     return {tuple(int(n) for n in found.split(",")) for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", text)}
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every instruction that makes devices talk, loops counted once."""
+    """All collectives of a program; those in loops are listed once."""
     kinds = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute|ragged-all-to-all"
     lines = [(line, re.search(rf" ({kinds})(?:-start)?\(", line)) for line in text.splitlines()]
     return [
@@ -83,7 +85,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def in_loops(text: str) -> str:
-    """The computations that run once a layer, or once a chunk of the loss."""
+    """The computations that run once per layer, or once per chunk of the loss."""
     blocks = {match[1]: block for block in text.split("\n\n") if (match := re.match(r"(?:ENTRY )?%?([\w.\-]+)", block))}
     wanted = set(re.findall(r"body=%?([\w.\-]+)", text))
     found: set[str] = set()
@@ -100,11 +102,11 @@ def test_logits_exist_for_a_chunk_and_a_share_of_the_vocabulary(name: str) -> No
     stage, compiled = built(name)
     mesh = stage.abstract.step.sharding.mesh
     vocab = VOCAB // mesh.shape["tensor"]
-    rows = ROWS // (mesh.shape["data"] * mesh.shape["fsdp"])
+    rows = ROWS // row_shards(mesh.shape)
     found = {shape for shape in shapes_in(compiled.as_text()) if {vocab, VOCAB} & set(shape)}
     logits = {prod(shape) for shape in found if not {WIDTH, WIDTH // 2} & set(shape)}
-    # What there is of logits is there, for the targets of a chunk that the device's rows hold.
-    assert max(logits) == rows * (CHUNK // ROWS) * vocab
+    # The largest logits are those of a chunk of the device's own rows.
+    assert max(logits) == rows * TARGETS_PER_CHUNK * vocab
     assert max(map(prod, found)) < rows * TARGETS * vocab / 2
 
 
@@ -145,7 +147,7 @@ def test_no_slot_of_a_region_travels_for_its_expert(name: str) -> None:
 
 @pytest.mark.parametrize("name", MESHES)
 def test_no_device_gathers_more_activations_than_it_holds(name: str) -> None:
-    """The embedding's lookup, above all: its table is shared out by width, and its tokens by rows."""
+    """The embedding's lookup, above all: its table is sharded by width, and its tokens by rows."""
     stage, compiled = built(name)
     sizes = stage.abstract.step.sharding.mesh.shape
     held = ROWS // (sizes["data"] * sizes["fsdp"]) * TEXT // sizes["context"] * WIDTH

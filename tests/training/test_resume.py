@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or starved of disk goes on exactly where it stood."""
+"""A run that is killed, stopped or runs out of disk resumes exactly where it was."""
 
 import json
 import os
@@ -75,7 +75,7 @@ class Runs:
         return self.folder / "runs" / name
 
     def lines(self, name: str) -> list[str]:
-        """The metrics without the clock's readings, which no two runs share."""
+        """The metrics without timing, which differs between runs."""
         lines = [{k: v for k, v in line.items() if k != "timing"} for line in self.metrics(name)]
         return [json.dumps(line) for line in lines]
 
@@ -151,7 +151,7 @@ def test_all_time_of_a_run_is_accounted_for(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_42_and_the_same_command_goes_on(runs: Runs) -> None:
+def test_sigterm_saves_and_exits_42_and_the_same_command_resumes(runs: Runs) -> None:
     process = runs.start("terminated", "checkpoint.every_steps=1000")
     wait_until(lambda: len(runs.steps("terminated")) > 4, process)
     process.send_signal(signal.SIGTERM)
@@ -166,7 +166,7 @@ def test_sigterm_saves_and_exits_42_and_the_same_command_goes_on(runs: Runs) -> 
 
 @pytest.mark.slow
 def test_a_full_disk_while_saving_keeps_the_last_good_checkpoint(runs: Runs) -> None:
-    """The size of files is limited to below that of a checkpoint's, from the sixth step on."""
+    """From the sixth step on, files may not be as large as those of a checkpoint."""
     limited = (
         "import resource, sys\n"
         "import solo.training.checkpoint as c\n"
@@ -202,7 +202,7 @@ def test_another_architecture_is_refused_by_name(runs: Runs) -> None:
     assert "model.width: 16 there, 32 here" in error
 
 
-def test_tensorboard_tells_what_the_metrics_tell(runs: Runs) -> None:
+def test_tensorboard_shows_the_metrics(runs: Runs) -> None:
     from tensorboardX.proto import event_pb2
 
     (file,) = (runs.path("whole") / "tensorboard").glob("events*")

@@ -1,4 +1,4 @@
-"""The loop on real, small data: bad losses, carried optimizer state, metrics."""
+"""The trainer on small, real data: bad losses, metrics, what a resumed run keeps."""
 
 import contextlib
 import json
