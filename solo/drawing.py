@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG whose colours are those of the page around them, on screen, dark or in print."""
+"""Matplotlib figures as inline SVG that uses the page's colours: light, dark or in print."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Drawn in these, shown in the variables of the page's style sheet.
+# Figures are drawn in these colours, which are then replaced by the style sheet's variables.
 INK, QUIET, LINE, ACCENT, WRONG, GROUND = "#1f1e1b", "#6b6860", "#e3e0d8", "#35548f", "#ad3223", "#faf9f6"
 _PAGE = {INK: "--ink", QUIET: "--quiet", LINE: "--line", ACCENT: "--accent", WRONG: "--wrong", GROUND: "--page"}
 
@@ -50,7 +50,7 @@ _STYLE: Any = {
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draws under the style of the page: Matplotlib reads it wherever something is added to a figure."""
+    """Decorates a function that draws: Matplotlib reads the style whenever something is added to a figure."""
 
     @wraps(draw)
     def within(*arguments: P.args, **named: P.kwargs) -> T:
@@ -61,21 +61,21 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 class Drawing:
-    """A figure with some axes; `svg` ends it."""
+    """A figure with some axes; `svg` finishes it."""
 
     def __init__(self, name: str, rows: int = 1, columns: int = 1, height: float = 3.4, **options: Any):
-        """`name` is unique on the page; `height` in inches at a width of 8.8."""
+        """Creates a figure. `name` is unique on the page; `height` is in inches at a width of 8.8."""
         self.name = name
         self.figure = Figure(figsize=(8.8, height), layout="constrained")
         self.axes: Any = self.figure.subplots(rows, columns, squeeze=False, **options)
 
     @property
     def first(self) -> Axes:
-        """The axes of a figure that has one."""
+        """The axes of a figure with a single plot."""
         return self.axes[0, 0]
 
     def svg(self, label: str) -> Markup:
-        """The figure as an SVG element, with a label for those who cannot see it."""
+        """Returns the figure as an SVG element with a label for screen readers."""
         buffer = io.StringIO()
         with rc_context({"svg.hashsalt": self.name}):
             self.figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
@@ -84,7 +84,7 @@ class Drawing:
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         for color, variable in _PAGE.items():
             text = text.replace(color, f"var({variable})")
-        # Several figures share a page: their ids must not meet.
+        # The ids of several figures on a page must differ.
         text = re.sub(r'\bid="', f'id="{self.name}-', text)
         text = re.sub(r'(xlink:href="#|url\(#)', rf"\1{self.name}-", text)
         head = f'<svg class="figure" role="img" aria-label="{escape(label)}"'
@@ -93,6 +93,6 @@ class Drawing:
 
 
 def shades(count: int) -> Sequence[Any]:
-    """Colours from the smallest to the largest of something, to be told apart on light and on dark pages."""
+    """Returns `count` ordered colours that are distinguishable on light and on dark pages."""
     scale = colormaps["viridis"]
     return [scale(0.22 + 0.56 * place / max(count - 1, 1)) for place in range(count)]

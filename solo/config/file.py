@@ -83,7 +83,7 @@ def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> Se
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [_explain(fault, kind) for fault in error.errors()]
+        lines = [_explain(fault, kind, what) for fault in error.errors()]
         raise ConfigError(f"{origin} is not a valid {what}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -143,11 +143,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: there is no such place in the config") from None
 
 
-def _explain(fault: Any, kind: Any) -> str:
+def _explain(fault: Any, kind: Any, what: str) -> str:
     location = [str(part) for part in fault["loc"]]
     where = ".".join(location) or "(top)"
     if fault["type"] == "extra_forbidden":
-        if renamed := new_key(where):
+        if renamed := new_key(where, what):
             return f"{where}: this key is named {renamed} now; see CHANGELOG.md"
         known = _fields_at(location[:-1], kind)
         return f"{where}: unknown key{nearest(location[-1], known) or f'; known keys: {sorted(known)}'}"

@@ -18,6 +18,15 @@ RENAMED_KEYS: Mapping[str, str] = {
     "stages.*.optimizer.decayed": "stages.*.optimizer.weight_decay_mask",
 }
 
+# The same for the files that are no config: a sweep, and a design for `solo fit simulate`.
+_OTHER_FILES: Mapping[str, Mapping[str, str]] = {
+    "sweep": {
+        "traffic": "row_statistics (and its entry pairs is named attended_pairs)",
+        "row_statistics.pairs": "row_statistics.attended_pairs",
+    },
+    "design": {"trunk_noise": "stable_run_noise"},
+}
+
 # (Key, old value) -> what to write instead.
 RENAMED_VALUES: Mapping[tuple[str, str], str] = {
     ("model.experts.ffn", "learned"): "moe",
@@ -26,9 +35,10 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {
 }
 
 
-def new_key(key: str) -> str | None:
-    """Returns what replaces a dotted key, or None if it was never a key."""
-    return next((new for old, new in RENAMED_KEYS.items() if fnmatch(key, old)), None)
+def new_key(key: str, what: str = "config") -> str | None:
+    """Returns what replaces a dotted key of a config, sweep or design, or None if it was never a key."""
+    renamed = RENAMED_KEYS if what == "config" else _OTHER_FILES.get(what, {})
+    return next((new for old, new in renamed.items() if fnmatch(key, old)), None)
 
 
 def new_value(key: str, value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""`solo fit`: its options, and what it prints. Nothing heavy is imported before it runs."""
+"""`solo fit`: its options and output. Nothing heavy is imported before it runs."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from solo.files import write_whole
 
 DESCRIPTION = (
     "Fits a scaling law to a table of runs (CSV, JSON lines, parquet) or to a sweep's folder, with intervals, a"
-    " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` plays a design through before it"
-    " is paid for. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 wrong table or use."
+    " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` simulates a design before it is"
+    " paid for. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 invalid table or use."
 )
 _LAWS = ("chinchilla", "shared", "power", "repeated")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `solo fit`."""
+    """Declares the options of `solo fit`."""
     add = parser.add_argument
     add("results", metavar="RESULTS", help="a table, a sweep's folder, or the word simulate")
     add("spec", metavar="SPEC", nargs="?", help="with simulate: a YAML file with a design")
     add("--n", default="n_active", metavar="COLUMN", help="active parameters, default n_active")
-    add("--d", default="tokens", metavar="COLUMN", help="tokens seen, default tokens")
+    add("--d", default="tokens", metavar="COLUMN", help="training tokens, default tokens")
     add("--loss", action="append", metavar="COLUMN", help="may be repeated, one law each; default all losses.*")
-    add("--flops", default="flops", metavar="COLUMN", help="default flops where it exists, else 6 N D")
-    add("--unique", default="unique_tokens", metavar="COLUMN", help="different tokens seen, for --law repeated")
+    add("--flops", default="flops", metavar="COLUMN", help="default flops if it exists, else 6 N D")
+    add("--unique", default="unique_tokens", metavar="COLUMN", help="distinct tokens seen, for --law repeated")
     add("--id", default="id", metavar="COLUMN", help="names of the runs, default id")
-    add("--trunk", default="trunk", metavar="COLUMN", help="run that a run was branched from, default trunk")
+    add("--stable-run", default="stable_run", metavar="COLUMN", help="run it was branched from, default stable_run")
+    add("--trunk", help=argparse.SUPPRESS)
     add("--status", default="status", metavar="COLUMN", help="only rows with done are fitted, default status")
-    add("--tokenizer", default="tokenizer", metavar="COLUMN", help="must be one for all, default tokenizer")
-    add("--evaluation-set", default="evaluation_set", metavar="COLUMN", help="must be one, default evaluation_set")
-    add("--by", metavar="COLUMN", help="one law for each of its values: mixtures, designs")
+    add("--tokenizer", default="tokenizer", metavar="COLUMN", help="must be the same in all rows, default tokenizer")
+    add("--evaluation-set", default="evaluation_set", metavar="COLUMN", help="must be the same, default evaluation_set")
+    add("--by", metavar="COLUMN", help="fit one law for each of its values: mixtures, designs")
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows to use; also != < <= > >=")
     add("--law", choices=_LAWS, default="chinchilla", help="default chinchilla")
     add("--objective", choices=("huber", "squares"), default="huber", help="default huber, on log losses")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses, and show both fits")
-    add("--hold-out", type=float, metavar="FLOPS", help="hold out from here on; default the largest budget")
+    add("--hold-out", type=float, metavar="FLOPS", help="hold out runs from this compute on; default: largest budget")
     add(
         "--predict",
         action="append",
@@ -47,36 +48,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMPUTE",
         help="FLOPs, as in 1e24, or a machine and hours, as in v5p-128:72; may be repeated",
     )
-    add("--mfu", type=float, default=0.4, help="share of a machine's peak that --predict counts on, default 0.4")
-    add("--config", metavar="FILE", help="write the run that --predict finds as a config; for a sweep's folder")
-    add("--predict-unique", type=float, metavar="TOKENS", help="different tokens that there are (--law repeated)")
-    add("--score", metavar="COLUMN", help="a task's scores, to be fitted as a function of the loss")
+    add("--mfu", type=float, default=0.4, help="share of the peak assumed for a machine in --predict, default 0.4")
+    add("--config", metavar="FILE", help="write the predicted run as a config; only for a sweep's folder")
+    add("--predict-unique", type=float, metavar="TOKENS", help="number of distinct tokens (--law repeated)")
+    add("--score", metavar="COLUMN", help="scores of a task, fitted as a function of the loss")
     add("--chance", type=float, default=0.0, metavar="X", help="score of a model that guesses, default 0")
-    add("--score-is-error", action="store_true", help="a lower score is better")
-    add("--draws", type=int, default=1000, metavar="N", help="of the bootstrap, default 1000")
-    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap, default 0")
-    add("--json", metavar="FILE", help="write everything as JSON")
+    add("--score-is-error", action="store_true", help="lower scores are better")
+    add("--draws", type=int, default=1000, metavar="N", help="bootstrap resamplings, default 1000")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap, default 0")
+    add("--json", metavar="FILE", help="write all results as JSON")
     add("--report", metavar="FILE", help="write an HTML report")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `solo fit` with parsed options. Returns the exit status."""
+    """Runs `solo fit` with parsed options. Returns the exit status."""
+    if arguments.trunk:
+        raise ValueError("--trunk is named --stable-run now")
     if arguments.results == "simulate":
         return _simulate(arguments)
     if arguments.spec:
         raise ValueError(f"unexpected {arguments.spec!r}: fit takes one table or folder, or `simulate SPEC.yaml`")
     if arguments.drop_highest < 0 or arguments.draws < 100:
-        raise ValueError("--drop-highest is at least 0 and --draws at least 100")
+        raise ValueError("--drop-highest must be at least 0 and --draws at least 100")
     from rich.console import Console
 
     from solo.scaling.laws.compute import parse_compute
     from solo.scaling.laws.law import LAWS
-    from solo.scaling.laws.result import Question, study
+    from solo.scaling.laws.result import FitSpec, analyse
     from solo.scaling.laws.table import load_table
-    from solo.scaling.report.terminal import print_study, print_table
+    from solo.scaling.report.sections import describe, describe_set_aside, describe_table, document
+    from solo.scaling.report.terminal import print_sections
 
     table = load_table(arguments.results, _columns(arguments), arguments.where)
-    question = Question(
+    spec = FitSpec(
         law=LAWS[arguments.law],
         objective=arguments.objective,
         draws=arguments.draws,
@@ -90,37 +94,39 @@ def run(arguments: argparse.Namespace) -> int:
         score_is_error=arguments.score_is_error,
     )
     console = Console(highlight=False, soft_wrap=True)
-    print_table(table, console)
-    studies = []
+    console.print(describe_table(table, []).lead, markup=False)
+    print_sections([describe_set_aside(table.set_aside)], console)
+    results = []
     for loss in table.columns.losses:
         for group, part in table.groups():
             runs, aside = part.runs(loss)
-            studies.append(study(loss, runs, question, group, aside))
-            print_study(studies[-1], console)
+            results.append(analyse(loss, runs, spec, group, aside))
+            console.print(f"\n[bold]{results[-1].title}[/bold]  {spec.law.formula}")
+            print_sections(describe(results[-1]), console)
     if arguments.config:
-        _write_config(arguments, table, studies, console)
-    command = _command(arguments)
+        _write_config(arguments, table, results, console)
+    command = shlex.join(["solo", *arguments.words])
     if arguments.json:
-        write_whole(Path(arguments.json), json.dumps(_plain(table, studies, command), indent=1) + "\n")
+        write_whole(Path(arguments.json), json.dumps(document(table, results, command), indent=1) + "\n")
         console.print(f"JSON    {arguments.json}")
     if arguments.report:
         from solo.scaling.report.page import render
 
-        write_whole(Path(arguments.report), render(table, studies, command))
+        write_whole(Path(arguments.report), render(table, results, command))
         console.print(f"report  {arguments.report}")
-    return 1 if any(found.refused for found in studies) else 0
+    return 1 if any(result.refused for result in results) else 0
 
 
-def _write_config(arguments: argparse.Namespace, table: Any, studies: list[Any], console: Any) -> None:
-    """The run of the one prediction of the one law."""
+def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], console: Any) -> None:
+    """Writes the predicted run of the one law and the one compute."""
     folder = Path(arguments.results)
     if not (folder / "plan.json").is_file():
-        raise ValueError(f"--config needs a sweep's folder, which knows how its sizes are made; {folder} is none")
-    if len(arguments.predict) != 1 or len(studies) != 1:
-        raise ValueError("--config writes one run: give one --predict, one --loss, and --where in place of --by")
-    found = studies[0].answer.predictions[0] if studies[0].answer else None
+        raise ValueError(f"--config needs a sweep's folder, whose ladder gives the size; {folder} is not one")
+    if len(arguments.predict) != 1 or len(results) != 1:
+        raise ValueError("--config writes one run: give one --predict, one --loss, and --where instead of --by")
+    found = results[0].analysis.predictions[0] if results[0].analysis else None
     if found is None or found.n is None or found.d is None:
-        console.print("no config: there is no law, or one that does not tell size and tokens apart")
+        console.print("no config: there is no law, or one that does not separate parameters and tokens")
         return
     from solo.config import dump_config
     from solo.scaling.sweep.folder import SweepFolder
@@ -141,7 +147,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     from solo.scaling.laws.fit import FitRefusedError
     from solo.scaling.laws.simulate import load_spec, simulate
-    from solo.scaling.report.terminal import print_simulated
+    from solo.scaling.report.sections import describe_simulation
+    from solo.scaling.report.terminal import print_sections
 
     spec = load_spec(arguments.spec)
     try:
@@ -149,56 +156,18 @@ def _simulate(arguments: argparse.Namespace) -> int:
     except FitRefusedError as refusal:
         print(f"refused: {refusal}", file=sys.stderr)
         return 1
-    print_simulated(spec, found, Console(highlight=False, soft_wrap=True))
+    print_sections([describe_simulation(spec, found)], Console(highlight=False, soft_wrap=True))
     if arguments.json:
-        plain = {"command": _command(arguments), "spec": spec.model_dump(mode="json"), **asdict(found)}
+        command = shlex.join(["solo", *arguments.words])
+        plain = {"command": command, "spec": spec.model_dump(mode="json"), **asdict(found)}
         write_whole(Path(arguments.json), json.dumps(plain, indent=1) + "\n")
     return 0
 
 
 def _columns(arguments: argparse.Namespace) -> Any:
+    from dataclasses import fields
+
     from solo.scaling.laws.table import Columns
 
-    return Columns(
-        losses=tuple(arguments.loss or ()),
-        **{
-            name: getattr(arguments, name)
-            for name in ("n", "d", "flops", "unique", "id", "trunk", "status", "tokenizer", "evaluation_set")
-        },
-        score=arguments.score,
-        by=arguments.by,
-    )
-
-
-def _plain(table: Any, studies: list[Any], command: str) -> dict[str, Any]:
-    """The JSON. With one law, what is said of it stands at the top as well, where a script looks first."""
-    import solo
-    from solo.scaling.laws.result import as_json
-
-    fits = [_finite(as_json(found)) for found in studies]
-    return {
-        **(fits[0] if len(fits) == 1 else {}),
-        "command": command,
-        "version": solo.__version__,
-        "data": {
-            "path": table.path,
-            "sha256": table.sha256,
-            "rows": table.read,
-            "chosen": len(table.rows) + len(table.set_aside),
-            "set_aside": [{"id": item.id, "reason": item.reason} for item in table.set_aside],
-        },
-        "fits": fits,
-    }
-
-
-def _finite(node: Any) -> Any:
-    """NaN and infinity as null: JSON has neither."""
-    if isinstance(node, dict):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not abs(node) < float("inf") else node
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    return shlex.join(["solo", *arguments.words])
+    named = {field.name: getattr(arguments, field.name) for field in fields(Columns) if field.name != "losses"}
+    return Columns(losses=tuple(arguments.loss or ()), **named)

@@ -1,4 +1,4 @@
-"""How far to trust a fit: the case bootstrap, by trunk."""
+"""Uncertainty of a fit: the case bootstrap, clustered by stable run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Bootstrap:
     """Coefficients of a law refitted to J resamplings.
 
     coefficients    each [J]
-    clusters        how many groups of runs were drawn from: trunks, or runs where each is its own
-    redrawn         resamplings that were thrown away because they could not have determined the law
-    notes           what a reader should know before believing the intervals
+    clusters        number of clusters that are resampled: stable runs with their branches, or single runs
+    redrawn         resamplings that were discarded because they could not have determined the law
+    notes           caveats about the intervals
     """
 
     coefficients: dict[str, Array]
@@ -35,24 +35,24 @@ class Bootstrap:
         return len(next(iter(self.coefficients.values())))
 
     def columns(self) -> dict[str, Array]:
-        """The coefficients as columns [J,1], to be broadcast against runs."""
+        """Returns the coefficients as columns [J,1], which broadcast against runs."""
         return {name: values[:, None] for name, values in self.coefficients.items()}
 
 
 def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
-    """Refit a law to resamplings of its runs, from where the fit ended.
+    """Refits a law to resamplings of its runs, starting from the fit.
 
-    Runs branched from one trunk share its luck, so that trunks are drawn, with all of their runs.
+    The branches of one stable run share its noise, so that whole clusters are resampled.
 
     Raises:
-        FitRefusedError: too few trunks, or hardly any resampling can determine the law.
+        FitRefusedError: there are too few clusters, or hardly any resampling determines the law.
     """
     runs = fitted.runs
-    names, cluster = np.unique(np.array(runs.trunk), return_inverse=True)
+    names, cluster = np.unique(np.array(runs.cluster), return_inverse=True)
     if len(names) < FEWEST_CLUSTERS:
         raise FitRefusedError(
-            f"no intervals: {len(runs)} runs of {len(names)} trunks are {len(names)} independent trainings; it takes"
-            f" {FEWEST_CLUSTERS}, better {FEW_CLUSTERS}"
+            f"no intervals: {len(runs)} runs branched from {len(names)} stable runs are {len(names)} independent"
+            f" trainings; at least {FEWEST_CLUSTERS} are needed, better {FEW_CLUSTERS}"
         )
     generator = np.random.default_rng(seed)
     kept: list[Array] = []
@@ -60,8 +60,8 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
     while len(kept) < draws:
         if tried >= 20 * draws:
             raise FitRefusedError(
-                f"no intervals: of {tried} resamplings of {len(names)} trunks {tried - len(kept)} do not determine the"
-                f" law; more trunks are needed"
+                f"no intervals: {tried - len(kept)} of {tried} resamplings of {len(names)} independent trainings do"
+                " not determine the law; more trainings are needed"
             )
         drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)))
         tried += 1
@@ -75,19 +75,19 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
 
 
 def interval(values: Array, level: int) -> tuple[float, float]:
-    """The percentiles between which `level` percent of the draws lie."""
+    """Returns the percentiles between which `level` percent of the draws lie."""
     low, high = np.percentile(values, [50 - level / 2, 50 + level / 2])
     return float(low), float(high)
 
 
 def intervals(draws: Mapping[str, Array]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Every interval of every quantity: {name: {"80": (low, high), "95": ...}}."""
+    """Returns the intervals of all quantities: {name: {"80": (low, high), "95": ...}}."""
     return {name: {str(level): interval(values, level) for level in LEVELS} for name, values in draws.items()}
 
 
 def _determined(fitted: Fit, weights: Array) -> bool:
     rows = weights > 0
-    # As many runs as the law asks for is a rule for people; a resampling repeats some, and needs the parameters' count.
+    # A resampling repeats runs; it needs as many distinct ones as there are coefficients, not `fewest_runs`.
     if np.count_nonzero(rows) < len(fitted.law.coefficients):
         return False
     try:
@@ -100,11 +100,13 @@ def _determined(fitted: Fit, weights: Array) -> bool:
 def _notes(clusters: int, redrawn: int, draws: int, unfinished: int) -> tuple[str, ...]:
     notes = []
     if clusters < FEW_CLUSTERS:
-        notes.append(f"{clusters} trunks are few to resample: the intervals are rough, and rather too narrow")
+        notes.append(
+            f"{clusters} independent trainings are few to resample: the intervals are rough, and probably too narrow"
+        )
     if redrawn > 0.05 * draws:
         notes.append(
-            f"{redrawn} resamplings, {redrawn / (redrawn + draws):.0%}, could not determine the law: drawn again"
+            f"{redrawn} resamplings, {redrawn / (redrawn + draws):.0%}, could not determine the law and were redrawn"
         )
     if unfinished > 0.02 * draws:
-        notes.append(f"{unfinished} of {draws} resamplings have no sharp minimum; their last point was taken")
+        notes.append(f"{unfinished} of {draws} resamplings did not converge; their last point was taken")
     return tuple(notes)

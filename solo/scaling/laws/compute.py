@@ -1,4 +1,4 @@
-"""Training compute, as a number of FLOPs or as a machine and hours."""
+"""Training compute, given as FLOPs or as a machine and hours."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SECONDS_PER_HOUR = 3600
 
 
 def parse_compute(text: str, mfu: float) -> float:
-    """FLOPs of `1e24`, or of `v5p-128:72`, a machine and hours.
+    """Returns the FLOPs of `1e24`, or of `v5p-128:72`, a machine and hours.
 
     Args:
-        text: what was given.
-        mfu: share of the machine's peak that training reaches.
+        text: value of `--predict`.
+        mfu: model FLOPs utilisation, the share of the machine's peak that training reaches.
 
     Raises:
-        ConfigError: it is neither, or the peak of the machine is not known.
+        ConfigError: the text has neither form, or the machine's peak is unknown.
     """
     name, colon, hours = text.partition(":")
     try:
@@ -30,8 +30,8 @@ def parse_compute(text: str, mfu: float) -> float:
     if not colon:
         return value
     if not 0 < mfu <= 1:
-        raise ConfigError(f"--mfu {mfu}: a share of the peak lies above 0 and up to 1")
+        raise ConfigError(f"--mfu {mfu}: expected a share of the peak, above 0 and at most 1")
     on = parse_machine(name)
     if on.chip.peak_flops is None:
-        raise ConfigError(f"--predict {text!r}: the peak of {on.name} is not known; give FLOPs")
+        raise ConfigError(f"--predict {text!r}: the peak of {on.name} is unknown; give FLOPs")
     return value * SECONDS_PER_HOUR * on.chip.peak_flops * on.chips * mfu

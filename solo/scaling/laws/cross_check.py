@@ -1,8 +1,8 @@
-"""The optimum by other ways: parabolas of equal compute, and the envelope of the runs.
+"""The optimum by two other methods: isoFLOP parabolas, and the envelope of the training curves.
 
 Both are biased even without noise: a parabola by the width and the centre of its grid and by alpha != beta (Czech et
-al. 2026, arXiv 2603.22339), the envelope by the steps between sizes. The bias lies in the size, hardly in the exponent.
-It is not guessed here but measured: the same procedure on the law's own losses for the same runs.
+al. 2026, arXiv 2603.22339), the envelope by the spacing of the sizes. The bias affects the size more than the exponent.
+It is measured by the same procedure on the law's own losses for the same runs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from solo.scaling.laws.budgets import group_budgets
 from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.law import Array
-from solo.scaling.laws.runs import Runs
+from solo.scaling.laws.runs import Runs, group_budgets
 
 _FEWEST_SIZES = 4  # three points always lie on a parabola
 _FEWEST_OPTIMA = 2
@@ -25,7 +24,7 @@ _ENVELOPE_POINTS = 25
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs of one budget and the parabola through them in log N; `refused` says why it gives no optimum."""
+    """The runs of one budget and the parabola fitted to them in log N; `refused` says why it has no optimum."""
 
     flops: float
     runs: Runs
@@ -36,13 +35,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """An optimum N = G C^a by another way than the law's.
+    """An optimum N = G C^a by another method than the law's.
 
-    optima          compute and optimal size of each place that gave one
+    optima          pairs of compute and optimal size
     exponent        a
-    optimal_n       at the largest compute of the runs, with `law_n` of the law beside it
-    bias            of `optimal_n` by the procedure alone, relative: on the law's own losses of these runs
-    refused         why there is none
+    optimal_n       optimal size at the largest compute of the runs
+    law_n           the law's optimal size there
+    bias            relative bias of `optimal_n`, measured on the law's own losses of these runs
+    refused         why there is no such optimum
     """
 
     name: str
@@ -55,22 +55,22 @@ class CrossCheck:
 
     @property
     def difference(self) -> float | None:
-        """Of its optimal size from the law's, relative."""
+        """Relative difference of its optimal size from the law's."""
         return self.optimal_n / self.law_n - 1.0 if self.optimal_n and self.law_n else None
 
 
 def cross_checks(fitted: Fit) -> list[CrossCheck]:
-    """The optimum by parabolas and by the envelope; nothing for a law that does not allocate compute."""
+    """Returns the optimum by parabolas and by the envelope; empty for a law that does not allocate compute."""
     if not fitted.law.allocates:
         return []
     return [
-        _check(fitted, "isoFLOP parabolas", lambda runs: parabola_optima(runs)),
+        _check(fitted, "isoFLOP parabolas", parabola_optima),
         _check(fitted, "envelope", envelope_optima),
     ]
 
 
 def isoflop_curves(runs: Runs) -> list[Curve]:
-    """A parabola of the loss in log N for each budget that at least four sizes share."""
+    """Returns a parabola of the loss in log N for each budget with at least four sizes."""
     curves = []
     for group in group_budgets(runs.flops):
         part = runs[group]
@@ -99,15 +99,15 @@ def isoflop_curves(runs: Runs) -> list[Curve]:
 
 
 def parabola_optima(runs: Runs) -> list[tuple[float, float]]:
-    """Compute and optimal size of each budget whose parabola has its minimum among the sizes."""
+    """Returns compute and optimal size of each budget whose parabola has its minimum among the sizes."""
     return [(curve.flops, curve.optimum) for curve in isoflop_curves(runs) if curve.optimum]
 
 
 def envelope_optima(runs: Runs) -> list[tuple[float, float]]:
-    """Compute and the size that is best there, of all sizes with three horizons or more.
+    """Returns values of compute with the best size at each, among sizes with at least three horizons.
 
-    Losses of a size between its horizons are interpolated in logarithms; places where the best size is the smallest or
-    the largest on offer are left out.
+    Losses between the horizons of a size are interpolated in logarithms. Values of compute at which the smallest or
+    the largest available size is best are omitted.
     """
     curves: list[tuple[float, Array, PchipInterpolator]] = []
     for size in np.unique(runs.n):
@@ -136,14 +136,14 @@ def _check(fitted: Fit, name: str, procedure: Callable[[Runs], list[tuple[float,
     optima = procedure(runs)
     line = _line(optima, largest)
     if line is None:
-        why = f"{len(optima)} of the {_FEWEST_OPTIMA} optima it takes; no more budgets have their minimum between sizes"
+        why = f"only {len(optima)} of the {_FEWEST_OPTIMA} required optima lie between two sizes"
         return CrossCheck(name, tuple(optima), None, None, law_n, None, why)
     ideal = _line(procedure(runs.with_loss(fitted.predict(runs))), largest)
     return CrossCheck(name, tuple(optima), line[0], line[1], law_n, ideal[1] / law_n - 1.0 if ideal else None, None)
 
 
 def _line(optima: list[tuple[float, float]], flops: float) -> tuple[float, float] | None:
-    """Exponent of the optimal size in compute, and the size at a compute, by least squares in logarithms."""
+    """Returns the exponent of the optimal size in compute and the size at `flops`, by least squares in logarithms."""
     if len({round(np.log(compute), 2) for compute, _ in optima}) < _FEWEST_OPTIMA:
         return None
     logs = np.log(np.array(optima))

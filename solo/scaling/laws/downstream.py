@@ -1,4 +1,4 @@
-"""From the loss to the score of a task, where enough runs are above chance."""
+"""The score of a task as a function of the loss, if enough runs are above chance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solo.scaling.laws.law import Array
 from solo.scaling.laws.predict import Prediction, optimum
 
 FEWEST_ABOVE_CHANCE = 6
-_MARGIN = 0.01  # of the scale: closer to chance than this is chance
+_MARGIN = 0.01  # share of the scale within which a score counts as chance
 _DRAWS = 200
 
 
@@ -25,7 +25,7 @@ class TaskLaw:
     form            exponential: top - k exp(-gamma L), Gadre et al. 2024 (arXiv 2403.08540);
                     sigmoid: chance - (chance - floor) / (1 + exp(slope (L - middle)))
     coefficients    by name
-    squares         sum of squared errors
+    squares         sum of squared errors of the fit
     """
 
     form: str
@@ -33,18 +33,18 @@ class TaskLaw:
     squares: float
 
     def error(self, loss: Array | float) -> Array:
-        """Error rate at a loss."""
+        """Returns the error rate at a loss."""
         return _FORMS[self.form](np.array(list(self.coefficients.values())), np.asarray(loss, float))
 
 
 @dataclass(frozen=True)
 class Downstream:
-    """Scores of a task.
+    """Laws of the scores of a task.
 
-    laws            of all forms, the closest first
-    used            runs above chance, to which they were fitted
-    at_chance       runs that were left out for being at chance
-    predictions     by compute: score of the closest form, and its 80% interval
+    laws            one of each form, the best fit first
+    used            number of runs above chance, to which the laws were fitted
+    at_chance       number of runs left out because they are at chance
+    predictions     by compute: score by the best law, and its 80% interval
     """
 
     column: str
@@ -55,7 +55,7 @@ class Downstream:
 
 
 def fit_exponential(loss: Array, error: Array) -> TaskLaw:
-    """The error rate as top - k exp(-gamma L), by least squares."""
+    """Fits the error rate as top - k exp(-gamma L), by least squares."""
     starts = []
     for gamma in np.geomspace(0.05, 20.0, 40):
         columns = np.stack([np.ones_like(loss), -np.exp(-gamma * loss)], axis=1)
@@ -65,7 +65,7 @@ def fit_exponential(loss: Array, error: Array) -> TaskLaw:
 
 
 def fit_sigmoid(loss: Array, error: Array, chance: float) -> TaskLaw:
-    """The error rate as a sigmoid of the loss that begins at chance, by least squares."""
+    """Fits the error rate as a sigmoid of the loss that starts at chance, by least squares."""
     starts = [
         [chance, float(min(error.min(), chance) * share), slope, float(middle)]
         for share in (0.5, 0.95)
@@ -84,16 +84,16 @@ def fit_task(
     is_error: bool,
     seed: int = 0,
 ) -> Downstream:
-    """Fit the scores of the runs as functions of their losses, and carry predictions of the loss over.
+    """Fits the scores of the runs as functions of their losses, and predicts scores from predicted losses.
 
     Args:
         fitted: the law of the loss; its runs hold the scores, from 0 to 1 or in percent.
         draws: its bootstrap.
-        predictions: of the loss.
+        predictions: predictions of the loss.
         column: name of the scores.
-        chance: the score of a model that guesses, on the scale of the scores.
-        is_error: whether scores are errors, and lower is better.
-        seed: of the resampling.
+        chance: score of a model that guesses, on the scale of the scores.
+        is_error: whether scores are errors, so that lower is better.
+        seed: seed of the resampling.
 
     Raises:
         FitRefusedError: too few runs are above chance.
@@ -107,7 +107,7 @@ def fit_task(
     if (used := int(above.sum())) < FEWEST_ABOVE_CHANCE:
         raise FitRefusedError(
             f"{column}: {used} of {int(has.sum())} runs are above chance ({chance:g}); a law of the score needs"
-            f" {FEWEST_ABOVE_CHANCE}. Below that the loss is all there is to predict"
+            f" {FEWEST_ABOVE_CHANCE}. Only the loss can be predicted"
         )
     loss, error = runs.loss[above], errors[above]
     laws = sorted((fit_exponential(loss, error), fit_sigmoid(loss, error, guess)), key=lambda law: law.squares)
@@ -145,7 +145,7 @@ _FORMS: dict[str, Callable[[Array, Array], Array]] = {"exponential": _exponentia
 
 
 def _finish(form: str, names: tuple[str, ...], starts: list[list[float]], loss: Array, error: Array) -> TaskLaw:
-    """The best minimum next to the starts. A sigmoid keeps its chance, and its floor is no negative error."""
+    """Returns the best fit from the starts. A sigmoid keeps its chance, and its floor is not negative."""
     fixed = 1 if form == "sigmoid" else 0
     lower = {"exponential": [-np.inf, -np.inf, 1e-3], "sigmoid": [0.0, 0.0, -np.inf]}[form]
     best: TaskLaw | None = None

@@ -1,4 +1,4 @@
-"""One law fitted to runs: many starts, a tight finish, and a refusal where the runs cannot say."""
+"""One law fitted to runs: many starts, a finish by SciPy, and a refusal if the runs do not determine the law."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import least_squares
 
 from solo.scaling.laws.law import Array, Law
-from solo.scaling.laws.problem import HIGHEST_EXPONENT, LOWEST_EXPONENT, Problem
+from solo.scaling.laws.problem import HIGHEST_EXPONENT, HUBER_DELTA, LOWEST_EXPONENT, Problem
 from solo.scaling.laws.runs import Runs
 from solo.scaling.laws.solver import Solutions, solve
 from solo.scaling.laws.start import starting_points
 
-FEWEST_VALUES = 3  # of a variable: a power and a floor have three unknowns
-LEAST_RAY = 4.0  # tokens per parameter, largest over smallest
+FEWEST_VALUES = 3  # distinct values of a variable: a power and a floor have three unknowns
+LEAST_RATIO_SPREAD = 4.0  # largest tokens per parameter over the smallest
 _EDGE = 1e-6
-_NO_FLOOR = 1e-3  # of the lowest loss
-_STEPS = 150  # from any start; one that has not arrived by then does not count as agreeing
+_NO_FLOOR = 1e-3  # share of the lowest loss
+_STEPS = 150  # from any start; one that has not converged by then does not count as agreeing
 _SAME_OBJECTIVE, _SAME_COEFFICIENT = 1e-6, 1e-2
-_WORST_CONDITION = 1e7  # about 30 for a good design, beyond 1e7 on one ray of tokens per parameter
-_WORST_ERROR = 0.5  # of an exponent, as a share of it
+_WORST_CONDITION = 1e7  # about 30 for a good design, above 1e7 if all runs have the same tokens per parameter
+_WORST_ERROR = 0.5  # standard error of an exponent, relative
 _MEDIAN_TO_SD = 1.4826  # of absolute deviations, for normal errors
-_ROBUST_ERROR = 1.25  # standard error of a fit of absolute errors over that of least squares, for normal errors
+_ROBUST_ERROR = 1.25  # standard error of an L1 fit over that of least squares, for normal errors
 
 
 class FitRefusedError(ValueError):
@@ -34,11 +34,12 @@ class FitRefusedError(ValueError):
 class Fit:
     """A fitted law.
 
-    coefficients    natural units: L = E + A/N^alpha + ... with N in parameters and D in tokens
+    coefficients    in natural units: L = E + A/N^alpha + ... with N in parameters and D in tokens
     objective       the minimised sum (see `problem.OBJECTIVES`)
-    starts          how many starting points were tried, and how many of them came to this minimum
-    condition       of the Jacobian with columns of length 1: large means that coefficients can stand in for each other
-    notes           what a reader should know before believing it
+    starts          number of starting points
+    agreeing        number of starting points that led to this minimum
+    condition       of the Jacobian with normalised columns: if large, coefficients can compensate each other
+    notes           caveats for the reader
     """
 
     problem: Problem
@@ -61,27 +62,27 @@ class Fit:
         return self.problem.runs
 
     def predict(self, runs: Runs) -> Array:
-        """Loss that the law gives for other runs: [R]."""
+        """Returns the law's loss of other runs: [R]."""
         return self.law.loss(self.coefficients, runs.variables())
 
     def residuals(self) -> Array:
-        """Relative errors, log of the run's loss over the law's: [R]."""
+        """Returns the relative errors, log of the run's loss over the law's: [R]."""
         return np.log(self.runs.loss / self.predict(self.runs))
 
     @property
     def scatter(self) -> float:
-        """Standard deviation of a run about the law, relative; by the median, so that no outlier decides."""
+        """Relative standard deviation of the runs about the law, estimated robustly from the median."""
         return _scatter(self.residuals(), len(self.law.coefficients))
 
 
 def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[str, float]] | None = None) -> Fit:
-    """Fit a law to runs.
+    """Fits a law to runs.
 
     Args:
-        law: one of `laws.LAWS`.
-        runs: finished runs only.
-        objective: `huber` on log losses, or `squares` of plain ones.
-        starts: coefficients to start from, in place of those of variable projection.
+        law: one of `law.LAWS`.
+        runs: finished runs.
+        objective: `huber` for log losses, or `squares` for losses.
+        starts: coefficients to start from; default: variable projection.
 
     Raises:
         FitRefusedError: too few runs, too little spread, a minimum at the edge of the search, or several minima.
@@ -101,36 +102,29 @@ def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[st
 
 
 def finish(problem: Problem, start: Array) -> Array:
-    """The minimum next to a start [P], by L-BFGS-B with gradients to the last digits.
+    """Returns the minimum next to a start [P], by SciPy's `least_squares` and by `solve`, whichever is lower.
 
-    The objective is a sum, about 1e-3 at its best: with SciPy's tolerances made for numbers around 1, let alone with a
-    mean in place of the sum, the search ends where it begins (Besiroglu et al. 2024, arXiv 2404.10102, on the published
-    fit of Hoffmann et al.). Dividing by the objective at the start makes the tolerances relative.
+    The tolerances are relative to the objective. With absolute ones, let alone a mean in place of the sum, a search
+    stops where it starts (Besiroglu et al. 2024, arXiv 2404.10102, on the published fit of Hoffmann et al.).
     """
-    ones = np.ones((1, len(problem.runs)))
-    unit = max(float(problem.value(start[None], ones)[0]), 1e-30)
-
-    def scaled(vector: Array) -> tuple[float, Array]:
-        value = problem.evaluate(vector[None], ones)
-        return float(value.objective[0]) / unit, value.gradient[0] / unit
-
-    done = minimize(
-        scaled,
+    done = least_squares(
+        problem.residuals,
         start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=list(zip(problem.lower, problem.upper, strict=True)),
-        options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 20_000, "maxfun": 50_000, "maxcor": 20},
+        problem.jacobian,
+        bounds=(problem.lower, problem.upper),
+        loss="huber" if problem.objective == "huber" else "linear",
+        f_scale=HUBER_DELTA,
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
+        max_nfev=2000,
     )
-    end = np.asarray(done.x, float)
-    # Newton's last step is quadratic where that of L-BFGS is not.
-    polished = solve(problem, end[None]).vectors[0]
-    candidates = np.array([start, end, polished])
+    candidates = np.array([start, done.x, solve(problem, np.array([done.x])).vectors[0]])
     return candidates[np.argmin(problem.value(candidates, np.ones((3, len(problem.runs)))))]
 
 
 def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
-    """Refuse runs that cannot determine the law, whatever their losses. Raises FitRefusedError."""
+    """Raises FitRefusedError if the runs cannot determine the law, whatever their losses."""
     fewest = law.fewest_runs if fewest_runs is None else fewest_runs
     if len(runs) < fewest:
         raise FitRefusedError(f"{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")
@@ -145,11 +139,11 @@ def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
     if law.allocates:
         ratio = runs.d / runs.n
         spread = float(ratio.max() / ratio.min())
-        if spread < LEAST_RAY:
+        if spread < LEAST_RATIO_SPREAD:
             raise FitRefusedError(
-                f"tokens per parameter differ by a factor of {spread:.3g} only, {ratio.min():.3g} to"
-                f" {ratio.max():.3g}: along one ray parameters and tokens cannot be told apart. Vary them by"
-                f" {LEAST_RAY:g} or more, or fit compute alone (--law power)"
+                f"tokens per parameter differ only by a factor of {spread:.3g}, {ratio.min():.3g} to"
+                f" {ratio.max():.3g}: the effects of parameters and tokens cannot be separated. Vary them by"
+                f" {LEAST_RATIO_SPREAD:g} or more, or fit compute alone (--law power)"
             )
     if law.repeats and not (np.count_nonzero(runs.d > 1.5 * runs.unique) >= 3):
         raise FitRefusedError(
@@ -159,13 +153,13 @@ def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
 
 
 def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> int:
-    """How many starts came to the best minimum. Raises FitRefusedError where as good a one lies elsewhere."""
+    """Returns how many starts led to the best minimum. Raises FitRefusedError if an equally good one lies elsewhere."""
     near = found.converged & (found.objective <= value * (1 + _SAME_OBJECTIVE) + 1e-20)
     here, there = problem.coefficients(best), problem.coefficients(found.vectors[near])
     apart = np.zeros(int(near.sum()), bool)
     for name in problem.law.exponents:
         apart |= np.abs(there[name] / here[name] - 1) > _SAME_COEFFICIENT
-    # A floor near 0 may be any small number: what matters is how much of the loss a term is.
+    # A floor near 0 may be any small number, so amplitudes are compared by their share of the loss.
     count = len(problem.law.amplitudes)
     shares = np.abs(np.exp(found.vectors[near, :count]) - np.exp(best[:count])) / problem.loss.min()
     apart |= (shares > _SAME_COEFFICIENT).any(axis=1)
@@ -182,20 +176,24 @@ def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> 
 
 
 def _scatter(residuals: Array, parameters: int) -> float:
-    """Standard deviation of log residuals by the median of their sizes, without the smallest.
+    """Returns the standard deviation of log residuals, from the median of their sizes without the smallest.
 
-    A fit of absolute errors passes through about as many runs as it has coefficients; those say nothing of the scatter.
+    An L1 fit passes through about as many runs as it has coefficients; those do not inform about the scatter.
     """
     sizes = np.sort(np.abs(residuals))[min(parameters, len(residuals) - 1) :]
     return float(_MEDIAN_TO_SD * np.median(sizes))
 
 
 def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, ...]]:
-    """Condition of a minimum, and notes on it. Raises FitRefusedError at an edge of the search or where one is flat."""
+    """Returns the condition of a minimum, and notes on it.
+
+    Raises:
+        FitRefusedError: the minimum lies at the edge of the search, or a direction is flat.
+    """
     law = problem.law
     inside = (vector > problem.lower + _EDGE) & (vector < problem.upper - _EDGE)
     floor = law.coefficients.index("E")
-    # Next to nothing, the floor has no slope left that would take it to the very edge.
+    # A floor near 0 hardly changes the objective, so that the search may stop before the edge.
     inside[floor] &= vector[floor] > np.log(_NO_FLOOR * problem.loss.min())
     notes = []
     for place in np.flatnonzero(~inside):
@@ -208,7 +206,7 @@ def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, .
                 f" {LOWEST_EXPONENT} to {HIGHEST_EXPONENT}): the runs do not show this law's curvature"
             )
         else:
-            raise FitRefusedError(f"the minimum lies at the edge of the search: the runs say nothing of {name}")
+            raise FitRefusedError(f"the minimum lies at the edge of the search: the runs do not determine {name}")
     jacobian = problem.jacobian(vector)[:, inside]
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.maximum(lengths, 1e-300)))
@@ -225,7 +223,7 @@ def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, .
         value, error = (array[law.coefficients.index(name)] for array in (vector, errors))
         if error > _WORST_ERROR * value:
             raise FitRefusedError(
-                f"not identified: {name} = {value:.2g}, give or take {error:.2g}, under the scatter of these runs;"
+                f"not identified: {name} = {value:.2g} ± {error:.2g}, given the scatter of these runs;"
                 f" {more}, or less noise"
             )
     return condition, tuple(notes)

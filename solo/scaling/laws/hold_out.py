@@ -1,4 +1,4 @@
-"""What the law is worth: fit without the largest budget, predict it, compare."""
+"""Validation of a law: fit the cheaper runs, predict the most expensive ones, and compare."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from solo.scaling.laws.bootstrap import Bootstrap, bootstrap
-from solo.scaling.laws.budgets import group_budgets
+from solo.scaling.laws.bootstrap import LEVELS, Bootstrap, bootstrap
 from solo.scaling.laws.fit import Fit, FitRefusedError, fit
 from solo.scaling.laws.law import Array, Law
-from solo.scaling.laws.runs import Runs
+from solo.scaling.laws.runs import Runs, group_budgets
 
 HOLD_OUT_DRAWS = 500
 _CUTS, _STEP = 4, 2.0
@@ -18,40 +17,39 @@ _CUTS, _STEP = 4, 2.0
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Runs that were predicted from the cheaper ones.
+    """Runs that were predicted from cheaper ones.
 
-    runs            held out
-    fitted          number of runs that the law was fitted to
-    fit             that law
-    predicted       losses [R], with the intervals in which a run should lie: low and high [R] by level
-    extrapolation   largest compute held out over the largest fitted
-    shared_trunks   how many of the runs held out have a sibling of their trunk among the fitted, and are not all new
-    notes           on the fit and on its intervals
+    runs                the runs held out
+    fit                 the law fitted to the cheaper runs
+    predicted           its losses of the runs held out: [R]
+    intervals           low and high [R] by level: where the loss of a single run should lie
+    extrapolation       largest compute held out over the largest fitted
+    shared_stable_runs  number of runs held out whose stable run also has branches among the fitted runs
+    notes               caveats about the fit and its intervals
     """
 
     runs: Runs
-    fitted: int
     fit: Fit
     predicted: Array
     intervals: dict[int, tuple[Array, Array]]
     extrapolation: float
-    shared_trunks: int
+    shared_stable_runs: int
     notes: tuple[str, ...]
 
     @property
     def errors(self) -> Array:
-        """Predicted over actual loss, less 1: [R]."""
+        """Predicted over actual loss, minus 1: [R]."""
         return self.predicted / self.runs.loss - 1.0
 
     def within(self, level: int) -> int:
-        """How many actual losses lie in the interval of a level."""
+        """Returns how many actual losses lie in the interval of a level."""
         low, high = self.intervals[level]
         return int(np.count_nonzero((low <= self.runs.loss) & (self.runs.loss <= high)))
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One step of the ladder of hold-outs: everything below `flops` predicts everything from there on."""
+    """One step of the hold-out ladder: the runs below `flops` predict all others."""
 
     flops: float
     fitted: int
@@ -63,15 +61,15 @@ class Cut:
 
 
 def largest_budget(runs: Runs) -> float:
-    """The compute from which on runs belong to the largest budget."""
+    """Returns the smallest compute of the runs of the largest budget."""
     return float(runs.flops[group_budgets(runs.flops)[-1]].min())
 
 
 def hold_out(law: Law, runs: Runs, objective: str = "huber", cut: float | None = None, seed: int = 0) -> HoldOut:
-    """Fit the runs below a compute, the largest budget if none is given, and predict the others.
+    """Fits the runs below a compute (default: below the largest budget) and predicts the others.
 
     Raises:
-        FitRefusedError: the runs below do not determine the law, or there are none on one side.
+        FitRefusedError: the runs below do not determine the law, or one side is empty.
     """
     cut = largest_budget(runs) if cut is None else cut
     below, above = runs[runs.flops < cut], runs[runs.flops >= cut]
@@ -81,20 +79,20 @@ def hold_out(law: Law, runs: Runs, objective: str = "huber", cut: float | None =
     draws = bootstrap(fitted, HOLD_OUT_DRAWS, seed)
     return HoldOut(
         runs=above,
-        fitted=len(below),
         fit=fitted,
         predicted=fitted.predict(above),
         intervals=run_intervals(fitted, draws, above, seed),
         extrapolation=float(above.flops.max() / below.flops.max()),
-        shared_trunks=sum(trunk in set(below.trunk) for trunk in above.trunk),
+        shared_stable_runs=sum(name in set(below.cluster) for name in above.cluster),
         notes=fitted.notes + draws.notes,
     )
 
 
 def run_intervals(fitted: Fit, draws: Bootstrap, runs: Runs, seed: int = 0) -> dict[int, tuple[Array, Array]]:
-    """Where the losses of runs should lie, [R] by level: the law's own uncertainty and the scatter about it.
+    """Returns where the losses of runs should lie, low and high [R] by level.
 
-    Residuals of the fit, enlarged for the coefficients that it has cost, stand for the scatter.
+    The intervals contain the law's uncertainty and the scatter about it. The scatter is sampled from the residuals of
+    the fit, inflated for its degrees of freedom.
     """
     law = fitted.law.loss(draws.columns(), runs.variables())
     generator = np.random.default_rng(seed)
@@ -103,12 +101,12 @@ def run_intervals(fitted: Fit, draws: Bootstrap, runs: Runs, seed: int = 0) -> d
     losses = law * np.exp(generator.choice(residuals, size=law.shape))
     return {
         level: (np.percentile(losses, 50 - level / 2, axis=0), np.percentile(losses, 50 + level / 2, axis=0))
-        for level in (80, 95)
+        for level in LEVELS
     }
 
 
 def hold_out_ladder(law: Law, runs: Runs, objective: str = "huber") -> list[Cut]:
-    """Hold-outs that reach further and further: each time the cut is at half the compute or lower."""
+    """Returns hold-outs of increasing reach: each cut is at half the compute of the one before, or lower."""
     cuts: list[Cut] = []
     for group in reversed(group_budgets(runs.flops)):
         cut = float(runs.flops[group].min())

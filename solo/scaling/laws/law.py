@@ -1,6 +1,6 @@
-"""The laws: each a sum of terms `coefficient / variable^exponent` and a floor E.
+"""The laws: each is a sum of terms `coefficient / variable^exponent` and a floor E.
 
-Shape letters of this package: R runs, J starting points or bootstrap draws, K terms, P parameters.
+Shape letters of this package: R runs, J starting points or bootstrap draws, K terms, P fitted parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLOPS_PER_PARAMETER_AND_TOKEN = 6.0  # forward 2, backward 4 (Kaplan et al. 2020
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a law: `coefficient / variable^exponent`; a constant where there is no exponent."""
+    """One term of a law: `coefficient / variable^exponent`, or a constant if it has no exponent."""
 
     coefficient: str
     exponent: str | None = None
@@ -29,10 +29,11 @@ class Term:
 class Law:
     """A sum of terms.
 
-    name, formula   as they are asked for and shown
+    name            value of `--law`
+    formula         as shown to the user
     terms           in the order of the formula
-    fewest_runs     below this the law is not fitted
-    repeats         the coefficient that says how much repeated tokens are worth, if the law has one
+    fewest_runs     the law is not fitted to fewer runs
+    repeats         name of the coefficient for the value of repeated tokens, if the law has one
     """
 
     name: str
@@ -43,7 +44,7 @@ class Law:
 
     @property
     def amplitudes(self) -> tuple[str, ...]:
-        """Names of the coefficients that multiply, the floor included."""
+        """Names of the coefficients that multiply a term, the floor included."""
         return tuple(term.coefficient for term in self.terms)
 
     @property
@@ -53,26 +54,26 @@ class Law:
 
     @property
     def coefficients(self) -> tuple[str, ...]:
-        """Names of all that is fitted, P of them, in the order of a solver's vector."""
+        """Names of everything that is fitted (P of them), in the order of the solver's vector."""
         return self.amplitudes + self.exponents + ((self.repeats,) if self.repeats else ())
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Names of the variables: n parameters, d tokens, flops."""
+        """Names of the variables: n (parameters), d (tokens), flops."""
         return tuple(dict.fromkeys(term.variable for term in self.terms if term.variable))
 
     @property
     def allocates(self) -> bool:
-        """Whether the law says how to share compute between parameters and tokens."""
+        """Whether the law determines how to split compute between parameters and tokens."""
         return {"n", "d"} <= set(self.variables)
 
     def loss(self, coefficients: Mapping[str, Any], variables: Mapping[str, Any]) -> Array:
-        """The law's loss in nats.
+        """Returns the law's loss in nats.
 
         Args:
             coefficients: a number or an array for each of `self.coefficients`.
-            variables: a number or an array for each of `self.variables`, and `unique` where tokens repeat; the
-                arrays of both are broadcast against each other.
+            variables: a number or an array for each of `self.variables`, and `unique` if tokens repeat; the arrays of
+                both are broadcast against each other.
         """
         total: Any = 0.0
         for term in self.terms:
@@ -88,13 +89,13 @@ class Law:
     def optimum(
         self, coefficients: Mapping[str, Any], flops: Any, flops_factor: float = FLOPS_PER_PARAMETER_AND_TOKEN
     ) -> tuple[Array, Array]:
-        """Parameters and tokens of the lowest loss at a compute of `flops` = flops_factor * n * d, all tokens fresh.
+        """Returns parameters and tokens of the lowest loss at `flops` = flops_factor * n * d, if no token repeats.
 
         The closed form of Hoffmann et al. 2022 (arXiv 2203.15556), equation 4:
         N = G (C/6)^(beta/(alpha+beta)), D = (C/6)/N, G = (alpha A / (beta B))^(1/(alpha+beta)).
 
         Raises:
-            ValueError: the law has no parameters or tokens to choose between.
+            ValueError: the law does not depend on both parameters and tokens.
         """
         if not self.allocates:
             raise ValueError(f"the law {self.name!r} does not say how to share compute between parameters and tokens")
@@ -107,7 +108,7 @@ class Law:
         return n, product / n
 
     def optimum_exponents(self, coefficients: Mapping[str, Any]) -> dict[str, Array]:
-        """Exponents a and b of the optimum, N ~ C^a and D ~ C^b; nothing for a law that does not allocate."""
+        """Returns a and b of the optimum N ~ C^a, D ~ C^b; empty for a law that does not allocate compute."""
         if not self.allocates:
             return {}
         by_variable = {term.variable: term for term in self.terms if term.exponent}
@@ -116,11 +117,11 @@ class Law:
 
 
 def effective_tokens(tokens: Any, unique: Any, repeats: Any) -> Array:
-    """What `tokens` read out of `unique` different ones are worth in fresh tokens.
+    """Returns how many fresh tokens `tokens` are worth if only `unique` of them differ.
 
     D' = U + U r (1 - exp(-e / r)) with e = D/U - 1 repetitions after the first epoch and r = `repeats` (Muennighoff
-    et al. 2023, arXiv 2305.16264, equation 5). Their decay of excess parameters is left out: it needs runs far
-    beyond the optimal size for the unique tokens. Less than an epoch counts as it is.
+    et al. 2023, arXiv 2305.16264, equation 5). Their decay of excess parameters is omitted: it needs runs far
+    beyond the optimal size for the unique tokens. Below one epoch D' = D.
     """
     tokens, unique = np.asarray(tokens, float), np.asarray(unique, float)
     once = np.minimum(tokens, unique)

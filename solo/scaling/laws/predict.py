@@ -1,4 +1,4 @@
-"""What the law says of a compute that nobody has paid for yet."""
+"""Predictions of a law: the best run of a compute, with intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solo.scaling.laws.bootstrap import Bootstrap, intervals
 from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.law import Array, Law
 
-FAR = 100.0  # extrapolation beyond this is said loudly
+FAR = 100.0  # extrapolation beyond this gets a warning
 _SIZES = 600
 
 
@@ -20,11 +20,11 @@ _SIZES = 600
 class Prediction:
     """The best run of a compute.
 
-    n, d            parameters and tokens; None for a law that does not allocate
-    loss            of the law there; one run besides scatters about it by `scatter`, relative
-    intervals       of n, d and loss by level, out of the bootstrap: of the law, not of a single run
-    extrapolation   compute over the largest that was fitted
-    unique          different tokens that there are, where the law knows of repeats
+    n, d            parameters and tokens; None for a law that does not allocate compute
+    loss            the law's loss; a single run scatters about it by `scatter`, relative
+    intervals       bootstrap intervals of n, d and loss by level: of the law, not of a single run
+    extrapolation   compute over the largest fitted compute
+    unique          number of distinct tokens, for a law with repeated tokens
     """
 
     flops: float
@@ -38,26 +38,26 @@ class Prediction:
 
     @property
     def far(self) -> bool:
-        """Whether it is so far off that nobody should build on it."""
+        """Whether the extrapolation is too far to be relied upon."""
         return self.extrapolation > FAR
 
 
 def predict(fitted: Fit, draws: Bootstrap, flops: float, unique: float | None = None) -> Prediction:
-    """Optimal size, tokens and loss at a compute, with intervals.
+    """Returns optimal size, tokens and loss at a compute, with intervals.
 
     Args:
         fitted: the law.
         draws: its bootstrap.
         flops: training compute.
-        unique: different tokens there are; only the law `repeated` can use it.
+        unique: number of distinct tokens; only the law `repeated` uses it.
 
     Raises:
-        ValueError: the compute is not positive, or the law has no use for `unique`.
+        ValueError: the compute is not positive, or the law does not use `unique`.
     """
     if not (np.isfinite(flops) and flops > 0):
         raise ValueError(f"cannot predict at {flops} FLOPs: compute must be positive")
     if unique is not None and not fitted.law.repeats:
-        raise ValueError(f"the law {fitted.law.name!r} does not know of repeated tokens; fit --law repeated")
+        raise ValueError(f"the law {fitted.law.name!r} does not model repeated tokens; fit --law repeated")
     factor = fitted.runs.flops_factor
     best = optimum(fitted.law, fitted.coefficients, flops, factor, unique)
     spread = intervals(optimum(fitted.law, draws.coefficients, flops, factor, unique))
@@ -76,7 +76,7 @@ def predict(fitted: Fit, draws: Bootstrap, flops: float, unique: float | None = 
 def optimum(
     law: Law, coefficients: Mapping[str, Any], flops: float, factor: float, unique: float | None = None
 ) -> dict[str, Array]:
-    """Size, tokens and loss of the best run of a compute, for one set of coefficients or for J of them."""
+    """Returns size, tokens and loss of the best run of a compute, for one set of coefficients or for J of them."""
     if not law.allocates:
         return {"loss": law.loss(coefficients, {"flops": flops})}
     n, d = law.optimum(coefficients, flops, factor)
@@ -88,9 +88,9 @@ def optimum(
 
 
 def _search(law: Law, coefficients: Mapping[str, Any], product: float, fresh: Array, unique: float) -> Array:
-    """The best size where tokens repeat: never below the best with fresh tokens, as repeats are worth less.
+    """Returns the best size if tokens repeat: at least the best with fresh tokens, as repeats are worth less.
 
-    A grid in log N of steps of one percent, and the vertex of the parabola through its lowest three points.
+    Searches a grid in log N with steps of one percent, refined by a parabola through its lowest three points.
     """
     steps = np.linspace(-0.02, np.log(400.0), _SIZES)
     sizes = np.log(np.asarray(fresh))[..., None] + steps

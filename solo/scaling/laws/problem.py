@@ -1,8 +1,8 @@
-"""The objective of a fit with its exact derivatives, for many coefficient vectors at once.
+"""The objective of a fit and its first derivatives, for many parameter vectors at once.
 
-A law is fitted as log L = logsumexp(a - alpha x, b - beta y, e) in log coefficients and exponents, which keeps every
-amplitude positive (Hoffmann et al. 2022). Variables are logarithms about their mean, so that the parameters hardly
-pull at each other.
+A law is fitted as log L = logsumexp(a - alpha x, b - beta y, e) in log amplitudes and exponents, which keeps every
+amplitude positive (Hoffmann et al. 2022, arXiv 2203.15556). The variables are centred logarithms, so that amplitudes
+and exponents are nearly uncorrelated.
 """
 
 from __future__ import annotations
@@ -22,29 +22,33 @@ OBJECTIVES = {
     "squares": "sum of squared errors of L, halved",
 }
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.01, 3.0
-# An amplitude below this share of the lowest loss is no longer told from none at all.
+# An amplitude below this share of the lowest loss cannot be told from zero.
 _LEAST_SHARE = 1e-6
 _REPEATS_RANGE = (0.1, 1000.0)
 
 
 @dataclass(frozen=True)
 class Value:
-    """An objective at J vectors: the sum [J], its gradient [J,P], its Hessian and that of a bound above it [J,P,P]."""
+    """The objective at J vectors [J], its gradient [J,P], and two approximations of its Hessian [J,P,P].
+
+    gauss_newton   uses the Huber loss's own curvature: zero beyond delta
+    majoriser      uses the curvature of the parabolas that touch the Huber loss from above: always positive
+    """
 
     objective: Array
     gradient: Array
-    hessian: Array
+    gauss_newton: Array
     majoriser: Array
 
 
 class Problem:
-    """What is minimised over vectors of P parameters: log amplitudes, exponents, log repeats.
+    """The function to minimise over vectors of P parameters: log amplitudes, exponents, log repeats.
 
-    Amplitudes are those about the means of the variables, where all terms are of the size of the loss.
+    Amplitudes refer to the centred variables, where every term is about as large as the loss.
     """
 
     def __init__(self, law: Law, runs: Runs, objective: str = "huber", loss: Array | None = None):
-        """Prepare the constant part. `loss` [R] or [J,R] takes the place of the runs' own (one row a vector)."""
+        """Prepares the constant part. `loss`, [R] or [J,R] (one row per vector), replaces the runs' own losses."""
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
         self.law, self.runs, self.objective = law, runs, objective
@@ -56,31 +60,23 @@ class Problem:
         self.lower, self.upper = self._bounds()
 
     def evaluate(self, vectors: Array, weights: Array) -> Value:
-        """Objective and derivatives at vectors [J,P], with a weight for each run [J,R] or [R]."""
-        residual, shares, slopes, jacobian, scale = self._model(vectors)
-        psi, curvature, cap = self._huber(residual)
-        psi = psi * weights
-        gradient = np.einsum("jr,jrp->jp", psi, jacobian)
-        # Second derivative of the residual: of a logsumexp, and for plain errors of its exponential.
-        bend = (psi * scale)[..., None] * shares
-        if slopes.ndim == 3:
-            runs, terms, parameters = slopes.shape
-            outer = (slopes[..., :, None] * slopes[..., None, :]).reshape(runs * terms, parameters**2)
-            hessian = (bend.reshape(len(bend), runs * terms) @ outer).reshape(-1, parameters, parameters)
-        else:
-            hessian = np.einsum("jrk,jrkp,jrkq->jpq", bend, slopes, slopes)
-        curvature_weight = weights * curvature - psi if self.objective == "huber" else weights * curvature
-        turned = jacobian.swapaxes(1, 2)
-        hessian = hessian + (turned * curvature_weight[:, None, :]) @ jacobian
-        majoriser = (turned * (weights * cap)[:, None, :]) @ jacobian
-        return Value(self._sum(residual, weights), gradient, hessian, majoriser)
+        """Returns the objective and its derivatives at vectors [J,P] with a weight per run, [J,R] or [R]."""
+        residual, jacobian = self._residuals(vectors, derivatives=True)
+        slope, curvature, cap = self._huber(residual)
+        transposed = jacobian.swapaxes(1, 2)
+        return Value(
+            self._sum(residual, weights),
+            (transposed @ (weights * slope)[..., None])[..., 0],
+            (transposed * (weights * curvature)[:, None, :]) @ jacobian,
+            (transposed * (weights * cap)[:, None, :]) @ jacobian,
+        )
 
     def value(self, vectors: Array, weights: Array) -> Array:
-        """The objective alone, [J]."""
-        return self._sum(self._model(vectors, derivatives=False)[0], weights)
+        """Returns only the objective, [J]."""
+        return self._sum(self._residuals(vectors)[0], weights)
 
     def only(self, rows: Any) -> Problem:
-        """The same problem for some of the vectors, where each has losses of its own."""
+        """Returns the problem for a subset of the vectors, if each vector has losses of its own."""
         if self.loss.ndim == 1:
             return self
         part = copy(self)
@@ -88,7 +84,7 @@ class Problem:
         return part
 
     def coefficients(self, vectors: Array) -> dict[str, Array]:
-        """The law's coefficients, natural and about no mean, for vectors [..., P]."""
+        """Returns the law's coefficients in natural units, uncentred, for vectors [..., P]."""
         by_name = {name: vectors[..., place] for place, name in enumerate(self._names)}
         found: dict[str, Array] = {}
         for term in self.law.terms:
@@ -100,7 +96,7 @@ class Problem:
         return {name: found[name] for name in self._names}
 
     def vector(self, coefficients: dict[str, Any]) -> Array:
-        """The inverse of `coefficients`, [P], moved inside the bounds."""
+        """Returns the inverse of `coefficients`, [P], clipped to the bounds."""
         found = [float(coefficients[name]) for name in self._names]
         for place, term in enumerate(self.law.terms):
             found[place] = np.log(max(found[place], 1e-300))
@@ -110,19 +106,19 @@ class Problem:
             found[-1] = np.log(found[-1])
         return np.clip(np.array(found), self.lower, self.upper)
 
-    def jacobian(self, vector: Array) -> Array:
-        """Derivatives of the residuals at one vector: [R,P]."""
-        return self._model(vector[None])[3][0]
-
     def residuals(self, vector: Array) -> Array:
-        """Residuals at one vector, of log losses or of plain ones: [R]."""
-        return self._model(vector[None], derivatives=False)[0][0]
+        """Returns the residuals of one vector, of log losses (`huber`) or of losses (`squares`): [R]."""
+        return self._residuals(vector[None])[0][0]
 
-    def _model(self, vectors: Array, derivatives: bool = True) -> tuple[Array, Array, Array, Array, Array]:
-        """Residuals [J,R]; shares of the terms [J,R,K]; slopes of their logs; Jacobian [J,R,P]; scale [J,R]."""
-        slopes, exponents = self._slopes(vectors)
-        top = exponents.max(axis=-1, keepdims=True)
-        shares = np.exp(exponents - top)
+    def jacobian(self, vector: Array) -> Array:
+        """Returns the derivatives of `residuals`: [R,P]."""
+        return self._residuals(vector[None], derivatives=True)[1][0]
+
+    def _residuals(self, vectors: Array, derivatives: bool = False) -> tuple[Array, Array]:
+        """Returns residuals [J,R] and, if asked for, their Jacobian [J,R,P]."""
+        log_terms, slopes = self._log_terms(vectors)
+        top = log_terms.max(axis=-1, keepdims=True)
+        shares = np.exp(log_terms - top)
         total = shares.sum(axis=-1, keepdims=True)
         log_loss = (top + np.log(total))[..., 0]
         if self.objective == "huber":
@@ -131,18 +127,20 @@ class Problem:
             scale = np.exp(np.minimum(log_loss, 300.0))
             residual = scale - self.loss
         if not derivatives:
-            return residual, shares, slopes, shares, scale
-        shares /= total
+            return residual, shares
+        # The gradient of a logsumexp is the mean of the terms' slopes, weighted by their shares.
+        shares *= scale[..., None] / total
         jacobian = sum(shares[:, :, place, None] * slopes[..., place, :] for place in range(shares.shape[-1]))
-        return residual, shares, slopes, np.asarray(jacobian) * scale[..., None], scale
+        return residual, np.asarray(jacobian)
 
-    def _slopes(self, vectors: Array) -> tuple[Array, Array]:
-        """Derivatives of the log terms [R,K,P] or [J,R,K,P], and the log terms [J,R,K]."""
+    def _log_terms(self, vectors: Array) -> tuple[Array, Array]:
+        """Returns the log terms [J,R,K] and their derivatives by the parameters, [R,K,P] or [J,R,K,P]."""
         if not self.law.repeats:
             # One matrix product for all vectors.
             runs, terms, parameters = self._design.shape
             flat = vectors @ self._design.reshape(runs * terms, parameters).T
-            return self._design, flat.reshape(len(vectors), runs, terms)
+            return flat.reshape(len(vectors), runs, terms), self._design
+        # The value of repeats moves the effective tokens, whose logarithm is differentiated numerically.
         repeats = np.exp(vectors[:, -1:])
         step = 1e-6
         logs, ahead, behind = (
@@ -153,12 +151,12 @@ class Problem:
         exponent = self._names.index(str(self.law.terms[place].exponent))
         slopes = np.repeat(self._design[None], len(vectors), axis=0)
         slopes[:, :, place, exponent] = -logs
-        found = np.einsum("jrkp,jp->jrk", slopes, vectors)
+        log_terms = np.einsum("jrkp,jp->jrk", slopes, vectors)
         slopes[:, :, place, -1] = -vectors[:, exponent, None] * (ahead - behind) / (2 * step)
-        return slopes, found
+        return log_terms, slopes
 
     def _constant_design(self) -> Array:
-        """Derivatives of the log terms by the parameters, as far as they are constant: [R,K,P]."""
+        """Returns the derivatives of the log terms by the parameters, if no token repeats: [R,K,P]."""
         design = np.zeros((len(self.runs), len(self.law.terms), len(self._names)))
         for place, term in enumerate(self.law.terms):
             design[:, place, self._names.index(term.coefficient)] = 1.0
@@ -168,7 +166,7 @@ class Problem:
         return design
 
     def _bounds(self) -> tuple[Array, Array]:
-        """Box of the search, [P] each: no amplitude so small that nothing depends on it, no exponent beyond use."""
+        """Returns the box of the search, [P] each."""
         amplitudes, exponents = len(self.law.amplitudes), len(self.law.exponents)
         low, high = np.log(self.loss.min() * _LEAST_SHARE), np.log(self.loss.max()) + 10.0
         ends = [(low, high)] * amplitudes + [(LOWEST_EXPONENT, HIGHEST_EXPONENT)] * exponents
@@ -178,7 +176,7 @@ class Problem:
         return lower, upper
 
     def _huber(self, residual: Array) -> tuple[Array, Array, Array]:
-        """Slope and curvature of the loss of a residual, and the curvature of the parabola that touches from above."""
+        """Returns slope and curvature of the loss of a residual, and the curvature of its touching parabola."""
         if self.objective == "squares":
             ones = np.ones_like(residual)
             return residual, ones, ones

@@ -1,4 +1,4 @@
-"""Everything that is said of one loss: the law, its intervals, its hold-out, its cross-checks, its predictions."""
+"""Everything that is known about one loss: the law, its intervals, its hold-out, its cross-checks, its predictions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from solo.scaling.laws.fit import Fit, FitRefusedError, fit
 from solo.scaling.laws.hold_out import Cut, HoldOut, hold_out, hold_out_ladder
 from solo.scaling.laws.law import CHINCHILLA, Law
 from solo.scaling.laws.predict import Prediction, predict
-from solo.scaling.laws.problem import OBJECTIVES
 from solo.scaling.laws.runs import Runs
 from solo.scaling.laws.table import SetAside
 
@@ -23,13 +22,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of the runs.
+class FitSpec:
+    """What to fit and what to predict.
 
-    predict         computes to predict, FLOPs
-    unique          different tokens that there are, for predictions of the law `repeated`
-    hold_out        compute from which on runs are held out; the largest budget where None
-    drop_highest    runs of the highest losses that are left out; the law with them is kept beside it
+    predict         compute to predict at, FLOPs
+    unique          number of distinct tokens, for predictions of the law `repeated`
+    hold_out        runs of this compute or more are held out; default: the largest budget
+    drop_highest    number of runs with the highest losses to leave out; the law with them is shown as well
     score           column of a task's scores, with its chance level, and whether they are errors
     """
 
@@ -47,10 +46,10 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A law and what follows from it.
+class Analysis:
+    """A fitted law and what follows from it.
 
-    with_dropped    coefficients of the law fitted with the highest losses too, where they were left out
+    with_dropped    coefficients of the law fitted to all runs, if some were left out
     """
 
     fit: Fit
@@ -66,64 +65,69 @@ class Answer:
     notes: tuple[str, ...]
 
     def values(self) -> dict[str, float]:
-        """Coefficients, and exponents of the optimum."""
+        """Returns the coefficients and the exponents of the optimum."""
         coefficients = self.fit.coefficients
         exponents = self.fit.law.optimum_exponents(coefficients)
         return {**coefficients, **{name: float(value) for name, value in exponents.items()}}
 
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Intervals of `values`."""
+        """Returns the intervals of `values`."""
         draws = self.bootstrap.coefficients
         return intervals({**draws, **self.fit.law.optimum_exponents(draws)})
 
 
 @dataclass(frozen=True)
-class Study:
-    """What came of one loss of one group of runs; without an answer, `refused` says why."""
+class FitResult:
+    """The result for one loss of one group of runs; without an analysis, `refused` says why.
+
+    seed_noise      standard deviation of log losses among repeated runs, or None if no run is repeated
+    """
 
     loss: str
     group: str | None
-    question: Question
+    spec: FitSpec
     runs: Runs
     set_aside: tuple[SetAside, ...]
     seed_noise: float | None
-    answer: Answer | None
+    analysis: Analysis | None
     refused: str | None
 
     @property
     def title(self) -> str:
-        """The loss, and the group of runs where there are several."""
+        """The loss, and the group if there are several."""
         return self.loss if self.group is None else f"{self.loss} · {self.group}"
 
 
-def study(
-    loss: str, runs: Runs, question: Question, group: str | None = None, set_aside: Sequence[SetAside] = ()
-) -> Study:
-    """Answer the question for one loss. A refusal is part of the answer, not an error."""
+def analyse(
+    loss: str, runs: Runs, spec: FitSpec, group: str | None = None, set_aside: Sequence[SetAside] = ()
+) -> FitResult:
+    """Fits one loss and analyses the law. A refusal is part of the result, not an error."""
     aside, everything = list(set_aside), runs
-    if question.drop_highest:
-        runs, dropped = _without_highest(runs, question.drop_highest)
-        aside += [SetAside(name, f"one of the {question.drop_highest} highest losses") for name in dropped]
-    answer, refused = _attempt(_answer, runs, everything, question)
-    return Study(loss, group, question, runs, tuple(aside), seed_noise(runs), answer, refused)
+    if spec.drop_highest:
+        order = np.argsort(-runs.loss, kind="stable")
+        dropped = [runs.id[place] for place in order[: spec.drop_highest]]
+        runs = runs[np.sort(order[spec.drop_highest :])]
+        aside += [SetAside(name, f"one of the {spec.drop_highest} highest losses") for name in dropped]
+    analysis, refused = _attempt(_analyse, runs, everything, spec)
+    return FitResult(loss, group, spec, runs, tuple(aside), seed_noise(runs), analysis, refused)
 
 
-def _answer(runs: Runs, everything: Runs, question: Question) -> Answer:
-    """Raises FitRefusedError where there is no law; what else cannot be said is said in the answer."""
-    law, objective, seed = question.law, question.objective, question.seed
+def _analyse(runs: Runs, everything: Runs, spec: FitSpec) -> Analysis:
+    """Raises FitRefusedError if there is no law; refusals of the other parts are recorded in the analysis."""
+    law, objective, seed = spec.law, spec.objective, spec.seed
     fitted = fit(law, runs, objective)
-    draws = bootstrap(fitted, question.draws, seed)
-    all_of_them, _ = _attempt(fit, law, everything, objective) if question.drop_highest else (None, None)
-    held, held_refused = _attempt(hold_out, law, runs, objective, question.hold_out, seed)
-    predictions = tuple(predict(fitted, draws, flops, question.unique) for flops in question.predict)
+    draws = bootstrap(fitted, spec.draws, seed)
+    with_dropped, _ = _attempt(fit, law, everything, objective) if spec.drop_highest else (None, None)
+    held, held_refused = _attempt(hold_out, law, runs, objective, spec.hold_out, seed)
+    predictions = tuple(predict(fitted, draws, flops, spec.unique) for flops in spec.predict)
     task, task_refused = None, None
-    if question.score:
-        asked = (question.score, question.chance, question.score_is_error, seed)
-        task, task_refused = _attempt(fit_task, fitted, draws, predictions, *asked)
-    return Answer(
+    if spec.score:
+        options = (spec.score, spec.chance, spec.score_is_error, seed)
+        task, task_refused = _attempt(fit_task, fitted, draws, predictions, *options)
+    return Analysis(
         fit=fitted,
         bootstrap=draws,
-        with_dropped=None if all_of_them is None else all_of_them.coefficients,
+        with_dropped=None if with_dropped is None else with_dropped.coefficients,
         hold_out=held,
         hold_out_refused=held_refused,
         ladder=tuple(hold_out_ladder(law, runs, objective)),
@@ -136,7 +140,7 @@ def _answer(runs: Runs, everything: Runs, question: Question) -> Answer:
 
 
 def _attempt(part: Callable[..., T], *arguments: Any) -> tuple[T | None, str | None]:
-    """What a part of the answer comes to, or why it is refused."""
+    """Returns the value of a part of the analysis, or why it is refused."""
     try:
         return part(*arguments), None
     except FitRefusedError as refusal:
@@ -144,7 +148,7 @@ def _attempt(part: Callable[..., T], *arguments: Any) -> tuple[T | None, str | N
 
 
 def seed_noise(runs: Runs) -> float | None:
-    """Standard deviation of log losses among runs of the same size and tokens; None where no two are."""
+    """Returns the standard deviation of log losses among runs of equal size and tokens; None if no two are equal."""
     cells: dict[tuple[float, float], list[float]] = {}
     for n, d, loss in zip(runs.n, runs.d, runs.loss, strict=True):
         cells.setdefault((float(n), float(d)), []).append(float(np.log(loss)))
@@ -153,113 +157,6 @@ def seed_noise(runs: Runs) -> float | None:
     if not freedom:
         return None
     return float(np.sqrt(sum(((logs - logs.mean()) ** 2).sum() for logs in repeated) / freedom))
-
-
-def as_json(found: Study) -> dict[str, Any]:
-    """A study as plain values."""
-    plain: dict[str, Any] = {
-        "loss": found.loss,
-        "group": found.group,
-        "law": found.question.law.name,
-        "formula": found.question.law.formula,
-        "refused": found.refused,
-        "runs": len(found.runs),
-        "trunks": len(set(found.runs.trunk)),
-        "compute": [float(found.runs.flops.min()), float(found.runs.flops.max())],
-        "flops_per_parameter_and_token": found.runs.flops_factor,
-        "set_aside": [{"id": item.id, "reason": item.reason} for item in found.set_aside],
-        "seed_noise": found.seed_noise,
-    }
-    answer = found.answer
-    if answer is None:
-        return plain
-    fitted, draws = answer.fit, answer.bootstrap
-    values = answer.values()
-    return plain | {
-        "coefficients": fitted.coefficients,
-        "objective": {
-            "value": fitted.objective,
-            "name": found.question.objective,
-            "is": OBJECTIVES[found.question.objective],
-        },
-        "scatter": fitted.scatter,
-        "starts": {"tried": fitted.starts, "agreeing": fitted.agreeing},
-        "condition": fitted.condition,
-        "exponents": {name: value for name, value in values.items() if name not in fitted.coefficients},
-        "intervals": answer.intervals(),
-        "bootstrap": {
-            "draws": len(draws),
-            "clusters": draws.clusters,
-            "redrawn": draws.redrawn,
-            "seed": found.question.seed,
-        },
-        "coefficients_with_dropped": answer.with_dropped,
-        "hold_out": _hold_out(answer),
-        "hold_out_ladder": [vars(cut) for cut in answer.ladder],
-        "cross_checks": [{**vars(check), "difference": check.difference} for check in answer.cross_checks],
-        "predictions": [{**vars(prediction), "far": prediction.far} for prediction in answer.predictions],
-        "downstream": _downstream(answer),
-        "notes": list(answer.notes),
-    }
-
-
-def _hold_out(answer: Answer) -> dict[str, Any]:
-    held = answer.hold_out
-    if held is None:
-        return {"refused": answer.hold_out_refused}
-    runs = held.runs
-    rows = [
-        {
-            "id": runs.id[place],
-            "n": float(runs.n[place]),
-            "d": float(runs.d[place]),
-            "flops": float(runs.flops[place]),
-            "predicted": float(held.predicted[place]),
-            "actual": float(runs.loss[place]),
-            "error": float(held.errors[place]),
-            "intervals": {
-                str(level): [float(low[place]), float(high[place])] for level, (low, high) in held.intervals.items()
-            },
-        }
-        for place in range(len(runs))
-    ]
-    sizes = np.abs(held.errors)
-    return {
-        "fitted": held.fitted,
-        "held_out": len(runs),
-        "mean_error": float(sizes.mean()),
-        "largest_error": float(sizes.max()),
-        "bias": float(held.errors.mean()),
-        "within": {str(level): held.within(level) for level in held.intervals},
-        "extrapolation": held.extrapolation,
-        "shared_trunks": held.shared_trunks,
-        "coefficients": held.fit.coefficients,
-        "notes": list(held.notes),
-        "runs": rows,
-    }
-
-
-def _downstream(answer: Answer) -> dict[str, Any] | None:
-    task = answer.downstream
-    if task is None:
-        return {"refused": answer.downstream_refused} if answer.downstream_refused else None
-    return {
-        "column": task.column,
-        "runs": task.used,
-        "at_chance": task.at_chance,
-        "laws": [vars(law) for law in task.laws],
-        "predictions": [
-            {"flops": flops, "score": score, "interval_80": [low, high]}
-            for flops, (score, low, high) in task.predictions.items()
-        ],
-    }
-
-
-def _without_highest(runs: Runs, count: int) -> tuple[Runs, list[str]]:
-    order = np.argsort(-runs.loss, kind="stable")
-    dropped = set(order[:count].tolist())
-    keep = [place for place in range(len(runs)) if place not in dropped]
-    return runs[np.array(keep, int)], [runs.id[place] for place in order[:count]]
 
 
 def _notes(runs: Runs) -> tuple[str, ...]:

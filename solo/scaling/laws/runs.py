@@ -10,19 +10,21 @@ import numpy as np
 
 from solo.scaling.laws.law import FLOPS_PER_PARAMETER_AND_TOKEN, Array
 
+_SAME_BUDGET = 1.1  # sizes are discrete, so runs planned for one budget differ by a few percent
+
 
 @dataclass(frozen=True)
 class Runs:
     """R finished runs and one of their losses.
 
     id       name of each run
-    n        parameters, the active ones of a sparse model: float64 [R]
-    d        tokens seen in training: float64 [R]
+    n        parameters (active ones of a sparse model): float64 [R]
+    d        training tokens: float64 [R]
     flops    training compute: float64 [R]
     loss     nats: float64 [R]
-    trunk    name of the run it was branched from, its own where there is none; runs of a trunk are one cluster
-    unique   different tokens among those seen: float64 [R], infinite where nothing repeats
-    score    of a downstream task: float64 [R], NaN where there is none
+    cluster  the stable run that it was branched from, or its own id; runs of one cluster are not independent
+    unique   distinct tokens among the training tokens: float64 [R], infinite if none repeats
+    score    score of a downstream task: float64 [R], NaN if there is none
     """
 
     id: tuple[str, ...]
@@ -30,7 +32,7 @@ class Runs:
     d: Array
     flops: Array
     loss: Array
-    trunk: tuple[str, ...]
+    cluster: tuple[str, ...]
     unique: Array
     score: Array
 
@@ -38,7 +40,7 @@ class Runs:
         return len(self.id)
 
     def __getitem__(self, rows: Any) -> Runs:
-        """The runs at the places of an index array or where a mask is True."""
+        """Returns the runs selected by an index array or a boolean mask."""
         places = np.arange(len(self))[rows]
         picked: dict[str, Any] = {
             field.name: tuple(value[place] for place in places) if isinstance(value, tuple) else value[places]
@@ -49,15 +51,20 @@ class Runs:
 
     @property
     def flops_factor(self) -> float:
-        """Compute per parameter and token, the median of the runs; 6 where compute was not measured."""
+        """Median compute per parameter and token; 6 if compute was not measured."""
         return float(np.median(self.flops / (self.n * self.d)))
 
+    @property
+    def clusters(self) -> int:
+        """Number of independent trainings."""
+        return len(set(self.cluster))
+
     def variables(self) -> dict[str, Array]:
-        """What a law is evaluated on."""
+        """Returns the arrays that a law is evaluated on."""
         return {"n": self.n, "d": self.d, "flops": self.flops, "unique": self.unique}
 
     def with_loss(self, loss: Array) -> Runs:
-        """The same runs with other losses."""
+        """Returns the same runs with other losses."""
         return replace(self, loss=np.asarray(loss, float))
 
 
@@ -66,15 +73,15 @@ def make_runs(
     d: Any,
     loss: Any,
     flops: Any = None,
-    trunk: Sequence[str] | None = None,
+    cluster: Sequence[str] | None = None,
     unique: Any = None,
     id: Sequence[str] | None = None,
     score: Any = None,
 ) -> Runs:
-    """Runs from plain sequences. Compute is 6 n d where it is not given.
+    """Returns runs from plain sequences; compute defaults to 6 n d.
 
     Raises:
-        ValueError: the sequences are not equally long, or a number is not positive and finite.
+        ValueError: the sequences differ in length, or a number is not positive and finite.
     """
     n, d, loss = (np.atleast_1d(np.asarray(values, float)) for values in (n, d, loss))
     flops = FLOPS_PER_PARAMETER_AND_TOKEN * n * d if flops is None else np.asarray(flops, float)
@@ -85,7 +92,7 @@ def make_runs(
         d=d,
         flops=flops,
         loss=loss,
-        trunk=tuple(id if trunk is None else trunk),
+        cluster=tuple(id if cluster is None else cluster),
         unique=np.full(len(n), np.inf) if unique is None else np.asarray(unique, float),
         score=np.full(len(n), np.nan) if score is None else np.asarray(score, float),
     )
@@ -97,3 +104,17 @@ def make_runs(
         if len(wrong := np.flatnonzero(~(np.isfinite(values) & (values > 0)))):
             raise ValueError(f"{name} of {runs.id[wrong[0]]} is {values[wrong[0]]}; it must be positive and finite")
     return runs
+
+
+def group_budgets(flops: Array) -> list[np.ndarray]:
+    """Returns the indices of the runs of each budget, smallest budget first.
+
+    A group spans a factor of at most `_SAME_BUDGET`.
+    """
+    groups: list[list[int]] = []
+    for index in np.argsort(-flops, kind="stable"):
+        if groups and flops[groups[-1][0]] <= _SAME_BUDGET * flops[index]:
+            groups[-1].append(int(index))
+        else:
+            groups.append([int(index)])
+    return [np.array(sorted(group)) for group in reversed(groups)]

@@ -1,4 +1,4 @@
-"""A sweep before it is paid for: its design on a made-up law with noise, and the interval that it would buy."""
+"""A sweep before it is paid for: its design on an assumed law with noise, and the interval that it would give."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from solo.config import ConfigError
-from solo.config.base import Section
-from solo.scaling.laws.bootstrap import interval
+from solo.config import Section, parse_section, read_config
+from solo.scaling.laws.bootstrap import intervals
 from solo.scaling.laws.fit import FitRefusedError, check_design, fit
 from solo.scaling.laws.law import LAWS, Array, Law
 from solo.scaling.laws.predict import optimum
@@ -20,17 +18,15 @@ from solo.scaling.laws.problem import Problem
 from solo.scaling.laws.runs import Runs, make_runs
 from solo.scaling.laws.solver import solve
 
-# Refitted by Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al.; digits of our own fit.
+# Refitted by Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al.; the digits are those of our fit.
 ASSUMED = {"E": 1.8172, "A": 477.8, "B": 2143.0, "alpha": 0.3473, "beta": 0.3672}
-
-
 JUDGED = 20  # data sets that are fitted from many starts, to see whether a fit would be refused
 
 
 class IsoFlop(Section):
-    """Sizes around the best of each budget, evenly in logarithms.
+    """Sizes around the optimum of each budget, spaced evenly in logarithms.
 
-    center: factor by which the grid misses the true optimum; 1 is on it.
+    center: factor by which the grid misses the true optimum; 1 means that it is centred on it.
     """
 
     budgets: list[float] = Field(min_length=1)
@@ -54,7 +50,7 @@ class Grid(Section):
 
 
 class Horizons(Section):
-    """One trunk for each size, branched off at shares of its longest horizon: a decay from one trunk (WSD)."""
+    """One stable run for each size, with decay branches at shares of its longest horizon (WSD)."""
 
     n: list[float] = Field(min_length=1)
     tokens_per_parameter: float = Field(gt=0)
@@ -62,10 +58,10 @@ class Horizons(Section):
 
 
 class Design(Section):
-    """The runs of a sweep, in one of five ways.
+    """The runs of a sweep, given in one of five ways.
 
     runs    pairs of parameters and tokens
-    sweep   the file of a sweep, whose own runs they are; relative to this one
+    sweep   a sweep's file, whose runs are taken; the path is relative to this file
     """
 
     isoflop: IsoFlop | None = None
@@ -85,20 +81,20 @@ class Design(Section):
 
 
 class SimulateSpec(Section):
-    """A design, and the world it is tried in.
+    """A design, and the assumed truth that it is tried on.
 
-    law             the law to fit
-    coefficients    of the made-up truth
-    noise           standard deviation of a run's log loss; 0.003 is that of a good sweep
-    trunk_noise     of what the runs of one trunk share, besides
-    predict         the compute whose optimum is to be known
-    datasets        how many times the sweep is played through
+    law                the law to fit
+    coefficients       coefficients of the assumed law
+    noise              standard deviation of a run's log loss; 0.003 is that of a good sweep
+    stable_run_noise   standard deviation of the additional noise that the branches of one stable run share
+    predict            compute at which the optimum is wanted
+    datasets           number of simulated sweeps
     """
 
     law: Literal["chinchilla", "shared", "power"] = "chinchilla"
     coefficients: dict[str, float] = Field(default=ASSUMED)
     noise: float = Field(0.003, ge=0)
-    trunk_noise: float = Field(0.0, ge=0)
+    stable_run_noise: float = Field(0.0, ge=0)
     design: Design
     predict: float = Field(gt=0)
     datasets: int = Field(200, ge=10)
@@ -114,16 +110,17 @@ class SimulateSpec(Section):
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a design would buy.
+    """What a design would give.
 
-    truth       of each quantity: coefficients, exponents, and size, tokens and loss at the compute asked for
-    intervals   80% and 95% of the estimates, over the data sets
-    refused     how many of the first `JUDGED` data sets gave no law, by reason
-    flops       of all runs together, the trunk of each paid once per horizon
+    clusters    number of independent trainings: stable runs, or runs without one
+    flops       compute of all runs together; a stable run is counted once per branch
+    truth       coefficients, exponents, and size, tokens and loss at the wanted compute
+    intervals   80% and 95% intervals of their estimates over the data sets
+    refused     number of the first `JUDGED` data sets that gave no law, by reason
     """
 
     runs: int
-    trunks: int
+    clusters: int
     flops: float
     extrapolation: float
     truth: dict[str, float]
@@ -133,18 +130,8 @@ class Simulated:
 
 
 def load_spec(path: str | Path) -> SimulateSpec:
-    """Read a YAML file. Raises ConfigError with one line per fault."""
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    try:
-        spec = SimulateSpec.model_validate(_numbers(data), strict=False)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, fault['loc'])) or '(top)'}: {fault['msg']}" for fault in error.errors()]
-        raise ConfigError(f"{path} is no design:\n" + "\n".join(lines)) from None
+    """Reads a YAML file. Raises ConfigError with one line per fault."""
+    spec = parse_section(SimulateSpec, read_config(path), str(path), "design")
     if spec.design.sweep is None:
         return spec
     beside = str(Path(path).parent / spec.design.sweep)
@@ -152,57 +139,53 @@ def load_spec(path: str | Path) -> SimulateSpec:
 
 
 def design_runs(design: Design, law: Law, coefficients: dict[str, float]) -> Runs:
-    """The runs of a design, with the law's losses and no noise."""
+    """Returns the runs of a design, with the law's losses and no noise."""
     if design.sweep is not None:
-        runs = _of_sweep(design.sweep)
+        runs = _sweep_runs(design.sweep)
     else:
-        n, d, trunk = _points(design, law, coefficients)
-        runs = make_runs(n, d, np.ones(len(n)), trunk=trunk)
+        n, d, cluster = _points(design, law, coefficients)
+        runs = make_runs(n, d, np.ones(len(n)), cluster=cluster)
     return runs.with_loss(law.loss(coefficients, runs.variables()))
 
 
 def simulate(spec: SimulateSpec) -> Simulated:
-    """Play a sweep through: draw losses, fit, look up the optimum, over and over.
+    """Simulates a sweep many times: draws losses, fits the law, computes the optimum.
 
     Raises:
-        FitRefusedError: no losses could make up for the design, or hardly any data set determines the law.
+        FitRefusedError: the design cannot determine the law, or hardly any data set does.
     """
     law = LAWS[spec.law]
     runs = design_runs(spec.design, law, spec.coefficients)
     check_design(law, runs)
     generator = np.random.default_rng(spec.seed)
-    names, cluster = np.unique(np.array(runs.trunk), return_inverse=True)
+    names, cluster = np.unique(np.array(runs.cluster), return_inverse=True)
     shape = (spec.datasets, len(runs))
-    shared = generator.normal(0.0, spec.trunk_noise, (spec.datasets, len(names)))[:, cluster]
+    shared = generator.normal(0.0, spec.stable_run_noise, (spec.datasets, len(names)))[:, cluster]
     losses = runs.loss * np.exp(generator.normal(0.0, spec.noise, shape) + shared)
     kept, refused = _refusals(law, runs, losses)
     if sum(refused.values()) > 0.5 * min(JUDGED, spec.datasets):
         raise FitRefusedError(
-            f"of {min(JUDGED, spec.datasets)} data sets {sum(refused.values())} do not determine the law:"
-            f" {'; '.join(f'{count} x {reason}' for reason, count in refused.items())}. Buy another design"
+            f"{sum(refused.values())} of {min(JUDGED, spec.datasets)} data sets do not determine the law:"
+            f" {'; '.join(f'{count} x {reason}' for reason, count in refused.items())}. Choose another design"
         )
     problem = Problem(law, runs, loss=losses[kept])
     start = problem.vector(spec.coefficients)
     found = problem.coefficients(solve(problem, np.repeat(start[None], len(kept), axis=0)).vectors)
     truth = _quantities(law, spec.coefficients, spec.predict, runs.flops_factor)
-    estimates = _quantities(law, found, spec.predict, runs.flops_factor)
     return Simulated(
         runs=len(runs),
-        trunks=len(names),
+        clusters=len(names),
         flops=float(runs.flops.sum()),
         extrapolation=spec.predict / float(runs.flops.max()),
         truth={name: float(value) for name, value in truth.items()},
-        intervals={
-            name: {str(level): interval(np.asarray(values), level) for level in (80, 95)}
-            for name, values in estimates.items()
-        },
+        intervals=intervals(_quantities(law, found, spec.predict, runs.flops_factor)),
         datasets=spec.datasets,
         refused=refused,
     )
 
 
 def _refusals(law: Law, runs: Runs, losses: Array) -> tuple[np.ndarray, dict[str, int]]:
-    """Data sets that a fit accepts, and how many were refused for what; judged on the first few."""
+    """Returns the data sets that a fit accepts, and the reasons of refusals with counts; only the first are judged."""
     kept, refused = [], dict[str, int]()
     for place, loss in enumerate(losses):
         try:
@@ -224,6 +207,7 @@ def _quantities(law: Law, coefficients: dict[str, Any], flops: float, factor: fl
 
 
 def _points(design: Design, law: Law, coefficients: dict[str, float]) -> tuple[Array, Array, list[str] | None]:
+    """Returns parameters and tokens of each run, and their clusters if runs share a stable run."""
     if design.isoflop:
         spec = design.isoflop
         steps = np.geomspace(1 / spec.half_width, spec.half_width, spec.points) * spec.center
@@ -237,38 +221,24 @@ def _points(design: Design, law: Law, coefficients: dict[str, float]) -> tuple[A
         return n, second if design.grid.d else n * second, None
     if design.horizons:
         n, share = (part.ravel() for part in np.meshgrid(design.horizons.n, design.horizons.at))
-        return n, n * share * design.horizons.tokens_per_parameter, [f"trunk of {size:g}" for size in n]
+        return n, n * share * design.horizons.tokens_per_parameter, [f"{size:g} parameters" for size in n]
     pairs = np.array(design.runs or [], float).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1], None
 
 
-def _of_sweep(path: str) -> Runs:
-    """The runs that a sweep would fit, all axes together; its data are counted, and prepared where they are missing."""
-    # Imported here: it takes jax.
+def _sweep_runs(path: str) -> Runs:
+    """Returns the runs that a sweep would fit, for all values of its axes. Prepares its data if necessary."""
+    # Imported here because it imports JAX.
     from solo.scaling.sweep.points import expand
     from solo.scaling.sweep.spec import load_spec
 
-    points = [point for point in expand(load_spec(path)) if not point.is_trunk]
+    points = [point for point in expand(load_spec(path)) if not point.is_stable]
     found = [point.estimate for point in points]
     return make_runs(
         [each.n_active for each in found],
         [each.tokens for each in found],
         np.ones(len(found)),
         flops=[each.flops for each in found],
-        trunk=[point.trunk or point.id for point in points],
+        cluster=[point.stable_run or point.id for point in points],
         id=[point.id for point in points],
     )
-
-
-def _numbers(node: Any) -> Any:
-    """YAML 1.1 reads 1e18 as text; what looks like a number becomes one."""
-    if isinstance(node, dict):
-        return {key: _numbers(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_numbers(value) for value in node]
-    if isinstance(node, str):
-        try:
-            return float(node)
-        except ValueError:
-            return node
-    return node

@@ -1,7 +1,9 @@
-"""A damped Newton method for many small fits at once.
+"""A damped Gauss-Newton method for many small fits at once.
 
-SciPy minimises one function at a time; a bootstrap needs thousands of fits of five parameters, and is some hundred
-times faster when they share their array operations. The fit that is reported is finished by SciPy (`fit.py`).
+A bootstrap needs thousands of fits of five parameters. SciPy minimises one function at a time: `least_squares` with its
+Huber loss finds the same minima to 13 digits, but takes 2.5 s for 1,000 refits where this takes 0.1 s. JAX's exact
+Hessians cost as much per evaluation as NumPy's products and 0.25 s of compilation for each shape, of which one
+`solo fit` has fourteen. The fit that is reported is finished by SciPy (`fit.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from solo.scaling.laws.law import Array
-from solo.scaling.laws.problem import Problem, Value
+from solo.scaling.laws.problem import Problem
 
 MOST_STEPS = 300
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
@@ -27,10 +29,10 @@ class Solutions:
 
 
 def solve(problem: Problem, starts: Array, weights: Array | None = None, steps: int = MOST_STEPS) -> Solutions:
-    """Minimise from J starts [J,P], each with its own weights of the runs [J,R] (all 1 where none are given).
+    """Minimises from J starts [J,P], each with its own weights of the runs [J,R] (default 1).
 
-    Newton steps on the exact Hessian, damped by the curvature of the parabolas that touch the Huber loss from above:
-    where far from the minimum the Hessian says little, that alone goes downhill.
+    Beyond delta the Huber loss has no curvature, so that the Gauss-Newton matrix may be singular; it is damped with
+    some of the majoriser, whose step always descends.
     """
     vectors = np.clip(np.array(starts, float), problem.lower, problem.upper)
     count = len(vectors)
@@ -44,9 +46,10 @@ def solve(problem: Problem, starts: Array, weights: Array | None = None, steps: 
         now, value = vectors[active], part.evaluate(vectors[active], weights[active])
         free = ~((now <= problem.lower) & (value.gradient > 0) | (now >= problem.upper) & (value.gradient < 0))
         gradient = np.where(free, value.gradient, 0.0)
-        # What the touching parabolas promise does not shrink with the damping, as what the step promises would.
+        # The decrease that the majoriser predicts does not shrink as the damping grows.
         left = -0.5 * np.einsum("jp,jp->j", gradient, _step(value.majoriser, gradient, free))
-        moved = np.clip(now + _newton(value, gradient, free, damping[active]), problem.lower, problem.upper)
+        matrix = value.gauss_newton + damping[active, None, None] * value.majoriser
+        moved = np.clip(now + _step(matrix, gradient, free), problem.lower, problem.upper)
         reached = part.value(moved, weights[active])
         better = reached < objective[active]
         vectors[active] = np.where(better[:, None], moved, now)
@@ -59,13 +62,8 @@ def solve(problem: Problem, starts: Array, weights: Array | None = None, steps: 
     return Solutions(vectors, objective, converged)
 
 
-def _newton(value: Value, gradient: Array, free: np.ndarray, damping: Array) -> Array:
-    """Steps [J,P] of Newton's method with some of the majoriser added to the Hessian."""
-    return _step(value.hessian + damping[:, None, None] * value.majoriser, gradient, free)
-
-
 def _step(matrix: Array, gradient: Array, free: np.ndarray) -> Array:
-    """`-matrix^-1 gradient` over the free parameters [J,P]; a direction without curvature gets a short step."""
+    """Returns `-matrix^-1 gradient` over the free parameters [J,P]; a direction without curvature gets a short step."""
     identity = np.eye(gradient.shape[-1])
     matrix = np.where(free[:, :, None] & free[:, None, :], matrix, identity)
     size = np.sqrt(np.maximum(np.abs(np.einsum("jpp->jp", matrix)), 1e-150))

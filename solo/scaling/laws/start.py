@@ -1,8 +1,8 @@
-"""Where a fit starts: variable projection.
+"""Starting points of a fit, by variable projection.
 
-With the exponents held, a law is linear in its amplitudes, and the best non-negative ones follow directly; only the
-exponents are searched (Golub and Pereyra 1973; for scaling laws Czech et al. 2026, arXiv 2603.22339). Squared errors
-let an outlier pull, so that what comes out is a start for the robust fit and not its answer.
+For fixed exponents a law is linear in its amplitudes, and the best non-negative amplitudes follow directly, so that
+only the exponents are searched (Golub and Pereyra 1973; for scaling laws Czech et al. 2026, arXiv 2603.22339). The
+projection minimises squared errors, which are sensitive to outliers: its result starts the robust fit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_SHARE = 0.01
 
 
 def starting_points(problem: Problem) -> Array:
-    """Vectors to start from [J,P]: the best places of the grid, and a coarse grid over all of it."""
+    """Returns vectors to start from [J,P]: the best points of the grid, and a coarse subset of all of it."""
     exponents, repeats = _grid(problem)
     amplitudes, errors = _project(problem, exponents, repeats)
     best = np.argsort(errors, kind="stable")[:_BEST]
@@ -29,14 +29,14 @@ def starting_points(problem: Problem) -> Array:
     coarse = np.flatnonzero(np.isin(exponents, _GRID[ends]).all(axis=1))
     chosen = np.unique(np.concatenate([best, coarse]))
     chosen = chosen[np.argsort(errors[chosen], kind="stable")]
-    # A term that the projection left out gets a little: at nothing its exponent has no slope to be found by.
+    # A term whose amplitude is 0 gets a small one: without it the objective does not depend on its exponent.
     logs = np.log(np.maximum(amplitudes, _LEAST_SHARE * problem.runs.loss.min()))
     vectors = np.concatenate([logs, exponents, np.log(repeats)[:, None][:, : bool(problem.law.repeats)]], axis=1)
     return np.clip(vectors[chosen], problem.lower, problem.upper)
 
 
 def _grid(problem: Problem) -> tuple[Array, Array]:
-    """Every choice of exponents [J,-] with every worth of repeats [J]."""
+    """Returns all combinations of exponents [J,-] and values of repeats [J]."""
     repeats = _REPEATS if problem.law.repeats else (1.0,)
     rows = list(product(repeats, *[_GRID] * len(problem.law.exponents)))
     table = np.array(rows)
@@ -44,7 +44,7 @@ def _grid(problem: Problem) -> tuple[Array, Array]:
 
 
 def _project(problem: Problem, exponents: Array, repeats: Array) -> tuple[Array, Array]:
-    """Best non-negative amplitudes [J,K] for held exponents, and the squared relative errors that they leave [J]."""
+    """Returns the best non-negative amplitudes [J,K] for fixed exponents, and their squared relative errors [J]."""
     law, runs = problem.law, problem.runs
     columns = np.ones((len(exponents), len(runs), len(law.terms)))
     for place, term in enumerate(law.terms):
@@ -57,10 +57,10 @@ def _project(problem: Problem, exponents: Array, repeats: Array) -> tuple[Array,
 
 
 def non_negative(columns: Array, target: Array) -> tuple[Array, Array]:
-    """Least squares without negative amplitudes, for J tables of columns [J,R,K] and one target [R].
+    """Solves J non-negative least squares problems with columns [J,R,K] and one target [R].
 
-    With three columns there are seven sets that may be in use; the best feasible of them is the answer. Returns the
-    amplitudes [J,K] and the sums of squares [J].
+    Tries every subset of the columns (seven of three) and takes the best feasible one. Returns the amplitudes [J,K]
+    and the sums of squares [J].
     """
     count, _, width = columns.shape
     best, errors = np.zeros((count, width)), np.full(count, float(target @ target))

@@ -1,4 +1,4 @@
-"""From the rows of a table to runs that may be fitted together; what may not is set aside by name."""
+"""From the rows of a table to runs that can be fitted together; all other rows are set aside by name."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from solo.scaling.laws.runs import Runs, make_runs
 from solo.scaling.laws.table_file import Row, columns_of, number, read_rows, text, where
 
 DONE = "done"
-# Runs that were measured with another tokenizer or on other data have losses that mean something else.
+# Losses of different tokenizers or evaluation sets are not comparable.
 _UNMIXED = ("tokenizer", "evaluation_set")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column is which. The defaults are those of a sweep's results; optional ones are used where they exist.
+    """Names of the columns. The defaults are those of a sweep's results; optional columns are used if they exist.
 
-    n, d            active parameters; tokens seen
-    losses          one law each; all `losses.*` where none is named
-    by              one law for each value of this column, as for each mixture or design
+    n, d            active parameters; training tokens
+    losses          one law each; default: all `losses.*`
+    stable_run      the run that a run was branched from
+    by              one law for each value of this column, such as a mixture or a design
     """
 
     n: str = "n_active"
@@ -35,7 +36,7 @@ class Columns:
     flops: str = "flops"
     unique: str = "unique_tokens"
     id: str = "id"
-    trunk: str = "trunk"
+    stable_run: str = "stable_run"
     status: str = "status"
     tokenizer: str = "tokenizer"
     evaluation_set: str = "evaluation_set"
@@ -45,7 +46,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row that is not fitted, and why."""
+    """A row that is not fitted, and the reason."""
 
     id: str
     reason: str
@@ -53,7 +54,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may be fitted, and those that may not."""
+    """The rows that can be fitted, and those that were set aside."""
 
     path: str
     sha256: str
@@ -63,7 +64,7 @@ class Table:
     set_aside: tuple[SetAside, ...]
 
     def groups(self) -> list[tuple[str | None, Table]]:
-        """The table for each value of the column `by`, or all of it."""
+        """Returns one table for each value of the column `by`, or the whole table."""
         by = self.columns.by
         if by is None:
             return [(None, self)]
@@ -74,10 +75,10 @@ class Table:
         ]
 
     def runs(self, loss: str) -> tuple[Runs, tuple[SetAside, ...]]:
-        """The runs with one of the losses, and the rows in which it is no positive number.
+        """Returns the runs with one of the losses, and the rows in which it is not a positive number.
 
         Raises:
-            ConfigError: runs of several tokenizers or evaluation sets are among them, or none is left.
+            ConfigError: the rows mix several tokenizers or evaluation sets, or none has a usable loss.
         """
         self._refuse_mixtures()
         columns = self.columns
@@ -100,7 +101,7 @@ class Table:
             d=[number(row.get(columns.d)) for row in kept],
             loss=[number(row.get(loss)) for row in kept],
             flops=flops,
-            trunk=[text(row.get(columns.trunk)) or self.id_of(row) for row in kept],
+            cluster=[text(row.get(columns.stable_run)) or self.id_of(row) for row in kept],
             unique=None if unique is None else np.where(np.isfinite(unique), unique, np.inf),
             id=[self.id_of(row) for row in kept],
             score=optional(columns.score),
@@ -108,7 +109,7 @@ class Table:
         return found, tuple(aside)
 
     def id_of(self, row: Row) -> str:
-        """The name of a row."""
+        """Returns the name of a row."""
         return text(row.get(self.columns.id))
 
     def _refuse_mixtures(self) -> None:
@@ -124,15 +125,15 @@ class Table:
 
 
 def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = ()) -> Table:
-    """Read a table and set aside what must not be fitted.
+    """Reads a table and sets aside the rows that must not be fitted.
 
     Args:
         path: a CSV, JSON lines or parquet file, or the folder of a sweep.
-        columns: which column is which.
-        conditions: as of `--where`; rows for which they do not hold are no part of the table.
+        columns: names of the columns.
+        conditions: as in `--where`; rows that do not meet them are not part of the table.
 
     Raises:
-        ConfigError: the table cannot be read, lacks a column, has no row left, or has an id twice with two contents.
+        ConfigError: the table cannot be read, lacks a column, has no row left, or has two different rows for one id.
     """
     everything, sha256 = read_rows(path)
     rows = where(everything, conditions)
@@ -158,7 +159,7 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
 
 
 def count(aside: Iterable[SetAside]) -> str:
-    """What was set aside, by reason, with counts and the first names."""
+    """Returns what was set aside in words: by reason, with counts and the first names."""
     by_reason: dict[str, list[str]] = {}
     for item in aside:
         by_reason.setdefault(item.reason, []).append(item.id)
@@ -169,8 +170,10 @@ def count(aside: Iterable[SetAside]) -> str:
 
 
 def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
-    """Columns by their full names. Raises ConfigError for one that does not exist."""
+    """Returns the columns by their full names. Raises ConfigError for one that does not exist."""
     known = dict.fromkeys(name for row in rows for name in row)
+    if columns.stable_run == Columns.stable_run and "trunk" in known and Columns.stable_run not in known:
+        raise ConfigError(f"{path}: the column 'trunk' is named stable_run now; to use it, give --stable-run trunk")
 
     def full(name: str, prefix: str, option: str) -> str:
         for candidate in (name, f"{prefix}.{name}"):
@@ -186,8 +189,8 @@ def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
         raise ConfigError(f"{path}: name a column of losses with --loss. Columns: {columns_of(rows)}")
     given = {option: getattr(columns, option) for option in ("by", "score") if getattr(columns, option)}
     defaults = Columns()
-    for option in ("flops", "unique", "id", "trunk", "status", *_UNMIXED):
-        if getattr(columns, option) != getattr(defaults, option):  # asked for, and so it has to be there
+    for option in ("flops", "unique", "id", "stable_run", "status", *_UNMIXED):
+        if getattr(columns, option) != getattr(defaults, option):  # named by the user, so it must exist
             given[option] = getattr(columns, option)
     return replace(
         columns,
@@ -204,7 +207,7 @@ def _names_rows(rows: list[Row]) -> bool:
 
 
 def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list[Row], list[SetAside]]:
-    """Rows with each id once. The same line twice is set aside; two lines for one id are refused."""
+    """Returns the rows with each id once, and repeated lines. Raises ConfigError if two rows of one id differ."""
     by_id: dict[str, Row] = {}
     aside, conflicts = [], []
     for row in rows:
@@ -212,20 +215,20 @@ def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list
         if name not in by_id:
             by_id[name] = row
         elif by_id[name] == row:
-            aside.append(SetAside(name, "a line that is there already"))
+            aside.append(SetAside(name, "repeated line"))
         else:
             conflicts.append(name)
     if conflicts:
         names = list(dict.fromkeys(conflicts))
         raise ConfigError(
-            f"{path}: {len(names)} ids stand for several different rows, as {', '.join(map(repr, names[:5]))}; which"
-            f" of them holds is not for a fit to guess. Give each run its own {columns.id!r}"
+            f"{path}: {len(names)} ids have several different rows: {', '.join(map(repr, names[:5]))}. Give each run"
+            f" its own {columns.id!r}"
         )
     return list(by_id.values()), aside
 
 
 def _unfit(row: Row, columns: Columns) -> str | None:
-    """Why a row is not fitted, or None."""
+    """Returns why a row is not fitted, or None."""
     status = text(row.get(columns.status))
     if columns.status in row and status != DONE:
         return f"status {status or '(empty)'}"

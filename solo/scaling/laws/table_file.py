@@ -1,4 +1,4 @@
-"""Tables of runs as files: CSV, JSON lines, parquet, or the folder of a sweep."""
+"""Tables of runs as files: CSV, JSON lines, parquet, or the results of a sweep."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _OPERATORS = {
 
 
 def read_rows(path: str | Path) -> tuple[list[Row], str]:
-    """Rows of a table, nested mappings flattened to dotted names, and the sha256 of its file.
+    """Returns the rows of a table, with nested mappings flattened to dotted names, and the sha256 of its file.
 
     Raises:
-        ConfigError: there is no such file, it is of no known kind, or a line of it cannot be read.
+        ConfigError: the file is missing, has an unknown format, or contains a malformed line.
     """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
@@ -43,7 +43,7 @@ def read_rows(path: str | Path) -> tuple[list[Row], str]:
         raise ConfigError(f"cannot read results {path}: {error.strerror}") from None
     readers = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
     if path.suffix not in readers:
-        raise ConfigError(f"{path}: a table is one of {', '.join(readers)}, or a sweep's folder with a {RESULTS}")
+        raise ConfigError(f"{path}: expected one of {', '.join(readers)}, or a sweep's folder with a {RESULTS}")
     rows = [flat(row) for row in readers[path.suffix](data, path)]
     if not rows:
         raise ConfigError(f"{path} has no rows")
@@ -51,7 +51,7 @@ def read_rows(path: str | Path) -> tuple[list[Row], str]:
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
-    """A row without nesting: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}."""
+    """Returns a row without nesting: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}."""
     found: Row = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
 
 
 def number(value: Any) -> float:
-    """A value as a number; NaN for what is none, an empty cell included."""
+    """Returns a value as a number; NaN if it is not one, or the cell is empty."""
     try:
         return float("nan") if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -70,15 +70,15 @@ def number(value: Any) -> float:
 
 
 def text(value: Any) -> str:
-    """A value as text; empty for None and NaN."""
+    """Returns a value as text; empty for None and NaN."""
     return "" if value is None or (isinstance(value, float) and value != value) else str(value)
 
 
 def where(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
-    """Rows for which every condition holds: `column=value`, or with !=, <, <=, >, >=; numbers compare as numbers.
+    """Returns the rows that meet all conditions: `column=value`, or with !=, <, <=, >, >=; numbers compare as numbers.
 
     Raises:
-        ConfigError: a condition is not of this form, or names no column.
+        ConfigError: a condition does not have this form, or names an unknown column.
     """
     kept = list(rows)
     for condition in conditions:
@@ -89,13 +89,13 @@ def where(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
         if not any(column in row for row in rows):
             raise ConfigError(f"--where {condition!r}: there is no column {column!r}; columns: {columns_of(rows)}")
         if sign in "<=>=" and sign != "=" and number(value) != number(value):
-            raise ConfigError(f"--where {condition!r}: {value!r} is no number")
+            raise ConfigError(f"--where {condition!r}: {value!r} is not a number")
         kept = [row for row in kept if _holds(row.get(column), sign, value)]
     return kept
 
 
 def columns_of(rows: Sequence[Row]) -> str:
-    """Names of all columns, for messages."""
+    """Returns the names of all columns, for messages."""
     return ", ".join(dict.fromkeys(name for row in rows for name in row))
 
 
@@ -111,7 +111,7 @@ def _csv(data: bytes, path: Path) -> list[Row]:
     rows = list(reader)
     for row in rows:
         if None in row or None in row.values():
-            raise ConfigError(f"{path}, line {reader.line_num}: the number of cells is not that of the heading")
+            raise ConfigError(f"{path}, line {reader.line_num}: the number of cells differs from that of the header")
     return rows
 
 
@@ -138,5 +138,5 @@ def _parquet(data: bytes, path: Path) -> list[Row]:
             pandas = importlib.import_module("pandas")
             return list(pandas.read_parquet(io.BytesIO(data)).to_dict("records"))
         except ImportError:
-            raise ConfigError(f"{path}: reading parquet takes pyarrow; pip install pyarrow, or save as CSV") from None
+            raise ConfigError(f"{path}: reading parquet needs pyarrow: pip install pyarrow, or save as CSV") from None
     return list(parquet.read_table(io.BytesIO(data)).to_pylist())

@@ -1,1 +1,1 @@
-"""What a fit found, described once and rendered as JSON, on the terminal and as a page."""
+"""The results of a fit, described once and rendered as JSON, on the terminal and as a page."""

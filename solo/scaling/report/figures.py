@@ -1,4 +1,4 @@
-"""The figures of a study."""
+"""The figures of the page."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.hold_out import HoldOut
 from solo.scaling.laws.law import Array
 from solo.scaling.laws.predict import optimum
-from solo.scaling.laws.result import Answer
+from solo.scaling.laws.result import Analysis
+from solo.scaling.report.numbers import large
 
 _MOST_BUDGETS = 12
-_RASTER = "#6f8fca"  # of points that are drawn as pixels and cannot follow the page
+_RASTER = "#6f8fca"  # colour of rasterised points, which cannot follow the page's colours
 
 
 @styled
 def isoflop_figure(name: str, fitted: Fit) -> Markup | None:
-    """Loss against size for each budget: runs, law, parabola and its vertex. None where no sizes share a budget."""
+    """Plots loss against size for each budget: runs, law, parabola. Returns None if no sizes share a budget."""
     curves = isoflop_curves(fitted.runs)[-_MOST_BUDGETS:]
     if not curves or not fitted.law.allocates:
         return None
@@ -43,14 +44,14 @@ def isoflop_figure(name: str, fitted: Fit) -> Markup | None:
 
 @styled
 def compute_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
-    """Loss against compute: runs by size, and the law's best loss with its bands."""
+    """Plots loss against compute: runs by size, and the law's lowest loss with its bands."""
     drawing = Drawing(name, height=4.0)
     axes, runs = drawing.first, fitted.runs
     flops = np.geomspace(runs.flops.min(), runs.flops.max() * 10, 120)
     best = np.array([optimum(fitted.law, fitted.coefficients, c, runs.flops_factor)["loss"] for c in flops])
     spread = np.array([optimum(fitted.law, draws.coefficients, c, runs.flops_factor)["loss"] for c in flops])
     _bands(axes, flops, spread)
-    axes.plot(flops, best, color=ACCENT, label="best loss of the law, 80% and 95%")
+    axes.plot(flops, best, color=ACCENT, label="lowest loss of the law, 80% and 95%")
     sizes = np.unique(runs.n)
     groups = np.array_split(sizes, min(len(sizes), 8))
     for group, color in zip(groups, shades(len(groups)), strict=True):
@@ -67,13 +68,13 @@ def compute_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
 
 
 @styled
-def optimum_figure(name: str, answer: Answer) -> Markup | None:
-    """Best size and tokens against compute, with bands, other ways' optima, and predictions."""
-    fitted, draws = answer.fit, answer.bootstrap
+def optimum_figure(name: str, analysis: Analysis) -> Markup | None:
+    """Plots optimal size and tokens against compute, with bands, cross-checks and predictions."""
+    fitted, draws = analysis.fit, analysis.bootstrap
     if not fitted.law.allocates:
         return None
     runs, law = fitted.runs, fitted.law
-    top = max([float(runs.flops.max()) * 10, *(prediction.flops * 2 for prediction in answer.predictions)])
+    top = max([float(runs.flops.max()) * 10, *(prediction.flops * 2 for prediction in analysis.predictions)])
     flops = np.geomspace(runs.flops.min(), top, 60)
     drawing = Drawing(name, columns=2, height=3.8)
     spread = law.optimum({key: values[:, None] for key, values in draws.coefficients.items()}, flops, runs.flops_factor)
@@ -81,14 +82,14 @@ def optimum_figure(name: str, answer: Answer) -> Markup | None:
     for place, (axes, title) in enumerate(zip(drawing.axes[0], ("parameters N", "tokens D"), strict=True)):
         _bands(axes, flops, spread[place].T)
         axes.plot(flops, central[place], color=ACCENT, label="the law, 80% and 95%")
-        for check, marker in zip(answer.cross_checks, ("D", "s"), strict=True):
+        for check, marker in zip(analysis.cross_checks, ("D", "s"), strict=True):
             if check.optima:
                 compute, size = np.array(check.optima).T
                 values = size if place == 0 else compute / runs.flops_factor / size
                 axes.scatter(
                     compute, values, s=18, marker=marker, facecolor="none", edgecolor=QUIET, label=check.name, zorder=3
                 )
-        for prediction in answer.predictions:
+        for prediction in analysis.predictions:
             key = "nd"[place]
             value, (low, high) = getattr(prediction, key), prediction.intervals[key]["80"]
             axes.errorbar(
@@ -99,14 +100,14 @@ def optimum_figure(name: str, answer: Answer) -> Markup | None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("training compute C, FLOPs")
-        axes.set_title(f"best {title}", loc="left")
+        axes.set_title(f"optimal {title}", loc="left")
     drawing.axes[0, 0].legend(loc="upper left")
-    return drawing.svg("Best parameters and tokens against training compute")
+    return drawing.svg("Optimal parameters and tokens against training compute")
 
 
 @styled
 def contour_figure(name: str, fitted: Fit, held: HoldOut | None) -> Markup | None:
-    """Lines of equal loss over size and tokens, the runs, and the line of best allocation."""
+    """Plots contours of equal loss over size and tokens, the runs, and the optimal allocation."""
     if not fitted.law.allocates:
         return None
     runs, law = fitted.runs, fitted.law
@@ -118,7 +119,7 @@ def contour_figure(name: str, fitted: Fit, held: HoldOut | None) -> Markup | Non
     lines = axes.contour(n, d, loss, levels=levels, colors=QUIET, linewidths=0.8)
     axes.clabel(lines, fontsize=7, fmt="%.2f", colors=QUIET)
     flops = np.geomspace(runs.flops.min() / 10, runs.flops.max() * 10, 60)
-    axes.plot(*law.optimum(fitted.coefficients, flops, runs.flops_factor), color=ACCENT, label="best allocation")
+    axes.plot(*law.optimum(fitted.coefficients, flops, runs.flops_factor), color=ACCENT, label="optimal allocation")
     size = fitted.residuals()
     bound = float(np.max(np.abs(size))) or 1.0
     points = axes.scatter(
@@ -143,7 +144,7 @@ def contour_figure(name: str, fitted: Fit, held: HoldOut | None) -> Markup | Non
 
 @styled
 def residual_figure(name: str, fitted: Fit) -> Markup:
-    """Errors of the law against compute, tokens per parameter, and size: a slope or a bend means another law."""
+    """Plots residuals against compute, tokens per parameter and size: a slope or a bend suggests another law."""
     runs = fitted.runs
     drawing = Drawing(name, columns=3, height=2.9, sharey=True)
     errors = fitted.residuals() * 100
@@ -159,12 +160,12 @@ def residual_figure(name: str, fitted: Fit) -> Markup:
         axes.set_xscale("log")
         axes.set_xlabel(title)
     drawing.axes[0, 0].set_ylabel("run above the law, %")
-    return drawing.svg("Errors of the law against compute, tokens per parameter and parameters")
+    return drawing.svg("Residuals against compute, tokens per parameter and parameters")
 
 
 @styled
 def bootstrap_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
-    """Every pair of coefficients over the draws: how one may stand in for another."""
+    """Plots all pairs of coefficients over the draws, which shows how they compensate each other."""
     law = fitted.law
     logs = {f"log10 {key}": np.log10(draws.coefficients[key]) for key in law.amplitudes if key != "E"}
     plain = {key: draws.coefficients[key] for key in ("E", *law.exponents)}
@@ -200,7 +201,7 @@ def bootstrap_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
 
 @styled
 def score_figure(name: str, fitted: Fit, task: Downstream, is_error: bool) -> Markup:
-    """A task's score against the loss: runs, and both laws."""
+    """Plots a task's score against the loss: runs, and both laws."""
     runs = fitted.runs
     has = np.isfinite(runs.score)
     scale = 100.0 if np.nanmax(runs.score) > 1.5 else 1.0
@@ -217,14 +218,6 @@ def score_figure(name: str, fitted: Fit, task: Downstream, is_error: bool) -> Ma
     return drawing.svg(f"{task.column} against the loss")
 
 
-def large(value: float) -> str:
-    """A count with its unit: 950, 1.2 M, 46 B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
 def _draw_isoflop(axes: Any, curve: Curve, color: Any, fitted: Fit) -> None:
     n = np.geomspace(curve.runs.n.min() / 1.15, curve.runs.n.max() * 1.15, 80)
     law = fitted.law.loss(fitted.coefficients, {"n": n, "d": curve.flops / fitted.runs.flops_factor / n})
@@ -239,19 +232,19 @@ def _draw_isoflop(axes: Any, curve: Curve, color: Any, fitted: Fit) -> None:
 
 
 def _bands(axes: Any, flops: Array, spread: Array) -> None:
-    """80% and 95% of draws [C,J]."""
+    """Fills the 80% and 95% bands of draws [C,J]."""
     for level, alpha in ((95, 0.12), (80, 0.22)):
         low, high = np.percentile(spread, [50 - level / 2, 50 + level / 2], axis=1)
         axes.fill_between(flops, low, high, color=ACCENT, alpha=alpha, linewidth=0)
 
 
 def _beyond(axes: Any, largest: float) -> None:
-    """Marks where the runs end."""
+    """Marks the largest compute of the runs."""
     axes.axvline(largest, color=WRONG, linewidth=0.9, linestyle="--", label="largest run")
 
 
 def _view(values: Array) -> tuple[float, float]:
-    """The middle of the draws, so that a few far ones do not squeeze the rest."""
+    """Returns axis limits that ignore the most extreme draws."""
     low, high = np.percentile(values, [0.5, 99.5])
     margin = 0.08 * (high - low) + 1e-12
     return float(low - margin), float(high + margin)

@@ -1,1 +1,1 @@
-"""A sweep: from one file to a table of runs, to the runs, to results that `solo fit` reads."""
+"""Sweeps: from one file to a table of runs, to the runs, to the results that `solo fit` reads."""

@@ -1,6 +1,7 @@
-"""What the steps of a run hold: tokens of each modality, targets, query-key pairs; counted in the data, or assumed.
+"""The contents of a run's steps (tokens of each modality, targets, query-key pairs), measured in data or assumed.
 
-Tokens are counted as the plan packs them, over a run's first rows and scaled beyond; pairs on a sample of batches.
+Tokens are counted as the data plan packs them, over a run's first rows, and extrapolated; query-key pairs are counted
+in a sample of batches.
 """
 
 from __future__ import annotations
@@ -19,83 +20,85 @@ from solo.data.store.prepare import Prepared, prepare
 from solo.model.flops import BatchStats, batch_stats
 from solo.planning.rows import stated_rows
 from solo.scaling.sweep.identity import digest
-from solo.scaling.sweep.spec import Traffic
+from solo.scaling.sweep.spec import RowStatistics
 
 _PLANNED_ROWS = 4096
 _SAMPLED_ROWS = 32
 
 
-class Flow(Protocol):
-    """Of one stage's data. `shape` is that of a row; `vocab_size` is None where no tokenizer is known."""
+class StageStatistics(Protocol):
+    """Statistics of the batches of one stage.
+
+    shape       shape of a row
+    vocab_size  of the tokenizer, or None if it is unknown
+    """
 
     shape: RowShape
     vocab_size: int | None
 
-    def work(self, steps: int) -> BatchStats:
-        """All that so many steps compute."""
+    def over(self, steps: int) -> BatchStats:
+        """Returns the totals over a number of steps."""
         ...
 
     def unique_tokens(self, steps: int) -> float:
-        """Different tokens among those seen."""
+        """Returns the number of distinct tokens that so many steps read."""
         ...
 
 
-class Assumed:
-    """As the sweep's file says."""
+class AssumedStatistics:
+    """Statistics as the sweep's file states them."""
 
-    def __init__(self, config: Config, traffic: Traffic):
+    def __init__(self, config: Config, row: RowStatistics):
         stage = config.stages[0]
         self.shape = stated_rows(stage).shape
         self.vocab_size = None if config.data.tokenizer.path else config.data.tokenizer.vocab_size
-        self._rows, self._traffic = stage.batch_rows, traffic
+        self._batch_rows, self._row = stage.batch_rows, row
 
-    def work(self, steps: int) -> BatchStats:
-        """See `Flow`."""
-        rows, traffic = steps * self._rows, self._traffic
-        each = (traffic.patches, traffic.text, traffic.targets, traffic.pairs)
-        return BatchStats(*(round(rows * amount) for amount in each))
+    def over(self, steps: int) -> BatchStats:
+        """See `StageStatistics`."""
+        row = self._row
+        per_row = (row.patches, row.text, row.targets, row.attended_pairs)
+        return BatchStats(*(round(steps * self._batch_rows * amount) for amount in per_row))
 
     def unique_tokens(self, steps: int) -> float:
-        """All of them: no data is assumed to repeat."""
-        work = self.work(steps)
-        return float(work.patches + work.text)
+        """Returns the number of all tokens: no data is assumed to repeat."""
+        stats = self.over(steps)
+        return float(stats.patches + stats.text)
 
 
-class Measured:
-    """Counted in prepared data."""
+class MeasuredStatistics:
+    """Statistics of prepared data."""
 
     def __init__(self, config: Config, prepared: Prepared):
         stage = config.stages[0]
         self._plan = endless_plan(config, prepared)
         self.shape = self._plan.shape
         self.vocab_size: int | None = prepared.tokenizer.vocab_size
-        self._rows = stage.batch_rows
-        self._pairs = self._pairs_per_token(config, prepared)
+        self._batch_rows = stage.batch_rows
         self._tables = list(self._plan.chunks.values())
+        sampled = first_batches(config, prepared, self._plan, max(1, _SAMPLED_ROWS // stage.batch_rows))
+        counted = [batch_stats(batch) for batch in sampled]
+        tokens = sum(stats.patches + stats.text for stats in counted)
+        self._pairs_per_token = sum(stats.pairs for stats in counted) / tokens
 
-    def work(self, steps: int) -> BatchStats:
-        """See `Flow`."""
-        planned = min(steps, max(1, _PLANNED_ROWS // self._rows))
+    def over(self, steps: int) -> BatchStats:
+        """See `StageStatistics`."""
+        planned = min(steps, max(1, _PLANNED_ROWS // self._batch_rows))
         useful = self._plan.statistics(0, planned).useful * (steps / planned)
         patches, text, targets = (round(float(amount)) for amount in useful)
-        return BatchStats(patches, text, targets, round((patches + text) * self._pairs))
+        return BatchStats(patches, text, targets, round((patches + text) * self._pairs_per_token))
 
     def unique_tokens(self, steps: int) -> float:
-        """Every source gives all of its documents before it gives one twice."""
-        planned = min(steps, max(1, _PLANNED_ROWS // self._rows))
+        """See `StageStatistics`. Every source yields all of its documents before it repeats one."""
+        planned = min(steps, max(1, _PLANNED_ROWS // self._batch_rows))
         seen = np.array(self._plan.statistics(0, planned).documents) * (steps / planned)
-        there = np.array([len(table) for table in self._tables])
+        available = np.array([len(table) for table in self._tables])
         length = np.array([table.needs[:, :2].sum() / len(table) for table in self._tables])
-        return float((np.minimum(seen, there) * length).sum())
-
-    def _pairs_per_token(self, config: Config, prepared: Prepared) -> float:
-        steps = max(1, _SAMPLED_ROWS // self._rows)
-        found = [batch_stats(batch) for batch in first_batches(config, prepared, self._plan, steps)]
-        return sum(work.pairs for work in found) / sum(work.patches + work.text for work in found)
+        return float((np.minimum(seen, available) * length).sum())
 
 
 def endless_plan(config: Config, prepared: Prepared) -> StagePlan:
-    """The plan of the one stage of a run, whatever its length."""
+    """Returns the data plan of a run's stage, without an end."""
     stage = config.stages[0]
     indexes = {name: prepared.sources[name].index for name in stage.mixture}
     endless = stage.model_copy(update={"steps": 10**9})
@@ -103,7 +106,7 @@ def endless_plan(config: Config, prepared: Prepared) -> StagePlan:
 
 
 def first_batches(config: Config, prepared: Prepared, plan: StagePlan, count: int) -> list[Batch]:
-    """The first batches that a run of this config learns from."""
+    """Returns the first batches that a run of this config trains on."""
     stage = config.stages[0]
     sources = {name: prepared.sources[name] for name in stage.mixture}
     data = config.data.model_copy(update={"worker_processes": 0})
@@ -113,15 +116,19 @@ def first_batches(config: Config, prepared: Prepared, plan: StagePlan, count: in
 
 
 @dataclass
-class Flows:
-    """Flows of configs; those that differ only in the model or the length share one. `note` is told of preparations."""
+class StatisticsCache:
+    """Statistics by config; configs that differ only in the model or the length share them.
 
-    traffic: Traffic | None = None
+    row     the statistics of a row, if they are assumed
+    note    called with a line for every part of the data that is prepared
+    """
+
+    row: RowStatistics | None = None
     note: Any = None
-    _found: dict[str, Flow] = field(default_factory=dict)
+    _found: dict[str, StageStatistics] = field(default_factory=dict)
 
-    def of(self, config: Config) -> Flow:
-        """The flow of a config's one stage."""
+    def of(self, config: Config) -> StageStatistics:
+        """Returns the statistics of a config's stage."""
         stage = config.stages[0].model_dump(mode="json", exclude={"steps", "optimizer", "train", "learning_rate_scale"})
         parts = [config.data, config.image, config.sequence]
         key = digest([stage, config.seed, *(part.model_dump(mode="json") for part in parts)])
@@ -129,9 +136,9 @@ class Flows:
             self._found[key] = self._make(config)
         return self._found[key]
 
-    def _make(self, config: Config) -> Flow:
-        if self.traffic is not None:
-            return Assumed(config, self.traffic)
+    def _make(self, config: Config) -> StageStatistics:
+        if self.row is not None:
+            return AssumedStatistics(config, self.row)
         if not config.data.sources:
-            raise ConfigError("the base has no data.sources; to plan without data, say what a row holds: traffic")
-        return Measured(config, prepare(config, self.note))
+            raise ConfigError("the base has no data.sources; to plan without data, set row_statistics")
+        return MeasuredStatistics(config, prepare(config, self.note))

@@ -1,4 +1,4 @@
-"""`solo sweep`: its options, and what each does. Nothing heavy is imported before it runs."""
+"""`solo sweep`: its options and what each does. Nothing heavy is imported before it runs."""
 
 from __future__ import annotations
 
@@ -10,41 +10,37 @@ from typing import Any
 from solo.files import write_whole
 
 DESCRIPTION = (
-    "Prints what a sweep's file comes to: runs, parameters, tokens, FLOPs, memory, time, cost. --yes starts what has no"
-    " result yet, --slurm writes it as a job array; `solo fit <folder>` fits the results. Exit status: 0 done, 1 a run"
-    " failed or diverged, 2 wrong file or use, 42 stopped and resumable."
+    "Prints the runs of a sweep's file: parameters, tokens, FLOPs, memory, time, cost. --yes trains those that have no"
+    " result yet, --slurm writes them as a job array; `solo fit <folder>` fits the results. Exit status: 0 done, 1 a"
+    " run failed or diverged, 2 invalid file or use, 42 stopped and resumable."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `solo sweep`."""
+    """Declares the options of `solo sweep`."""
     add = parser.add_argument
     add("spec", metavar="SPEC", help="a YAML file, such as configs/sweeps/laptop.yaml")
-    add("--yes", action="store_true", help="start what is missing, on this machine")
-    add("--jobs", type=int, metavar="N", help="runs at a time; default as the file says")
-    add("--retry", action="store_true", help="with --yes or --slurm: failed and diverged runs too")
-    add("--slurm", metavar="FILE", help="write a job array for what is missing")
+    add("--yes", action="store_true", help="train the missing runs on this machine")
+    add("--jobs", type=int, metavar="N", help="concurrent runs; default: that of the file")
+    add("--retry", action="store_true", help="with --yes, --slurm or --configs: failed and diverged runs as well")
+    add("--slurm", metavar="FILE", help="write a SLURM job array of the missing runs")
     add(
         "--configs",
         metavar="FOLDER",
         help="write the config of every run that can start, for `solo train` or `python -m launch`; the next"
-        " `solo sweep` takes up the results",
+        " `solo sweep` collects the results",
     )
-    add("--at-once", type=int, default=8, metavar="N", help="with --slurm: tasks at a time, default 8")
-    add("--run", nargs="+", metavar="ID", help="do these runs of the planned sweep, one after another, in this process")
-    add(
-        "--list",
-        action="store_true",
-        help="only the ids of the runs that are missing, a trunk with its branches a line",
-    )
+    add("--at-once", type=int, default=8, metavar="N", help="with --slurm: concurrent tasks, default 8")
+    add("--run", nargs="+", metavar="ID", help="train these runs of the plan in this process, one after the other")
+    add("--list", action="store_true", help="print only the ids of the missing runs, one task a line")
     add("--json", metavar="FILE", help="write the table as JSON")
     add("--rates", metavar="FILE", help="plot the best learning rate over widths, from the results")
-    add("--loss", default="text", metavar="NAME", help="with --rates: of evaluation.losses, default text")
-    add("--coord-check", metavar="FILE", help="plot the scale of activations over the ladder's widths, and judge it")
+    add("--loss", default="text", metavar="NAME", help="with --rates: one of evaluation.losses, default text")
+    add("--coord-check", metavar="FILE", help="check whether activations keep their scale over widths, and plot it")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run `solo sweep` with parsed options. Returns the exit status."""
+    """Runs `solo sweep` with parsed options. Returns the exit status."""
     from solo.scaling.sweep.folder import SweepFolder
     from solo.scaling.sweep.spec import load_spec
 
@@ -56,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _rates(arguments, folder)
     import jax
 
-    # Planning needs no accelerator, and one that it held would be missing to the runs.
+    # Planning needs no accelerator; holding one would keep it from the runs.
     jax.config.update("jax_platforms", "cpu")
     if arguments.coord_check:
         return _coordinates(spec, Path(arguments.coord_check))
@@ -67,34 +63,34 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     from rich.console import Console
 
     from solo.scaling.sweep.costs import check_limits, costs
+    from solo.scaling.sweep.elsewhere import collect, groups
     from solo.scaling.sweep.folder import BAD
     from solo.scaling.sweep.points import expand
-    from solo.scaling.sweep.show import print_sweep
+    from solo.scaling.sweep.show import as_json, print_sweep
 
     console = Console(highlight=False, soft_wrap=True)
     points = expand(spec)
     starts = arguments.yes or arguments.slurm or arguments.configs
-    if starts and spec.traffic is not None:
-        raise ValueError("this sweep is planned without data (traffic): it can be costed, not started")
+    if starts and spec.row_statistics is not None:
+        raise ValueError("this sweep is planned without data (row_statistics): it can be costed, but not started")
     if starts and arguments.retry:
         for point in points:
             if folder.status(point.id) in BAD:
                 folder.forget(point.id)
-    _collect(folder, points)
+    if folder.plan_file.exists():
+        for point in collect(folder, points):
+            print(f"collected: {point.id}, trained elsewhere", file=sys.stderr)
     lacking = [point for point in points if folder.result(point.id) is None]
-    missing = costs(spec, lacking, folder)
     if arguments.list:
-        from solo.scaling.sweep.slurm import groups
-
         for group in groups(lacking):
             print(" ".join(point.id for point in group))
         return 0
-    everything = costs(spec, points, folder)
+    missing, everything = costs(spec, lacking, folder), costs(spec, points, folder)
     print_sweep(spec, points, folder, everything, missing, console)
     if arguments.json:
         import json
 
-        write_whole(Path(arguments.json), json.dumps(_as_json(points, folder, everything), indent=1) + "\n")
+        write_whole(Path(arguments.json), json.dumps(as_json(points, folder, everything), indent=1) + "\n")
     check_limits(spec, lacking, missing)
     if not starts:
         console.print("nothing was started; --yes starts it" if lacking else "nothing is missing")
@@ -102,47 +98,37 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     folder.write_plan(spec, points)
     folder.write_results()
     if arguments.slurm or arguments.configs:
-        return _hand_out(arguments, spec, folder, points, lacking)
-    return _start(arguments, spec, folder, points, console)
+        return _hand_out(arguments, spec, folder, lacking)
+    return _train(arguments, spec, folder, points, console)
 
 
-def _collect(folder: Any, points: Any) -> None:
-    """Take up what was trained elsewhere since the sweep was planned."""
-    from solo.scaling.sweep.elsewhere import collect
+def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: Any) -> int:
+    """Writes runs to be trained elsewhere: a job array, or configs."""
+    from solo.scaling.sweep.elsewhere import write_array, write_configs
 
-    if folder.plan_file.exists():
-        for point in collect(folder, points):
-            print(f"taken up: {point.id}, trained elsewhere", file=sys.stderr)
-
-
-def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, lacking: Any) -> int:
-    """Runs for others to do: a job array, or configs."""
     if arguments.slurm:
-        from solo.scaling.sweep.slurm import write_array
-
         path = Path(arguments.slurm)
         tasks = write_array(path, Path(arguments.spec), spec.name, folder.path, lacking, arguments.at_once)
-        print(f"{tasks} tasks; send them with: sbatch {path}")
+        print(f"{tasks} tasks; submit them with: sbatch {path}")
         return 0
-    from solo.scaling.sweep.elsewhere import write_configs
-
-    written = write_configs(folder, points, lacking, Path(arguments.configs))
+    written = write_configs(folder, lacking, Path(arguments.configs))
     for path in written:
         print(f"python -m launch TARGET {path} --on {spec.machine.name}")
     if waiting := len(lacking) - len(written):
-        print(f"{waiting} more run already, or wait for their trunk: ask again once it has a result")
+        print(f"{waiting} more are running, or wait for the result of their stable run")
     return 0
 
 
-def _start(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, console: Any) -> int:
+def _train(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, console: Any) -> int:
     from solo.scaling.sweep.folder import DONE
-    from solo.scaling.sweep.local import Dispatcher
+    from solo.scaling.sweep.local import LocalRunner
 
     jobs = arguments.jobs or spec.jobs
-    done = Dispatcher(Path(arguments.spec), folder, points, jobs, lambda line: console.print(line, markup=False)).run()
+    runner = LocalRunner(Path(arguments.spec), folder, points, jobs, lambda line: console.print(line, markup=False))
+    finished = runner.run()
     folder.write_results()
-    if not done:
-        console.print("stopped; the same command goes on")
+    if not finished:
+        console.print("stopped; the same command resumes")
         return 42
     bad = [point.id for point in points if folder.status(point.id) not in DONE]
     if bad:
@@ -161,48 +147,23 @@ def _run_points(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     points = {point.id: point for point in folder.read_plan(spec)}
     if unknown := [id for id in arguments.run if id not in points]:
         raise ConfigError(f"the sweep has no run {unknown[0]!r}{nearest(unknown[0], list(points))}")
+    ids: list[str] = []
+    for point in map(points.__getitem__, arguments.run):
+        # The stable run of a branch is trained first if it has not reached the branch point.
+        if point.stable_run and not folder.has_checkpoint(point.stable_run, point.branch_step):
+            ids.append(point.stable_run)
+        ids.append(point.id)
     observer = Observer()
     observer.listen()
     found = {}
-    for id in arguments.run:
-        point = points[id]
+    for id in dict.fromkeys(ids):
         try:
-            found[id] = execute(folder, point, points[point.trunk] if point.trunk else None, observer)
+            found[id] = execute(folder, points[id], observer)
         except Interrupted:
             print(f"{id}: stopped and saved")
             return 42
         print(f"{id}: {found[id]}", flush=True)
     return 1 if any(status in BAD for status in found.values()) else 0
-
-
-def _as_json(points: Any, folder: Any, found: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    rows = [
-        {
-            "id": point.id,
-            **point.labels,
-            "width": point.config.model.width,
-            "layers": point.config.model.layers,
-            "steps": point.steps,
-            "trunk": point.trunk,
-            "is_trunk": point.is_trunk,
-            "branch_step": point.branch_step,
-            "budget": point.budget,
-            **asdict(point.estimate),
-            "seconds": found.seconds[point.id],
-            "usd": found.usd[point.id],
-            "status": folder.status(point.id),
-        }
-        for point in points
-    ]
-    return {
-        "runs": rows,
-        "flops": found.flops,
-        "hours": found.hours,
-        "usd": found.total_usd,
-        "time": found.speed.source,
-    }
 
 
 def _rates(arguments: argparse.Namespace, folder: Any) -> int:
@@ -221,18 +182,18 @@ def _rates(arguments: argparse.Namespace, folder: Any) -> int:
 
 
 def _coordinates(spec: Any, path: Path) -> int:
-    """Exit status 1 where the activations are not flat."""
+    """Returns exit status 1 if activations do not keep their scale."""
     from solo.scaling.sweep.coordinates import FLAT, check_spec, is_flat, spreads
     from solo.scaling.sweep.plots import check_suffix, plot_coordinates
 
     check_suffix(path)
     found = check_spec(spec, lambda line: print(line, flush=True))
     for kind, sizes in found.items():
-        print(f"{kind}: largest scale over smallest, less 1, after {len(sizes[0]) - 1} steps")
+        print(f"{kind}: largest scale over smallest, minus 1, after {len(sizes[0]) - 1} steps")
         for name, spread in spreads([size[-1] for size in sizes]).items():
             print(f"  {name}: {spread:.1%}")
     plot_coordinates(found, path)
     kind, sizes = next(iter(found.items()))
     flat = is_flat(sizes)
-    print(f"{kind} is {'' if flat else 'not '}flat within {FLAT:.0%} behind every layer; plotted: {path}")
+    print(f"{kind}: activations {'keep' if flat else 'do not keep'} their scale within {FLAT:.0%}; plotted: {path}")
     return 0 if flat else 1

@@ -1,8 +1,8 @@
-"""Does the parametrisation hold: are activations, and what training changes of them, of one scale over all sizes?
+"""The coordinate check of muP (Yang et al. 2022, arXiv 2203.03466, appendix D.1).
 
-The coordinate check of muP (Yang et al. 2022, arXiv 2203.03466, appendix D.1): models of all sizes take the same few
-steps on the same batches. Measured are root mean squares behind every layer, and of the change of the logits; where
-they grow or shrink with the width, learning rates do not transfer.
+Models of all sizes take the same few steps on the same batches. The check measures the root mean square of the residual
+stream at three depths, and of the change of the logits. If they grow or shrink with the width, learning rates do not
+transfer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MEASURED = ("embedded", "middle layer", "last layer", LOGITS)  # from input to o
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Of one model: what is measured -> its root mean square, over seeds, batches and slots, after `steps` steps."""
+    """Root mean squares of one model by quantity, over seeds and slots, after `steps` steps."""
 
     width: int
     layers: int
@@ -42,12 +42,12 @@ class Coordinates:
 
 
 def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[Batch]) -> list[Coordinates]:
-    """Coordinates before the first and after every step, one per batch; learning rate constant, without warm-up.
+    """Measures a model before the first step and after each, with a constant learning rate and no warm-up.
 
     Args:
-        definition: the model; drawn anew for every seed.
-        stage: how it learns.
-        batches: what it learns from, and, the first of them, what it is measured on.
+        definition: the model; it is initialised for every seed.
+        stage: its optimizer and loss.
+        batches: the batches, one per step; the first is also the one that is measured on.
     """
     optimizer = stage.optimizer.model_copy(update={"schedule": "constant", "warmup_steps": 0})
     stage = stage.model_copy(update={"optimizer": optimizer, "steps": len(batches)})
@@ -78,7 +78,7 @@ def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[B
 
 
 def _activations(definition: ModelDefinition, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
-    """The residual stream at three depths, and the logits of the text; float32."""
+    """Returns the residual stream at three depths, and the logits of the text: float32."""
     model = definition.bind(parameters)
     stream = model.residual_stream(batch)
     places = {"embedded": 0, "middle layer": len(stream) // 2, "last layer": len(stream) - 1}
@@ -87,33 +87,33 @@ def _activations(definition: ModelDefinition, parameters: Parameters, batch: Bat
 
 
 def _live(x: Regions, batch: Batch) -> jax.Array:
-    """Hidden states, 0 where a slot holds nothing."""
+    """Returns hidden states, with 0 in empty slots."""
     attend = batch.attend
     lives = (attend[..., 0] < attend[..., 1]) | (attend[..., 2] < attend[..., 3])
     return jnp.where(lives[..., None], x.join().astype(jnp.float32), 0.0)
 
 
 def spreads(found: Sequence[Coordinates]) -> dict[str, float]:
-    """What is measured -> largest over smallest scale of the sizes, less 1."""
+    """Returns the largest over the smallest scale of the sizes, minus 1, by quantity."""
     scales = {name: [each.scales[name] for each in found] for name in found[0].scales}
     return {name: max(values) / min(values) - 1 for name, values in scales.items() if min(values) > 0}
 
 
 def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[list[Coordinates]]]:
-    """Measure all sizes of a sweep's ladder, as its base is parametrised and as the standard parametrisation has them.
+    """Measures all sizes of a sweep's ladder, in the parametrisation of its base and in the standard one.
 
     Args:
-        spec: a sweep with a ladder and data; the first of each axis' values is taken.
+        spec: a sweep with a ladder and data; the first value of each axis is used.
         note: called with a line for every size.
 
     Returns:
-        Parametrisation -> for every size its coordinates, after 0 to `NUM_STEPS` steps.
+        For each parametrisation and size, the coordinates after 0 to `NUM_STEPS` steps.
 
     Raises:
-        ConfigError: there is no ladder, no data, or no parametrisation to be checked.
+        ConfigError: the sweep has no ladder or no data, or its parametrisation is the standard one.
     """
-    if spec.ladder is None or spec.traffic is not None:
-        raise ConfigError(f"sweep {spec.name!r}: a coordinate check needs a ladder, and data in place of traffic")
+    if spec.ladder is None or spec.row_statistics is not None:
+        raise ConfigError(f"sweep {spec.name!r}: a coordinate check needs a ladder, and data instead of row_statistics")
     configs = first_sizes(spec)
     kind = configs[0].model.parametrisation.kind
     if kind == "standard":
@@ -132,10 +132,10 @@ def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[l
 
 
 def is_flat(found: Sequence[Sequence[Coordinates]]) -> bool:
-    """Whether activations are of one scale over all sizes, within `FLAT`, after every step."""
+    """Returns whether activations keep their scale over all sizes, within `FLAT`, after every step."""
     return all(spread <= FLAT for step in zip(*found, strict=True) for spread in judged(step).values())
 
 
 def judged(found: Sequence[Coordinates]) -> dict[str, float]:
-    """The spreads of the activations. That of the logits is only shown: their first draw fades with the width."""
+    """Returns the spreads of the activations, without the logits: at initialisation they shrink with the width."""
     return {name: spread for name, spread in spreads(found).items() if name != LOGITS}

@@ -1,4 +1,4 @@
-"""What a sweep comes to in all, and whether that is more than its limits allow."""
+"""The total cost of a sweep, and its limits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from solo.scaling.sweep.spec import SweepSpec
 
 @dataclass(frozen=True)
 class Costs:
-    """Of some runs. `seconds` and `usd` by run; None where they are not known.
+    """Costs of some runs. `seconds` and `usd` are by run id, and None if they are unknown.
 
-    flops   computed for them, trunks once
-    hours   of the machine, all runs one after another
+    flops   FLOPs that are computed for them; a stable run is counted once
+    hours   machine time, with one run after another
     """
 
     speed: Speed
@@ -32,7 +32,7 @@ class Costs:
 
 
 def costs(spec: SweepSpec, points: Sequence[Point], folder: SweepFolder) -> Costs:
-    """What runs come to; how fast they are is measured by those of the sweep that are finished."""
+    """Returns the costs of runs, at the speed of the sweep's finished runs if there are any."""
     found = speed(spec.machine, finished(points, folder))
     seconds = {point.id: found.seconds(point.estimate, spec.machine) for point in points}
     per_hour = parse_machine(spec.machine.name).usd_per_hour(spec.machine.usd_per_chip_hour)
@@ -49,7 +49,7 @@ def costs(spec: SweepSpec, points: Sequence[Point], folder: SweepFolder) -> Cost
 
 
 def finished(points: Sequence[Point], folder: SweepFolder) -> list[tuple[float, float]]:
-    """Active parameters and FLOPs per second of the runs that are finished."""
+    """Returns active parameters and FLOPs per second of the finished runs."""
     results = [(point, folder.result(point.id)) for point in points]
     return [
         (float(point.estimate.n_active), result["flops_per_second"])
@@ -59,7 +59,7 @@ def finished(points: Sequence[Point], folder: SweepFolder) -> list[tuple[float, 
 
 
 def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None:
-    """Raise ConfigError where the runs that are missing come to more than the limits; all are named."""
+    """Raises ConfigError with all limits that the missing runs exceed."""
     limits = spec.limits
     faults: list[str] = []
     if not points:
@@ -69,9 +69,9 @@ def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None
         if limit is None:
             return
         if value is None:
-            faults.append(f"limits.{name} is {limit:g}, and what the sweep comes to is not known: {found.speed.source}")
+            faults.append(f"limits.{name} is {limit:g}, but the sweep's {name} are unknown: {found.speed.source}")
         elif value > limit:
-            faults.append(f"limits.{name} is {limit:g}; the sweep comes to {shown}")
+            faults.append(f"limits.{name} is {limit:g}; the sweep needs {shown}")
 
     check("runs", limits.runs, len(points), len(points))
     check("flops", limits.flops, found.flops, f"{found.flops:.4g}")
@@ -82,7 +82,7 @@ def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None
     if memory is not None and largest.estimate.memory > memory:
         faults.append(
             f"run {largest.id}, width {largest.config.model.width}, needs about {largest.estimate.memory / 2**30:.1f}"
-            f" GiB on each device of {spec.machine.name}, which has {memory / 2**30:.1f}; ask solo plan --on what fits"
+            f" GiB on each device of {spec.machine.name}, which has {memory / 2**30:.1f}; see solo plan --on"
         )
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)

@@ -1,67 +1,116 @@
-"""Runs of a sweep that are trained elsewhere, by `solo train` or `launch`: their configs out, their results in."""
+"""Runs that are trained elsewhere, by a SLURM job array, `solo train` or `launch`; and how their results come in."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from solo.config import dump_config
 from solo.files import write_whole
-from solo.scaling.sweep.execute import branch, measured, versions
+from solo.scaling.sweep.execute import measured, start_branch, versions
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
 from solo.training.metrics import read_metrics
-from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 
+_SCRIPT = """#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=1-{tasks}%{at_once}
+#SBATCH --output={folder}/logs/slurm-%A-%a.log
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+# Add the options of your cluster: --partition, --account, --time, --gpus-per-task.
+# A task trains its runs one after the other. Submitted again, the array trains the missing runs.
+set -uo pipefail
+cd {here} || exit 1
+runs=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
+exec {python} -m solo.cli sweep {spec} --run $runs
+"""
 
-def write_configs(folder: SweepFolder, points: Sequence[Point], missing: Sequence[Point], place: Path) -> list[Path]:
-    """Write the configs of runs that can be trained elsewhere now, by `solo train` or `launch`.
 
-    A branch can, once its trunk has come to where it branches; its checkpoint is laid ready.
+def groups(points: Sequence[Point]) -> list[list[Point]]:
+    """Groups the runs that belong in one task: a stable run with its branches, or a single run."""
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.stable_run or point.id, []).append(point)
+    return list(found.values())
+
+
+def write_array(path: Path, spec: Path, name: str, folder: Path, points: Sequence[Point], at_once: int) -> int:
+    """Writes a job array, and next to it the list of runs that its tasks read.
 
     Args:
-        folder: of the sweep.
-        points: all of its runs.
-        missing: those to be written.
-        place: folder for the files, `<id>.yaml`.
+        path: path of the script; the list is `<path>.runs`.
+        spec: the sweep's file.
+        name: name of the job.
+        folder: the sweep's folder, on a file system that all nodes share.
+        points: the missing runs.
+        at_once: largest number of concurrent tasks.
+
+    Returns:
+        The number of tasks.
+
+    Raises:
+        ValueError: no run is missing.
     """
-    by_id, written = {point.id: point for point in points}, []
+    tasks = groups(points)
+    if not tasks:
+        raise ValueError("no run is missing: there is no job to write")
+    listed = path.with_name(path.name + ".runs")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    listed.write_text("".join(" ".join(point.id for point in task) + "\n" for task in tasks))
+    quoted = {
+        "folder": folder.absolute(),
+        "here": shlex.quote(str(Path.cwd())),
+        "list": shlex.quote(str(listed.absolute())),
+        "python": shlex.quote(sys.executable),
+        "spec": shlex.quote(str(spec.absolute())),
+    }
+    path.write_text(_SCRIPT.format(name=name, tasks=len(tasks), at_once=at_once, **quoted))
+    path.chmod(0o755)
+    return len(tasks)
+
+
+def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path) -> list[Path]:
+    """Writes the configs of the missing runs that can start now, as `<place>/<id>.yaml`. Returns their paths.
+
+    A branch can start once its stable run has reached the branch point; its checkpoint is linked into it.
+    """
+    written = []
     for point in missing:
-        if folder.status(point.id) == "running":
+        waits = point.stable_run is not None and not folder.has_checkpoint(point.stable_run, point.branch_step)
+        if waits or folder.status(point.id) == "running":
             continue
-        if point.trunk is not None:
-            if not folder.has_checkpoint(point.trunk, point.branch_step):
-                continue
-            branch(folder, point, by_id[point.trunk], Observer())
-        path = place / f"{point.id}.yaml"
-        write_whole(path, dump_config(point.config))
-        written.append(path)
+        start_branch(folder, point)
+        written.append(place / f"{point.id}.yaml")
+        write_whole(written[-1], dump_config(point.config))
     return written
 
 
 def collect(folder: SweepFolder, points: Sequence[Point]) -> list[Point]:
-    """Write the results of runs that were trained to their end elsewhere. Returns them."""
+    """Writes the results of runs that were trained to their end elsewhere. Returns these runs."""
     found = []
     for point in points:
-        if folder.result(point.id) is None and not is_held(folder.locks, point.id) and _is_over(folder, point):
+        if folder.result(point.id) is None and not is_held(folder.lock_file(point.id)) and _is_finished(folder, point):
             write_whole(folder.result_file(point.id), json.dumps({**measured(folder, point), **versions()}) + "\n")
             found.append(point)
     return found
 
 
-def _is_over(folder: SweepFolder, point: Point) -> bool:
-    """Whether a run has taken its last step, and its losses are measured."""
+def _is_finished(folder: SweepFolder, point: Point) -> bool:
+    """Returns whether a run has taken its last step and has all its evaluations."""
     file = RunFolder(folder.run(point.id)).metrics_file
     if not file.exists():
         return False
     lines = read_metrics(file)
-    last = max((line["step"] for line in lines if line["kind"] == "train"), default=0)
-    if point.is_trunk:
-        return last == point.steps and folder.has_checkpoint(point.id, point.steps)
-    measured = {line["task"] for line in lines if line["kind"] == "held_out"}
-    asked = {line["task"] for line in lines if line["kind"] == "evaluation"}
-    evaluation = point.config.evaluation
-    return last == point.steps and measured >= set(evaluation.losses) and asked >= set(evaluation.tasks)
+    if max((line["step"] for line in lines if line["kind"] == "train"), default=0) != point.steps:
+        return False
+    if point.is_stable:
+        return folder.has_checkpoint(point.id, point.steps)
+    losses, tasks = ({line["task"] for line in lines if line["kind"] == kind} for kind in ("held_out", "evaluation"))
+    return losses >= set(point.config.evaluation.losses) and tasks >= set(point.config.evaluation.tasks)

@@ -1,4 +1,4 @@
-"""What a run comes to before it is started: parameters, tokens, FLOPs, memory, time, cost."""
+"""Estimates of a run before it starts: parameters, tokens, FLOPs, memory, time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from solo.model.count import count_parameters
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.planning.memory import hand_count
-from solo.scaling.sweep.batch_statistics import Flow
+from solo.scaling.sweep.batch_statistics import StageStatistics
 from solo.scaling.sweep.spec import MachineSpec
 from solo.training.optimizer import trainable_paths
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one run.
+    """Estimates of one run.
 
-    n_active        parameters that a token passes through, mean over the tokens of both modalities; see `active`
+    n_active        parameters that a token passes through, averaged over the tokens of both modalities; see `active`
     text, visual    tokens
-    flops           of the whole run, as its result will have it
-    paid_flops      of these, what is computed for it: a branch only pays its decay
-    memory          bytes on each device, counted by hand; `solo plan --on` compiles instead
+    flops           FLOPs of the whole run
+    paid_flops      FLOPs that are computed for this run: a branch computes only its decay
+    memory          bytes on each device, summed from shapes; `solo plan --on` compiles instead
     """
 
     n_active: int
@@ -40,62 +40,65 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        """Of both modalities."""
+        """Tokens of both modalities."""
         return self.text + self.visual
 
 
-def estimate(config: Config, definition: ModelDefinition, flow: Flow, devices: int, branch_step: int = 0) -> Estimate:
-    """What a config with one stage comes to.
+def estimate(
+    config: Config, definition: ModelDefinition, statistics: StageStatistics, devices: int, branch_step: int = 0
+) -> Estimate:
+    """Returns the estimates of a config with one stage.
 
     Args:
         config: the run.
         definition: its model.
-        flow: its data.
-        devices: it is sharded over.
-        branch_step: steps that its trunk has paid for.
+        statistics: its batches.
+        devices: number of devices that it is sharded over.
+        branch_step: first step that is not part of its stable run.
     """
     stage = config.stages[0]
     assert stage.steps is not None
-    work = flow.work(stage.steps)
-    flops = run_flops(config, definition, work)
-    before = run_flops(config, definition, flow.work(branch_step)) if branch_step else 0
+    stats = statistics.over(stage.steps)
+    flops = run_flops(config, definition, stats)
+    before = run_flops(config, definition, statistics.over(branch_step)) if branch_step else 0
     return Estimate(
-        n_active=active(definition, work),
+        n_active=active(definition, stats),
         n_total=sum(component.total for component in count_parameters(definition)),
-        text=work.text,
-        visual=work.patches,
-        targets=work.targets,
-        unique_tokens=flow.unique_tokens(stage.steps),
+        text=stats.text,
+        visual=stats.patches,
+        targets=stats.targets,
+        unique_tokens=statistics.unique_tokens(stage.steps),
         flops=flops,
         paid_flops=flops - before,
-        memory=hand_count(config, stage, definition, flow.shape, devices).total,
+        memory=hand_count(config, stage, definition, statistics.shape, devices).total,
     )
 
 
-def run_flops(config: Config, definition: ModelDefinition, work: BatchStats) -> int:
-    """FLOPs of the work of a whole run: the model's own count, attention and head included."""
+def run_flops(config: Config, definition: ModelDefinition, stats: BatchStats) -> int:
+    """Returns the FLOPs of a run with these totals, attention and head included."""
     trained = frozenset(trainable_paths(definition.specs, config.stages[0]))
-    return sum(step_flops(definition, work, trained).values())
+    return sum(step_flops(definition, stats, trained).values())
 
 
-def active(definition: ModelDefinition, work: BatchStats) -> int:
-    """Parameters that a token passes through, mean over the tokens of both modalities.
+def active(definition: ModelDefinition, stats: BatchStats) -> int:
+    """Returns the number of parameters that a token passes through, averaged over the tokens of both modalities.
 
-    The head counts for text, the patch embedder for patches; a table that is only looked up in does not count.
+    The head counts for text and the patch embedding for patches. An embedding table that is only used for look-ups
+    does not count.
     """
     components = count_parameters(definition)
     if not definition.config.tied_head:
         components = [component for component in components if component.name != "text_embed"]
     text, patches = (sum(getattr(each, name) for each in components) for name in ("of_text", "of_patches"))
-    return round((text * work.text + patches * work.patches) / (work.text + work.patches))
+    return round((text * stats.text + patches * stats.patches) / (stats.text + stats.patches))
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast runs are.
+    """The speed of runs.
 
     measured   (active parameters, FLOPs per second) of finished runs
-    rate       FLOPs per second of others; None: not known
+    rate       FLOPs per second if no run is finished; None if it is unknown
     source     where the figures come from, in words
     """
 
@@ -104,7 +107,7 @@ class Speed:
     source: str
 
     def seconds(self, found: Estimate, spec: MachineSpec) -> float | None:
-        """Of one run; the rate is that of the finished run nearest in size."""
+        """Returns the time of a run, at the rate of the finished run nearest in size."""
         rate = self.rate
         if self.measured:
             rate = min(self.measured, key=lambda pair: abs(log(pair[0] / found.n_active)))[1]
@@ -112,13 +115,13 @@ class Speed:
 
 
 def speed(spec: MachineSpec, finished: Sequence[tuple[float, float]] = ()) -> Speed:
-    """By finished runs, else as given, else the peak of the machine times the assumed MFU."""
+    """Returns the speed of finished runs, else the given one, else the peak of the machine times the assumed MFU."""
     if finished:
         return Speed(tuple(finished), None, f"measured in {len(finished)} finished runs")
     if spec.flops_per_second is not None:
         return Speed((), spec.flops_per_second, f"{spec.flops_per_second:.3g} FLOPs/s, as given")
     found = parse_machine(spec.name)
     if found.chip.peak_flops is None:
-        return Speed((), None, f"not known of {spec.name}: give machine.flops_per_second")
+        return Speed((), None, f"unknown for {spec.name}: set machine.flops_per_second")
     peak = found.chip.peak_flops * found.chips
     return Speed((), peak * spec.mfu, f"{found.name} at an assumed {spec.mfu:.0%} of its peak")

@@ -1,4 +1,4 @@
-"""One run of a sweep, from wherever it stands to its result."""
+"""One run of a sweep, from its current state to its result."""
 
 from __future__ import annotations
 
@@ -18,89 +18,82 @@ from solo.files import complete_checkpoints
 from solo.model.parameters import define
 from solo.pipeline import train
 from solo.scaling.sweep.folder import BAD, SweepFolder
-from solo.scaling.sweep.lock import RunLock
+from solo.scaling.sweep.lock import hold
 from solo.scaling.sweep.points import Point
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.trainer import BadStepError, Interrupted
 
-_POLL_SECONDS = 2.0
 
+def execute(folder: SweepFolder, point: Point, observer: Observer) -> str:
+    """Trains a run and writes its result, unless it has one or another process trains it.
 
-def execute(folder: SweepFolder, point: Point, trunk: Point | None, observer: Observer) -> str:
-    """Do a run, unless it has a result or another process is at it. Its trunk is trained first, where that is missing.
-
-    Args:
-        folder: of the sweep.
-        point: the run.
-        trunk: what it branches from.
-        observer: is told how it goes.
+    A branch whose stable run has not reached the branch point is left pending.
 
     Returns:
-        Its status afterwards; "running" where another process has it.
+        The status of the run afterwards; "running" if another process trains it.
 
     Raises:
-        Interrupted: SIGTERM came, and the observer listens for it; all is saved, and there is no result yet.
+        Interrupted: SIGTERM arrived, and the observer listens for it; the run is saved and has no result yet.
     """
-    if folder.result(point.id):
-        return folder.status(point.id)
-    lock = RunLock.acquire(folder.locks, point.id, on_loss=_stop_at_once)
-    if lock is None:
-        return folder.status(point.id)
-    try:
-        if folder.result(point.id) is None:  # it may have come before the lock did
-            folder.write_result(point.id, _attempt(folder, point, trunk, observer))
-    finally:
-        lock.release()
+    with hold(folder.lock_file(point.id)) as held:
+        if not held:
+            return "running"
+        if folder.result(point.id) is None:
+            result = _attempt(folder, point, observer)
+            if result is not None:
+                folder.write_result(point.id, result)
     return folder.status(point.id)
 
 
-def _stop_at_once() -> None:
-    """Another process took this one for dead and does the run: writing on would spoil it."""
-    os._exit(75)
-
-
-def _attempt(folder: SweepFolder, point: Point, trunk: Point | None, observer: Observer) -> dict[str, Any]:
+def _attempt(folder: SweepFolder, point: Point, observer: Observer) -> dict[str, Any] | None:
     started = time.monotonic()
     try:
-        if trunk is not None:
-            branch(folder, point, trunk, observer)
+        if not start_branch(folder, point):
+            return None
         train(point.config, observer)
         found = measured(folder, point)
     except BadStepError as error:
         found = {"status": "diverged", "error": str(error)}
     except Interrupted:
         raise
-    except Exception as error:  # whatever it is, it is this run's, and the others go on
+    except Exception as error:  # recorded as the run's result, so that the other runs continue
         traceback.print_exc()
         found = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     return {**found, "seconds": time.monotonic() - started, **versions()}
 
 
-def branch(folder: SweepFolder, point: Point, trunk: Point, observer: Observer) -> None:
-    """Begin with the trunk's checkpoint, unless the run has one of its own already."""
+def start_branch(folder: SweepFolder, point: Point) -> bool:
+    """Links the checkpoint of the branch point into a branch that has no checkpoint of its own.
+
+    Returns:
+        Whether the run can start: False if its stable run has not reached the branch point yet.
+
+    Raises:
+        RuntimeError: the stable run has ended without the checkpoint.
+    """
     checkpoints = folder.run(point.id) / "checkpoints"
-    if complete_checkpoints(checkpoints):
-        return
-    while not folder.has_checkpoint(trunk.id, point.branch_step):
-        status = execute(folder, trunk, None, observer)
-        if status in BAD:
-            raise RuntimeError(f"its trunk {trunk.id} {status} before step {point.branch_step}")
-        if status == "trunk" and not folder.has_checkpoint(trunk.id, point.branch_step):
-            raise RuntimeError(f"its trunk {trunk.id} has no checkpoint of step {point.branch_step} any more")
-        time.sleep(_POLL_SECONDS)
-    # The name is not one that a checkpoint can have, so that half a copy is none.
+    if point.stable_run is None or complete_checkpoints(checkpoints):
+        return True
+    if not folder.has_checkpoint(point.stable_run, point.branch_step):
+        status = folder.status(point.stable_run)
+        if status == "stable" or status in BAD:
+            ended = "has no checkpoint" if status == "stable" else f"{status} before the checkpoint"
+            raise RuntimeError(f"its stable run {point.stable_run} {ended} of step {point.branch_step}")
+        return False
+    # A partial copy has a name that no checkpoint can have.
     partial, place = checkpoints / ".branch", checkpoints / str(point.branch_step)
     shutil.rmtree(partial, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    source = folder.run(trunk.id) / "checkpoints" / str(point.branch_step)
+    source = folder.run(point.stable_run) / "checkpoints" / str(point.branch_step)
     shutil.copytree(source, partial, copy_function=_link)
     partial.rename(place)
+    return True
 
 
 def _link(source: str, target: str) -> None:
-    """A checkpoint's files are never written again, so that a second name serves as a copy."""
+    """Links a file, or copies it if that fails. Links suffice because the files of a checkpoint never change."""
     try:
         os.link(source, target)
     except OSError:
@@ -108,53 +101,47 @@ def _link(source: str, target: str) -> None:
 
 
 def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
-    """The result of a run that was trained to its end."""
+    """Returns the result of a run that was trained to its end."""
     run = RunFolder(folder.run(point.id))
     lines = read_metrics(run.metrics_file)
     steps = [line for line in lines if line["kind"] == "train"]
-    if point.trunk is not None:
-        before = read_metrics(RunFolder(folder.run(point.trunk)).metrics_file)
+    if point.stable_run is not None:
+        before = read_metrics(RunFolder(folder.run(point.stable_run)).metrics_file)
         steps = [line for line in before if line["kind"] == "train" and line["step"] <= point.branch_step] + steps
+    if [line["step"] for line in steps] != list(range(1, point.steps + 1)):
+        raise RuntimeError(f"found metrics of {len(steps)} steps for a run of {point.steps}; see {run.metrics_file}")
     visual, tokens = (sum(line[name] for line in steps) for name in ("visual_tokens", "tokens"))
+    # The median is not affected by the step that compiles.
+    rates = sorted(line["flops"] / line["timing"]["step_seconds"] for line in steps)
     found: dict[str, Any] = {
-        "status": "trunk" if point.is_trunk else "done",
+        "status": "stable" if point.is_stable else "done",
         "tokens": tokens,
         "visual_tokens": visual,
         "text_tokens": tokens - visual,
         "flops": sum(line["flops"] for line in steps),
         "step_seconds": sum(line["timing"]["step_seconds"] for line in steps if line["step"] > point.branch_step),
-        "flops_per_second": _rate(steps),
+        "flops_per_second": float(rates[len(rates) // 2]),
     }
-    if [line["step"] for line in steps] != list(range(1, point.steps + 1)):
-        raise RuntimeError(f"metrics of {len(steps)} steps for a run of {point.steps}; see {run.metrics_file}")
-    if point.is_trunk:
+    if point.is_stable:
         return found
     prepared = open_prepared(point.config)
     vocab = define(point.config, prepared.tokenizer.vocab_size).vocab_size
     losses = {line["task"]: line["loss"] for line in lines if line["kind"] == "held_out"}
-    scores = {line["task"]: line["score"] for line in lines if line["kind"] == "evaluation"}
     found |= {
         "losses": losses,
-        "scores": scores,
+        "scores": {line["task"]: line["score"] for line in lines if line["kind"] == "evaluation"},
         "tokenizer": prepared.tokenizer.fingerprint,
         "evaluation_set": evaluation_set(point.config, prepared),
     }
     if bad := [name for name, loss in losses.items() if loss is None or not loss < math.log(vocab)]:
-        found |= {"status": "diverged", "error": f"worse than guessing evenly: {', '.join(bad)}"}
+        found |= {"status": "diverged", "error": f"worse than a uniform distribution: {', '.join(bad)}"}
     return found
 
 
-def _rate(steps: list[dict[str, Any]]) -> float:
-    """FLOPs per second, the median over the steps: the first of them compiled."""
-    rates = sorted(line["flops"] / line["timing"]["step_seconds"] for line in steps)
-    return float(rates[len(rates) // 2])
-
-
 def versions() -> dict[str, Any]:
-    """What the result was made by."""
-    place = Path(solo.__file__).parent
+    """Returns the version and the git commit of this package."""
+    words = ["git", "-C", str(Path(solo.__file__).parent), "rev-parse", "HEAD"]
     try:
-        words = ["git", "-C", str(place), "rev-parse", "HEAD"]
         commit = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = ""

@@ -1,12 +1,13 @@
-"""A sweep on disk: what was planned, where each run lives, what came of it.
+"""A sweep on disk: the plan, the runs, and their results.
 
-    plan.json        the runs of the file as it was when the sweep was last started, each with its whole config
-    runs/<id>/       a run's folder; result.json in it, once there is a result, appears whole or not at all
-    locks/           see `lock`
-    logs/<id>.log    what the process of a run said
-    results.jsonl    one line for each run of the plan; what `solo fit` reads
+    plan.json        the runs as of the last start of the sweep, each with its whole config
+    runs/<id>/       a run's folder; its result.json appears atomically once there is a result
+    locks/<id>       held by the process that trains the run
+    logs/<id>.log    output of that process
+    results.jsonl    one line for each run of the plan; `solo fit` reads it
 
-Runs are known by their id alone. Those of an earlier file stay where they are, and are no part of the results.
+Runs are identified by their ids. Runs of an earlier version of the sweep's file stay in place, and are not part of the
+results.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
 
-# What a run can be: no result yet (pending, running, stale), or one (done, trunk, failed, diverged).
-DONE = ("done", "trunk")
+# A run without a result is pending, running or interrupted; a run with one is done, stable, failed or diverged.
+DONE = ("done", "stable")
 BAD = ("failed", "diverged")
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """`<folder>/<name>` of a sweep."""
+    """The folder `<folder>/<name>` of a sweep."""
 
     path: Path
 
@@ -45,28 +46,27 @@ class SweepFolder:
 
     @property
     def results_file(self) -> Path:
-        """One JSON object a run."""
+        """One JSON object per run."""
         return self.path / RESULTS
 
-    @property
-    def locks(self) -> Path:
-        """Who works on what."""
-        return self.path / "locks"
+    def lock_file(self, id: str) -> Path:
+        """The lock of a run; see `lock`."""
+        return self.path / "locks" / id
 
     def run(self, id: str) -> Path:
         """The folder of a run."""
         return self.path / "runs" / id
 
     def result_file(self, id: str) -> Path:
-        """What came of a run."""
+        """The file of a run's result."""
         return self.run(id) / "result.json"
 
     def log(self, id: str) -> Path:
-        """What its process said."""
+        """The output of a run's process."""
         return self.path / "logs" / f"{id}.log"
 
     def result(self, id: str) -> dict[str, Any] | None:
-        """What came of a run, or None."""
+        """Returns the result of a run, or None."""
         try:
             found: dict[str, Any] = json.loads(self.result_file(id).read_text())
         except FileNotFoundError:
@@ -74,50 +74,50 @@ class SweepFolder:
         return found
 
     def write_result(self, id: str, result: dict[str, Any]) -> None:
-        """Write it whole, and bring the results up to date."""
+        """Writes a run's result atomically, and updates the results."""
         write_whole(self.result_file(id), json.dumps(result, indent=1) + "\n")
         self.write_results()
 
     def forget(self, id: str) -> None:
-        """Take a bad result away, so that the run is started again; its last checkpoint stays."""
+        """Deletes a result, so that the run is started again from its last checkpoint."""
         self.result_file(id).unlink(missing_ok=True)
 
     def status(self, id: str) -> str:
-        """pending, running, stale (begun, and nobody works on it), done, trunk, failed or diverged."""
+        """Returns pending, running, interrupted, done, stable (a finished stable run), failed or diverged."""
         if result := self.result(id):
             return str(result["status"])
-        if is_held(self.locks, id):
+        if is_held(self.lock_file(id)):
             return "running"
-        # A result may have come between the two looks.
+        # The run may have finished since the first check.
         if result := self.result(id):
             return str(result["status"])
-        return "stale" if self.run(id).exists() else "pending"
+        return "interrupted" if self.run(id).exists() else "pending"
 
     def has_checkpoint(self, id: str, step: int) -> bool:
-        """Whether a run has saved a step."""
+        """Returns whether a run has a complete checkpoint of a step."""
         return is_complete(self.run(id) / "checkpoints" / str(step))
 
     def write_plan(self, spec: SweepSpec, points: Sequence[Point]) -> None:
-        """Write what is to be run."""
+        """Writes the plan."""
         plan = {"spec": spec.model_dump(mode="json"), "digest": spec_digest(spec), "points": list(map(_plain, points))}
         write_whole(self.plan_file, json.dumps(plan, indent=1) + "\n")
 
     def read_plan(self, spec: SweepSpec | None = None) -> list[Point]:
-        """The planned runs. Raises ConfigError where there is no plan, or it is of another file than this one."""
+        """Returns the planned runs. Raises ConfigError if there is no plan, or it is not that of `spec`."""
         try:
             plan = json.loads(self.plan_file.read_text())
         except FileNotFoundError:
             raise ConfigError(
-                f"{self.path} has no plan yet: start the sweep with --yes, or write its --slurm"
+                f"{self.path} has no plan yet: start the sweep with --yes, or write a job array with --slurm"
             ) from None
         if spec is not None and plan["digest"] != spec_digest(spec):
             raise ConfigError(
-                f"the sweep's file has changed since {self.plan_file} was written: plan it again, with --yes or --slurm"
+                f"the sweep's file has changed since {self.plan_file} was written: run it again with --yes or --slurm"
             )
         return [_point(entry) for entry in plan["points"]]
 
     def write_results(self) -> None:
-        """Write the results of all planned runs. Two processes may do so at once: none's result is left out."""
+        """Writes the results of all planned runs. Concurrent calls of several processes do not lose a result."""
         points = self.read_plan()
         seen = None
         while seen != (there := {point.id: self._stamp(point.id) for point in points}):
@@ -126,7 +126,7 @@ class SweepFolder:
             seen = there
 
     def rows(self, points: Sequence[Point]) -> Iterator[dict[str, Any]]:
-        """A row of the results for each run, whether it has one or not."""
+        """Yields a row for each run, with or without a result."""
         for point in points:
             result = self.result(point.id) or {"status": self.status(point.id)}
             found = point.estimate
@@ -140,14 +140,14 @@ class SweepFolder:
                 "seed": point.config.seed,
                 "n_active": found.n_active,
                 "n_total": found.n_total,
-                "trunk": point.trunk or "",
+                "stable_run": point.stable_run or "",
                 "budget": point.budget,
                 "unique_tokens": found.unique_tokens,
                 "planned": {"tokens": found.tokens, "flops": found.flops},
             }
 
     def strangers(self, points: Sequence[Point]) -> list[str]:
-        """Ids of runs that lie here and are of none of these points."""
+        """Returns the ids of runs in the folder that are not among these points."""
         known = {point.id for point in points}
         runs = self.path / "runs"
         return sorted(path.name for path in runs.iterdir() if path.name not in known) if runs.is_dir() else []
@@ -160,7 +160,7 @@ class SweepFolder:
 
 
 def spec_digest(spec: SweepSpec) -> str:
-    """Of what decides the runs, not of how fast or on what they are started."""
+    """Returns a digest of the keys that determine the runs."""
     free = {"machine", "limits", "jobs"}
     return digest(spec.model_dump(mode="json", exclude=free))
 
@@ -177,5 +177,5 @@ def _plain(point: Point) -> dict[str, Any]:
 def _point(entry: dict[str, Any]) -> Point:
     config = parse_config(entry["config"], origin=f"run {entry['id']} of the plan")
     if run_id(config) != entry["id"]:
-        raise ConfigError(f"run {entry['id']} of the plan is {run_id(config)} now: it was planned by another version")
+        raise ConfigError(f"run {entry['id']} of the plan is {run_id(config)} now: another version has planned it")
     return Point(**{**entry, "config": config, "estimate": Estimate(**entry["estimate"])})

@@ -1,4 +1,4 @@
-"""From a width to a model: the rule of a ladder."""
+"""The sizes of a ladder: from a width to a model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from solo.scaling.sweep.spec import Ladder
 
 
 def sizes(ladder: Ladder | None, base: Config) -> list[dict[str, Any]]:
-    """The model's keys and values for every width; one set without a change where there is no ladder."""
+    """Returns the model's keys and values for every width, or one empty set if there is no ladder."""
     if ladder is None:
         return [{}]
     return [size(ladder, base, width) for width in ladder.width]
 
 
 def size(ladder: Ladder, base: Config, width: int) -> dict[str, Any]:
-    """Dotted keys and values of one width, which need not be among the ladder's.
+    """Returns dotted keys and values of one width, which need not be one of the ladder's.
 
     Raises:
-        ConfigError: it is not a multiple of the heads' dimension, or the ladder has no rule for its layers.
+        ConfigError: the width is not a multiple of the head dimension.
     """
     model = base.model
     head_dim = ladder.head_dim or model.dim_per_head
@@ -42,7 +42,7 @@ def size(ladder: Ladder, base: Config, width: int) -> dict[str, Any]:
 
 
 def layers_of(ladder: Ladder, base: Config, width: int) -> int:
-    """Layers of a width; between those of a list, by their logarithms."""
+    """Returns the layers of a width, interpolated in logarithms between the widths of a list."""
     if ladder.aspect is not None:
         return max(1, round(width / ladder.aspect))
     if not isinstance(ladder.layers, tuple):

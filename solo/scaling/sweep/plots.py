@@ -1,4 +1,4 @@
-"""Two pictures about hyper-parameters that transfer: scales of activations, and the best learning rate, over sizes."""
+"""Plots of hyperparameter transfer: scales of activations, and the best learning rate, over sizes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ConfigError where the name is not that of a picture: before it is computed, not after."""
+    """Raises ConfigError if the suffix is not that of an image; called before the computation."""
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: a picture ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path}: expected an image, one of {', '.join(SUFFIXES)}")
 
 
 @styled
 def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path: Path) -> None:
-    """Scales over the width, a column for each parametrisation, a row for each place, a line for each step."""
+    """Plots scales over the width: a column per parametrisation, a row per quantity, a line per step."""
     names = list(next(iter(found.values()))[0][-1].scales)
     figure = _figure(8.8, 1.9 * len(names))
     axes = figure.subplots(len(names), len(found), squeeze=False, sharex=True, sharey="row")
@@ -44,7 +44,7 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path:
             axis.set_ylabel(name if column == 0 else "")
         axes[0][column].set_title(kind)
         axes[-1][column].set_xlabel("width")
-    # Beside the axes: the lines fill them.
+    # Outside the axes, which the lines fill.
     lines, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper center", ncols=len(lines))
     _save(figure, path)
@@ -52,7 +52,7 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path:
 
 @styled
 def plot_rates(curves: Sequence[Curve], loss: str, path: Path) -> None:
-    """Loss over the learning rate, a line for each width with its optimum; beside it, the optimum over the width."""
+    """Plots the loss over the learning rate, a line per width with its optimum; and the optimum over the width."""
     figure = _figure(8.8, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for curve, colour in zip(curves, shades(len(curves)), strict=True):

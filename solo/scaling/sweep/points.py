@@ -1,4 +1,4 @@
-"""From a sweep's file to its runs: axes x sizes x lengths, each a whole config with an id."""
+"""From a sweep's file to its runs: axes x sizes x lengths, each a complete config with an id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from solo.config import Config, ConfigError, parse_config, read_config, set_value
 from solo.machines import parse_machine
 from solo.model.parameters import ModelDefinition, define
-from solo.scaling.sweep.batch_statistics import Flow, Flows
+from solo.scaling.sweep.batch_statistics import StageStatistics, StatisticsCache
 from solo.scaling.sweep.estimate import Estimate, active, estimate, run_flops
 from solo.scaling.sweep.identity import run_id
 from solo.scaling.sweep.ladder import sizes
@@ -23,25 +23,25 @@ from solo.scaling.sweep.spec import HorizonsDesign, IsoFlop, SweepSpec
 class Point:
     """One run of a sweep.
 
-    config       named by its id
+    config       its config, whose name is the id
     labels       axis -> value
-    trunk        id of the run it branches from, at `branch_step`
-    is_trunk     its rate does not decay: others branch from it, and it is never fitted
-    budget       FLOPs that it was planned for, of a design of equal compute
+    stable_run   id of the run that it branches from, at `branch_step`
+    is_stable    whether it is a stable run: its learning rate does not decay, branches start from it, it is not fitted
+    budget       FLOPs that an isoFLOP design planned it for
     """
 
     id: str
     config: Config
     labels: dict[str, Any]
     estimate: Estimate
-    trunk: str | None = None
+    stable_run: str | None = None
     branch_step: int = 0
-    is_trunk: bool = False
+    is_stable: bool = False
     budget: float | None = None
 
     @property
     def steps(self) -> int:
-        """Of the run."""
+        """Number of steps, including those of its stable run."""
         steps = self.config.stages[0].steps
         assert steps is not None
         return steps
@@ -49,46 +49,48 @@ class Point:
 
 @dataclass(frozen=True)
 class _Size:
-    """One size of one combination of the axes, before its length is known."""
+    """One size for one combination of the axes, before its length is known."""
 
     raw: dict[str, Any]
     labels: dict[str, Any]
     config: Config
     definition: ModelDefinition
-    flow: Flow
+    statistics: StageStatistics
     n: int
 
 
 def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
-    """All runs of a sweep, trunks before their branches. Prepares the data where it is not there.
+    """Returns all runs of a sweep, stable runs before their branches. Prepares missing data.
 
     Args:
         spec: the sweep.
         note: called with a line for every part of the data that is prepared.
 
     Raises:
-        ConfigError: a config that is not valid, a design that asks for sizes the ladder does not have, or two runs that
-            are the same.
+        ConfigError: a config is invalid, the design needs sizes that the ladder lacks, or two runs are the same.
     """
-    flows = Flows(spec.traffic, note)
+    cache = StatisticsCache(spec.row_statistics, note)
     found: list[Point] = []
-    base = read_config(spec.base)
-    for key, value in spec.set.items():
-        set_value(base, key, value)
+    base = _base(spec)
     for labels, changes in spec.combinations():
-        chosen = [_size(spec, base, labels, {**changes, **model}, flows) for model in _models(spec, base, changes)]
+        chosen = [_size(spec, base, labels, {**changes, **model}, cache) for model in _models(spec, base, changes)]
         found += _lengths(spec, chosen)
-    _refuse_twins(found)
+    _refuse_duplicates(found)
     return found
 
 
 def first_sizes(spec: SweepSpec) -> list[Config]:
-    """The configs of all sizes, with the first value of every axis, as long as the base is."""
+    """Returns the configs of all sizes, with the first value of every axis and the base's length."""
+    base = _base(spec)
+    _, changes = spec.combinations()[0]
+    return [_config(spec, base, {**changes, **model}) for model in _models(spec, base, changes)]
+
+
+def _base(spec: SweepSpec) -> dict[str, Any]:
     base = read_config(spec.base)
     for key, value in spec.set.items():
         set_value(base, key, value)
-    _, changes = spec.combinations()[0]
-    return [_config(spec, base, {**changes, **model}) for model in _models(spec, base, changes)]
+    return base
 
 
 def _models(spec: SweepSpec, base: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,22 +103,24 @@ def _config(spec: SweepSpec, raw: dict[str, Any], changes: dict[str, Any]) -> Co
         set_value(raw, key, value)
     config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
     if len(config.stages) != 1 or config.stages[0].steps is None:
-        raise ConfigError(f"{spec.base}: a sweep's base has one stage, counted in steps; found {len(config.stages)}")
+        raise ConfigError(
+            f"{spec.base}: a sweep's base must have one stage with `steps`; found {len(config.stages)} stages"
+        )
     if not config.evaluation.losses:
-        raise ConfigError(f"{spec.base} has no evaluation.losses: there would be nothing to fit")
+        raise ConfigError(f"{spec.base} has no evaluation.losses, so that there is nothing to fit")
     return config
 
 
 def _size(
-    spec: SweepSpec, base: dict[str, Any], labels: dict[str, Any], changes: dict[str, Any], flows: Flows
+    spec: SweepSpec, base: dict[str, Any], labels: dict[str, Any], changes: dict[str, Any], cache: StatisticsCache
 ) -> _Size:
     raw = copy.deepcopy(base)
     for key, value in changes.items():
         set_value(raw, key, value)
     config = _config(spec, raw, {})
-    flow = flows.of(config)
-    definition = define(config, flow.vocab_size)
-    return _Size(raw, labels, config, definition, flow, active(definition, flow.work(1)))
+    statistics = cache.of(config)
+    definition = define(config, statistics.vocab_size)
+    return _Size(raw, labels, config, definition, statistics, active(definition, statistics.over(1)))
 
 
 def _lengths(spec: SweepSpec, chosen: list[_Size]) -> Iterator[Point]:
@@ -143,9 +147,9 @@ def _steps(size: _Size, unit: str, amount: float) -> int:
     if unit == "steps":
         return int(amount)
     tokens = amount * (size.n if unit == "tokens_per_parameter" else 1)
-    # Of many steps, as single ones vary.
-    some = size.flow.work(64)
-    return max(2, round(tokens * 64 / (some.patches + some.text)))
+    # The mean of many steps, because single ones vary.
+    stats = size.statistics.over(64)
+    return max(2, round(tokens * 64 / (stats.patches + stats.text)))
 
 
 def _equal_compute(spec: SweepSpec, design: IsoFlop, budget: float, chosen: list[_Size]) -> Iterator[Point]:
@@ -156,18 +160,18 @@ def _equal_compute(spec: SweepSpec, design: IsoFlop, budget: float, chosen: list
     lowest, highest = (chosen[int(np.argmin(logs))].n, chosen[int(np.argmax(logs))].n)
     if wanted[0] < lowest / 1.3 or wanted[-1] > highest * 1.3 or len(places) < 3:
         raise ConfigError(
-            f"design.isoflop: at {budget:.3g} FLOPs sizes of {wanted[0]:.3g} to {wanted[-1]:.3g} active parameters are"
-            f" asked for; the ladder has {lowest:.3g} to {highest:.3g}, {len(places)} of them different ones. Add"
+            f"design.isoflop: at {budget:.3g} FLOPs the design needs {wanted[0]:.3g} to {wanted[-1]:.3g} active"
+            f" parameters; the ladder has {lowest:.3g} to {highest:.3g}, of which {len(places)} sizes are near. Add"
             " widths, or change centre, half_width or budgets"
         )
     for place in places:
         size = chosen[place]
-        step = run_flops(size.config, size.definition, size.flow.work(64)) / 64
+        step = run_flops(size.config, size.definition, size.statistics.over(64)) / 64
         steps = round(budget / step)
         if steps < 10:
             raise ConfigError(
                 f"design.isoflop: {budget:.3g} FLOPs are {steps} steps of width {size.config.model.width}, too few to"
-                " train; lower stages.0.batch_rows, or leave the budget out"
+                " train; lower stages.0.batch_rows, or omit the budget"
             )
         yield _point(spec, size, steps, budget=budget)
 
@@ -182,7 +186,7 @@ def _branches(spec: SweepSpec, design: HorizonsDesign, size: _Size) -> Iterator[
     warmup = optimizer.warmup_steps if spec.warmup is None else max(1, round(spec.warmup * horizons[0]))
     if warmup >= at[0]:
         raise ConfigError(
-            f"design.horizons: warm-up of {warmup} steps is not over where the first branch begins, at step {at[0]} of"
+            f"design.horizons: the warm-up of {warmup} steps extends beyond the first branch point, step {at[0]} of"
             f" width {size.config.model.width}; set warmup to a share of the shortest horizon"
         )
     own: dict[str, Any] = {
@@ -192,15 +196,15 @@ def _branches(spec: SweepSpec, design: HorizonsDesign, size: _Size) -> Iterator[
         "evaluation": {},
         "checkpoint.at_steps": at,
     }
-    trunk = _point(spec, size, at[-1], changes=own, is_trunk=True)
-    yield trunk
+    stable = _point(spec, size, at[-1], changes=own, is_stable=True)
+    yield stable
     for steps, decay, start in zip(horizons, decays, at, strict=True):
         own = {
             "stages.0.optimizer.schedule": "wsd",
             "stages.0.optimizer.decay_steps": decay,
             "stages.0.optimizer.warmup_steps": warmup,
         }
-        yield _point(spec, size, steps, changes=own, trunk=trunk.id, branch_step=start)
+        yield _point(spec, size, steps, changes=own, stable_run=stable.id, branch_step=start)
 
 
 def _point(
@@ -214,9 +218,9 @@ def _point(
     name = run_id(config)
     config = config.model_copy(update={"name": name, "folder": str(spec.path / "runs")})
     on = parse_machine(spec.machine.name)
-    # A run sees the processors of a host as one device.
+    # JAX sees the processors of a host as one device.
     devices = 1 if on.chip.name == "cpu" else on.devices
-    found = estimate(config, size.definition, size.flow, devices, branch_step)
+    found = estimate(config, size.definition, size.statistics, devices, branch_step)
     return Point(name, config, size.labels, found, branch_step=branch_step, **fields)
 
 
@@ -224,13 +228,13 @@ def _warmup(spec: SweepSpec, steps: int) -> dict[str, Any]:
     return {} if spec.warmup is None else {"stages.0.optimizer.warmup_steps": max(1, round(spec.warmup * steps))}
 
 
-def _refuse_twins(points: list[Point]) -> None:
+def _refuse_duplicates(points: list[Point]) -> None:
     seen: dict[str, Point] = {}
     for point in points:
-        twin = seen.setdefault(point.id, point)
-        if twin is not point:
+        other = seen.setdefault(point.id, point)
+        if other is not point:
             raise ConfigError(
-                f"two runs of the sweep are the same: {twin.labels} and {point.labels}, width"
-                f" {point.config.model.width}, {point.steps} steps; an axis that changes nothing, or lengths that round"
-                " to the same"
+                f"two runs of the sweep are the same: {other.labels} and {point.labels}, width"
+                f" {point.config.model.width}, {point.steps} steps; an axis changes nothing, or two lengths round to"
+                " the same number of steps"
             )

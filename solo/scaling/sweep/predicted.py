@@ -1,4 +1,4 @@
-"""The config of the run that a law calls the best of a compute: the sweep's own ladder and base, at another size."""
+"""The config of a predicted optimal run: the sweep's base and ladder at another size."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _WIDEST = 65_536
 
 
 def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: float) -> Config:
-    """The run of so many parameters and tokens.
+    """Returns the config of a run with given numbers of parameters and tokens.
 
     Args:
-        folder: of a sweep with finished runs, which tell how many tokens a step has.
-        rows: of its results, those that the law was fitted to: axes in which they differ have no one value.
-        n: active parameters; the width nearest to it is taken.
+        folder: a sweep with finished runs, which determine the number of tokens per step.
+        rows: the results that the law was fitted to; they must have the same values of all axes.
+        n: active parameters; the nearest width is taken.
         d: tokens.
 
     Raises:
-        ConfigError: the labels leave open what the run is, or no run is finished.
+        ConfigError: the rows differ in an axis, or no run is finished.
     """
     spec = SweepSpec.model_validate_json(json.dumps(json.loads(folder.plan_file.read_text())["spec"]))
     base = read_config(spec.base)
@@ -63,7 +63,7 @@ def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: floa
 
 
 def _changes(spec: SweepSpec, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the axes change in the runs that these rows are of."""
+    """Returns the dotted keys and values of the axes in the runs of these rows."""
     of_rows = {name: {text(row.get(name)) for row in rows} for name in spec.axes}
     fitting = [
         changes
@@ -72,12 +72,12 @@ def _changes(spec: SweepSpec, rows: Sequence[Row]) -> dict[str, Any]:
     ]
     if len(fitting) != 1:
         several = ", ".join(name for name, values in of_rows.items() if len(values) != 1)
-        raise ConfigError(f"the law is of runs that differ in {several}: choose one kind with --where AXIS=VALUE")
+        raise ConfigError(f"the law was fitted to runs that differ in {several}: choose with --where AXIS=VALUE")
     return fitting[0]
 
 
 def _counted(folder: SweepFolder) -> tuple[int, int, int]:
-    """Visual tokens, text tokens and steps of all finished runs."""
+    """Returns visual tokens, text tokens and steps of all finished runs."""
     visual = read = steps = 0
     for point in folder.read_plan():
         result = folder.result(point.id)

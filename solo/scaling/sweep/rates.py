@@ -1,4 +1,4 @@
-"""The best learning rate of every width: where it is one for all, what was tuned at a small width serves the others."""
+"""The best learning rate of every width. If it is the same for all, it can be tuned at a small width."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AXIS = "stages.0.optimizer.learning_rate"
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one width over learning rates, smallest first.
+    """Losses of one width over learning rates, smallest rate first.
 
-    best, best_loss   vertex of the parabola through the lowest point and its neighbours, in log rate; None at an edge
+    best, best_loss   vertex of the parabola through the lowest point and its neighbours; None at an edge
     """
 
     width: int
@@ -29,15 +29,15 @@ class Curve:
 
 
 def curves(folder: SweepFolder, loss: str) -> list[Curve]:
-    """A curve for each width of a sweep with the axis `stages.0.optimizer.learning_rate`, of its longest runs.
+    """Returns a curve for each width of a sweep over `stages.0.optimizer.learning_rate`, from its longest runs.
 
     Raises:
-        ConfigError: there is no such axis, or a width has fewer than three finished runs.
+        ConfigError: the sweep has no such axis, or a width has fewer than three finished runs.
     """
     found: dict[int, dict[float, tuple[int, float]]] = {}
     for point in folder.read_plan():
         result = folder.result(point.id)
-        if point.is_trunk or result is None or result["status"] != "done":
+        if point.is_stable or result is None or result["status"] != "done":
             continue
         if AXIS not in point.labels:
             raise ConfigError(f"{folder.path}: the sweep has no axis {AXIS}")
@@ -55,14 +55,17 @@ def curves(folder: SweepFolder, loss: str) -> list[Curve]:
 
 def _curve(width: int, losses: dict[float, float]) -> Curve:
     if len(losses) < 3:
-        raise ConfigError(f"width {width} has {len(losses)} finished learning rates; three or more tell an optimum")
+        raise ConfigError(f"width {width} has {len(losses)} finished learning rates; an optimum needs three")
     rates, values = tuple(losses), tuple(losses.values())
     best = vertex(rates, values)
     return Curve(width, rates, values, *(best or (None, None)))
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
-    """Rate and loss of the vertex of the parabola through the lowest point and its neighbours; None at an edge."""
+    """Returns rate and loss at the vertex of the parabola through the lowest point and its neighbours, in log rate.
+
+    Returns None if the lowest point is at an edge.
+    """
     lowest = int(np.argmin(losses))
     if lowest in (0, len(rates) - 1):
         return None

@@ -1,38 +1,35 @@
-"""A sweep on the terminal: its runs, what they come to, and how they stand."""
+"""A sweep's table of runs: on the terminal and as JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from solo.evaluation.report import duration, short
+from solo.scaling.report.terminal import print_whole
 from solo.scaling.sweep.costs import Costs
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
 
-_WIDEST = 1000
-_OFF = 0.01  # planned and counted FLOPs that differ by more are worth a note
+_OFF = 0.01  # relative difference of planned and counted FLOPs that is worth a note
 
 
 def print_sweep(
     spec: SweepSpec, points: Sequence[Point], folder: SweepFolder, found: Costs, missing: Costs, console: Console
 ) -> None:
-    """The table that is printed before anything starts."""
+    """Prints the table that is shown before anything starts."""
     status = {point.id: folder.status(point.id) for point in points}
-    table = _table(spec, points, found, status)
-    # Whole even where the terminal is narrow, or there is none: an id that is cut off is of no use to --run.
-    width = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
-    console.width = max(width, console.width)
-    console.print(table)
-    runs = sum(not point.is_trunk for point in points)
-    trunks = len(points) - runs
+    print_whole(_table(spec, points, found, status), console)
+    stable = sum(point.is_stable for point in points)
     console.print(
-        f"{runs} runs{f' and {trunks} trunks' if trunks else ''}, {found.flops:.4g} FLOPs"
-        f"{' (a branch pays its decay alone)' if trunks else ''}; {_time_and_money(found)}"
+        f"{len(points) - stable} runs{f' and {stable} stable runs' if stable else ''}, {found.flops:.4g} FLOPs"
+        f"{' (a branch costs only its decay)' if stable else ''}; {_time_and_money(found)}"
     )
     console.print(f"time: {found.speed.source}; memory is an estimate", markup=False)
     console.print("status: " + ", ".join(f"{count} {name}" for name, count in Counter(status.values()).items()))
@@ -42,21 +39,47 @@ def print_sweep(
         _print_fault(point, folder, console)
     if strangers := folder.strangers(points):
         console.print(
-            f"{len(strangers)} runs in {folder.path} are not of this sweep's file as it is now, and are left alone:"
-            f" {', '.join(strangers[:5])}{', ...' if len(strangers) > 5 else ''}"
+            f"{len(strangers)} runs in {folder.path} do not belong to the current version of the sweep's file, and are"
+            f" ignored: {', '.join(strangers[:5])}{', ...' if len(strangers) > 5 else ''}"
         )
+
+
+def as_json(points: Sequence[Point], folder: SweepFolder, found: Costs) -> dict[str, Any]:
+    """Returns the table as JSON values."""
+    rows = [
+        {
+            "id": point.id,
+            **point.labels,
+            "width": point.config.model.width,
+            "layers": point.config.model.layers,
+            "steps": point.steps,
+            "stable_run": point.stable_run,
+            "is_stable": point.is_stable,
+            "branch_step": point.branch_step,
+            "budget": point.budget,
+            **asdict(point.estimate),
+            "seconds": found.seconds[point.id],
+            "usd": found.usd[point.id],
+            "status": folder.status(point.id),
+        }
+        for point in points
+    ]
+    totals = {"flops": found.flops, "hours": found.hours, "usd": found.total_usd, "time": found.speed.source}
+    return {"runs": rows, **totals}
 
 
 def _table(spec: SweepSpec, points: Sequence[Point], found: Costs, status: dict[str, str]) -> Table:
     table = Table("run", box=None, header_style="bold", pad_edge=False)
     axes = list(spec.axes)
-    for title in ("width", "layers", *(axis.rpartition(".")[2] for axis in axes)):
-        table.add_column(title, justify="right")
-    for title in ("N active", "N total", "steps", "text", "visual", "FLOPs", "6ND", "memory", "time", "USD", "status"):
+    names = ("width", "layers", *(axis.rpartition(".")[2] for axis in axes))
+    sizes = ("N active", "N total", "steps", "text", "visual", "FLOPs", "6ND", "memory", "time", "USD", "status")
+    for title in (*names, *sizes):
         table.add_column(title, justify="right")
     for point in points:
         each, seconds, usd = point.estimate, found.seconds[point.id], found.usd[point.id]
-        steps = f"{point.branch_step:,} + {point.steps - point.branch_step:,}" if point.trunk else f"{point.steps:,}"
+        steps = f"{point.steps:,}{' stable' if point.is_stable else ''}"
+        if point.stable_run:
+            steps = f"{point.branch_step:,} + {point.steps - point.branch_step:,}"
         table.add_row(
             point.id,
             str(point.config.model.width),
@@ -64,7 +87,7 @@ def _table(spec: SweepSpec, points: Sequence[Point], found: Costs, status: dict[
             *(str(point.labels[axis]) for axis in axes),
             short(each.n_active),
             short(each.n_total),
-            f"{steps} trunk" if point.is_trunk else steps,
+            steps,
             short(each.text),
             short(each.visual),
             f"{each.flops:.3g}",
@@ -78,7 +101,7 @@ def _table(spec: SweepSpec, points: Sequence[Point], found: Costs, status: dict[
 
 
 def _time_and_money(found: Costs) -> str:
-    time = "time not known" if found.hours is None else f"{duration(found.hours * 3600)} one after another"
+    time = "time unknown" if found.hours is None else f"{duration(found.hours * 3600)} one after another"
     return time if found.total_usd is None else f"{time}, {found.total_usd:,.2f} USD"
 
 
@@ -88,6 +111,6 @@ def _print_fault(point: Point, folder: SweepFolder, console: Console) -> None:
         console.print(f"{result['status']} {point.id}: {result['error']}", markup=False)
     elif result and abs(result["flops"] / point.estimate.flops - 1) > _OFF:
         console.print(
-            f"note: {point.id} counted {result['flops']:.4g} FLOPs where {point.estimate.flops:.4g} were planned; the"
-            " counted ones are in the results"
+            f"note: {point.id} counted {result['flops']:.4g} FLOPs instead of the planned {point.estimate.flops:.4g};"
+            " the results contain the counted ones"
         )

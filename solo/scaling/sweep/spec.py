@@ -1,4 +1,4 @@
-"""What a sweep's file may say: frozen, validated, unknown keys refused with a suggestion."""
+"""The schema of a sweep's file: frozen, validated; unknown keys are refused with a suggestion."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from pydantic import Field, model_validator
 
 from solo.config import ConfigError, Section, parse_section, read_config
 
-# Columns of the results that an axis must not be called.
-RESERVED = ("id", "name", "status", "trunk", "tokens", "flops", "losses", "scores", "width", "layers", "seed", "steps")
+# Columns of the results, whose names an axis must not have.
+RESERVED = (
+    *("id", "name", "status", "stable_run", "tokens", "flops"),
+    *("losses", "scores", "width", "layers", "seed", "steps"),
+)
 
 
 class Ladder(Section):
-    """Sizes: widths, and what follows from one. Ratios F / D and H / K are the base's.
+    """Model sizes by width. The ratios F / D and H / K are those of the base.
 
-    layers   one number for all widths, or one for each; the base's unless given
-    aspect   instead: width / layers, rounded to whole layers
+    layers   one number for all widths, or one for each; default: the base's
+    aspect   width / layers, instead of `layers`; the number of layers is rounded
     """
 
     width: tuple[int, ...] = Field(min_length=1)
     layers: int | tuple[int, ...] | None = None
     aspect: float | None = Field(None, gt=0)
-    head_dim: int | None = Field(None, ge=2, description="C of every size; the base's unless given")
+    head_dim: int | None = Field(None, ge=2, description="C of every size; default: the base's")
     ffn_multiple: int = Field(8, ge=1, description="F is rounded to a multiple of this")
 
     @model_validator(mode="after")
     def _check(self) -> Ladder:
         if len(set(self.width)) != len(self.width) or min(self.width) < 1:
-            raise ValueError(f"widths are positive and differ: {list(self.width)}")
+            raise ValueError(f"widths must be positive and differ: {list(self.width)}")
         if self.layers is not None and self.aspect is not None:
             raise ValueError("give layers or aspect, not both")
         if isinstance(self.layers, tuple) and len(self.layers) != len(self.width):
@@ -39,10 +42,11 @@ class Ladder(Section):
 
 
 class Centre(Section):
-    """The optimal size that is expected: size x (C / flops)^exponent active parameters at C FLOPs.
+    """The expected optimal size: size x (C / flops)^exponent active parameters at C FLOPs.
 
-    The exponent is that of early fusion (Shukor et al. 2025, arXiv 2504.07951, average of their mixtures); the size at
-    1e21 FLOPs that of the refitted law of Chinchilla (arXiv 2404.10102), as theirs is not published.
+    The default exponent is that of early fusion (Shukor et al. 2025, arXiv 2504.07951, average of their mixtures).
+    The default size at 1e21 FLOPs is that of the refitted law of Chinchilla (arXiv 2404.10102), because theirs is not
+    published.
     """
 
     size: float = Field(2.8e9, gt=0)
@@ -50,22 +54,22 @@ class Centre(Section):
     exponent: float = Field(0.526, gt=0, lt=1)
 
     def at(self, flops: float) -> float:
-        """Active parameters."""
+        """Returns the optimal number of active parameters."""
         return self.size * (flops / self.flops) ** self.exponent
 
 
 class IsoFlop(Section):
-    """For each budget, sizes of the ladder around the expected optimum, evenly in logarithms."""
+    """For each budget, sizes of the ladder around the expected optimum, spaced evenly in logarithms."""
 
     budgets: tuple[float, ...] = Field(min_length=1)
     points: int = Field(7, ge=3)
-    half_width: float = Field(4.0, gt=1, description="the largest size is this times the centre, the smallest 1 / it")
+    half_width: float = Field(4.0, gt=1, description="largest size over the centre, and centre over the smallest")
     centre: Centre = Centre()
 
     @model_validator(mode="after")
     def _check(self) -> IsoFlop:
         if min(self.budgets) <= 0:
-            raise ValueError("budgets are positive FLOPs")
+            raise ValueError("budgets must be positive FLOPs")
         return self
 
 
@@ -87,26 +91,26 @@ class GridDesign(_Length):
 
 
 class HorizonsDesign(_Length):
-    """Every size trained once at a constant rate, its trunk; branches that decay end at shares of the longest horizon.
+    """One stable run per size at a constant learning rate, with decay branches at shares of the longest horizon.
 
-    A branch is, step for step, the run of its length with the schedule wsd; it only costs its decay.
+    Step for step a branch equals the run of its length with the schedule wsd, but it costs only its decay.
     """
 
-    tokens: float | None = Field(None, gt=0, description="of the longest horizon; or one of the next two")
+    tokens: float | None = Field(None, gt=0, description="of the longest horizon; or give one of the next two")
     tokens_per_parameter: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=2)
     at: tuple[float, ...] = Field((0.25, 0.5, 1.0), min_length=1)
-    decay: float = Field(0.2, gt=0, lt=1, description="share of a horizon in which the rate falls")
+    decay: float = Field(0.2, gt=0, lt=1, description="share of a horizon in which the learning rate decays")
 
     @model_validator(mode="after")
     def _check(self) -> HorizonsDesign:
         if any(not 0 < share <= 1 for share in self.at) or len(set(self.at)) != len(self.at):
-            raise ValueError("at: different shares of the longest horizon, above 0 and up to 1")
+            raise ValueError("at: expected different shares of the longest horizon, above 0 and at most 1")
         return self
 
 
 class Design(Section):
-    """Lengths, in one of three ways; without a design every run is as long as the base's."""
+    """Lengths of the runs, given in one of three ways; without a design every run is as long as the base."""
 
     isoflop: IsoFlop | None = None
     grid: GridDesign | None = None
@@ -121,35 +125,35 @@ class Design(Section):
 
 
 class MachineSpec(Section):
-    """What a run is trained on, to estimate time and cost.
+    """The machine of a run, to estimate time and cost.
 
-    name               as of `solo.machines`: v5e-256, h100-8, cpu-2
-    flops_per_second   measured, of a run; else the machine's peak times `mfu`
+    name               as in `solo.machines`: v5e-256, h100-8, cpu-2
+    flops_per_second   measured speed of a run; default: the machine's peak times `mfu`
     """
 
     name: str = "cpu-1"
     flops_per_second: float | None = Field(None, gt=0)
     mfu: float = Field(0.4, gt=0, le=1, description="assumed share of the peak")
-    startup_seconds: float = Field(30.0, ge=0, description="of a run: start, compilation, evaluation")
-    usd_per_chip_hour: float | None = Field(None, ge=0, description="instead of the list price")
+    startup_seconds: float = Field(30.0, ge=0, description="start, compilation and evaluation of a run")
+    usd_per_chip_hour: float | None = Field(None, ge=0, description="replaces the list price")
 
 
-class Traffic(Section):
-    """What a row holds, where there is no data yet to count it in; per row."""
+class RowStatistics(Section):
+    """Mean contents of a row, to plan before there is data."""
 
     patches: float = Field(ge=0)
     text: float = Field(gt=0)
     targets: float = Field(gt=0)
-    pairs: float = Field(gt=0, description="query-key pairs that attention computes in one layer")
+    attended_pairs: float = Field(gt=0, description="query-key pairs that the attention of one layer computes")
 
 
 class Limits(Section):
-    """What the sweep may come to; more is refused before anything starts."""
+    """Limits of the whole sweep; a sweep that exceeds one is refused before anything starts."""
 
     runs: int | None = Field(None, ge=1)
     flops: float | None = Field(None, gt=0)
     usd: float | None = Field(None, ge=0)
-    hours: float | None = Field(None, gt=0, description="of machine time, all runs one after another")
+    hours: float | None = Field(None, gt=0, description="machine time, with one run after another")
 
 
 AxisValues = tuple[Any, ...] | dict[str, dict[str, Any]]
@@ -158,23 +162,24 @@ AxisValues = tuple[Any, ...] | dict[str, dict[str, Any]]
 class SweepSpec(Section):
     """A sweep.
 
-    base     a config with one stage, relative to the sweep's file
-    set      dotted keys of the config: what all runs have in place of the base's
-    axes     a dotted key: its values; or a name of one's own: label -> dotted keys and values. Crossed with each other
-    warmup   share of a run that is warm-up; of the shortest horizon, where they share a trunk
+    base             path of a config with one stage, relative to the sweep's file
+    set              dotted keys of the config -> values that replace the base's in all runs
+    axes             a dotted key -> its values, or any name -> labels -> dotted keys and values; axes are crossed
+    warmup           share of a run that is warm-up; with horizons, share of the shortest one
+    row_statistics   contents of a row, to plan without data
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     base: str
-    folder: str = Field("sweeps", description="the sweep lives in <folder>/<name>")
+    folder: str = Field("sweeps", description="the sweep's files are in <folder>/<name>")
     set: dict[str, Any] = Field(default_factory=dict)
     axes: dict[str, AxisValues] = Field(default_factory=dict)
     ladder: Ladder | None = None
     design: Design | None = None
     warmup: float | None = Field(None, ge=0, lt=1)
     machine: MachineSpec = MachineSpec()
-    traffic: Traffic | None = Field(None, description="plan without data")
-    jobs: int = Field(1, ge=1, description="runs at a time, on this machine")
+    row_statistics: RowStatistics | None = None
+    jobs: int = Field(1, ge=1, description="concurrent runs on this machine")
     limits: Limits = Limits()
 
     @model_validator(mode="after")
@@ -185,16 +190,16 @@ class SweepSpec(Section):
             if name in RESERVED:
                 raise ValueError(f"axis {name!r}: a column of the results has this name; choose another, or a key")
         if self.design and self.design.isoflop and self.ladder is None:
-            raise ValueError("design.isoflop chooses among the sizes of a ladder; give one")
+            raise ValueError("design.isoflop chooses among the sizes of a ladder, which is missing")
         return self
 
     @property
     def path(self) -> Path:
-        """Where the sweep lives."""
+        """The sweep's folder."""
         return Path(self.folder) / self.name
 
     def combinations(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Of all axes: (axis -> label or value, dotted key -> value)."""
+        """Returns all combinations of the axes: (axis -> label or value, dotted key -> value)."""
         found = []
         options = [
             [({name: label}, changes) for label, changes in values.items()]
@@ -213,7 +218,7 @@ class SweepSpec(Section):
 
 
 def load_spec(path: str | Path) -> SweepSpec:
-    """Read a sweep's file; its `base` is found beside it. Raises ConfigError with one line per fault."""
+    """Reads a sweep's file and resolves its `base`. Raises ConfigError with one line per fault."""
     data = read_config(path)
     spec = parse_section(SweepSpec, data, str(path), "sweep")
     base = Path(path).parent / spec.base

@@ -1,4 +1,4 @@
-"""Activations of one scale over widths and depths with muP and CompleteP, and not without."""
+"""Activations keep their scale over widths with muP and over depths with CompleteP, but not without."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_over_eightfold_width(tmp_path: Path) -> None:
     standard = [measured("standard", width) for width in (32, 256)]
     assert is_flat(mup)
     assert not is_flat(standard)
-    # Visibly: by far more than is let pass.
+    # By far more than the tolerance.
     narrow, wide = (size[-1].scales for size in standard)
     assert wide["last layer"] / narrow["last layer"] > 1 + 20 * FLAT
     assert wide[LOGITS] / narrow[LOGITS] > 4
@@ -36,7 +36,7 @@ def test_over_eightfold_width(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_over_depths() -> None:
-    """What is behind the last layer: of one scale with CompleteP, growing with muP."""
+    """The output of the last layer keeps its scale with CompleteP, and grows with muP."""
     found = {
         kind: [measured(kind, 32, layers)[-1].scales["last layer"] for layers in (2, 8)]
         for kind in ("completep", "mup")

@@ -1,4 +1,4 @@
-"""Runs that others train: as a job array, and from configs that are handed out."""
+"""Runs that are trained elsewhere: by a job array, and from configs."""
 
 import os
 import subprocess
@@ -9,10 +9,9 @@ import pytest
 
 from solo.cli import main
 from solo.config import load_config
-from solo.scaling.sweep.elsewhere import collect, write_configs
+from solo.scaling.sweep.elsewhere import collect, write_array, write_configs
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import expand
-from solo.scaling.sweep.slurm import write_array
 from solo.scaling.sweep.spec import load_spec
 from tests.launch.test_slurm import tools
 from tests.scaling.sweep.tiny_sweep import ENVIRONMENT, planned, write_sweep
@@ -21,36 +20,36 @@ HORIZONS = {"horizons": {"steps": 8, "at": [0.5, 1.0], "decay": 0.5}}
 
 
 @pytest.mark.slow
-def test_configs_out_results_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained by nothing but `solo train`: the trunk first, then its branches, whose results are then fitted."""
+def test_configs_are_written_and_results_collected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained with `solo train` only: first the stable run, then its branches."""
     spec, configs = write_sweep(tmp_path, design=HORIZONS, warmup=0.1), tmp_path / "configs"
     folder = SweepFolder(load_spec(spec).path)
-    trunk, *branches = expand(load_spec(spec))
+    stable, *branches = expand(load_spec(spec))
     assert main(["sweep", str(spec), "--configs", str(configs)]) == 0
     said = capsys.readouterr().out
-    assert f"python -m launch TARGET {configs / trunk.id}.yaml --on cpu-1" in said
-    assert "2 more run already, or wait for their trunk" in said
-    assert [path.stem for path in configs.iterdir()] == [trunk.id]
-    assert load_config(configs / f"{trunk.id}.yaml") == trunk.config
+    assert f"python -m launch TARGET {configs / stable.id}.yaml --on cpu-1" in said
+    assert "2 more are running, or wait for the result of their stable run" in said
+    assert [path.stem for path in configs.iterdir()] == [stable.id]
+    assert load_config(configs / f"{stable.id}.yaml") == stable.config
 
     def train(id: str) -> None:
         words = [sys.executable, "-m", "solo.cli", "train", str(configs / f"{id}.yaml")]
         subprocess.run(words, env=ENVIRONMENT, check=True, timeout=200)
 
-    train(trunk.id)
+    train(stable.id)
     assert main(["sweep", str(spec), "--configs", str(configs)]) == 0
-    assert folder.status(trunk.id) == "trunk"
+    assert folder.status(stable.id) == "stable"
     for point in branches:
         assert folder.has_checkpoint(point.id, point.branch_step)
         assert collect(folder, branches) == []
     train(branches[0].id)
     assert main(["sweep", str(spec)]) == 0
-    assert [folder.status(point.id) for point in branches] == ["done", "stale"]
+    assert [folder.status(point.id) for point in branches] == ["done", "interrupted"]
     assert folder.result(branches[0].id)["tokens"] == branches[0].estimate.tokens
 
 
 def test_a_job_array(tmp_path: Path) -> None:
-    """A task for each trunk with its branches; sound shell; what a task does is what its line says."""
+    """One task per stable run with its branches; valid shell; a task runs its line of the list."""
     spec = planned(tmp_path, design=HORIZONS, warmup=0.1, ladder={"width": [16, 32]})
     points, script = expand(spec), tmp_path / "jobs.sh"
     assert write_array(script, tmp_path / "sweep.yaml", "tiny", spec.path, points, at_once=4) == 2
@@ -59,7 +58,7 @@ def test_a_job_array(tmp_path: Path) -> None:
     assert lines == [[point.id for point in points[:3]], [point.id for point in points[3:]]]
     text = script.read_text()
     assert "#SBATCH --array=1-2%4\n" in text
-    # Played with a Python that only says what it was asked.
+    # Run with a fake Python that prints its arguments.
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -72,13 +71,13 @@ def test_a_job_array(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == ["-m", "solo.cli", "sweep", str(tmp_path / "sweep.yaml"), "--run", *lines[1]]
-    with pytest.raises(ValueError, match="nothing is missing"):
+    with pytest.raises(ValueError, match="no run is missing"):
         write_array(script, tmp_path / "sweep.yaml", "tiny", spec.path, [], at_once=4)
 
 
-def test_a_branch_waits_for_its_trunk(tmp_path: Path) -> None:
+def test_a_branch_waits_for_its_stable_run(tmp_path: Path) -> None:
     spec = planned(tmp_path, design=HORIZONS, warmup=0.1)
     points, folder = expand(spec), SweepFolder(spec.path)
     folder.write_plan(spec, points)
-    assert [path.stem for path in write_configs(folder, points, points, tmp_path / "c")] == [points[0].id]
+    assert [path.stem for path in write_configs(folder, points, tmp_path / "c")] == [points[0].id]
     assert collect(folder, points) == []

@@ -1,4 +1,4 @@
-"""What a run's id depends on, and what it does not."""
+"""The keys on which a run's id depends, and those on which it does not."""
 
 from pathlib import Path
 

@@ -1,87 +1,68 @@
-"""One process to a run, whoever is killed."""
+"""One process per run, whichever process is killed."""
 
-import json
-import os
+import errno
+import fcntl
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from solo.scaling.sweep import lock
-from solo.scaling.sweep.lock import RunLock, is_held
+from solo.config import ConfigError
+from solo.scaling.sweep.lock import hold, is_held
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from solo.scaling.sweep.lock import RunLock
-lock = RunLock.acquire(Path(sys.argv[1]), "run")
-print("held" if lock else "taken", flush=True)
-time.sleep(60)
+from solo.scaling.sweep.lock import hold
+with hold(Path(sys.argv[1])) as held:
+    print("held" if held else "taken", flush=True)
+    time.sleep(60)
 """
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+def test_only_one_holds_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "run"
+    with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda _: stack.enter_context(hold(path)), range(16))) == 1
+        assert is_held(path)
+        assert not is_held(path.with_name("another"))
+    assert not is_held(path)
 
 
-def holder(folder: Path) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+def test_looking_does_not_keep_others_from_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with ThreadPoolExecutor(4) as pool:
+        looking = [pool.submit(lambda: [is_held(path) for _ in range(200)]) for _ in range(3)]
+        for _ in range(20):
+            with hold(path) as held:
+                assert held
+        for each in looking:
+            each.result()
+
+
+def test_a_killed_process_loses_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    return process
-
-
-def test_one_of_many_gets_it(tmp_path: Path, quick: None) -> None:
-    with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda _: RunLock.acquire(tmp_path, "run"), range(64)))
-    held = [each for each in found if each]
-    assert len(held) == 1
-    assert is_held(tmp_path, "run")
-    assert not is_held(tmp_path, "another")
-    held[0].release()
-    assert not is_held(tmp_path, "run")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_killed_holder_is_outbid_once(tmp_path: Path, quick: None) -> None:
-    process = holder(tmp_path)
-    assert RunLock.acquire(tmp_path, "run") is None
+    with hold(path) as held:
+        assert not held
+    assert is_held(path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not is_held(tmp_path, "run")
-    with ThreadPoolExecutor(16) as pool:
-        found = [each for each in pool.map(lambda _: RunLock.acquire(tmp_path, "run"), range(64)) if each]
-    assert len(found) == 1
-    found[0].release()
-    assert not list(tmp_path.iterdir())
+    assert not is_held(path)
+    with hold(path) as held:
+        assert held
 
 
-def test_a_number_of_another_process_is_not_its_holder(tmp_path: Path) -> None:
-    """The holder is gone and its process number was given anew."""
-    (tmp_path / "run.0").write_text(json.dumps({"host": os.uname().nodename, "pid": os.getpid(), "started": "1"}))
-    assert not is_held(tmp_path, "run")
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
 
-
-def test_of_another_host_the_heart_tells(tmp_path: Path) -> None:
-    path = tmp_path / "run.0"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
-    assert is_held(tmp_path, "run")
-    old = time.time() - lock.STALE_SECONDS - 1
-    os.utime(path, (old, old))
-    assert not is_held(tmp_path, "run")
-
-
-def test_who_was_only_paused_notices(tmp_path: Path, quick: None) -> None:
-    lost: list[str] = []
-    mine = RunLock.acquire(tmp_path, "run", on_loss=lambda: lost.append("lost"))
-    assert mine is not None
-    (tmp_path / "run.1").write_text("{}")
-    assert mine.lost.wait(5)
-    assert lost == ["lost"]
-    mine.release()
-    assert (tmp_path / "run.1").exists()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be locked .*supports flock"), hold(tmp_path / "run"):
+        pass

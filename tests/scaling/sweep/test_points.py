@@ -1,4 +1,4 @@
-"""From a file to its runs."""
+"""From a sweep's file to its runs."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from solo.config import ConfigError
 from solo.model.transformer import padded_vocab
 from solo.scaling.sweep.points import expand
 from solo.scaling.sweep.spec import load_spec
-from tests.scaling.sweep.tiny_sweep import TRAFFIC, planned
+from tests.scaling.sweep.tiny_sweep import ROW_STATISTICS, planned, write_sweep
 
-TOKENS_PER_STEP = 2 * (TRAFFIC["patches"] + TRAFFIC["text"])
+TOKENS_PER_STEP = 2 * (ROW_STATISTICS["patches"] + ROW_STATISTICS["text"])
 
 
 def test_axes_are_crossed_with_sizes(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_axes_are_crossed_with_sizes(tmp_path: Path) -> None:
     assert {p.config.seed for p in points if p.labels["seed_axis"] == "b"} == {2}
     assert all((p.config.model.experts.ffn == "modality") == (p.labels["design"] == "visual") for p in points)
     assert len({p.id for p in points}) == len(points)
-    # Visual experts: the same active parameters, more in all.
+    # Visual experts have the same active parameters, and more in total.
     dense, visual = (next(p for p in points if p.labels == {"seed_axis": "a", "design": d}) for d in designs)
     assert dense.estimate.n_active == visual.estimate.n_active
     assert visual.estimate.n_total - dense.estimate.n_total == 3 * 16 * 32
@@ -41,22 +41,22 @@ def test_a_ladder_keeps_the_ratios_of_its_base(tmp_path: Path) -> None:
     assert (large.heads, large.kv_heads, large.ffn_width, large.layers) == (8, 4, 128, 3)
 
 
-def test_branches_share_a_trunk_that_is_paid_once(tmp_path: Path) -> None:
+def test_branches_share_a_stable_run_that_is_paid_once(tmp_path: Path) -> None:
     points = expand(
         planned(tmp_path, design={"horizons": {"steps": 100, "at": [0.25, 0.5, 1.0], "decay": 0.2}}, warmup=0.2)
     )
-    trunk, *branches = points
-    assert trunk.is_trunk
-    assert trunk.steps == 80
-    assert trunk.config.checkpoint.at_steps == (20, 40, 80)
-    assert trunk.config.stages[0].optimizer.schedule == "constant"
-    assert not trunk.config.evaluation.losses
-    assert [(b.steps, b.branch_step, b.trunk) for b in branches] == [
-        (25, 20, trunk.id),
-        (50, 40, trunk.id),
-        (100, 80, trunk.id),
+    stable, *branches = points
+    assert stable.is_stable
+    assert stable.steps == 80
+    assert stable.config.checkpoint.at_steps == (20, 40, 80)
+    assert stable.config.stages[0].optimizer.schedule == "constant"
+    assert not stable.config.evaluation.losses
+    assert [(b.steps, b.branch_step, b.stable_run) for b in branches] == [
+        (25, 20, stable.id),
+        (50, 40, stable.id),
+        (100, 80, stable.id),
     ]
-    # One warm-up for all, a share of the shortest horizon.
+    # All share one warm-up, relative to the shortest horizon.
     assert {p.config.stages[0].optimizer.warmup_steps for p in points} == {5}
     assert [b.config.stages[0].optimizer.decay_steps for b in branches] == [5, 10, 20]
     paid = sum(p.estimate.paid_flops for p in points)
@@ -96,17 +96,17 @@ def test_equal_compute_is_equal_and_centred(tmp_path: Path) -> None:
         assert sizes.min() < centre < sizes.max()
 
 
-def test_flops_are_those_of_the_model(tmp_path: Path) -> None:
-    """About 6 N D, and more than that by attention and head."""
+def test_flops_match_the_model(tmp_path: Path) -> None:
+    """About 6 N D, plus attention and head."""
     point = expand(planned(tmp_path))[0]
     config = point.config
     model, steps = config.model, point.steps
     matrices = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads) + 3 * model.width * model.ffn_width
     of_layers = 6 * matrices * model.layers * TOKENS_PER_STEP
-    of_head = 6 * model.width * padded_vocab(300, model) * 2 * TRAFFIC["targets"]
-    # The first product of the embedder has no gradient of its input.
-    of_patches = 4 * 8 * 8 * 3 * model.width * 2 * TRAFFIC["patches"]
-    of_pairs = 12 * model.heads * model.head_dim * 2 * TRAFFIC["pairs"] * model.layers
+    of_head = 6 * model.width * padded_vocab(300, model) * 2 * ROW_STATISTICS["targets"]
+    # The patch embedding has no gradient of its input.
+    of_patches = 4 * 8 * 8 * 3 * model.width * 2 * ROW_STATISTICS["patches"]
+    of_pairs = 12 * model.heads * model.head_dim * 2 * ROW_STATISTICS["attended_pairs"] * model.layers
     assert point.estimate.flops == steps * (of_layers + of_head + of_patches + of_pairs)
 
 
@@ -127,13 +127,19 @@ def test_flops_are_those_of_the_model(tmp_path: Path) -> None:
         ({"stages": []}, {}, "one stage"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, base: dict, spec: dict, message: str) -> None:
+def test_invalid_sweeps_are_refused(tmp_path: Path, base: dict, spec: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         expand(planned(tmp_path, base, **spec))
 
 
-def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_base(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("name: s\nbase: nowhere.yaml\n")
     with pytest.raises(ConfigError, match="there is no config"):
+        load_spec(path)
+
+
+def test_the_old_name_of_a_key_is_refused(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path, traffic={"patches": 1, "text": 1, "targets": 1, "pairs": 1})
+    with pytest.raises(ConfigError, match=r"traffic: this key is named row_statistics .*attended_pairs"):
         load_spec(path)

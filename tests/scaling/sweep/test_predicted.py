@@ -1,4 +1,4 @@
-"""The config of the run that a law asks for."""
+"""The config of a predicted run."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ DESIGNS = {"dense": {"model.experts": {}}, "visual": {"model.experts": {"ffn": "
 
 
 def finished(folder: Path, **spec: Any) -> SweepFolder:
-    """A sweep whose runs have the losses of a law, E 1, A 30, B 60, exponents 0.4."""
+    """Returns a sweep whose losses follow a law with E 1, A 30, B 60 and exponents 0.4."""
     design = {"horizons": {"steps": 4000, "at": [0.125, 0.25, 0.5, 1.0], "decay": 0.25}}
     sweep = planned(folder, ladder=LADDER, design=design, warmup=0.1, **spec)
     points, there = expand(sweep), SweepFolder(sweep.path)
@@ -31,7 +31,7 @@ def finished(folder: Path, **spec: Any) -> SweepFolder:
         found = point.estimate
         loss = 1 + 30 * found.n_active**-0.4 + 60 * found.tokens**-0.4
         result = {
-            "status": "trunk" if point.is_trunk else "done",
+            "status": "stable" if point.is_stable else "done",
             "tokens": found.tokens,
             "visual_tokens": found.visual,
             "text_tokens": found.text,
@@ -44,7 +44,7 @@ def finished(folder: Path, **spec: Any) -> SweepFolder:
     return there
 
 
-def test_size_and_length_are_those_that_were_asked_for(tmp_path: Path) -> None:
+def test_the_config_has_the_predicted_size_and_length(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     rows, _ = read_rows(folder.path)
     config = predicted_config(folder, rows, 1e6, 5e7)
@@ -66,11 +66,11 @@ def test_solo_fit_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     config = load_config(out)
     size = active(define(config, config.data.tokenizer.vocab_size), BatchStats(1, 1, 0, 0))
     tokens = config.stages[0].steps * 400
-    # About 1e14 FLOPs in all.
+    # About 1e14 FLOPs in total.
     assert 6 * size * tokens == pytest.approx(1e14, rel=0.35)
 
 
-def test_an_axis_that_is_left_open(tmp_path: Path) -> None:
+def test_axes_must_be_determined(tmp_path: Path) -> None:
     folder = finished(tmp_path, axes={"design": DESIGNS})
     rows, _ = read_rows(folder.path)
     with pytest.raises(ConfigError, match="differ in design"):
@@ -82,7 +82,7 @@ def test_an_axis_that_is_left_open(tmp_path: Path) -> None:
     assert dense.model.width == visual.model.width
 
 
-def test_a_table_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_not_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished(tmp_path)
     words = [
         "fit",

@@ -24,7 +24,7 @@ def test_the_vertex_of_a_parabola_is_found() -> None:
 
 
 def test_a_curve_for_each_width(tmp_path: Path) -> None:
-    """Width 16 has its best at 4e-3; that of width 32 lies beyond the rates, and its diverged run is left out."""
+    """Width 16 is best at 4e-3; the optimum of width 32 lies beyond the rates, and its diverged run is left out."""
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     spec = planned(tmp_path, axes={AXIS: rates}, ladder={"width": [16, 32]})
     points, folder = expand(spec), SweepFolder(spec.path)

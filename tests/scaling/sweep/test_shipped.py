@@ -10,49 +10,49 @@ from solo.scaling.sweep.costs import check_limits, costs
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point, expand
 from solo.scaling.sweep.spec import SweepSpec, load_spec
-from tests.scaling.sweep.tiny_sweep import TRAFFIC
+from tests.scaling.sweep.tiny_sweep import ROW_STATISTICS
 
 FOLDER = Path(__file__).parents[3] / "configs" / "sweeps"
 
 
 def shipped(name: str, tmp_path: Path) -> tuple[SweepSpec, list[Point]]:
-    """Without data: counting the laptop's takes longer than a test should."""
+    """Returns a shipped sweep and its runs, planned without data, which takes too long to count."""
     spec = load_spec(FOLDER / f"{name}.yaml")
-    changes = {"folder": str(tmp_path)} | ({} if spec.traffic else {"traffic": TRAFFIC})
+    changes = {"folder": str(tmp_path)} | ({} if spec.row_statistics else {"row_statistics": ROW_STATISTICS})
     spec = SweepSpec.model_validate({**spec.model_dump(), **changes})
     points = expand(spec)
     check_limits(spec, points, costs(spec, points, SweepFolder(spec.path)))
     return spec, points
 
 
-def test_the_laptops_is_widths_by_horizons(tmp_path: Path) -> None:
+def test_laptop_is_widths_by_horizons(tmp_path: Path) -> None:
     _, points = shipped("laptop", tmp_path)
-    runs = [point for point in points if not point.is_trunk]
+    runs = [point for point in points if not point.is_stable]
     assert len(runs) >= 16
     assert len({point.config.model.width for point in runs}) >= 5
     assert len({point.steps for point in runs}) >= 4
     assert {point.config.model.parametrisation.kind for point in points} == {"mup"}
     largest = max(runs, key=lambda point: point.estimate.flops)
     second = sorted(point.estimate.flops for point in runs)[-2]
-    assert largest.estimate.flops > 1.1 * second, "nothing would be held out but a twin"
+    assert largest.estimate.flops > 1.1 * second, "the hold-out needs a larger run than all others"
 
 
 def test_designs_have_equal_active_parameters(tmp_path: Path) -> None:
     _, points = shipped("designs", tmp_path)
     sizes = defaultdict(dict)
     for point in points:
-        if not point.is_trunk:
+        if not point.is_stable:
             sizes[point.config.model.width, point.steps][point.labels["design"]] = point.estimate
     assert len(sizes) >= 12
     for found in sizes.values():
         assert set(found) == {"dense", "visual_experts", "moe"}
         assert found["dense"].n_active == found["visual_experts"].n_active
-        # Its router comes on top.
+        # The router adds a little.
         assert found["moe"].n_active == pytest.approx(found["dense"].n_active, rel=0.03)
         assert found["dense"].n_total < found["visual_experts"].n_total < found["moe"].n_total
 
 
-def test_the_pods_is_of_equal_compute(tmp_path: Path) -> None:
+def test_pod_has_equal_compute(tmp_path: Path) -> None:
     spec, points = shipped("pod", tmp_path)
     assert 60 <= len(points) <= 80
     assert {point.budget for point in points} == {1e18, 3e18, 1e19, 3e19, 1e20, 3e20, 1e21}
@@ -62,7 +62,7 @@ def test_the_pods_is_of_equal_compute(tmp_path: Path) -> None:
     assert sizes.min() < 2.8e9 / 2.5
     assert sizes.max() > 2.8e9 * 2.5
     found = costs(spec, points, SweepFolder(spec.path))
-    # 1.3e22 FLOPs at 40% of 256 x 197e12, at the list price of $1.20 an hour, and five minutes a run.
+    # 1.3e22 FLOPs at 40% of 256 x 197e12, at the list price of $1.20 an hour, plus five minutes per run.
     hours = sum(point.estimate.flops for point in points) / (0.4 * 256 * 197e12) / 3600 + len(points) * 300 / 3600
     assert found.hours == pytest.approx(hours, rel=1e-6)
     assert found.total_usd == pytest.approx(hours * 256 * 1.20, rel=1e-6)

@@ -12,7 +12,7 @@ from solo.scaling.sweep.show import print_sweep
 from tests.scaling.sweep.tiny_sweep import planned
 
 
-def test_nothing_is_cut_off_where_the_terminal_is_narrow(tmp_path: Path) -> None:
+def test_no_cell_is_truncated_on_a_narrow_terminal(tmp_path: Path) -> None:
     spec = planned(tmp_path, design={"horizons": {"steps": 100, "at": [0.5, 1.0]}}, warmup=0.1)
     points, folder, output = expand(spec), SweepFolder(spec.path), io.StringIO()
     found = costs(spec, points, folder)

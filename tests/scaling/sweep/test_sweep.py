@@ -1,4 +1,4 @@
-"""A whole sweep of tiny models: planned, killed, gone on with by two at once, and fitted."""
+"""A whole sweep of tiny models: killed, resumed by two processes at once, and collected."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import yaml
 
 from solo.config import ConfigError, dump_config, load_config
 from solo.scaling.sweep.folder import SweepFolder
+from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point, expand
 from solo.scaling.sweep.spec import load_spec
 from solo.training.metrics import read_metrics
@@ -33,7 +34,7 @@ def start(spec: Path, *words: str) -> subprocess.Popen:
 def wait(until: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < end, "it never came to that"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
@@ -43,7 +44,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 class Sweep:
-    """What lies in the sweep's folder."""
+    """The sweep's folder."""
 
     def __init__(self, spec: Path):
         self.spec = spec
@@ -61,36 +62,36 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """A sweep whose first process was killed with all it had started, and that two others finished side by side."""
+    """Returns a sweep whose first process was killed with its children, and that two others finished concurrently."""
     spec = write_sweep(tmp_path_factory.mktemp("sweep"), design=HORIZONS, warmup=0.1)
     sweep = Sweep(spec)
-    trunk = sweep.points[0]
+    stable = sweep.points[0]
     first = start(spec, "--yes")
-    wait(lambda: len(sweep.metrics(trunk)) > 5)
+    wait(lambda: len(sweep.metrics(stable)) > 5)
     under_way = children(first)
     assert under_way
     for number in [first.pid, *under_way]:
         os.kill(number, signal.SIGKILL)
     first.wait()
-    # It is the first process that was waited for; those it had started may take a moment longer to be gone.
-    wait(lambda: sweep.folder.status(trunk.id) == "stale", 10)
+    # The children may take a moment longer to end.
+    wait(lambda: sweep.folder.status(stable.id) == "interrupted", 10)
     both = [start(spec, "--yes"), start(spec, "--yes")]
     outputs = [process.communicate(timeout=400)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     return sweep
 
 
-def test_no_run_is_lost_and_none_done_twice(swept: Sweep) -> None:
-    trunk, short, long = swept.points
-    assert [row["id"] for row in swept.rows()] == [trunk.id, short.id, long.id]
-    assert [row["status"] for row in swept.rows()] == ["trunk", "done", "done"]
-    # Each step of each run is there once: nothing was trained again, and nobody else wrote beside.
-    assert [line["step"] for line in swept.metrics(trunk)] == list(range(1, 101))
+def test_no_run_is_lost_or_trained_twice(swept: Sweep) -> None:
+    stable, short, long = swept.points
+    assert [row["id"] for row in swept.rows()] == [stable.id, short.id, long.id]
+    assert [row["status"] for row in swept.rows()] == ["stable", "done", "done"]
+    # Every step of every run was trained once, by one process.
+    assert [line["step"] for line in swept.metrics(stable)] == list(range(1, 101))
     assert [line["step"] for line in swept.metrics(short)] == list(range(11, 21))
     assert [line["step"] for line in swept.metrics(long)] == list(range(101, 201))
     said = [swept.folder.log(point.id).read_text() for point in swept.points]
-    assert [text.count(": done") + text.count(": trunk") for text in said] == [1, 1, 1]
-    assert not list(swept.folder.locks.iterdir())
+    assert [text.count(": done") + text.count(": stable") for text in said] == [1, 1, 1]
+    assert not any(is_held(swept.folder.lock_file(point.id)) for point in swept.points)
 
 
 def test_a_finished_sweep_starts_nothing(swept: Sweep) -> None:
@@ -102,8 +103,8 @@ def test_a_finished_sweep_starts_nothing(swept: Sweep) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_branch_is_the_run_of_its_length(swept: Sweep, tmp_path: Path) -> None:
-    """Step for step what the same config gives that was trained in one go."""
+def test_a_branch_equals_the_run_of_its_length(swept: Sweep, tmp_path: Path) -> None:
+    """Step for step it has the losses of the same config trained in one go."""
     short = swept.points[1]
     config = load_config(swept.folder.run(short.id) / "config.yaml")
     path = tmp_path / "whole.yaml"
@@ -112,21 +113,23 @@ def test_a_branch_is_the_run_of_its_length(swept: Sweep, tmp_path: Path) -> None
     whole = read_metrics(RunFolder(tmp_path / "whole").metrics_file)
     by_step = {line["step"]: line["loss"] for line in whole if line["kind"] == "train"}
     branch = {line["step"]: line["loss"] for line in swept.metrics(short)}
-    trunk = {line["step"]: line["loss"] for line in swept.metrics(swept.points[0]) if line["step"] <= short.branch_step}
-    assert {**trunk, **branch} == pytest.approx(by_step, rel=1e-5)
+    stable_run = {
+        line["step"]: line["loss"] for line in swept.metrics(swept.points[0]) if line["step"] <= short.branch_step
+    }
+    assert {**stable_run, **branch} == pytest.approx(by_step, rel=1e-5)
     held_out = next(line["loss"] for line in whole if line["kind"] == "held_out")
     assert swept.rows()[1]["losses"]["text"] == pytest.approx(held_out, rel=1e-5)
 
 
-def test_figures_are_those_that_were_planned(swept: Sweep) -> None:
+def test_results_match_the_estimates(swept: Sweep) -> None:
     for point, row in zip(swept.points, swept.rows(), strict=True):
         assert row["tokens"] == pytest.approx(point.estimate.tokens, rel=1e-3)
         assert row["flops"] == pytest.approx(point.estimate.flops, rel=0.02)
         assert row["text_tokens"] + row["visual_tokens"] == row["tokens"]
 
 
-def test_another_file_never_mixes_with_what_is_there(swept: Sweep) -> None:
-    """The same folder, another learning rate: other runs, and the old ones are named and left out."""
+def test_a_changed_file_does_not_mix_with_old_runs(swept: Sweep) -> None:
+    """In the same folder, another learning rate gives other runs; the old ones are named and ignored."""
     base = yaml.safe_load((swept.spec.parent / "base.yaml").read_text())
     base["stages"][0]["optimizer"]["learning_rate"] = 2e-2
     (swept.spec.parent / "other_base.yaml").write_text(yaml.safe_dump(base))
@@ -136,7 +139,7 @@ def test_another_file_never_mixes_with_what_is_there(swept: Sweep) -> None:
     assert not {point.id for point in points} & {point.id for point in swept.points}
     assert [folder.status(point.id) for point in points] == ["pending"] * 3
     assert set(folder.strangers(points)) == {point.id for point in swept.points}
-    # A process that was started for the new file does not take the old plan for its own.
+    # A process that was started for the new file refuses the old plan.
     with pytest.raises(ConfigError, match="has changed since"):
         folder.read_plan(load_spec(other))
     before = folder.plan_file.read_bytes()
@@ -145,4 +148,4 @@ def test_another_file_never_mixes_with_what_is_there(swept: Sweep) -> None:
     assert [row["status"] for row in swept.rows()] == ["pending"] * 3
     folder.plan_file.write_bytes(before)
     folder.write_results()
-    assert [row["status"] for row in swept.rows()] == ["trunk", "done", "done"]
+    assert [row["status"] for row in swept.rows()] == ["stable", "done", "done"]

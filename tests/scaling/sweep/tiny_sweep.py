@@ -1,4 +1,4 @@
-"""A sweep's file and its base, small enough for a test, and the environment of a process that trains its runs."""
+"""A small sweep for tests, and the environment of a process that trains its runs."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 from solo.scaling.sweep.spec import SweepSpec, load_spec
 
-# One device: two rows do not divide among eight.
+# One device, because two rows cannot be sharded over eight.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 MODEL = {
     "width": 16,
@@ -19,11 +19,11 @@ MODEL = {
     "ffn_width": 32,
     "attention_implementation": "dense",
 }
-TRAFFIC = {"patches": 100, "text": 100, "targets": 80, "pairs": 12000}
+ROW_STATISTICS = {"patches": 100, "text": 100, "targets": 80, "attended_pairs": 12000}
 
 
 def write_sweep(folder: Path, base: dict[str, Any] | None = None, **spec: Any) -> Path:
-    """Write both files and return the sweep's; `base` and `spec` replace sections."""
+    """Writes a sweep's file and its base; `base` and `spec` replace sections. Returns the path of the sweep's file."""
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = {"learning_rate": 1e-2, "schedule": "wsd", "warmup_steps": 1}
     stage = {"name": "only", "mixture": {"scenes": 1.0}, "steps": 10, "batch_rows": 2, "row_slots": 128}
@@ -51,5 +51,5 @@ def write_sweep(folder: Path, base: dict[str, Any] | None = None, **spec: Any) -
 
 
 def planned(folder: Path, base: dict[str, Any] | None = None, **spec: Any) -> SweepSpec:
-    """A spec that is planned without data."""
-    return load_spec(write_sweep(folder, base, **{"traffic": TRAFFIC, **spec}))
+    """Returns a spec that is planned without data."""
+    return load_spec(write_sweep(folder, base, **{"row_statistics": ROW_STATISTICS, **spec}))

@@ -1,4 +1,4 @@
-"""The laws: their formulas, their optima, and what repeated tokens are worth."""
+"""The laws: their formulas, their optima, and the value of repeated tokens."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_chinchilla_at_known_points() -> None:
     assert found == pytest.approx([1.8172 + 482 / n**0.3478 + 2085 / 2e10**0.3659 for n in (1e8, 1e9)])
 
 
-def test_the_optimum_is_the_lowest_loss_of_its_compute() -> None:
+def test_the_optimum_has_the_lowest_loss_of_its_compute() -> None:
     for law, coefficients in ((CHINCHILLA, TRUTH), (SHARED, {**TRUTH, "beta": None})):
         for flops in (1e18, 1e24):
             n, d = law.optimum(coefficients, flops)
@@ -24,8 +24,8 @@ def test_the_optimum_is_the_lowest_loss_of_its_compute() -> None:
             assert sizes[np.argmin(losses)] == pytest.approx(n, rel=1e-3)
 
 
-def test_the_optimum_of_the_budget_of_chinchilla() -> None:
-    """With the refitted law, 5.88e23 FLOPs want about 74 B parameters and 1.3 T tokens (Besiroglu et al. 2024)."""
+def test_the_optimum_at_the_compute_of_chinchilla() -> None:
+    """By the refitted law, the optimum of 5.88e23 FLOPs is 74 B parameters and 1.3 T tokens (Besiroglu et al. 2024)."""
     refitted = {"A": 477.826, "B": 2143.42, "E": 1.81722, "alpha": 0.347310, "beta": 0.367172}
     n, d = CHINCHILLA.optimum(refitted, 5.88e23)
     assert (n, d, d / n) == (
@@ -45,18 +45,18 @@ def test_exponents_of_the_optimum() -> None:
     assert np.log10(grown[1] / grown[0]) == pytest.approx(CHINCHILLA.optimum_exponents(TRUTH)["a"])
 
 
-def test_compute_takes_more_than_six_flops_where_it_was_measured() -> None:
+def test_the_optimum_uses_the_measured_flops_factor() -> None:
     n, d = CHINCHILLA.optimum(TRUTH, 1e20, 8.0)
     assert 8 * n * d == pytest.approx(1e20)
 
 
-def test_a_power_of_compute_allocates_nothing() -> None:
+def test_the_power_law_does_not_allocate_compute() -> None:
     assert POWER.optimum_exponents({"alpha": 0.1}) == {}
     with pytest.raises(ValueError, match="does not say how to share"):
         POWER.optimum({"A": 1.0, "E": 1.0, "alpha": 0.1}, 1e20)
 
 
-def test_repeated_tokens_are_worth_less_and_less() -> None:
+def test_repeated_tokens_have_diminishing_value() -> None:
     assert effective_tokens(3e9, 1e10, 15.0) == 3e9
     assert effective_tokens(3e9, np.inf, 15.0) == 3e9
     assert effective_tokens(1e10, 1e10, 15.0) == 1e10
@@ -68,7 +68,7 @@ def test_repeated_tokens_are_worth_less_and_less() -> None:
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_names_of_a_law_are_those_of_its_formula(law) -> None:
+def test_coefficients_are_those_of_the_formula(law) -> None:
     assert {*law.coefficients} == {"A", "E", "alpha", *(["B"] if law.allocates else [])} | (
         {"beta"} if law in (CHINCHILLA, REPEATED) else set()
     ) | ({"R"} if law is REPEATED else set())

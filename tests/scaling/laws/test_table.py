@@ -1,4 +1,4 @@
-"""Tables of runs: what may be fitted is fitted, and the rest is refused or set aside by name."""
+"""Tables of runs: rows that cannot be fitted are refused or set aside by name."""
 
 import csv
 import hashlib
@@ -25,7 +25,7 @@ def row(place: int, **changes) -> dict:
         "tokens": 2e9,
         "flops": 1.3e18 * (1 + place),
         "losses": {"text": 3.0 - 0.01 * place, "caption": 2.0},
-        "trunk": None,
+        "stable_run": None,
         "tokenizer": "t1",
         "evaluation_set": "e1",
     }
@@ -41,26 +41,26 @@ def folder(path, rows) -> str:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def test_a_table_of_somebody_else() -> None:
+def test_a_foreign_table() -> None:
     table = load_table(OVERTRAIN, GADRE, ["ds=rpj"])
     runs, aside = table.runs("loss_c4_val")
     assert (table.read, len(runs), aside) == (104, 35, ())
     assert table.sha256 == hashlib.sha256(OVERTRAIN.read_bytes()).hexdigest()
     largest = runs[runs.flops == runs.flops.max()]
-    assert largest.id == ("rpj-open_lm_1b-32.0",)  # by its name, as there is no id
-    assert runs.flops_factor == 6.0  # and no compute
-    assert len(set(runs.trunk)) == 35
+    assert largest.id == ("rpj-open_lm_1b-32.0",)  # by its name, because there is no id
+    assert runs.flops_factor == 6.0  # compute is not measured
+    assert runs.clusters == 35
 
 
-def test_a_sweep_s_folder(tmp_path) -> None:
-    path = folder(tmp_path / "sweep", [row(0), row(1, trunk="run0"), row(2, unique_tokens=1e9)])
+def test_the_folder_of_a_sweep(tmp_path) -> None:
+    path = folder(tmp_path / "sweep", [row(0), row(1, stable_run="run0"), row(2, unique_tokens=1e9)])
     table = load_table(path, Columns())
     assert table.columns.losses == ("losses.text", "losses.caption")
     runs, _ = table.runs("losses.caption")
     assert list(runs.loss) == [2.0, 2.0, 2.0]
     assert list(runs.n) == [1e8, 2e8, 3e8]  # active, not total
     assert runs.flops_factor == pytest.approx(6.5)
-    assert runs.trunk == ("run0", "run0", "run2")
+    assert runs.cluster == ("run0", "run0", "run2")
     assert list(runs.unique) == [np.inf, np.inf, 1e9]
     assert load_table(path, Columns(losses=("text",))).columns.losses == ("losses.text",)
 
@@ -85,7 +85,7 @@ def _typed(value: str):
         return value
 
 
-def test_parquet_without_a_reader_says_what_to_install(tmp_path, monkeypatch) -> None:
+def test_parquet_without_pyarrow(tmp_path, monkeypatch) -> None:
     (tmp_path / "runs.parquet").write_bytes(b"PAR1")
     for name in ("pyarrow", "pyarrow.parquet", "pandas"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -97,14 +97,14 @@ def test_parquet_without_a_reader_says_what_to_install(tmp_path, monkeypatch) ->
     ("name", "content", "message"),
     [
         ("missing.csv", None, "cannot read results .*missing.csv: No such file"),
-        ("runs.xlsx", "x", "a table is one of .csv, .jsonl, .parquet"),
+        ("runs.xlsx", "x", "expected one of .csv, .jsonl, .parquet"),
         ("runs.csv", "id,n,d\n", "has no rows"),
         ("runs.csv", "id,n\na,1\nb,2,3\n", "line 3: the number of cells"),
         ("runs.jsonl", '{"id": 1}\n{"id":\n', "line 2: not JSON"),
         ("runs.jsonl", "[1]\n", "line 1: expected an object, found list"),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path, name, content, message) -> None:
+def test_unreadable_files(tmp_path, name, content, message) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
@@ -129,9 +129,9 @@ def test_where(conditions, kept) -> None:
 
 @pytest.mark.parametrize(
     ("condition", "message"),
-    [("ds", "expected COLUMN=VALUE"), ("dataset=rpj", "no column 'dataset'"), ("cc<many", "'many' is no number")],
+    [("ds", "expected COLUMN=VALUE"), ("dataset=rpj", "no column 'dataset'"), ("cc<many", "'many' is not a number")],
 )
-def test_where_that_means_nothing(condition, message) -> None:
+def test_invalid_conditions(condition, message) -> None:
     rows, _ = read_rows(OVERTRAIN)
     with pytest.raises(ConfigError, match=message):
         where(rows, [condition])
@@ -150,7 +150,7 @@ def test_where_that_means_nothing(condition, message) -> None:
         (Columns(d="D", losses=("loss_c4_val",)), "no column 'n_active'.*name it with --n"),
         (Columns(n="N", losses=("loss_c4_val",)), "no column 'tokens'.*name it with --d"),
         (Columns(n="N", d="D"), "name a column of losses with --loss"),
-        (Columns(n="N", d="D", losses=("loss_c4_val",), trunk="parent"), "no column 'parent'.*--trunk"),
+        (Columns(n="N", d="D", losses=("loss_c4_val",), stable_run="parent"), "no column 'parent'.*--stable-run"),
         (Columns(n="N", d="D", losses=("loss_c4_val",), by="mixture"), "no column 'mixture'.*--by"),
     ],
 )
@@ -159,7 +159,7 @@ def test_missing_columns_are_named(columns, message) -> None:
         load_table(OVERTRAIN, columns)
 
 
-def test_no_row_left(tmp_path) -> None:
+def test_a_table_without_usable_rows(tmp_path) -> None:
     with pytest.raises(ConfigError, match="no row of 104 meets ds=nothing"):
         load_table(OVERTRAIN, GADRE, ["ds=nothing"])
     path = folder(tmp_path / "sweep", [row(0, status="failed"), row(1, status="failed")])
@@ -167,7 +167,7 @@ def test_no_row_left(tmp_path) -> None:
         load_table(path, Columns())
 
 
-def test_runs_that_did_not_finish_are_set_aside_by_name(tmp_path) -> None:
+def test_unfinished_runs_are_set_aside_by_name(tmp_path) -> None:
     states = ["done", "failed", "diverged", "stale", "running", "", "done"]
     table = load_table(folder(tmp_path / "s", [row(k, status=state) for k, state in enumerate(states)]), Columns())
     assert [table.id_of(line) for line in table.rows] == ["run0", "run6"]
@@ -181,7 +181,7 @@ def test_runs_that_did_not_finish_are_set_aside_by_name(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), "nan", "", 0.0, -1.0, "oops", float("inf"), True])
-def test_losses_that_are_none_are_set_aside_by_name(tmp_path, value) -> None:
+def test_invalid_losses_are_set_aside_by_name(tmp_path, value) -> None:
     rows = [row(k) for k in range(3)]
     rows[1]["losses"] = {"text": value, "caption": 2.0}
     table = load_table(folder(tmp_path / "s", rows), Columns())
@@ -189,7 +189,7 @@ def test_losses_that_are_none_are_set_aside_by_name(tmp_path, value) -> None:
     assert runs.id == ("run0", "run2")
     assert [item.id for item in aside] == ["run1"]
     assert "1 with losses.text is" in count(aside)
-    # It has its other loss all the same.
+    # Its other loss is still usable.
     assert len(table.runs("losses.caption")[0]) == 3
 
 
@@ -201,22 +201,22 @@ def test_a_loss_that_no_run_has(tmp_path) -> None:
 
 @pytest.mark.parametrize("column", ["n_active", "tokens", "flops"])
 @pytest.mark.parametrize("value", [None, 0, -5, "many"])
-def test_sizes_that_are_none_are_set_aside_by_name(tmp_path, column, value) -> None:
+def test_invalid_sizes_are_set_aside_by_name(tmp_path, column, value) -> None:
     table = load_table(folder(tmp_path / "s", [row(0), row(1, **{column: value})]), Columns())
     assert [table.id_of(line) for line in table.rows] == ["run0"]
     assert table.set_aside[0].id == "run1"
     assert table.set_aside[0].reason.startswith(column)
 
 
-def test_a_line_twice_counts_once(tmp_path) -> None:
+def test_a_repeated_line_counts_once(tmp_path) -> None:
     table = load_table(folder(tmp_path / "s", [row(0), row(1), row(0)]), Columns())
     assert len(table.rows) == 2
-    assert count(table.set_aside) == "1 with a line that is there already (run0)"
+    assert count(table.set_aside) == "1 with repeated line (run0)"
 
 
 def test_one_id_for_two_runs_is_refused(tmp_path) -> None:
     rows = [row(0), row(1), row(1, tokens=4e9), row(2), row(2, tokens=4e9)]
-    with pytest.raises(ConfigError, match=r"2 ids stand for several different rows, as 'run1', 'run2'"):
+    with pytest.raises(ConfigError, match=r"2 ids have several different rows: 'run1', 'run2'"):
         load_table(folder(tmp_path / "s", rows), Columns())
 
 
@@ -229,7 +229,7 @@ def test_mixed_tokenizers_and_evaluation_sets_are_refused(tmp_path, column, othe
         load_table(path, Columns()).runs("losses.text")
     first = rows[0][column]
     assert len(load_table(path, Columns(), [f"{column}={first}"]).runs("losses.text")[0]) == 2
-    # What is not fitted may have been measured as it was.
+    # Rows that are not fitted do not count.
     rows[2]["status"] = "failed"
     assert len(load_table(folder(tmp_path / "t", rows), Columns()).runs("losses.text")[0]) == 2
 
@@ -238,4 +238,12 @@ def test_one_law_for_each_value_of_a_column(tmp_path) -> None:
     rows = [row(k, design="dense" if k < 4 else "experts", tokenizer="t1" if k < 4 else "t2") for k in range(6)]
     table = load_table(folder(tmp_path / "s", rows), Columns(by="design"))
     groups = {name: len(part.runs("losses.text")[0]) for name, part in table.groups()}
-    assert groups == {"dense": 4, "experts": 2}  # each with a tokenizer of its own
+    assert groups == {"dense": 4, "experts": 2}  # each with its own tokenizer
+
+
+def test_the_old_name_of_a_column_is_refused(tmp_path) -> None:
+    rows = [{"trunk" if key == "stable_run" else key: value for key, value in row(k).items()} for k in range(3)]
+    path = folder(tmp_path / "s", rows)
+    with pytest.raises(ConfigError, match="'trunk' is named stable_run now; to use it, give --stable-run trunk"):
+        load_table(path, Columns())
+    assert len(load_table(path, Columns(stable_run="trunk")).rows) == 3

@@ -1,4 +1,4 @@
-"""What follows from a law: hold-outs, cross-checks, predictions, scores, simulations."""
+"""Analyses of a law: hold-outs, cross-checks, predictions, scores, simulations."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ import yaml
 
 from solo.config import ConfigError
 from solo.scaling.laws.bootstrap import bootstrap
-from solo.scaling.laws.budgets import group_budgets
 from solo.scaling.laws.cross_check import cross_checks, envelope_optima, isoflop_curves, parabola_optima
 from solo.scaling.laws.downstream import fit_exponential, fit_sigmoid, fit_task
 from solo.scaling.laws.fit import FitRefusedError, fit
 from solo.scaling.laws.hold_out import hold_out, hold_out_ladder
 from solo.scaling.laws.law import CHINCHILLA, POWER, REPEATED
 from solo.scaling.laws.predict import optimum, predict
-from solo.scaling.laws.result import Question, seed_noise, study
+from solo.scaling.laws.result import FitSpec, analyse, seed_noise
+from solo.scaling.laws.runs import group_budgets
 from solo.scaling.laws.simulate import ASSUMED, design_runs, load_spec, simulate
 from solo.scaling.sweep.points import expand
 from tests.scaling.samples import TRUTH, grid, isoflop, sweep
@@ -24,7 +24,7 @@ from tests.scaling.sweep.tiny_sweep import planned
 # --------------------------------------------------------------------------------------- hold-out
 
 
-def test_budgets_are_runs_of_about_equal_compute() -> None:
+def test_budgets_group_runs_of_about_equal_compute() -> None:
     flops = np.array([1e18, 3e19, 1.02e18, 2.9e19, 0.97e18, 5e20])
     assert [list(group) for group in group_budgets(flops)] == [[0, 2, 4], [1, 3], [5]]
 
@@ -32,20 +32,20 @@ def test_budgets_are_runs_of_about_equal_compute() -> None:
 def test_the_largest_budget_is_held_out_and_predicted() -> None:
     runs = isoflop(noise=0.003)
     held = hold_out(CHINCHILLA, runs)
-    assert held.fitted == 28
+    assert len(held.fit.runs) == 28
     assert set(held.runs.id) == {f"run {place}" for place in range(29, 36)}
     assert held.extrapolation == pytest.approx(10)
     assert (held.errors == held.predicted / held.runs.loss - 1).all()
     assert 0 < np.abs(held.errors).mean() < 0.01
     assert held.within(95) >= 6
-    # The prediction knows nothing of the runs held out: other losses there do not change it.
+    # The prediction does not depend on the losses held out.
     wild = runs.loss.copy()
     wild[-7:] *= 3
     assert (hold_out(CHINCHILLA, runs.with_loss(wild)).predicted == held.predicted).all()
 
 
-def test_runs_lie_in_their_interval_as_often_as_it_says() -> None:
-    """It holds the scatter of a run besides the law's own uncertainty, which is much less here."""
+def test_intervals_of_single_runs_have_their_coverage() -> None:
+    """They include the scatter of a run, which is much larger here than the uncertainty of the law."""
     held = [hold_out(CHINCHILLA, grid(8, 8, noise=0.005, seed=seed), cut=1e21) for seed in range(8)]
     runs = sum(len(one.runs) for one in held)
     assert runs == 8 * 13
@@ -55,20 +55,20 @@ def test_runs_lie_in_their_interval_as_often_as_it_says() -> None:
 
 def test_a_hold_out_from_a_given_compute() -> None:
     held = hold_out(CHINCHILLA, isoflop(noise=0.003), cut=5e19)
-    assert (held.fitted, len(held.runs)) == (21, 14)
+    assert (len(held.fit.runs), len(held.runs)) == (21, 14)
     with pytest.raises(FitRefusedError, match="7 runs are too few"):
         hold_out(CHINCHILLA, isoflop(), cut=5e17)
     with pytest.raises(FitRefusedError, match="no hold-out: of 35 runs 0"):
         hold_out(CHINCHILLA, isoflop(), cut=1e30)
 
 
-def test_siblings_of_the_runs_held_out_are_counted() -> None:
-    runs = grid(6, 4, noise=0.002, trunk=[f"trunk {place}" for place in np.repeat(range(6), 4)])
-    assert hold_out(CHINCHILLA, runs).shared_trunks == 1
-    assert hold_out(CHINCHILLA, isoflop(noise=0.002)).shared_trunks == 0
+def test_held_out_runs_that_share_a_stable_run_are_counted() -> None:
+    runs = grid(6, 4, noise=0.002, cluster=[f"stable run {place}" for place in np.repeat(range(6), 4)])
+    assert hold_out(CHINCHILLA, runs).shared_stable_runs == 1
+    assert hold_out(CHINCHILLA, isoflop(noise=0.002)).shared_stable_runs == 0
 
 
-def test_the_ladder_reaches_further_down_and_says_where_it_ends() -> None:
+def test_the_ladder_extrapolates_further_and_says_where_it_ends() -> None:
     cuts = hold_out_ladder(CHINCHILLA, isoflop(noise=0.003))
     assert [(cut.fitted, cut.held_out) for cut in cuts] == [(28, 7), (21, 14), (14, 21), (7, 28)]
     assert [cut.extrapolation for cut in cuts] == pytest.approx([10, 100, 1e3, 1e4])
@@ -80,8 +80,8 @@ def test_the_ladder_reaches_further_down_and_says_where_it_ends() -> None:
 
 
 @pytest.mark.parametrize(("half_width", "bias"), [(2, 0.003), (8, 0.03), (16, 0.055)])
-def test_the_bias_of_parabolas_is_measured(half_width, bias) -> None:
-    """Chinchilla's law as published, grids on the optimum: the biases that Czech et al. 2026 report, without noise."""
+def test_bias_of_parabolas(half_width, bias) -> None:
+    """The biases that Czech et al. 2026 report for the published Chinchilla law, without noise."""
     published = {"A": 406.4, "B": 410.7, "E": 1.6934, "alpha": 0.33917, "beta": 0.28491}
     check = cross_checks(fit(CHINCHILLA, isoflop(7, half_width, truth=published)))[0]
     assert check.exponent == pytest.approx(CHINCHILLA.optimum_exponents(published)["a"], abs=1e-3)
@@ -89,13 +89,13 @@ def test_the_bias_of_parabolas_is_measured(half_width, bias) -> None:
     assert check.difference == pytest.approx(check.bias, abs=1e-4)
 
 
-def test_noise_is_no_part_of_the_bias() -> None:
+def test_noise_does_not_change_the_bias() -> None:
     quiet, noisy = (cross_checks(fit(CHINCHILLA, isoflop(7, 4, noise=noise)))[0] for noise in (0.0, 0.005))
     assert noisy.bias == pytest.approx(quiet.bias, abs=0.01)
     assert noisy.difference != pytest.approx(noisy.bias, abs=0.005)
 
 
-def test_a_parabola_whose_lowest_loss_is_at_the_edge_gives_no_optimum() -> None:
+def test_a_parabola_with_its_lowest_loss_at_the_edge_has_no_optimum() -> None:
     low = isoflop(7, 3.0, center=0.2)
     assert {curve.refused for curve in isoflop_curves(low)} == {"the lowest loss is at the largest size"}
     assert {curve.refused for curve in isoflop_curves(isoflop(7, 3.0, center=5.0))} == {
@@ -104,14 +104,14 @@ def test_a_parabola_whose_lowest_loss_is_at_the_edge_gives_no_optimum() -> None:
     assert parabola_optima(low) == []
     check = cross_checks(fit(CHINCHILLA, low))[0]
     assert check.exponent is None
-    assert check.refused.startswith("0 of the 2 optima")
+    assert check.refused.startswith("only 0 of the 2")
 
 
 def test_three_sizes_make_no_parabola() -> None:
     assert isoflop_curves(isoflop(3)) == []
 
 
-def test_the_envelope_finds_about_the_same_exponent() -> None:
+def test_the_envelope_has_about_the_same_exponent() -> None:
     runs = grid(12, 8)
     optima = envelope_optima(runs)
     assert len(optima) > 5
@@ -122,7 +122,7 @@ def test_the_envelope_finds_about_the_same_exponent() -> None:
     assert abs(check.bias) < 0.4
 
 
-def test_a_power_of_compute_has_no_cross_checks() -> None:
+def test_the_power_law_has_no_cross_checks() -> None:
     n = np.geomspace(5e7, 5e9, 12)
     assert cross_checks(fit(POWER, sweep(n, 20 * n))) == []
 
@@ -130,7 +130,7 @@ def test_a_power_of_compute_has_no_cross_checks() -> None:
 # ------------------------------------------------------------------------------------- prediction
 
 
-def test_a_prediction_carries_the_interval_of_the_law() -> None:
+def test_a_prediction_has_the_interval_of_the_law() -> None:
     found = fit(CHINCHILLA, grid(noise=0.003))
     draws = bootstrap(found, 300)
     near, far = predict(found, draws, 1e22), predict(found, draws, 1e26)
@@ -150,11 +150,11 @@ def test_a_prediction_carries_the_interval_of_the_law() -> None:
     assert width(far) > 1.3 * width(near)
     with pytest.raises(ValueError, match="compute must be positive"):
         predict(found, draws, -1.0)
-    with pytest.raises(ValueError, match="does not know of repeated tokens"):
+    with pytest.raises(ValueError, match="does not model repeated tokens"):
         predict(found, draws, 1e22, unique=1e9)
 
 
-def test_where_tokens_are_short_the_best_model_is_larger() -> None:
+def test_with_few_distinct_tokens_the_optimal_model_is_larger() -> None:
     coefficients = {**TRUTH, "R": 15.0}
     fresh = optimum(REPEATED, coefficients, 1e22, 6.0)
     short = optimum(REPEATED, coefficients, 1e22, 6.0, unique=1e10)
@@ -189,7 +189,7 @@ def scored(scale: float, is_error: bool):
 
 
 @pytest.mark.parametrize(("scale", "is_error"), [(1.0, True), (1.0, False), (100.0, False)])
-def test_scores_are_predicted_on_their_own_scale(scale, is_error) -> None:
+def test_scores_are_predicted_on_their_scale(scale, is_error) -> None:
     found, draws = scored(scale, is_error)
     prediction = predict(found, draws, 1e23)
     chance = scale * (0.75 if is_error else 0.25)
@@ -209,29 +209,29 @@ def test_scores_at_chance_are_refused() -> None:
         fit_task(found, draws, [], "vqa", 0.7, False)
 
 
-# ------------------------------------------------------------------------------------------ study
+# ----------------------------------------------------------------------------------------- result
 
 
-def test_a_study_drops_the_highest_losses_and_shows_both_fits() -> None:
+def test_the_highest_losses_are_dropped_and_both_fits_kept() -> None:
     runs = grid(noise=0.002)
     loss = runs.loss.copy()
     loss[[0, 5, 10]] *= 1.5
-    found = study("loss", runs.with_loss(loss), Question(draws=100, drop_highest=3))
+    found = analyse("loss", runs.with_loss(loss), FitSpec(draws=100, drop_highest=3))
     assert len(found.runs) == 37
     assert {item.id for item in found.set_aside} == {"run 1", "run 6", "run 11"}
-    assert found.answer.with_dropped["B"] != pytest.approx(found.answer.fit.coefficients["B"], rel=0.01)
+    assert found.analysis.with_dropped["B"] != pytest.approx(found.analysis.fit.coefficients["B"], rel=0.01)
 
 
-def test_repeated_cells_tell_the_noise_of_seeds() -> None:
+def test_seed_noise_of_repeated_runs() -> None:
     cell = [1e8, 1e8, 1e8, 2e8]
     runs = sweep(cell, np.full(4, 2e9)).with_loss(3.0 * np.exp([0.0, 0.01, -0.01, 0.3]))
     assert seed_noise(runs) == pytest.approx(0.01)
     assert seed_noise(grid()) is None
 
 
-def test_a_refusal_is_an_answer() -> None:
-    found = study("loss", grid()[:5], Question())
-    assert found.answer is None
+def test_a_refusal_is_a_result() -> None:
+    found = analyse("loss", grid()[:5], FitSpec())
+    assert found.analysis is None
     assert "5 runs are too few" in found.refused
 
 
@@ -240,13 +240,13 @@ def test_a_refusal_is_an_answer() -> None:
 
 @pytest.fixture
 def few_judged(monkeypatch) -> None:
-    """Fits from many starts take most of a simulation's time."""
+    """Judges two data sets only: fits from many starts take most of a simulation's time."""
     monkeypatch.setattr("solo.scaling.laws.simulate.JUDGED", 2)
 
 
 def spec(tmp_path, **changes):
     content = {
-        "design": {"isoflop": {"budgets": ["1e17", "1e18", 1.0e19, 1.0e20], "points": 7}},
+        "design": {"isoflop": {"budgets": [1e17, 1e18, 1e19, 1e20], "points": 7}},
         "noise": 0.003,
         "predict": 1e22,
         "datasets": 60,
@@ -258,7 +258,7 @@ def spec(tmp_path, **changes):
 
 
 @pytest.mark.usefixtures("few_judged")
-def test_more_runs_and_less_noise_buy_a_narrower_interval(tmp_path) -> None:
+def test_more_runs_and_less_noise_give_a_narrower_interval(tmp_path) -> None:
     def width(**changes) -> float:
         found = simulate(spec(tmp_path, **changes))
         low, high = found.intervals["n"]["80"]
@@ -272,7 +272,7 @@ def test_more_runs_and_less_noise_buy_a_narrower_interval(tmp_path) -> None:
 
 @pytest.mark.usefixtures("few_judged")
 @pytest.mark.parametrize(
-    ("design", "runs", "trunks"),
+    ("design", "runs", "clusters"),
     [
         ({"grid": {"n": [1e8, 3e8, 1e9, 3e9], "tokens_per_parameter": [5, 20, 80]}}, 12, 12),
         ({"grid": {"n": [1e8, 3e8, 1e9, 3e9], "d": [1e9, 1e10, 1e11]}}, 12, 12),
@@ -280,17 +280,17 @@ def test_more_runs_and_less_noise_buy_a_narrower_interval(tmp_path) -> None:
         ({"runs": [[n * 1e8, m * n * 1e8] for n in (1, 4, 16) for m in (5, 20, 80)]}, 9, 9),
     ],
 )
-def test_designs(tmp_path, design, runs, trunks) -> None:
+def test_designs(tmp_path, design, runs, clusters) -> None:
     found = simulate(spec(tmp_path, design=design, datasets=20, noise=0.001))
-    assert (found.runs, found.trunks) == (runs, trunks)
+    assert (found.runs, found.clusters) == (runs, clusters)
     assert found.flops > 0
 
 
 @pytest.mark.usefixtures("few_judged")
-def test_what_trunks_share_widens_the_interval(tmp_path) -> None:
+def test_shared_noise_widens_the_interval(tmp_path) -> None:
     design = {"horizons": {"n": [1e8, 3e8, 1e9, 3e9, 1e10], "tokens_per_parameter": 80, "at": [0.05, 0.25, 0.5, 1]}}
     alone = simulate(spec(tmp_path, design=design, noise=0.002))
-    shared = simulate(spec(tmp_path, design=design, noise=0.002, trunk_noise=0.006))
+    shared = simulate(spec(tmp_path, design=design, noise=0.002, stable_run_noise=0.006))
 
     def width(found) -> float:
         low, high = found.intervals["alpha"]["80"]
@@ -299,13 +299,13 @@ def test_what_trunks_share_widens_the_interval(tmp_path) -> None:
     assert width(shared) > 1.5 * width(alone)
 
 
-def test_a_design_that_no_losses_could_save_is_refused(tmp_path) -> None:
-    ray = {"grid": {"n": [1e8 * 2**k for k in range(9)], "tokens_per_parameter": [20]}}
-    with pytest.raises(FitRefusedError, match="one ray"):
-        simulate(spec(tmp_path, design=ray))
-    drowned = {"grid": {"n": [1e8, 1.3e8, 1.7e8], "tokens_per_parameter": [10, 20, 40]}}
+def test_designs_that_do_not_determine_the_law_are_refused(tmp_path) -> None:
+    constant = {"grid": {"n": [1e8 * 2**k for k in range(9)], "tokens_per_parameter": [20]}}
+    with pytest.raises(FitRefusedError, match="cannot be separated"):
+        simulate(spec(tmp_path, design=constant))
+    noisy = {"grid": {"n": [1e8, 1.3e8, 1.7e8], "tokens_per_parameter": [10, 20, 40]}}
     with pytest.raises(FitRefusedError, match="data sets"):
-        simulate(spec(tmp_path, design=drowned, noise=0.02, datasets=20))
+        simulate(spec(tmp_path, design=noisy, noise=0.02, datasets=20))
 
 
 @pytest.mark.parametrize(
@@ -317,22 +317,23 @@ def test_a_design_that_no_losses_could_save_is_refused(tmp_path) -> None:
         ({"design": {"runs": [[1e8]]}}, "each is a pair"),
         ({"law": "shared"}, "the law 'shared' has A, B, E, alpha"),
         ({"noise": -1}, "noise"),
+        ({"trunk_noise": 0.1}, "trunk_noise: this key is named stable_run_noise now"),
     ],
 )
-def test_specs_that_are_none(tmp_path, changes, message) -> None:
+def test_invalid_specs(tmp_path, changes, message) -> None:
     with pytest.raises(ConfigError, match=message):
         spec(tmp_path, **changes)
 
 
-def test_a_sweep_s_own_design(tmp_path) -> None:
-    """Its sizes, tokens and trunks; branches of a trunk are one cluster, the trunk itself is no run."""
+def test_the_design_of_a_sweep(tmp_path) -> None:
+    """Its sizes and tokens; the branches of a stable run are one cluster, the stable run itself is not fitted."""
     horizons = {"horizons": {"steps": 4000, "at": [0.25, 0.5, 1.0], "decay": 0.2}}
     sweep = planned(tmp_path, ladder={"width": [16, 32, 64]}, design=horizons, warmup=0.1)
     found = spec(tmp_path, design={"sweep": "sweep.yaml"}, predict=1e14, datasets=10)
     runs = design_runs(found.design, CHINCHILLA, ASSUMED)
-    points = [point for point in expand(sweep) if not point.is_trunk]
+    points = [point for point in expand(sweep) if not point.is_stable]
     assert len(runs) == 9
-    assert len(set(runs.trunk)) == 3
+    assert runs.clusters == 3
     assert list(runs.flops) == [point.estimate.flops for point in points]
     assert list(runs.n) == [point.estimate.n_active for point in points]
     assert simulate(found).runs == 9
