@@ -9,7 +9,7 @@ from typing import Any
 from solo.config import Config, parse_config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.data.text.templates import TEMPLATES
-from solo.data.text.vocabulary import needed_tokens
+from solo.data.vocabulary import needed_tokens
 from solo.interop.layout import Layout, LayoutError, Sections
 from solo.interop.layouts import recognise
 

@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 
 from solo.config import Config, ConfigError, MeshConfig, load_config, parse_config, read_config, set_value
 from solo.data.store.prepare import prepare
-from solo.data.text.vocabulary import configured_tokenizer
+from solo.data.vocabulary import configured_tokenizer
 from solo.files import read_json_lines
 from solo.interop.layouts import LAYOUTS
 from solo.interop.tensor_files import TensorInfo, write_tensors

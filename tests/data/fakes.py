@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, SequenceConfig
+from solo.data.readers import read
 from solo.data.record import Record, Turn, encode_png
 from solo.data.rows.document import runs
 from solo.data.store.index import IndexBuilder, SourceIndex
@@ -65,6 +67,13 @@ class MemorySource:
         if number in self._broken:
             raise self._broken[number]
         return self._records[number]
+
+
+def read_records(name: str, limit: int | None = None, /, **options: Any) -> list[Record]:
+    """Returns the first `limit` records of a reader, all of which are readable."""
+    found = list(read(name, options, limit))
+    assert all(isinstance(example, Record) for example in found)
+    return cast(list[Record], found)
 
 
 def image_records(count: int, seed: int, name: str = "image") -> list[Record]:

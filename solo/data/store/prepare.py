@@ -28,7 +28,7 @@ from solo.data.record import Record
 from solo.data.store.shards import Description, PreparedSource, SourceWriter
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
 from solo.data.text.templates import Template, TextRun, make_template
-from solo.data.text.vocabulary import check_tokens, configured_tokenizer
+from solo.data.vocabulary import check_tokens, configured_tokenizer
 from solo.files import write_whole
 
 _FORMAT = 2  # of prepared data, chat templates included; raise it to make older data again

@@ -88,12 +88,12 @@ class Template(ABC):
     def _closing(self, is_open: bool) -> Runs:
         return [] if is_open else [TextRun((self._tokenizer.special.eos,), True)]
 
-    def _parts(self, content: Iterable[str | Image], learned: bool) -> Runs:
+    def _parts(self, content: Iterable[str | Image], supervised: bool) -> Runs:
         """Tokenizes every text by itself (solo.md 3.2)."""
-        return [part if isinstance(part, Image) else self._run(part, learned) for part in content]
+        return [part if isinstance(part, Image) else self._run(part, supervised) for part in content]
 
-    def _run(self, text: str, learned: bool) -> TextRun:
-        return TextRun(tuple(self._tokenizer.encode(text)), learned)
+    def _run(self, text: str, supervised: bool) -> TextRun:
+        return TextRun(tuple(self._tokenizer.encode(text)), supervised)
 
 
 class Roles(Template):
@@ -102,9 +102,9 @@ class Roles(Template):
     special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
-        learned = turn.role == "assistant"
-        found = [self._role(turn.role), *self._parts(_unbroken(turn.content), learned)]
-        if learned:
+        supervised = turn.role == "assistant"
+        found = [self._role(turn.role), *self._parts(_unbroken(turn.content), supervised)]
+        if supervised:
             return [*found, *self._closing(is_open)]
         return [*found, self._role("assistant")] if is_open else found
 
@@ -177,8 +177,8 @@ class Fuyu(SoloChat):
     def _question(self, question: str) -> Runs:
         return [self._run(question, False), self._answer]
 
-    def _run(self, text: str, learned: bool) -> TextRun:
-        return super()._run(text.replace("\x04", ""), learned)
+    def _run(self, text: str, supervised: bool) -> TextRun:
+        return super()._run(text.replace("\x04", ""), supervised)
 
 
 class InternLM2Chat(Template):
@@ -203,23 +203,23 @@ class InternLM2Chat(Template):
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
         content = _strip(turn.content) if self._stripped else turn.content
-        learned = turn.role == "assistant"
+        supervised = turn.role == "assistant"
         body = (
             [self._run(f"{turn.role}\n", False), *self._joined(content, True)]
-            if learned
+            if supervised
             else self._joined([f"{turn.role}\n", *_broken(content)], False)
         )
         found = [self._start(), *body]
         if not is_open:
-            found.append(TextRun(self.closing, learned))
-        elif not learned:
+            found.append(TextRun(self.closing, supervised))
+        elif not supervised:
             found += [TextRun(self.closing, False), self._start(), self._run("assistant\n", False)]
         return found
 
     def _start(self) -> TextRun:
         return TextRun((self._ids["<|im_start|>"],), False)
 
-    def _joined(self, content: Iterable[str | Image], learned: bool) -> Runs:
+    def _joined(self, content: Iterable[str | Image], supervised: bool) -> Runs:
         """Joins neighbouring texts and tokenizes them."""
         joined: list[str | Image] = []
         for part in content:
@@ -227,7 +227,7 @@ class InternLM2Chat(Template):
                 joined[-1] += part
             else:
                 joined.append(part)
-        return self._parts(joined, learned)
+        return self._parts(joined, supervised)
 
 
 class ChatML(InternLM2Chat):

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
+from solo.data.record import encode_png
 from solo.data.rows.assembly import assemble_row
-from solo.data.rows.document import NO_IMAGE, PATCH, Document
-from solo.data.rows.reading_order import join_documents, positions, visible
+from solo.data.rows.document import NO_IMAGE, PATCH, Document, TextRun, encode
+from solo.data.rows.reading_order import join_documents, outline, positions, visible
+from tests.data.fakes import CharacterTokenizer
 
 PATTERNS = ["causal", "bidirectional", "prefix", "isolated"]
 BEGIN, END, ROW = 5, 6, 7
@@ -182,6 +185,30 @@ def test_rows_hold_three_positions_a_slot() -> None:
     assert row.positions[:4].tolist() == [[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]]
     assert row.positions[6:10].tolist() == [[0] * 3, [1, 1, 3], [4] * 3, [5] * 3]
     assert not row.positions[[4, 5, *range(10, 14)]].any()
+
+
+LAYOUTS = {
+    "delimiters": {},
+    "a row token after the last row": {"row_token_after_last": True},
+    "no row tokens": {"row_token": None},
+    "no delimiters": {"begin_token": None, "end_token": None, "row_token": None},
+    "tiles": {"geometry": "tiles", "tile_size": 6, "min_tiles": 1, "max_tiles": 1},
+    "markers": {"row_token": None, "markers": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_an_outline_sees_what_a_document_with_a_square_image_sees(pattern: str, layout: str) -> None:
+    image = ImageConfig(patch_size=2, max_side=8, mask=pattern, **LAYOUTS[layout])  # type: ignore[arg-type]
+    parts = [encode_png(PillowImage.new("RGB", (6, 6))), TextRun((1, 2, 3), True)]
+    full = encode(parts, CharacterTokenizer(), image)
+    patches = len(full.patches)
+    found = outline(patches, len(full.tokens) - patches, image)
+    assert len(found.patches) == len(found.patch_grid) == patches
+    for sequence in (SequenceConfig(), SequenceConfig(sliding_window=3)):
+        expected = visible(join_documents([(full, 0)]), image, sequence)
+        assert np.array_equal(visible(join_documents([(found, 0)]), image, sequence), expected)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
