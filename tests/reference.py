@@ -1,6 +1,6 @@
-"""An independent, plain model: one document in reading order, both experts on every slot, blended by modality.
+"""A plain reference model: one document in reading order, both experts on every slot, blended by modality.
 
-It shares no code with `solo.model`: it is what the two-region model is held against. Written per document,
+It shares no code with `solo.model`, whose two-region model is tested against it. It computes one document at a time,
 with a dense mask built from the reading order.
 """
 
@@ -45,7 +45,7 @@ def random_document(rng: np.random.Generator, vocab: int, patch_size: int, parts
 
 
 def reading_mask(document: Document, mode: str) -> np.ndarray:
-    """bool [N, N]: whether slot i sees slot j, from the rule in words."""
+    """bool [N, N]: whether slot i sees slot j, by the rule itself."""
     size = len(document.tokens)
     mask = np.zeros((size, size), bool)
     for i in range(size):
@@ -73,7 +73,7 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
         layer = {path[7:]: value[number] for path, value in parameters.items() if path.startswith("layers/")}
 
         def blend(component: str, apply, x, layer=layer):
-            """Both experts on every slot, then the right one."""
+            """Apply both experts to every slot, and take the right one."""
 
             def of(region: str):
                 shared = f"{component}/shared/"
@@ -99,9 +99,9 @@ def forward(parameters: dict[str, jax.Array], config: ModelConfig, image: ImageC
 def loss_sum(
     parameters, config: ModelConfig, image: ImageConfig, document: Document, vocab: int
 ) -> tuple[jax.Array, int]:
-    """Summed cross-entropy of the supervised tokens, each predicted from the slot before it, and their number.
+    """The summed cross-entropy of the supervised tokens, each predicted from the slot before it, and their number.
 
-    The softmax is over `vocab` logits: padding of the vocabulary has no probability.
+    The softmax is over the first `vocab` logits, without the padding of the vocabulary.
     """
     wanted = [i for i in range(1, len(document.tokens)) if document.supervised[i]]
     if not wanted:

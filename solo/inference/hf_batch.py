@@ -249,8 +249,8 @@ def _note_length(row: Batch, slots: np.ndarray) -> None:
 
 def _targets(row: Batch, slots: np.ndarray, labels: np.ndarray) -> Batch:
     """Element n - 1 predicts the label of element n, as the published code shifts."""
-    learned = np.flatnonzero(labels[1:] != IGNORED) + 1
-    row.target_slots[: len(learned)] = slots[learned - 1]
-    row.target_ids[: len(learned)] = labels[learned]
-    row.target_weights[: len(learned)] = 1
+    targets = np.flatnonzero(labels[1:] != IGNORED) + 1
+    row.target_slots[: len(targets)] = slots[targets - 1]
+    row.target_ids[: len(targets)] = labels[targets]
+    row.target_weights[: len(targets)] = 1
     return row

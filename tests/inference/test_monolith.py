@@ -1,4 +1,4 @@
-"""The public API, held against the plain model (tests/reference.py)."""
+"""The public API against the reference model (tests/reference.py)."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ CONVERSATIONS = [
 
 
 class Spelled(SentencePieceTokenizer):
-    """Decodes to the ids themselves: of untrained models' answers, different ones often read the same."""
+    """Decodes to the ids, because different answers of an untrained model often decode to the same text."""
 
     def extended(self, tokens) -> "Spelled":
         return Spelled(super().extended(tokens)._model)
@@ -68,8 +68,8 @@ def answers(model) -> list[str]:
     return model.generate(CONVERSATIONS, 6)
 
 
-def plain_logits(model: Monolith, document) -> np.ndarray:
-    """The plain model's logits [N, V], text put behind the document so that one length is compiled for all."""
+def reference_logits(model: Monolith, document) -> np.ndarray:
+    """The reference model's logits [N, V]. The document is padded with text, so that one length is compiled."""
     ids = model.tokenizer.special
     filler = encode(
         [TextRun((ids.bos,) * (LONGEST - len(document.tokens)), False)], model.tokenizer, model.config.image
@@ -85,14 +85,14 @@ def plain_logits(model: Monolith, document) -> np.ndarray:
     return np.asarray(forward(parameters, model.config.model, model.config.image, padded))[: len(document.tokens)]
 
 
-def plain_continuation(model: Monolith, parts: list, count: int) -> list[int]:
-    """The likeliest tokens one after the other, everything computed anew for each."""
+def reference_continuation(model: Monolith, parts: list, count: int) -> list[int]:
+    """Greedy decoding with the reference model, without a cache."""
     tokenizer, stops = model.tokenizer, model.template.stops
     allowed = allowed_tokens(tokenizer, padded_vocab(tokenizer.vocab_size, model.config.model), stops)
     found: list[int] = []
     while len(found) < count and not set(stops) & set(found):
         document = encode([*parts, TextRun(tuple(found), False)], tokenizer, model.config.image)
-        found.append(int(np.where(allowed, plain_logits(model, document)[-1], -np.inf).argmax()))
+        found.append(int(np.where(allowed, reference_logits(model, document)[-1], -np.inf).argmax()))
     return found
 
 
@@ -102,7 +102,7 @@ def plain_continuation(model: Monolith, parts: list, count: int) -> list[int]:
 def test_answers_are_those_of_full_recomputation(model, answers) -> None:
     for conversation, answer in zip(CONVERSATIONS, answers, strict=True):
         parts = runs(parse_conversation(conversation), model.tokenizer, open_turn=True)
-        assert answer == model.tokenizer.decode(plain_continuation(model, parts, 6))
+        assert answer == model.tokenizer.decode(reference_continuation(model, parts, 6))
     assert len(set(answers)) > 3
 
 
@@ -113,10 +113,9 @@ def test_answers_are_those_of_full_recomputation(model, answers) -> None:
         ("prefix", {"positions": "grid"}, {"rope_sections": [0, 2, 2]}),
         ("causal", {}, {"experts": {"ffn": "moe"}, "moe": {"count": 4, "top_k": 2}}),
     ],
-    ids=["window", "grid positions", "learned experts"],
+    ids=["window", "grid positions", "moe"],
 )
-def test_what_is_written_stands_where_it_would_be_read(spelled, attention, sequence, model_changes) -> None:
-    """Token by token with a memory, and read anew as part of the conversation: the same answer."""
+def test_decoding_with_a_cache_equals_decoding_without(spelled, attention, sequence, model_changes) -> None:
     config = tiny_config(attention, sequence=sequence, model={**MODEL, **model_changes})
     other = Monolith(config, spelled, random_parameters(config, spelled), one_device())
     answers = other.generate(CONVERSATIONS[:4], 6)
@@ -137,13 +136,13 @@ def one_device():
 
 
 def read_anew(model: Monolith, parts: list, count: int) -> list[int]:
-    """The likeliest tokens one after the other, the whole document read for each."""
+    """Greedy decoding with the model itself, without a cache."""
     stops, image = set(model.template.stops), model.config.image
     allowed = allowed_tokens(model.tokenizer, model.tokenizer.vocab_size, model.template.stops)
     found: list[int] = []
     while len(found) < count and not stops & set(found):
         document = encode([*parts, TextRun(tuple(found), False)], model.tokenizer, image)
-        # One shape for all: what is behind the document is empty.
+        # One shape for all lengths; the slots after the document are empty.
         shape = RowShape(40, 100, 32)
         batch = stack([assemble_row([(document, 0)], shape, image, 0, model.config.sequence)])
         last = shape.patch_slots + int((document.tokens != PATCH).sum()) - 1
@@ -155,7 +154,7 @@ def test_an_answer_does_not_depend_on_the_others(model, answers) -> None:
     assert model.generate(CONVERSATIONS[::-1], 6) == answers[::-1]
 
 
-def test_draws_follow_the_seed_whatever_the_batch(model) -> None:
+def test_draws_depend_on_the_seed_and_not_on_the_batch(model) -> None:
     conversations = CONVERSATIONS + [CONVERSATIONS[3]] * 3
     settings = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 0.9}
     done = []
@@ -170,7 +169,7 @@ def test_draws_follow_the_seed_whatever_the_batch(model) -> None:
 
 
 class Brief(InternLM2Chat):
-    """Many tokens end an answer, so that most answers end by one that generation itself does not stop at."""
+    """Has many stop tokens, so that most answers end at one at which decoding itself does not stop."""
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -193,7 +192,7 @@ def test_a_session_is_one_long_conversation(spelled, attention, name) -> None:
         [image(20, 30, 1), "what", image(9, 9, 2), "is"],
         ["how", image(8, 8, 3)],
     )
-    # Longer than the next turn, so that what was written behind an answer's end would be in its way.
+    # Longer than the next turn, so that tokens decoded after an answer's end would get in its way.
     count = 40 if name == "brief" else 5
     parts: list = []
     ended = []
@@ -205,14 +204,14 @@ def test_a_session_is_one_long_conversation(spelled, attention, name) -> None:
             session.say("how", 5, temperature=-1)
         answer = session.say(content, count)
         parts += template.runs(parse_conversation([user(*content)]), open_turn=True, continued=number > 0)
-        expected = plain_continuation(model, parts, count)
+        expected = reference_continuation(model, parts, count)
         assert answer == tokenizer.decode(expected)
         ended.append(expected[-1] in template.stops)
         parts.append(TextRun((*expected, *template.closing[ended[-1] :]), False))
     assert any(ended) or name != "brief"
 
 
-def test_only_text_comes_out(model, tiny_tokenizer) -> None:
+def test_answers_contain_no_special_tokens(model, tiny_tokenizer) -> None:
     found = tiny_monolith(tiny_tokenizer).generate(CONVERSATIONS, 6, temperature=20.0)
     assert any(found)
     assert not any(token in text for text in found for token in ("<s>", "<vision>", "<|user|>", "<pad>"))
@@ -222,14 +221,14 @@ def test_only_text_comes_out(model, tiny_tokenizer) -> None:
     assert not allowed[[*special, 310, 383]].any()
 
 
-def test_nothing_to_answer(model) -> None:
+def test_no_conversation_gives_no_answer(model) -> None:
     assert model.generate([]) == []
 
 
 # --------------------------------------------------------------------------------- logits, loss, grads
 
 
-def test_logits_stand_in_slot_order(model) -> None:
+def test_logits_are_in_slot_order(model) -> None:
     batch = model.batch(CONVERSATIONS)
     logits = model.logits(batch)
     num_patches = batch.patches.shape[1]
@@ -237,12 +236,12 @@ def test_logits_stand_in_slot_order(model) -> None:
     assert logits.dtype == np.float32
     for row, conversation in enumerate(CONVERSATIONS):
         document = encode(runs(parse_conversation(conversation), model.tokenizer), model.tokenizer, model.config.image)
-        expected, is_patch = plain_logits(model, document), document.tokens == PATCH
+        expected, is_patch = reference_logits(model, document), document.tokens == PATCH
         slot = np.where(is_patch, np.cumsum(is_patch) - 1, num_patches + np.cumsum(~is_patch) - 1)
         np.testing.assert_allclose(logits[row, slot], expected[:, : model.tokenizer.vocab_size], atol=1e-4)
 
 
-def test_loss_and_grads_are_those_of_the_plain_model(model) -> None:
+def test_loss_and_grads_equal_those_of_the_reference_model(model) -> None:
     conversations = CONVERSATIONS[3:4]
     documents = [
         encode(runs(parse_conversation(conversation), model.tokenizer), model.tokenizer, model.config.image)
@@ -320,7 +319,7 @@ def test_load_refuses_another_models_weights(run, model, tmp_path) -> None:
 # -------------------------------------------------------------------------------------------- errors
 
 
-def test_bad_input_is_named(model, tmp_path) -> None:
+def test_bad_input_is_reported_with_its_place(model, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"conversation 0 is a dict; .*list of its own"):
         model.generate([user("what")][0:1])
     with pytest.raises(ValueError, match=r"conversation 1: turn 0: cannot read image .*gone\.png"):
@@ -346,7 +345,7 @@ def _png() -> bytes:
 @pytest.mark.parametrize(
     "setting", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"batch_rows": 0}]
 )
-def test_settings_out_of_range_are_named(model, setting) -> None:
+def test_settings_out_of_range_are_refused(model, setting) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         model.generate([[user("what")]], **setting)
 

@@ -1,4 +1,4 @@
-"""Rows of prompts: chunks of a document are cut out of what the whole would be."""
+"""Rows of prompts: a chunk has the positions and intervals that it has in the whole document."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TURNS = [
 
 @pytest.mark.parametrize("sequence", [{}, {"sliding_window": 6}, {"positions": "grid"}])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
-def test_chunks_agree_with_the_whole(attention, sequence) -> None:
+def test_a_chunk_agrees_with_the_whole_document(attention, sequence) -> None:
     image = ImageConfig(patch_size=4, max_side=32, mask=attention)
     config = SequenceConfig(**sequence)
     template = make_template(TOKENIZER, config)
@@ -52,7 +52,7 @@ def test_chunks_agree_with_the_whole(attention, sequence) -> None:
         assert (part[count : count + 2] == (4 if part is chunk.text else 0)).all()
 
 
-def test_batches_have_room_for_images_as_they_are_turned() -> None:
+def test_batches_have_room_for_images_after_exif_rotation() -> None:
     exif, buffer = PillowImage.Exif(), io.BytesIO()
     exif[0x0112] = 6
     PillowImage.new("RGB", (4, 64)).save(buffer, "JPEG", exif=exif)
@@ -65,7 +65,7 @@ def test_batches_have_room_for_images_as_they_are_turned() -> None:
         assert counts.tolist() == [[16, 2 + rows + 1 + 3 + 1]]
 
 
-def test_an_answer_holds_text_and_what_ends_it() -> None:
+def test_an_answer_holds_text_and_a_stop_token() -> None:
     allowed = allowed_tokens(TOKENIZER, TOKENIZER.vocab_size + 5, stops=(2, 12))
     assert np.flatnonzero(allowed[:100]).tolist() == [0, 2, 12, *range(15, 100)]
     assert not allowed[TOKENIZER.vocab_size :].any()

@@ -1,4 +1,4 @@
-"""The analytic FLOP count against the compiler's own, for the step that training runs."""
+"""The analytic FLOP count against the compiler's count of a training step."""
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +53,10 @@ def shapes_of(B: int, P: int, T: int, Y: int, patch_size: int) -> Batch:
     ],
 )
 def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, tied, monkeypatch) -> None:
-    # XLA's CPU compiler has every expert compute every slot, and masks. As even blocks the products are what they are
-    # where slots are grouped for real.
+    # On a CPU, XLA's ragged_dot computes every expert on every slot and masks. Even blocks have the FLOPs of a real
+    # grouping.
     monkeypatch.setattr(jax.lax, "ragged_dot", _even_blocks)
-    # Unrolled layers and dense attention: the compiler counts the body of a loop once.
+    # Layers are unrolled and attention is dense, because the compiler counts the body of a loop once.
     config = ModelConfig(
         width=512,
         layers=2,
@@ -64,7 +64,7 @@ def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, ti
         kv_heads=2,
         ffn_width=2048,
         experts=experts,
-        # The compiler counts the optimizer too, some 25 FLOPs a parameter: few experts, for few slots.
+        # The compiler also counts the optimizer, some 25 FLOPs per parameter: with few slots, use few experts.
         moe=MoEConfig(count=2),
         tied_head=tied,
         scan_layers=False,
@@ -85,14 +85,14 @@ def test_the_count_is_within_two_percent_of_the_compiled_step(experts, train, ti
 
 
 def _even_blocks(x_ND: jax.Array, weights_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """`ragged_dot` where every expert has as many slots."""
+    """`ragged_dot` with the same number of slots for every expert."""
     experts, width, _ = weights_EDF.shape
     return jnp.einsum("end,edf->enf", x_ND.reshape(experts, -1, width), weights_EDF).reshape(len(x_ND), -1)
 
 
 @pytest.mark.parametrize("moe", [{"count": 8, "top_k": 1}, {"count": 4, "top_k": 2}])
 def test_experts_count_as_often_as_the_router_chooses_them(moe) -> None:
-    """The chosen experts of a slot are as wide as the dense FFN: what the router adds is the only difference."""
+    """A slot's experts together are as wide as the dense FFN, so only the router's FLOPs are added."""
     stats = BatchStats(100, 200, 50, 9999)
     config = {**MODEL, "experts": {"ffn": "shared"}}
     dense, routed = (

@@ -1,4 +1,4 @@
-"""What is read once and remembered gives what the plain model gives on the whole document (tests/reference.py)."""
+"""Prefill and decode against the reference model on whole documents (tests/reference.py)."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from solo.model.placement import Placement
 from tests.reference import forward, random_document
 
 VOCAB, PADDED, STOP = 50, 128, 2
-# One shape for all tests, so that little is compiled: slots of a chunk and of the cache, tokens of a document.
+# All tests share one shape, so that little is compiled: slots of a chunk, slots of the cache, tokens of a document.
 ROOM, KEPT, LONGEST = (48, 64), (48, 80), 100
 VISUAL_FFN = ExpertsConfig(ffn="modality")
 ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality")
@@ -43,13 +43,13 @@ def documents_of(seed: int, parts: tuple[int, ...]) -> list[Document]:
 
 
 def cuts_of(document: Document) -> list[int]:
-    """Where a document may be cut: behind a text token that is not within an image."""
+    """The places where a document may be cut: after a text token that is not inside an image."""
     image, is_text = document.image, document.tokens != PATCH
     return [i for i in range(1, len(image)) if is_text[i - 1] and not (image[i - 1] >= 0 and image[i - 1] == image[i])]
 
 
 def chunks(documents: list[Document], starts: list[int], stops: list[int], definition: ModelDefinition):
-    """Reading-order slots [start, stop) of every document as one batch, with what `read` wants to know of it."""
+    """Elements [start, stop) of each document in reading order, as one batch, with the counts that `prefill` takes."""
     heads = [document.chunk(0, stop) for document, stop in zip(documents, stops, strict=True)]
     done = [slots(document.chunk(0, start)) for document, start in zip(documents, starts, strict=True)]
     counts = np.array([slots(head) for head in heads], np.int32) - np.array(done, np.int32)
@@ -58,7 +58,7 @@ def chunks(documents: list[Document], starts: list[int], stops: list[int], defin
 
 
 def whole(definition: ModelDefinition, parameters, document: Document) -> np.ndarray:
-    """The plain model's logits [N, V]. Text is put behind the document, so that one length is compiled for all."""
+    """The reference model's logits [N, V]. The document is padded with text, so that one length is compiled."""
     assert len(document.tokens) <= LONGEST
     padded = extended(document, [9] * (LONGEST - len(document.tokens)))
     logits = forward(parameters, definition.config, definition.image, padded)
@@ -73,7 +73,7 @@ def sampling(*more: int, temperature: float = 1.0, top_p: float = 1.0) -> Sampli
     return Sampling(jnp.float32(temperature), jnp.float32(top_p), allowed(*more), jnp.int32(STOP))
 
 
-def read_all(definition, parameters, documents):
+def prefill_all(definition, parameters, documents):
     stops = [len(document.tokens) for document in documents]
     chunk, counts = chunks(documents, [0] * len(documents), stops, definition)
     return prefill(definition, HERE, parameters, empty_cache(definition.config, len(documents), *KEPT), chunk, counts)
@@ -87,14 +87,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
-def test_rows_read_in_chunks_give_what_the_whole_gives(experts, mode, switches) -> None:
+def test_prefill_in_chunks_equals_the_whole_document(experts, mode, switches) -> None:
     definition = make(experts, mode, **switches)
     parameters = weights(definition)
     documents = documents_of(5, (9, 5, 7))
     expected = [whole(definition, parameters, document) for document in documents]
     cache = empty_cache(definition.config, 3, *KEPT)
     starts = [0, 0, 0]
-    # Cut so that rows advance by different lengths, with images in later chunks.
+    # Rows advance by different lengths, with images in later chunks.
     for share in (0.25, 0.5, 1.0):
         cuts = [[*cuts_of(document), len(document.tokens)] for document in documents]
         stops = [places[round(share * (len(places) - 1))] for places in cuts]
@@ -112,7 +112,7 @@ def test_generation_equals_full_recomputation(experts, mode, switches) -> None:
     definition = make(experts, mode, **switches)
     parameters = weights(definition)
     documents = documents_of(6, (6, 3, 8))
-    cache, logits = read_all(definition, parameters, documents)
+    cache, logits = prefill_all(definition, parameters, documents)
     keys = jax.random.split(jax.random.key(0), 3)
     found = generate(definition, parameters, cache, logits, keys, sampling(), max_new_tokens=8, greedy=True)
     np.testing.assert_array_equal(found.lengths, [8] * 3)
@@ -122,7 +122,7 @@ def test_generation_equals_full_recomputation(experts, mode, switches) -> None:
         expected = whole(definition, parameters, written)
         predicted = np.where(allowed(), expected, -np.inf)[len(document.tokens) - 1 : -1].argmax(-1)
         np.testing.assert_array_equal(found.tokens[row], predicted)
-    # The cache is as good as the text: reading the last tokens gives what the whole gives.
+    # The cache is complete: a prefill of the last token equals the whole document.
     everything = [extended(document, tokens) for document, tokens in zip(documents, found.tokens, strict=True)]
     stops = [len(document.tokens) for document in everything]
     chunk, counts = chunks(everything, [stop - 1 for stop in stops], stops, definition)
@@ -148,7 +148,7 @@ def small():
     documents = documents_of(7, (6, 3, 8))
 
     def write(rows=(0, 1, 2), seed: int = 0, greedy: bool = False, settings: Sampling | None = None):
-        cache, logits = read_all(definition, parameters, [documents[row] for row in rows])
+        cache, logits = prefill_all(definition, parameters, [documents[row] for row in rows])
         keys = jax.random.split(jax.random.key(seed), 3)[jnp.array(rows)]
         return generate(
             definition, parameters, cache, logits, keys, settings or sampling(), max_new_tokens=8, greedy=greedy
@@ -157,7 +157,7 @@ def small():
     return write
 
 
-def test_a_row_ends_at_the_stop_token_and_the_others_go_on(small) -> None:
+def test_a_row_ends_at_the_stop_token_while_the_others_go_on(small) -> None:
     free = small(greedy=True)
     stop = int(free.tokens[0, 2])
     first = [list(map(int, row)).index(stop) + 1 if stop in row.tolist() else 8 for row in free.tokens]
@@ -183,14 +183,14 @@ def test_draws_depend_on_the_key_only(small) -> None:
     assert (small(seed=1).tokens != small(seed=2).tokens).any()
 
 
-def test_only_allowed_tokens_are_written(small) -> None:
+def test_only_allowed_tokens_are_drawn(small) -> None:
     for seed in range(3):
         tokens = np.asarray(small(seed=seed, settings=sampling(STOP, temperature=50.0)).tokens)
         assert set(tokens.ravel()) <= {STOP, *range(8, VOCAB)}
         assert len(set(tokens.ravel())) > 5
 
 
-def test_little_temperature_or_nucleus_is_greedy(small) -> None:
+def test_a_small_temperature_or_nucleus_is_greedy(small) -> None:
     greedy = small(greedy=True).tokens
     np.testing.assert_array_equal(small(settings=sampling(temperature=1e-4)).tokens, greedy)
     np.testing.assert_array_equal(small(settings=sampling(top_p=1e-9)).tokens, greedy)

@@ -35,7 +35,7 @@ def slots(seed: int = 1) -> tuple[Regions, Regions]:
 
 
 def one_by_one(x_ND: jax.Array, found: ExpertWeights, top_k: int) -> jax.Array:
-    """Every slot by itself, every expert in full."""
+    """One slot at a time, with every expert on it."""
     outputs = []
     for x in x_ND:
         probability = jax.nn.softmax(x @ found.router)
@@ -47,7 +47,7 @@ def one_by_one(x_ND: jax.Array, found: ExpertWeights, top_k: int) -> jax.Array:
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_no_slot_is_dropped_and_each_meets_its_experts(top_k) -> None:
+def test_no_slot_is_dropped_and_each_uses_its_experts(top_k) -> None:
     (x, live), found = slots(), weights()
     out, load = routed_ffn(x, live, found, top_k)
     flat = x.join().reshape(-1, D)
@@ -57,7 +57,7 @@ def test_no_slot_is_dropped_and_each_meets_its_experts(top_k) -> None:
     np.testing.assert_allclose(load.probability.sum(), load.slots, rtol=1e-6)
 
 
-def test_gradients_are_those_of_the_loop() -> None:
+def test_gradients_equal_those_of_the_loop() -> None:
     (x, live), found = slots(), weights()
     flat = x.join().reshape(-1, D)
 
@@ -80,7 +80,7 @@ def test_the_balancing_loss_is_one_for_an_even_load_and_grows_with_its_weight() 
     parameters = model.initialise(jax.random.key(0))
     even = {**parameters, "layers/ffn/moe/router": jnp.zeros_like(parameters["layers/ffn/moe/router"])}
     row = stack([pack([random_document(np.random.default_rng(0), 50, 2)], model, RowShape(32, 40, 32))])
-    # Equal probabilities: whatever the choices, E x sum(share x 1/E) = 1.
+    # With equal probabilities E x sum(share x 1/E) = 1 for any choice.
     assert model.bind(even).hidden(row).auxiliary == pytest.approx(1.0, rel=1e-5)
     assert model.bind(parameters).hidden(row).auxiliary > 1.0
 

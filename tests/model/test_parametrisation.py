@@ -1,4 +1,4 @@
-"""muP and CompleteP: the same as the standard parametrisation at the base size, and what is said of them beyond it."""
+"""muP and CompleteP: equal to the standard parametrisation at the base size, and their factors at other sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def random_batch(of: ModelDefinition, seed: int = 0):
 
 
 @pytest.mark.slow
-def test_at_the_base_size_all_kinds_are_one() -> None:
+def test_all_parametrisations_agree_at_the_base_size() -> None:
     stage = StageConfig(
         name="only", mixture={"a": 1.0}, steps=2, batch_rows=1, optimizer=OptimizerConfig(learning_rate=0.01)
     )
@@ -89,7 +89,7 @@ def test_the_experts_of_a_router_are_hidden_and_the_router_is_not() -> None:
 
 
 def test_initial_scales_follow_width_and_depth() -> None:
-    """At 4 x the width: hidden matrices half as large; CompleteP undoes the shrinking with depth."""
+    """At 4 times the width hidden matrices are half as large; CompleteP does not shrink them with depth."""
     wide = {"width": 128, "heads": 16, "kv_heads": 8, "ffn_width": 192}
 
     def deviations(kind: str, **changes) -> dict[str, float]:
@@ -125,7 +125,7 @@ def test_steps_and_eps_follow_the_size() -> None:
         np.testing.assert_allclose(steps[path], value, rtol=1e-4, err_msg=path)
 
 
-def test_a_base_size_that_is_missing_is_asked_for() -> None:
+def test_a_missing_base_size_is_reported() -> None:
     config = tiny_config().model_dump(mode="json")
     config["model"]["parametrisation"] = {"kind": "completep", "base_width": 32}
     with pytest.raises(ConfigError, match="completep needs base_layers"):

@@ -1,4 +1,4 @@
-"""Patch embedders against torch's own convolutions, norms and interpolation."""
+"""Patch embedders against PyTorch's convolutions, norms and interpolation."""
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ def test_conv_is_two_convolutions_with_gelu_between() -> None:
 
 @pytest.mark.parametrize(("side", "class_slot"), [(32, True), (32, False), (48, True), (16, True)])
 def test_grid_is_convolution_positions_shuffle_and_mlp(side, class_slot) -> None:
-    """Mono-InternVL's embedder; a tile of another size than the table's resamples it as torch does."""
+    """Mono-InternVL's embedder. For a tile of another size the table is resampled as PyTorch does."""
     image = ImageConfig(geometry="tiles", patch_size=8, tile_size=side)
     model = definition(image, kind="grid", inner_size=4, inner_width=5, grid_side=8, class_slot=class_slot)
     parameters = random_parameters(model)
@@ -96,7 +96,7 @@ def test_a_class_slot_has_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 7), (7, 4), (32, 24)])
-def test_bicubic_weights_are_those_of_torch(sizes) -> None:
+def test_bicubic_weights_equal_those_of_pytorch(sizes) -> None:
     source, target = sizes
     x = np.random.default_rng(4).normal(size=(1, 1, source, source)).astype(np.float32)
     expected = torch.nn.functional.interpolate(tensor(x), size=(target, target), mode="bicubic", align_corners=False)
@@ -104,7 +104,7 @@ def test_bicubic_weights_are_those_of_torch(sizes) -> None:
     np.testing.assert_allclose(weights @ x[0, 0] @ weights.T, expected[0, 0].numpy(), atol=2e-5)
 
 
-def test_floats_are_normalised_already_and_half_precision_is_a_switch() -> None:
+def test_pixels_are_normalised_once_and_optionally_in_half_precision() -> None:
     image = ImageConfig(patch_size=4, max_side=64)
     raw = np.repeat(np.arange(256, dtype=np.uint8), 3 * 16).reshape(1, 256, 48)  # every value in every channel
     channels = torch.tensor(raw).reshape(1, 256, 3, 16).float().div(255)

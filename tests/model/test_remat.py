@@ -1,4 +1,4 @@
-"""Policies of rematerialisation: the same gradients from less and less that is kept."""
+"""Rematerialisation policies: the same gradients from less and less memory."""
 
 from itertools import pairwise
 from typing import get_args
@@ -35,7 +35,7 @@ def compiled(remat: str, parameters: dict, batch):
 
 
 @pytest.mark.slow
-def test_policies_keep_less_and_less_and_change_no_gradient() -> None:
+def test_each_policy_keeps_less_than_the_one_before_and_no_gradient_changes() -> None:
     rng = np.random.default_rng(0)
     documents = [(random_document(rng, 50, patch_size=2, parts=4), 0) for _ in range(2)]
     batch = stack([assemble_row(documents, RowShape(64, 96, 16), IMAGE, 0)])
@@ -58,8 +58,8 @@ def test_policies_keep_less_and_less_and_change_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("remat", POLICIES)
-def test_a_mesh_computes_as_much_again_as_one_device(remat: str) -> None:
-    """What a policy looks for must show through the products that are written out for a mesh."""
+def test_a_mesh_recomputes_as_much_as_one_device(remat: str) -> None:
+    """The names that a policy looks for must be visible outside the products on a mesh."""
     config = ModelConfig(
         width=32, layers=2, heads=4, kv_heads=2, ffn_width=96, attention_implementation="dense", remat=remat
     )

@@ -1,4 +1,4 @@
-"""Rotary positions against transformers' own tables, and the sections of M-RoPE by hand."""
+"""Rotary positions against the tables of transformers, and the sections of M-RoPE by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def config(**switches) -> ModelConfig:
 
 
 def transformers_angles(length: int, **settings) -> np.ndarray:
-    """[N, C/2] of a stock Llama with these rope settings, read off its cosine and sine."""
+    """Angles [N, C/2] of transformers' Llama with these rope settings, from its cosine and sine."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -50,7 +50,7 @@ def transformers_angles(length: int, **settings) -> np.ndarray:
         ),
     ],
 )
-def test_scaling_is_that_of_transformers(length, ours, theirs) -> None:
+def test_scaling_equals_that_of_transformers(length, ours, theirs) -> None:
     scaling = RopeScalingConfig(trained_length=16, **ours) if ours else None
     angles = rotary_angles(jnp.arange(length)[None], config(rope_scaling=scaling))[0]
     expected = transformers_angles(length, **theirs)
@@ -74,7 +74,7 @@ def test_sections_follow_their_axis() -> None:
     np.testing.assert_array_equal(rotary_angles(positions, sections)[0, 0], expected)
 
 
-def test_a_part_of_a_head_may_stay_as_it_is() -> None:
+def test_a_part_of_a_head_may_be_left_unrotated() -> None:
     half = config(rope_fraction=0.5)
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 32)).astype(np.float32)
     angles = rotary_angles(jnp.arange(3)[None], half)
@@ -86,8 +86,8 @@ def test_a_part_of_a_head_may_stay_as_it_is() -> None:
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rotated", [16, 32], ids=["half of a head", "all of it"])
-def test_partners_can_be_brought_together_by_a_product(rotated: int, dtype) -> None:
-    """To the last bit, and the gradient too but for the order of a sum of two."""
+def test_rotation_by_a_product_is_exact(rotated: int, dtype) -> None:
+    """Equal bit by bit; the gradient is equal up to the order of a sum of two."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, 5, 3, 32)), dtype)
     angles = jnp.asarray(rng.uniform(-30, 30, (2, 5, rotated // 2)), jnp.float32)

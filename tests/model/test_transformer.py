@@ -1,4 +1,4 @@
-"""The two-region model, packed, equals a plain model on each document in reading order (tests/reference.py)."""
+"""The two-region model on packed rows against the reference model on each document (tests/reference.py)."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def loss_and_grads(definition: ModelDefinition, parameters, batch: Batch):
 
 
 def assert_close(found: dict, expected: dict) -> None:
-    """Each gradient to 1e-5 of its own size; one that ought to vanish, to 1e-7 of the largest gradient."""
+    """Compare each gradient to 1e-5 of its own size, and a vanishing one to 1e-7 of the largest gradient."""
     largest = max(float(np.abs(value).max()) for value in expected.values())
     for path in expected:
         scale = max(float(np.abs(expected[path]).max()), 1e-2 * largest)
@@ -63,7 +63,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
-def test_packed_rows_equal_the_plain_model_on_each_document(documents, experts, mode, switches) -> None:
+def test_packed_rows_equal_the_reference_model_on_each_document(documents, experts, mode, switches) -> None:
     definition = make(experts, mode, **switches)
     parameters = definition.initialise(jax.random.key(1))
     row = pack(documents, definition, RowShape(64, 80, 64))
@@ -78,7 +78,7 @@ def test_packed_rows_equal_the_plain_model_on_each_document(documents, experts, 
     assert_close(grads, expected_grads)
 
 
-def test_outputs_stand_where_the_plain_model_has_them(documents) -> None:
+def test_outputs_are_in_the_slots_of_their_elements(documents) -> None:
     definition = make(ALL_EXPERTS, "bidirectional")
     parameters = definition.initialise(jax.random.key(2))
     row = stack([pack(documents, definition, RowShape(64, 80, 64))])
@@ -95,7 +95,7 @@ def test_outputs_stand_where_the_plain_model_has_them(documents) -> None:
 
 
 def test_packed_equals_unpacked(documents) -> None:
-    """One row of three documents against three rows of one: loss and every gradient."""
+    """One row of three documents against three rows of one document: loss and every gradient."""
     definition = make(VISUAL_FFN, "causal")
     parameters = definition.initialise(jax.random.key(4))
     packed = stack([pack(documents, definition, RowShape(64, 80, 64))])
@@ -106,8 +106,8 @@ def test_packed_equals_unpacked(documents) -> None:
     assert_close(grads, expected_grads)
 
 
-def test_a_patch_never_touches_the_text_expert(documents) -> None:
-    """Poison the visual expert: a row of text alone does not notice; and the other way round."""
+def test_text_does_not_use_the_visual_expert(documents) -> None:
+    """With NaN in the visual expert, text stays the same and patches become NaN."""
     definition = make(VISUAL_FFN, "causal")
     parameters = definition.initialise(jax.random.key(5))
     text_only = [
@@ -123,7 +123,7 @@ def test_a_patch_never_touches_the_text_expert(documents) -> None:
     assert np.isnan(dirty.patches).all()
 
 
-def test_bfloat16_stays_near_float32(documents) -> None:
+def test_bfloat16_is_close_to_float32(documents) -> None:
     definition = make(VISUAL_FFN, "causal")
     half = make(VISUAL_FFN, "causal", compute_dtype="bfloat16")
     parameters = definition.initialise(jax.random.key(6))
@@ -134,7 +134,7 @@ def test_bfloat16_stays_near_float32(documents) -> None:
     assert all(gradient.dtype == jnp.float32 for gradient in grads.values())
 
 
-def test_patch_bias_and_patch_token_reach_every_patch(documents) -> None:
+def test_the_patch_bias_and_the_patch_token_are_added_to_every_patch(documents) -> None:
     definition = make(SHARED, "causal", patch_embed=PatchEmbedConfig(bias=True, token_id=3))
     parameters = definition.initialise(jax.random.key(7))
     row = stack([pack(documents, definition, RowShape(64, 80, 64))])

@@ -1,4 +1,4 @@
-"""Attention over intervals: dense against loops over documents in reading order, blocks against dense."""
+"""Interval attention: dense against loops over documents in reading order, blocks against dense."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODES = ("causal", "bidirectional", "isolated")
 
 
 class Case(NamedTuple):
-    """Static sizes: `queries` is how many of the last slots ask."""
+    """Static sizes; the queries are the last `queries` slots."""
 
     rows: int
     patches: int
@@ -43,13 +43,13 @@ CASES = [
 ]
 
 
-# --- Documents in reading order: the independent description of who sees whom ---
+# --- Documents in reading order: an independent description of who sees whom ---
 
 
 def random_document(rng: np.random.Generator, length: int) -> list[int]:
     """Elements in reading order: TEXT, or the number of the image that the patch belongs to.
 
-    A separator, which is text, may stand between the patches of an image.
+    A separator, which is text, may be between the patches of an image.
     """
     elements: list[int] = []
     image = 0
@@ -64,7 +64,7 @@ def random_document(rng: np.random.Generator, length: int) -> list[int]:
 
 
 def sees(document: list[int], query: int, key: int, mode: str) -> bool:
-    """The rule, in reading order."""
+    """Whether a query sees a key, in reading order."""
     image = document[query]
     if mode == "isolated" and image != TEXT:
         return query == key
@@ -72,7 +72,7 @@ def sees(document: list[int], query: int, key: int, mode: str) -> bool:
 
 
 def pack(documents: list[list[int]], patches: int, text: int, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """One row: its intervals [S, 4], and separately its mask bool [S, S] by the rule."""
+    """One row: its intervals [S, 4], and its mask bool [S, S], computed independently with `sees`."""
     intervals = np.zeros((patches + text, 4), np.int32)
     mask = np.zeros((patches + text, patches + text), bool)
     first_patch = first_text = 0
@@ -95,7 +95,7 @@ def pack(documents: list[list[int]], patches: int, text: int, mode: str) -> tupl
 
 
 def random_rows(rng: np.random.Generator, case: Case, mode: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of as many documents as fit, the rest padding: intervals [B, S, 4] and masks [B, S, R] of the queries."""
+    """Rows of documents and padding: intervals [B, S, 4] and masks [B, S, R] of the queries."""
     rows = []
     for _ in range(case.rows):
         documents: list[list[int]] = []
@@ -114,7 +114,7 @@ def random_rows(rng: np.random.Generator, case: Case, mode: str) -> tuple[np.nda
 
 
 def random_intervals(rng: np.random.Generator, case: Case) -> np.ndarray:
-    """Any intervals at all: empty, reversed, beyond the region."""
+    """Arbitrary intervals, including empty, reversed and out-of-range ones."""
     high = np.array([case.patches, case.patches, case.text, case.text]) + 3
     return rng.integers(-3, high, (case.rows, case.queries, 4)).astype(np.int32)
 
@@ -148,7 +148,7 @@ def assert_blocks_equal_dense(case: Case, tensors: tuple, intervals: np.ndarray)
 
 
 def loops(q: Any, k: Any, v: Any, mask_BSR: np.ndarray) -> np.ndarray:
-    """Attention one query and one head at a time, in float64."""
+    """Attention for one query and one head at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros(q.shape)
     for b, s, h in np.ndindex(*q.shape[:3]):
@@ -216,10 +216,10 @@ def test_bfloat16_is_close_to_float32(implementation: str) -> None:
     case, rng = CASES[0], np.random.default_rng(0)
     intervals, _ = random_rows(rng, case, "bidirectional")
     q, *others = (x.astype(jnp.bfloat16) for x in random_tensors(rng, case))
-    narrow = (3 * q, *others)  # scores large enough for their rounding to show
+    narrow = (3 * q, *others)  # with scores large enough for rounding to matter
     wide = tuple(x.astype(jnp.float32) for x in narrow)
     run = forward_and_gradients(case, implementation)
-    # Twice as far off where a product or a sum is rounded to bfloat16.
+    # The error would be twice as large if a product or a sum were rounded to bfloat16.
     for a, b, limit in zip(run(*narrow, intervals), run(*wide, intervals), (3e-3, 6e-3, 6e-3, 3e-3), strict=True):
         assert a.dtype == jnp.bfloat16
         assert np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b) < limit
@@ -229,7 +229,7 @@ def test_bfloat16_is_close_to_float32(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_needed_blocks_are_exactly_those_with_something_to_see(case: Case) -> None:
+def test_needed_blocks_are_exactly_those_with_visible_pairs(case: Case) -> None:
     rng = np.random.default_rng(0)
     intervals, mask = random_rows(rng, case, "bidirectional")
     needed = needed_blocks(intervals, num_patches=case.patches, num_text=case.text, block=case.block)
@@ -243,7 +243,7 @@ def test_needed_blocks_are_exactly_those_with_something_to_see(case: Case) -> No
     np.testing.assert_array_equal(needed, expected)
 
 
-def test_eight_documents_need_a_quarter_of_the_blocks_of_one() -> None:
+def test_eight_short_documents_need_a_quarter_of_the_blocks_of_a_long_one() -> None:
     document = [0] * 48 + [TEXT] * 16
 
     def count(documents: list[list[int]]) -> int:
@@ -253,10 +253,10 @@ def test_eight_documents_need_a_quarter_of_the_blocks_of_one() -> None:
     assert 4 * count([document] * 8) <= count([[0] * 8 * 48 + [TEXT] * 8 * 16])
 
 
-def test_blocks_that_nobody_needs_are_never_touched() -> None:
+def test_blocks_that_no_query_needs_are_never_read() -> None:
     case, rng = CASES[0]._replace(rows=3), np.random.default_rng(0)
     intervals, _ = random_rows(rng, case, "causal")
-    for row in intervals:  # Some patches and texts in the middle that no query sees, and a row that sees nothing.
+    for row in intervals:  # No query sees some of the patches and text in the middle; one row sees nothing.
         row[(row[:, 0] < 30) & (row[:, 1] > 10)] = 0
         row[(row[:, 2] < 20) & (row[:, 3] > 10)] = 0
     intervals[2] = 0
@@ -272,7 +272,7 @@ def test_blocks_that_nobody_needs_are_never_touched() -> None:
     assert np.isnan(forward_and_gradients(case, "dense")(q, k, v, d_out, intervals)[0]).any()
 
 
-def test_blocks_hold_no_array_of_queries_by_keys() -> None:
+def test_blocks_allocate_no_array_of_queries_by_keys() -> None:
     case = Case(rows=1, patches=512, text=512, queries=1024, heads=1, key_heads=1, dim=4, block=16)
     inputs = (*random_tensors(np.random.default_rng(0), case), np.zeros((1, 1024, 4), np.int32))
 
@@ -309,7 +309,7 @@ def test_under_checkpoint_and_scan(policy: Any) -> None:
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_a_policy_can_spare_the_second_forward_pass() -> None:
+def test_a_policy_can_avoid_the_second_forward_pass() -> None:
     case = CASES[0]
     inputs = (*random_tensors(np.random.default_rng(0), case)[:3], np.zeros((2, 80, 4), np.int32))
 
@@ -352,7 +352,7 @@ def test_inside_shard_map() -> None:
         ({"block": 0}, "block"),
     ],
 )
-def test_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"q": jnp.zeros((1, 6, 4, 4)), "k": jnp.zeros((1, 6, 2, 4))}
     arguments |= {"v": arguments["k"], "intervals": jnp.zeros((1, 6, 4), jnp.int32), "num_patches": 3} | change
     q, k, v, intervals = (arguments.pop(name) for name in ("q", "k", "v", "intervals"))

@@ -1,4 +1,4 @@
-"""Which kernel computes attention where."""
+"""The choice of the attention kernel for a device."""
 
 import pytest
 
@@ -45,12 +45,12 @@ def test_a_tile_that_does_not_fit_the_lanes_is_refused(tile: list[int]) -> None:
 
 
 @pytest.mark.parametrize("tile", [[96, 64], [64, 8]])
-def test_a_tile_that_a_gpu_does_not_compute_is_refused(tile: list[int]) -> None:
+def test_a_tile_that_a_gpu_cannot_compute_is_refused(tile: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"attention_tile.*2\^n"):
         choose_kernel(model(attention_tile=tile), "gpu", "NVIDIA H100 80GB HBM3")
 
 
-def test_tiles_are_no_larger_than_what_there_is() -> None:
+def test_tiles_are_no_larger_than_the_row_needs() -> None:
     kernel = Kernel("pallas_tpu", 512, 256)
     assert kernel.fitted(4096, 3072, 1024) == kernel
     assert kernel.fitted(100, 60, 40) == Kernel("pallas_tpu", 128, 128)

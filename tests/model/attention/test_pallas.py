@@ -1,4 +1,4 @@
-"""The kernels for TPU and GPU, computed step by step: against dense attention, never reading what nobody needs."""
+"""The kernels for TPU and GPU in interpret mode against dense attention; blocks that no query needs are never read."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.reference import random_document
 NAMES = ("out", "d_q", "d_k", "d_v")
 KERNELS = ("pallas_tpu", "pallas_gpu")
 KEY_BLOCK = 32
-# Queries and keys in blocks of different sizes that divide neither region; queries that continue what was read; text
-# alone, fewer slots than a block; patches alone.
+# Blocks of queries and keys that divide neither region; queries of a later chunk; text only, with fewer slots than a
+# block; patches only.
 ROWS = Case(rows=2, patches=37, text=45, queries=82, heads=6, key_heads=2, dim=4, block=16)
 CONTINUED = Case(rows=3, patches=20, text=11, queries=5, heads=2, key_heads=2, dim=8, block=8)
 TEXT = Case(rows=1, patches=0, text=5, queries=5, heads=2, key_heads=1, dim=4, block=8)
@@ -54,7 +54,7 @@ def assert_kernel_equals_dense(name: str, case: Case, tensors: tuple, intervals:
 
 
 def packed_rows(rng: np.random.Generator, case: Case, mode: Any, window: int | None) -> np.ndarray:
-    """`Batch.attend` of rows into which documents were packed as long as they fit; the rest is padding."""
+    """`Batch.attend` of rows of packed documents and padding."""
     shape, image = RowShape(case.patches, case.text, case.text), ImageConfig(patch_size=1, max_side=8, mask=mode)
 
     def row() -> np.ndarray:
@@ -93,7 +93,7 @@ def test_any_intervals(name: str, case: Case, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_tiles_that_all_of_their_queries_see_in_full(name: str) -> None:
+def test_tiles_that_are_fully_visible(name: str) -> None:
     rng = np.random.default_rng(0)
     intervals = np.tile(np.int32([0, ROWS.patches, 0, ROWS.text]), (ROWS.rows, ROWS.queries, 1))
     assert_kernel_equals_dense(name, ROWS, random_tensors(rng, ROWS), intervals)
@@ -116,7 +116,7 @@ def test_nothing_seen_is_zero_and_large_scores_do_not_overflow(name: str) -> Non
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_bfloat16_is_close_to_float32_and_unneeded_blocks_are_never_read(name: str) -> None:
-    # The regions are whole numbers of blocks, so that whole blocks can be poisoned.
+    # Both regions are multiples of the blocks, so that whole blocks can be filled with NaN.
     case, rng = ROWS._replace(patches=64, text=64, queries=128, heads=2, key_heads=1), np.random.default_rng(0)
     intervals = packed_rows(rng, case, "bidirectional", None)
     for row in intervals:
@@ -136,7 +136,7 @@ def test_bfloat16_is_close_to_float32_and_unneeded_blocks_are_never_read(name: s
         assert np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b) < 6e-3, what
 
 
-def test_what_the_kernels_do_not_compute_is_refused() -> None:
+def test_unsupported_dtypes_and_sizes_are_refused() -> None:
     q, intervals = jnp.zeros((1, 6, 2, 4)), jnp.zeros((1, 6, 4), jnp.int32)
     run = functools.partial(interval_attention, num_patches=3, implementation="pallas_tpu", interpret=True)
     with pytest.raises(ValueError, match="float32 or all bfloat16"):
