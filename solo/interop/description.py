@@ -1,4 +1,4 @@
-"""What the small files of a repository say: its layout, its model as a config of ours, and its tokenizer."""
+"""Reads the small files of a repository: its layout, its model as one of our configs, and its tokenizer."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def make_reference(folder: Path, plan: ExportPlan) -> Reference:
     if layout == "native":
         processor.image_processor = SoloMonolithImageProcessor.from_pretrained(folder)
         model = SoloMonolithForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return Reference("the PyTorch code beside the weights", model, processor, generation)
+        return Reference("the PyTorch code in the repository", model, processor, generation)
     if layout == "fuyu":
         model = transformers.FuyuForCausalLM.from_pretrained(folder, dtype=torch.float32)
         name = f"transformers' FuyuForCausalLM around {type(model.model.language_model).__name__}"

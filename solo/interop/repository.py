@@ -1,4 +1,4 @@
-"""The files of an exported repository besides its weights and its model card."""
+"""Writes the files of an exported repository other than its weights and its model card."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ class TensorReader(Mapping[str, TensorInfo]):
         except (SafetensorError, OSError) as error:
             raise TensorFileError(f"{file} is damaged, truncated or not a safetensors file: {error}") from None
         names = list(opened.keys())
-        if expected is not None and (lines := _disagreements(expected, set(names))):
-            raise TensorFileError(f"{file.parent / INDEX} and {file.name} disagree:\n" + "\n".join(lines))
+        if expected is not None and (different := sorted(expected ^ set(names))):
+            raise TensorFileError(f"{file.parent / INDEX} and {file.name} disagree on {', '.join(different[:10])}")
         for name in names:
             entry = opened.get_slice(name)
             if (kind := entry.get_dtype()) not in _DTYPES:
@@ -169,11 +169,6 @@ def _nothing_to_read(path: Path) -> str:
     shards = sorted(file.name for file in folder.glob("*.safetensors"))
     found = f"found {', '.join(shards[:3])}, but no {INDEX}" if shards else "there is no safetensors file"
     return f"{path} has neither {SINGLE} nor {INDEX}: {found}"
-
-
-def _disagreements(indexed: set[str], stored: set[str]) -> list[str]:
-    lines = [f"  the file lacks {name}" for name in sorted(indexed - stored)[:10]]
-    return lines + [f"  the index lacks {name}" for name in sorted(stored - indexed)[:10]]
 
 
 def write_tensors(

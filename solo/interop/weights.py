@@ -167,7 +167,7 @@ def tensor_of(rule: TensorRule, parameters: Mapping[str, Any], dtype: Any) -> np
 
 
 def listed(lines: Sequence[str], most: int = 40) -> str:
-    """Returns the lines, indented, as part of an error message. Of many only the first ones."""
+    """Returns at most `most` of the lines, indented, for an error message."""
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
     return "\n".join(f"  {line}" for line in [*lines[:most], *more])
 

@@ -277,5 +277,5 @@ def test_layouts_are_recognised():
     assert recognise(sail, "x").name == "sail"
     with pytest.raises(LayoutError, match=r"here/config.json is of model_type 'internvl_chat' \(InternVLChatModel\)"):
         recognise({"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]}, "here/config.json")
-    with pytest.raises(LayoutError, match="no layout 'mistrall'; did you mean 'mistral'"):
+    with pytest.raises(LayoutError, match="unknown layout 'mistrall'; did you mean 'mistral'"):
         layout_named("mistrall")

@@ -106,8 +106,8 @@ def test_shards_are_read_through_their_index(sharded):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"t3": "model-00001-of-00002.safetensors"}, "the file lacks t3"),
-        ({"t2": "model-00001-of-00002.safetensors"}, "the file lacks t2"),
+        ({"t3": "model-00001-of-00002.safetensors"}, "disagree on t3"),
+        ({"t2": "model-00001-of-00002.safetensors"}, "disagree on t2"),
         ({"t3": "model-00003-of-00002.safetensors"}, "lacks model-00003-of-00002.safetensors"),
         ({"t2": "../t2.safetensors"}, "places t2 in '../t2.safetensors'"),
         ({"t2": "t2.bin"}, "places t2 in 't2.bin'"),
@@ -123,7 +123,7 @@ def test_an_index_that_contradicts_the_files(sharded, change, message):
 def test_a_shard_with_a_tensor_that_the_index_lacks(sharded):
     folder, weight_map = sharded
     save_file({"t2": np.zeros(1), "stray": np.zeros(1)}, folder / weight_map["t2"])
-    with pytest.raises(TensorFileError, match="the index lacks stray"):
+    with pytest.raises(TensorFileError, match="disagree on stray"):
         TensorReader(index(folder, weight_map))
 
 

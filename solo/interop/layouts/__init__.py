@@ -24,7 +24,7 @@ LAYOUTS: Mapping[str, Layout] = {
 def layout_named(name: str) -> Layout:
     """Returns a layout. Raises LayoutError for an unknown name."""
     if name not in LAYOUTS:
-        raise LayoutError(f"there is no layout {name!r}{nearest(name, list(LAYOUTS))}; known are {', '.join(LAYOUTS)}")
+        raise LayoutError(f"unknown layout {name!r}{nearest(name, list(LAYOUTS))}; known are {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 

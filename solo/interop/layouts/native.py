@@ -1,4 +1,4 @@
-"""Our own layout, which stores every model of ours under names that follow our parameter paths.
+"""Our own layout, which stores every model under names that follow our parameter paths.
 
 config.json has our sections `model`, `image` and `sequence` with all keys of a run's config, and `vocab_size`, the
 number of vocabulary rows. Weights are (out, in) as in PyTorch, also those of convolutions, which act on a flattened

@@ -1,1 +1,1 @@
-"""Files that are shipped beside exported weights, for `trust_remote_code`. They import nothing of this package."""
+"""Code that is exported with the weights, for `trust_remote_code`. It does not import this package."""

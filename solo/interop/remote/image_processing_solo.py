@@ -212,8 +212,8 @@ def _area(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
             shrink = math.sqrt(pixels / most)
             sides = [math.floor(side / shrink / patch) * patch for side in (width, height)]
         elif sides[0] * sides[1] < least:
-            grow = math.sqrt(least / pixels)
-            sides = [math.ceil(side * grow / patch) * patch for side in (width, height)]
+            factor = math.sqrt(least / pixels)
+            sides = [math.ceil(side * factor / patch) * patch for side in (width, height)]
         return sides[0], sides[1]
     bound = most if pixels > most else max(pixels, least)
     factor = 1.0 if bound == pixels else math.sqrt(pixels) / math.sqrt(bound)

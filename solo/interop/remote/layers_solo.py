@@ -47,8 +47,8 @@ class Routing(NamedTuple):
     order: Tensor
 
     @classmethod
-    def of(cls, visual_BS: Tensor) -> Routing:
-        flat = visual_BS.reshape(-1)
+    def of(cls, is_patch_BS: Tensor) -> Routing:
+        flat = is_patch_BS.reshape(-1)
         patches, text = flat.nonzero()[:, 0], (~flat).nonzero()[:, 0]
         return cls(patches, text, torch.cat([patches, text]).argsort())
 

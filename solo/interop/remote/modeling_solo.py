@@ -132,25 +132,25 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             ValueError: the numbers of placeholders and patches differ, or an input is missing.
         """
         cache = past_key_values if cache is None else cache
-        visual = self._visual(input_ids, inputs_embeds)
+        is_patch = self._is_patch(input_ids, inputs_embeds)
         if inputs_embeds is None:
             # The placeholder may have no row.
-            inputs_embeds = self.text_embed(torch.where(visual, 0, input_ids))
+            inputs_embeds = self.text_embed(torch.where(is_patch, 0, input_ids))
         if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
             features = mm_encoder_outputs["image"]["pooler_output"]
             features = torch.cat([each.reshape(-1, each.shape[-1]) for each in features])
-            inputs_embeds = self._place(inputs_embeds, visual, features)
+            inputs_embeds = self._place(inputs_embeds, is_patch, features)
         elif pixel_values is not None:
             features = self.get_image_features(pixel_values, patches_grid, return_dict=True).last_hidden_state
-            inputs_embeds = self._place(inputs_embeds, visual, features)
+            inputs_embeds = self._place(inputs_embeds, is_patch, features)
         if (use_cache if use_cache is not None else self.config.use_cache) and cache is None:
             cache = DynamicCache(config=self.config)
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, patches_grid, past)
-        mask = self._mask(input_ids, inputs_embeds, visual, attention_mask, cache, past)
+        mask = self._mask(input_ids, inputs_embeds, is_patch, attention_mask, cache, past)
         rotary = rotary_tables(self.config, position_ids)
-        routing = Routing.of(visual) if self.config.routes and visual is not None and visual.any() else None
+        routing = Routing.of(is_patch) if self.config.routes and is_patch is not None and is_patch.any() else None
         x, states, attentions = inputs_embeds, [], []
         for layer in self.layers:
             states.append(x)
@@ -164,7 +164,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _visual(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
+    def _is_patch(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
         """Returns which tokens are patches, bool [B, S], or None if it is unknown and does not matter."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
@@ -174,13 +174,13 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             raise ValueError("this model must know which tokens are patches: give input_ids with inputs_embeds")
         return None
 
-    def _place(self, inputs_embeds: Tensor, visual: Tensor | None, features: Tensor) -> Tensor:
-        if visual is None:
+    def _place(self, inputs_embeds: Tensor, is_patch: Tensor | None, features: Tensor) -> Tensor:
+        if is_patch is None:
             raise ValueError("patches need input_ids with placeholders")
-        found = int(visual.sum())
+        found = int(is_patch.sum())
         if found != len(features):
             raise ValueError(f"{found} placeholders (token {self.config.image_token_id}) for {len(features)} patches")
-        return inputs_embeds.masked_scatter(visual[..., None], features.to(inputs_embeds))
+        return inputs_embeds.masked_scatter(is_patch[..., None], features.to(inputs_embeds))
 
     def _positions(
         self,
@@ -200,14 +200,14 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         self,
         input_ids: Tensor | None,
         inputs_embeds: Tensor,
-        visual: Tensor | None,
+        is_patch: Tensor | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
         past: int,
     ) -> Any:
         """Returns the attention mask: causal within the sliding window, except for the tokens of images."""
         attention, window = self.config.image["mask"], self.config.sequence["sliding_window"]
-        has_patches = visual is not None and bool(visual.any())
+        has_patches = is_patch is not None and bool(is_patch.any())
         special: dict[str, Any] = {}
         limits = []
         if has_patches and attention in ("bidirectional", "prefix"):
@@ -222,7 +222,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         elif window is not None:
             limits.append(lambda b, h, q, k: q - k < window)
         if has_patches and attention == "isolated":
-            alone = F.pad(visual, (past, 0))
+            alone = F.pad(is_patch, (past, 0))
             limits.append(lambda b, h, q, k: (q == k) | ~alone[b, q])
         if limits:
             special["and_mask_function"] = and_masks(*limits)
@@ -342,16 +342,16 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
             return input_ids, model_kwargs
         of_patches = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "patches_grid")}
         encoded = model_kwargs.pop("mm_encoder_outputs", None)
-        visual = None if input_ids is None else input_ids == self.config.image_token_id
+        is_patch = None if input_ids is None else input_ids == self.config.image_token_id
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         for name, value in of_patches.items():
             if value is not None:
-                model_kwargs[name] = expand_by_row(visual, value, expand_size)
+                model_kwargs[name] = expand_by_row(is_patch, value, expand_size)
         if encoded is not None:
             if encoded.get("image") is not None:
-                features = expand_by_row(visual, encoded["image"]["pooler_output"], expand_size)
+                features = expand_by_row(is_patch, encoded["image"]["pooler_output"], expand_size)
                 encoded = {"image": BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)}
             model_kwargs["mm_encoder_outputs"] = encoded
         return input_ids, model_kwargs

@@ -130,17 +130,17 @@ def _after(x: Tensor) -> Tensor:
     return F.pad(x, (0, 1))[:, 1:]
 
 
-def take_new(visual_BR: Tensor, past: int, of_patches: Tensor) -> Tensor:
+def take_new(is_patch_BR: Tensor, past: int, of_patches: Tensor) -> Tensor:
     """Returns the values of tokens from `past` on, out of values [n, ...] of all patches of a batch, row after row."""
-    if int(visual_BR.sum()) != len(of_patches):
+    if int(is_patch_BR.sum()) != len(of_patches):
         return of_patches
-    is_new = torch.arange(visual_BR.shape[1], device=visual_BR.device) >= past
-    return of_patches[is_new.expand_as(visual_BR)[visual_BR].to(of_patches.device)]
+    is_new = torch.arange(is_patch_BR.shape[1], device=is_patch_BR.device) >= past
+    return of_patches[is_new.expand_as(is_patch_BR)[is_patch_BR].to(of_patches.device)]
 
 
-def expand_by_row(visual_BS: Tensor, of_patches: Tensor, times: int) -> Tensor:
+def expand_by_row(is_patch_BS: Tensor, of_patches: Tensor, times: int) -> Tensor:
     """Repeats the values [n, ...] of patches row by row; the patches of a row stay together."""
-    rows = of_patches.split(visual_BS.sum(-1).tolist())
+    rows = of_patches.split(is_patch_BS.sum(-1).tolist())
     return torch.cat([row for row in rows for _ in range(times)])
 
 
