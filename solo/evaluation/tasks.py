@@ -14,7 +14,7 @@ from solo.inference.monolith import Monolith
 
 METRICS = {"exact_match": exact_match, "character_error_rate": character_error_rate}
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
 class Records(Protocol):
@@ -70,7 +70,7 @@ def evaluate(
     model: Monolith,
     config: EvaluationConfig,
     sources: Mapping[str, Records],
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[TaskResult]:
     """Answers all tasks of the config, in its order, with greedy decoding.
 
@@ -95,7 +95,7 @@ def _evaluate_task(
     task: TaskConfig,
     sources: Mapping[str, Records],
     keep: int,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> TaskResult:
     questions = _questions(name, task, sources)
     started = time.perf_counter()
