@@ -1,7 +1,7 @@
-"""How attention's time follows the documents of a row: `python tests/benchmarks/attention.py [--repeats 15]`.
+"""Measures how attention's time depends on the documents of a row: `python -m tests.benchmarks.attention`.
 
-Prints median seconds of forward + backward, the contestants in turns within one run, so that whatever else the
-machine does falls on all of them.
+Prints median seconds of a forward and backward pass. Contestants run alternately, so that other load on the machine
+affects all of them alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from solo.model.attention.tiles import needed_blocks
 
 
 def intervals_of(documents: int, patches: int, text: int) -> np.ndarray:
-    """[S, 4] of a row of equal causal documents, each an image and then its text."""
+    """Returns int32 [S, 4] for a row of equally long causal documents, each an image followed by text."""
     starts_P, starts_T = (np.arange(documents) * n // documents for n in (patches, text))
     ends_P, ends_T = np.append(starts_P[1:], patches), np.append(starts_T[1:], text)
     rows = []
@@ -38,7 +38,7 @@ def intervals_of(documents: int, patches: int, text: int) -> np.ndarray:
 def forward_and_backward(
     num_patches: int, implementation: Any, block: int, key_block: int | None = None
 ) -> Callable[..., Any]:
-    """(q, k, v, intervals) -> gradients, compiled."""
+    """Returns a compiled function (q, k, v, intervals) -> value and gradients."""
     attention = functools.partial(
         interval_attention, num_patches=num_patches, implementation=implementation, block=block, key_block=key_block
     )
@@ -46,7 +46,7 @@ def forward_and_backward(
 
 
 def medians(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
+    """Returns the median seconds of each contestant; they run alternately."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         jax.block_until_ready(run())
@@ -59,16 +59,16 @@ def medians(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str
 
 
 def tensors(rows: int, slots: int, heads: int, key_heads: int, dim: int) -> tuple[np.ndarray, ...]:
-    """Queries, keys and values."""
+    """Returns random queries, keys and values, float32 [B, S, H or K, C]."""
     rng = np.random.default_rng(0)
     return tuple(rng.normal(size=(rows, slots, n, dim)).astype(np.float32) for n in (heads, key_heads, key_heads))
 
 
-def eight_documents_against_one(repeats: int) -> None:
-    """The target: at most a third."""
+def compare_document_lengths(repeats: int) -> None:
+    """Compares rows of eight documents with rows of one. The target is a third of the time or less."""
     for rows, patches, text, heads, key_heads, dim in ((4, 768, 256, 4, 2, 32), (1, 3072, 1024, 8, 4, 64)):
         inputs = tuple(map(jnp.asarray, tensors(rows, patches + text, heads, key_heads, dim)))
-        print(f"\n{rows} rows of {patches} patches and {text} texts, {heads} heads of {dim}")
+        print(f"\n{rows} rows of {patches} patches and {text} text tokens, {heads} heads of {dim}")
         for block in (32, 64, 128):
             attend = {n: np.tile(intervals_of(n, patches, text), (rows, 1, 1)) for n in (1, 8)}
             tiles = {
@@ -83,8 +83,8 @@ def eight_documents_against_one(repeats: int) -> None:
             )
 
 
-def blocks_against_dense(repeats: int) -> None:
-    """The quickstart's rows: about twenty short documents each."""
+def compare_with_dense(repeats: int) -> None:
+    """Compares blocks with dense attention on rows like the quickstart's: about twenty short documents each."""
     patches, text = 768, 256
     inputs = (
         *map(jnp.asarray, tensors(4, patches + text, 4, 2, 32)),
@@ -98,8 +98,8 @@ def blocks_against_dense(repeats: int) -> None:
         print(f"  {name:14} {seconds:.4f} s, {seconds / taken['dense']:.3f} of dense")
 
 
-def kernel_against_blocks(repeats: int) -> None:
-    """On a TPU or a GPU, in bfloat16: rows of documents of about 1,000 slots, and whole rows of text."""
+def compare_kernel_with_blocks(repeats: int) -> None:
+    """Compares the kernel of a TPU or GPU with plain JAX, in bfloat16, on rows of one and of several documents."""
     kernel = local_kernel(ModelConfig(width=4096, layers=1, heads=32, kv_heads=8, ffn_width=1))
     for patches, text, heads, documents in ((3072, 1024, 16, 4), (3072, 1024, 32, 1), (0, 8192, 32, 1)):
         inputs = (jnp.asarray(x, jnp.bfloat16) for x in tensors(2, patches + text, heads, 8, 128))
@@ -110,11 +110,11 @@ def kernel_against_blocks(repeats: int) -> None:
             "blocks": forward_and_backward(patches, "blocks", 128),
         }
         taken = medians({name: functools.partial(run, *inputs) for name, run in contestants.items()}, repeats)
-        # Two products of C numbers per pair forwards and five backwards, of two operations each.
+        # Each pair takes two products of C numbers forward and five backward; a multiply-add is two operations.
         flops = 14 * 128 * heads * int((attend[..., 1] - attend[..., 0] + attend[..., 3] - attend[..., 2]).sum())
-        print(f"\n2 rows of {patches} patches and {text} texts in {documents} documents, {heads} heads of 128")
+        print(f"\n2 rows of {patches} patches and {text} text tokens in {documents} documents, {heads} heads of 128")
         for name, seconds in taken.items():
-            print(f"  {name:10} {1e3 * seconds:8.3f} ms, {flops / seconds / 1e12:.0f} TFLOP/s of what is seen")
+            print(f"  {name:10} {1e3 * seconds:8.3f} ms, {flops / seconds / 1e12:.0f} TFLOP/s of visible pairs")
 
 
 if __name__ == "__main__":
@@ -122,6 +122,6 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
     if jax.default_backend() != "cpu":
-        kernel_against_blocks(repeats)
-    eight_documents_against_one(repeats)
-    blocks_against_dense(repeats)
+        compare_kernel_with_blocks(repeats)
+    compare_document_lengths(repeats)
+    compare_with_dense(repeats)

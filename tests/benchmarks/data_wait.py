@@ -1,7 +1,7 @@
-"""How long steps wait for data: `python -m tests.benchmarks.data_wait` trains 40 steps of the quickstart.
+"""Measures how long steps wait for data: `python -m tests.benchmarks.data_wait` trains 40 steps of the quickstart.
 
-Prints the waiting share of step time after a warm-up of five steps (target: under 2%), and the fill of the rows.
-Prepared data is kept in data/quickstart.
+Prints the share of step time spent waiting after five steps of warm-up (target: under 2%), and how full the rows are.
+Prepared data stays in data/quickstart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WARM_UP = 5
 
 
 def main() -> None:
-    """Train the mixture stage of the quickstart for some steps, and sum up what the metrics say."""
+    """Trains the mixture stage of the quickstart for a few steps, and prints sums of its metrics."""
     with tempfile.TemporaryDirectory() as folder:
         base = load_config("configs/quickstart.yaml", [f"folder={folder}"])
         stage = base.stages[1].model_copy(update={"steps": STEPS})

@@ -1,6 +1,6 @@
-"""What visual experts cost: the training step with them against the same step with shared weights.
+"""Compares a training step with visual experts to one with shared weights: `python -m tests.benchmarks.experts`.
 
-Run as `python -m tests.benchmarks.experts`. The target is a ratio of at most 1.10: the two do the same arithmetic.
+Both compute the same FLOPs. The target is a ratio of at most 1.10.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CASES = {
 
 
 def documents(rng: np.random.Generator) -> list[tuple[Document, int]]:
-    """Eight image-and-text documents that fill a row: three quarters patches."""
+    """Returns eight documents of an image and text that fill a row; three quarters are patches."""
     found = []
     for _ in range(8):
         tokens = np.concatenate([np.full(96, -1), rng.integers(10, 500, 32)]).astype(np.int32)
@@ -40,7 +40,7 @@ def documents(rng: np.random.Generator) -> list[tuple[Document, int]]:
 
 
 def main(repeats: int = 7) -> None:
-    """Print median seconds of a step and the ratios to shared weights."""
+    """Prints the median seconds of a step, and ratios to shared weights."""
     rng = np.random.default_rng(0)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     batch = stack([assemble_row(documents(rng), SHAPE, IMAGE, 0) for _ in range(2)])

@@ -1,13 +1,14 @@
-"""A training step against PyTorch's, on whatever device there is: `python -m tests.benchmarks.gpu [CONFIG ...]`.
+"""Compares a training step with PyTorch's on the available device: `python -m tests.benchmarks.gpu [CONFIG ...]`.
 
-The same model, weights, rows and AdamW on both sides, in turns within one session: our step, and the PyTorch model that
-is shipped beside exported weights (SDPA attention, autocast to bfloat16, fused AdamW on a GPU, gradient checkpointing
-where `model.remat` is not `none`). Each row is one document of full length, PyTorch's best case: packed rows would cost
-it masks. On a GPU: configs of 30M, 150M and 2B in bfloat16; else the smallest, small rows, float32 and bfloat16. Needs
-torch and transformers, and for a GPU both of them built for it.
+Both sides have the same model, weights, rows and AdamW, and run alternately in one process. PyTorch runs the model that
+exports ship (SDPA attention, autocast to bfloat16, fused AdamW on a GPU, gradient checkpointing unless `model.remat` is
+`none`). Each row is one document of full length, which is PyTorch's best case: packed rows would need masks. On a GPU
+the configs of 30M, 150M and 2B run in bfloat16; on a CPU the smallest one, with small rows, in float32 and bfloat16.
+Needs torch and transformers; on a GPU, jax and torch built for it.
 
-The first losses are printed too: if they differ, two different things were timed. MFU counts useful FLOPs
-(`solo.model.flops`) against the data sheet's peak; memory is the compiler's count on our side, PyTorch's peak on its.
+The first losses are printed too: if they differ, the two sides computed different things. MFU counts useful FLOPs
+(`solo.model.flops`) against the data sheet's peak. Memory is the compiler's count for solo, and the measured peak for
+PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# PyTorch needs some of the memory too. Before jax is imported.
+# Leaves memory to PyTorch. It must be set before jax is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -50,7 +51,7 @@ RATE, CLIP = 1e-4, 1.0
 
 
 class Case(NamedTuple):
-    """One config, its rows for both sides, and the weights that both begin with."""
+    """One config, its rows for both sides, and the initial weights of both."""
 
     config: Config
     definition: ModelDefinition
@@ -60,14 +61,14 @@ class Case(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """step: does one and returns the loss. memory: bytes at its peak, asked for at the end; None: not known."""
+    """`step` runs a step and returns the loss. `memory` returns the peak in bytes, at the end; None if unknown."""
 
     step: Callable[[], float]
     memory: Callable[[], int | None]
 
 
 def make_case(name: str, dtype: str, rows: int, slots: int, overrides: list[str]) -> Case:
-    """Rows of images (three quarters of the slots) and text, all of it learned from."""
+    """Makes rows of images (three quarters of the slots) and text; all text is supervised."""
     config = load_config(name if name.endswith(".yaml") else MODELS / f"{name}.yaml", overrides)
     model = config.model.model_copy(
         update={"compute_dtype": dtype, "vocab_size": config.model.vocab_size or config.data.tokenizer.vocab_size}
@@ -90,7 +91,7 @@ def make_case(name: str, dtype: str, rows: int, slots: int, overrides: list[str]
 
 
 def ours(case: Case) -> Contestant:
-    """The step that `solo train` runs, on one device."""
+    """Returns the step of `solo train`, on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = {"learning_rate": RATE, "schedule": "constant", "clip_norm": CLIP}
     stage_config = StageConfig.model_validate(
@@ -104,7 +105,7 @@ def ours(case: Case) -> Contestant:
 
     def step() -> float:
         state[0], measured = compiled(state[0], batch)
-        return float(measured.loss)
+        return float(measured["loss"])
 
     found = compiled.memory_analysis()
     memory = found.argument_size_in_bytes + found.temp_size_in_bytes
@@ -112,9 +113,9 @@ def ours(case: Case) -> Contestant:
 
 
 def theirs(case: Case, compile: bool) -> Contestant:
-    """The PyTorch model with the same weights, as one would train it."""
+    """Returns a step of the PyTorch model with the same weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):  # billions of weights are not drawn on a CPU, to be overwritten
+    with torch.device(device):  # Initialising billions of weights on a CPU is slow.
         model = _torch_model(case).to(device).train()
     if case.config.model.remat != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -174,14 +175,14 @@ def _inputs(case: Case) -> dict[str, torch.Tensor]:
 
 
 def measure(makers: dict[str, Callable[[], Contestant]], repeats: int, in_turns: bool) -> dict[str, tuple]:
-    """Name -> first loss, median seconds of a step, bytes. In turns, or one after the other where memory is short."""
+    """Returns name -> (first loss, median seconds of a step, bytes). Without `in_turns` only one is in memory."""
     found = {}
     groups = [list(makers)] if in_turns else [[name] for name in makers]
     for group in groups:
         contestants = {name: makers[name]() for name in group}
         losses = {name: each.step() for name, each in contestants.items()}
         for each in contestants.values():
-            each.step()  # allocators and clocks have settled
+            each.step()  # lets allocators and clocks settle
         seconds: dict[str, list[float]] = {name: [] for name in group}
         for _ in range(repeats):
             for name, each in contestants.items():
@@ -198,7 +199,7 @@ def measure(makers: dict[str, Callable[[], Contestant]], repeats: int, in_turns:
 
 
 def compare(name: str, dtype: str, arguments: argparse.Namespace) -> None:
-    """Print one config's figures and ratios."""
+    """Prints the figures and ratios of one config."""
     case = make_case(name, dtype, arguments.rows, arguments.slots, arguments.set)
     makers: dict[str, Callable[[], Contestant]] = {
         "solo": lambda: ours(case),
@@ -223,16 +224,16 @@ def compare(name: str, dtype: str, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """See the module's text."""
+    """Runs the command line."""
     on_gpu = jax.default_backend() == "gpu"
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("configs", nargs="*", help="names in configs/models, or YAML files")
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"])
     parser.add_argument("--rows", type=int, default=8 if on_gpu else 1)
-    parser.add_argument("--slots", type=int, default=2048 if on_gpu else 128, help="of a row, about")
+    parser.add_argument("--slots", type=int, default=2048 if on_gpu else 128, help="approximate slots of a row")
     parser.add_argument("--repeats", type=int, default=20 if on_gpu else 3)
     parser.add_argument("--compile", action="store_true", help="torch.compile the PyTorch model")
-    parser.add_argument("--one-at-a-time", action="store_true", help="where both do not fit in memory")
+    parser.add_argument("--one-at-a-time", action="store_true", help="for models that do not fit in memory twice")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the configs")
     arguments = parser.parse_args()
     configs = arguments.configs or ["solo_30m", "solo_150m", "mono_internvl_2b"][: None if on_gpu else 1]

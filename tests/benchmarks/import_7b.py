@@ -1,7 +1,7 @@
-"""Prints how fast a checkpoint of SOLO-7B's shape is imported, beside a plain copy of it, and in how much memory.
+"""Measures the time and memory of importing a checkpoint of SOLO-7B's shape, compared with a plain copy of it.
 
 Run as `python -m tests.benchmarks.import_7b [--layers N] [--folder FOLDER]` from the root of the repository. At full
-size it writes 14.5 GB of random numbers, and twice more: not among those of `python -m tests.benchmarks`.
+size it writes 14.5 GB of random numbers three times, so `python -m tests.benchmarks` does not run it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from solo.interop.layouts.solo import SOLO
 from solo.interop.tensor_files import TensorInfo, TensorReader, write_tensors
 from solo.model.parameters import ModelDefinition
 
-# In a small process of its own: a child's peak begins with its parent's.
+# Runs in a small process of its own, because the peak of a child includes its parent's memory at the fork.
 MEASURE = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
@@ -35,10 +35,10 @@ CONFIG = "configs/models/solo_7b.yaml"
 
 
 def main(arguments: list[str]) -> None:
-    """Write, copy, import, compare."""
+    """Writes a checkpoint, copies it, imports it, and compares the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--folder", help="where a temporary folder is made")
+    parser.add_argument("--folder", help="where to make a temporary folder")
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=parsed.folder) as folder:
         source, out = Path(folder, "source"), Path(folder, "out")
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
 
 
 def write_source(folder: Path, layers: int) -> tuple[ModelDefinition, int]:
-    """Random bfloat16 in shards of 5 GB; no infinities."""
+    """Writes random finite bfloat16 values in shards of 5 GB."""
     config = load_config(CONFIG, [f"model.layers={layers}"])
     definition = ModelDefinition(config.model, config.image, config.model.vocab_size or 0)
     tensors = [TensorInfo(rule.name, rule.shape, np.dtype(ml_dtypes.bfloat16)) for rule in SOLO.tensors(definition)]
@@ -72,7 +72,7 @@ def write_source(folder: Path, layers: int) -> tuple[ModelDefinition, int]:
 
 
 def measured(command: list[str], out: Path, source: Path) -> tuple[float, int]:
-    """Seconds until the result is on the disk, starting with nothing of the source in memory; and the peak RSS."""
+    """Returns the seconds until the result is on disk, starting with a cold page cache, and the peak RSS in bytes."""
     for file in source.iterdir():
         with open(file) as opened:
             os.fsync(opened.fileno())
@@ -86,12 +86,12 @@ def measured(command: list[str], out: Path, source: Path) -> tuple[float, int]:
 
 
 def report(title: str, size: int, seconds: float, peak: int) -> None:
-    """One line."""
+    """Prints one line."""
     print(f"{title:8}{seconds:7.1f} s  {size / seconds / 1e9:5.2f} GB/s  peak RSS {peak / 1e9:.2f} GB", flush=True)
 
 
 def compare(source: Path, out: Path, definition: ModelDefinition) -> None:
-    """Every seventh tensor, bit for bit."""
+    """Compares every seventh tensor, bit for bit."""
     ours = {rule.slices[0]: rule for rule in NATIVE.tensors(definition)}
     with TensorReader(source) as theirs, TensorReader(out) as found:
         rules = SOLO.tensors(definition)[::7]
@@ -99,7 +99,7 @@ def compare(source: Path, out: Path, definition: ModelDefinition) -> None:
             twin = ours[rule.slices[0]]
             again = rule.join(twin.split(found.read(twin.name)))
             assert again.tobytes() == theirs.read(rule.name).tobytes(), rule.name
-    print(f"{len(rules)} tensors compared, all the same bits")
+    print(f"{len(rules)} tensors compared, bitwise equal")
 
 
 if __name__ == "__main__":

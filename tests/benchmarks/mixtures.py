@@ -1,4 +1,4 @@
-"""Synthetic sources for planning: run counts only, drawn at random, with nothing behind them."""
+"""Synthetic sources for planning: indexes with random counts, without records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ IMAGES = ImageConfig(patch_size=8, max_side=8 * 64)
 def image_source(
     records: int, grids: np.ndarray, read: tuple[int, int], learned: tuple[int, int], seed: int
 ) -> SourceIndex:
-    """Records of one image, then text that is read and text that is learned, both uniform in [low, high].
+    """Returns records of one image, unsupervised text and supervised text, with lengths uniform in [low, high].
 
-    `grids` int [n, 2]: rows and columns of patches, drawn from evenly.
+    `grids` int [n, 2]: rows and columns of patches, sampled uniformly.
     """
     random = np.random.default_rng(seed)
     grid = grids[random.integers(0, len(grids), records)]
@@ -29,7 +29,7 @@ def image_source(
 
 
 def text_source(lengths: np.ndarray) -> SourceIndex:
-    """Records of `<s>` and learned text; `lengths` int [records], with `<s>`."""
+    """Returns records of `<s>` and supervised text; `lengths` int [records] include `<s>`."""
     sizes = np.zeros((len(lengths), 2, 2), np.int32)
     sizes[:, 0, 0], sizes[:, 1, 0] = 1, lengths - 1
     kinds = np.tile(np.asarray([TEXT, SUPERVISED_TEXT], np.uint8), len(lengths))
@@ -37,12 +37,12 @@ def text_source(lengths: np.ndarray) -> SourceIndex:
 
 
 def grids(rows: range, columns: range) -> np.ndarray:
-    """int [n, 2]: all grids of these sizes."""
+    """Returns all grids of these sizes, int [n, 2]."""
     return np.asarray([(row, column) for row in rows for column in columns])
 
 
 def quickstart(records: int = 20_000) -> dict[str, SourceIndex]:
-    """Digits (4-16 patches, ~10 text), scenes (15-48, 20-35), lines (18-40, 20-40), text of 50-400 tokens."""
+    """Digits (4-16 patches, ~10 tokens), scenes (15-48, 20-35), lines (18-40, 20-40), text of 50-400 tokens."""
     lengths = np.random.default_rng(3).integers(50, 401, records)
     return {
         "digits": image_source(records, grids(range(2, 5), range(2, 5)), (4, 6), (3, 5), 0),
@@ -63,7 +63,7 @@ def long_tailed(records: int = 20_000) -> dict[str, SourceIndex]:
 
 
 def stage(mixture: dict[str, float], **settings: object) -> StageConfig:
-    """A stage of 1,000,000 steps of 8 rows, unless `settings` say otherwise."""
+    """Returns a stage of 1,000,000 steps of 8 rows, unless `settings` say otherwise."""
     if "epochs" not in settings:
         settings.setdefault("steps", 1_000_000)
     fields = {"name": "test", "batch_rows": 8, "optimizer": OptimizerConfig(learning_rate=0.0), **settings}
@@ -71,7 +71,7 @@ def stage(mixture: dict[str, float], **settings: object) -> StageConfig:
 
 
 def data_config(mixture: dict[str, float], **settings: object) -> DataConfig:
-    """A data config whose readers are never called."""
+    """Returns a data config whose readers are never called."""
     return DataConfig(sources={name: SourceConfig(reader="none") for name in mixture}, **settings)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Prints, for several mixtures, how fast rows are planned and how full they are.
+"""Measures how fast rows are planned and how full they are, for several mixtures.
 
 Run as `python -m tests.benchmarks.planning [--set NAME=VALUE] [case ...]` from the root of the repository; `--set`
 changes a constant of `solo.data.planning.tuning`.
@@ -15,7 +15,7 @@ from solo.data.planning import tuning
 from solo.data.planning.stage_plan import StagePlan
 from tests.benchmarks.mixtures import CASES, IMAGES, data_config
 
-WINDOWS = 12  # fill in the long run is that of the second half
+WINDOWS = 12  # The second half shows the fill in the long run.
 
 
 def main(names: list[str]) -> None:

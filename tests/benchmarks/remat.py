@@ -1,4 +1,4 @@
-"""What each policy of rematerialisation holds: `python -m tests.benchmarks.remat`. Compiles, runs nothing."""
+"""Prints the memory of each rematerialisation policy: `python -m tests.benchmarks.remat`. Compiles only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLICIES = get_args(ModelConfig.model_fields["remat"].annotation)
 
 
 def temporaries(remat: str, layers: int = LAYERS) -> int:
-    """Bytes of temporaries of the loss's gradient, as the compiler counts them."""
+    """Returns the bytes of temporaries of the loss's gradient, as the compiler counts them."""
     config = ModelConfig(
         width=WIDTH, layers=layers, heads=4, kv_heads=2, ffn_width=3 * WIDTH, experts=ExpertsConfig(ffn="modality"),
         remat=remat,
@@ -33,7 +33,7 @@ def temporaries(remat: str, layers: int = LAYERS) -> int:
 
 
 def abstract_batch() -> Batch:
-    """Rows without values."""
+    """Returns a batch of shapes and dtypes."""
     slots = PATCHES + TEXT
     shapes = {
         "patches": ((PATCHES, 48), jnp.uint8),
@@ -48,7 +48,7 @@ def abstract_batch() -> Batch:
 
 
 def main() -> None:
-    """Print a line per policy: all temporaries, and what one layer adds, in units of its input [B, S, D]."""
+    """Prints all temporaries for each policy, and what one more layer adds in units of its input [B, S, D]."""
     unit = ROWS * (PATCHES + TEXT) * WIDTH * 4
     for remat in POLICIES:
         whole, half = temporaries(remat), temporaries(remat, LAYERS // 2)
