@@ -36,7 +36,7 @@ class MetricsStream(Metrics):
     When a run resumes, lines after the step that it resumes from are dropped and the TensorBoard files are written
     anew from the rest, so that both show every step once.
 
-    losses  what the file should hold and does not, in words: its machine may have stopped before it was stored
+    damage  what the file lacks up to that step, in words: a machine may stop before the file is stored
     """
 
     def __init__(self, run: RunFolder, resume_step: int):
@@ -45,7 +45,7 @@ class MetricsStream(Metrics):
 
         found, broken = _read_metrics(run.metrics_file)
         kept = [line for line in found if line["step"] <= resume_step]
-        self.losses = [f"{run.metrics_file}: {text}" for text in _losses(kept, broken, resume_step)]
+        self.damage = [f"{run.metrics_file}: {text}" for text in _damage(kept, broken, resume_step)]
         write_whole(run.metrics_file, "".join(map(json_line, kept)))
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         self._board = SummaryWriter(str(run.tensorboard))
@@ -84,7 +84,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     return whole, broken + len(found) - len(whole)
 
 
-def _losses(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[str]:
+def _damage(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[str]:
     """What is missing up to the step that a run resumes from. A run that branched off another begins later."""
     found = [f"{broken} damaged lines were left out"] if broken else []
     steps = {line["step"] for line in kept if line["kind"] == "train"}

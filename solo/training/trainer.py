@@ -283,9 +283,9 @@ class Trainer:
         if jax.process_index() == 0:
             drop_quarantined_after(self.run.quarantine_file, resume_step)
             metrics = stream = MetricsStream(self.run, resume_step)
-            self.notes += stream.losses
-            for loss in stream.losses:
-                _log.warning("%s", loss)
+            self.notes += stream.damage
+            for text in stream.damage:
+                _log.warning("%s", text)
         wait_for_all()  # before another process appends to the quarantine
         return metrics
 

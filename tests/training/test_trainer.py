@@ -107,7 +107,7 @@ def stored(*lines: dict) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "kept", "losses"),
+    ("content", "kept", "damage"),
     [
         (stored(*lines_of(1, 2, 3, 4, 5)) + b'{"kind": "tra', [1, 2, 3], ["1 damaged lines"]),
         (stored(*lines_of(1)), [1], ["2 lines are missing in steps 2 to 3"]),
@@ -119,7 +119,7 @@ def stored(*lines: dict) -> bytes:
     ],
 )
 def test_a_resumed_run_keeps_what_it_can_of_its_metrics_and_says_what_is_lost(
-    tmp_path: Path, content: bytes, kept: list[int], losses: list[str]
+    tmp_path: Path, content: bytes, kept: list[int], damage: list[str]
 ) -> None:
     run = RunFolder(tmp_path)
     run.metrics_file.write_bytes(content)
@@ -130,8 +130,8 @@ def test_a_resumed_run_keeps_what_it_can_of_its_metrics_and_says_what_is_lost(
     stream.close()
     new = [{"kind": "train", "step": 4, "loss": None}, {"kind": "train", "step": 5, "loss": 0.5}]
     assert read_metrics(run.metrics_file) == [*lines_of(*kept), *new]
-    assert len(stream.losses) == len(losses)
-    for said, expected in zip(stream.losses, losses, strict=True):
+    assert len(stream.damage) == len(damage)
+    for said, expected in zip(stream.damage, damage, strict=True):
         assert expected in said
         assert str(run.metrics_file) in said
 
