@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
     """
     cache = StatisticsCache(spec.row_statistics, note)
     found: list[Point] = []
-    base = _base(spec)
+    base = with_values(read_config(spec.base), spec.set)
     for labels, changes in spec.combinations():
         chosen = [_size(spec, base, labels, {**changes, **model}, cache) for model in _models(spec, base, changes)]
         found += _lengths(spec, chosen)
@@ -81,26 +81,24 @@ def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
 
 def first_sizes(spec: SweepSpec) -> list[Config]:
     """Returns the configs of all sizes, with the first value of every axis and the base's length."""
-    base = _base(spec)
+    base = with_values(read_config(spec.base), spec.set)
     _, changes = spec.combinations()[0]
-    return [_config(spec, base, {**changes, **model}) for model in _models(spec, base, changes)]
+    return [_config(spec, with_values(base, {**changes, **model})) for model in _models(spec, base, changes)]
 
 
-def _base(spec: SweepSpec) -> dict[str, Any]:
-    base = read_config(spec.base)
-    for key, value in spec.set.items():
-        set_value(base, key, value)
-    return base
+def with_values(raw: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a config, not validated, with the values at dotted keys replaced."""
+    raw = copy.deepcopy(raw)
+    for key, value in values.items():
+        set_value(raw, key, value)
+    return raw
 
 
 def _models(spec: SweepSpec, base: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
-    return sizes(spec.ladder, _config(spec, base, changes))
+    return sizes(spec.ladder, _config(spec, with_values(base, changes)))
 
 
-def _config(spec: SweepSpec, raw: dict[str, Any], changes: dict[str, Any]) -> Config:
-    raw = copy.deepcopy(raw)
-    for key, value in changes.items():
-        set_value(raw, key, value)
+def _config(spec: SweepSpec, raw: dict[str, Any]) -> Config:
     config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
     if len(config.stages) != 1 or config.stages[0].steps is None:
         raise ConfigError(
@@ -114,10 +112,8 @@ def _config(spec: SweepSpec, raw: dict[str, Any], changes: dict[str, Any]) -> Co
 def _size(
     spec: SweepSpec, base: dict[str, Any], labels: dict[str, Any], changes: dict[str, Any], cache: StatisticsCache
 ) -> _Size:
-    raw = copy.deepcopy(base)
-    for key, value in changes.items():
-        set_value(raw, key, value)
-    config = _config(spec, raw, {})
+    raw = with_values(base, changes)
+    config = _config(spec, raw)
     statistics = cache.of(config)
     definition = define(config, statistics.vocab_size)
     return _Size(raw, labels, config, definition, statistics, active(definition, statistics.over(1)))
@@ -210,10 +206,8 @@ def _branches(spec: SweepSpec, design: HorizonsDesign, size: _Size) -> Iterator[
 def _point(
     spec: SweepSpec, size: _Size, steps: int, changes: dict[str, Any] | None = None, branch_step: int = 0, **fields: Any
 ) -> Point:
-    raw = copy.deepcopy(size.raw)
     changes = changes if changes is not None else _warmup(spec, steps)
-    for key, value in {**changes, "stages.0.steps": steps}.items():
-        set_value(raw, key, value)
+    raw = with_values(size.raw, {**changes, "stages.0.steps": steps})
     config = parse_config(raw, origin=f"sweep {spec.name!r}, a run of {spec.base}")
     name = run_id(config)
     config = config.model_copy(update={"name": name, "folder": str(spec.path / "runs")})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from solo.config import Config, ConfigError, parse_config, read_config, set_value
+from solo.config import Config, ConfigError, parse_config, parse_section, read_config
 from solo.model.flops import BatchStats
 from solo.model.parameters import define
 from solo.scaling.laws.table_file import Row, text
 from solo.scaling.sweep.estimate import active
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.ladder import size
+from solo.scaling.sweep.points import with_values
 from solo.scaling.sweep.spec import Ladder, SweepSpec
 
 _WIDEST = 65_536
@@ -32,21 +32,16 @@ def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: floa
     Raises:
         ConfigError: the rows differ in an axis, or no run is finished.
     """
-    spec = SweepSpec.model_validate_json(json.dumps(json.loads(folder.plan_file.read_text())["spec"]))
-    base = read_config(spec.base)
-    for key, value in {**spec.set, **_changes(spec, rows)}.items():
-        set_value(base, key, value)
+    spec = parse_section(SweepSpec, json.loads(folder.plan_file.read_text())["spec"], str(folder.plan_file), "sweep")
+    base = with_values(read_config(spec.base), {**spec.set, **_changes(spec, rows)})
     visual, text_tokens, steps = _counted(folder)
     mixture = BatchStats(visual, text_tokens, 0, 0)
 
-    start = parse_config(copy.deepcopy(base), origin=spec.base)
+    start = parse_config(base, origin=spec.base)
     ladder = spec.ladder or Ladder(width=(start.model.width,))
 
     def at(width: int) -> Config:
-        raw = copy.deepcopy(base)
-        for key, value in size(ladder, start, width).items():
-            set_value(raw, key, value)
-        return parse_config(raw, origin=spec.base)
+        return parse_config(with_values(base, size(ladder, start, width)), origin=spec.base)
 
     def distance(width: int) -> float:
         config = at(width)

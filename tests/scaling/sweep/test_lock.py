@@ -5,6 +5,7 @@ import fcntl
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,15 +34,16 @@ def test_only_one_holds_a_lock(tmp_path: Path) -> None:
     assert not is_held(path)
 
 
-def test_looking_does_not_keep_others_from_a_lock(tmp_path: Path) -> None:
+def test_a_lock_that_is_held_for_an_instant_is_waited_for(tmp_path: Path) -> None:
+    """`is_held` of another process holds the lock while it looks."""
     path = tmp_path / "run"
-    with ThreadPoolExecutor(4) as pool:
-        looking = [pool.submit(lambda: [is_held(path) for _ in range(200)]) for _ in range(3)]
-        for _ in range(20):
-            with hold(path) as held:
-                assert held
-        for each in looking:
-            each.result()
+    with path.open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        timer = threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        timer.start()
+        with hold(path) as held:
+            assert held
+        timer.join()
 
 
 def test_a_killed_process_loses_its_lock(tmp_path: Path) -> None:
