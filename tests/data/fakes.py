@@ -1,4 +1,4 @@
-"""Sources in memory and a tokenizer of one token per character, so that tests see every number."""
+"""Sources in memory, and a tokenizer with one token per character, so that tests can write out every number."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def image_records(count: int, seed: int, name: str = "image") -> list[Record]:
 
 
 def text_records(count: int, seed: int, shortest: int = 5, longest: int = 60) -> list[Record]:
-    """Documents of so many characters."""
+    """Documents of `shortest` to `longest` characters."""
     lengths = np.random.default_rng(seed).integers(shortest, longest + 1, count)
     return [Record(f"text-{number}", (Turn("text", ("t" * length,)),)) for number, length in enumerate(lengths)]
 

@@ -89,7 +89,7 @@ def test_encode_png_is_lossless():
     assert np.array_equal(np.asarray(encoded.decode()), pixels)
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: Pillow does not know"):
         parse_conversation([{"role": "user", "content": [{"type": "image", "image": tmp_path / "notes.txt"}]}])
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_a_stored_rotation_is_honoured_or_not(kind, orientation) -> None:
+def test_a_stored_rotation_is_applied_or_ignored(kind, orientation) -> None:
     picture = PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
     exif, buffer = PillowImage.Exif(), io.BytesIO()
     exif[0x0112] = orientation
@@ -112,7 +112,7 @@ def test_a_stored_rotation_is_honoured_or_not(kind, orientation) -> None:
     assert [blank(image).size(mode) for mode in ("apply", "ignore")] == [image.size(), image.size("ignore")]
 
 
-def test_an_images_size_is_known_without_decoding_it() -> None:
+def test_the_size_of_an_image_is_known_without_decoding_it() -> None:
     buffer = io.BytesIO()
     PillowImage.effect_noise((300, 200), 50).save(buffer, "PNG")
     assert Image(buffer.getvalue()[:200]).size() == (300, 200)

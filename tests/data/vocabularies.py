@@ -1,4 +1,4 @@
-"""Vocabularies as other projects publish them: files in a folder, made small."""
+"""Small vocabularies in the form in which other projects publish theirs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXTS = [topics[name] for name in sorted(topics)[:30]]
 
 @cache
 def foreign_model(size: int = 500) -> bytes:
-    """A SentencePiece model with `<unk>`, `<s>` and `</s>`, and none of our tokens, as Mistral's: `size` - 7 tokens."""
+    """A SentencePiece model like Mistral's, of `size` - 7 tokens: `<unk>`, `<s>` and `</s>`, but none of ours."""
     ours = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=size))
     proto = sentencepiece_model_pb2.ModelProto.FromString(ours._model)  # type: ignore[attr-defined]
     kept = [entry for entry in proto.pieces if entry.piece not in SPECIAL_TOKENS.values()]
@@ -30,7 +30,7 @@ def foreign_model(size: int = 500) -> bytes:
 
 @cache
 def byte_level_json(size: int = 400) -> str:
-    """A byte-level BPE `tokenizer.json`, as Qwen's: `<|endoftext|>` = size, `<|im_start|>`, `<|im_end|>`; then
+    """A byte-level BPE `tokenizer.json` like Qwen's: `<|endoftext|>` = size, `<|im_start|>`, `<|im_end|>`; then
     `<tool>`, which is not special."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -70,7 +70,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return list(ids) if self._special.keys().isdisjoint(ids) else self._encode_apart(text)
 
     def _encode_apart(self, text: str) -> list[int]:
-        """Encodes text that spells special tokens: splits it behind the first character of each."""
+        """Encodes text that spells special tokens: splits it after the first character of each."""
         whole = "|".join(map(re.escape, sorted(self._special.values(), key=len, reverse=True)))
         cuts = [match.start() + 1 for match in re.finditer(f"(?={whole})", text)]
         parts = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -94,7 +94,7 @@ def with_repository_tokens(model: bytes, found: RepositoryTokens) -> bytes:
     Special tokens get the type CONTROL; the others get USER_DEFINED, which text matches as a whole.
 
     Raises:
-        ValueError: the ids leave a gap behind the model's own.
+        ValueError: the ids leave a gap after the model's own.
     """
     proto = _parse(model)
     for token_id, token in sorted(found.added.items()):

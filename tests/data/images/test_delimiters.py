@@ -18,7 +18,7 @@ def span(rows: int, columns: int, tiles: int = 1, **settings) -> list[int]:
     return image_span(grid, image_tokens(image, TOKENIZER), image, PATCH).tolist()
 
 
-def test_layouts_by_hand():
+def test_delimiters_of_each_layout():
     begin, end, row, p = (*(TOKENIZER.id(token) for token in ("<vision>", "</vision>", "<vrow_sep>")), PATCH)
     assert span(2, 3) == [begin, p, p, p, row, p, p, p, end]
     assert span(1, 1) == [begin, p, end]
@@ -31,7 +31,7 @@ def test_layouts_by_hand():
     assert span(2, 2, tiles=3, **internvl) == [img, *[p] * 12, img + 1]
 
 
-def test_text_is_counted_without_laying_it_out():
+def test_text_tokens_follow_from_the_rows_alone():
     rows = np.array([1, 2, 7])
     fuyu = ImageConfig(begin_token=None, end_token=None, row_token_after_last=True)
     assert image_text(rows, ImageConfig()).tolist() == [2, 3, 8]
@@ -43,7 +43,7 @@ def test_text_is_counted_without_laying_it_out():
 def test_a_missing_token_is_named():
     with pytest.raises(ConfigError, match=r"image\.row_token needs the token '<newline>', which the tokenizer"):
         image_tokens(ImageConfig(row_token="<newline>"), TOKENIZER)
-    # Tiles have no rows that a token could stand between.
+    # Tiles have no row tokens.
     tiles = ImageConfig(geometry="tiles", patch_size=28, row_token="<newline>")
     assert image_tokens(tiles, TOKENIZER).row is None
     assert "image.row_token" not in delimiter_tokens(tiles)

@@ -45,7 +45,7 @@ def size(width: int, height: int, config: ImageConfig) -> tuple[int, int]:
 
 
 def solo_size(width: int, height: int, patch: int, most: int) -> tuple[int, int]:
-    """SOLO's rule in plain Python, with its float division, and one patch where it gives none."""
+    """SOLO's rule in plain Python, with its float division, and one patch where it gives zero."""
     longer, shorter = max(width, height), min(width, height)
     long_side = min(math.ceil(longer / patch) * patch, most)
     short_side = max(math.ceil(int(long_side * shorter / longer) / patch) * patch, patch)
@@ -178,7 +178,7 @@ def internvl_tiles(width: int, height: int, most: int, tile: int = 448, least: i
 
 
 def some_sizes() -> np.ndarray:
-    """Random ones, exact ratios (where grids tie) at several scales, midway between two ratios, and extremes."""
+    """Random sizes, exact ratios (where grids tie) at several scales, sizes midway between two ratios, and extremes."""
     random = np.random.default_rng(0).integers(1, 5000, (120, 2)).tolist()
     ties = [
         (448 * i * k // 4, 448 * j * k // 4) for i, j in itertools.product((1, 2, 3, 5), repeat=2) for k in (1, 3, 9)
@@ -225,7 +225,7 @@ def test_tiles_are_shared_among_the_images_of_a_record():
     assert len(set(patch_grid(np.full(5, 800), np.full(5, 600), alone, images).tiles.tolist())) == 1
 
 
-def test_thin_images_keep_one_patch_and_are_known():
+def test_thin_images_keep_one_patch_and_are_reported():
     wide, high = np.array([2000, 1025, 1024, 640]), np.array([1, 1, 1, 480])
     assert too_thin(wide, high, SOLO).tolist() == [True, True, False, False]
     assert (patch_grid(wide, high, SOLO).rows > 0).all()
@@ -251,6 +251,6 @@ def test_thin_images_keep_one_patch_and_are_known():
         ({"geometry": "area", "patch_order": "columns"}, "goes with geometry: tiles"),
     ],
 )
-def test_geometries_that_make_no_sense(settings, message):
+def test_contradictory_geometries_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         ImageConfig(**settings)

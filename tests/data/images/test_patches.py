@@ -1,4 +1,4 @@
-"""Pixels, to the last bit, against the references' preprocessing as their spec sheets describe it."""
+"""Pixels equal the references' preprocessing to the last bit."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_solo(name):
 
 
 def mono_internvl(image: PillowImage.Image, columns: int, rows: int, side: int) -> list[np.ndarray]:
-    """mono_internvl.md 1.2: the whole image resized, cut into boxes, and a small one of it all behind them."""
+    """mono_internvl.md 1.2: the whole image resized and cut into boxes, then a small one of all of it."""
     whole = image.resize((side * columns, side * rows))  # Pillow's default
     boxes = [
         (
@@ -149,7 +149,7 @@ def brute_force(width: int, height: int, most: int, side: int) -> tuple[int, int
 @pytest.mark.parametrize(
     "size", [(501, 377), (30, 60), (29, 61), (1, 1), (2500, 700), (700, 2500), (1921, 50), (1919, 1079)]
 )
-def test_fuyu_is_transformers_own(size):
+def test_fuyu_equals_transformers(size):
     """Pixels, padding included, in Fuyu's order (y, x, C)."""
     pytest.importorskip("torch")
     fuyu = pytest.importorskip("transformers.models.fuyu.image_processing_pil_fuyu")
@@ -236,8 +236,8 @@ def test_unreadable_images_are_os_errors(monkeypatch):
         Image(good).decode()
 
 
-def test_markers_stand_before_an_image_and_behind_each_row() -> None:
-    """EVEv2: a learned token first, and one behind every row, the last one included."""
+def test_markers_stand_before_an_image_and_after_each_row() -> None:
+    """EVEv2: a learned token first, and one after every row, the last one included."""
     plain = ImageConfig(geometry="area", patch_size=4, begin_token=None, end_token=None, row_token=None)
     marked = plain.model_copy(update={"markers": True})
     data = encode_png(PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8))).data

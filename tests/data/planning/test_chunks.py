@@ -48,15 +48,15 @@ def test_records_that_fit_are_one_chunk_each() -> None:
     assert (chunks.documents, chunks.split, dict(chunks.dropped)) == (2, 0, {})
 
 
-def test_a_supervised_token_without_predecessor_is_no_target() -> None:
+def test_a_supervised_token_without_predecessor_is_not_a_target() -> None:
     chunks = make_chunks(index([learn(5)], [read(1), learn(5)]), CONFIG, SHAPE, "split")
     assert chunks.needs[:, 2].tolist() == [4, 5]
 
 
-def test_long_text_is_cut_between_tokens() -> None:
+def test_long_text_is_split_between_tokens() -> None:
     shape = RowShape(patch_slots=20, text_slots=10, target_slots=10)
     chunks = make_chunks(index([read(1), learn(24)], [read(3)]), CONFIG, shape, "split")
-    # 10 slots: 9 targets after the first; then chunks whose own first slot is no target.
+    # 10 slots: 9 targets after the first; then chunks whose own first slot is not a target.
     assert rows_of(chunks) == [(0, 0, 10, 0, 10, 9), (0, 10, 20, 0, 10, 9), (0, 20, 25, 0, 5, 4), (1, 0, 3, 0, 3, 0)]
     assert chunks.split == 1
 
@@ -67,7 +67,7 @@ def test_targets_limit_a_chunk_as_well() -> None:
     assert rows_of(chunks) == [(0, 0, 5, 0, 5, 3), (0, 5, 9, 0, 4, 3), (0, 9, 11, 0, 2, 0)]
 
 
-def test_an_image_is_never_cut_nor_parted_from_its_delimiters() -> None:
+def test_an_image_is_never_split_or_separated_from_its_delimiters() -> None:
     record = [read(1), learn(5), picture(4, 4), learn(1), picture(2, 5), read(2)]
     chunks = make_chunks(index(record), CONFIG, SHAPE, "split")
     # text 6 and the image's 5 exceed 10; then 16 patches and 10 exceed 20.
@@ -92,7 +92,7 @@ def test_chunks_leave_room_for_the_text_of_other_patches() -> None:
     shape = RowShape(patch_slots=20, text_slots=100, target_slots=100)
     source = index([read(250)], [read(90)], [read(91)], [read(90), picture(1, 5)])
     chunks = make_chunks(source, CONFIG, shape, "split", TextPerPatch(mean=1.5, low=0.5))
-    # Chunks leave 1.5 * 20 text slots. A text that leaves 0.5 * 20 is kept whole, and so is one with an image.
+    # Chunks leave 1.5 * 20 text slots. A text that leaves 0.5 * 20 stays whole, and so does one with an image.
     assert (chunks.stop - chunks.start).tolist() == [70, 70, 70, 40, 90, 70, 21, 97]
     assert chunks.split == 2
 

@@ -20,18 +20,18 @@ def test_every_block_holds_exact_counts() -> None:
     stream = MixtureStream(stage(mixture={"a": 3.0, "b": 0.5, "c": 0.0001}), SIZES, seed=0)
     for block in (0, 1, 77):
         source, _ = stream.lookup(np.arange(block * BLOCK, (block + 1) * BLOCK))
-        # 3 : 0.5 * 2 chunks a document : nearly nothing, but never nothing.
+        # 3 : 0.5 * 2 chunks a document : almost zero, which still gets one draw.
         assert np.bincount(source).tolist() == [3071, 1024, 1]
 
 
-def test_blocks_are_shuffled_each_in_its_own_way() -> None:
+def test_each_block_has_its_own_shuffle() -> None:
     stream = MixtureStream(stage(), SIZES, seed=0)
     first, second = (stream.lookup(np.arange(block * BLOCK, (block + 1) * BLOCK))[0] for block in (0, 1))
     assert not np.array_equal(first, second)
     assert np.count_nonzero(np.diff(first)) > BLOCK / 4
 
 
-def test_no_chunk_is_drawn_twice_more_than_another() -> None:
+def test_draws_of_two_chunks_differ_by_at_most_one_after_a_block() -> None:
     stream = MixtureStream(stage(), SIZES, seed=0)
     for blocks in (1, 2, 5):
         source, chunk = stream.lookup(np.arange(blocks * BLOCK))
@@ -40,7 +40,7 @@ def test_no_chunk_is_drawn_twice_more_than_another() -> None:
             assert times.max() - times.min() <= 1
 
 
-def test_every_epoch_has_an_order_of_its_own() -> None:
+def test_every_epoch_has_its_own_order() -> None:
     sizes = [SourceSize(BLOCK, BLOCK, BLOCK)]  # an epoch is a block
     stream = MixtureStream(stage(mixture={"a": 1.0}), sizes, seed=0)
     epochs = [stream.lookup(np.arange(start, start + BLOCK))[1] for start in (0, BLOCK)]
@@ -52,7 +52,7 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     assert 0.4 < len(first_halves[0] & first_halves[1]) / BLOCK < 0.6
 
 
-def test_lookup_does_not_depend_on_what_is_asked_with_it() -> None:
+def test_a_lookup_does_not_depend_on_the_other_positions() -> None:
     stream = MixtureStream(stage(), SIZES, seed=4)
     positions = np.random.default_rng(0).integers(0, 10 * BLOCK, 300)
     source, chunk = stream.lookup(positions)
@@ -72,19 +72,19 @@ def test_seed_and_stage_change_the_order(other: dict[str, object]) -> None:
     assert not np.array_equal(base[0], changed[0])
 
 
-def test_weights_by_positions_share_the_slots() -> None:
+def test_mixture_by_tokens_weighs_slots() -> None:
     shares = draw_weights(stage(mixture={"a": 1.0, "b": 1.0, "c": 2.0}, mixture_by="tokens"), SIZES)
     slots_per_chunk = np.asarray([size.slots / size.chunks for size in SIZES])
     assert shares * slots_per_chunk / (shares * slots_per_chunk).sum() == pytest.approx([0.25, 0.25, 0.5])
 
 
-def test_weights_by_documents_do_not_mind_how_often_a_document_is_cut() -> None:
+def test_mixture_by_documents_ignores_how_documents_are_split() -> None:
     shares = draw_weights(stage(mixture={"a": 1.0, "b": 1.0, "c": 2.0}), SIZES)
     documents = shares * np.asarray([size.documents / size.chunks for size in SIZES])
     assert documents / documents.sum() == pytest.approx([0.25, 0.25, 0.5])
 
 
-def test_epochs_draw_every_source_so_often() -> None:
+def test_epochs_draw_each_source_that_many_times() -> None:
     stream = MixtureStream(stage(epochs=2.0, mixture={"a": 1.0, "b": 0.5, "c": 1.25}), SIZES, seed=0)
     assert stream.length == 100 + 1400 + 22
     source, chunk = stream.lookup(np.arange(stream.length))

@@ -10,7 +10,7 @@ from solo.data.planning.permutation import derive_key, derive_keys, permute
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
-def test_it_is_a_bijection(n: int, key: int) -> None:
+def test_permute_is_a_bijection(n: int, key: int) -> None:
     assert np.array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
 
 

@@ -45,7 +45,7 @@ def small(**settings: object) -> StagePlan:
     ],
 )
 def test_rows_are_full(case: str, fill: float) -> None:
-    """Of all positions, patches and text together, so much holds something, at the start and later."""
+    """At least `fill` of all slots hold something, in the first steps and later."""
     sources, config = CASES[case]()
     plan = StagePlan(config, sources, IMAGES, data_config(sources), seed=0)
     assert plan.statistics(0, 32).fill >= fill
@@ -160,7 +160,7 @@ def _placed(plan: StagePlan) -> list[Chunk]:
     return [chunk for step in range(plan.num_steps) for row in plan.rows(step) for chunk in row]
 
 
-def test_epochs_place_every_document_so_often() -> None:
+def test_epochs_place_each_document_that_many_times() -> None:
     plan = small(steps=None, epochs=2.0)
     times = Counter((chunk.source, chunk.record) for chunk in _placed(plan))
     assert times == {(source, record): 2 for source in range(4) for record in range(400)}
@@ -205,8 +205,8 @@ def test_the_end_of_a_finite_stage_is_padded_with_empty_rows() -> None:
         plan.rows(2)
 
 
-def test_no_document_waits_for_ever() -> None:
-    """Text of nearly a whole row can hardly be combined with anything, and must be placed all the same."""
+def test_no_document_waits_forever() -> None:
+    """A text of nearly a whole row fits with almost nothing, but must still be placed."""
     sources = {
         "images": image_source(500, grids(range(3, 7), range(3, 7)), (1, 5), (1, 20), 0),
         "text": text_source(np.full(50, 480)),
@@ -223,14 +223,14 @@ def test_a_ratio_that_does_not_suit_the_data_costs_fill_but_works() -> None:
     assert 0.4 < plan.statistics(60, 100).fill < 0.75
 
 
-def test_a_surplus_that_nothing_makes_up_for_is_not_hoarded() -> None:
+def test_a_lasting_surplus_is_not_carried_along() -> None:
     sources = {name: index for name, index in quickstart(400).items() if name in ("digits", "text")}
     config = stage({"digits": 0.001, "text": 1.0}, batch_rows=4, patch_slots=512, text_slots=512)
     plan = StagePlan(config, sources, IMAGES, data_config(sources, packing_window=16), 0)
     assert len(plan.snapshot(40)["carry"]) < 1200
 
 
-def test_what_fits_no_row_is_an_error_that_says_so() -> None:
+def test_a_source_that_fits_no_row_is_an_error() -> None:
     sources = {"images": image_source(10, grids(range(8, 9), range(8, 9)), (1, 5), (1, 20), 0)}
     with pytest.raises(ConfigError, match=r"no record of source 'images'.*max_side"):
         StagePlan(stage({"images": 1.0}, patch_slots=32, text_slots=64), sources, IMAGES, data_config(sources), 0)
@@ -247,13 +247,13 @@ def test_sources_must_be_those_of_the_mixture() -> None:
         StagePlan(stage({"other": 1.0}), quickstart(10), IMAGES, data_config({"other": 1.0}), 0)
 
 
-def test_a_shape_given_is_kept() -> None:
+def test_a_given_shape_is_kept() -> None:
     plan = small()
     assert (plan.shape.patch_slots, plan.shape.text_slots, plan.shape.target_slots) == (184, 832, 824)
 
 
 @pytest.mark.parametrize("slot_multiple", [8, 32, 128])
-def test_a_chosen_shape_is_of_multiples_and_holds_the_largest_image(slot_multiple: int) -> None:
+def test_a_chosen_shape_has_multiples_and_holds_the_largest_image(slot_multiple: int) -> None:
     sources = quickstart(300)
     config: StageConfig = stage(dict.fromkeys(sources, 1.0), slot_multiple=slot_multiple)
     data: DataConfig = data_config(sources)

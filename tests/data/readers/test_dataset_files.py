@@ -84,7 +84,7 @@ def test_llava_trains_on_inputs_as_one_text(pictures):
     assert record.turns == (Turn("text", (RED, "\n", "A kite.", "Where?", "Up.")),)
 
 
-def test_llava_lines_that_are_no_examples(tmp_path):
+def test_llava_lines_that_are_not_examples(tmp_path):
     path = tmp_path / "bad.jsonl"
     good = json.dumps({"id": "kite", "conversations": [{"from": "system", "value": "s"}, *said("a", "b")]}).encode()
     path.write_bytes(b"{oops\n" + good + b"\n[1]\n\xff\xfe\n" + good)
@@ -95,7 +95,7 @@ def test_llava_lines_that_are_no_examples(tmp_path):
     assert "not list" in found[2].reason
 
 
-def test_llava_file_that_is_no_list(tmp_path):
+def test_llava_file_that_is_not_a_list(tmp_path):
     (tmp_path / "a.json").write_text('{"id": 1}')
     with pytest.raises(ConfigError, match=r"a\.json does not hold one JSON list.*\.jsonl"):
         list(read("llava", {"path": str(tmp_path / "a.json")}))
@@ -133,7 +133,7 @@ def test_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_tfds(tmp_path_factory):
-    """A dataset as TFDS writes it, without TensorFlow: two examples, as image, array, label and text."""
+    """A dataset of two examples as TFDS writes it, without TensorFlow: image, array, label and text."""
     tfds = pytest.importorskip("tensorflow_datasets")
     folder = tmp_path_factory.mktemp("tfds")
 

@@ -67,7 +67,7 @@ def test_scene_sizes():
 
 
 def seen(image: Image) -> list[tuple[str, str]]:
-    """Shapes along the longer side, recognised from the pixels: colour by distance, kind by area."""
+    """Returns shapes along the longer side, recognised from the pixels: colour by distance, kind by area."""
     pixels = np.asarray(image.decode()).astype(int)
     if pixels.shape[0] > pixels.shape[1]:
         pixels = pixels.transpose(1, 0, 2)
@@ -95,7 +95,7 @@ def test_the_pixels_show_what_the_caption_says():
 
 
 def answers(question: str, scene: scenes.Scene) -> list[str]:
-    """Every answer that is true, found by looking at the scene."""
+    """Returns every true answer, read from the scene."""
     shapes = scene.shapes
     if found := re.fullmatch(r"What colour is the (\w+)\?", question):
         return [s.colour for s in shapes if s.kind == found[1]]
@@ -127,7 +127,7 @@ def test_guessing_without_the_image_does_not_pay():
     for _ in range(10_000):
         question, answer, _ = scenes.ask(draw, draw.random() < 0.5, most=3)
         given[question][answer] += 1
-    # Only questions asked often say something about guessing.
+    # Only frequent questions tell something about guessing.
     often = [found for found in given.values() if found.total() >= 50]
     assert sum(found.total() for found in often) > 7500
     assert max(max(found.values()) / found.total() for found in often) < 0.5

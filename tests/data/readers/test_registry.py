@@ -38,7 +38,7 @@ def test_faults_are_found_before_reading(name, options, limit, message):
         ("llava", {"path": "/nowhere.jsonl"}, "cannot read /nowhere.jsonl"),
     ],
 )
-def test_faults_found_on_reading(name, options, message):
+def test_faults_are_found_on_reading(name, options, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         next(read(name, options, 1))
 

@@ -18,7 +18,7 @@ def config(mode: str = "causal") -> ImageConfig:
 
 
 def document(elements: list[tuple[int, bool, int]], first_pixel: int = 0) -> Document:
-    """From (token or PATCH, supervised, image) in reading order; patches are numbered from `first_pixel`."""
+    """Makes a document of (token or PATCH, supervised, image) in reading order; pixels count from `first_pixel`."""
     tokens, supervised, image = (np.asarray(column) for column in zip(*elements, strict=True))
     count = int((tokens == PATCH).sum())
     pixels = first_pixel + np.arange(count)
@@ -32,7 +32,7 @@ def document(elements: list[tuple[int, bool, int]], first_pixel: int = 0) -> Doc
 
 
 def picture(rows: int, columns: int, number: int) -> list[tuple[int, bool, int]]:
-    """<vision> = 5, </vision> = 6, row separator = 7."""
+    """<vision> = 5, </vision> = 6, row token = 7."""
     inside = [(7, False, number) if column == 0 and row else None for row in range(rows) for column in range(columns)]
     span = [element for place in inside for element in ([place] if place else []) + [(PATCH, False, number)]]
     return [(5, False, NO_IMAGE), *span, (6, False, NO_IMAGE)]
@@ -46,7 +46,7 @@ CAPTION = document([(31, True, -1), (32, True, -1)])
 SHAPE = RowShape(patch_slots=6, text_slots=12, target_slots=5)
 
 
-def test_a_row_by_hand() -> None:
+def test_a_row_written_out() -> None:
     row = assemble_row([(QUESTION, 3), (CAPTION, 1)], SHAPE, config(), PAD)
     # Reading order of the question: 1 <vision> p p sep p p </vision> 11 21 22 2
     assert row.text.tolist() == [1, 5, 7, 6, 11, 21, 22, 2, 31, 32, PAD, PAD]
@@ -73,15 +73,15 @@ def test_a_row_by_hand() -> None:
         [0, 0, 0, 0],
         [0, 0, 0, 0],
     ]
-    # 21 follows `11` in slot 6 + 4, and so on; 32 follows 31. Nothing precedes 31: it is no target.
+    # 21 follows `11` in slot 6 + 4, and so on; 32 follows 31. Nothing precedes 31, so it is not a target.
     assert row.target_slots.tolist() == [10, 11, 12, 14, 0]
     assert row.target_ids.tolist() == [21, 22, 2, 32, 0]
     assert row.target_weights.tolist() == [1, 1, 1, 1, 0]
     assert row.target_source.tolist() == [3, 3, 3, 1, 0]
 
 
-def test_labels_are_shifted_once() -> None:
-    """A target is the token after its slot in reading order: one place on, not the same and not two on."""
+def test_targets_are_shifted_once() -> None:
+    """A target is the next token after its slot in reading order."""
     row = assemble_row([(QUESTION, 0)], SHAPE, config(), PAD)
     for slot, token in zip(row.target_slots[:3], row.target_ids[:3], strict=True):
         place = row.positions[slot]
@@ -90,14 +90,14 @@ def test_labels_are_shifted_once() -> None:
         assert QUESTION.supervised[place + 1]
 
 
-def test_what_follows_an_image_is_predicted_by_its_last_element() -> None:
+def test_the_last_element_of_an_image_predicts_what_follows() -> None:
     elements = [*picture(1, 2, 0)[:-1], (40, True, -1), (41, True, -1)]  # no </vision>: a patch comes last
     row = assemble_row([(document(elements), 0)], SHAPE, config(), PAD)
     assert row.target_slots.tolist() == [1, 6 + 1, 0, 0, 0]
     assert row.target_ids.tolist() == [40, 41, 0, 0, 0]
 
 
-def test_the_first_element_of_a_chunk_is_no_target() -> None:
+def test_the_first_element_of_a_chunk_is_not_a_target() -> None:
     row = assemble_row([(CAPTION, 0), (QUESTION.chunk(10, 12), 2)], SHAPE, config(), PAD)
     assert row.text[:4].tolist() == [31, 32, 22, 2]
     assert row.positions[6:10].tolist() == [0, 1, 0, 1]
@@ -105,7 +105,7 @@ def test_the_first_element_of_a_chunk_is_no_target() -> None:
     assert row.target_slots.tolist() == [6, 8, 0, 0, 0]
 
 
-def test_types_and_shapes() -> None:
+def test_dtypes_and_shapes() -> None:
     row = assemble_row([(QUESTION, 0)], SHAPE, config(), PAD)
     empty = assemble_row([], SHAPE, config(), PAD)
     for built in (row, empty):
@@ -129,20 +129,20 @@ def test_types_and_shapes() -> None:
 @pytest.mark.parametrize(
     ("shape", "what"), [((3, 12, 5), "4 patches"), ((4, 7, 5), "8 text"), ((4, 8, 2), "3 targets")]
 )
-def test_what_does_not_fit_is_refused(shape: tuple[int, int, int], what: str) -> None:
+def test_documents_that_do_not_fit_are_refused(shape: tuple[int, int, int], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         assemble_row([(QUESTION, 0)], RowShape(*shape), config(), PAD)
 
 
 def test_images_of_neighbouring_documents_do_not_see_each_other() -> None:
-    bare = document(picture(1, 2, 0)[1:-1])  # no delimiters; both documents call their image number 0
+    bare = document(picture(1, 2, 0)[1:-1])  # no delimiters; both documents number their image 0
     row = assemble_row([(bare, 0), (bare, 0)], SHAPE, config("bidirectional"), PAD)
     assert row.attend[:4].tolist() == [[0, 2, 0, 0], [0, 2, 0, 0], [2, 4, 0, 0], [2, 4, 0, 0]]
 
 
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
-    """Texts and images interleaved at random; sometimes a chunk, sometimes an image at either end."""
+    """Draws interleaved texts and images; sometimes a chunk of them, sometimes an image at either end."""
     elements: list[tuple[int, bool, int]] = []
     images = 0
     for _ in range(draw(st.integers(1, 4))):
@@ -188,7 +188,7 @@ def test_targets_are_the_supervised_tokens_that_follow_something(found: list[Doc
 
 
 @pytest.mark.parametrize(("average", "power"), [("token", 0), ("row", 0), ("document", 1), ("document_root", 0.5)])
-def test_targets_weigh_by_their_document(average, power) -> None:
+def test_targets_are_weighted_by_document(average, power) -> None:
     alone = [assemble_row([(one, 0)], SHAPE, config(), PAD) for one in (QUESTION, CAPTION)]
     counts = [int((row.target_weights > 0).sum()) for row in alone]
     assert counts[0] != counts[1]

@@ -22,7 +22,7 @@ def image(rows: int, columns: int, shade: int = 0) -> Image:
 
 
 def test_image_layout(tokenizer):
-    # SOLO: <vision> row <vrow_sep> row </vision>, separators between rows only.
+    # SOLO: <vision> row <vrow_sep> row </vision>, row tokens between rows only.
     begin, end, row = (tokenizer.id(token) for token in ("<vision>", "</vision>", "<vrow_sep>"))
     parts = [TextRun((7, 8), True), image(2, 3, 50), TextRun((9,), False), image(1, 1, 60)]
     document = encode(parts, tokenizer, CONFIG)

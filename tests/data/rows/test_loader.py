@@ -41,7 +41,7 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def across_hosts(hosts: int, start_step: int = 0) -> list[Batch]:
-    """Global batches, put together from what every host loads with a plan of its own."""
+    """Global batches, joined from what every host loads with its own plan."""
     local = [
         batches(plan_of(), process_index=host, process_count=hosts, start_step=start_step) for host in range(hosts)
     ]
@@ -103,7 +103,7 @@ def test_rows_follow_the_sequence_config() -> None:
     assert not other.attend.any(), "what is not as it was indexed is left out"
 
 
-def test_a_closed_loader_is_at_its_end() -> None:
+def test_a_closed_loader_gives_no_batches() -> None:
     loader = Loader(plan_of(), SOURCES, CharacterTokenizer(), IMAGE, data_config(SOURCES))
     next(loader)
     loader.close()
@@ -121,7 +121,7 @@ def test_a_finite_stage_is_loaded_to_its_end() -> None:
     assert ends == 60
 
 
-def test_unreadable_documents_leave_their_slots_empty_and_are_written_down(tmp_path: Path) -> None:
+def test_unreadable_documents_leave_empty_slots_and_are_quarantined(tmp_path: Path) -> None:
     records = image_records(40, seed=0)
     good = MemorySource(records)
     records[3] = Record("truncated", (Turn("user", (_truncated(records[3]), "qq")), Turn("assistant", ("a",))))
@@ -154,7 +154,7 @@ def _truncated(record: Record) -> Image:
     return Image(image.data[: len(image.data) // 2])
 
 
-def test_a_record_other_than_the_indexed_one_is_not_used(tmp_path: Path) -> None:
+def test_a_record_that_differs_from_the_index_is_not_used(tmp_path: Path) -> None:
     records = text_records(20, 1)
     source = MemorySource(records)
     source._records[4] = Record("grown", (Turn("text", ("t" * 500,)),))
@@ -165,9 +165,7 @@ def test_a_record_other_than_the_indexed_one_is_not_used(tmp_path: Path) -> None
     assert "another tokenizer" in line["reason"]
 
 
-def test_without_a_usable_quarantine_file_nothing_is_raised_either(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unwritable_quarantine_file_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = MemorySource(text_records(10, 1), broken={2: OSError("gone")})
     plan = plan_of(stage({"text": 1.0}, batch_rows=2, epochs=1.0, row_slots=128), {"text": source})
     assert len(batches(plan, {"text": source})) == plan.num_steps
@@ -194,7 +192,7 @@ def test_sources_must_be_those_of_the_plan() -> None:
         batches(plan_of(), {"text": SOURCES["text"], "pictures": SOURCES["pictures"]})
 
 
-def test_importing_the_data_side_does_not_import_jax() -> None:
+def test_importing_solo_data_does_not_import_jax() -> None:
     loaded = "[m for m in ('jax', 'grain') if m in sys.modules]"
     code = f"import sys, solo.data.rows.loader, solo.data.store.prepare; print({loaded})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

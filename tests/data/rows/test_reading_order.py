@@ -1,4 +1,4 @@
-"""What elements see and where they stand, against the rules said one pair at a time."""
+"""Masks and positions, against their rules for one pair of elements at a time."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def documents(draw: st.DrawFn, delimiters: bool) -> Document:
 
 
 def seen(one: Document, query: int, key: int, pattern: str, window: int | None) -> bool:
-    """Whether an element sees another of its document."""
+    """Returns whether an element sees another one of its document."""
     spans = {}
     for number in set(one.image.tolist()) - {NO_IMAGE}:
         inside = np.flatnonzero(one.image == number).tolist()
         if pattern == "prefix":
-            before, behind = inside[0] - 1, inside[-1] + 1
+            before, after = inside[0] - 1, inside[-1] + 1
             begin = [before] if before >= 0 and one.tokens[before] == BEGIN else []
-            end = [behind] if behind < len(one.tokens) and one.tokens[behind] == END else []
+            end = [after] if after < len(one.tokens) and one.tokens[after] == END else []
             inside = [*begin, *inside, *end]
         spans[number] = inside
     if pattern == "isolated" and one.tokens[query] == PATCH:
@@ -85,7 +85,7 @@ def seen(one: Document, query: int, key: int, pattern: str, window: int | None) 
     near = window is None or query - key < window
     own_start = min((inside[0] for inside in spans.values() if query in inside), default=query)
     if pattern in ("bidirectional", "prefix"):
-        # An image that reaches beyond the window is seen as a whole, and so is what is between.
+        # The whole span of an image is seen, even beyond the window.
         near = near or key >= own_start
     return together or (key <= query and near)
 
@@ -134,8 +134,8 @@ def test_a_sliding_window_counts_the_slot_itself() -> None:
 # ------------------------------------------------------------------------------------------ positions
 
 
-def test_sails_positions_by_hand() -> None:
-    # <vision>, 2 x 3 patches, </vision>, two of text; then a document of its own.
+def test_sail_positions_written_out() -> None:
+    # <vision>, 2 x 3 patches, </vision>, two of text; then another document.
     image = document([*picture(2, 3, 0, separators=False), *text(2)])
     order = join_documents([(image, 0), (document(text(2)), 0)])
     found = positions(order, SequenceConfig(positions="grid"))
@@ -144,7 +144,7 @@ def test_sails_positions_by_hand() -> None:
 
 
 def grid_positions(one: Document) -> list[tuple[int, int, int]]:
-    """Element by element, with a counter."""
+    """Positions of one element after another, with a counter."""
     found: list[tuple[int, int, int]] = []
     grid = iter(one.patch_grid.tolist())
     following, start, tile, last = 0, 0, 0, (0, 0)
@@ -176,12 +176,12 @@ def test_grid_positions(data: st.DataObject, delimiters: bool) -> None:
     assert positions(order, SequenceConfig()).tolist() == counted
 
 
-def test_rows_hold_three_positions_a_slot() -> None:
+def test_rows_hold_three_positions_per_slot() -> None:
     one = document([*picture(2, 2, 0), *text(1)])
     sequence = SequenceConfig(positions="grid")
     row = assemble_row([(one, 0)], RowShape(6, 8, 2), config("causal"), 0, sequence)
     assert (row.positions.shape, row.positions.dtype) == ((14, 3), np.int32)
-    # <vision> 0; the separator stands as a third column: 3; so </vision> is 4, and the text 5.
+    # <vision> is at 0, the row token at 3 as a third column, </vision> at 4 and the text at 5.
     assert row.positions[:4].tolist() == [[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]]
     assert row.positions[6:10].tolist() == [[0] * 3, [1, 1, 3], [4] * 3, [5] * 3]
     assert not row.positions[[4, 5, *range(10, 14)]].any()

@@ -62,14 +62,14 @@ def test_counts_are_those_of_the_encoded_documents(tmp_path, seed):
     builders[config.exif].build().save(tmp_path / "index.npz")
     index = SourceIndex.load(tmp_path / "index.npz")
     assert len(index) == 12
-    # Sizes are kept in pixels: the same index serves every geometry.
+    # Sizes are in pixels, so one index serves every geometry.
     for image in (config, config.model_copy(update={"patch_size": 1, "row_token": None})):
         for parts, counts in zip(all_parts, index.counts(image), strict=True):
             document = encode(parts, tokenizer, image)
             is_patch = document.tokens == PATCH
             assert counts.tolist() == [is_patch.sum(), (~is_patch).sum(), document.supervised.sum()]
             assert len(document.patches) == len(document.patch_grid) == is_patch.sum()
-    # A row takes what the index says it needs, and not one slot less.
+    # A row of exactly the slots in the index is enough, and one slot less is not.
     for parts, counts in zip(all_parts, index.counts(config), strict=True):
         document, shape = encode(parts, tokenizer, config), RowShape(*counts.tolist())
         row = assemble_row([(document, 0)], shape, config, 4, sequence)
@@ -79,7 +79,7 @@ def test_counts_are_those_of_the_encoded_documents(tmp_path, seed):
                 assemble_row([(document, 0)], RowShape(counts[0], counts[1] - 1, counts[2]), config, 4, sequence)
 
 
-def test_kinds_and_types():
+def test_kinds_and_dtypes():
     builder = IndexBuilder()
     builder.add([TextRun((1, 2), False), encode_png(PillowImage.new("RGB", (3, 4))), TextRun((5,), True)])
     index = builder.build()
@@ -89,7 +89,7 @@ def test_kinds_and_types():
     assert [a.dtype for a in (index.run_kind, index.run_size, index.record_run)] == [np.uint8, np.int32, np.int64]
 
 
-def test_nothing_is_added_of_a_record_with_an_unreadable_image():
+def test_a_record_with_an_unreadable_image_adds_nothing():
     builder = IndexBuilder()
     with pytest.raises(OSError, match=r".+"):
         builder.add([TextRun((1,), True), Image(b"no image")])

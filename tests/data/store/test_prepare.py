@@ -45,7 +45,7 @@ def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
 
 @pytest.fixture
 def conversations(tmp_path):
-    """Six examples, of which two can be used."""
+    """Six examples, of which two are usable."""
     good = encode_png(PillowImage.effect_noise((30, 20), 50)).data
     (tmp_path / "good.png").write_bytes(good)
     (tmp_path / "cut.png").write_bytes(good[:-100])
@@ -88,11 +88,11 @@ def test_the_same_settings_give_the_same_bytes(tmp_path):
     prepare(config(tmp_path / "a", sources))
     prepare(config(tmp_path / "b", sources))
     first, second = state(tmp_path / "a" / "data"), state(tmp_path / "b" / "data")
-    # A .npz file carries the time it was written at.
+    # A .npz file holds the time at which it was written.
     assert {k: v for k, v in first.items() if ".npz" not in k} == {k: v for k, v in second.items() if ".npz" not in k}
 
 
-def test_only_what_changed_is_made_again(tmp_path):
+def test_only_changed_parts_are_made_again(tmp_path):
     def made(tokenizer: dict | None = None, lines: dict | None = None, **data) -> dict[str, bytes]:
         sources = {"lines": LINES | (lines or {}), "topics": TOPICS}
         tokenizer = {"vocab_size": 360, "train_on": ["topics"]} | (tokenizer or {})
@@ -145,7 +145,7 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
     (tmp_path / "all.jsonl").write_text("")
     with pytest.raises(ConfigError, match="source 'chat': no usable record; 0 quarantined"):
         prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
-    # What was made before the fault stays; of the source itself nothing does.
+    # Parts that were made before the fault stay; nothing of the source itself does.
     assert os.listdir(tmp_path / "data" / "sources") == ["topics"]
 
 
@@ -170,7 +170,7 @@ def test_a_tokenizer_that_cannot_be_trained(tmp_path):
         prepare(config(tmp_path, {"lines": LINES}, tokenizer={"vocab_size": 9999}))
 
 
-def test_training_text_is_shared_evenly(tmp_path):
+def test_training_text_comes_evenly_from_the_sources(tmp_path):
     made = config(tmp_path, {"lines": LINES | {"limit": 10_000}, "topics": TOPICS}, tokenizer={"max_characters": 8000})
     texts = list(module._texts(made))
     assert sum(map(len, texts)) == 8000
@@ -178,7 +178,7 @@ def test_training_text_is_shared_evenly(tmp_path):
     assert 3000 < sum(long) < 5000
 
 
-def test_a_tokenizer_of_ones_own(tmp_path):
+def test_an_own_tokenizer(tmp_path):
     own = train_tokenizer([topics["if"], topics["for"]], TokenizerConfig(vocab_size=350))
     own.save(tmp_path)
     path = tmp_path / "tokenizer.model"
@@ -221,7 +221,7 @@ def test_a_template_needs_its_tokens(tmp_path):
         prepare(made)
 
 
-def test_another_template_or_rotation_is_other_data(tmp_path):
+def test_another_template_or_exif_rule_makes_the_data_again(tmp_path):
     made = config(tmp_path, {"lines": LINES, "topics": TOPICS})
     prepare(made)
     changes = [
@@ -236,7 +236,7 @@ def test_another_template_or_rotation_is_other_data(tmp_path):
     assert open_prepared(made.model_copy(update=other))
 
 
-def test_rotated_and_thin_images_are_counted_as_they_are_used(tmp_path):
+def test_rotated_and_thin_images_are_counted(tmp_path):
     for number, size in enumerate([(2000, 1), (40, 90), (1, 5000)]):
         turned = encode_png(PillowImage.new("RGB", size), orientation=6)
         (tmp_path / "pictures" / "thing").mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def test_rotated_and_thin_images_are_counted_as_they_are_used(tmp_path):
     assert prepare(ignored).sources["pictures"].index.image_sizes().tolist() == [[2000, 1], [40, 90], [1, 5000]]
 
 
-def test_what_a_template_cannot_write_is_set_aside(tmp_path):
+def test_records_that_a_template_has_no_place_for_are_quarantined(tmp_path):
     turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     lines = [json.dumps({"id": str(start), "conversations": turns[start:]}) for start in (0, 1)]
     (tmp_path / "all.jsonl").write_text("\n".join(lines))
@@ -272,7 +272,7 @@ def test_what_a_template_cannot_write_is_set_aside(tmp_path):
     }
 
 
-def test_opening_what_is_not_there(tmp_path):
+def test_opening_unprepared_data(tmp_path):
     made = config(tmp_path, {"lines": LINES, "topics": TOPICS})
     with pytest.raises(ConfigError, match=r"the tokenizer is not in .*data, .*run: solo prepare CONFIG"):
         open_prepared(made)
@@ -289,11 +289,11 @@ def test_opening_what_is_not_there(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for a signal."""
+    """Stands in for a signal."""
 
 
 @pytest.mark.parametrize("place", ["add", "finish"])
-def test_a_killed_prepare_leaves_nothing_half_made(tmp_path, monkeypatch, place):
+def test_a_killed_prepare_leaves_no_partial_data(tmp_path, monkeypatch, place):
     sources = {"topics": TOPICS, "lines": LINES}
     made = config(tmp_path, sources, tokenizer={"vocab_size": 360, "train_on": ["topics"]})
     original = getattr(module.SourceWriter, place)
@@ -304,7 +304,7 @@ def test_a_killed_prepare_leaves_nothing_half_made(tmp_path, monkeypatch, place)
             raise Killed
         return found
 
-    # Without the cleaning that a real kill does not get to.
+    # Without the cleanup, which a real kill does not reach.
     monkeypatch.setattr(module.SourceWriter, place, killed)
     monkeypatch.setattr(module, "_remove", lambda path: None)
     with pytest.raises(Killed):

@@ -47,7 +47,7 @@ def test_description(tmp_path):
     assert source.index.run_size[1].tolist() == [1, 4]
 
 
-def test_a_folder_that_is_no_source(tmp_path):
+def test_a_folder_without_a_source(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no prepared source"):
         PreparedSource(tmp_path)
     for text in ("{", "[]", '{"fingerprint": "of an older format"}'):

@@ -20,7 +20,7 @@ def tokenizer() -> Tokenizer:
     return HuggingFaceTokenizer(byte_level_json(), *NAMES)
 
 
-def test_ids_are_the_librarys_own(tokenizer):
+def test_ids_equal_those_of_the_library(tokenizer):
     library = tokenizers.Tokenizer.from_str(byte_level_json())
     for text in (*TEXTS[:5], "naïve 漢字 😀", "", " a  b\n"):
         assert tokenizer.encode(text) == library.encode(text).ids
@@ -54,7 +54,7 @@ def test_text_never_becomes_a_special_token(tokenizer, token):
 
 
 def test_text_with_a_special_token_is_tokenised_like_any_other(tokenizer):
-    # Not merely cut within the token: the words around the cut would become other tokens.
+    # The text is not merely split inside the token, which would change the tokens around it.
     special = extend_tokenizer(tokenizer, ["of the"])
     assert special.encode("one of the if") == tokenizer.encode("one of the if")
     assert len(tokenizer.encode("of the")) < len("of the")
@@ -69,8 +69,8 @@ def test_tokens_that_are_not_special_are_found_in_text(tokenizer):
     assert 403 not in made_special.encode("a <tool> b")
 
 
-def test_text_that_reads_like_a_token_of_a_unigram_vocabulary():
-    # There the special tokens are in the lattice like any others, and likelier than their letters.
+def test_text_that_spells_a_special_token_of_a_unigram_vocabulary():
+    # Its lattice holds special tokens like any others, and they are likelier than their letters.
     scores = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "abs</>")]
     library = tokenizers.Tokenizer(models.Unigram(scores, 0))
     library.add_special_tokens(["<s>", "</s>"])
@@ -82,7 +82,7 @@ def test_text_that_reads_like_a_token_of_a_unigram_vocabulary():
         assert found.encode(text) == letters
 
 
-def test_a_token_of_one_letter_cannot_be_taken_apart():
+def test_a_special_token_of_one_letter_cannot_be_split():
     library = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("|", 0.0), ("a", -1.0)], 0))
     library.add_special_tokens(["|"])
     with pytest.raises(ValueError, match=r"text encodes to the special token '\|'"):
@@ -116,7 +116,7 @@ def test_pickling_and_files_keep_it(tokenizer, tmp_path):
     assert len({extended.fingerprint, *(other.fingerprint for other in others)}) == 3
 
 
-def test_padding_and_truncation_of_the_file_do_not_count():
+def test_padding_and_truncation_of_the_file_are_ignored():
     library = tokenizers.Tokenizer.from_str(byte_level_json())
     library.enable_truncation(2)
     library.enable_padding(length=50)
@@ -124,7 +124,7 @@ def test_padding_and_truncation_of_the_file_do_not_count():
     assert found.encode(TEXTS[0]) == HuggingFaceTokenizer(byte_level_json(), *NAMES).encode(TEXTS[0])
 
 
-def test_what_is_wrong_is_said():
+def test_errors_name_the_fault():
     with pytest.raises(ValueError, match=r"not a tokenizer\.json"):
         HuggingFaceTokenizer("{}", *NAMES)
     with pytest.raises(ValueError, match=r"tokens <s> that tokenizer_config\.json names"):

@@ -36,7 +36,7 @@ def test_round_trip_of_anything_but_the_space_sign(tokenizer, text):
 
 
 def test_no_space_is_added_in_front(tokenizer):
-    # A continuation is encoded by itself, and has to join what stands before it.
+    # A continuation is encoded by itself and must join what stands before it.
     assert tokenizer.decode(tokenizer.encode("sev") + tokenizer.encode("en")) == "seven"
 
 
@@ -87,7 +87,7 @@ def test_special_tokens_are_looked_up_by_name(tokenizer):
 
 
 def test_a_vocabulary_without_padding_pads_with_its_end():
-    # As SOLO does with Mistral's.
+    # SOLO does so with Mistral's vocabulary.
     found = SentencePieceTokenizer(foreign_model())
     assert found.special.pad == found.special.eos == 2
     assert extended_foreign().special.pad == 493
@@ -119,7 +119,7 @@ def test_extending_makes_existing_tokens_special():
     assert 494 not in extended.encode("a <vision>")
 
 
-def test_not_a_model(tmp_path):
+def test_a_file_that_is_not_a_model(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"bad\.model: not a SentencePiece model"):
         open_tokenizer(tmp_path / "bad.model")

@@ -27,7 +27,7 @@ CHAT = [
 
 @pytest.fixture(scope="module")
 def mistral() -> Tokenizer:
-    """A stand-in for Mistral's: 493 tokens, then SOLO's; no padding."""
+    """A stand-in for Mistral's vocabulary: 493 tokens, then SOLO's; no padding token."""
     return extend_tokenizer(SentencePieceTokenizer(foreign_model()), SOLO_TOKENS)
 
 
@@ -91,7 +91,7 @@ def test_roles(ours):
 @pytest.mark.parametrize(
     "turns", [[Turn("user", ("why",))], [Turn("user", ("why",)), Turn("assistant", ())], [Turn("system", ())]]
 )
-def test_an_open_turn_waits_for_the_assistant(ours, turns):
+def test_an_open_turn_begins_an_answer(ours, turns):
     found = runs(turns, ours, open_turn=True)
     assert found[-1] == TextRun((ours.id("<|assistant|>"),), False)
     assert TextRun((2,), True) not in found
@@ -106,8 +106,8 @@ def test_an_open_text_is_left_open(ours):
 # ----------------------------------------------------------------------------------------------- SOLO
 
 
-def test_solo_pretrain_is_what_the_packs_hold(mistral):
-    # solo.md 1.6, 1.8, 3.2: texts one by one, no markup, no end; a document opens with the packs' separator.
+def test_solo_pretrain_equals_the_packs(mistral):
+    # solo.md 1.6, 1.8, 3.2: texts one by one, no markup, no end token; a document begins with the packs' separator.
     turns = [Turn("text", (PICTURE, "a kite", "\n</s> <vision>")), Turn("assistant", ("if",)), Turn("user", ("why",))]
     found = template(mistral, "solo_pretrain").runs(turns)
     image, document = ImageConfig(), encode(found, mistral, ImageConfig())
@@ -117,7 +117,7 @@ def test_solo_pretrain_is_what_the_packs_hold(mistral):
         *itertools.chain(*(mistral.encode(text) for text in ("a kite", "\n</s> <vision>", "if", "why"))),
     ]
     assert row not in document.tokens, "one row of patches has nothing to be parted from"
-    # What is predicted is content of assistant or text turns: below the appended tokens, and never an end.
+    # Only content of assistant and text turns is learned: ids below the appended tokens, and never an end token.
     targets = document.tokens[document.supervised]
     assert targets.tolist() == document.tokens[5 : -len(mistral.encode("why"))].tolist()
     assert (targets < 493).all()
@@ -138,15 +138,15 @@ def reference_sft(mistral: Tokenizer, image: list[int | Image], turns: list[str]
     return ids, mask
 
 
-def test_solo_chat_is_the_references(mistral):
+def test_solo_chat_equals_the_reference(mistral):
     found = template(mistral, "solo_chat").runs(CHAT)
     expected = reference_sft(mistral, [PICTURE], ["why?", "so it is", "and then", "if\n"])
     assert (tokens(found), learned(found)) == expected
-    assert tokens(found).index(1) == 1, "the beginning of the text stands behind the image"
+    assert tokens(found).index(1) == 1, "the beginning of the text stands after the image"
     assert tokens(found).count(1) == 1
 
 
-def test_solo_chat_brackets_an_image_with_its_begin_token_twice(mistral):
+def test_solo_chat_ends_an_image_with_its_begin_token(mistral):
     image = ImageConfig(end_token="<vision>")
     document = encode(template(mistral, "solo_chat").runs([Turn("user", (PICTURE, "why"))]), mistral, image)
     assert document.tokens[:5].tolist() == [493, PATCH, PATCH, 493, 1]
@@ -155,7 +155,7 @@ def test_solo_chat_brackets_an_image_with_its_begin_token_twice(mistral):
 @pytest.mark.parametrize(
     "content", [(PICTURE, "\nwhy?"), ("why?\n", PICTURE), (PICTURE, "\n", "why?"), ("wh", "y?", PICTURE, "\n")]
 )
-def test_solo_chat_takes_images_to_the_front_and_line_breaks_away(mistral, content):
+def test_solo_chat_moves_images_to_the_front_and_removes_line_breaks(mistral, content):
     found = template(mistral, "solo_chat").runs([Turn("user", content)])
     assert tokens(found) == reference_sft(mistral, [PICTURE], ["why?"])[0]
 
@@ -193,7 +193,7 @@ def test_fuyu(mistral, qwen):
 
 
 def joined(tokenizer: Tokenizer, text: str, tokens: list[str]) -> list[int]:
-    """A tokenizer of the reference's kind: special tokens are found in the text, all between two is one text."""
+    """Tokenizes as the reference does: finds special tokens in text and encodes what is between them as one text."""
     for token in tokens:
         before, found, after = text.partition(token)
         if found:
@@ -237,7 +237,7 @@ def reference_internlm(tokenizer: Tokenizer, turns: list[str], patches: list[int
         (("  if so  ",), "if so"),
     ],
 )
-def test_internlm2_chat_is_the_references(internlm, content, question):
+def test_internlm2_chat_equals_the_reference(internlm, content, question):
     turns = [Turn("user", content), Turn("assistant", (" so ", "it\n")), *CHAT[2:]]
     found = template(internlm, "internlm2_chat", system="Be brief.").runs(turns)
     image = ImageConfig(begin_token="<img>", end_token="</img>", row_token=None)
@@ -249,7 +249,7 @@ def test_internlm2_chat_is_the_references(internlm, content, question):
     assert document.supervised.tolist() == mask
 
 
-def test_internlm2_chat_by_hand(internlm):
+def test_internlm2_chat_written_out(internlm):
     start, end = internlm.id("<|im_start|>"), internlm.id("<|im_end|>")
     chat = template(internlm, "internlm2_chat")
     found = chat.runs([Turn("user", ("why?",)), Turn("assistant", ("so",))])
@@ -265,7 +265,7 @@ def test_internlm2_chat_by_hand(internlm):
     assert tokens(later) == [start, *internlm.encode("user\nwhy?"), end, start, *head]
 
 
-def test_a_system_turn_is_added_only_where_there_is_none(internlm, ours):
+def test_a_system_turn_is_added_only_if_there_is_none(internlm, ours):
     chat = template(internlm, "internlm2_chat", system="Be brief.")
     written = internlm.encode("system\nBe brief.")
     for turns, count in (
@@ -282,7 +282,7 @@ def test_a_system_turn_is_added_only_where_there_is_none(internlm, ours):
 # ----------------------------------------------------------------------------------------------- Qwen
 
 
-def test_chatml_is_qwens(qwen):
+def test_chatml_equals_qwen(qwen):
     chat = template(qwen, "chatml")
     found = chat.runs([Turn("system", ("if",)), *CHAT])
     text = (
@@ -321,8 +321,8 @@ def test_text_never_becomes_markup(name, ours):
 
 
 @pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
-def test_a_session_reads_what_one_document_holds(name, ours):
-    """Turns one by one, each answer and what closes it in between, are the conversation at once."""
+def test_a_session_reads_the_tokens_of_one_document(name, ours):
+    """Turns one by one, with each answer and its closing tokens in between, equal the whole conversation."""
     tokenizer = extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"])
     chat = template(tokenizer, name)
     whole = tokens(chat.runs(CHAT))

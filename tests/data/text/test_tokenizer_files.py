@@ -17,7 +17,7 @@ def added(content: str, special: bool = True) -> dict:
 
 @pytest.fixture
 def internlm(tmp_path) -> Path:
-    """Two tokens at the end of the model get new names, three are put behind it, of which one is not special."""
+    """Two tokens at the end of the model are renamed and three are appended, one of which is not special."""
     decoder = {
         "0": added("<unk>"),
         "1": added("<s>"),
@@ -92,7 +92,7 @@ def test_tokens_beside_a_tokenizer_json(tmp_path):
     assert found.special_ids.isdisjoint(found.encode("<first><tool><img>"))
 
 
-def test_the_sentencepiece_model_goes_first_unless_it_is_none(internlm):
+def test_a_sentencepiece_model_goes_before_a_tokenizer_json(internlm):
     write_repository(internlm, tokenizer_json=byte_level_json())
     assert isinstance(open_tokenizer(internlm), SentencePieceTokenizer)
     files = {"tokenizer_model": b"IQ== 0\n", "tokenizer_json": byte_level_json()}
@@ -120,12 +120,12 @@ def test_the_sentencepiece_model_goes_first_unless_it_is_none(internlm):
         ({"tokenizer_model": foreign_model(), "added_tokens_json": "[]"}, "expected a mapping, found list"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, files, message):
+def test_errors_name_the_fault(tmp_path, files, message):
     folder = write_repository(tmp_path / "broken", **files)
     with pytest.raises(ValueError, match=message):
         open_tokenizer(folder)
 
 
-def test_nothing_there(tmp_path):
+def test_a_folder_without_a_tokenizer(tmp_path):
     with pytest.raises(OSError, match="gone"):
         open_tokenizer(tmp_path / "gone.model")

@@ -37,7 +37,7 @@ def test_bpe():
 
 
 def test_long_texts_are_learned_from():
-    # SentencePiece passes over sentences above its limit in silence, and takes minutes over long repetitive ones.
+    # SentencePiece silently skips sentences above its limit, and takes minutes for long repetitive ones.
     learned = train_tokenizer(["😀 漢字 zebra " * 20_000], TokenizerConfig(vocab_size=285))
     assert len(learned.encode("zebra zebra ")) < 6
 
@@ -55,7 +55,7 @@ def test_impossible_vocabularies(texts, size, message):
         train_tokenizer(texts, TokenizerConfig(vocab_size=size))
 
 
-def test_what_a_text_supports_counts_the_added_tokens():
+def test_the_supported_size_counts_the_added_tokens():
     config = TokenizerConfig(vocab_size=1024, add_tokens=("<loc_{1..40}>",))
     with pytest.raises(ValueError, match="at most") as failure:
         train_tokenizer(["abc abd"], config)
