@@ -15,7 +15,7 @@ from solo.inference.decoding import Decoding, answer_length
 from solo.inference.prompt import bucket, encode_prompt, row_of, slots
 from solo.inference.trained import TrainedModel
 from solo.model.generate import prefill
-from solo.model.kv_cache import empty_cache, grow
+from solo.model.kv_cache import empty_cache, resize
 from solo.model.placement import Placement
 
 
@@ -78,7 +78,7 @@ class Session:
         counts = stop[0] - start[0], stop[1] - start[1]
         room = bucket(counts[0]), bucket(counts[1])
         chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)])
-        self._cache = grow(self._cache, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
+        self._cache = resize(self._cache, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
         # A single row cannot be sharded over devices.
         self._cache, logits = prefill(
             model.definition, Placement(), model.parameters, self._cache, chunk, np.array([counts], np.int32)

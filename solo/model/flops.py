@@ -13,6 +13,7 @@ from math import prod
 from solo.batch import Batch
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
+from solo.model.regions import live_slots
 
 PARTS = ("patch_embed", "qkv", "out", "ffn_patches", "ffn_text", "attention", "head")
 
@@ -35,7 +36,7 @@ class BatchStats:
 def batch_stats(batch: Batch) -> BatchStats:
     """Counts the slots of a batch (numpy) that hold something, its targets, and the query-key pairs that are seen."""
     spans = batch.attend[..., 1] - batch.attend[..., 0], batch.attend[..., 3] - batch.attend[..., 2]
-    live = (spans[0] + spans[1]) > 0
+    live = live_slots(batch.attend)
     num_patches = batch.patches.shape[1]
     return BatchStats(
         patches=int(live[:, :num_patches].sum()),

@@ -41,8 +41,8 @@ def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: in
     return KVCache(keys, values, length, next_position, patch_positions)
 
 
-def grow(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
-    """The same cache with at least so many patch and text slots per row."""
+def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
+    """The same cache with at least so many patch and text slots per row; it never shrinks."""
 
     def pad(x: jax.Array, slots: int) -> jax.Array:
         missing = max(0, slots - x.shape[2])

@@ -17,7 +17,7 @@ from solo.batch import Batch
 from solo.config import ConfigError, MeshConfig, SafetyConfig, StageConfig
 from solo.data.store.prepare import prepare
 from solo.model.parameters import ModelDefinition, Parameters, define
-from solo.model.regions import Regions
+from solo.model.regions import Regions, live_slots
 from solo.scaling.sweep.batch_statistics import endless_plan, first_batches
 from solo.scaling.sweep.points import first_sizes
 from solo.scaling.sweep.spec import SweepSpec
@@ -88,9 +88,7 @@ def _activations(definition: ModelDefinition, parameters: Parameters, batch: Bat
 
 def _live(x: Regions, batch: Batch) -> jax.Array:
     """Returns hidden states, with 0 in empty slots."""
-    attend = batch.attend
-    lives = (attend[..., 0] < attend[..., 1]) | (attend[..., 2] < attend[..., 3])
-    return jnp.where(lives[..., None], x.join().astype(jnp.float32), 0.0)
+    return jnp.where(live_slots(batch.attend)[..., None], x.join().astype(jnp.float32), 0.0)
 
 
 def spreads(found: Sequence[Coordinates]) -> dict[str, float]:
