@@ -62,7 +62,7 @@ def assemble_row(
         raise ValueError(f"{len(targets)} targets do not fit a row of {shape.target_slots} target slots")
     row.target_slots[: len(targets)] = slot[targets - 1]
     row.target_ids[: len(targets)] = order.tokens[targets]
-    row.target_weights[: len(targets)] = _weights(order.opening[targets], average)
+    row.target_weights[: len(targets)] = _weights(order.document_start[targets], average)
     row.target_source[: len(targets)] = order.source[targets]
     return row
 
@@ -78,10 +78,10 @@ def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequenc
     return attend
 
 
-def _weights(opening: np.ndarray, average: Average) -> np.ndarray:
-    """Returns float64 [n]: 1, or 1 / m or 1 / sqrt(m) for a document of m targets. `opening` tells documents apart."""
+def _weights(document_start: np.ndarray, average: Average) -> np.ndarray:
+    """Returns float64 [n]: 1, or 1 / m or 1 / sqrt(m) for a document of m targets, told apart by `document_start`."""
     power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
-    _, number, counts = np.unique(opening, return_inverse=True, return_counts=True)
+    _, number, counts = np.unique(document_start, return_inverse=True, return_counts=True)
     return counts[number] ** -power
 
 

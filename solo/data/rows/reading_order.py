@@ -21,10 +21,10 @@ class ReadingOrder:
     """The N elements of a row, one document after another, each in reading order; p of them are patches.
 
     tokens, supervised, image   as in Document; every document numbers its images from 0
-    patch_grid  int32 [p, 2]  as in Document
-    place     int64 [N]  place in the document's reading order
-    source    int64 [N]  number of the document's source
-    opening   int64 [N]  first element of the document
+    patch_grid      int32 [p, 2]  as in Document
+    place           int64 [N]  place in the document's reading order
+    source          int64 [N]  number of the document's source
+    document_start  int64 [N]  first element of the document
     """
 
     tokens: np.ndarray
@@ -33,7 +33,7 @@ class ReadingOrder:
     patch_grid: np.ndarray
     place: np.ndarray
     source: np.ndarray
-    opening: np.ndarray
+    document_start: np.ndarray
 
     @property
     def is_patch(self) -> np.ndarray:
@@ -59,15 +59,15 @@ def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
     """Joins documents, each given with the number of its source."""
     none = np.zeros(0, np.int32)
     lengths = np.asarray([len(document.tokens) for document, _ in documents], np.int64)
-    opening = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    document_start = np.repeat(np.cumsum(lengths) - lengths, lengths)
     return ReadingOrder(
         tokens=np.concatenate([none, *(document.tokens for document, _ in documents)]),
         supervised=np.concatenate([none.astype(bool), *(document.supervised for document, _ in documents)]),
         image=np.concatenate([none, *(document.image for document, _ in documents)]),
         patch_grid=np.concatenate([none.reshape(0, 2), *(document.patch_grid for document, _ in documents)]),
-        place=np.arange(lengths.sum()) - opening,
+        place=np.arange(lengths.sum()) - document_start,
         source=np.repeat(np.asarray([source for _, source in documents], np.int64), lengths),
-        opening=opening,
+        document_start=document_start,
     )
 
 
@@ -110,7 +110,7 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
     prefix         the span includes the image's begin and end tokens
     isolated       a patch sees only itself
     """
-    first, last = order.opening.copy(), np.arange(len(order.tokens))
+    first, last = order.document_start.copy(), np.arange(len(order.tokens))
     if sequence.sliding_window is not None:
         first = np.maximum(first, last - sequence.sliding_window + 1)
     if image.mask in ("bidirectional", "prefix"):
@@ -155,7 +155,7 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
         np.maximum.at(highest, number, offsets[elements].max(axis=1))
         steps[spans.last] = highest + 1
     before = np.concatenate([[0], np.cumsum(steps)])
-    return (before[:-1] - before[order.opening])[:, None] + offsets
+    return (before[:-1] - before[order.document_start])[:, None] + offsets
 
 
 def _image_spans(order: ReadingOrder) -> _Spans:
