@@ -111,8 +111,8 @@ def describe_simulation(spec: SimulateSpec, found: Simulated) -> Section:
     return Section(
         "Simulation",
         lead=(
-            f"{found.runs} runs ({found.clusters} independent), {found.flops:.3g} FLOPs in all, law {spec.law!r}, noise"
-            f" {spec.noise:.2%}, {found.datasets} data sets; {found.extrapolation:.3g} x beyond the largest run"
+            f"{found.runs} runs ({found.clusters} independent), {found.flops:.3g} FLOPs in total, law {spec.law!r},"
+            f" noise {spec.noise:.2%}, {found.datasets} data sets; {found.extrapolation:.3g} x beyond the largest run"
         ),
         columns=("", "Truth", "80% of the fits", "95% of the fits", "80%, relative"),
         rows=tuple(rows),

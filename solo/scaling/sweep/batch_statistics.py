@@ -37,11 +37,11 @@ class StageStatistics(Protocol):
     vocab_size: int | None
 
     def over(self, steps: int) -> BatchStats:
-        """Returns the totals over a number of steps."""
+        """Returns the totals of the first `steps` steps."""
         ...
 
     def unique_tokens(self, steps: int) -> float:
-        """Returns the number of distinct tokens that so many steps read."""
+        """Returns the number of distinct tokens in the first `steps` steps."""
         ...
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--at-once", type=int, default=8, metavar="N", help="with --slurm: concurrent tasks, default 8")
     add("--run", nargs="+", metavar="ID", help="train these runs of the plan in this process, one after the other")
-    add("--list", action="store_true", help="print only the ids of the missing runs, one task a line")
+    add("--list", action="store_true", help="print only the ids of the missing runs, one task per line")
     add("--json", metavar="FILE", help="write the table as JSON")
     add("--rates", metavar="FILE", help="plot the best learning rate over widths, from the results")
     add("--loss", default="text", metavar="NAME", help="with --rates: one of evaluation.losses, default text")

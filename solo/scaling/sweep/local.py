@@ -60,7 +60,7 @@ class LocalRunner:
                 self._train(point, slot)
 
     def _is_ready(self, point: Point) -> bool:
-        """Returns whether nobody else trains the run, and its stable run has its checkpoint or never will."""
+        """Returns whether no other process trains the run, and its stable run has its checkpoint or never will."""
         if self.folder.status(point.id) == "running":
             return False
         if point.stable_run is None or self.folder.has_checkpoint(point.stable_run, point.branch_step):
