@@ -11,9 +11,10 @@ import numpy as np
 
 from solo.config import Config
 from solo.data.text import Tokenizer, extend_tokenizer
-from solo.interop.layout import Layout, LayoutError, ParameterSlice, TensorRule
+from solo.interop.layout import Layout, LayoutError
 from solo.interop.source import Source
 from solo.interop.tensor_files import TensorInfo
+from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.weights import every_slice
 from solo.model.parameters import ModelDefinition
 

@@ -16,10 +16,11 @@ from solo.config import Config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.interop.agreement import check_agreement, source_image, source_model
 from solo.interop.description import has_tokenizer, read_config_json
-from solo.interop.layout import Layout, LayoutError, ParameterSlice, TensorRule
+from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts import recognise
 from solo.interop.layouts.native import NATIVE
 from solo.interop.tensor_files import MAX_SHARD_BYTES, TensorInfo, complete_folder, write_tensors
+from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.upcycling import NewTokens, add_rows, draw, origins
 from solo.interop.weights import StoredParameters, listed
 from solo.model.parameters import ModelDefinition

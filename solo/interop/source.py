@@ -15,7 +15,7 @@ from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
 from solo.inference.loading import newest_checkpoint
 from solo.interop.description import describe_repository
-from solo.interop.layout import ParameterSlice, TensorRule
+from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters
 from solo.model.parameters import ModelDefinition, define
 from solo.training.checkpoint import CheckpointError, differences

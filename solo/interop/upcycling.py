@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from solo.interop.layout import ParameterSlice
+from solo.interop.tensor_rules import ParameterSlice
 from solo.model.declare import ParameterSpec
 
 NewTokens = Literal["mean", "normal"]

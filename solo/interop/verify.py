@@ -18,8 +18,8 @@ from PIL import Image as PillowImage
 
 from solo.inference.monolith import Monolith
 from solo.interop.export_plan import ExportPlan
-from solo.interop.layout import ParameterSlice
 from solo.interop.tensor_files import TensorReader
+from solo.interop.tensor_rules import ParameterSlice
 
 # Allowed difference of logits relative to their spread: float32 sums in another order.
 TOLERANCE = 1e-3

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from solo.interop.description import read_config_json
-from solo.interop.layout import Layout, LayoutError, ParameterSlice, TensorRule
+from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts import recognise
 from solo.interop.tensor_files import TensorReader
+from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.mesh import parameter_shardings, partition

@@ -10,8 +10,9 @@ import pytest
 
 from solo.config import load_config, parse_config
 from solo.interop.agreement import check_agreement
-from solo.interop.layout import LayoutError, ParameterSlice
+from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS, layout_named, recognise
+from solo.interop.tensor_rules import ParameterSlice
 from solo.model.parameters import ModelDefinition
 from tests.interop.models import MODALITY, PUBLISHED, TEXT, TINY, tiny
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, demand, experts, get, sections
+from solo.interop.layout import Layout, LayoutError, Sections, demand, experts, get, sections
 from solo.interop.layouts.llama import QWEN2
+from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

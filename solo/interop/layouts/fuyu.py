@@ -11,18 +11,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from solo.config import Config, ModelConfig
-from solo.interop.layout import (
-    Layout,
-    LayoutError,
-    Rules,
-    Sections,
-    TensorRule,
-    demand,
-    experts,
-    sections,
-)
+from solo.interop.layout import Layout, LayoutError, Sections, demand, experts, sections
 from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN3, LlamaLike, read_sizes, write_sizes
 from solo.interop.layouts.rope import read_rope, write_rope
+from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
 _TEXT = "language_model."

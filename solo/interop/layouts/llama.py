@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from solo.config import Config
-from solo.interop.layout import Layout, Rules, Sections, TensorRule, demand, experts, get, sections
+from solo.interop.layout import Layout, Sections, demand, experts, get, sections
 from solo.interop.layouts.rope import read_rope, write_rope
+from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
 _SIZES = {

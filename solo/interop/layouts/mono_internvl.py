@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule, demand, get, sections
+from solo.interop.layout import Layout, LayoutError, Sections, demand, get, sections
 from solo.interop.layouts.internlm2 import INTERNLM2
 from solo.interop.layouts.solo import IMAGENET_MEAN, IMAGENET_STD
+from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
 _ATTENTION_EXPERTS = {None: ("shared", "shared"), "qkv": ("modality", "shared"), "qkvo": ("modality", "modality")}

@@ -29,7 +29,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Rules, Sections, TensorRule
+from solo.interop.layout import Layout, LayoutError, Sections
+from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
 MODEL_TYPE = "solo_monolith"

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Rules, Sections, TensorRule, experts, first_refusal, get
+from solo.interop.layout import Sections, experts, first_refusal, get
 from solo.interop.layouts.llama import LlamaLike
+from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
 # The key is ours. The default is SOLO-7B's.
