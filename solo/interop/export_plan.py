@@ -24,8 +24,7 @@ _NUMPY: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-# Layouts that need a placeholder token for patches. The others' own code has it, or needs none.
-_WITH_PLACEHOLDER = ("native", "fuyu")
+# Appended to a vocabulary without a placeholder token: the first that it does not have.
 _PLACEHOLDERS = ("<image>", "<image_patch>", "<|image_patch|>")
 
 
@@ -108,7 +107,7 @@ def paths_of(slices: Sequence[ParameterSlice]) -> list[str]:
 def _with_placeholder(source: Source, layout: Layout) -> tuple[Tokenizer | None, str | None]:
     """Returns the tokenizer to publish and its placeholder token for a patch; None where the layout needs none."""
     tokenizer, wanted = source.tokenizer, source.config.image.placeholder_token
-    if layout.name not in _WITH_PLACEHOLDER:
+    if not layout.names_placeholder:
         return tokenizer, wanted
     if tokenizer is None:
         raise LayoutError(

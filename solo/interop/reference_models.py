@@ -25,8 +25,6 @@ from solo.interop.remote.processing_solo import SoloMonolithProcessor
 from solo.interop.repository import PLACEHOLDER, config_json, processor_config
 from solo.interop.source import open_source
 
-_TEXT_CLASSES = ("llama", "mistral", "qwen2", "qwen3")
-
 
 class NoReferenceError(Exception):
     """Nothing installed can compute a repository's logits; the message says why."""
@@ -84,11 +82,12 @@ def make_reference(folder: Path, plan: ExportPlan) -> Reference:
     layout = plan.layout.name
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     generation = transformers.GenerationConfig.from_pretrained(folder)
-    if layout in _TEXT_CLASSES:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return Reference(f"transformers' {type(model).__name__}", model, tokenizer, generation, has_images=False)
     if not plan.layout.has_images:
-        raise NoReferenceError(f"transformers has no class for the layout {layout}")
+        (name,) = config_json(plan)["architectures"]
+        if not hasattr(transformers, name):
+            raise NoReferenceError(f"transformers has no class for the layout {layout}")
+        model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
+        return Reference(f"transformers' {name}", model, tokenizer, generation, has_images=False)
     processor = _processor(folder, plan, tokenizer)
     if layout == "native":
         processor.image_processor = SoloMonolithImageProcessor.from_pretrained(folder)

@@ -63,7 +63,7 @@ def config_json(plan: ExportPlan) -> dict[str, Any]:
     special = plan.tokenizer.special
     found |= {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
     placeholder = plan.config.image.placeholder_token
-    if plan.layout.name in ("native", "fuyu") and placeholder is not None:
+    if plan.layout.names_placeholder and placeholder is not None:
         found["image_token_id"] = plan.tokenizer.find(placeholder)
     if plan.layout.name == "native":
         tokens = image_tokens(plan.config.image, plan.tokenizer)

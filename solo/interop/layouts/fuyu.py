@@ -96,6 +96,7 @@ class Fuyu(Layout):
 
     name = "fuyu"
     has_images = True
+    names_placeholder = True
     templates = ("fuyu",)
 
     def fixed(self) -> Mapping[str, Any]:

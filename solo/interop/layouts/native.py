@@ -46,6 +46,7 @@ class Native(Layout):
 
     name = "native"
     has_images = True
+    names_placeholder = True
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         return config_json.get("model_type") == MODEL_TYPE
