@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from solo.config import Config, ImageConfig, ModelConfig, MoEConfig, SequenceConfig, keys_deciding
+from solo.config import Config, ExpertsConfig, ImageConfig, ModelConfig, MoEConfig, SequenceConfig, keys_deciding
 from solo.interop.layout import Layout, LayoutError, Sections
 
 # Keys that upcycling may change. They are compared by rules of their own.
 _COMPARED_APART = {"experts", "moe", "vocab_size"}
-_COMPONENTS = ("ffn", "qkv", "out", "norms")
 
 
 def source_model(sections: Sections, config: Config) -> ModelConfig:
@@ -84,7 +83,7 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> 
 
 
 def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
-    for component in _COMPONENTS:
+    for component in ExpertsConfig.model_fields:
         before, after = getattr(theirs.experts, component), getattr(ours.experts, component)
         if after == "moe" and before != "moe":
             yield (

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from solo.config import Config
+from solo.config import Config, ExpertsConfig
 from solo.interop.tensor_rules import TensorRule
 from solo.model.parameters import ModelDefinition
 
 Sections = dict[str, dict[str, Any]]
-_COMPONENTS = ("ffn", "qkv", "out", "norms")
 
 
 class LayoutError(ValueError):
@@ -80,7 +79,7 @@ class Layout(ABC):
 
 def experts(value: str | tuple[str, ...]) -> dict[str, Any]:
     """Returns `fixed` entries that give all components the same kind of experts."""
-    return {f"model.experts.{component}": value for component in _COMPONENTS}
+    return {f"model.experts.{component}": value for component in ExpertsConfig.model_fields}
 
 
 def sections(fixed: Mapping[str, Any]) -> Sections:
