@@ -1,13 +1,13 @@
-"""Takes a config to machines: this one, a SLURM cluster, Google Kubernetes Engine, Cloud TPU VMs.
+"""Launches a config on machines: this one, a SLURM cluster, Google Kubernetes Engine, or Cloud TPU VMs.
 
     python -m launch {local,slurm,gke,tpu-vm} CONFIG --on TYPE [--yes]
     python -m launch {status,logs,stop,watch} RUN
 
-Every target makes a `Plan`: files to write, commands to run, and how to see and stop what they started. Without `--yes`
-the plan is printed, as a shell script; with it, that same plan is carried out. No cloud's library is imported: all that
-is done is done by `sbatch`, `kubectl` and `gcloud`, as printed.
+Every target makes a `Plan`: files to write, commands to run, and commands that show and stop what they started. Without
+`--yes` the plan is printed as a shell script; with it, the same plan is executed. No cloud library is imported: all
+actions are the printed commands of `sbatch`, `kubectl` and `gcloud`.
 
-What holds everywhere (exit statuses of `solo train`): 0 done; 42 saved or interrupted, to be started again; 1 to 126 a
-fault that starting again does not cure; more: killed, to be started again. Several starts in a row without a new
-checkpoint end a run: see `launch.restarts`.
+Every target treats the exit statuses of `solo train` alike: 0 done; 42 saved or interrupted, restart; 1 to 126, except
+42: a fault that a restart does not cure; above 126: killed, restart. Several starts in a row without a new checkpoint
+end a run: see `launch.restarts`.
 """

@@ -21,9 +21,9 @@ _COMMON = {"target", "config", "overrides", "on", "slices", "hosts", "name", "ye
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plan a launch, and carry it out with --yes; or see to one. Returns an exit status, 2 for wrong use."""
+    """Plan a launch and execute it with --yes, or manage an earlier one. Returns the exit status; 2: usage error."""
     parser = _parser()
-    # argparse takes the overrides only where no option stands before them.
+    # argparse accepts the overrides only before the options.
     parsed, left = parser.parse_known_args(arguments)
     if wrong := [word for word in left if word.startswith("-") or not hasattr(parsed, "overrides")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
@@ -42,13 +42,13 @@ def _launch(parsed: argparse.Namespace) -> int:
     plan = TARGETS[parsed.target](request(parsed))
     if not parsed.yes:
         print(plan.script(), end="")
-        print("launch: nothing was done; --yes does what is printed above", file=sys.stderr)
+        print("launch: nothing was done; --yes executes what is printed above", file=sys.stderr)
         return 0
     return plan.execute()
 
 
 def request(parsed: argparse.Namespace) -> Request:
-    """What the command line asks for, checked."""
+    """Returns the request of a command line, checked."""
     lines = [""]
     if getattr(parsed, "array", None):
         lines = [line for line in _read(parsed.array).splitlines() if line.strip() and not line.startswith("#")]
@@ -67,12 +67,12 @@ def _see_to(parsed: argparse.Namespace) -> int:
     record = load_record(parsed.run)
     if parsed.target == "watch":
         if record["watch"] is None:
-            raise ConfigError(f"{parsed.run} needs no watch: {record['target']} starts it again by itself")
+            raise ConfigError(f"{parsed.run} needs no watch: {record['target']} restarts it by itself")
         return follow(record["watch"])
     commands = record[parsed.target]
     if parsed.target == "stop" and not parsed.yes:
         print(show(commands), end="")
-        print("launch: nothing was done; --yes does what is printed above", file=sys.stderr)
+        print("launch: nothing was done; --yes executes what is printed above", file=sys.stderr)
         return 0
     return run_all(commands)
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch",
-        description="Takes a config to machines. Without --yes it only prints what it would do.",
+        description="Launches a config on machines. Without --yes it only prints what it would do.",
     )
     verbs = parser.add_subparsers(dest="target", metavar="VERB", required=True)
     added = {
@@ -101,34 +101,34 @@ def _parser() -> argparse.ArgumentParser:
     }
     slurm, gke, tpu_vm = (added[name] for name in ("slurm", "gke", "tpu-vm"))
     for name in ("partition", "account", "time", "qos", "constraint"):
-        slurm.add_argument(f"--{name}", help="as sbatch has it")
-    slurm.add_argument("--grace-seconds", type=int, help="SIGTERM comes this long before the time is up; default 120")
-    slurm.add_argument("--sbatch", action="append", metavar="OPTION", help="one more line `#SBATCH OPTION`; may repeat")
+        slurm.add_argument(f"--{name}", help="passed to sbatch")
+    slurm.add_argument("--grace-seconds", type=int, help="seconds between SIGTERM and the time limit; default 120")
+    slurm.add_argument("--sbatch", action="append", metavar="OPTION", help="adds a line `#SBATCH OPTION`; repeatable")
     slurm.add_argument(
-        "--array", type=Path, metavar="FILE", help="a line of KEY=VALUE overrides for each run of an array"
+        "--array", type=Path, metavar="FILE", help="a job array: one line of KEY=VALUE overrides per run"
     )
     for target in (gke, tpu_vm):
-        target.add_argument("--image", help="made with launch/Dockerfile")
-        target.add_argument("--bucket", help="gs://..., mounted on every host: runs and prepared data lie there")
-        target.add_argument("--service-account", help="Kubernetes' or Compute Engine's")
-        target.add_argument("--spot", action="store_true", help="cheaper machines that may be taken away")
-    gke.add_argument("--context", help="of kubectl")
-    gke.add_argument("--namespace", help="of kubectl")
+        target.add_argument("--image", help="container image, built from launch/Dockerfile")
+        target.add_argument("--bucket", help="gs://..., mounted on every host; holds runs and prepared data")
+        target.add_argument("--service-account", help="service account of Kubernetes or Compute Engine")
+        target.add_argument("--spot", action="store_true", help="cheaper machines that may be preempted")
+    gke.add_argument("--context", help="kubectl context")
+    gke.add_argument("--namespace", help="kubectl namespace")
     gke.add_argument("--queue", help="Kueue's LocalQueue")
     tpu_vm.add_argument("--zone", help="such as us-east5-a")
-    tpu_vm.add_argument("--project", help="of Google Cloud; gcloud's own default unless given")
-    tpu_vm.add_argument("--reserved", action="store_true", help="from a reservation")
-    tpu_vm.add_argument("--wait", help="how long to queue for machines, as in 6h")
+    tpu_vm.add_argument("--project", help="Google Cloud project; default: gcloud's own")
+    tpu_vm.add_argument("--reserved", action="store_true", help="use a reservation")
+    tpu_vm.add_argument("--wait", help="how long to wait for machines, such as 6h")
     for name, help in (
-        ("status", "what runs, what has ended"),
-        ("logs", "the end of the first process's output"),
-        ("stop", "end a run for good; it saves first where it can"),
-        ("watch", "bring machines back that were taken away, until the run has ended"),
+        ("status", "show what runs and what has ended"),
+        ("logs", "show the end of the first process's output"),
+        ("stop", "end a run for good, after saving if possible"),
+        ("watch", "request preempted machines again until the run has ended"),
     ):
         verb = verbs.add_parser(name, help=help, description=help)
-        verb.add_argument("run", metavar="RUN", help="its name among launches")
+        verb.add_argument("run", metavar="RUN", help="name of the launch")
         if name == "stop":
-            verb.add_argument("--yes", action="store_true", help="do it; without, it is only printed")
+            verb.add_argument("--yes", action="store_true", help="execute; without it, the plan is only printed")
     return parser
 
 
@@ -136,19 +136,21 @@ def _add_target(verbs: Any, name: str, help: str) -> Any:
     added = verbs.add_parser(name, help=help, description=f"{help}. Prints a shell script; with --yes, runs it.")
     added.add_argument("config", metavar="CONFIG", help="a YAML file")
     added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as `solo train` takes them")
-    added.add_argument("--on", required=True, metavar="TYPE", help="v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
-    added.add_argument("--slices", type=int, default=1, metavar="N", help="so many of TYPE; default 1")
-    added.add_argument("--hosts", type=int, metavar="N", help="of a cpu-N: processes to share its devices out to")
-    added.add_argument("--as", dest="name", metavar="RUN", help="name among launches; default: the config's")
+    added.add_argument(
+        "--on", required=True, metavar="TYPE", help="machine: v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ..."
+    )
+    added.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices of TYPE; default 1")
+    added.add_argument("--hosts", type=int, metavar="N", help="cpu-N: processes to divide its devices among")
+    added.add_argument("--as", dest="name", metavar="RUN", help="name of the launch; default: the config's")
     added.add_argument("--max-restarts", type=int, default=MAX_RESTARTS, metavar="N")
     added.add_argument(
         "--max-idle-restarts",
         type=int,
         default=MAX_IDLE_RESTARTS,
         metavar="N",
-        help="in a row without a new checkpoint",
+        help="restarts in a row without a new checkpoint",
     )
-    added.add_argument("--yes", action="store_true", help="do it; without, it is only printed")
+    added.add_argument("--yes", action="store_true", help="execute; without it, the plan is only printed")
     return added
 
 

@@ -1,11 +1,11 @@
-"""Google Kubernetes Engine: a JobSet, one child Job for each slice, one pod for each host.
+"""Target: Google Kubernetes Engine. A JobSet with one child Job per slice and one pod per host.
 
-The manifest is built as data and holds no nulls. What ends a pod decides what follows:
+The manifest is built as data and contains no nulls. The exit status of a pod decides what follows:
 
     0            the pod is done
-    1 to 126     but for 42: the Job fails by its pod failure policy, and the JobSet with it, for good
-    42, 127...   the Job fails by its backoff limit of 0; the JobSet restarts, and counts it
-    an eviction  the Job fails by its pod failure policy, with a message that tells; the JobSet restarts, uncounted
+    1 to 126     except 42: the Job fails by its pod failure policy, and the JobSet fails for good
+    42, 127...   the Job fails by its backoff limit of 0; the JobSet restarts and counts the restart
+    an eviction  the Job fails by its pod failure policy, with a message; the JobSet restarts without counting
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MOUNT = "/mnt/solo"
 CONTAINER = "train"
 JOB = "slice"
 PORT = 8476
-# All that says that the same command would fail again.
+# Exit statuses after which the same command would fail again.
 FAULTS = [code for code in range(1, 127) if code != INTERRUPTED]
 
 
 def plan(request: Request) -> Plan:
-    """Apply a JobSet and the config beside it.
+    """Plan a JobSet and its config.
 
     Raises:
-        ConfigError: the machine is not Google's, or an option is missing.
+        ConfigError: GKE does not offer the machine, or an option is missing.
     """
     if request.machine.chip.gke_accelerator is None:
-        raise ConfigError(f"GKE has no {request.machine.name} node pools that are known here; use local")
+        raise ConfigError(f"no GKE node pools are known for {request.machine.name}; use local")
     image = request.option("image", "us-docker.pkg.dev/PROJECT/REPOSITORY/solo:TAG")
     bucket = request.option("bucket", "gs://BUCKET").removeprefix("gs://").rstrip("/")
     config = in_bucket(request.config)
@@ -53,7 +53,7 @@ def plan(request: Request) -> Plan:
         request.run,
         "gke",
         (manifest,),
-        (Command((*kubectl, "apply", f"--filename={manifest.path}"), "the JobSet, and its config"),),
+        (Command((*kubectl, "apply", f"--filename={manifest.path}"), "create the JobSet and its config"),),
         status=(
             Command((*kubectl, "get", "jobset", request.run)),
             Command((*kubectl, "get", "pods", f"--selector={selector}", "--output=wide")),
@@ -67,16 +67,16 @@ def plan(request: Request) -> Plan:
                 "process 0",
             ),
         ),
-        stop=(Command((*kubectl, "delete", f"--filename={manifest.path}"), "every pod gets SIGTERM, and saves"),),
+        stop=(Command((*kubectl, "delete", f"--filename={manifest.path}"), "every pod gets SIGTERM and saves"),),
         notes=(
-            "data.folder and the runs lie in the bucket: prepare there, or upload what is prepared",
+            "data.folder and the runs are in the bucket: prepare the data there, or upload prepared data",
             *([f"nearly the same by xpk: {_xpk(request, image)}"] if request.machine.chip.is_tpu else []),
         ),
     )
 
 
 def in_bucket(config: Config) -> Config:
-    """The config with its folders under the bucket's mount, unless they are absolute already."""
+    """Returns the config with its folders under the bucket's mount."""
     data = config.data.model_copy(update={"folder": _mounted(config.data.folder)})
     return config.model_copy(update={"folder": _mounted(config.folder), "data": data})
 
@@ -86,19 +86,19 @@ def _mounted(folder: str) -> str:
         return folder
     if folder.startswith("/") or "://" in folder:
         raise ConfigError(
-            f"{folder} is not on those machines: give a path inside the bucket, which they see as {MOUNT}"
+            f"{folder} does not exist on those machines: use a path inside the bucket, which they mount at {MOUNT}"
         )
     return f"{MOUNT}/{folder}"
 
 
 def job_set(request: Request, config: Config, image: str, bucket: str) -> dict[str, Any]:
-    """The JobSet (jobset.x-k8s.io/v1alpha2) as plain data."""
+    """Returns the JobSet (jobset.x-k8s.io/v1alpha2) as plain data."""
     machine, queue = request.machine, request.options.get("queue")
     metadata: dict[str, Any] = {"name": request.run}
     if queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
     if machine.chip.is_tpu:
-        # A slice is a node pool: its pods may not be spread over two.
+        # A slice is a node pool, so its pods must not be spread over two.
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     restart, fail = "RestartJobSetAndIgnoreMaxRestarts", "FailJobSet"
     by_policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
@@ -156,7 +156,7 @@ def _pod(request: Request, config: Config, image: str, bucket: str) -> dict[str,
         **network,
         **({"serviceAccountName": account} if account else {}),
         "restartPolicy": "Never",
-        # Enough to finish a step and save; Spot nodes give less, whatever is asked.
+        # Enough to finish a step and save; Spot nodes give less in any case.
         "terminationGracePeriodSeconds": 120,
         "nodeSelector": _selector(machine, bool(request.options.get("spot"))),
         "tolerations": [{"key": _resource(machine), "operator": "Exists", "effect": "NoSchedule"}],
@@ -189,7 +189,7 @@ def _container(request: Request, config: Config, image: str) -> dict[str, Any]:
 
 
 def _command(request: Request, config: Config) -> str:
-    """Count the start in the first pod, then become `solo train`, so that SIGTERM reaches it."""
+    """Returns a command that counts the start in the first pod and then becomes `solo train`, which gets SIGTERM."""
     state = f"{config.run_folder}/restarts-$JOBSET_UID.json"
     count = f'python -m launch.restarts --state "{state}" --run-folder "{config.run_folder}"'
     count += "".join(f" {option}" for option in request.restart_options)
@@ -208,7 +208,7 @@ def _environment(request: Request) -> list[dict[str, Any]]:
         {"name": "JOB_INDEX", "valueFrom": label("job-index")},
         {"name": "JAX_COORDINATOR_PORT", "value": str(PORT)},
     ]
-    if machine.chip.is_tpu:  # GKE itself tells TPU hosts of each other
+    if machine.chip.is_tpu:  # GKE configures the hosts of a TPU slice itself
         return found
     names = [f"{request.run}-{JOB}-0-{host}.{request.run}" for host in range(machine.all_hosts)]
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"

@@ -1,4 +1,4 @@
-"""This machine: processes over localhost with virtual CPU devices, or one on the accelerators that are here."""
+"""Target: this machine. Several processes with virtual CPU devices, or one process on the accelerators."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from solo.config import ConfigError
 
 
 def plan(request: Request) -> Plan:
-    """Run in the foreground under the supervisor. Raises ConfigError where the machine has several real hosts."""
+    """Plan a run in the foreground, under the supervisor. Raises ConfigError if the machine has several real hosts."""
     if request.machine.chip.name != "cpu" and request.machine.all_hosts > 1:
-        raise ConfigError(f"{request.machine.name} has {request.machine.all_hosts} hosts, and this is one")
+        raise ConfigError(f"{request.machine.name} has {request.machine.all_hosts} hosts, but this machine is one")
     machine, run = request.machine, request.config.run_folder
     config, pid = request.config_file(), f"{request.folder}/supervisor.pid"
     several = machine.all_hosts > 1

@@ -1,4 +1,4 @@
-"""The one object that is shown and carried out."""
+"""The plan of a launch, which is printed or executed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class File:
 
     def __post_init__(self) -> None:
         if not self.text.endswith("\n") or _MARK in self.text:
-            raise ValueError(f"{self.path}: a file ends with a newline and does not hold {_MARK}")
+            raise ValueError(f"{self.path}: the text must end with a newline and not contain {_MARK}")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command to run, from the repository's root.
+    """A command to run from the repository's root.
 
-    why       in a few words
-    may_fail  whether the next one is run all the same
+    why       a short reason
+    may_fail  whether the next command runs even if this one fails
     """
 
     argv: tuple[str, ...]
@@ -48,12 +48,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Watch:
-    """How `launch watch` follows a run whose machines do not come back by themselves.
+    """How `launch watch` follows a run whose machines do not return by themselves.
 
-    state    prints the state of the machines
-    ended    prints the exit status of a run that is over, and fails before
-    steps    prints the paths of the checkpoints that were written whole
-    delete, create   take the machines away, and ask for them anew
+    state           prints the state of the machines
+    ended           prints the exit status of a run that has ended, and fails before
+    steps           prints the paths of complete checkpoints
+    delete, create  release the machines, and request them again
     """
 
     state: Command
@@ -69,12 +69,12 @@ class Watch:
 class Plan:
     """What a launch does.
 
-    run       its name among launches: a DNS label
-    files     to write first
-    commands  to run then, in order; the first that fails ends it
-    status, logs, stop   commands of the later verbs
-    watch     where somebody must watch: the last command is that watch then
-    notes     for the reader, not carried out
+    run       name of the launch: a DNS label
+    files     files to write first
+    commands  commands to run afterwards, in order, until one fails
+    status, logs, stop  commands of the later verbs
+    watch     set if the run must be watched; the last command then starts the watch
+    notes     comments for the reader
     """
 
     run: str
@@ -88,7 +88,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
     def all_files(self) -> Iterator[File]:
-        """The files, and the record that the later verbs read."""
+        """Yields the files, and the record that the later verbs read."""
         yield from self.files
         record: dict[str, Any] = {"run": self.run, "target": self.target}
         record |= {verb: [_written(each) for each in getattr(self, verb)] for verb in _VERBS}
@@ -98,7 +98,7 @@ class Plan:
         yield File(str(FOLDER / self.run / "plan.json"), json.dumps({**record, "watch": watch}, indent=1) + "\n")
 
     def script(self) -> str:
-        """All of it as a shell script, which does what `execute` does."""
+        """Returns the plan as a shell script that does the same as `execute`."""
         parts = ["#!/bin/bash", "set -e", *(f"# {note}" for note in self.notes)]
         for file in self.all_files():
             path = shlex.quote(file.path)
@@ -107,7 +107,7 @@ class Plan:
         return "\n".join([*parts, *map(_line, self.commands)]) + "\n"
 
     def execute(self, run: Callable[[Command], int] | None = None) -> int:
-        """Write the files and run the commands. Returns the status of the one that failed, or 0."""
+        """Write the files and run the commands. Returns the status of the command that failed, or 0."""
         for file in self.all_files():
             path = Path(file.path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,12 +116,12 @@ class Plan:
 
 
 def show(commands: Sequence[Command]) -> str:
-    """Commands as lines of a shell script."""
+    """Returns commands as lines of a shell script."""
     return "".join(_line(command) + "\n" for command in commands)
 
 
 def run_all(commands: Sequence[Command], run: Callable[[Command], int] | None = None) -> int:
-    """Run commands in order until one fails that may not. Returns its status, or 0."""
+    """Run commands in order until one fails that must not. Returns its status, or 0."""
     for command in commands:
         status = (run or _run)(command)
         if status and not command.may_fail:
@@ -130,7 +130,7 @@ def run_all(commands: Sequence[Command], run: Callable[[Command], int] | None = 
 
 
 def load_record(run: str) -> Mapping[str, Any]:
-    """What a launch left for the later verbs: `status`, `logs`, `stop` as Commands, `watch` as a Watch or None.
+    """Returns the record of a launch: `status`, `logs` and `stop` as Commands, `watch` as a Watch or None.
 
     Raises:
         ConfigError: there was no such launch from this folder.
@@ -167,4 +167,4 @@ def _run(command: Command) -> int:
     try:
         return subprocess.run(command.argv).returncode
     except FileNotFoundError:
-        raise ConfigError(f"there is no {command.argv[0]} here, which is needed to run: {command}") from None
+        raise ConfigError(f"{command.argv[0]} is not installed; it is needed to run: {command}") from None

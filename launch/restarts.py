@@ -1,9 +1,9 @@
-"""Who is started again, and when that ends. Standard library only: it also runs where nothing is installed yet.
+"""Decides whether a run is restarted. It imports only the standard library, so it runs where nothing is installed yet.
 
     python -m launch.restarts --state FILE --run-folder FOLDER [--max-restarts N] [--max-idle-restarts N]
 
-is run before every start of a job that a scheduler restarts: it counts the start in FILE, and ends with 1 where the run
-has been started too often, or several times in a row without a new checkpoint.
+runs before every start of a job that a scheduler restarts. It counts the start in FILE, and ends with 1 if the run was
+started too often, or several times in a row without a new checkpoint.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0
 
 
 def may_be_retried(status: int) -> bool:
-    """Whether an exit status says that the same command may do better: 42, or the end by a signal (128 + n)."""
+    """Returns whether a restart may help after an exit status: 42, or death by a signal (128 + n)."""
     return status == INTERRUPTED or status > 126
 
 
 def newest_step(run_folder: Path) -> int | None:
-    """Step of the newest checkpoint that was written whole, or None."""
+    """Returns the step of the newest complete checkpoint, or None."""
     return max((int(path.name) for path in complete_checkpoints(run_folder / "checkpoints")), default=None)
 
 
@@ -42,8 +42,8 @@ def newest_of(paths: list[str]) -> int | None:
 class Restarts:
     """Counts the starts of a run.
 
-    starts  so far
-    idle    of them, the last in a row that found no newer checkpoint than the one before found
+    starts  number of starts so far
+    idle    number of latest starts in a row without a newer checkpoint
     step    newest checkpoint at the last start
     """
 
@@ -54,7 +54,7 @@ class Restarts:
     step: int | None = None
 
     def start(self, step: int | None) -> str | None:
-        """Count a start that finds this checkpoint. Returns the reason not to make it, or None."""
+        """Count a start that finds this checkpoint. Returns a reason to refuse it, or None."""
         if self.starts:
             self.idle = self.idle + 1 if step == self.step else 0
         self.starts, self.step = self.starts + 1, step
@@ -67,12 +67,12 @@ class Restarts:
 
     @property
     def wait(self) -> float:
-        """Seconds before the next start: doubled with every one that found no progress."""
+        """Seconds before the next start, doubled after every start without progress."""
         return min(_FIRST_WAIT * 2**self.idle, _LONGEST_WAIT)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Count a start. Returns 0, or 1 where it is not to be made."""
+    """Count a start. Returns 0, or 1 if it is refused."""
     parser = argparse.ArgumentParser(prog="python -m launch.restarts", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--state", type=Path, required=True)
     add_options(parser)
@@ -85,14 +85,14 @@ def main(arguments: list[str] | None = None) -> int:
     partial.write_text(json.dumps(asdict(restarts)) + "\n")
     partial.replace(parsed.state)
     if refusal:
-        print(f"launch: not started again: {refusal}", file=sys.stderr)
+        print(f"launch: not restarted: {refusal}", file=sys.stderr)
         return 1
     print(f"launch: start {restarts.starts}, newest checkpoint {restarts.step}", file=sys.stderr)
     return 0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say when starting again ends."""
+    """Add the options that limit restarts."""
     parser.add_argument("--run-folder", type=Path, required=True)
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)
     parser.add_argument("--max-idle-restarts", type=int, default=MAX_IDLE_RESTARTS)

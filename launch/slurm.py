@@ -1,4 +1,4 @@
-"""A SLURM cluster whose nodes share this folder: one task for each GPU, or one for each node without any."""
+"""Target: a SLURM cluster whose nodes share this folder. One task per GPU, or one per node without GPUs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from solo.config import ConfigError
 
 
 def plan(request: Request) -> Plan:
-    """One batch job, or an array of them; either starts itself again.
+    """Plan one batch job or a job array. Both restart themselves.
 
     Raises:
-        ConfigError: the machine is no cluster's, or the configs of an array share a run folder.
+        ConfigError: the machine is a TPU, or the configs of an array share a run folder.
     """
     if request.machine.chip.is_tpu:
         raise ConfigError(f"SLURM has no {request.machine.name}; use gke or tpu-vm")
     folders = [str(config.run_folder) for config in request.configs]
     if len(set(folders)) < len(folders):
-        raise ConfigError("the runs of an array need names of their own: put name=... into every line")
+        raise ConfigError("the runs of an array need different names: put name=... into every line")
     array = len(request.configs) > 1
     configs = [
         request.config_file(config, f"config-{number}.yaml" if array else "config.yaml")
@@ -35,7 +35,7 @@ def plan(request: Request) -> Plan:
         request.run,
         "slurm",
         (*configs, script),
-        (Command(("sbatch", script.path), "submit; the job starts itself again, see the script"),),
+        (Command(("sbatch", script.path), "submit; the job restarts itself, see the script"),),
         status=(
             Command(("squeue", "--name", name, "--format", "%i %T %M %D %R"), "what runs or waits"),
             Command(("sacct", "--name", name, "--format", "JobID,State,ExitCode,Elapsed"), "what ended", True),
@@ -59,7 +59,7 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
         "gpus-per-node": None if cpu else machine.chips_per_host,
         "output": f"{request.folder}/slurm-%{'A_%a' if len(configs) > 1 else 'j'}.log",
         "open-mode": "append",
-        # To the steps, not to the batch script alone, which `B:` would mean.
+        # Sent to the steps; with `B:` only the batch script would get it.
         "signal": f"TERM@{options.get('grace_seconds') or 120}",
         "array": f"0-{len(configs) - 1}" if len(configs) > 1 else None,
         **{name: options.get(name) for name in ("partition", "account", "time", "qos", "constraint")},

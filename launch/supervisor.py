@@ -1,9 +1,9 @@
-"""Starts the processes of a run on this machine, and starts them again where that may help.
+"""Starts the processes of a run on this machine, and restarts them where that may help.
 
     python -m launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
 
-SIGTERM is handed on; what the processes end with then is final. One process that ends badly ends them all: the first
-status counts, the rest is its consequence.
+SIGTERM is passed on to the processes, and their exit status is then final. If one process fails, all are ended, and the
+first status counts: the others are its consequence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from launch.restarts import INTERRUPTED, Restarts, add_options, may_be_retried, newest_step
 
-# What the others get once one has ended badly: after 42 all have saved and are on their way out.
+# Seconds that the other processes get once one has failed. After 42 all have saved and are about to exit.
 _GRACE = {INTERRUPTED: 120.0}
 _SHORT_GRACE = 10.0
 _POLL = 0.1
@@ -45,11 +45,11 @@ class Group:
         ]
 
     def terminate(self) -> None:
-        """Hand SIGTERM on."""
+        """Pass SIGTERM on."""
         self._signal(signal.SIGTERM)
 
     def wait(self) -> int:
-        """Wait until all have ended. Returns 0, or the first other status; a signal n is 128 + n."""
+        """Wait until all have ended. Returns 0, or the first other status; signal n is 128 + n."""
         with self._open:
             while not (status := self._first_bad()) and self._living():
                 time.sleep(_POLL)
@@ -70,7 +70,7 @@ class Group:
 
     def _first_bad(self) -> int:
         ended = [process.poll() for process in self._processes]
-        # Of several that were found at once, an own fault explains the others' ends.
+        # If several failed at once, an exit status explains the deaths by signal.
         bad = sorted((status for status in ended if status), key=lambda status: (status < 0, status))
         return (bad[0] if bad[0] > 0 else 128 - bad[0]) if bad else 0
 
@@ -91,15 +91,18 @@ def supervise(
     devices: int = 0,
     logs: Path | None = None,
 ) -> int:
-    """Run until done, hopeless or told to stop. Returns 0, the status of a fault, 1 after a storm, 42 after SIGTERM.
+    """Run a command until it is done, fails for good, or is told to stop.
 
     Args:
-        command: what every process runs.
-        run_folder: where its checkpoints appear.
-        restarts: when starting again ends.
-        processes: how many, joined over localhost.
-        devices: virtual CPU devices of each; 0: whatever jax finds.
-        logs: folder for the output of each, `host-<number>.log`; this process's own output unless given.
+        command: the command of every process.
+        run_folder: the run's folder, for its checkpoints.
+        restarts: the limits of restarts.
+        processes: number of processes, joined over localhost.
+        devices: virtual CPU devices of each process; 0: those that jax finds.
+        logs: folder for `host-<number>.log`; default: this process's own output.
+
+    Returns:
+        0; the status of a fault; 1 after too many restarts; 42 after SIGTERM.
     """
     group: Group | None = None
     stopped = False
@@ -117,13 +120,13 @@ def supervise(
                 _say(f"given up: {refusal}")
                 return 1
             group = Group(command, processes, devices, logs)
-            if stopped:  # it came while they were being started
+            if stopped:  # SIGTERM came during the start
                 group.terminate()
             status = group.wait()
             _say(f"ended with {status}; newest checkpoint {newest_step(run_folder)}")
             if stopped or not may_be_retried(status):
                 return status
-            _say(f"starting again in {restarts.wait:g} s")
+            _say(f"restarting in {restarts.wait:g} s")
             _sleep(restarts.wait, lambda: stopped)
             if stopped:
                 return status
@@ -161,13 +164,13 @@ def _say(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """See the module's text."""
+    """Run the command line; see the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m launch.supervisor", description=__doc__.split("\n", 1)[0])
     add_options(parser)
-    parser.add_argument("--processes", type=int, default=1, help="joined over localhost")
-    parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes, joined over localhost")
+    parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each process")
     parser.add_argument("--logs", type=Path, help="folder for host-<number>.log")
-    parser.add_argument("--pid-file", type=Path, help="where to write this process's id")
+    parser.add_argument("--pid-file", type=Path, help="file for this process's id")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     parsed = parser.parse_args(arguments)
     if parsed.pid_file:

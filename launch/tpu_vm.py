@@ -1,8 +1,8 @@
-"""Cloud TPU VMs through queued resources, watched from here.
+"""Target: Cloud TPU VMs, requested as queued resources and watched from this machine.
 
-A queued resource of Spot VMs that is preempted becomes SUSPENDED and does not come back: it must be deleted and made
-anew. `launch watch` does that, and takes the machines away once the run has ended. The hosts start by themselves, by a
-start-up script: it mounts the bucket, pulls the image, and runs `launch.supervisor`.
+A queued resource of Spot VMs that is preempted becomes SUSPENDED and does not return: it must be deleted and created
+again. `launch watch` does that, and releases the machines once the run has ended. The hosts run a start-up script that
+mounts the bucket, pulls the image, and runs `launch.supervisor`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from solo.files import COMMIT_MARKER
 
 
 def plan(request: Request) -> Plan:
-    """Upload the config, ask for the machines, and watch.
+    """Plan to upload the config, request the machines, and watch.
 
     Raises:
-        ConfigError: the machine is not to be had as TPU VMs, or an option is missing.
+        ConfigError: the machine is not offered as TPU VMs, or an option is missing.
     """
     chip = request.machine.chip
     if chip.accelerator_type is None or chip.runtime_version is None:
         hint = "; use gke" if chip.gke_accelerator else ""
-        raise ConfigError(f"Cloud TPU has no {request.machine.name} as TPU VMs{hint}")
+        raise ConfigError(f"{request.machine.name} is not offered as TPU VMs{hint}")
     bucket = request.option("bucket", "gs://BUCKET").removeprefix("gs://").rstrip("/")
     place: tuple[str, ...] = (f"--zone={request.option('zone', 'us-east5-a')}",)
     place += (f"--project={project}",) if (project := request.options.get("project")) else ()
@@ -38,8 +38,8 @@ def plan(request: Request) -> Plan:
     )
     there = f"gs://{bucket}/{request.folder}"
     queued = ("gcloud", "compute", "tpus", "queued-resources")
-    create = Command((*queued, "create", request.run, *place, *_creation(request)), "ask for the machines")
-    delete = Command((*queued, "delete", request.run, *place, "--force", "--quiet"), "give the machines back")
+    create = Command((*queued, "create", request.run, *place, *_creation(request)), "request the machines")
+    delete = Command((*queued, "delete", request.run, *place, "--force", "--quiet"), "release the machines")
     state = Command((*queued, "describe", request.run, *place, "--format=value(state.state)"))
     run_folder = str(config.run_folder).removeprefix(f"{MOUNT}/")
     steps = ("gcloud", "storage", "ls", f"gs://{bucket}/{run_folder}/checkpoints/*/{COMMIT_MARKER}")
@@ -55,19 +55,19 @@ def plan(request: Request) -> Plan:
             Command(("gcloud", "storage", "cp", files[0].path, f"{there}/config.yaml"), "the hosts read it"),
             Command(("gcloud", "storage", "rm", f"{there}/ended"), "left by an earlier launch", may_fail=True),
             create,
-            Command(module("launch", "watch", request.run), "until it has ended; Ctrl-C only stops watching"),
+            Command(module("launch", "watch", request.run), "until the run has ended; Ctrl-C only stops watching"),
         ),
         status=(
             state,
-            Command(ended.argv, "exit status, where it has ended", True),
+            Command(ended.argv, "exit status, once it has ended", True),
             Command(steps, "checkpoints", True),
         ),
         logs=(Command((*reach, "--command=tail -n 100 /var/log/solo.log"), "process 0"),),
         stop=(delete,),
         watch=watch,
         notes=(
-            "data.folder and the runs lie in the bucket: prepare there, or upload what is prepared",
-            f"while it watches: {state}; after SUSPENDED or FAILED: {delete}; {create}",
+            "data.folder and the runs are in the bucket: prepare the data there, or upload prepared data",
+            f"the watch runs: {state}; after SUSPENDED or FAILED: {delete}; {create}",
         ),
     )
 

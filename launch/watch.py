@@ -1,8 +1,8 @@
-"""Follows a run whose machines do not come back by themselves, until it has ended.
+"""Follows a run whose machines do not return by themselves, until it has ended.
 
-the run has ended         take the machines away; its exit status is this one's
-SUSPENDED, FAILED         take them away, wait, ask for them anew; not too often, see `launch.restarts`
-anything else             look again later
+the run has ended         release the machines; return the run's exit status
+SUSPENDED, FAILED         release them, wait, request them again, within the limits of `launch.restarts`
+anything else             check again later
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from launch.restarts import Restarts, newest_of
 
 GONE = ("SUSPENDED", "FAILED")
 INTERVAL = 60.0
-# Clouds answer badly now and then; after so many answers in a row that say nothing, somebody must look.
+# Cloud APIs fail now and then; after this many failures in a row the watch ends.
 PATIENCE = 10
 
 
 class Answer(NamedTuple):
-    """What a command ended with, and said."""
+    """The exit status and output of a command."""
 
     status: int
     text: str
 
 
 def ask(command: Command) -> Answer:
-    """Run a command and keep what it says; what it complains of is shown."""
+    """Run a command and return its output; its errors are shown."""
     done = subprocess.run(command.argv, stdout=subprocess.PIPE, text=True)
     return Answer(done.returncode, done.stdout.strip())
 
@@ -41,7 +41,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     say: Callable[[str], None] = lambda text: print(f"launch: {text}", file=sys.stderr, flush=True),
 ) -> int:
-    """Watch until the end. Returns the run's exit status; 1 after too many restarts or unanswered questions."""
+    """Watch until the run ends. Returns its exit status, or 1 after too many restarts or failed queries."""
     restarts = Restarts(watch.max_restarts, watch.max_idle_restarts)
     restarts.start(_newest(watch, ask))
     unanswered, before = 0, ""
@@ -49,11 +49,11 @@ def follow(
         ended = ask(watch.ended)
         if ended.status == 0 and ended.text.isdigit():
             say(f"the run has ended with {ended.text}")
-            return _give_back(watch, ask, say) or int(ended.text)
+            return _release(watch, ask, say) or int(ended.text)
         state = ask(watch.state)
         unanswered = 0 if state.status == 0 and state.text else unanswered + 1
         if unanswered >= PATIENCE:
-            say(f"no state after {PATIENCE} questions; was it stopped? the machines are left as they are")
+            say(f"no state after {PATIENCE} queries; was the run stopped? the machines are left as they are")
             return 1
         if state.text and state.text != before:
             say(state.text)
@@ -61,13 +61,13 @@ def follow(
         if state.text in GONE:
             if refusal := restarts.start(_newest(watch, ask)):
                 say(f"given up: {refusal}")
-                _give_back(watch, ask, say)
+                _release(watch, ask, say)
                 return 1
-            if status := _give_back(watch, ask, say):
+            if status := _release(watch, ask, say):
                 return status
             sleep(restarts.wait)
-            say(f"asking for the machines again, for the {restarts.starts - 1}. time")
-            _ask_again(watch, ask, sleep)
+            say(f"requesting the machines again, restart {restarts.starts - 1}")
+            _request_again(watch, ask, sleep)
             before = ""
         sleep(INTERVAL)
 
@@ -76,15 +76,15 @@ def _newest(watch: Watch, ask: Callable[[Command], Answer]) -> int | None:
     return newest_of(ask(watch.steps).text.splitlines())
 
 
-def _give_back(watch: Watch, ask: Callable[[Command], Answer], say: Callable[[str], None]) -> int:
+def _release(watch: Watch, ask: Callable[[Command], Answer], say: Callable[[str], None]) -> int:
     status = ask(watch.delete).status
     if status:
-        say(f"could not give the machines back, which may cost money: {watch.delete}")
+        say(f"could not release the machines, which may cost money: {watch.delete}")
     return status
 
 
-def _ask_again(watch: Watch, ask: Callable[[Command], Answer], sleep: Callable[[float], None]) -> None:
-    """A name is taken until its deletion has gone through."""
+def _request_again(watch: Watch, ask: Callable[[Command], Answer], sleep: Callable[[float], None]) -> None:
+    """Request the machines again; the name is taken until the deletion has finished."""
     for _ in range(PATIENCE):
         if ask(watch.create).status == 0:
             return

@@ -1,4 +1,4 @@
-"""The command line: one verb per function, thin over the Python API. Nothing heavy is imported for help."""
+"""The command line: one function per verb, thin over the Python API. `--help` imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0 done, 1 failed, 2 wrong use, 42 interrupted and resumable."""
+    """Run one verb. Returns the exit status: 0 done, 1 failed, 2 usage error, 42 interrupted and resumable."""
     parsed = _parser().parse_args(arguments)
     parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     from solo.training.distributed import among_others, end_at_once
@@ -50,12 +50,12 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"solo: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("solo: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("solo: stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Turn the sources of a config into shards and indexes."""
+    """Prepare the sources of a config as shards and indexes."""
     from rich.console import Console
 
     from solo.config import load_config
@@ -76,7 +76,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Prepare, train every stage, evaluate; or go on where an earlier try stopped."""
+    """Prepare, train every stage and evaluate, or resume an earlier attempt."""
     began = time.time()
     from rich.console import Console
 
@@ -104,7 +104,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         done = train_run(config, observer, began)
     except Interrupted:
-        print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command goes on", file=sys.stderr)
+        print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command resumes", file=sys.stderr)
         leave()
         return EXIT_INTERRUPTED
     except JaxRuntimeError as error:
@@ -119,7 +119,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Answer the evaluation tasks of a run again and rewrite its report."""
+    """Evaluate a run again and rewrite its report."""
     from rich.console import Console
 
     from solo.evaluation.results import print_results
@@ -140,7 +140,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def generate(arguments: argparse.Namespace) -> int:
     """Answer prompts about images."""
     if not arguments.turns:
-        raise ValueError("generate needs a --prompt (after the --image options it speaks of)")
+        raise ValueError("generate needs a --prompt, after the --image options that it is about")
     import solo
 
     messages: list[dict[str, Any]] = []
@@ -228,7 +228,7 @@ def _say_where(run: Any, notes: list[str], console: Any) -> None:
 
 
 class _Turn(argparse.Action):
-    """Keeps --image and --prompt in the order in which they were given."""
+    """Keeps --image and --prompt in the order of the command line."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         namespace.turns = [*(namespace.turns or []), (self.dest, values)]
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="solo",
         description="Pretrain monolithic vision-language models: one transformer over text and raw image patches.",
-        epilog="solo VERB --help says more of each.",
+        epilog="See solo VERB --help for details.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     add = partial(_add, verbs)
@@ -252,11 +252,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(verbs)
     _add_import(verbs)
     _add_export(verbs)
-    about = "what a run needs and costs on a machine, before paying for it"
+    about = "forecast memory, time and cost of a run on a machine"
     planning.add_arguments(add("plan", planning.run, about, planning.DESCRIPTION), OVERRIDES)
     _add_evaluate(verbs)
     sweep.add_arguments(add("sweep", sweep.run, "plan and run a sweep of sizes and lengths", sweep.DESCRIPTION))
-    goodput.add_arguments(add("goodput", goodput.run, "say what the time of a run went into", goodput.DESCRIPTION))
+    goodput.add_arguments(add("goodput", goodput.run, "show how a run spent its time", goodput.DESCRIPTION))
     fitting.add_arguments(add("fit", fitting.run, "fit a scaling law to a table of runs", fitting.DESCRIPTION))
     return parser
 
@@ -272,9 +272,9 @@ def _add_prepare(verbs: Any) -> None:
         verbs,
         "prepare",
         prepare,
-        "turn a config's sources into shards and indexes",
+        "prepare a config's sources as shards and indexes",
         "Reads every source of the config, trains or extends the tokenizer, and writes ArrayRecord shards with an"
-        " index of counts. What is already there and unchanged is kept. `solo train` does this by itself.",
+        " index of counts. Existing parts that are unchanged are kept. `solo train` does this by itself.",
     )
     _add_config(added)
 
@@ -285,8 +285,8 @@ def _add_train(verbs: Any) -> None:
         "train",
         train,
         "train a config's stages, evaluate, and write the report",
-        "Trains every stage in runs/NAME, saving checkpoints; the same command goes on after a stop of any kind."
-        " Exit status: 0 done, 1 failed, 2 wrong config or use, 42 saved after SIGTERM.",
+        "Trains every stage in runs/NAME, saving checkpoints; the same command resumes after any kind of stop."
+        " Exit status: 0 done, 1 failed, 2 invalid config or usage, 42 saved after SIGTERM.",
     )
     _add_config(added)
 
@@ -306,12 +306,12 @@ def _add_generate(verbs: Any) -> None:
         " continues the conversation.",
     )
     added.add_argument("run", metavar="RUN", help="a run's folder, or one of its checkpoints")
-    added.add_argument("--image", action=_Turn, metavar="FILE", help="an image; may be repeated")
-    added.add_argument("--prompt", action=_Turn, metavar="TEXT", help="what to ask; may be repeated, turn by turn")
+    added.add_argument("--image", action=_Turn, metavar="FILE", help="an image; repeatable")
+    added.add_argument("--prompt", action=_Turn, metavar="TEXT", help="a user turn; repeatable")
     added.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
-    added.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default) is greedy")
-    added.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from")
-    added.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling, default 0")
+    added.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default 0: greedy")
+    added.add_argument("--top-p", type=float, default=1.0, metavar="X", help="probability mass sampled from; default 1")
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default 0")
     added.set_defaults(turns=None)
 
 
@@ -335,8 +335,8 @@ def _add_import(verbs: Any) -> None:
         default="mean",
         help="rows of new tokens: the mean of the existing ones (default), or drawn with init_std",
     )
-    added.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn, default 0")
-    # Not free-standing as elsewhere: argparse would take words behind the options for none of SOURCE's.
+    added.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn weights; default 0")
+    # An option here, unlike elsewhere: argparse rejects positional overrides after the options.
     added.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
     )
@@ -349,15 +349,15 @@ def _add_export(verbs: Any) -> None:
         export,
         "write a checkpoint as a Hugging Face repository",
         "Writes weights, config, tokenizer, processor, chat template and a card to a folder that other people's code"
-        " loads: native brings its own PyTorch code for transformers; the other layouts are those of published models."
-        " A text layout takes the text path of a monolith. What was written is read back and, where PyTorch and"
-        " transformers are installed, its logits and answers are compared with the checkpoint's.",
+        " loads. Layout native contains its own PyTorch code for transformers; the other layouts are those of published"
+        " models. A text layout exports the text path of a monolith. The result is read back, and its logits and answers"
+        " are compared with the checkpoint's if PyTorch and transformers are installed.",
     )
-    added.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, one of its checkpoints, or a folder")
+    added.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a folder of weights")
     added.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
-    added.add_argument("--layout", metavar="NAME", default="native", help="default native; a wrong one lists them all")
+    added.add_argument("--layout", metavar="NAME", default="native", help="default native; an unknown name lists all")
     added.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
-    added.add_argument("--no-verify", dest="verify", action="store_false", help="compare nothing")
+    added.add_argument("--no-verify", dest="verify", action="store_false", help="skip the comparison")
 
 
 def _add_evaluate(verbs: Any) -> None:
@@ -366,7 +366,7 @@ def _add_evaluate(verbs: Any) -> None:
         "evaluate",
         evaluate,
         "evaluate a run again and rewrite its report",
-        "Answers the tasks of the run's config by generation, with the newest checkpoint.",
+        "Runs the evaluation of the run's config with the newest checkpoint.",
     )
     added.add_argument("run", metavar="RUN", help="a run's folder")
 

@@ -11,7 +11,9 @@ from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.files import read_json_lines
 from solo.loading import initial_parameters
+from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
+from solo.planning.replication import check_replication
 from solo.training.distributed import first_then_others
 from solo.training.ledger import Ledger
 from solo.training.observer import Observer
@@ -82,12 +84,18 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
 
 
 def check_memory(trainer: Trainer) -> list[str]:
-    """Says which stages may not fit in the devices' memory. Raises ConfigError if one cannot."""
+    """Says which stages may not fit in the devices' memory, and which parameters the mesh replicates.
+
+    Raises:
+        ConfigError: a stage cannot fit, or replication costs too much.
+    """
     here = machine_here()
+    limit = None if here is None else memory_limit(here)
+    notes = check_replication(trainer.config, trainer.definition, trainer.mesh.size, limit)
     if here is None:
-        return []
+        return notes
     found = [check_fit(trainer.config, plan.stage, trainer.definition, plan.shape, here) for plan in trainer.plans]
-    return [doubt for doubt in found if doubt]
+    return [*notes, *(doubt for doubt in found if doubt)]
 
 
 def _left_out(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:

@@ -15,6 +15,7 @@ from solo.planning.flops import StepFlops, planned_flops
 from solo.planning.hlo import parse_module
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.program import QUICK, OutOfMemoryError, Program, compile_step
+from solo.planning.replication import check_replication
 from solo.planning.rows import Rows, stage_rows
 from solo.sharding.axes import mesh_sizes
 
@@ -44,6 +45,7 @@ class Forecast:
     time         of a step; None if there is no estimate
     no_time      the reason why there is none
     options      of the compiler, beyond those of the config
+    replicated   a line for every dimension that the mesh replicates because it does not divide it
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Forecast:
     time: StepTime | None
     no_time: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    replicated: tuple[str, ...] = ()
 
     @property
     def limit(self) -> int | None:
@@ -121,6 +124,7 @@ class Forecast:
                 "source": self.rows.source,
                 "measured": self.rows.measured,
             },
+            "replicated": self.replicated,
             "memory": memory,
             "flops": {
                 "useful": flops.useful,
@@ -175,13 +179,16 @@ def forecast(
     """
     rows = stage_rows(config, stage, document_slots)
     definition = define(config, rows.vocab_size or config.model.vocab_size or config.data.tokenizer.vocab_size)
+    replicated = check_replication(config, definition, machine.devices, memory_limit(machine))
     by_hand = hand_count(config, stage, definition, rows.shape, machine.devices)
     flops = planned_flops(config, stage, definition, rows, machine.chip, machine.devices)
     found = (config, stage, definition, rows, machine, by_hand, flops)
     try:
         program = compile_step(config, stage, definition, rows.shape, rows.num_steps, machine, options)
     except OutOfMemoryError as error:
-        return Forecast(*found, None, error, (), None, "the step does not fit into memory", dict(options or {}))
+        return Forecast(
+            *found, None, error, (), None, "the step does not fit into memory", dict(options or {}), tuple(replicated)
+        )
     module = parse_module(program.text)
     collectives = find_collectives(module, program.mesh, machine, program.devices)
     if (options or {}).items() >= QUICK.items():
@@ -189,7 +196,7 @@ def forecast(
     else:
         time = step_time(module, collectives, flops, machine)
     estimate, reason = (None, time) if isinstance(time, str) else (time, "")
-    return Forecast(*found, program, None, tuple(collectives), estimate, reason, dict(options or {}))
+    return Forecast(*found, program, None, tuple(collectives), estimate, reason, dict(options or {}), tuple(replicated))
 
 
 def forecast_recipe(

@@ -78,6 +78,11 @@ class HandCount:
         return {**asdict(self), "total": self.total}
 
 
+def format_bytes(size: float) -> str:
+    """Returns bytes as text, in GiB, or in MiB below 128 MiB."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
+
+
 def memory_limit(machine: Machine) -> int | None:
     """Returns the bytes of a device's memory that a program may use; None if unknown (CPUs)."""
     chip = machine.chip

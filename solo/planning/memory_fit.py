@@ -12,7 +12,8 @@ from solo.config import Config, ConfigError, StageConfig
 from solo.data.planning.row_shape import RowShape
 from solo.machines import Machine, parse_machine
 from solo.model.parameters import ModelDefinition, define
-from solo.planning.memory import HandCount, hand_count, memory_limit
+from solo.planning.memory import HandCount, format_bytes, hand_count, memory_limit
+from solo.planning.replication import check_replication
 from solo.planning.rows import stage_rows
 from solo.sharding.axes import mesh_sizes, row_shards
 
@@ -33,11 +34,6 @@ class Setting:
     def __str__(self) -> str:
         how = " ".join(self.overrides) if self.machine is None else f"--on {self.machine}"
         return f"{how} (about {format_bytes(self.needed)} a device)"
-
-
-def format_bytes(size: float) -> str:
-    """Returns bytes as text, in GiB, or in MiB below 128 MiB."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**27 else f"{size / 2**20:,.2f} MiB"
 
 
 def check_fit(
@@ -67,10 +63,11 @@ def check_run(config: Config, machine: Machine) -> list[str]:
 
     A stage whose rows are unknown, since it is counted in epochs and its data is not prepared, is not checked.
     """
-    if memory_limit(machine) is None:
+    limit = memory_limit(machine)
+    if limit is None:
         return []
     vocab_size = config.model.vocab_size or config.data.tokenizer.vocab_size
-    found = []
+    found: list[str | None] = [*check_replication(config, define(config, vocab_size), machine.devices, limit)]
     for stage in config.stages:
         try:
             rows = stage_rows(config, stage)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from solo.planning.forecast import BASIS, Forecast
-from solo.planning.memory_fit import format_bytes
+from solo.planning.memory import format_bytes
 from solo.planning.search import SearchResult
 
 _OTHER = "added by the compiler"
@@ -28,6 +28,8 @@ def show_forecast(found: Forecast, console: Console) -> None:
         f" attention {found.config.model.attention_implementation}",
         highlight=False,
     )
+    for line in found.replicated:
+        console.print(line, highlight=False)
     console.print(_memory(found))
     console.print(_flops(found))
     if found.collectives:

@@ -1,4 +1,4 @@
-"""What of a batch belongs to which process, where a mesh spans several."""
+"""Assigns the rows of a batch to processes, where a mesh spans several."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import ConfigError
-from solo.sharding.mesh import TABLE
+from solo.sharding.axes import ROW_AXES, row_shards
 
 _LIMB = 32
 
 
 @dataclass(frozen=True)
 class RowShare:
-    """Rows [index * B / count, (index + 1) * B / count) of every batch are this process's to load.
+    """This process loads rows [index * B / count, (index + 1) * B / count) of every batch.
 
-    first  whether it is the first process with these rows: the others hold other slots or heads of them
+    Which rows of the global array they become follows from where its devices are in the mesh.
+
+    first  whether it is the first process with these rows; the others hold other slots or heads of them
     """
 
     index: int
@@ -31,41 +33,46 @@ class RowShare:
 
 
 def row_share(mesh: Mesh) -> RowShare:
-    """This process's share of the rows.
+    """Returns this process's share of the rows.
 
     Raises:
-        ConfigError: its devices do not hold neighbouring rows, or its rows overlap another process's.
+        ConfigError: the processes hold different numbers of rows, or rows that overlap only in part.
     """
     if not mesh.is_multi_process:
         return RowShare(0, 1, True)
-    rows = prod(mesh.shape[axis] for axis in TABLE["rows"])
-    sharding = NamedSharding(mesh, PartitionSpec(TABLE["rows"]))
-    held: dict[int, set[int]] = {}
-    device: Any
-    for device, (part,) in sharding.devices_indices_map((rows,)).items():
-        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
-    mine = held[jax.process_index()]
-    start, size = min(mine), len(mine)
-    even = mine == set(range(start, start + size)) and start % size == 0 and rows % size == 0
-    if not even or any(mine & other and mine != other for other in held.values()):
+    held = process_rows(mesh.devices)
+    shares = sorted(set(held.values()), key=min)
+    rows = sum(len(share) for share in shares)
+    if len({len(share) for share in shares}) > 1 or rows != row_shards(mesh.shape):
         shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         raise ConfigError(
-            f"mesh: with {shape} the rows of process {jax.process_index()} cannot be told apart from the others';"
-            " let one host's devices lie along context, tensor or neighbouring rows"
+            f"mesh: with {shape} the rows of the processes overlap in part or differ in number; let the devices of a"
+            " host hold whole rows, or share all of their rows with other hosts"
         )
-    first = min(process for process, other in held.items() if other == mine)
-    return RowShare(start // size, rows // size, first == jax.process_index())
+    me = jax.process_index()
+    first = min(process for process, other in held.items() if other == held[me])
+    return RowShare(shares.index(held[me]), len(shares), first == me)
+
+
+def process_rows(devices: np.ndarray) -> dict[int, frozenset[int]]:
+    """Returns process -> the row shards that its devices hold; `devices` are those of a mesh, axis by axis."""
+    rows = devices.reshape(prod(devices.shape[: len(ROW_AXES)]), -1)
+    held: dict[int, set[int]] = {}
+    for number, row in enumerate(rows):
+        for device in row:
+            held.setdefault(device.process_index, set()).add(number)
+    return {process: frozenset(numbers) for process, numbers in held.items()}
 
 
 def summed(counts: Sequence[int], share: RowShare, mesh: Mesh) -> Callable[[], list[int]]:
-    """Sums of non-negative integers over the processes, each batch row counted once.
+    """Sum non-negative integers over the processes, counting each row of the batch once.
 
-    The devices start at once, ahead of the step that is handed to them next; calling the result waits for them.
+    The sum is dispatched at once, ahead of the next step. Returns a function that waits for it.
     """
     if not mesh.is_multi_process:
         return lambda: list(counts)
     places = len(mesh.local_devices)
-    # jax has no 64-bit integers by default: two halves each.
+    # jax has no 64-bit integers by default: each count is sent as two halves.
     mine = np.zeros((places, len(counts), 2), np.uint32)
     if share.first:
         mine[0] = [divmod(int(count), 1 << _LIMB) for count in counts]

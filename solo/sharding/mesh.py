@@ -1,7 +1,7 @@
 """The mesh, and the one table from logical axes to mesh axes.
 
-The same table serves one device, eight virtual ones, and a pod. A mesh axis that does not divide a dimension
-is left out for that array, so that small models run on any mesh.
+The same table serves one device, eight virtual ones, and a pod. A dimension that a mesh axis does not divide is
+replicated over it, so that small models run on any mesh; `solo plan` and `solo train` name such dimensions.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
-from solo.config import MeshConfig
+from solo.config import ConfigError, MeshConfig
 from solo.model.declare import ParameterSpec
 from solo.sharding.axes import AXES, ROW_AXES, mesh_sizes
 
@@ -40,18 +41,40 @@ TABLE: Mapping[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lay devices out on the five axes.
+    """Arrange devices on the five axes.
+
+    On TPUs the axes follow the torus, and where there are several slices, the outermost axis that their number divides
+    spans them. Other devices keep jax's order. `solo plan` compiles for the mesh of this function.
+
+    Args:
+        config: sizes of the axes.
+        devices: default: all devices.
 
     Raises:
-        ConfigError: the axis sizes do not multiply to the number of devices.
+        ConfigError: the axis sizes do not multiply to the number of devices, or no axis can span the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = tuple(mesh_sizes(config, len(devices)).values())
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = mesh_sizes(config, len(devices))
+    return Mesh(_arranged(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
+    shape = tuple(sizes.values())
+    if devices[0].platform != "tpu" or len(devices) == 1:
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    spanning = next((axis for axis, size in sizes.items() if size % slices == 0), None)
+    if spanning is None:
+        raise ConfigError(f"mesh: no axis is a multiple of the {slices} slices; set mesh.replica={slices}")
+    across = [slices if axis == spanning else 1 for axis in sizes]
+    within = [size // of_slices for size, of_slices in zip(shape, across, strict=True)]
+    return create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Where an array with these logical axes lies on the mesh."""
+    """Returns the partition of an array with these logical axes."""
     entries: list[tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
         names = TABLE[axis] if axis else ()
@@ -60,12 +83,12 @@ def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> P
 
 
 def parameter_shardings(specs: Mapping[str, ParameterSpec], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Path -> sharding of every parameter."""
+    """Returns path -> sharding of every parameter."""
     return {path: NamedSharding(mesh, partition(spec.axes, spec.shape, mesh)) for path, spec in specs.items()}
 
 
 def shardings_like(tree: Any, by_path: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
-    """Shardings of an optimizer state: a leaf filed under a parameter's path lies where the parameter lies."""
+    """Returns shardings of an optimizer state: a leaf under a parameter's path is sharded like the parameter."""
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -76,20 +99,26 @@ def shardings_like(tree: Any, by_path: Mapping[str, NamedSharding], mesh: Mesh) 
 
 
 def batch_shardings(mesh: Mesh) -> Batch:
-    """Rows over the data axes; the slots of patches and text over the context axis."""
+    """Returns the shardings of a batch: rows over the row axes, slots of patches and text over the context axis."""
     rows = NamedSharding(mesh, PartitionSpec(TABLE["rows"]))
     slots = NamedSharding(mesh, PartitionSpec(TABLE["rows"], TABLE["slots"]))
     return Batch(*[rows] * len(Batch._fields))._replace(patches=slots, patch_grid=slots, text=slots)
 
 
 def device_batch(batch: Batch, mesh: Mesh, shares: int = 1) -> Batch:
-    """Bring this process's rows of a batch (numpy) to the devices, as a global batch of `shares` times as many."""
+    """Move this process's rows of a batch (numpy) to its devices, as a part of a global batch.
+
+    Args:
+        batch: the process's rows; those of `row_share`.
+        mesh: of the global batch.
+        shares: the global batch has this many times the rows.
+    """
     shardings = batch_shardings(mesh)
     if not mesh.is_multi_process:
         return jax.device_put(batch, shardings)
 
     def place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
-        # With its whole shape said, every dimension but the first is taken as held in full by every process.
+        # With the global shape given, every process provides all other dimensions in full.
         return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * shares, *x.shape[1:]))
 
     return Batch(*map(place, shardings, batch))

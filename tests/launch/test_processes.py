@@ -162,12 +162,22 @@ for sizes in ({}, {"replica": 2}, {"data": 4, "fsdp": 2}, {"fsdp": 1, "context":
     # More than 32 bits; rows that two processes hold count once.
     mine = [int(whole.text[rows].sum()), (1 << 40) * (rows.stop - rows.start)]
     assert summed(mine, share, mesh)() == [int(whole.text.sum()), 8 << 40], sizes
-devices = np.asarray(jax.devices()).reshape(2, 4).T.reshape(-1)  # every other row is this process's
+# On a torus a host's rows are not neighbours: they take the rows that it loads, in order.
+mesh = make_mesh(MeshConfig(), np.asarray(jax.devices()).reshape(2, 4).T.reshape(-1))
+share, mine = row_share(mesh), [me, me + 2, me + 4, me + 6]
+assert (share.index, share.count, share.first) == (me, 2, True)
+loaded = Batch(*(part[4 * me : 4 * me + 4] for part in whole))
+for part, expected in zip(device_batch(loaded, mesh, 2), loaded):
+    assert sorted(shard.index[0].start for shard in part.addressable_shards) == mine
+    for shard in part.addressable_shards:
+        np.testing.assert_array_equal(shard.data[0], expected[mine.index(shard.index[0].start)])
+assert summed([int(loaded.text.sum())], share, mesh)() == [int(whole.text.sum())]
+devices = np.asarray(jax.devices())[[0, 4, 1, 2, 5, 6, 3, 7]]  # rows 0 and 3 are held by both processes
 try:
-    row_share(make_mesh(MeshConfig(), devices))
+    row_share(make_mesh(MeshConfig(fsdp=4, tensor=2), devices))
     sys.exit("not refused")
 except ConfigError as error:
-    assert "cannot be told apart" in str(error)
+    assert "overlap in part" in str(error)
 assert first_then_others(lambda: "first", lambda: "other") == ("first", "other")[me]
 def fail(): raise ValueError("no data")
 try:

@@ -164,7 +164,7 @@ def test_what_was_taken_away_is_asked_for_again() -> None:
     cloud = Cloud(["ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE", "FAILED", "ACTIVE"], steps=[None, 10, 20], ended="0")
     assert cloud.follow() == 0
     assert cloud.did == ["delete", "create", "delete", "create", "delete"]
-    assert "asking for the machines again, for the 2. time" in cloud.said
+    assert "requesting the machines again, restart 2" in cloud.said
 
 
 def test_machines_that_never_get_anywhere_are_given_up() -> None:

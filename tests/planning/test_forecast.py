@@ -12,7 +12,7 @@ from solo.config import MeshConfig, dump_config
 from solo.machines import parse_machine
 from solo.planning import forecast as forecasts
 from solo.planning.forecast import Forecast, forecast
-from solo.planning.memory_fit import format_bytes
+from solo.planning.memory import format_bytes
 from solo.planning.program import OutOfMemoryError
 from tests.tiny import MODEL, tiny_config
 
@@ -77,7 +77,7 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
     first, second = plan["stages"]
     assert set(first) == {
         *("stage", "mesh", "settings", "rows", "memory", "flops", "collectives", "step", "mfu", "tokens_per_second"),
-        *("no_step", "steps", "hours", "compiler_options", "compiled_in_seconds"),
+        *("replicated", "no_step", "steps", "hours", "compiler_options", "compiled_in_seconds"),
     }
     assert first["memory"]["parameters"] == found.by_hand.parameters
     assert first["mesh"] == {"replica": 1, "data": 1, "fsdp": 4, "context": 1, "tensor": 2}
