@@ -14,6 +14,7 @@ from launch.request import Request, check, check_memory, run_name
 from launch.restarts import MAX_IDLE_RESTARTS, MAX_RESTARTS
 from launch.watch import follow
 from solo.config import ConfigError, load_config
+from solo.libtpu import may_have_tpu, quiet_libtpu
 from solo.machines import parse_machine
 
 TARGETS = {"local": local.plan, "slurm": slurm.plan, "gke": gke.plan, "tpu-vm": tpu_vm.plan}
@@ -22,6 +23,8 @@ _COMMON = {"target", "config", "overrides", "on", "slices", "hosts", "name", "ye
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan a launch and execute it with --yes, or manage an earlier one. Returns the exit status; 2: usage error."""
+    if not may_have_tpu():
+        quiet_libtpu()
     parser = _parser()
     # argparse accepts the overrides only before the options.
     parsed, left = parser.parse_known_args(arguments)

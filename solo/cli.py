@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from solo.libtpu import may_have_tpu, quiet_libtpu
+
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 42
@@ -22,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 done, 1 failed, 2 usage error, 42 interrupted and resumable."""
     parsed = _parser().parse_args(arguments)
     parsed.words = sys.argv[1:] if arguments is None else list(arguments)
+    # jax loads libtpu wherever it is installed.
+    if not may_have_tpu():
+        quiet_libtpu()
     from solo.training.distributed import among_others, end_at_once
 
     try:
@@ -350,8 +355,8 @@ def _add_export(verbs: Any) -> None:
         "write a checkpoint as a Hugging Face repository",
         "Writes weights, config, tokenizer, processor, chat template and a card to a folder that other people's code"
         " loads. Layout native contains its own PyTorch code for transformers; the other layouts are those of published"
-        " models. A text layout exports the text path of a monolith. The result is read back, and its logits and answers"
-        " are compared with the checkpoint's if PyTorch and transformers are installed.",
+        " models. A text layout exports the text path of a monolith. The result is read back, and its logits and"
+        " answers are compared with the checkpoint's if PyTorch and transformers are installed.",
     )
     added.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a folder of weights")
     added.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")

@@ -8,6 +8,7 @@ from typing import Any
 
 from solo.chips import CHIPS
 from solo.config import ConfigError, MeshConfig
+from solo.libtpu import quiet_libtpu
 from solo.machines import Machine
 
 # Versions of CUDA and cuDNN that XLA compiles for.
@@ -87,10 +88,7 @@ def _tpu(machine: Machine) -> dict[str, Any]:
     if machine.topology_name is None or machine.chips_per_host_bounds is None:
         missing = "topology_prefix" if machine.topology_name is None else f"bounds of {machine.chips_per_host} chips"
         raise ConfigError(f"cannot compile for {machine.name}: {missing} unknown (solo/chips/tpu.py, solo/machines.py)")
-    # These only keep libtpu from searching for hardware and reporting that there is none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    quiet_libtpu()
     # As a compiler, libtpu may be loaded by several processes at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     closed = wraps(machine)
