@@ -105,6 +105,7 @@ def test_training_refuses_what_the_devices_cannot_hold(monkeypatch) -> None:
     config, stage, definition = _solo_7b("mesh.fsdp=8")
     small = dataclasses.replace(chips.CHIPS["cpu"], memory=2**30)
     monkeypatch.setitem(chips.CHIPS, "cpu", small)
-    trainer = SimpleNamespace(config=config, definition=definition, plans=[SimpleNamespace(stage=stage, shape=SHAPE)])
+    plans = [SimpleNamespace(stage=stage, shape=SHAPE)]
+    trainer = SimpleNamespace(config=config, definition=definition, plans=plans, mesh=SimpleNamespace(size=8))
     with pytest.raises(ConfigError, match="does not fit cpu, 8 devices"):
         pipeline.check_memory(trainer)
