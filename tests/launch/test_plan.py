@@ -98,7 +98,7 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, capsys) -> None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert main(["slurm", path, "--on", "h100-8", "--yes"]) == 2
-    assert "there is no sbatch here" in capsys.readouterr().err
+    assert "sbatch is not installed" in capsys.readouterr().err
 
 
 def test_dockerfile_copies_what_is_there() -> None:

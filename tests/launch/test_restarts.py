@@ -56,7 +56,7 @@ def test_a_scheduler_that_restarts_is_told_to_stop(tmp_path: Path, capsys) -> No
         return main([f"--state={state}", f"--run-folder={tmp_path}/run", "--max-idle-restarts=2"])
 
     assert [start(), start(), start(3), start(), start()] == [0, 0, 0, 0, 1]
-    assert "not started again: it was restarted 2 times in a row without a checkpoint after step 3" in (
+    assert "not restarted: it was restarted 2 times in a row without a checkpoint after step 3" in (
         capsys.readouterr().err
     )
 

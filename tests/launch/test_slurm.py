@@ -49,7 +49,7 @@ def test_an_array_has_a_config_for_each_run(tmp_path: Path) -> None:
     names = [load_text(file.text, tmp_path).name for file in made.files if "config-" in file.path]
     assert names == ["a", "b", "c"]
     assert f"run_folders=({tmp_path}/runs/a {tmp_path}/runs/b {tmp_path}/runs/c)" in script(made)
-    with pytest.raises(ConfigError, match="names of their own"):
+    with pytest.raises(ConfigError, match="need different names"):
         plan(tmp_path, "cpu-8", 2, names=("a", "a"))
 
 
