@@ -1,5 +1,5 @@
 #!/bin/bash
-# Written by `python -m launch tpu-vm`; run as root at every boot of every host of the slice.
+# Written by `python -m launch tpu-vm`; runs as root at every boot of every host of the slice.
 set -uo pipefail
 exec >> /var/log/solo.log 2>&1
 mount=/mnt/solo
@@ -14,7 +14,7 @@ if ! command -v gcsfuse > /dev/null; then
   curl -sf https://packages.cloud.google.com/apt/doc/apt-key.gpg -o /usr/share/keyrings/cloud.google.asc
   echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt $repository main" \
     > /etc/apt/sources.list.d/gcsfuse.list
-  # A lock that another job of the boot holds is waited for.
+  # Waits for the lock if another boot job holds it.
   apt-get -o DPkg::Lock::Timeout=600 update -q && apt-get -o DPkg::Lock::Timeout=600 install -y -q gcsfuse
 fi
 mkdir -p $mount
@@ -30,14 +30,13 @@ for try in 1 2 3 4 5; do
   sleep $((try * 20))
 done
 docker rm --force solo 2> /dev/null
-# --init hands SIGTERM on to the supervisor, which hands it on to the run. The port is one that the firewall of Cloud
-# TPU lets through.
+# --init passes SIGTERM on to the supervisor, which passes it on to the run. The firewall of Cloud TPU opens this port.
 docker run --name solo --init --privileged --net=host --shm-size=16g --stop-timeout=120 \
   --volume $mount:$mount --env JAX_COORDINATOR_PORT=8476 @IMAGE@ \
   python -m launch.supervisor --run-folder=@RUN_FOLDER@ @RESTARTS@ -- solo train $mount/@LAUNCH@/config.yaml
 status=$?
 echo "launch: $(date --iso-8601=seconds) ended with $status"
-# Told to `launch watch`, which takes the machines away. After 42 or a signal they are gone, or start again.
+# Tells `launch watch` to release the machines. After 42 or a signal they are gone, or start again.
 if ((status != 42 && status < 127)) && [[ ! -e $ended ]]; then
   echo "$status" > "$ended"
 fi

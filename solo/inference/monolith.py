@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import Any, overload
 
 import jax
@@ -28,7 +27,8 @@ from solo.model.generate import prefill
 from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.sharding.mesh import TABLE, device_batch
+from solo.sharding.axes import row_shards
+from solo.sharding.mesh import device_batch
 from solo.training.losses import batch_loss, normalised_weights
 
 
@@ -177,7 +177,7 @@ class Monolith(TrainedModel):
 
     def _fill(self, rows: int) -> int:
         """The number of rows, rounded up to a multiple of the devices that rows are sharded over."""
-        share = prod(self.mesh.shape[axis] for axis in TABLE["rows"])
+        share = row_shards(self.mesh.shape)
         return -(-rows // share) * share
 
 
