@@ -54,7 +54,7 @@ def test_all_parametrisations_agree_at_the_base_size() -> None:
         state = made.start(of.initialise(jax.random.key(0)))
         for seed in range(2):
             state, measured = made.step(state, random_batch(of, seed))
-        found.append((float(measured.loss), jax.device_get(state.parameters)))
+        found.append((float(measured["loss"]), jax.device_get(state.parameters)))
     for loss, parameters in found[1:]:
         assert loss == found[0][0]
         for path, value in parameters.items():
