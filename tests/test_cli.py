@@ -1,4 +1,4 @@
-"""The command line: help without jax, and clear words for wrong use."""
+"""The command line: help without jax, and clear usage errors."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_fitting_a_law_does_not_import_jax() -> None:
         (["evaluate", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_use_is_one_clear_line_and_status_2(arguments: list[str], message: str, capsys) -> None:
+def test_a_usage_error_is_one_line_and_status_2(arguments: list[str], message: str, capsys) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("solo: ")

@@ -1,4 +1,4 @@
-"""The schema refuses what it does not know, says where and what was expected, and repeats itself exactly."""
+"""The schema refuses unknown keys, says where and what was expected, and round-trips exactly."""
 
 import typing
 from pathlib import Path

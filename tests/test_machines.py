@@ -59,19 +59,19 @@ def test_slices_and_hosts_multiply() -> None:
         ("v5e", "v5e-N"),
     ],
 )
-def test_what_is_not_sold_is_refused(name: str, message: str) -> None:
+def test_machines_that_are_not_offered_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_machine(name)
 
 
-def test_prices_are_dated_and_can_be_ones_own() -> None:
+def test_prices_are_dated_and_can_be_replaced() -> None:
     assert parse_machine("v5e-256").usd_per_hour() == pytest.approx(256 * CHIPS["v5e"].price.usd_per_chip_hour)
     assert parse_machine("v5e-256", slices=2).usd_per_hour(0.5) == 256
     assert parse_machine("tpu7x-8").usd_per_hour() is None
     assert all(chip.price.as_of and chip.price.source for chip in CHIPS.values() if chip.price)
 
 
-def test_peaks_are_of_a_device() -> None:
+def test_peak_flops_are_per_device() -> None:
     assert peak_flops("TPU v5p") == 459e12
     assert peak_flops("TPU7x") == 2307e12 / 2
     assert peak_flops("cpu") is None
@@ -82,7 +82,7 @@ def test_peaks_are_of_a_device() -> None:
 
 
 @pytest.mark.parametrize("name", ["v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x"])
-def test_jax_knows_the_chips_alike(name: str) -> None:
+def test_chips_agree_with_jaxs_table(name: str) -> None:
     """Against the table of jax's own kernels, which counts bytes and FLOPs of one core."""
     chip = CHIPS[name]
     tpu = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion({"tpu7x": "7x"}.get(name, name)), 1)
@@ -123,7 +123,7 @@ def test_a_new_chip_needs_only_name_platform_kind_and_memory(monkeypatch: pytest
         machine_devices(parse_machine("z100-8"))
 
 
-def test_what_is_assumed_is_in_the_table_and_gives_its_reason() -> None:
+def test_assumed_values_give_their_reason() -> None:
     for chip in CHIPS.values():
         for name, reason in chip.assumed.items():
             assert getattr(chip, name) is not None, (chip.name, name)

@@ -90,7 +90,7 @@ def test_every_machine_makes_a_valid_job_set(on: str, tmp_path: Path) -> None:
     assert not nulls(config_map)
 
 
-def test_the_checks_would_notice(tmp_path: Path) -> None:
+def test_the_schema_check_finds_faults(tmp_path: Path) -> None:
     def broken(change) -> dict:
         _, job_set = documents(plan(tmp_path, "v6e-8"))
         change(job_set)
@@ -128,7 +128,7 @@ def test_two_slices_are_two_jobs_of_a_node_pool_each(tmp_path: Path) -> None:
     assert (pod(job_set)["hostNetwork"], pod(job_set)["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
 
 
-def test_gpu_hosts_are_told_of_each_other(tmp_path: Path) -> None:
+def test_gpu_hosts_know_each_other(tmp_path: Path) -> None:
     from solo.training.hosts import find_hosts
 
     _, job_set = documents(plan(tmp_path, "h100-16"))
@@ -142,7 +142,7 @@ def test_gpu_hosts_are_told_of_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", range(1, 256))
-def test_the_exit_rules_are_the_contract(code: int, tmp_path_factory) -> None:
+def test_pod_failure_rules_follow_the_exit_statuses(code: int, tmp_path_factory) -> None:
     _, job_set = job_set_once(tmp_path_factory)
     job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
     (by_code,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
@@ -159,7 +159,7 @@ def job_set_once(factory) -> tuple[dict, dict]:
     return _made[0]
 
 
-def test_evictions_restart_uncounted_and_faults_end_it(tmp_path: Path) -> None:
+def test_evictions_restart_without_counting_and_faults_end_the_run(tmp_path: Path) -> None:
     _, job_set = documents(plan(tmp_path, "v6e-8"))
     policy = job_set["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 20
@@ -181,7 +181,7 @@ def test_evictions_restart_uncounted_and_faults_end_it(tmp_path: Path) -> None:
     assert action("BackoffLimitExceeded", "Job has reached the specified backoff limit") == "RestartJobSet"
 
 
-def test_the_run_lies_in_the_bucket(tmp_path: Path) -> None:
+def test_the_run_folder_is_in_the_bucket(tmp_path: Path) -> None:
     config_map, job_set = documents(plan(tmp_path, "v6e-8"))
     path = tmp_path / "again.yaml"
     path.write_text(config_map["data"]["config.yaml"])
@@ -216,7 +216,7 @@ def test_only_the_first_pod_counts_starts_and_solo_gets_the_signals(tmp_path: Pa
 
 @pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
 @pytest.mark.parametrize(("on", "slices"), [("v6e-16", 2), ("v5p-16", 1), ("v5e-16", 1), ("tpu7x-16", 1)])
-def test_xpk_would_ask_for_the_same(on: str, slices: int, tmp_path: Path) -> None:
+def test_the_xpk_command_requests_the_same(on: str, slices: int, tmp_path: Path) -> None:
     """Google's own launcher as an independent oracle: it renders without an account."""
     file, account = tmp_path / "xpk.yaml", {"HOME": str(tmp_path)}
     subprocess.run(["xpk", "config", "set", "send-telemetry", "false"], env={**os.environ, **account}, check=True)

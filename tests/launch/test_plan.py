@@ -1,4 +1,4 @@
-"""What is printed is what is done: the printed script, run by bash, against the plan carried out."""
+"""The printed script, run by bash, does the same as the executed plan."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def everything(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("target", _TARGETS)
-def test_the_printed_script_does_what_yes_does(target: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_printed_script_does_the_same_as_yes(target: str, tmp_path: Path, monkeypatch, capsys) -> None:
     arguments = [target, config(tmp_path), "name=Odd_Name.1", *_TARGETS[target]]
     bin = tmp_path / "bin"
     bin.mkdir()
@@ -65,7 +65,7 @@ def test_the_printed_script_does_what_yes_does(target: str, tmp_path: Path, monk
     assert "launches/odd-name-1/plan.json" in found["done"]
 
 
-def test_a_command_that_fails_ends_it_unless_it_may(tmp_path: Path, monkeypatch) -> None:
+def test_a_failing_command_ends_the_plan_unless_it_may_fail(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     ran: list[str] = []
 
@@ -78,7 +78,7 @@ def test_a_command_that_fails_ends_it_unless_it_may(tmp_path: Path, monkeypatch)
     assert ran == ["no", "true", "no more"]
 
 
-def test_the_record_gives_the_commands_back(tmp_path: Path, monkeypatch) -> None:
+def test_the_record_restores_the_commands(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     odd = Command(("echo", "a 'quoted' || true", "$HOME"), may_fail=True)
     Plan("run", "local", (), (), (odd,), (Command(("ls",)),), ()).execute()
@@ -101,7 +101,7 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, capsys) -> None
     assert "sbatch is not installed" in capsys.readouterr().err
 
 
-def test_dockerfile_copies_what_is_there() -> None:
+def test_the_dockerfile_copies_existing_files() -> None:
     lines = (REPOSITORY / "launch/Dockerfile").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]]
     assert {"solo", "launch", "configs", "pyproject.toml"} <= set(copied)

@@ -84,7 +84,7 @@ def test_two_processes_compute_what_one_computes(runs: Runs) -> None:
     assert (runs.folder / "runs/whole/report.html").exists()
 
 
-def test_one_is_killed_and_the_launch_goes_on(runs: Runs) -> None:
+def test_a_killed_process_is_restarted_and_the_run_resumes(runs: Runs) -> None:
     launched = runs.launch("killed")
     wait_until(lambda: len(steps(runs.folder, "killed")) > 4)
     victim = subprocess.run(["pgrep", "-f", "cli train launches/killed/"], capture_output=True, text=True)
@@ -98,7 +98,7 @@ def test_one_is_killed_and_the_launch_goes_on(runs: Runs) -> None:
     assert spent.seconds["between attempts"] > 1  # the supervisor's wait at least
 
 
-def test_sigterm_to_one_stops_both_at_one_step_and_one_process_goes_on(runs: Runs) -> None:
+def test_sigterm_to_one_stops_both_at_the_same_step_and_one_process_resumes(runs: Runs) -> None:
     rarely = "checkpoint.every_steps=1000"
     processes = runs.start("stopped", rarely)
     wait_until(lambda: len(steps(runs.folder, "stopped")) > 1)
@@ -118,7 +118,7 @@ def test_sigterm_to_one_stops_both_at_one_step_and_one_process_goes_on(runs: Run
     assert all(close(*lines) for lines in zip(after, whole, strict=True))
 
 
-def test_a_fault_that_only_the_first_can_see_ends_both_as_a_fault(runs: Runs) -> None:
+def test_a_fault_of_the_first_process_ends_both(runs: Runs) -> None:
     """Process 0 finds that the folder was made by another config; the other waits for it."""
     statuses, said = runs.finish(runs.start("whole", "seed=9"))
     assert statuses[0] == 2, said

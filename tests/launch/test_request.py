@@ -1,4 +1,4 @@
-"""What is refused before anything is paid for."""
+"""Requests that are refused before machines are paid for."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_long_name_is_refused() -> None:
         run_name("a" * 29)
 
 
-def test_the_rest_of_the_devices_goes_to_the_open_axis() -> None:
+def test_the_open_axis_takes_the_remaining_devices() -> None:
     assert mesh_sizes(MeshConfig(replica=2, tensor=4), 64)["fsdp"] == 8
     with pytest.raises(ConfigError, match="does not make 6 devices"):
         mesh_sizes(MeshConfig(tensor=4), 6)
@@ -46,7 +46,7 @@ def test_the_rest_of_the_devices_goes_to_the_open_axis() -> None:
         (["slurm", "--on", "cpu-8", "--hosts", "3"], "not 3 equal hosts"),
     ],
 )
-def test_wrong_use_is_one_clear_line_and_status_2(
+def test_a_usage_error_is_one_line_and_status_2(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     target, *rest = arguments

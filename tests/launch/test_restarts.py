@@ -1,4 +1,4 @@
-"""Who is started again, and when that ends."""
+"""Which runs are restarted, and when restarts end."""
 
 from pathlib import Path
 
@@ -12,22 +12,22 @@ from launch.restarts import Restarts, main, may_be_retried, newest_of, newest_st
 @pytest.mark.parametrize(
     ("status", "again"), [(0, False), (1, False), (2, False), (41, False), (42, True), (43, False), (126, False)]
 )
-def test_a_fault_is_never_tried_again(status: int, again: bool) -> None:
+def test_a_fault_is_never_retried(status: int, again: bool) -> None:
     assert may_be_retried(status) == again
 
 
 @pytest.mark.parametrize("status", [127, 134, 137, 143, 255])
-def test_the_end_by_a_signal_is(status: int) -> None:
+def test_death_by_a_signal_is_retried(status: int) -> None:
     assert may_be_retried(status)
 
 
-def test_a_storm_without_a_new_checkpoint_ends() -> None:
+def test_restarts_without_a_new_checkpoint_end() -> None:
     restarts = Restarts(max_idle=3)
     assert [restarts.start(10) for _ in range(3)] == [None] * 3
     assert restarts.start(10) == "it was restarted 3 times in a row without a checkpoint after step 10"
 
 
-def test_progress_calms_the_storm_and_shortens_the_wait() -> None:
+def test_progress_resets_the_count_and_the_wait() -> None:
     restarts = Restarts(max_idle=3)
     waits = []
     for step in (None, None, None, 5, 5):
@@ -37,7 +37,7 @@ def test_progress_calms_the_storm_and_shortens_the_wait() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 3)), max_size=40), st.integers(0, 10), st.integers(1, 4))
-def test_no_more_starts_than_allowed(steps: list[int | None], maximum: int, max_idle: int) -> None:
+def test_the_number_of_restarts_is_limited(steps: list[int | None], maximum: int, max_idle: int) -> None:
     restarts, made = Restarts(maximum, max_idle), 0
     for step in steps:
         if restarts.start(step):
@@ -61,7 +61,7 @@ def test_a_scheduler_that_restarts_is_told_to_stop(tmp_path: Path, capsys) -> No
     )
 
 
-def test_only_a_checkpoint_that_was_written_whole_counts(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     assert newest_step(tmp_path) is None
     for step in (3, 12):
         (tmp_path / f"checkpoints/{step}").mkdir(parents=True)

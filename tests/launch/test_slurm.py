@@ -34,7 +34,7 @@ def directives(plan: Plan) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
-def test_gpus_get_a_task_each(tmp_path: Path) -> None:
+def test_every_gpu_gets_a_task(tmp_path: Path) -> None:
     made = directives(plan(tmp_path, "h100-16", partition="big", time="04:00:00"))
     assert (made["nodes"], made["ntasks-per-node"], made["gpus-per-node"]) == ("2", "8", "8")
     assert (made["partition"], made["time"], made["signal"]) == ("big", "04:00:00", "TERM@120")
@@ -59,7 +59,7 @@ def load_text(text: str, folder: Path):
     return load_config(path)
 
 
-def test_a_tpu_is_no_slurm_cluster(tmp_path: Path) -> None:
+def test_tpus_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use gke or tpu-vm"):
         plan(tmp_path, "v6e-8")
 
@@ -116,7 +116,7 @@ def test_the_first_task_to_end_decides(
 
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
-def test_two_real_nodes_save_at_sigterm_and_go_on_when_requeued(tmp_path: Path, monkeypatch) -> None:
+def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config, variables = write_config(tmp_path), environment(tmp_path)
     launch = [sys.executable, "-m", "launch", "slurm", str(config), "--on", "cpu-4", "--hosts", "2"]

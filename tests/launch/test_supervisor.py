@@ -1,4 +1,4 @@
-"""The supervisor over real processes, which stand in for a run's: what they end with is what counts here."""
+"""The supervisor over real processes, which stand in for those of a run."""
 
 import os
 import signal
@@ -58,41 +58,41 @@ def starts(number: int = 0) -> int:
     return Path(f"logs/host-{number}.log").read_text().count("process")
 
 
-def test_done_at_once() -> None:
+def test_a_command_that_succeeds_runs_once() -> None:
     assert run("0", "0") == 0
     assert Path("logs/host-1.log").read_text() == "process 1 of 2 with 4\n"
 
 
 @pytest.mark.parametrize("ends", ["42 0", "-9 0", "134 0", "saves3 saves6 0"])
-def test_what_may_do_better_is_started_again(ends: str) -> None:
+def test_a_status_that_may_improve_is_restarted(ends: str) -> None:
     assert run(ends) == 0
     assert starts() == len(ends.split())
 
 
 @pytest.mark.parametrize("status", [1, 2, 126])
-def test_a_fault_is_not(status: int) -> None:
+def test_a_fault_is_not_restarted(status: int) -> None:
     assert run(f"{status} 0") == status
     assert starts() == 1
 
 
-def test_one_that_is_killed_takes_the_others_with_it() -> None:
+def test_a_killed_process_ends_the_others() -> None:
     assert run("hang 0", "-9 0") == 0
     assert (starts(0), starts(1)) == (2, 2)
 
 
-def test_the_first_end_decides_over_its_consequences() -> None:
+def test_the_first_failure_decides_the_status() -> None:
     """A fault in one process; jax aborts the other for it a little later."""
     assert run("late134 0", "1 0") == 1
     assert starts() == 1
 
 
-def test_a_storm_ends_and_is_told(capsys) -> None:
+def test_too_many_restarts_end_with_a_message(capsys) -> None:
     assert run("42 saves4 42 42 42", max_idle=2) == 1
     assert starts() == 4
     assert "given up: it was restarted 2 times in a row without a checkpoint after step 4" in capsys.readouterr().err
 
 
-def test_sigterm_is_handed_on_and_final(tmp_path: Path) -> None:
+def test_sigterm_is_passed_on_and_final(tmp_path: Path) -> None:
     program = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(42));"
         "print('up', flush=True); time.sleep(60)"
@@ -113,7 +113,7 @@ def test_sigterm_is_handed_on_and_final(tmp_path: Path) -> None:
     assert all(log.read_text() == "up\n" for log in logs)
 
 
-def test_sigterm_while_waiting_to_start_again(monkeypatch) -> None:
+def test_sigterm_while_waiting_to_restart(monkeypatch) -> None:
     monkeypatch.setattr("launch.restarts._FIRST_WAIT", 30.0)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, 1.5)

@@ -93,13 +93,13 @@ def test_gcloud_itself_parses_them(options: dict, tmp_path: Path, monkeypatch) -
         ("v4-16", 1, ["--accelerator-type=v4-16", "--runtime-version=tpu-ubuntu2204-base"]),
     ],
 )
-def test_slices_go_by_gclouds_names(on: str, slices: int, expected: list[str], tmp_path: Path) -> None:
+def test_slices_have_gclouds_names(on: str, slices: int, expected: list[str], tmp_path: Path) -> None:
     argv = create(plan(tmp_path, on, slices)).argv
     assert set(expected) <= set(argv)
     assert ("--node-id=run" in argv) == (slices == 1)
 
 
-def test_tpu7x_is_for_gke(tmp_path: Path) -> None:
+def test_tpu7x_is_refused_with_a_hint_at_gke(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use gke"):
         plan(tmp_path, "tpu7x-8")
 
@@ -147,27 +147,27 @@ class Cloud:
         return Answer(0, "")
 
 
-def test_done_gives_the_machines_back() -> None:
+def test_a_finished_run_releases_its_machines() -> None:
     cloud = Cloud(["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "ACTIVE"], ended="0")
     assert cloud.follow() == 0
     assert cloud.did == ["delete"]
     assert cloud.said == ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "the run has ended with 0"]
 
 
-def test_a_fault_is_told_and_not_tried_again() -> None:
+def test_a_fault_is_reported_and_not_retried() -> None:
     cloud = Cloud(["ACTIVE"], ended="2")
     assert cloud.follow() == 2
     assert cloud.did == ["delete"]
 
 
-def test_what_was_taken_away_is_asked_for_again() -> None:
+def test_preempted_machines_are_requested_again() -> None:
     cloud = Cloud(["ACTIVE", "SUSPENDING", "SUSPENDED", "ACTIVE", "FAILED", "ACTIVE"], steps=[None, 10, 20], ended="0")
     assert cloud.follow() == 0
     assert cloud.did == ["delete", "create", "delete", "create", "delete"]
     assert "requesting the machines again, restart 2" in cloud.said
 
 
-def test_machines_that_never_get_anywhere_are_given_up() -> None:
+def test_machines_without_progress_are_given_up() -> None:
     cloud = Cloud(["SUSPENDED"] * 10, steps=[5] * 10)
     assert cloud.follow(idle=3) == 1
     assert cloud.did == ["delete", "create"] * 2 + ["delete"]
@@ -176,13 +176,13 @@ def test_machines_that_never_get_anywhere_are_given_up() -> None:
     assert waits == [10, 20]
 
 
-def test_the_cap_holds_even_with_progress() -> None:
+def test_the_limit_holds_even_with_progress() -> None:
     cloud = Cloud(["SUSPENDED"] * 10, steps=list(range(20)))
     assert cloud.follow(restarts=4) == 1
     assert cloud.did.count("create") == 4
 
 
-def test_a_silent_cloud_is_not_asked_for_ever_and_no_machine_is_touched() -> None:
+def test_the_watch_ends_without_answers_and_touches_no_machine() -> None:
     cloud = Cloud(["ACTIVE", *["unanswered"] * (PATIENCE - 1), "ACTIVE", *["unanswered"] * PATIENCE])
     assert cloud.follow() == 1
     assert cloud.did == []

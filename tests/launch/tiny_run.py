@@ -1,4 +1,4 @@
-"""The smallest run that is worth launching, and what is to be seen of it from outside."""
+"""The smallest run worth launching, and what its folder shows."""
 
 from __future__ import annotations
 

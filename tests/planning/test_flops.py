@@ -33,7 +33,7 @@ def _stage(**model):
 
 
 @pytest.mark.slow
-def test_what_is_computed_is_what_the_compiler_counts() -> None:
+def test_computed_flops_match_the_compilers_count() -> None:
     config, stage = _stage(remat="attention")
     rows, definition = stated_rows(stage), define(config, None)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -45,7 +45,7 @@ def test_what_is_computed_is_what_the_compiler_counts() -> None:
     assert sum(work.computed.values()) == pytest.approx(counted, rel=0.05)
 
 
-def test_recomputation_is_no_useful_work() -> None:
+def test_recomputed_flops_are_not_useful() -> None:
     work = {}
     for remat in ("none", "dots", "attention"):
         config, stage = _stage(remat=remat)
@@ -57,7 +57,7 @@ def test_recomputation_is_no_useful_work() -> None:
     assert work["none"].useful_share > work["attention"].useful_share
 
 
-def test_logits_of_chunks_are_computed_again() -> None:
+def test_logits_of_chunks_are_recomputed() -> None:
     config, stage = _stage()
     chunks = stage.model_copy(update={"loss": stage.loss.model_copy(update={"chunk_size": 64})})
     whole, cut = (planned_flops(config, each, define(config, None), stated_rows(each)) for each in (stage, chunks))

@@ -1,4 +1,4 @@
-"""A real step compiled for eight CPU devices, what is read off it, and what the command says of it."""
+"""A real step compiled for eight CPU devices, its figures, and the output of the command."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_arguments_are_within_a_hundredth_of_the_hand_count(found: Forecast) -> 
     assert found.needed > found.by_hand.arguments
 
 
-def test_collectives_go_along_the_axes_of_the_mesh(found: Forecast) -> None:
+def test_collectives_run_along_mesh_axes(found: Forecast) -> None:
     axes = {each.axes for each in found.collectives if each.bytes > 100}
     assert {("fsdp",), ("tensor",)} <= axes
     # Weights are gathered layer by layer, in the forward pass and again in the backward pass.
@@ -51,14 +51,14 @@ def test_collectives_go_along_the_axes_of_the_mesh(found: Forecast) -> None:
     assert sum(each.bytes for each in gathered) >= 2 * MODEL["layers"] * layer
 
 
-def test_useful_work_is_less_than_what_is_computed(found: Forecast) -> None:
+def test_useful_flops_are_below_computed_flops(found: Forecast) -> None:
     assert 0 < found.flops.useful_share < 1
     assert found.flops.tokens == 8 * 64
     for part, flops in found.flops.useful.items():
         assert flops <= found.flops.computed[part], part
 
 
-def test_a_compiler_without_cycles_gives_no_time(found: Forecast) -> None:
+def test_no_cycle_counts_means_no_step_time(found: Forecast) -> None:
     assert found.time is found.mfu is found.hours is None
     assert found.fits
 
@@ -91,7 +91,7 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
     assert printed.err == ""
 
 
-def test_what_does_not_fit_ends_with_status_2_and_says_what_would(
+def test_a_plan_that_does_not_fit_exits_with_2_and_names_settings_that_would(
     found: Forecast, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     small = dataclasses.replace(chips.CHIPS["cpu"], memory=found.needed - 1000)
@@ -107,7 +107,7 @@ def test_what_does_not_fit_ends_with_status_2_and_says_what_would(
     assert "what would fit" in error
 
 
-def test_options_of_the_compiler_are_overrides_as_others(found: Forecast, tmp_path: Path, monkeypatch) -> None:
+def test_compiler_options_can_be_overridden(found: Forecast, tmp_path: Path, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(forecasts, "forecast", lambda *arguments: calls.append(arguments) or found)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -121,7 +121,7 @@ def test_options_of_the_compiler_are_overrides_as_others(found: Forecast, tmp_pa
     assert options is None
 
 
-def test_an_option_that_the_compiler_refuses_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_refused_compiler_option_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (tmp_path / "config.yaml").write_text(dump_config(_config()))
     words = [str(tmp_path / "config.yaml"), "compiler_options.xla_no_such_option=true", "--on", "cpu-8"]
@@ -136,7 +136,7 @@ def test_a_missing_stage_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
     assert "it has only, other" in capsys.readouterr().err
 
 
-def test_a_compiler_that_is_out_of_memory_says_how_much_it_wanted() -> None:
+def test_an_out_of_memory_error_is_parsed() -> None:
     error = OutOfMemoryError(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (66.75G) exceeds"
         " available HBM (15.75G)."

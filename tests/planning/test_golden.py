@@ -1,4 +1,4 @@
-"""The step of a small model, compiled for eight v5e chips that are not there, against what it needed before."""
+"""The step of a small model, compiled for eight absent v5e chips, against recorded memory and collectives."""
 
 import importlib.util
 import json

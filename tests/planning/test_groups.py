@@ -1,4 +1,4 @@
-"""Replica groups in all their spellings, and the mesh axes that they go along."""
+"""Replica groups in all their notations, and the mesh axes that they run along."""
 
 import numpy as np
 import pytest
@@ -23,11 +23,11 @@ MESH = {"replica": 1, "data": 2, "fsdp": 4, "tensor": 2}
         ("source_target_pairs={{0,8},{8,0}}, channel_id=1", ("data",)),
     ],
 )
-def test_groups_go_along_the_axes_that_they_span(attributes: str, axes: tuple) -> None:
+def test_groups_run_along_the_axes_that_they_span(attributes: str, axes: tuple) -> None:
     assert axes_of(replica_groups(attributes, 16), MESH) == axes
 
 
-def test_iota_groups_are_transposed_before_they_are_cut() -> None:
+def test_iota_groups_are_transposed_before_they_are_split() -> None:
     assert replica_groups("replica_groups=[4,2]<=[2,4]T(1,0)", 8).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
@@ -36,6 +36,6 @@ def test_every_device_is_in_one_group() -> None:
         assert np.sort(replica_groups(f"replica_groups={text}", 16).ravel()).tolist() == list(range(16)), text
 
 
-def test_what_names_no_groups_is_refused() -> None:
+def test_attributes_without_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="no replica groups"):
         replica_groups("dimensions={0}", 8)

@@ -1,4 +1,4 @@
-"""Reading programs: an excerpt of one that libtpu made, and small ones written for the purpose."""
+"""Parsing programs: an excerpt from libtpu, and small hand-written ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_bytes_and_axes_of_collectives() -> None:
         ("f32[4] all-reduce-start(%a), replica_groups=[2,4]<=[8]", 16),
     ],
 )
-def test_collectives_that_are_started_count_once(line: str, size: int) -> None:
+def test_asynchronous_collectives_count_once(line: str, size: int) -> None:
     text = LOOPS.replace("  ROOT %e", f"  %s = {line}\n  ROOT %e")
     found = find_collectives(parse_module(text), MESH, parse_machine("cpu-8"), range(8))
     (started,) = [each for each in found if each.overlapped]
@@ -127,7 +127,7 @@ def test_an_unknown_value_of_the_chip_is_the_reason_for_no_estimate() -> None:
     )
 
 
-def test_cycles_that_the_compiler_does_not_know_are_not_counted() -> None:
+def test_unknown_cycles_are_not_counted() -> None:
     line = (
         f'  %k = f32[8]{{0}} fusion(%a), kind=kCustom, backend_config={{"estimated_cycles":"{2**63 - 1}"}}\n  ROOT %e'
     )
@@ -150,7 +150,7 @@ def test_bytes_of_shapes(shape: str, size: int) -> None:
     assert shape_bytes(shape) == size
 
 
-def test_what_is_no_program_is_refused() -> None:
+def test_text_that_is_not_a_program_is_refused() -> None:
     with pytest.raises(ValueError, match="ENTRY"):
         parse_module("nothing")
 

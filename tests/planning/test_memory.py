@@ -61,7 +61,7 @@ def test_less_rematerialisation_and_more_rows_save_more() -> None:
     assert saved("mesh.context=4") == saved()
 
 
-def test_what_cannot_fit_is_refused_with_what_would() -> None:
+def test_a_refusal_names_settings_that_would_fit() -> None:
     config, stage, definition = _solo_7b("stages.0.batch_rows=1024")
     v5e = parse_machine("v5e-64")
     with pytest.raises(ConfigError, match="does not fit v5e-64") as refused:
@@ -91,16 +91,16 @@ def test_a_machine_of_unknown_memory_is_never_refused() -> None:
     assert check_fit(config, stage, definition, SHAPE, parse_machine("cpu-64")) is None
 
 
-def test_a_device_of_tpu7x_has_half_of_its_chip() -> None:
+def test_a_tpu7x_device_has_half_the_memory_of_its_chip() -> None:
     assert memory_limit(parse_machine("tpu7x-128")) == 96 * 2**30
 
 
-def test_the_devices_here_are_a_machine_of_their_kind() -> None:
+def test_local_devices_are_a_machine_of_their_kind() -> None:
     here = machine_here()
     assert (here.chip.name, here.devices) == ("cpu", 8)
 
 
-def test_training_refuses_what_the_devices_cannot_hold(monkeypatch) -> None:
+def test_training_refuses_a_stage_that_cannot_fit(monkeypatch) -> None:
     """`solo train` asks before its first step, with the shape that its data was given."""
     config, stage, definition = _solo_7b("mesh.fsdp=8")
     small = dataclasses.replace(chips.CHIPS["cpu"], memory=2**30)

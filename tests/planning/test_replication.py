@@ -13,7 +13,7 @@ from solo.sharding.axes import mesh_sizes
 from tests.tiny import tiny_config
 
 
-def test_what_divides_is_not_named() -> None:
+def test_a_mesh_that_divides_every_dimension_gives_no_note() -> None:
     config = load_config("configs/plans/solo_7b_8k.yaml")
     definition = define(config, config.model.vocab_size)
     v5e = parse_machine("v5e-256")
@@ -33,7 +33,7 @@ def test_a_width_that_fsdp_does_not_divide_is_refused_with_the_way_out() -> None
     assert "replicated over fsdp" in line
 
 
-def test_the_cost_is_what_an_even_shard_would_save() -> None:
+def test_the_cost_is_the_memory_beyond_an_even_shard() -> None:
     config = tiny_config(mesh={"fsdp": 3})
     definition = define(config, 100)
     (found,) = replications(definition, mesh_sizes(MeshConfig(fsdp=3), 3))

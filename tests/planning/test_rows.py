@@ -1,4 +1,4 @@
-"""What rows are taken to hold."""
+"""Stated and planned rows, and the visibility of their slots."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Searching: what is dropped by hand count, what is compiled first, what wins."""
+"""A search: which settings are dropped, which are compiled first, and which wins."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def kept_and_dropped(solo_7b):
     return candidates(solo_7b, solo_7b.stages[0], V5E)
 
 
-def test_what_cannot_fit_is_dropped_and_the_rest_differs(kept_and_dropped) -> None:
+def test_settings_that_cannot_fit_are_dropped(kept_and_dropped) -> None:
     kept, dropped = kept_and_dropped
     assert dropped > 0
     assert all(each.count.least <= memory_limit(V5E) for each in kept)
@@ -34,12 +34,12 @@ def test_what_cannot_fit_is_dropped_and_the_rest_differs(kept_and_dropped) -> No
     assert not any("model.remat=none" in each.overrides for each in whole)
 
 
-def test_overrides_make_the_config_that_was_counted(kept_and_dropped, solo_7b) -> None:
+def test_overrides_give_the_counted_config(kept_and_dropped, solo_7b) -> None:
     for each in kept_and_dropped[0][:3]:
         assert load_config("configs/plans/solo_7b_8k.yaml", each.overrides) == each.config
 
 
-def test_what_recomputes_and_sends_less_is_tried_first(kept_and_dropped) -> None:
+def test_settings_that_recompute_and_send_less_come_first(kept_and_dropped) -> None:
     kept, _ = kept_and_dropped
     first = kept[0]
     assert first.cost == min(each.cost for each in kept)
@@ -47,7 +47,7 @@ def test_what_recomputes_and_sends_less_is_tried_first(kept_and_dropped) -> None
     assert first.config.mesh.tensor < 8
 
 
-def test_the_fastest_that_fits_wins(solo_7b) -> None:
+def test_the_fastest_setting_that_fits_wins(solo_7b) -> None:
     speeds = iter([10.0, 30.0, 20.0])
 
     def plan(config, stage, where, **options):

@@ -1,4 +1,4 @@
-"""What a compiler refuses is said of the option in the config."""
+"""An option that the compiler refuses is named as it stands in the config."""
 
 import importlib.util
 import os
@@ -51,7 +51,7 @@ def test_the_option_is_named_and_why_it_is_refused(name: str, value: Any, reason
     assert "\n" not in message
 
 
-def test_one_of_our_own_is_said_to_be_and_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_option_of_a_chip_can_be_removed_in_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = Option("xla_lost_in_some_version", True, "was good for something once")
     monkeypatch.setitem(CHIPS, "cpu", replace(CHIPS["cpu"], compiler_options=(lost,)))
     with pytest.raises(ConfigError, match=r"solo/chips.*compiler_options\.xla_lost_in_some_version=null"):
@@ -67,7 +67,7 @@ def test_one_of_our_own_is_said_to_be_and_can_be_left_out(monkeypatch: pytest.Mo
         ("RESOURCE_EXHAUSTED: out of memory, see xla_a", JaxRuntimeError, "RESOURCE_EXHAUSTED"),
     ],
 )
-def test_whole_names_are_looked_for_and_other_faults_are_left_alone(message: str, kind: type, start: str) -> None:
+def test_only_whole_option_names_match_and_other_errors_pass(message: str, kind: type, start: str) -> None:
     lowered: Any = Failing(message)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(kind) as fault:
@@ -85,7 +85,7 @@ def test_whole_names_are_looked_for_and_other_faults_are_left_alone(message: str
         ("xla_dump_hlo_as_text=3", "'3' is not a valid bool value"),
     ],
 )
-def test_libtpu_refuses_in_the_words_that_are_looked_for(option: str, reason: str) -> None:
+def test_libtpus_error_message_is_recognised(option: str, reason: str) -> None:
     settings = ("mesh.fsdp=1", "model.attention_implementation=blocks", f"compiler_options.{option}")
     words = ("plan", "configs/quickstart.yaml", *settings, "--on", "v5e-1", "--stage", "classes")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Options of the compiler: accepted by the compilers they are for, and handed to them."""
+"""Compiler options are accepted by their compilers, and passed to them."""
 
 import importlib.util
 import os
@@ -38,7 +38,7 @@ def test_every_option_gives_its_reason() -> None:
     assert all(len(option.reason) > 20 for chip in CHIPS.values() for option in chip.compiler_options)
 
 
-def test_changes_go_over_those_of_the_machine() -> None:
+def test_options_of_the_config_override_those_of_the_chip() -> None:
     assert compiler_options(make_mesh(MeshConfig(), jax.devices()[:1])) == {}
     of_v5p = compiler_options(Mesh("TPU v5p"))
     assert of_v5p["xla_enable_async_all_gather"] == "true"
@@ -57,7 +57,7 @@ def test_xla_knows_the_options_for_gpus(kind: str) -> None:
         double.lower(x).compile(compiler_options={**options, "xla_gpu_no_such_option": True})
 
 
-def test_one_of_the_table_that_xla_has_lost_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_that_xla_no_longer_has_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     lost = Option("xla_gpu_lost_in_some_version", True, "was good for something once")
     h200 = CHIPS["h200"]
     monkeypatch.setitem(CHIPS, "h200", replace(h200, compiler_options=(lost, *h200.compiler_options)))
@@ -92,7 +92,7 @@ def test_libtpu_knows_the_options_for_tpus(chip: str, topology: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_steps_compiler_gets_them(tmp_path: Path) -> None:
+def test_the_step_is_compiled_with_the_options(tmp_path: Path) -> None:
     """An option that leaves something to be seen: the compiler writes the step that it was given."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -107,7 +107,7 @@ def test_the_steps_compiler_gets_them(tmp_path: Path) -> None:
         compiled({"xla_no_such_option": True})
 
 
-def test_the_config_takes_them() -> None:
+def test_the_config_accepts_options() -> None:
     config = tiny_config(compiler_options={"xla_a": True, "xla_b": None, "xla_c": 3})
     assert config.compiler_options == {"xla_a": True, "xla_b": None, "xla_c": 3}
     with pytest.raises(ConfigError, match="compiler_options"):
