@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from solo.config import Config, ConfigError, MeshConfig, load_config, parse_config, read_config, set_value
+from solo.cli import main
+from solo.config import Config, MeshConfig, parse_config, read_config, set_value
 from solo.data.store.prepare import prepare
 from solo.data.vocabulary import configured_tokenizer
 from solo.files import read_json_lines
@@ -46,11 +47,13 @@ def test_every_file_is_a_run_or_a_sweep_over_one() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_UNKNOWN)
-def test_values_that_a_source_does_not_state_must_be_set(name: str) -> None:
+def test_train_asks_for_every_value_that_a_source_does_not_state(name: str, capsys: pytest.CaptureFixture) -> None:
     unknown = list(_unknown(read_config(FILES[name])))
-    with pytest.raises(ConfigError, match="has values that its source does not state; set them:") as error:
-        load_config(FILES[name])
-    assert str(error.value).splitlines()[1:] == [f"  {key}=..." for key in unknown]
+    assert main(["train", str(FILES[name])]) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("solo: ")
+    assert first.endswith("has values that its source does not state; set them:")
+    assert others == [f"  {key}=..." for key in unknown]
 
 
 @pytest.mark.slow
