@@ -33,7 +33,7 @@ def newest_step(run_folder: Path) -> int | None:
 
 
 def newest_of(paths: list[str]) -> int | None:
-    """The highest step among paths that end in <step>/<marker of a complete checkpoint>, or None."""
+    """Returns the highest step among paths that end in <step>/<marker of a complete checkpoint>, or None."""
     steps = [path.rstrip().split("/")[-2] for path in paths if path.rstrip().endswith(f"/{COMMIT_MARKER}")]
     return max((int(step) for step in steps if step.isdigit()), default=None)
 

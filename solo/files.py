@@ -34,12 +34,12 @@ COMMIT_MARKER = "commit_success.txt"
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Returns whether a checkpoint was written to its end."""
     return (checkpoint / COMMIT_MARKER).is_file()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The folders `<step>` of all complete checkpoints in a folder, in the order of their steps."""
+    """Returns the folders `<step>` of all complete checkpoints in a folder, in the order of their steps."""
     return sorted((path.parent for path in folder.glob(f"*/{COMMIT_MARKER}")), key=lambda path: int(path.name))
 
 

@@ -114,7 +114,7 @@ class CheckpointConfig(Section):
     )
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is saved after this step, whatever ends there."""
+        """Returns whether a checkpoint is saved after this step, whatever ends there."""
         return step % self.every_steps == 0 or step in self.at_steps
 
 

@@ -63,7 +63,7 @@ def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:
-    """The exponential running mean, divided by its weight so that its first values are not biased to 0 (as in Adam)."""
+    """Returns the exponential running mean, with the bias correction of Adam."""
     total, weight, found = 0.0, 0.0, []
     for loss in losses:
         total, weight = SMOOTHING * total + loss, SMOOTHING * weight + 1

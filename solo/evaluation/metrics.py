@@ -11,7 +11,7 @@ def collapsed(text: str) -> str:
 
 
 def is_match(answer: str, reference: str) -> bool:
-    """Whether both are equal up to white space. Case and punctuation count."""
+    """Returns whether both are equal up to white space. Case and punctuation count."""
     return collapsed(answer) == collapsed(reference)
 
 

@@ -67,7 +67,7 @@ class Decoding:
 
 
 def allowed_tokens(tokenizer: Tokenizer, padded_size: int, stops: Sequence[int]) -> np.ndarray:
-    """bool [V]: the tokens an answer may hold: text and stop tokens, no other special token and no padding of V."""
+    """Returns bool [V]: the tokens that an answer may hold, which are text and stop tokens."""
     allowed = np.arange(padded_size) < tokenizer.vocab_size
     allowed[list(tokenizer.special_ids)] = False
     allowed[list(stops)] = True
@@ -75,6 +75,6 @@ def allowed_tokens(tokenizer: Tokenizer, padded_size: int, stops: Sequence[int])
 
 
 def answer_length(tokens: np.ndarray, stops: Collection[int]) -> int:
-    """The number of tokens up to the first stop token, which is included."""
+    """Returns the number of tokens up to the first stop token, which is included."""
     ends = np.flatnonzero(np.isin(tokens, list(stops)))
     return int(ends[0]) + 1 if len(ends) else len(tokens)

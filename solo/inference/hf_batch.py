@@ -117,7 +117,7 @@ def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: i
 
 
 def _numpy(value: Any) -> np.ndarray:
-    """A numpy array of anything numpy can read, or of a PyTorch tensor on any device (bfloat16 as float32)."""
+    """Returns a numpy array of anything numpy can read, or of a PyTorch tensor on any device (bfloat16 as float32)."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
@@ -136,7 +136,7 @@ def _real(given: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
 def _tiles(
     given: dict[str, np.ndarray], ids: np.ndarray, real: np.ndarray, image: ImageConfig, placeholder_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Patch indices [B, N], patches [n, p*p*3] and grid [n, 2] from `pixel_values`, as Mono-InternVL has them."""
+    """Returns patch indices [B, N], patches [n, p*p*3] and grid [n, 2] from `pixel_values` (Mono-InternVL)."""
     side, tiles = image.patch_size, given["pixel_values"]
     if tiles.ndim != 4 or tiles.shape[1] != 3 or tiles.shape[2] % side or tiles.shape[3] % side:
         raise ValueError(f"pixel_values are [tiles, 3, h, w], h and w multiples of {side}; found {tiles.shape}")
@@ -168,7 +168,7 @@ def _tiles(
 def _indexed(
     given: dict[str, np.ndarray], real: np.ndarray, image: ImageConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same from `vision_patches`, as SOLO has them; no patches where there are none."""
+    """Returns the same from `vision_patches`, as SOLO has them; no patches where there are none."""
     values = image.patch_size**2 * 3
     patches = given.get("vision_patches", np.zeros((0, values))).reshape(-1, values)
     numbers = np.full(real.shape, -1, np.int64)
@@ -206,7 +206,7 @@ def hf_batch(given: HFTensors, config: Config, *, slot_multiple: int = 8) -> HFB
 
 
 def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tuple[Batch, np.ndarray]:
-    """A row, and the slots of its N elements."""
+    """Returns a row, and the slots of its N elements."""
     real = np.flatnonzero(given.real[number])
     before, elements = np.arange(real[0]), np.arange(real[0], len(given.real[number]))
     # The document includes the padding after it, as text.
@@ -236,7 +236,7 @@ def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tupl
 
 
 def _images(is_patch: np.ndarray) -> np.ndarray:
-    """int32: every run of patches is an image."""
+    """Returns int32: every run of patches is an image."""
     begins = np.diff(is_patch.astype(int), prepend=0) > 0
     return np.where(is_patch, np.cumsum(begins) - 1, NO_IMAGE).astype(np.int32)
 

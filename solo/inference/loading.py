@@ -37,7 +37,7 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The folder of a run's newest complete checkpoint. Raises ValueError if there is none."""
+    """Returns the folder of a run's newest complete checkpoint. Raises ValueError if there is none."""
     complete = complete_checkpoints(run / "checkpoints")
     if not complete:
         raise ValueError(f"{run} has no complete checkpoint yet: train it, or wait until its first one is saved")

@@ -156,7 +156,7 @@ class Monolith(TrainedModel):
         return device_batch(Batch(*padded), self.mesh)
 
     def _resolve(self, batch: Batch | HFBatch) -> tuple[ModelDefinition, Batch]:
-        """The model and the plain batch; for an `HFBatch`, the model that adds the embedding under its patches."""
+        """Returns the model and the plain batch. For an `HFBatch`, the model adds the embedding under its patches."""
         if not isinstance(batch, HFBatch):
             return self.definition, batch
         config, embed = self.definition.config, self.definition.config.patch_embed
@@ -176,13 +176,13 @@ class Monolith(TrainedModel):
         return [self.tokenizer.decode(row[: answer_length(row, self.template.stops)]) for row in answers]
 
     def _fill(self, rows: int) -> int:
-        """The number of rows, rounded up to a multiple of the devices that rows are sharded over."""
+        """Returns the number of rows, rounded up to a multiple of the devices that rows are sharded over."""
         share = row_shards(self.mesh.shape)
         return -(-rows // share) * share
 
 
 def _row_keys(seed: int, first: int, rows: int) -> jax.Array:
-    """A PRNG key for each of `rows` rows, which are numbered from `first`."""
+    """Returns a PRNG key for each of `rows` rows, which are numbered from `first`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(first, first + rows))
 
 

@@ -23,7 +23,7 @@ _PLAIN = SequenceConfig()
 
 
 def parse(conversations: Sequence[Conversation]) -> list[tuple[Turn, ...]]:
-    """The turns of each conversation, given as messages (see `parse_conversation`) or as turns.
+    """Returns the turns of each conversation, given as messages (see `parse_conversation`) or as turns.
 
     Raises:
         ValueError: something is not a conversation, or an image file cannot be read; the message says which.
@@ -59,7 +59,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, image: ImageConfig, wher
 
 
 def slots(document: Document) -> tuple[int, int]:
-    """The numbers of patches and of text tokens of a document."""
+    """Returns the numbers of patches and of text tokens of a document."""
     return len(document.patches), int((document.tokens != PATCH).sum())
 
 
@@ -71,7 +71,7 @@ def row_of(
     start: tuple[int, int] = (0, 0),
     sequence: SequenceConfig = _PLAIN,
 ) -> Batch:
-    """A row (without the B axis) to prefill: a document, or the rest of it after a start.
+    """Returns a row (without the B axis) to prefill: a document, or the rest of it after a start.
 
     Positions and visibility are those of the whole document, computed by the code that training uses.
 
@@ -137,7 +137,7 @@ def prompt_batches(
 
 
 def bucket(count: int) -> int:
-    """The least of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
+    """Returns the least of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
 
     Shapes rounded up to buckets waste at most a third and are few, so that little is compiled.
     """

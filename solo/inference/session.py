@@ -108,7 +108,7 @@ def _join(first: Document, second: Document) -> Document:
 
 
 def _text(tokens: list[int], like: Document) -> Document:
-    """A document of text tokens."""
+    """Returns a document of text tokens."""
     return Document(
         np.array(tokens, np.int32),
         np.zeros(len(tokens), bool),

@@ -95,5 +95,5 @@ class TrainedModel:
 
 
 def local_mesh() -> Mesh:
-    """A mesh of all of this process's devices."""
+    """Returns a mesh of all of this process's devices."""
     return make_mesh(MeshConfig(), jax.local_devices())

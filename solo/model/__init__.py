@@ -1,1 +1,1 @@
-"""What the network computes: pure functions of arrays and parameters. Knows no files."""
+"""The network, as pure functions of arrays and parameters. Nothing here reads files."""

@@ -1,4 +1,4 @@
-"""How many parameters a model has, by component: in all, and as one text token or one patch uses them."""
+"""Counts the parameters of a model by component: all of them, and those that one text token or one patch uses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ActiveParameters:
 
 
 def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
-    """The components that the model has, in the order of the computation."""
+    """Returns the components of the model, in the order of the computation."""
     sums: dict[tuple[str, str], list[Fraction]] = {}
     for spec in definition.specs.values():
         key = _NAMES[spec.component], "shared" if spec.component in ("patch_embed", "text_embed") else spec.region
@@ -59,7 +59,7 @@ def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
 
 
 def active_parameters(definition: ModelDefinition) -> ActiveParameters:
-    """The parameters that a patch and a text token pass through, the token's row of the embedding table included."""
+    """Returns the parameters that a patch and a text token use, including the token's row of the embedding table."""
     counts = count_parameters(definition)
     return ActiveParameters(sum(each.of_patches for each in counts), sum(each.of_text for each in counts))
 

@@ -1,7 +1,7 @@
-"""Declaring parameters: every parameter states what it is, where it belongs, and which slots use it.
+"""Declares parameters: each one states its role, its component, and the slots that use it.
 
 Counts of parameters and FLOPs, initial scales, weight decay and the native export are folds over these facts
-(`ParameterSpec`). Nothing but the Hugging Face layouts reads a parameter's path.
+(`ParameterSpec`). Only the Hugging Face layouts read a parameter's path.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Component = Literal["patch_embed", "text_embed", "norms", "qkv", "out", "ffn", "
 """The part of the network that a parameter belongs to."""
 
 Region = Literal["shared", "patches", "text", "targets", "moe"]
-"""The slots that use a parameter: all of them, those of one region, those whose logits are computed, or, of all slots,
-those that a learned router sends to the expert."""
+"""The slots that use a parameter: all, those of one region, those whose logits are computed, or those that a learned
+router sends to the expert."""
 
 Role = Literal["input", "hidden", "residual", "router", "head", "embedding", "norm", "bias", "vector"]
-"""What a parameter does.
+"""The role of a parameter.
 
 input      matrix whose inputs do not grow with the width, such as pixels
 hidden     matrix whose inputs grow with the width
@@ -30,9 +30,9 @@ residual   hidden matrix whose outputs are added to the residual stream
 router     matrix from hidden states to the scores of the experts
 head       matrix from hidden states to logits
 embedding  table with a row per token or place; a slot looks its row up
-norm       scale of a norm, one at the start
-bias       zero at the start
-vector     learned vector that takes the place of a slot's
+norm       scale of a norm, initialised to one
+bias       initialised to zero
+vector     learned vector that replaces the embedding of a slot
 """
 
 _MATRICES = ("input", "hidden", "residual", "router", "head")
@@ -40,14 +40,14 @@ _MATRICES = ("input", "hidden", "residual", "router", "head")
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """A float32 parameter: its shape, and what its declaration says of it.
+    """A float32 parameter: its shape, and the facts of its declaration.
 
     shape      with the axis over layers, if it has one
     axes       the logical axis of every dimension
     component  the part of the network it belongs to
     role       what it does
     region     the slots that use it
-    inputs     axes of a matrix that a product sums over
+    inputs     number of axes of a matrix that a product sums over
     uses       how often a slot of the region multiplies by the matrix
     """
 
@@ -61,7 +61,7 @@ class ParameterSpec:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether slots are multiplied by it; False for a table that is only looked up in."""
+        """Whether slots are multiplied by it; False for a table that is only used for look-ups."""
         return self.role in _MATRICES
 
     @property
@@ -70,7 +70,7 @@ class ParameterSpec:
         return self.axes[:1] == ("layers",)
 
     def abstract(self) -> jax.ShapeDtypeStruct:
-        """The array without its values."""
+        """Returns the array without its values."""
         return jax.ShapeDtypeStruct(self.shape, jnp.float32)
 
 
@@ -86,7 +86,7 @@ def normal(
     inputs: int = 1,
     uses: Fraction = Fraction(1),
 ) -> nnx.Param:
-    """A float32 parameter drawn from N(0, std^2).
+    """Returns a float32 parameter drawn from N(0, std^2).
 
     Args:
         rngs: the stream `params` is used.
@@ -96,7 +96,7 @@ def normal(
         component: see `Component`.
         role: see `Role`.
         region: see `Region`; `PerRegion` sets it for the modules it holds.
-        inputs: how many axes a product sums over; they come first, after an axis over experts.
+        inputs: number of axes that a product sums over; they come first, after an axis over experts.
         uses: how often a slot of the region multiplies by the matrix: the number of inner patches of a patch, or the
             share of the experts that a slot is sent to.
     """
@@ -105,12 +105,12 @@ def normal(
 
 
 def ones(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:
-    """The float32 scale of a norm."""
+    """Returns the float32 scale of a norm."""
     return _declare(jnp.ones(shape, jnp.float32), axes, component, "norm")
 
 
 def zeros(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:
-    """A float32 bias."""
+    """Returns a float32 bias."""
     return _declare(jnp.zeros(shape, jnp.float32), axes, component, "bias")
 
 
@@ -128,7 +128,7 @@ def _declare(
 
 
 def set_region(module: Any, region: Region) -> Any:
-    """Note on every parameter of a module which slots use it. Returns the module."""
+    """Sets the region of every parameter of a module. Returns the module."""
     for _, variable in nnx.iter_graph(module):
         if isinstance(variable, nnx.Param):
             variable.set_metadata(region=region)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-# The name of every product's output, by which a rematerialisation policy can keep it.
+# The name of every product's output, so that a rematerialisation policy can save it.
 PRODUCT = "product"
 
 
@@ -21,8 +21,8 @@ class Dense(Protocol):
     """Multiply by weights whose first `inputs` axes are summed over.
 
     x is an array [B, ., inputs], or a pytree of such arrays that the same weights apply to. It is multiplied by one
-    weight, or by several that read the same inputs; then the result is a tuple of one product for each. Weights are
-    cast to the dtype of x.
+    weight, or by several that read the same inputs. With several, the result is a tuple with one product for each.
+    Weights are cast to the dtype of x.
     """
 
     @overload
@@ -43,15 +43,15 @@ def dense(x: Any, *weights: nnx.Param) -> Any:
 
 
 def named(product: jax.Array) -> jax.Array:
-    """The same values under the name `PRODUCT`."""
+    """Returns the same values, named `PRODUCT`."""
     return checkpoint_name(product, PRODUCT)
 
 
 def one_or_all(products: tuple[Any, ...]) -> Any:
-    """What `Dense` returns: the product with a single weight by itself."""
+    """Returns the single product, or the tuple of all products if there are several."""
     return products[0] if len(products) == 1 else products
 
 
 def add_bias(x: Any, bias: nnx.Param | None) -> Any:
-    """Add a bias over the last axes of x, an array or a pytree of arrays, where there is one."""
+    """Add a bias, unless it is None, over the last axes of x, an array or a pytree of arrays."""
     return x if bias is None else jax.tree.map(lambda part: part + bias[...].astype(part.dtype), x)

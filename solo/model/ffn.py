@@ -27,7 +27,7 @@ class FFN(nnx.Module):
         self.down_bias = zeros((width,), ("norm",), "ffn") if biased else None
 
     def __call__(self, x: Any, dense: Dense) -> Any:
-        """[B, ., D] to [B, ., D]."""
+        """Maps [B, ., D] to [B, ., D]."""
         if self.gate is None:
             up = add_bias(dense(x, self.up), self.up_bias)
             inner = jax.tree.map(lambda u: jnp.square(jax.nn.relu(u)), up)

@@ -20,7 +20,7 @@ PARTS = ("patch_embed", "qkv", "out", "ffn_patches", "ffn_text", "attention", "h
 
 @dataclass(frozen=True)
 class BatchStats:
-    """What a batch, a step or a run computes.
+    """The amount of computation in a batch, a step or a run.
 
     patches, text   slots of each region
     targets         slots whose logits are computed
@@ -47,16 +47,15 @@ def batch_stats(batch: Batch) -> BatchStats:
 
 
 def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozenset[str] | None = None) -> dict[str, int]:
-    """FLOPs of training on a batch by part: forward, gradients of inputs, gradients of trained weights.
+    """Returns FLOPs of training on a batch by part: forward, gradients of inputs, gradients of trained weights.
 
     Args:
         definition: the model.
-        stats: counts of the slots that hold something give the useful FLOPs; counts of all slots those that the step
-            computes.
+        stats: counts of the slots that hold something, for the useful FLOPs; or of all slots, for the computed ones.
         trained: the paths of the trained parameters; None: all.
 
     Returns:
-        FLOPs of each of `PARTS`. What `model.remat` computes again is not counted.
+        FLOPs of each of `PARTS`, without the recomputation of `model.remat`.
     """
     config, specs = definition.config, definition.specs
     found = dict.fromkeys(PARTS, 0)
@@ -74,7 +73,7 @@ def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozense
 
 
 def _slots(spec: ParameterSpec, stats: BatchStats) -> Iterator[tuple[str, int]]:
-    """The parts that a matrix belongs to, and the slots that are multiplied by it in each."""
+    """Returns the parts that a matrix belongs to, and the slots that are multiplied by it in each."""
     if not spec.is_matrix:
         return
     for region in ("patches", "text") if spec.region in ("shared", "moe") else (spec.region,):

@@ -22,7 +22,7 @@ from solo.model.regions import Regions
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn from the logits.
+    """Settings for sampling a token from the logits.
 
     temperature  float32 []   divides the logits; ignored by greedy decoding
     top_p        float32 []   draw from the fewest tokens whose probabilities reach this sum (arXiv 1904.09751)
@@ -41,7 +41,7 @@ class Generated(NamedTuple):
 
     tokens   int32 [B, N]   the tokens of each row, the stop token included, filled up with stop tokens
     lengths  int32 [B]      tokens of each row, the stop token included
-    cache    holds all tokens of a row except the last, which has not been an input yet
+    cache    includes all tokens of a row except the last, which has not been an input yet
     """
 
     tokens: jax.Array
@@ -62,9 +62,9 @@ def prefill(
 
     Args:
         definition: the model.
-        where: how the computation is laid out over devices.
+        where: placement of the computation on devices.
         parameters: the model's values.
-        cache: what the rows have read; its buffers are reused. It must have room: what does not fit is dropped.
+        cache: keys and values of what the rows have read. Its buffers are reused. Keys that do not fit are dropped.
         chunk: B rows, with patches and tokens first in their regions. `attend` and `positions` count from the
             beginning of the row, not of the chunk.
         counts_B2: int32, patches and text tokens of each row.
@@ -93,7 +93,8 @@ def generate(
     Args:
         definition: the model.
         parameters: its values.
-        cache: what the rows have read, with room for `max_new_tokens` - 1 text tokens; its buffers are reused.
+        cache: keys and values of what the rows have read, with room for `max_new_tokens` - 1 text tokens. Its buffers
+            are reused.
         logits_BV: float32, for each row's first new token, as `prefill` returns them.
         keys_B: a PRNG key per row, so that a row's draws do not depend on its neighbours.
         sampling: which tokens are allowed, and how they are drawn.
@@ -164,12 +165,12 @@ _ONE_QUERY = Placement(attention=_one_query_attention)
 
 
 def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: KVCache, token_B: jax.Array) -> Batch:
-    """The next text token of every row, which sees itself and its row's slots within the sliding window."""
+    """Returns the next text token of every row, which sees itself and its row's slots within the sliding window."""
     rows = token_B.shape[0]
     patches_B, text_B = cache.length[:, 0], cache.length[:, 1]
     hidden_patches_B = hidden_text_B = jnp.zeros_like(text_B)
     if sliding_window is not None:
-        # The window counts in reading order. Of the slots before it, some are patches and the others are text.
+        # The window counts in reading order; the slots within it are patches and text.
         before_B = jnp.maximum(cache.next_position + 1 - sliding_window, 0)
         read_BP = jnp.arange(cache.patch_positions.shape[1]) < patches_B[:, None]
         hidden_patches_B = jnp.sum(read_BP & (cache.patch_positions < before_B[:, None]), axis=1)
@@ -195,7 +196,7 @@ def _draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Ar
     descending_BV = -jnp.sort(-logits_BV, axis=-1)
     probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    # The most likely token always stays, even where top_p is so small that rounding would lose it.
+    # The most likely token always stays, even if top_p is so small that rounding would lose it.
     stays_BV = (before_BV < sampling.top_p).at[:, 0].set(True)
     least_B1 = jnp.min(jnp.where(stays_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
     nucleus_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

@@ -28,7 +28,7 @@ class KVCache(NamedTuple):
 
 
 def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: int) -> KVCache:
-    """A cache in the model's compute dtype that holds up to so many patches and text tokens per row."""
+    """Returns a cache in the model's compute dtype with room for this many patches and text tokens per row."""
 
     def zeros(slots: int) -> jax.Array:
         shape = (config.layers, rows, slots, config.kv_heads, config.dim_per_head)
@@ -42,7 +42,7 @@ def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: in
 
 
 def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
-    """The same cache with at least so many patch and text slots per row; it never shrinks."""
+    """Returns the same cache with at least this many patch and text slots per row. It never shrinks."""
 
     def pad(x: jax.Array, slots: int) -> jax.Array:
         missing = max(0, slots - x.shape[2])
@@ -58,7 +58,7 @@ def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
 
 
 def append(cache: KVCache, k: Regions, v: Regions) -> KVCache:
-    """Write a layer's new keys and values [B, ., K, C] after those of each row; what does not fit is dropped."""
+    """Append a layer's new keys and values [B, ., K, C] to those of each row. Entries that do not fit are dropped."""
 
     def write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
         rows = jnp.arange(old.shape[0])[:, None]
@@ -69,7 +69,7 @@ def append(cache: KVCache, k: Regions, v: Regions) -> KVCache:
 
 
 def advance(cache: KVCache, chunk: Batch, counts_B2: jax.Array) -> KVCache:
-    """Count what every layer has appended: lengths, the next text token's position, the positions of the patches.
+    """Update lengths, the next text token's position and the patches' positions after every layer has appended.
 
     counts_B2  int32, patches and text tokens of the chunk that each row holds
     """

@@ -22,7 +22,7 @@ from solo.model.remat import PROJECTION, named
 
 
 class Context(NamedTuple):
-    """What every layer receives besides its input.
+    """The arguments of every layer other than its input.
 
     dense       products with weights
     rotate      rotary positions of the batch, on queries or keys of both regions
@@ -39,7 +39,7 @@ class Context(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """A layer's hidden states, its part of the extended cache, and its load-balancing loss (0 without a router)."""
+    """A layer's hidden states, its slice of the extended cache, and its load-balancing loss (0 without a router)."""
 
     x: Regions
     cache: KVCache | None
@@ -47,10 +47,10 @@ class LayerOutput(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """x + out(attention(norm(x))), then x + ffn(norm(x)). Each component is shared by the regions, or is their own."""
+    """x + out(attention(norm(x))), then x + ffn(norm(x)). Regions share a component, or each has its own."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        # Residual outputs start smaller, so that the sum of 2 L of them keeps its scale (GPT-2).
+        # Residual outputs are initialised smaller, so that the sum of 2 L of them keeps its scale (GPT-2).
         residual_std = config.init_std / (2 * config.layers) ** 0.5
         experts = config.experts
         self.query_multiplier, self.residual_multiplier = query_multiplier(config), residual_multiplier(config)
@@ -65,7 +65,7 @@ class Layer(nnx.Module):
             self.ffn = PerRegion(experts.ffn, lambda: FFN(config, residual_std, rngs))
 
     def __call__(self, x: Regions, context: Context, cache: KVCache | None = None) -> LayerOutput:
-        """[B, ., D] to [B, ., D]. With a cache, queries also attend to the keys of what was read before."""
+        """Maps [B, ., D] to [B, ., D]. With a cache, queries also attend to the keys in it."""
         q, k, v = self.qkv(self.attention_norm(x), context.dense)
         q, k = context.rotate(_times(q, self.query_multiplier)), context.rotate(k)
         q, k, v = (named(part, PROJECTION) for part in (q, k, v))
@@ -84,7 +84,7 @@ class Layer(nnx.Module):
 
 
 def hidden_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
-    """The norm of hidden states."""
+    """Returns the norm of hidden states."""
     return make_norm(config.norm, config.width, config.norm_eps)
 
 

@@ -1,8 +1,8 @@
 """A mixture of experts with a learned router in place of the FFN, for comparison with modality experts.
 
-Routing is top-k and dropless: slots are sorted by expert, and every expert computes exactly its own. The load-balancing
-loss is the Switch Transformer's (arXiv 2101.03961, eq. 4): E x sum over experts of (share of slots) x (mean
-probability).
+Routing is top-k and dropless: slots are sorted by expert, and every expert computes exactly the slots routed to it. The
+load-balancing loss is the Switch Transformer's (arXiv 2101.03961, eq. 4): E x sum over experts of (share of slots) x
+(mean probability).
 
 Letters besides those of solo/batch.py: N slots of both regions of all rows, E experts, A = top_k.
 """
@@ -32,10 +32,10 @@ class ExpertWeights(NamedTuple):
 
 
 class Load(NamedTuple):
-    """How the router distributed the live slots: float32 sums over them.
+    """The router's load, as float32 sums over the live slots.
 
-    chosen       [E]  how often each expert was chosen
-    probability  [E]  the router's probabilities
+    chosen       [E]  number of times that each expert was chosen
+    probability  [E]  sum of the router's probabilities
     slots        []   live slots
     """
 
@@ -66,7 +66,7 @@ class MoE(nnx.Module):
         self.top_k = moe.top_k
 
     def __call__(self, x: Regions, live: Regions, routed_ffn: RoutedFFN) -> tuple[Regions, jax.Array]:
-        """The outputs of both regions, and the load-balancing loss, float32 []: 1 where the load is even."""
+        """Returns the outputs of both regions and the load-balancing loss, float32 [], which is 1 for an even load."""
         weights = ExpertWeights(self.router[...], self.gate[...], self.up[...], self.down[...])
         out, load = routed_ffn(x, live, weights, self.top_k)
         slots = jnp.maximum(load.slots, 1.0)
@@ -75,7 +75,7 @@ class MoE(nnx.Module):
 
 
 class MoEFFN(nnx.Module):
-    """Holds the experts under the path `layers/ffn/moe`."""
+    """Puts the experts under the path `layers/ffn/moe`."""
 
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
         self.moe = MoE(config, down_std, rngs)
@@ -96,7 +96,7 @@ def routed_ffn(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) ->
 
 
 def _apply(x_ND: jax.Array, chosen_NA: jax.Array, strength_NA: jax.Array, weights: ExpertWeights) -> jax.Array:
-    """The weighted sum of the chosen experts' outputs [N, D]. Sorted by expert, each expert is one dense product."""
+    """Returns the weighted sum of the chosen experts' outputs, [N, D]. Sorting by expert makes products dense."""
     count, top_k = len(weights.gate), chosen_NA.shape[1]
     order = jnp.argsort(chosen_NA.reshape(-1), stable=True)
     sizes_E = jnp.bincount(chosen_NA.reshape(-1), length=count)

@@ -50,5 +50,5 @@ class LayerNorm(nnx.Module):
 def make_norm(
     kind: Literal["rms", "layer"], width: int, eps: float, component: Component = "norms"
 ) -> RMSNorm | LayerNorm:
-    """The norm that a config names."""
+    """Returns the norm that a config names."""
     return (RMSNorm if kind == "rms" else LayerNorm)(width, eps, component)

@@ -1,7 +1,7 @@
 """Parameters as a plain mapping, path -> array, and the model as a function of them.
 
-Paths read like `layers/ffn/patches/gate`; layers are stacked along a first axis. The globs of a config, checkpoints and
-shardings name parameters by these paths; what a parameter is for, its `ParameterSpec` says.
+A path looks like `layers/ffn/patches/gate`; layers are stacked along a first axis. The globs of a config, checkpoints
+and shardings name parameters by these paths. A parameter's `ParameterSpec` describes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Parameters = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """Everything about a model except its values. `vocab_size` counts the vocabulary's rows without padding."""
+    """Everything about a model except its values. `vocab_size` is the number of vocabulary rows without padding."""
 
     config: ModelConfig
     image: ImageConfig
@@ -65,22 +65,22 @@ class ModelDefinition:
         return {path: found[path] * scale if scale != 1 else found[path] for path, scale in scales.items()}
 
     def bind(self, parameters: Parameters) -> Transformer:
-        """The model with these values; call it inside the jitted function."""
+        """Returns the model with these values; call it inside the jitted function."""
         graph, state = self._split
         flat = [(path, variable.replace(parameters["/".join(map(str, path))])) for path, variable in state.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
     def num_parameters(self) -> int:
-        """The number of parameters, padded vocabulary rows included."""
+        """Returns the number of parameters, padded vocabulary rows included."""
         return sum(prod(spec.shape) for spec in self.specs.values())
 
 
 def define(config: Config, vocab_size: int | None) -> ModelDefinition:
-    """The model of a config.
+    """Returns the model of a config.
 
     Args:
-        config: its `model.vocab_size` is taken, where it is set, else the size of the tokenizer.
-        vocab_size: how many tokens the tokenizer has; None where there is no tokenizer.
+        config: the run; `model.vocab_size` defaults to the size of the tokenizer.
+        vocab_size: number of tokens of the tokenizer; None without a tokenizer.
 
     Raises:
         ConfigError: the vocabulary has fewer rows than the tokenizer has tokens, or its size is not known.

@@ -1,4 +1,4 @@
-"""How initial scales, learning rates and multipliers follow a model's size (`ParametrisationConfig`).
+"""Initial scales, learning rates and multipliers as functions of a model's size (`ParametrisationConfig`).
 
 muP (Yang et al. 2022, arXiv 2203.03466, table 8) keeps activations and their updates the same size at every width, so
 a learning rate tuned at a small width also suits a large one. CompleteP (Dey et al. 2025, arXiv 2505.01618, table 1,
@@ -13,7 +13,7 @@ m is width / base_width, d is layers / base_layers (1 except in CompleteP):
     norm, bias, vector     1               1             1/(m d)      outside the layers: 1/m
 
 Queries are scaled by sqrt(base_head_dim) / C in total, which is muP's 1/d attention. Weight decay is not scaled: the
-learning rate times the decay is the same for every matrix. Both assume that F / D is that of the base size.
+learning rate times the decay is the same for every matrix. Both assume that F / D is the same as at the base size.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def depth_factor(config: ModelConfig) -> float:
 
 
 def residual_multiplier(config: ModelConfig) -> float:
-    """The factor on the output of a residual branch."""
+    """Returns the factor on the output of a residual branch."""
     return 1 / depth_factor(config)
 
 
 def logits_multiplier(config: ModelConfig) -> float:
-    """The factor on the logits."""
+    """Returns the factor on the logits."""
     return 1 / width_factor(config)
 
 
 def query_multiplier(config: ModelConfig) -> float:
-    """The factor on the queries, on top of the 1 / sqrt(C) of attention."""
+    """Returns the factor on the queries, on top of the 1 / sqrt(C) of attention."""
     base = config.parametrisation.base_head_dim
     if config.parametrisation.kind == "standard" or base is None:
         return 1.0
@@ -53,7 +53,7 @@ def query_multiplier(config: ModelConfig) -> float:
 
 
 def initial_scale(spec: ParameterSpec, config: ModelConfig) -> float:
-    """The factor on a parameter as the standard parametrisation draws it."""
+    """Returns the factor on a parameter's initial scale in the standard parametrisation."""
     m, d = width_factor(config), depth_factor(config)
     scale = {"hidden": m**-0.5, "residual": m**-0.5, "router": 1 / m}.get(spec.role, 1.0)
     # The standard parametrisation divides residual outputs by the root of the depth; CompleteP has its multiplier.
@@ -61,11 +61,11 @@ def initial_scale(spec: ParameterSpec, config: ModelConfig) -> float:
 
 
 def step_scale(spec: ParameterSpec, config: ModelConfig) -> float:
-    """The factor on Adam's step."""
+    """Returns the factor on Adam's step."""
     return 1 / width_factor(config) if spec.role in ("hidden", "residual", "router") else 1.0
 
 
 def eps_scale(spec: ParameterSpec, config: ModelConfig) -> float:
-    """The factor on Adam's eps: a larger model has smaller gradients."""
+    """Returns the factor on Adam's eps: a larger model has smaller gradients."""
     depth = depth_factor(config) if spec.in_layers else 1.0
     return 1 / (width_factor(config) * depth)

@@ -1,4 +1,4 @@
-"""Patch embedding, from the pixels of a patch to the model's width: one module per kind of `PatchEmbedConfig`.
+"""Patch embedding: maps the pixels of a patch to the model's width. One module per kind of `PatchEmbedConfig`.
 
 Every kind is local to the patch: a visual token depends on its own pixels and its place in the image or tile.
 
@@ -21,7 +21,7 @@ from solo.model.declare import Role, normal, zeros
 from solo.model.dense import add_bias
 from solo.model.norms import LayerNorm
 
-# PyTorch's default, which InternVL's mlp1 uses whatever the decoder's is
+# PyTorch's default, which InternVL's mlp1 uses regardless of the decoder's
 _GRID_NORM_EPS = 1e-5
 # The parameter of PyTorch's bicubic kernel; Pillow and jax.image have -0.5.
 _BICUBIC_A = -0.75
@@ -45,19 +45,19 @@ class Linear(nnx.Module):
         self.bias = zeros(shape[1:], ("norm",), "patch_embed") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] to [..., out]."""
+        """Maps [..., in] to [..., out]."""
         return add_bias(x @ self.kernel[...].astype(x.dtype), self.bias)
 
 
 class LinearEmbed(Linear):
-    """One product with all pixels of a patch."""
+    """One product with the pixels of a patch."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         shape = image.patch_size**2 * 3, config.width
         super().__init__(rngs, shape, ("pixels", "embed"), config.init_std, bias=config.patch_embed.bias)
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array | None = None) -> jax.Array:
-        """Normalised pixels [B, P, p*p*3], channel-major, to [B, P, D]."""
+        """Maps normalised pixels [B, P, p*p*3], channel-major, to [B, P, D]."""
         return super().__call__(pixels)
 
 
@@ -73,7 +73,7 @@ class ConvEmbed(nnx.Module):
         self.row_marker = _vector(rngs, config.width, std) if image.markers else None
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
-        """Normalised pixels [B, P, p*p*3], channel-major, and grid places [B, P, 2] to [B, P, D]."""
+        """Maps normalised pixels [B, P, p*p*3], channel-major, at grid places [B, P, 2] to [B, P, D]."""
         x = jax.nn.gelu(self.inner(self.geometry.cut(pixels)), approximate=False)
         x = self.merge(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
         for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
@@ -97,18 +97,18 @@ class GridEmbed(nnx.Module):
         joined = inner.count * inner.channels
         self.norm = LayerNorm(joined, _GRID_NORM_EPS, "patch_embed")
         self.hidden = Linear(rngs, (joined, width), ("inner", "embed"), std)
-        # The axes are those of the matrix before it, so that both are sharded alike.
+        # The same axes as the preceding matrix, so that both are sharded alike.
         self.out = Linear(rngs, (width, width), ("inner", "embed"), std, role="hidden")
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
-        """Normalised pixels [B, P, p*p*3] and places in the tile [B, P, 2] to [B, P, D]."""
+        """Maps normalised pixels [B, P, p*p*3] at places in the tile [B, P, 2] to [B, P, D]."""
         x = self.inner(self.geometry.cut(pixels))
         x = x + self.table()[self.geometry.places(grid_BP2, self.tile_side)].astype(x.dtype)
         x = self.norm(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
         return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
 
     def table(self) -> jax.Array:
-        """Positions of a tile's inner patches, float32 [side^2, I]; resampled if the tile does not have G x G."""
+        """Returns the positions of a tile's inner patches, float32 [side^2, I], resampled unless the tile has G x G."""
         table = self.positions[...][int(self.class_slot) :]
         if self.tile_side == self.grid_side:
             return table
@@ -135,18 +135,18 @@ class _Inner:
         self.count = self.side**2
 
     def embed(self, rngs: nnx.Rngs, std: float) -> Linear:
-        """The product with the pixels of an inner patch."""
+        """Returns the product with the pixels of an inner patch."""
         shape = 3 * self.size**2, self.channels
         return Linear(rngs, shape, ("pixels", "inner"), std, uses=self.count)
 
     def cut(self, pixels: jax.Array) -> jax.Array:
-        """[B, P, p*p*3] to [B, P, n*n, i*i*3]: inner patches row by row, each channel-major."""
+        """Cuts [B, P, p*p*3] into inner patches [B, P, n*n, i*i*3], row by row, each channel-major."""
         n, i = self.side, self.size
         x = pixels.reshape(*pixels.shape[:2], 3, n, i, n, i)
         return x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(*pixels.shape[:2], n * n, 3 * i * i)
 
     def places(self, grid_BP2: jax.Array, tile_side: int) -> jax.Array:
-        """int32 [B, P, n*n]: row-major places of the inner patches in a tile of tile_side x tile_side of them."""
+        """Returns int32 [B, P, n*n]: row-major places of the inner patches in a tile of tile_side x tile_side."""
         offset = np.arange(self.side)
         rows = grid_BP2[..., 0, None] * self.side + np.repeat(offset, self.side)
         columns = grid_BP2[..., 1, None] * self.side + np.tile(offset, self.side)
@@ -154,7 +154,7 @@ class _Inner:
 
 
 def bicubic_weights(source: int, target: int) -> np.ndarray:
-    """float32 [target, source]: PyTorch's `interpolate(mode="bicubic", align_corners=False)` along one axis.
+    """Returns float32 [target, source]: PyTorch's `interpolate(mode="bicubic", align_corners=False)` along one axis.
 
     There is no antialiasing, and the four neighbours are clamped at the border.
     """

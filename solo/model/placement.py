@@ -1,4 +1,4 @@
-"""How the network computes what depends on the devices: on one device here, on a mesh in `solo.sharding.placement`."""
+"""The operations that depend on the devices: on one device here, on a mesh in `solo.sharding.placement`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Attention(Protocol):
 
 
 def local_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    """Attention on one device of JAX's default platform."""
+    """Computes attention on one device of JAX's default platform."""
     return attention_with(local_kernel(config), q, k, v, attend_BS4)
 
 
 def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
-    """Attention on one device with one kernel."""
+    """Computes attention on one device with a given kernel."""
     out = interval_attention(
         q.join(), k.join(), v.join(), attend_BS4, num_patches=k.patches.shape[1], **kernel._asdict()
     )
@@ -38,7 +38,7 @@ def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS
 
 
 class Placement(NamedTuple):
-    """The operations that depend on how the computation is laid out over devices; the defaults are for one device.
+    """The operations that depend on the devices; the defaults are for one device.
 
     constrain   (array, logical axes) -> array, sharded over the mesh
     dense       products with weights

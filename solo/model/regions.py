@@ -1,7 +1,7 @@
-"""The two regions of a row, and components whose weights each region may have for itself.
+"""The two regions of a row, and components with shared or separate weights for them.
 
-A hidden state is two arrays, `Regions(patches, text)`. Everything that is per modality is therefore a static choice:
-the model has no gather, no mask and no router for it.
+A hidden state is two arrays, `Regions(patches, text)`. Weights per modality are therefore a static choice, which needs
+no gather, no mask and no router.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class PerRegion(nnx.Module):
             self.text = set_region(make(), "text")
 
     def __call__(self, x: Regions, *arguments: Any) -> Any:
-        """The component's output, or each of its outputs, as `Regions`."""
+        """Returns the component's output, or each of its outputs, as `Regions`."""
         if self.sharing == "shared":
             return self.shared(x, *arguments)
         return jax.tree.map(Regions, self.patches(x.patches, *arguments), self.text(x.text, *arguments))
 
 
 def live_slots(attend_BS4: Any) -> Any:
-    """bool [B, S]: the slots that hold something; an empty slot sees nothing."""
+    """Returns bool [B, S]: the slots that hold something; an empty slot sees nothing."""
     return (attend_BS4[..., 1] > attend_BS4[..., 0]) | (attend_BS4[..., 3] > attend_BS4[..., 2])

@@ -1,15 +1,15 @@
-"""Rematerialisation (`model.remat`): what a layer keeps for its backward pass, and what is computed again.
+"""Rematerialisation (`model.remat`): what a layer saves for its backward pass, and what it recomputes.
 
 The policies, from the most memory to the least. The gradients are the same with all of them.
 
   none         keeps everything
   dots         keeps the outputs of all products with weights, and of attention
-  projections  keeps queries, keys and values, attention's output and its projection; the FFN, which takes much memory
-               for its FLOPs, is computed again
+  projections  keeps queries, keys and values, attention's output and its projection; recomputes the FFN, which takes
+               much memory for its FLOPs
   attention    keeps the layer's input and attention's output
-  full         keeps the layer's input only; attention is computed again too
-  offload      as `attention`, with the layer's input in host memory
-  offload_projections   as `projections`, with everything but attention's output in host memory
+  full         keeps only the layer's input; attention is recomputed too
+  offload      same as `attention`, with the layer's input in host memory
+  offload_projections   same as `projections`, with everything but attention's output in host memory
 
 Every policy keeps the layer's input [B, S, D]. `offload` moves it to the host and back while the device computes.
 
@@ -45,18 +45,18 @@ _NAMED = (LAYER_INPUT, PROJECTION)
 
 
 def named(x: Regions, name: str) -> Regions:
-    """The same values under a name by which a policy can keep them."""
+    """Returns the same values with a name, so that a policy can save them."""
     return x.map(lambda part: checkpoint_name(part, name))
 
 
 def rematerialised(function: Callable[..., Any], config: ModelConfig) -> Callable[..., Any]:
-    """Wrap a layer, (x, rest) -> results, so that it keeps what `model.remat` says for its backward pass.
+    """Wrap a layer, (x, rest) -> results, so that it saves what `model.remat` says for its backward pass.
 
     The layer must name `x` as `LAYER_INPUT`, and the projections around attention as `PROJECTION`.
     """
     if config.remat == "none":
         return function
-    # A scan already prevents common-subexpression elimination across the layer; a barrier of its own would only cost.
+    # A scan already prevents common-subexpression elimination across the layer; another barrier would only cost time.
     return jax.checkpoint(function, prevent_cse=not config.scan_layers, policy=_policy(config.remat))
 
 

@@ -15,7 +15,7 @@ from solo.config import ModelConfig, RopeScalingConfig
 
 
 def rotary_angles(positions: jax.Array, config: ModelConfig) -> jax.Array:
-    """Angles [B, S, R/2] in radians, float32: the position times the frequency of each pair.
+    """Returns the angles [B, S, R/2] in radians, float32: the position times the frequency of each pair.
 
     positions  int32 [B, S], or [B, S, 3] (time, row, column) with `rope_sections`, which assigns each pair to an axis,
                as M-RoPE does (arXiv 2409.12191)
@@ -28,10 +28,10 @@ def rotary_angles(positions: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
-    """Frequencies of the pairs, float32 [R/2], or [B, 1, R/2] if they depend on the row's length.
+    """Returns the frequencies of the pairs, float32 [R/2], or [B, 1, R/2] if they depend on the row's length.
 
-    A row's length is its largest position + 1, so in a packed row that of the longest document. Dynamic NTK changes
-    only rows longer than `trained_length`.
+    A row's length is its largest position + 1, which in a packed row is the length of the longest document. Dynamic NTK
+    changes only rows longer than `trained_length`.
     """
     exponents = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
     scaling = config.rope_scaling
@@ -46,13 +46,13 @@ def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def _growth(length: jax.Array, scaling: RopeScalingConfig, dim: int) -> jax.Array:
-    """The factor on the base: (f L / trained - (f - 1))^(R / (R - 2)) beyond the trained length; 1 up to it."""
+    """Returns the factor on the base: (f L / trained - (f - 1))^(R / (R - 2)) beyond the trained length; 1 up to it."""
     beyond = jnp.maximum(length, scaling.trained_length) / scaling.trained_length
     return (scaling.factor * beyond - (scaling.factor - 1)) ** (dim / (dim - 2))
 
 
 def _llama3(frequency: jax.Array, scaling: RopeScalingConfig) -> jax.Array:
-    """Llama 3.1: pairs with few full turns within the trained length are slowed down, pairs with many are kept."""
+    """Applies Llama 3.1's scaling: slows down pairs with few full turns within the trained length."""
     turns = scaling.trained_length * frequency / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -72,7 +72,7 @@ def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def rotate_by_product(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
-    """The same on TPUs: the partners of each pair come from a product with a permutation matrix, which is exact.
+    """Equals `rotate`, for TPUs: a product with a permutation matrix, which is exact, swaps the partners of each pair.
 
     Half a head fills half a register, so splitting and joining heads is expensive. By libtpu 0.0.42's cycle counts, a
     step takes 8% fewer cycles for a 2B model on v5e-16, 2% fewer for a 7B model on v5p-128, and the same for the 7B

@@ -1,7 +1,8 @@
 """One decoder-only transformer over text tokens and raw image patches.
 
 SOLO (arXiv 2407.06438) shares all weights between the modalities; Mono-InternVL (arXiv 2410.08202) gives patches their
-own FFN in every layer; in EVEv2 (arXiv 2502.06788) everything is per modality. `ModelConfig.experts` chooses.
+own FFN in every layer; EVEv2 (arXiv 2502.06788) separates all norms and projections. `ModelConfig.experts` selects
+among them.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Transformer(nnx.Module):
     def hidden(self, batch: Batch, placement: Placement | None = None, cache: KVCache | None = None) -> Output:
         """Compute the final hidden states of a batch.
 
-        With a cache, the batch's rows continue what each row has read: `attend` counts from the first slot in the
-        cache, and `positions` from the beginning of the row.
+        With a cache, the batch's rows continue the rows in the cache: `attend` counts from the cache's first slot, and
+        `positions` from the beginning of the row.
         """
         placement, config = placement or Placement(), self.config
         axes = ("rows", "slots", None)
@@ -89,13 +90,13 @@ class Transformer(nnx.Module):
     def embed(
         self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array, placement: Placement | None = None
     ) -> Regions:
-        """Pixels [B, P, p*p*3], grid places [B, P, 2] and token ids [B, T] to hidden states [B, P, D] and [B, T, D]."""
+        """Maps pixels [B, P, p*p*3], places [B, P, 2] and ids [B, T] to hidden states [B, P, D] and [B, T, D]."""
         dtype, config = jnp.dtype(self.config.compute_dtype), self.config
         x_BPD = self.patch_embed(self.normalise(patches).astype(dtype), patch_grid)
         table = self.text_embed[...]
         if config.patch_embed.token_id is not None:
             x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype)
-        # Where the table is sharded over its width, the looked-up rows are constrained to the same sharding, so that
+        # If the table is sharded over its width, the looked-up rows are constrained to the same sharding, so that
         # an all-to-all exchanges rows for width. Otherwise the partitioner copies all rows to every device.
         # The cast comes after the lookup: a token's gradients are summed in float32.
         x_BTD = (placement or Placement()).constrain(table[text_BT], ("whole_rows", "slots", "embed")).astype(dtype)
@@ -105,7 +106,7 @@ class Transformer(nnx.Module):
         return Regions(x_BPD, x_BTD)
 
     def normalise(self, patches: jax.Array) -> jax.Array:
-        """Raw uint8 pixels to (value / 255 - mean) / std, float32. Floats are normalised already."""
+        """Maps raw uint8 pixels to (value / 255 - mean) / std, float32. Floats are assumed to be normalised."""
         image = self.image
         if patches.dtype != jnp.uint8:
             return patches
@@ -116,11 +117,11 @@ class Transformer(nnx.Module):
         return normalised.astype(jnp.float16).astype(jnp.float32) if image.stored_as_float16 else normalised
 
     def head_kernel(self) -> jax.Array:
-        """The output projection [D, V], float32."""
+        """Returns the output projection [D, V], float32."""
         return self.text_embed[...].T if self.head is None else self.head[...]
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
+        """Maps final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
 
         Padding has probability zero, so the loss does not depend on it.
         """
@@ -129,7 +130,7 @@ class Transformer(nnx.Module):
         return jnp.where(np.arange(logits.shape[-1]) < self.vocab_size, logits, _NO_PROBABILITY)
 
     def residual_stream(self, batch: Batch) -> list[Regions]:
-        """Hidden states before the first layer and after each, L + 1 in all, on one device; for inspection."""
+        """Returns the L + 1 hidden states before, between and after the layers, on one device, for inspection."""
         context = self._context(batch, Placement())
         graph, stacked = nnx.split(self.layers)
         found = [self.embed(batch.patches, batch.patch_grid, batch.text)]
@@ -153,12 +154,12 @@ class Transformer(nnx.Module):
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Layer:
-    """All layers as one, with every parameter stacked along a first axis."""
+    """Returns all layers as one module whose parameters are stacked along a first axis."""
     make = nnx.vmap(partial(Layer, config), in_axes=0, out_axes=0)
     stacked: Layer = nnx.split_rngs(splits=config.layers)(make)(rngs)
     return stacked
 
 
 def padded_vocab(vocab_size: int, config: ModelConfig) -> int:
-    """V: the tokenizer's size, rounded up to `vocab_multiple`. Padding ids never occur as inputs or targets."""
+    """Returns V, the tokenizer's size rounded up to `vocab_multiple`. Padding ids never occur as inputs or targets."""
     return -(-vocab_size // config.vocab_multiple) * config.vocab_multiple

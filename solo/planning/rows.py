@@ -120,6 +120,6 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
 
 
 def row_intervals(row: Sequence[Document], shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """int32 [S, 4], `Batch.attend` of a row of documents: each is one image, then text; see `outline`."""
+    """Returns int32 [S, 4], `Batch.attend` of a row of documents: each is one image, then text; see `outline`."""
     order = join_documents([(outline(document.patches, document.text, image), 0) for document in row])
     return row_attend(order, shape, image, sequence)

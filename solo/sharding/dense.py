@@ -39,18 +39,18 @@ class _Layout(NamedTuple):
     inputs: int
 
     def features(self, outputs: bool) -> PartitionSpec:
-        """The spec of an array [rows, slots, inputs or outputs]: the weight's, without the axes that shard rows."""
+        """Returns the spec of an array [rows, slots, inputs or outputs], without the axes that shard rows."""
         kept = [None if _names(entry) & set(_BATCH) else entry for entry in self.spec]
         return PartitionSpec(*_SLOTS, *(kept[self.inputs :] if outputs else kept[: self.inputs]))
 
     def summed(self, mesh: Mesh, outputs: bool) -> tuple[str, ...]:
-        """The mesh axes over which a device's product is a partial sum over the inputs (or outputs)."""
+        """Returns the mesh axes over which a device's product is a partial sum over the inputs (or outputs)."""
         found = set().union(*map(_names, self.features(outputs)[len(_SLOTS) :]))
         return _in_use(mesh, found)
 
 
 def _specs(layouts: tuple[_Layout, ...], arrays: int) -> tuple[tuple, tuple, tuple]:
-    """The specs of the arrays, of the weights, and of the products [weight][array]."""
+    """Returns the specs of the arrays, of the weights, and of the products [weight][array]."""
     return (
         (layouts[0].features(outputs=False),) * arrays,
         tuple(layout.spec for layout in layouts),
@@ -129,7 +129,7 @@ _multiply.defvjp(_forward, _backward)
 def _inputs_gradient(
     mesh: Mesh, layouts: tuple[_Layout, ...], wholes: Sequence[jax.Array], gradients: Arrays
 ) -> jax.Array:
-    """The gradient of one array, from the gradients of its products with every weight."""
+    """Returns the gradient of one array, from the gradients of its products with every weight."""
     found = []
     for layout, whole, gradient in zip(layouts, wholes, gradients, strict=True):
         outputs = whole.ndim - layout.inputs
@@ -140,7 +140,7 @@ def _inputs_gradient(
 
 
 def _weight_gradient(arrays: Arrays, gradients: Arrays) -> jax.Array:
-    """The gradient [inputs, outputs] that the device's own slots contribute."""
+    """Returns the gradient [inputs, outputs] that the device's own slots contribute."""
     products = [
         jnp.tensordot(array, gradient, ((0, 1), (0, 1))) for array, gradient in zip(arrays, gradients, strict=True)
     ]
@@ -148,7 +148,7 @@ def _weight_gradient(arrays: Arrays, gradients: Arrays) -> jax.Array:
 
 
 def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The device's shard of a weight, gathered along the axes that shard rows."""
+    """Returns the device's shard of a weight, gathered along the axes that shard rows."""
     value = value.astype(dtype)
     for dimension, entry in enumerate(layout.spec):
         if over := _in_use(mesh, _names(entry) & set(_BATCH)):
@@ -157,7 +157,7 @@ def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -
 
 
 def _reduced(mesh: Mesh, layout: _Layout, gradient: jax.Array) -> jax.Array:
-    """A weight's gradient summed over all rows and slots; the device keeps its shard."""
+    """Returns a weight's gradient summed over all rows and slots; the device keeps its shard."""
     rest = set(_BATCH)
     for dimension, entry in enumerate(layout.spec):
         if over := _in_use(mesh, _names(entry) & set(_BATCH)):
@@ -175,6 +175,6 @@ def _names(entry: str | tuple[str, ...] | None) -> set[str]:
 
 
 def _in_use(mesh: Mesh, names: Iterable[str]) -> tuple[str, ...]:
-    """The named axes with more than one device, in the mesh's order."""
+    """Returns the named axes with more than one device, in the mesh's order."""
     wanted = set(names)
     return tuple(name for name in mesh.axis_names if name in wanted and mesh.shape[name] > 1)

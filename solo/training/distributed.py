@@ -150,7 +150,7 @@ def leave() -> None:
 
 
 def among_others() -> bool:
-    """Whether this process has joined others and not left yet."""
+    """Returns whether this process has joined others and not left yet."""
     if "jax" not in sys.modules:
         return False
     import jax
@@ -204,7 +204,7 @@ def wait_for_all(seconds: float = SAVE_SECONDS) -> None:
 
 
 def stop_agreed(step: int, requested: bool) -> bool:
-    """Whether all processes stop after this step. Must be called once for every step.
+    """Returns whether all processes stop after this step. Must be called once for every step.
 
     A single process stops if `requested`. With several processes JAX listens for SIGTERM: the first process that
     receives it makes all of them stop after the first step that none of them has passed.

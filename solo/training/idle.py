@@ -20,7 +20,7 @@ class IdleWatch:
         self._done = self._thread.submit(_when_ready, result)
 
     def idle(self, start: float, end: float) -> float:
-        """Seconds for which the devices had no work between two readings of `time.perf_counter`; `end` is about now."""
+        """Returns the seconds without device work between two readings of `time.perf_counter`. `end` is about now."""
         if self._done is None:
             return end - start
         if not self._done.done() or self._done.exception():

@@ -47,7 +47,7 @@ class Ledger:
         self._file: JsonLinesFile | None = None
 
     def now(self) -> float:
-        """Seconds since 1970."""
+        """Returns seconds since 1970."""
         return self._offset + time.perf_counter()
 
     def open(self, path: Path) -> None:
@@ -128,7 +128,7 @@ class Goodput:
         return self.seconds[part] / self.total if self.total else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """All fields and the shares, for JSON."""
+        """Returns all fields and the shares, for JSON."""
         return {
             "goodput": self.share_of("step"),
             "total_seconds": self.total,
@@ -182,7 +182,7 @@ def goodput(path: Path) -> Goodput:
 
 
 def _attempts(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The lines of each attempt, from its start on."""
+    """Returns the lines of each attempt, from its start on."""
     found: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         if "began" in line or line["try"] in found:

@@ -194,7 +194,7 @@ def _target_losses(model: Transformer, x_BYD: jax.Array, ids_BY: jax.Array, widt
 
 
 def _by_group(x: Forward, group_BY: jax.Array, names: Sequence[str]) -> dict[str, Mean]:
-    """The mean cross-entropy of the targets of each group, in nats; every target counts once."""
+    """Returns the mean cross-entropy of the targets of each group, in nats; every target counts once."""
     member_BYN = jax.nn.one_hot(group_BY, len(names)) * _live(x)[..., None]
     totals = jnp.einsum("by,byn->n", x.cross_entropy, member_BYN)
     counts = member_BYN.sum((0, 1))
@@ -202,5 +202,5 @@ def _by_group(x: Forward, group_BY: jax.Array, names: Sequence[str]) -> dict[str
 
 
 def _live(x: Forward) -> jax.Array:
-    """float32 [B, Y]: 1 where there is a target."""
+    """Returns float32 [B, Y]: 1 where there is a target."""
     return (x.batch.target_weights > 0).astype(jnp.float32)

@@ -85,7 +85,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _damage(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[str]:
-    """What is missing up to the step that a run resumes from. A run that branched off another begins later."""
+    """Returns what is missing up to the step that a run resumes from. A run that branched off another begins later."""
     found = [f"{broken} damaged lines were left out"] if broken else []
     steps = {line["step"] for line in kept if line["kind"] == "train"}
     if steps and (missing := sorted(set(range(min(steps), resume_step + 1)) - steps)):
@@ -111,7 +111,7 @@ def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]
 
 
 def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
-    """The line that precedes a stage's first step: its row shape, and what became of its documents."""
+    """Returns the line that precedes a stage's first step: its row shape, and what became of its documents."""
     return {
         "kind": "plan",
         "step": step,

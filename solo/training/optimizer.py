@@ -57,7 +57,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> j
 
 
 def decays(spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
-    """Whether weight decay applies to a parameter; see `OptimizerConfig.weight_decay_mask`."""
+    """Returns whether weight decay applies to a parameter; see `OptimizerConfig.weight_decay_mask`."""
     return kind == "all" or spec.is_matrix or (kind == "matrices_and_embeddings" and spec.role == "embedding")
 
 
@@ -91,7 +91,7 @@ def _times(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def _one_by_one(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same transformation with a count, and thus a bias correction, for each parameter."""
+    """Returns the same transformation with a count, and thus a bias correction, for each parameter."""
 
     def init(parameters: Parameters) -> optax.ScaleByAdamState:
         state = adam.init(parameters)

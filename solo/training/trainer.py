@@ -165,7 +165,7 @@ class Trainer:
         return state
 
     def _enter(self, stage: Stage, start: Progress, before: TrainState | None, checkpoints: Checkpoints) -> TrainState:
-        """The state a stage begins or resumes with: restored, drawn, or handed on from the stage before."""
+        """Returns the state a stage begins or resumes with: restored, drawn, or handed on from the stage before."""
         if before is None and start.step > 0:
             return checkpoints.restore(start, stage.abstract)
         if before is None:
@@ -228,7 +228,7 @@ class Trainer:
             self._quarantine(info, values, bad_run)
 
     def _line(self, info: StepInfo, values: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """The line of a step in `metrics.jsonl`: everything measured on the devices, and what the hosts count."""
+        """Returns the line of a step in `metrics.jsonl`, with device measurements and host counts."""
         stats = info.stats()
         flops = sum(step_flops(self.definition, stats, self._trained[info.stage]).values())
         tokens = stats.patches + stats.text

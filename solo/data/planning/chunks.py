@@ -62,7 +62,7 @@ class ChunkLimits:
     text_per_patch: TextPerPatch = NO_IMAGES
 
     def text(self, patches: int) -> int:
-        """The most text slots for a chunk with this many patches: what average documents with images leave."""
+        """Returns the most text slots for a chunk with this many patches: what average documents with images leave."""
         return self._beside(self.text_per_patch.mean, patches)
 
     @property

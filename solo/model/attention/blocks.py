@@ -1,4 +1,4 @@
-"""Attention in tiles of block x block, visiting only the tiles that some query needs; compiled by JAX on any platform.
+"""Attention in tiles of block x block in plain JAX, for any platform. It visits only the tiles that a query needs.
 
 Groups of query blocks advance in lock step through a loop over the key blocks that they need. The backward pass visits
 the same tiles again.
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from solo.model.attention.softmax import Softmax, einsum, finish, nothing_seen, see, tile_gradients, within
 from solo.model.attention.tiles import SAVED, needed_blocks, pad_slots
 
-# Query blocks that advance in lock step. More of them waste visits and outgrow the caches; fewer make small products.
+# Query blocks that advance in lock step. A larger group wastes visits and cache; a smaller one makes small products.
 GROUP = 4
 
 
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
     block: int
 
     def blocks(self, slots: int) -> int:
-        """The number of blocks that hold so many slots."""
+        """Returns the number of blocks that hold this many slots."""
         return -(-slots // self.block)
 
     @property
@@ -44,11 +44,11 @@ class Grid(NamedTuple):
 
 
 class _Visits(NamedTuple):
-    """The key blocks that each query block needs, in N groups of G query blocks of any rows, the busiest first."""
+    """The key blocks that each query block needs. Query blocks of all rows form N groups of G, the busiest first."""
 
-    order: Array  # [N, G] the query blocks, counted over all rows; X and above: none
-    steps: Array  # [N] how many key blocks the busiest query block of the group needs
-    keys: Array  # [N, steps, G] the key blocks, counted over all rows; after the needed ones, an empty one
+    order: Array  # [N, G] query blocks, counted over all rows; X and above stand for no block
+    steps: Array  # [N] number of key blocks that the busiest query block of the group needs
+    keys: Array  # [N, steps, G] key blocks, counted over all rows; the empty block pads the needed ones
     intervals: Array  # [N, G, Q, 4]
 
 
@@ -66,17 +66,17 @@ def _plan_visits(grid: Grid, intervals_BS4: Array) -> _Visits:
 
 
 def _in_order(x_X: Array, order_NG: Array) -> Array:
-    """Query blocks [X, ...] in groups [N, G, ...], zeros where there is none."""
+    """Returns query blocks [X, ...] in groups [N, G, ...], padded with zeros."""
     return x_X.at[order_NG].get(mode="fill", fill_value=0)
 
 
 def _in_rows(x_NG: Array, order_NG: Array, X: int) -> Array:
-    """Groups [N, G, ...] back to [X, ...]. A gather by the inverse order is faster than a scatter."""
+    """Returns groups [N, G, ...] as query blocks [X, ...]. A gather by the inverse order is faster than a scatter."""
     return x_NG.reshape(-1, *x_NG.shape[2:])[jnp.argsort(order_NG.reshape(-1))[:X]]
 
 
 def _visible(grid: Grid, key_block_G: Array, intervals_GQ4: Array) -> Array:
-    """bool [G, Q, J]: the keys of one key block that the queries of each query block see."""
+    """Returns bool [G, Q, J]: the keys of a key block that the queries of each query block see."""
     index = (key_block_G % grid.key_blocks)[:, None]
     is_text = index >= grid.blocks(grid.patches)
     slots_GJ = jnp.where(is_text, index - grid.blocks(grid.patches), index) * grid.block + jnp.arange(grid.block)
@@ -84,7 +84,7 @@ def _visible(grid: Grid, key_block_G: Array, intervals_GQ4: Array) -> Array:
 
 
 def _key_blocks(grid: Grid, x_BRKC: Array) -> Array:
-    """Keys or values in the blocks of all rows [B * key blocks, K, J, C]."""
+    """Returns keys or values as the blocks of all rows, [B * key blocks, K, J, C]."""
     patches = pad_slots(x_BRKC[:, : grid.patches], grid.blocks(grid.patches) * grid.block)
     text = pad_slots(x_BRKC[:, grid.patches :], (grid.blocks(grid.text) + 1) * grid.block)
     x = jnp.concatenate([patches, text], axis=1)
@@ -92,7 +92,7 @@ def _key_blocks(grid: Grid, x_BRKC: Array) -> Array:
 
 
 def block_attention(grid: Grid, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """[B, S, H, C]; see `interval_attention`. No interval may reach beyond its region."""
+    """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region."""
     B, S, H, C = q_BSHC.shape
     K, Q = k_BRKC.shape[2], grid.block
     visits = _plan_visits(grid, intervals_BS4)

@@ -1,4 +1,4 @@
-"""Attention with all S x R scores of a row at once: the choice for a single query, and for short rows on a CPU.
+"""Attention that materialises all S x R scores of a row, for a single query and for short rows on a CPU.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head.
 """
@@ -12,7 +12,7 @@ from solo.model.attention.softmax import finish, nothing_seen, see, within
 
 
 def dense_attention(q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array, num_patches: int) -> Array:
-    """[B, S, H, C]; see `interval_attention`. Every row is one tile."""
+    """Returns [B, S, H, C]; see `interval_attention`. Every row is one tile."""
     B, S, H, C = q_BSHC.shape
     R, K = k_BRKC.shape[1:3]
     q_BKMSC = q_BSHC.reshape(B, S, K, H // K, C).transpose(0, 2, 3, 1, 4)

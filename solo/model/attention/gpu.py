@@ -1,8 +1,8 @@
 """Interval attention as Pallas kernels for NVIDIA GPUs, lowered through Triton.
 
 A program of the grid takes one block of queries of one head (in the forward pass and for d_q) or one block of keys of
-one key head (for d_k and d_v), and loops over the tiles that it needs. They are listed before the kernel runs: first
-the blocks that this block sees in full, then those that it sees in part, which need a mask.
+one key head (for d_k and d_v), and loops over the tiles that it needs. The tiles are listed before the kernel runs:
+first those that are fully visible, then those that are partly visible, which need a mask.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
 key blocks of a row; of a tile: Q queries, J keys.
@@ -40,14 +40,14 @@ LEAST_DIM = 16
 
 
 class Visits(NamedTuple):
-    """For each block: how many blocks it sees in full, how many in all, and their numbers, fully seen ones first."""
+    """For each block: the number of fully visible blocks, the number of visible blocks, and their indices."""
 
     keys: Array  # int32 [B, X, 2 + Y]
     queries: Array  # int32 [B, Y, 2 + X]
 
 
 def triton_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """[B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
+    """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
 
     Raises:
         ValueError: dtypes differ, or are neither float32 nor bfloat16.
@@ -68,7 +68,7 @@ def _pad_dim(x: Array) -> Array:
 
 
 def plan_visits(sizes: Sizes, intervals_BS4: Array) -> Visits:
-    """List the tiles of each block of queries, and of each block of keys."""
+    """Returns the tiles of each block of queries and of each block of keys."""
     seen = seen_tiles(sizes, intervals_BS4)
     return Visits(_list(seen), _list(Tiles(*(x.swapaxes(1, 2) for x in seen))))
 
@@ -101,7 +101,7 @@ def _call(kernel: Callable[..., None], sizes: Sizes, name: str, **arguments: Any
 
 
 def _of_query_block(sizes: Sizes, heads: int, k_BRKC: Array, visits: Array) -> tuple[pl.BlockSpec, ...]:
-    """In a grid of (X, H, B), the specs of visits, queries [Q, C], keys [R, C], bounds [4, Q] and scalars [Q]."""
+    """Returns specs for a grid of (X, H, B): visits, queries [Q, C], keys [R, C], bounds [4, Q] and scalars [Q]."""
     (R, K, C), Q = k_BRKC.shape[1:], sizes.query_block
     return (
         pl.BlockSpec((None, None, visits.shape[2]), lambda x, h, b: (b, x, 0)),
@@ -113,7 +113,7 @@ def _of_query_block(sizes: Sizes, heads: int, k_BRKC: Array, visits: Array) -> t
 
 
 def _visible(sizes: Sizes, bounds_ref: Any, queries: Any, key: Any) -> Array:
-    """bool [Q, J]: which keys of key block `key` each of the queries at a slice of bounds_ref [4, S or Q] sees."""
+    """Returns bool [Q, J]: the keys of block `key` that each query of a slice of bounds_ref [4, S or Q] sees."""
     region = 2 * (key * sizes.key_block >= sizes.padded_patches).astype(jnp.int32)
     start_Q, end_Q = bounds_ref[region, queries], bounds_ref[region + 1, queries]
     slots_J = key * sizes.key_block + jnp.arange(sizes.key_block)
@@ -131,7 +131,7 @@ def _visit(visits_ref: Any, tile: Callable[..., Any], start: Any, times: int = 1
 
 
 def _forward(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Visits) -> Any:
-    """The output, and float32 [B, H, S], the base-2 log of the sum of exp(score): FLOOR where nothing is seen."""
+    """Returns the output and the base-2 log of the sum of exp(score), float32 [B, H, S]; FLOOR without keys."""
     B, S, H = q_BSHC.shape[:3]
     of_visits, of_queries, of_keys, of_bounds, of_numbers = _of_query_block(sizes, H, k_BRKC, visits.keys)
     return _call(
@@ -180,7 +180,10 @@ def _forward_kernel(
 def _query_gradients(
     sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Array, rest: tuple
 ) -> Array:
-    """d_q [B, S, H, C]. `rest`: d_out [B, S, H, C], then the log of the total and d_out . out, float32 [B, H, S]."""
+    """Returns d_q [B, S, H, C].
+
+    `rest` is d_out [B, S, H, C], then the log of the total and d_out . out, float32 [B, H, S] each.
+    """
     B, S, H = q_BSHC.shape[:3]
     of_visits, of_queries, of_keys, of_bounds, of_numbers = _of_query_block(sizes, H, k_BRKC, visits)
     return _call(
@@ -225,7 +228,7 @@ def _query_gradients_kernel(
 def _key_gradients(
     sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Array, rest: tuple
 ) -> Any:
-    """d_k and d_v [B, R, K, C]; `rest` as in `_query_gradients`."""
+    """Returns d_k and d_v [B, R, K, C]. `rest` is that of `_query_gradients`."""
     (B, S, H, C), (R, K) = q_BSHC.shape, k_BRKC.shape[1:3]
     M = H // K
     of_keys = pl.BlockSpec((None, sizes.key_block, None, C), lambda y, k, b: (b, y, k, 0))

@@ -1,9 +1,8 @@
 """Attention over two intervals per query: the patches and the text of its row that it sees.
 
-Everything that decides who sees whom (packed documents, causality, image masks, windows, padding) reaches the device as
-`Batch.attend`. A block of queries therefore knows beforehand which blocks of keys it needs, and never touches the
-others: the cost falls from the square of the row to about the sum of the squares of its documents, in the forward and
-the backward pass.
+All masking (packed documents, causality, image masks, sliding windows, padding) reaches the device as `Batch.attend`.
+The blocks of keys that a block of queries needs are therefore known beforehand, and the others are skipped. The cost
+falls from the square of the row to about the sum of the squares of its documents, in the forward and the backward pass.
 
 Letters besides those of solo/batch.py: R key slots.
 """
@@ -35,10 +34,10 @@ def interval_attention(
     key_block: int | None = None,
     interpret: bool = False,
 ) -> Array:
-    """Softmax attention of each query over the key patches [a0, a1) and the key texts [a2, a3) of its row.
+    """Computes softmax attention of each query over the patches [a0, a1) and the text [a2, a3) of its row.
 
-    The first `num_patches` of the R key slots are patches, the others text. Intervals count within their region; what
-    lies beyond it is ignored. There may be fewer queries than keys. A query that sees nothing gets zeros. Scores,
+    The first `num_patches` of the R key slots are patches, the others text. Intervals count within their region; parts
+    beyond it are ignored. There may be fewer queries than keys. A query that sees nothing gets zeros. Scores,
     softmax and sums are float32.
 
     On a mesh, call it inside `shard_map`: it sorts the query blocks of all its rows by the number of their tiles.
@@ -48,7 +47,7 @@ def interval_attention(
         k_BRKC: keys of the same dtype.
         v_BRKC: values of the same dtype.
         intervals_BS4: int32 (a0, a1, a2, a3) of each query, as in `Batch.attend`.
-        num_patches: how many of the R key slots are patches.
+        num_patches: number of patches among the R key slots.
         implementation: a module of `solo.model.attention`: `dense`, `blocks`, or the kernels `pallas_tpu` (`tpu`) and
             `pallas_gpu` (`gpu`).
         block: queries of a tile.

@@ -12,9 +12,9 @@ from solo.model.attention.tiles import round_up
 
 Implementation = Literal["blocks", "dense", "pallas_tpu", "pallas_gpu"]
 
-# A tile's queries lie along the lanes of a register; so do its keys where the backward pass transposes it.
+# A tile's queries lie along the lanes of a register. So do its keys when the backward pass transposes the tile.
 LANES = 128
-# Queries and keys of a tile, for chips without a tile size in `solo.chips`.
+# Queries and keys per tile on chips without a tile size in `solo.chips`.
 TPU_TILE = (256, 256)
 GPU_TILE = (64, 64)
 # The smallest matrix that a GPU's tensor cores multiply has this many rows and columns.
@@ -35,13 +35,13 @@ class Kernel(NamedTuple):
     interpret: bool = False
 
     def fitted(self, queries: int, num_patches: int, num_text: int) -> Kernel:
-        """The same kernel with tiles no larger than the row needs, in multiples of `LANES`."""
+        """Returns the same kernel with tiles no larger than the row needs, in multiples of `LANES`."""
         block = min(self.block, round_up(queries, LANES))
         return self._replace(block=block, key_block=min(self.key_block, round_up(max(num_patches, num_text), LANES)))
 
 
 def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kernel:
-    """Choose the kernel that `model.attention_implementation` stands for on a device.
+    """Returns the kernel that `model.attention_implementation` selects on a device.
 
     Args:
         config: the model.
@@ -72,6 +72,6 @@ def _misfit(tile: tuple[int, int], reason: str) -> ConfigError:
 
 
 def local_kernel(config: ModelConfig) -> Kernel:
-    """The kernel for JAX's default device."""
+    """Returns the kernel for JAX's default device."""
     device = jax.devices()[0]
     return choose_kernel(config, device.platform, device.device_kind)

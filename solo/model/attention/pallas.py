@@ -1,4 +1,4 @@
-"""What the Pallas kernels of all platforms share: sizes, padding to whole blocks, products, scores, gradients.
+"""Code that all Pallas kernels share: sizes, padding to whole blocks, products, scores, gradients.
 
 Letters besides those of solo/batch.py: R key slots; of a tile: Q queries, J keys.
 """
@@ -75,13 +75,13 @@ def pad_regions(sizes: Sizes, x_BR: Array) -> Array:
 
 
 def pad_bounds(sizes: Sizes, intervals_BS4: Array) -> Array:
-    """The intervals int32 [B, 4, S], padded to whole query blocks; those of text count from the start of the row."""
+    """Returns the intervals, int32 [B, 4, S], padded to whole query blocks. Text counts from the row's start."""
     bounds_BS4 = intervals_BS4 + jnp.array([0, 0, sizes.padded_patches, sizes.padded_patches])
     return pad_slots(bounds_BS4, sizes.padded_queries).swapaxes(1, 2)
 
 
 def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
-    """What the queries of each tile see of its keys."""
+    """Returns which keys of each tile its queries see."""
     return tiles(
         intervals_BS4,
         num_patches=sizes.patches,
@@ -92,13 +92,13 @@ def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
 
 
 def product(a: Array, b: Array, contracted: tuple[tuple[int], tuple[int]]) -> Array:
-    """The product of two matrices, in float32."""
+    """Returns the product of two matrices, in float32."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return lax.dot_general(a, b, (contracted, ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
 def scores(sizes: Sizes, first: Array, second: Array, visible: Array | None) -> Array:
-    """Scores of queries [Q, C] and keys [J, C], or the other way round, float32; HIDDEN where not `visible`.
+    """Returns the float32 scores of queries [Q, C] and keys [J, C], or the other way round; HIDDEN where not `visible`.
 
     The scores are exponents of 2, so that the softmax needs no other factor.
     """
@@ -107,7 +107,7 @@ def scores(sizes: Sizes, first: Array, second: Array, visible: Array | None) -> 
 
 
 def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Array]:
-    """Attention (sizes, q, k, v, bounds, visits) -> out with a custom gradient.
+    """Returns attention with a custom gradient: (sizes, q, k, v, bounds, visits) -> out.
 
     forward   the same arguments -> out, and the log of each query's total weight
     backward  the same arguments, then (out, log of the total weight, d_out) -> d_q, d_k, d_v

@@ -29,14 +29,14 @@ class QKVProjection(nnx.Module):
         self.k_norm = None if normed == "none" else make_norm(normed, dim, config.norm_eps, "qkv")
 
     def __call__(self, x: Any, dense: Dense) -> tuple[Any, Any, Any]:
-        """[B, ., D] to q [B, ., H, C], k and v [B, ., K, C]."""
+        """Maps [B, ., D] to q [B, ., H, C], k and v [B, ., K, C]."""
         q, k, v = dense(x, self.q, self.k, self.v)
         q, k, v = add_bias(q, self.q_bias), add_bias(k, self.k_bias), add_bias(v, self.v_bias)
         return q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k), v
 
 
 class OutputProjection(nnx.Module):
-    """The heads' outputs back to the width."""
+    """Projects the heads' outputs back to the model's width."""
 
     def __init__(self, config: ModelConfig, std: float, rngs: nnx.Rngs):
         shape = (config.heads, config.dim_per_head, config.width)
@@ -44,5 +44,5 @@ class OutputProjection(nnx.Module):
         self.bias = zeros((config.width,), ("norm",), "out") if config.bias == "all" else None
 
     def __call__(self, x: Any, dense: Dense) -> Any:
-        """[B, ., H, C] to [B, ., D]."""
+        """Maps [B, ., H, C] to [B, ., D]."""
         return add_bias(dense(x, self.kernel), self.bias)

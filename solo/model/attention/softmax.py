@@ -1,4 +1,4 @@
-"""The arithmetic of tiles of scores, for the implementations that JAX itself compiles.
+"""The arithmetic of a tile of scores, for the implementations in plain JAX.
 
 Letters besides those of solo/batch.py: G tiles side by side, with M = H / K query heads that share a key head, Q
 queries and J keys each.
@@ -26,13 +26,13 @@ class Softmax(NamedTuple):
 
 
 def nothing_seen(q_GKMQC: Array) -> Softmax:
-    """The sum over no keys."""
+    """Returns the state before any key has been seen."""
     zeros = jnp.zeros_like(q_GKMQC, jnp.float32)
     return Softmax(zeros, zeros[..., 0], zeros[..., 0] + FLOOR)
 
 
 def within(slots_J: Array, bounds_Q2: Array) -> Array:
-    """bool [..., Q, J]: whether slot j lies in [start, end) of query q."""
+    """Returns bool [..., Q, J]: whether slot j lies in [start, end) of query q."""
     slots = slots_J[..., None, :]
     return (slots >= bounds_Q2[..., :1]) & (slots < bounds_Q2[..., 1:])
 
@@ -49,15 +49,15 @@ def see(seen: Softmax, q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ
 
 
 def finish(seen: Softmax) -> tuple[Array, Array]:
-    """The output [G, K, M, Q, C] and the log of the sum of exp(score) [G, K, M, Q]; 0 and FLOOR if nothing is seen."""
+    """Returns the output [G, K, M, Q, C] and the log of the sum of exp(score) [G, K, M, Q]. No keys: 0 and FLOOR."""
     total = jnp.where(seen.total == 0, 1.0, seen.total)
     return seen.weighted / total[..., None], seen.maximum + jnp.log(total)
 
 
 def tile_gradients(q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ: Array, out_side: tuple) -> tuple:
-    """What a tile adds to d_q [G, K, M, Q, C], d_k [G, K, C, J] and d_v [G, K, C, J], in float32.
+    """Returns the contributions of a tile to d_q [G, K, M, Q, C], d_k and d_v [G, K, C, J], in float32.
 
-    out_side  d_out [G, K, M, Q, C], and per query [G, K, M, Q] the log of the sum of exp(score) and d_out . out
+    out_side  d_out [G, K, M, Q, C]; the log of the sum of exp(score) and d_out . out, [G, K, M, Q] each
     """
     d_out_GKMQC, log_total_GKMQ, inner_GKMQ = out_side
     weights = jnp.exp(_scores(q_GKMQC, k_GKJC, visible_GQJ) - log_total_GKMQ[..., None])

@@ -1,4 +1,4 @@
-"""Which tiles of scores are needed: the intervals of `Batch.attend`, block by block.
+"""The tiles of scores that are needed, derived from the intervals of `Batch.attend` block by block.
 
 Letters besides those of solo/batch.py: X query blocks of a row, Y its key blocks; J the keys of a block, Q its queries.
 """
@@ -19,14 +19,14 @@ SAVED = "interval_attention"
 
 
 class Tiles(NamedTuple):
-    """What is seen of each tile (query block, key block), bool [B, X, Y]; the key blocks of patches come first."""
+    """The visibility of each tile (query block, key block), bool [B, X, Y]; the key blocks of patches come first."""
 
     some: Array  # some query sees some key
     full: Array  # every query sees every key
 
 
 def tiles(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, key_block: int | None = None) -> Tiles:
-    """What the queries of each block see of each key block.
+    """Returns which key blocks the queries of each block see in part or in full.
 
     Blocks of `block` queries run across the regions; blocks of `key_block` keys (default: `block`) lie within one.
     Padding of the last query block sees nothing, and no query sees the padding of a key block.
@@ -50,12 +50,12 @@ def tiles(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, ke
 def needed_blocks(
     intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, key_block: int | None = None
 ) -> Array:
-    """bool [B, X, Y]: whether some query sees some key; the tiles that are visited. See `tiles`."""
+    """Returns bool [B, X, Y]: whether a query of the tile sees one of its keys, so that it is visited. See `tiles`."""
     return tiles(intervals_BS4, num_patches=num_patches, num_text=num_text, block=block, key_block=key_block).some
 
 
 def round_up(slots: int, block: int) -> int:
-    """The least multiple of `block` that is at least `slots`."""
+    """Returns the least multiple of `block` that is at least `slots`."""
     return -(-slots // block) * block
 
 

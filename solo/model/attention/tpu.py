@@ -52,7 +52,7 @@ VMEM_BYTES = 48 * 2**20
 
 
 def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """[B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
+    """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
 
     Raises:
         ValueError: dtypes differ, or are neither float32 nor bfloat16, or there are too many tiles.
@@ -84,7 +84,7 @@ def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits:
 
 
 def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits) -> Any:
-    """The output, and float32 [B, K, M, S], the base-2 log of the sum of exp(score): FLOOR where nothing is seen."""
+    """Returns the output and the base-2 log of the sum of exp(score), float32 [B, K, M, S]; FLOOR without keys."""
     (B, H, S, C), K = q_BHSC.shape, k_BKRC.shape[1]
     M, Q, J = H // K, sizes.query_block, sizes.key_block
     of_heads = specification((1, M, Q, C), lambda head, row, query, key: (row, head, query, 0))
@@ -137,7 +137,7 @@ def _forward_kernel(
     def tile(masked: bool) -> None:
         k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
-        # Every stage runs for all heads before the next: while one head waits for its scores, the others compute.
+        # Each stage runs for all heads before the next one: while one head waits for its scores, the others compute.
         before_M1Q = [maximum_M1Q[m] for m in heads]
         scores_MJQ = [scores(sizes, k_JC, q_ref[0, m], visible_JQ) for m in heads]
         after_M1Q = [jnp.maximum(before_M1Q[m], scores_MJQ[m].max(axis=0, keepdims=True)) for m in heads]

@@ -34,14 +34,14 @@ from solo.model.attention.tpu_tiles import (
 )
 
 VMEM_BYTES = 60 * 2**20
-# What the tile's own arrays take of it, with a margin.
+# The part of it that the arrays of a tile take, with a margin.
 TILE_BYTES = 12 * 2**20
 
 
 def backward(
     sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits, out_side: tuple
 ) -> tuple[Array, Array, Array]:
-    """d_q, d_k and d_v, shaped like q, k and v.
+    """Returns d_q, d_k and d_v, shaped like q, k and v.
 
     out_side  d_out [B, H, S, C], then the base-2 log of the sum of exp(score) and d_out . out, float32 [B, K, M, S]
 
@@ -121,7 +121,7 @@ def _backward_kernel(
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
         here = pl.ds(pl.multiple_of(key[n] * J, J), J)
         q_MQC, d_out_MQC = ([ref[0, m] for m in heads] for ref in (q_ref, d_out_ref))
-        # Every stage runs for all heads before the next, as in the forward pass.
+        # Each stage runs for all heads before the next one, as in the forward pass.
         scores_MJQ = [scores(sizes, k_JC, q_QC, visible_JQ) for q_QC in q_MQC]
         d_weights_MJQ = [product(v_JC, d_out_QC, NT) for d_out_QC in d_out_MQC]
         weights_MJQ = [jnp.exp2(scores_MJQ[m] - log_total_ref[0, 0, m : m + 1]) for m in heads]

@@ -1,4 +1,4 @@
-"""What the forward and the backward kernel for TPU share: the list of tiles, and the mask of a tile.
+"""Code that the forward and the backward kernel for TPU share: the list of tiles, and the mask of a tile.
 
 Letters as in `solo.model.attention.tpu`.
 """
@@ -34,7 +34,7 @@ class Visits(NamedTuple):
 
 
 def plan_visits(sizes: Sizes, intervals_BS4: Array) -> Visits:
-    """List the needed tiles. No interval may reach beyond its region."""
+    """Returns the needed tiles. No interval may reach beyond its region."""
     return _list(seen_tiles(sizes, intervals_BS4))
 
 
@@ -58,18 +58,18 @@ def _list(seen: Tiles) -> Visits:
 
 
 def on_kind(kind: Array, bit: int) -> Callable[[Callable[[], None]], None]:
-    """Decorator: run the function at visits of this kind."""
+    """Decorates a function to run only at visits of this kind."""
     return pl.when((kind & bit) != 0)
 
 
 def by_sight(kind: Array, tile: Callable[[bool], None]) -> None:
-    """Run the tile with a mask if part of it is seen, and without if all of it is."""
+    """Runs a tile with a mask if it is partly visible, and without a mask if it is fully visible."""
     pl.when((kind & (SOME | FULL)) == SOME)(lambda: tile(True))
     pl.when((kind & FULL) != 0)(lambda: tile(False))
 
 
 def visible_keys(sizes: Sizes, bounds_ref: Any, key: Array) -> Array:
-    """bool [J, Q]: which keys of key block `key` each query sees.
+    """Returns bool [J, Q]: the keys of block `key` that each query sees.
 
     bounds_ref  int32 [1, 4, Q]: (a0, a1, a2, a3) of each query; those of text count from the start of the row
     """
@@ -80,7 +80,7 @@ def visible_keys(sizes: Sizes, bounds_ref: Any, key: Array) -> Array:
 
 
 def specification(block: tuple[int, ...], place: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
-    """A block spec whose index is a function of (key head, row, query block, key block)."""
+    """Returns a block spec whose index is a function of (key head, row, query block, key block)."""
 
     def index(head: Any, n: Any, row: Any, query: Any, key: Any, kind: Any) -> tuple[Any, ...]:
         return place(head, row[n], query[n], key[n])
@@ -89,6 +89,6 @@ def specification(block: tuple[int, ...], place: Callable[..., tuple[Any, ...]])
 
 
 def compiler_parameters(sizes: Sizes, vmem_bytes: int) -> dict[str, Any]:
-    """Key heads may run on different cores of a chip; the tiles of a key head run in order."""
+    """Returns the compiler parameters: key heads may run on different cores; the tiles of a key head run in order."""
     parameters = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes)
     return {"compiler_params": parameters, "interpret": sizes.interpret}

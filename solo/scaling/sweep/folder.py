@@ -50,19 +50,19 @@ class SweepFolder:
         return self.path / RESULTS
 
     def lock_file(self, id: str) -> Path:
-        """The lock of a run; see `lock`."""
+        """Returns the lock of a run; see `lock`."""
         return self.path / "locks" / id
 
     def run(self, id: str) -> Path:
-        """The folder of a run."""
+        """Returns the folder of a run."""
         return self.path / "runs" / id
 
     def result_file(self, id: str) -> Path:
-        """The file of a run's result."""
+        """Returns the file of a run's result."""
         return self.run(id) / "result.json"
 
     def log(self, id: str) -> Path:
-        """The output of a run's process."""
+        """Returns the output of a run's process."""
         return self.path / "logs" / f"{id}.log"
 
     def result(self, id: str) -> dict[str, Any] | None:
