@@ -1,4 +1,4 @@
-"""The normal form of data. A record is an id and turns; a turn is a role, and texts and images in order.
+"""The normal form of data. A record has an id and turns. A turn has a role, and texts and images in order.
 
 `system` and `user` turns are read; `assistant` turns are learned. A `text` turn is a document without a speaker, such
 as a caption or a web page: it is learned throughout and has no role tokens.
@@ -77,7 +77,7 @@ def _orientation(image: PillowImage.Image, exif: Exif) -> int:
     return found if found in _TURNS else 1
 
 
-# What undoes each orientation. Above 4, width and height are swapped.
+# The operation that undoes each orientation. Above 4, width and height are swapped.
 _TURNS = {
     2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
     3: PillowImage.Transpose.ROTATE_180,
@@ -149,7 +149,7 @@ def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise ValueError(f"turn {number}: role {role!r} is none of {', '.join(ROLES)}")
+            raise ValueError(f"turn {number}: role {role!r} is not one of {', '.join(ROLES)}")
         parts = [content] if isinstance(content, str) or not isinstance(content, Sequence) else list(content)
         turns.append(Turn(cast(Role, role), tuple(_parse_part(part, f"turn {number}") for part in parts)))
     return tuple(turns)

@@ -14,7 +14,7 @@ def configured_tokenizer(config: Config, path: str | Path | None = None) -> Toke
     """Opens `data.tokenizer.path`, or another path, and appends the config's `add_tokens`.
 
     Raises:
-        ConfigError: no path is given, it cannot be read, or the tokenizer lacks a token that the config names.
+        ConfigError: no path is given, the path cannot be read, or the tokenizer lacks a token that the config names.
     """
     path = path or config.data.tokenizer.path
     if path is None:

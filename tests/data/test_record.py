@@ -68,7 +68,7 @@ def test_parse_conversation(tmp_path):
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ({"role": "robot", "content": "a"}, r"turn 0: role 'robot' is none of system, user, assistant, text"),
+        ({"role": "robot", "content": "a"}, r"turn 0: role 'robot' is not one of system, user, assistant, text"),
         ({"content": "a"}, r"turn 0: role None"),
         ({"role": "user", "content": 3}, r"turn 0: a part must be a string"),
         ({"role": "user"}, r"turn 0: a part must be a string"),

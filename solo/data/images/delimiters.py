@@ -1,7 +1,7 @@
 """The text tokens of an image: before it, after it and between its rows.
 
-SOLO: `<vision> row <vrow_sep> row ... row </vision>` (solo.md 1.6). InternVL: `<img>`, the patches of all tiles,
-`</img>`. Fuyu: a `|NEWLINE|` after every row, the last one included. Nothing here decodes an image.
+SOLO: `<vision> row <vrow_sep> row ... row </vision>`. InternVL: `<img>`, the patches of all tiles,
+`</img>`. Fuyu: a `|NEWLINE|` after every row, including the last. Nothing here decodes an image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from solo.data.text import Tokenizer
 
 
 class ImageTokens(NamedTuple):
-    """Token ids; None where images have no such token.
+    """Token ids; None stands for a token that images do not have.
 
     begin  before an image's patches
     end    after them

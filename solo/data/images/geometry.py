@@ -1,4 +1,4 @@
-"""Size and number of patches of images, for whole sources at once: the rules of `ImageConfig.geometry`.
+"""The rules of `ImageConfig.geometry`: size and number of patches of images, for whole sources at once.
 
 Each rule equals published code to the last bit of its floating-point arithmetic. `solo.data.images.patches` applies it
 to pixels. If a rule rounds a side of a very thin image to zero, that side becomes one patch.
@@ -58,7 +58,7 @@ def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
 
 
 def too_thin(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """Returns bool: images with a side that the rule rounds to zero, which becomes one patch instead."""
+    """Returns bool: whether the rule rounds a side of the image to zero. That side becomes one patch instead."""
     if config.geometry == "tiles":
         return np.zeros(np.shape(width), bool)
     rule = {"native": _native, "area": _area, "padded": _scaled_down}[config.geometry]
@@ -67,7 +67,7 @@ def too_thin(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> np.n
 
 
 def _native(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """Applies SOLO's rule (solo.md 1.1), or SAIL's if `max_pixels` is set.
+    """Applies SOLO's rule (`image_utils.py` in Yangyi-Chen/SOLO), or SAIL's if `max_pixels` is set.
 
     The longer side is rounded up to whole patches and capped at `max_side`. The shorter side follows the aspect ratio,
     truncated to whole pixels, and is then rounded up. SAIL scales both sides down, rounding down, if their product is

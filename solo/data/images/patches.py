@@ -21,7 +21,7 @@ class Patches(NamedTuple):
     """The n patches of an image, markers included, in reading order.
 
     pixels  uint8 [n, p * p * 3]  channel-major: value c * p * p + y * p + x
-    places  int32 [n, 2]          row and column of each patch in its image or tile, or a marker (`solo.batch`)
+    places  int32 [n, 2]          row and column of each patch in its image or tile, or a marker (see `solo.batch`)
     grid    tiles, rows and columns
     """
 

@@ -1,4 +1,7 @@
-"""InternVL's tiles: the grid of squares to which an image is stretched (mono_internvl.md 1.2)."""
+"""InternVL's tiles: an image is stretched to a grid of squares.
+
+The rule is that of `internvl/train/dataset.py` in OpenGVLab/Mono-InternVL.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ def tile_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (columns, rows) of tiles for images of these sizes, int64 arrays of the same shape.
 
-    Takes the grid of `min_tiles` to `max_tiles` tiles whose aspect ratio is nearest to the image's. Among equally near
-    grids, takes the last one with less than twice the image's pixels, or else the first by (tiles, columns).
+    The grid has `min_tiles` to `max_tiles` tiles and the aspect ratio nearest to the image's. Among equally near grids,
+    it is the last one with less than twice the image's pixels, or else the first by (tiles, columns).
 
     Args:
         width: integers, in pixels.
@@ -34,7 +37,7 @@ def tile_grid(
 
 def _nearest(width: np.ndarray, height: np.ndarray, config: ImageConfig, most: int) -> np.ndarray:
     """Returns columns and rows for at most `most` tiles, int64 [n, 2]."""
-    # The search is slow, and sources repeat sizes.
+    # The search is slow and sizes repeat, so each distinct size is searched once.
     sizes, inverse = np.unique(width.astype(np.int64) << 32 | height, return_inverse=True)
     width, height = sizes >> 32, sizes & 0xFFFFFFFF
     grids = _grids(config.min_tiles, most)
@@ -51,6 +54,6 @@ def _nearest(width: np.ndarray, height: np.ndarray, config: ImageConfig, most: i
 
 @cache
 def _grids(least: int, most: int) -> np.ndarray:
-    """Returns (columns, rows) of all grids, int64 [grids, 2], fewest tiles first; only (1, 1) if there is none."""
+    """Returns (columns, rows) of all grids, int64 [grids, 2], fewest tiles first; [(1, 1)] if no grid fits."""
     pairs = [(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1) if i * j >= least]
     return np.asarray(sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)) or [(1, 1)], np.int64)

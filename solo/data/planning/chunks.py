@@ -1,4 +1,4 @@
-"""Chunks: what the planner places in rows. A document that fits a row is one chunk; a longer one is split."""
+"""Chunks, which the planner places in rows. A document that fits a row is one chunk; a longer one is split."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Chunks:
     start   int32 [N]     first slot of the chunk in the record's reading order
     stop    int32 [N]     one past the chunk's last slot
     length  int32 [N]     slots of the whole record
-    needs   int32 [N, 3]  patch, text and target slots. A supervised token that begins a chunk is not a target: nothing
-                          stands before it to predict it from
+    needs   int32 [N, 3]  patch, text and target slots. A supervised token that begins a chunk is not a target,
+                          because no slot precedes it
     documents  records of the source, dropped ones included
     split      records that were split into several chunks
     dropped    number of records that were left out, by reason
@@ -51,23 +51,22 @@ class Chunks:
 
 @dataclass(frozen=True)
 class ChunkLimits:
-    """How large a chunk may be.
+    """Limits on the size of a chunk.
 
-    A chunk fits a row, and it leaves text slots for the documents that fill the row's other patch slots. A row is full
-    only if both its regions are, and patches come with text of their own: beside a text that takes the whole text
-    region, the patch region stays empty.
+    A chunk must fit a row and leave text slots for the documents that fill the row's other patch slots. Images come
+    with text: if one chunk took the whole text region, the patch region would stay empty.
     """
 
     shape: RowShape
     text_per_patch: TextPerPatch = NO_IMAGES
 
     def text(self, patches: int) -> int:
-        """Returns the most text slots for a chunk with this many patches: what average documents with images leave."""
+        """Returns the most text slots for a chunk with this many patches that leave room for average documents."""
         return self._beside(self.text_per_patch.mean, patches)
 
     @property
     def longest_text(self) -> int:
-        """The most text slots of a document without images that is kept whole: with more, no row can be full."""
+        """The most text slots of a document without images that is kept whole. A longer one cannot fill a row."""
         return self._beside(self.text_per_patch.low, 0)
 
     def hold(self, patches: int, text: int, targets: int) -> bool:
@@ -93,7 +92,7 @@ def make_chunks(
     A record that fits is one chunk. A record that does not fit is dropped, or split greedily in reading order: between
     any two text tokens, but never inside an image or between an image and its delimiters. A record is dropped if one
     of its images does not fit a row. With `overlong: split`, text without images is split as soon as it would leave
-    the row's patch slots without text; text with images is split only where it must be, to stay with its images.
+    the row's patch slots without text; text with images stays with its images and is split only if it does not fit.
 
     Args:
         index: the source's runs.

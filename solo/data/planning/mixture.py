@@ -1,9 +1,9 @@
 """The order in which documents are drawn: a pure function of (seed, stage, position).
 
-Nothing is stored; any position of the stream is looked up alone. A stage counted in steps has an endless stream of
-blocks, each of which holds every source in its exact share. A stage counted in epochs has a finite stream, shuffled as
-a whole. At the end of a block, the numbers of times that two chunks of a source were drawn differ by at most one.
-Within a block, a source that is smaller than its share may repeat a chunk before it has given all others.
+Nothing is stored; any position of the stream can be looked up by itself. A stage counted in steps has an endless stream
+of blocks, each of which holds every source in its exact share. A stage counted in epochs has a finite stream, shuffled
+as a whole. At the end of a block, every chunk of a source has been drawn equally often, to within one. Within a block,
+a source that is smaller than its share may repeat a chunk before all others were drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class SourceSize:
-    """The size of a source: documents, the chunks that they are split into, and slots of all chunks."""
+    """The size of a source: its documents, their chunks, and the slots of all chunks."""
 
     documents: int
     chunks: int
@@ -78,7 +78,7 @@ class MixtureStream:
         self._block = int(self._ends[-1])
 
     def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Looks up what is drawn at these positions.
+        """Looks up the chunks drawn at these positions.
 
         Args:
             positions: integers [n], from 0 and below `length`.

@@ -2,11 +2,11 @@
 
 Rows are packed one after the other. The oldest documents of the pool go in first, up to a part of the row. Many random
 completions are then tried at once, and the best is kept. Half of the trials draw only from documents that together
-have the ratio of text to patches that the row still needs: a row with a long text finds images with little text, and
+have the ratio of text to patches that the row still needs: a row with a long text takes images with little text, and
 leaves the others to rows that need them.
 
-Best-fit decreasing works well for rows of one capacity. With two regions it was measured to fill only 84 to 95%: it
-uses up the documents that could have evened out the last rows. Taking the oldest documents first also bounds how long
+Best-fit decreasing works well for rows of one capacity. With two regions it fills only 84 to 95%, because it uses up
+the documents that could have balanced the last rows. Taking the oldest documents first also bounds how long
 a document waits, and keeps a row close to a random sample of the mixture.
 
 All hosts must plan the same rows, so everything is computed with integers, stable sorts, and sums whose rounding does
@@ -23,7 +23,7 @@ from solo.data.planning import tuning
 from solo.data.planning.permutation import permute
 from solo.data.planning.row_shape import RowShape
 
-MAX_SLOTS = (1 << 19) - 1  # most slots of one kind in a row: what a field of `_encode` holds
+MAX_SLOTS = (1 << 19) - 1  # most slots of one kind in a row: the largest value of a field of `_encode`
 
 _FIELD = 20  # bits; the highest bit of a field guards against a borrow from the next field
 _GUARDS = np.int64(sum(1 << (_FIELD * number + _FIELD - 1) for number in range(3)))
@@ -40,7 +40,7 @@ def pack(needs: np.ndarray, shape: RowShape, rows: int) -> list[np.ndarray]:
 
     Returns:
         The int64 indices of each row's documents, in no particular order. No document is in two rows. If documents
-        run out, the last rows are empty. A document that is in no row is left over.
+        run out, the last rows are empty. Documents in no row are left over.
     """
     if not len(needs):
         return [np.zeros(0, np.int64)] * rows
@@ -97,7 +97,7 @@ class _Candidates:
         self._room, self._after, self._kept = np.empty((3, 2 * tuning.TRIALS), np.int64)
 
     def complete(self, numbers: np.ndarray, left: list[int], steps: int) -> np.ndarray:
-        """Returns places in `numbers` of documents that fill the rest of a row, as well as random trials can.
+        """Returns places in `numbers` of documents that fill the rest of a row, found by random trials.
 
         Args:
             numbers: int64 [c], the candidates in ascending order.

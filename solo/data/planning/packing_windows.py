@@ -124,7 +124,7 @@ class PackingPlanner:
     def _plan(self, number: int, state: PackingState) -> PackingWindow:
         positions, chunks, cursor = self._draw(state)
         rows = [np.sort(row) for row in pack(self.needs[chunks], self._shape, self.rows) if len(row)]
-        # Which rows share a batch must not depend on the packing. Empty rows, at the end of a stage counted in
+        # The rows of a batch must not depend on the order of packing. Empty rows, at the end of a stage counted in
         # epochs, stay last.
         order = permute(np.arange(len(rows)), max(len(rows), 1), derive_key(self._key, number))
         placed = np.concatenate([np.zeros(0, np.int64), *(rows[place] for place in order)])
@@ -146,7 +146,7 @@ class PackingPlanner:
             drawn = self._lookup(ahead)
             totals = total + np.cumsum(self.needs[drawn, :2], axis=0)
             stops = (totals >= enough).all(axis=1) | (totals.sum(axis=1) >= most)
-            # Takes exactly as many as needed, whatever the number looked up.
+            # Takes exactly as many as needed, however many were looked up.
             taken = int(np.argmax(stops)) + 1 if stops.any() else len(ahead)
             positions.append(ahead[:taken])
             chunks.append(drawn[:taken])

@@ -1,4 +1,4 @@
-"""A seeded shuffle of range(n) without a table: any index is looked up alone, in constant memory.
+"""A seeded shuffle of range(n) without a table: any index is looked up by itself, in constant memory.
 
 This is a generalised Feistel network (Black and Rogaway, 2002). An index is written as (left, right) in
 range(a) x range(b), with a and b both about the square root of n. A round (left, right) -> (right, left + f(right)

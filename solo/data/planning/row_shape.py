@@ -33,7 +33,7 @@ class TextPerPatch(NamedTuple):
     """Text slots per patch in documents with images, delimiters and row tokens included.
 
     mean  over all of them
-    low   over the half (by patches) that has the least text per patch
+    low   over the half of the patches with the least text
     """
 
     mean: float
@@ -46,7 +46,7 @@ NO_IMAGES = TextPerPatch(0.0, 0.0)
 def record_needs(index: SourceIndex, image: ImageConfig) -> np.ndarray:
     """Returns patch, text and target slots of every record that is kept whole, int64 [N, 3].
 
-    A supervised token that begins a record is not a target: nothing stands before it to predict it from.
+    A supervised token that begins a record is not a target, because no slot precedes it.
     """
     needs = index.counts(image)
     first_run = np.minimum(index.record_run[:-1], len(index.run_kind) - 1)
@@ -104,20 +104,20 @@ def sample_index(index: SourceIndex, records: int) -> SourceIndex:
 
 
 def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], needs: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns mean patch, text and target slots of what the mixture draws, float64 [3].
+    """Returns the mean patch, text and target slots of the chunks that the mixture draws, float64 [3].
 
     Args:
         stage: the mixture.
         sizes: sizes of the sources, in mixture order.
         needs: int64 [N, 3] for each source.
     """
-    # A plain sum, because a matrix product may round differently on another host, which must choose the same shape.
+    # A plain sum: a matrix product may round differently on another host, and all hosts must choose the same shape.
     shares = draw_weights(stage, sizes)
     return sum((share * need.mean(axis=0) for share, need in zip(shares, needs, strict=True)), np.zeros(3))
 
 
 def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig) -> TextPerPatch:
-    """Returns how much text the mixture's images bring along; zeros if there are no images."""
+    """Returns the text per patch of the mixture's documents with images, or zeros without images."""
     needs = [record_needs(index, image) for index in indexes.values()]
     shares = draw_weights(stage, _whole(needs))
     weights = np.concatenate([np.full(len(need), share / len(need)) for share, need in zip(shares, needs, strict=True)])

@@ -1,7 +1,7 @@
-"""Which documents share which row of which batch: a pure function of (config, seed, step).
+"""The rows of every batch, as a pure function of (config, seed, step).
 
-Lengths of documents come from the index; nothing is read or decoded. See `chunks` for what is placed, `mixture` for the
-order in which it is drawn, `packing_windows` and `packing` for how it becomes rows.
+Lengths of documents come from the index; nothing is read or decoded. `chunks` splits documents, `mixture` draws them,
+and `packing_windows` and `packing` place them in rows.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class StagePlan:
         return [self._chunk(int(chunk)) for chunk in self._planner.window(number).rows(place, place + 1)]
 
     def snapshot(self, step: int) -> dict[str, Any]:
-        """Returns what `seek` needs to plan from a step on without planning the steps before: a small JSON mapping."""
+        """Returns the planner's state before a step as a small JSON mapping, from which `seek` continues."""
         number = step * self.stage.batch_rows // self._planner.rows
         state = self._planner.state(number)
         return {"plan": f"{self._key:016x}", "window": number, "cursor": state.cursor, "carry": state.carry.tolist()}

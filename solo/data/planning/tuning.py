@@ -5,7 +5,7 @@ and `worst` is the case that fills least. The constants below give fill 0.9959, 
 1.6 s to choose the shapes of all cases. Each was varied alone; "no effect" means none beyond 0.0003 on these cases.
 Repeat a measurement with `python -m tests.benchmarks.planning --set NAME=VALUE`.
 
-Changing a constant changes the planned order, except for those that are marked as free of effect on it.
+Changing a constant changes the planned order, unless it is marked as having no effect on the order.
 """
 
 # ---- Packing; see `solo.data.planning.packing`.
@@ -14,8 +14,8 @@ Changing a constant changes the planned order, except for those that are marked 
 # a row close to a random sample of the mixture. 0: fill 0.9967, without the bound; 0.15: 0.9964; 0.6: 0.9945.
 AGED_PART = 0.3
 
-# Documents, about, that are left to find after the oldest; only rows of more documents than this notice. 24: rows of
-# 8,192 digits fill to 0.9992 instead of 0.9995; 96: to 0.9968.
+# Approximate number of documents left to find after the oldest; affects only rows of more documents than this. 24: rows
+# of 8,192 digits fill to 0.9992 instead of 0.9995; 96: to 0.9968.
 COMPLETED = 48
 
 # Documents among which the rest of a row is found. 192: fill 0.9949, worst 0.9868; 768: 0.9967 for 2.55 us.
@@ -25,7 +25,7 @@ CANDIDATES = 384
 # documents: with 0, rows of 8,192 digits fill to 0.9981 instead of 0.9995. 32: the same; 128: no effect.
 SUITED = 64
 
-# One in this many candidates is looked at to find those. 1 and 8: no effect, in fill or time.
+# One in this many candidates is examined to find those. 1 and 8: no effect, in fill or time.
 STRIDE = 4
 
 # Random trials of either kind. 16: fill 0.9914, worst 0.9599; 32: 0.9958 for 2.27 us; 128: 0.9965 for 2.80 us.
@@ -54,10 +54,10 @@ SPARE_DOCUMENTS = 1024
 # 16 and 256 have no effect.
 MOST_SPARE_ROWS = 64
 
-# Positions of the stream that are looked up at once. Free of effect on the order. 256: 3.0 us; 1,024: 2.4 us.
+# Positions of the stream that are looked up at once. No effect on the order. 256: 3.0 us; 1,024: 2.4 us.
 LOOKED_UP = 4096
 
-# Planned windows and states that are kept in memory. Free of effect on the order; a step far from all of them is
+# Planned windows and states that are kept in memory. No effect on the order; a step far from all of them is
 # planned again from the nearest state.
 WINDOWS_KEPT = 4
 STATES_KEPT = 128

@@ -19,8 +19,8 @@ def folder(
 ) -> Examples:
     """Yields every file in every class folder, both sorted. Hidden files are skipped.
 
-    The class's name, with `_` and `-` as spaces, replaces `{name}` in `template`. A file beside the class folders
-    belongs to no class and is unreadable.
+    The class's name, with `_` and `-` as spaces, replaces `{name}` in `template`. A file outside the class
+    folders has no class and is unreadable.
     """
     root = Path(path)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Rendered lines of English words to read: endless, without a download."""
+"""Rendered lines of English words to read: an endless source without a download."""
 
 from __future__ import annotations
 

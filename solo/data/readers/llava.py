@@ -25,8 +25,8 @@ def llava(path: str, images: str = ".", train_on_inputs: bool = False) -> Exampl
 
     Image paths are relative to `images`. Every `<image>` in the text becomes the next image; the chat template keeps or
     removes the line breaks around it. If there is no `<image>`, the images begin the first human turn, one per line. An
-    example is unreadable if it has another number of `<image>` than of images, a missing file, an unknown speaker or a
-    field of the wrong type.
+    example is unreadable if its numbers of `<image>` and of images differ, a file is missing, a speaker is unknown, or
+    a field has the wrong type.
 
     With `train_on_inputs`, every turn is learned, not only the assistant's: the turns become one `text` turn without
     speakers, as in SOLO's pre-training on captions and web pages.

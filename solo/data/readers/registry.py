@@ -1,7 +1,7 @@
 """Readers by name. A reader turns one dataset format into records.
 
-A reader is a generator function. Its keyword parameters are the options that a config may set, and their annotations
-are what values are checked against. It yields a `Record` per example, or an `Unreadable` if an example cannot be read.
+A reader is a generator function. Its keyword parameters are the options that a config may set. Values are checked
+against their annotations. It yields a `Record` per example, or an `Unreadable` if an example cannot be read.
 It raises only if the whole source is unusable.
 """
 

@@ -1,4 +1,4 @@
-"""Coloured shapes with captions and questions: endless, without a download.
+"""Coloured shapes with captions and questions: an endless source without a download.
 
 A question and its answer are drawn first, and the scene is built around them. Answers are therefore balanced, and a
 model that ignores the image gains little by guessing.

@@ -1,4 +1,4 @@
-"""Documents to a row: the only place where reading order becomes two regions, and where targets are shifted.
+"""Assembles documents to a row. Only this module maps reading order to two regions, and shifts targets.
 
 A row is `[P patches | T text]`. If element i + 1 of a document is a supervised token, it is the target of element i:
 `target_slots` holds the slot of element i and `target_ids` holds token i + 1. No later code shifts again. The first
@@ -31,12 +31,12 @@ def assemble_row(
     """Lays documents out in one row.
 
     Args:
-        documents: documents in the order in which they stand, each with the number of its source.
+        documents: documents in row order, each with the number of its source.
         shape: slots of the row.
         image: patch size and image mask; see `solo.data.rows.reading_order.visible`.
         pad_id: token of empty text slots.
         sequence: sliding window and positions; see `solo.data.rows.reading_order.positions`.
-        average: what has equal weight in the loss; see `LossConfig`.
+        average: the units of equal weight in the loss; see `LossConfig`.
 
     Returns:
         A Batch without its B axis; see `solo.batch` for fields, dtypes and empty slots.
@@ -79,7 +79,7 @@ def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequenc
 
 
 def _weights(document_start: np.ndarray, average: Average) -> np.ndarray:
-    """Returns float64 [n]: 1, or 1 / m or 1 / sqrt(m) for a document of m targets, told apart by `document_start`."""
+    """Returns float64 [n]: 1, or 1 / m or 1 / sqrt(m) for a document of m targets; see `ReadingOrder`."""
     power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
     _, number, counts = np.unique(document_start, return_inverse=True, return_counts=True)
     return counts[number] ** -power

@@ -1,4 +1,4 @@
-"""Documents: records as the model reads them, in one reading order of text tokens and patches.
+"""Documents: records as one sequence of text tokens and patches, in reading order.
 
 `runs` (`solo.data.text.templates`) turns a record into runs of text tokens and images, which needs only the tokenizer;
 `encode` also decodes the images. The index (`solo.data.store.index`) counts the runs once, so that planning never

@@ -1,7 +1,7 @@
 """The batches of one host, read and assembled ahead by threads or worker processes.
 
-Grain only prefetches. The plan, which every host computes for itself, says what is in a batch, and a host reads only
-its own rows. There is no iterator state to save: a loader can start at any step, on any number of hosts.
+Grain only prefetches. Every host computes the same plan, which assigns documents to batches, and reads only its own
+rows. There is no iterator state to save: a loader can start at any step, on any number of hosts.
 
 Grain is imported where it is used, because it imports jax if it can and nothing else in `solo.data` does. Worker
 processes import jax too, but never get a device.
@@ -90,7 +90,7 @@ class RowSource:
 
     def _document(self, chunk: Chunk, step: int) -> Document | None:
         record = None
-        # One bad document must not end a long run: it goes to the quarantine file instead.
+        # One bad document must not end a long run. It is recorded in the quarantine file.
         try:
             record = self._sources[self._names[chunk.source]].read(chunk.record)
             whole = encode(self._template.runs(record.turns), self._tokenizer, self._image)

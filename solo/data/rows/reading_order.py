@@ -1,4 +1,4 @@
-"""What every element of a row sees, and its position: the owner of both for training, planning and inference.
+"""Visibility and positions of the elements of a row, for training, planning and inference.
 
 Both depend on the reading order alone; `solo.data.rows.assembly` maps them to the row's two regions.
 """
@@ -72,10 +72,10 @@ def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
 
 
 def outline(patches: int, text: int, image: ImageConfig) -> Document:
-    """Returns a document of one image and then text, from numbers of slots alone: what planning assumes.
+    """Returns the document that planning assumes, given only numbers of slots: one image, then text.
 
-    The image's begin, end and row tokens are among the `text` slots. Row tokens stand as in a square image, as many as
-    there is room for. Token ids, pixels and `patch_grid` are zeros.
+    The image's begin, end and row tokens are among the `text` slots. Row tokens are placed as in a square image, as far
+    as there is room. Token ids, pixels and `patch_grid` are zeros.
 
     Raises:
         ConfigError: `text` has no room for the begin and end tokens.
@@ -101,7 +101,7 @@ def outline(patches: int, text: int, image: ImageConfig) -> Document:
 
 
 def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """Returns what every element sees, int64 [N, 4]: [a0, a1) of the row's patches and [a2, a3) of its text.
+    """Returns the keys that every element sees, int64 [N, 4]: [a0, a1) of the row's patches, [a2, a3) of its text.
 
     In reading order this is one interval. It ends with the element itself and begins with its document, or
     `sliding_window - 1` elements before it. `image.mask` changes it for images:
@@ -120,7 +120,7 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
         elements, number = spans.elements()
         first[elements] = np.minimum(first[elements], spans.first[number])
         last[elements] = spans.last[number]
-    # patches_before[i] patches and text_before[i] text tokens stand before element i of the row.
+    # patches_before[i] patches and text_before[i] text tokens precede element i of the row.
     is_patch = order.is_patch
     patches_before = np.concatenate([[0], np.cumsum(is_patch)])
     text_before = np.arange(len(patches_before)) - patches_before
@@ -137,9 +137,9 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
     """Returns rotary positions, int64 [N], or [N, 3] with `positions: grid`. They start from 0 in each document.
 
     text  the place in reading order
-    grid  (time, row, column). Text advances all three by one. A patch has the position that a text token in place of
-          its image's first patch would have, plus (tile, row, column). A row token counts as one more column of its
-          row. The next element after an image comes one after the highest position in it. With one tile this is
+    grid  (time, row, column). Text advances all three by one. A patch has the position that a text token would have
+          in place of its image's first patch, plus (tile, row, column). A row token counts as one more column of its
+          row. The element after an image has the highest position in the image plus one. With one tile this is
           SAIL's rule.
     """
     if sequence.positions == "text":

@@ -1,1 +1,1 @@
-"""What `solo prepare` writes, and how it is read: shards of records, an index of their lengths, the tokenizer."""
+"""Prepared data on disk: shards of records, an index of their lengths, and the tokenizer."""

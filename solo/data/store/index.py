@@ -1,4 +1,4 @@
-"""The index of a source: the runs of every record as flat arrays, which is all that planning reads.
+"""The index of a source, which is all that planning reads: the runs of every record as flat arrays.
 
 Image sizes are stored in pixels, so one index serves every image geometry.
 """

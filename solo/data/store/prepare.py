@@ -1,6 +1,6 @@
-"""What happens once before training: `prepare` makes the tokenizer, and shards and an index for every source.
+"""Prepares data once before training: makes the tokenizer, and shards and an index for every source.
 
-    <data.folder>/tokenizer/                what `Tokenizer.save` writes, and made_from.json
+    <data.folder>/tokenizer/                the files of `Tokenizer.save`, and made_from.json
     <data.folder>/sources/<name>/           see `solo.data.store.shards`
     <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example that was left out
 
@@ -51,7 +51,7 @@ class Prepared:
 
 
 def prepare(config: Config, report: Report | None = None) -> Prepared:
-    """Makes what is missing of a run's data, and opens it. Calls `report` with a line for every part.
+    """Makes the missing parts of a run's data and opens it. Calls `report` with a line for every part.
 
     Raises:
         ConfigError: a source or the tokenizer cannot be made; the message names it. Finished parts stay.
@@ -70,7 +70,7 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
         (source.folder / "quarantine.jsonl").read_text(encoding="utf-8") for source in prepared.sources.values()
     )
     whole = folder / "quarantine.jsonl"
-    # Written only if it changes, because the runs of a sweep come here at the same time.
+    # Written only if it changes, because the runs of a sweep get here at the same time.
     if not whole.exists() or whole.read_text(encoding="utf-8") != left_out:
         write_whole(whole, left_out)
     return prepared
@@ -147,7 +147,7 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
 
 
 def _thin_images(folder: Path, config: Config) -> str:
-    """Returns a note on images that the geometry rounds down to nothing; empty if there are none."""
+    """Returns a note on images with a side that the geometry rounds down to zero, or an empty string."""
     sizes = PreparedSource(folder).index.image_sizes()
     count = int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())
     return f"; {count:,} images are so thin that resizing leaves only one row of patches" if count else ""
@@ -241,7 +241,7 @@ def _training_sources(config: Config) -> tuple[str, ...]:
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """Yields text, always from the source that gave the least so far, up to `max_characters` in total."""
+    """Yields text, always from the source that has yielded the least so far, up to `max_characters` in total."""
     examples = {name: _examples(name, config) for name in _training_sources(config)}
     given = dict.fromkeys(examples, 0)
     left = config.data.tokenizer.max_characters
@@ -252,7 +252,7 @@ def _texts(config: Config) -> Iterator[str]:
             del given[name]
         elif isinstance(example, Record):
             for text in (part for turn in example.turns for part in turn.content if isinstance(part, str)):
-                # Invalid Unicode is quarantined later; here it must only not stop the training.
+                # Invalid Unicode is quarantined later. Here it only must not stop the training.
                 usable = text[:left].encode(errors="ignore").decode()
                 given[name] += len(usable)
                 left -= len(usable)

@@ -25,7 +25,7 @@ _OPEN_SHARDS = 256  # a source may have more shards than a process may have open
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The content of `source.json`. Token counts leave out image delimiters and row tokens.
+    """The content of `source.json`. Token counts exclude image delimiters and row tokens.
 
     fingerprint       hash of everything that the content was made from (`solo.data.store.prepare`)
     quarantined       examples that were left out

@@ -22,7 +22,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`. Pickles as its text.
 
     Args:
-        text: content of the file, which does not say which tokens begin and end a text.
+        text: content of the file. It does not name the tokens that begin and end a text.
         bos: token that begins a text, or None.
         eos: token that ends a text.
         pad: token that fills empty slots; default `eos`.
@@ -112,14 +112,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def from_repository(text: str, found: RepositoryTokens) -> HuggingFaceTokenizer:
-    """Returns the tokenizer of a `tokenizer.json` and the files beside it.
+    """Returns the tokenizer of a `tokenizer.json` and the files next to it.
 
     Raises:
         ValueError: no file names an end-of-text token, or the files contradict each other.
     """
     if found.eos is None:
         raise ValueError(
-            f"no file names the token that ends a text; put a {CONFIG_FILE} with eos_token beside the tokenizer.json"
+            f"no file names the token that ends a text; put a {CONFIG_FILE} with eos_token next to the tokenizer.json"
         )
     return HuggingFaceTokenizer(_with_tokens(text, found.added), found.bos, found.eos, found.pad)
 

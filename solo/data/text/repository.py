@@ -1,6 +1,6 @@
-"""What the small files of a Hugging Face repository add to its vocabulary.
+"""Tokens that the small files of a Hugging Face repository add to its vocabulary.
 
-tokenizer_config.json, special_tokens_map.json   the tokens that begin a text, end it and pad
+tokenizer_config.json, special_tokens_map.json   the tokens that begin a text, end it, and pad
 tokenizer_config.json: added_tokens_decoder      id -> token; appends it, or renames the token with that id
 added_tokens.json                                token -> id, without a flag that marks special tokens
 """
@@ -17,7 +17,7 @@ CONFIG_FILE = "tokenizer_config.json"
 
 
 class AddedToken(NamedTuple):
-    """A token beside the vocabulary. Text never encodes to a special one and matches any other as a whole."""
+    """A token outside the vocabulary. Text never encodes to a special one; any other is matched as a whole."""
 
     text: str
     special: bool

@@ -1,4 +1,4 @@
-"""SentencePiece models that hold their special tokens, so that one file carries the whole vocabulary.
+"""SentencePiece models that include their special tokens, so that one file holds the whole vocabulary.
 
 Special tokens have the type CONTROL, to which text never encodes. SOLO's own model appends tokens of type NORMAL,
 which text can match.

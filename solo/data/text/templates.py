@@ -1,7 +1,8 @@
-"""Chat templates: how turns become tokens. No other code knows them.
+"""Chat templates, which turn conversations into tokens. No other code depends on their details.
 
-A template says which tokens begin and end a turn, which of them are learned, and which tokens end an answer. All
-templates learn the content of `assistant` and `text` turns and read the rest. No template adds markup to a `text` turn.
+A template defines the tokens that begin and end a turn, which of them are learned, and the tokens that end an answer.
+The content of `assistant` and `text` turns is learned with every template; the rest is only read. No template adds
+markup to a `text` turn.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Template(ABC):
         return [run for run in found if isinstance(run, Image) or run.tokens]
 
     def _opening(self) -> Runs:
-        """Returns what stands before the first turn."""
+        """Returns the runs before the first turn."""
         bos = self._tokenizer.special.bos
         return [] if bos is None else [TextRun((bos,), False)]
 
@@ -89,7 +90,7 @@ class Template(ABC):
         return [] if is_open else [TextRun((self._tokenizer.special.eos,), True)]
 
     def _parts(self, content: Iterable[str | Image], supervised: bool) -> Runs:
-        """Tokenizes every text by itself (solo.md 3.2)."""
+        """Tokenizes every text by itself."""
         return [part if isinstance(part, Image) else self._run(part, supervised) for part in content]
 
     def _run(self, text: str, supervised: bool) -> TextRun:
@@ -97,7 +98,7 @@ class Template(ABC):
 
 
 class Roles(Template):
-    """Ours: `<s>` begins the document and a role token every turn. An answer ends with `</s>`, which is learned."""
+    """solo's own: `<s>` begins the document and a role token every turn. `</s>` ends an answer and is learned."""
 
     special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
@@ -113,9 +114,10 @@ class Roles(Template):
 
 
 class SoloPretrain(Template):
-    """SOLO's pre-training: `<s>`, then the content of all turns, without markup or an end token (solo.md 1.8, 3.2).
+    """SOLO's pre-training: `<s>`, then the content of all turns, without markup or an end token.
 
-    In SOLO's packs, `<s>` separates documents. It is not learned, and neither is an end.
+    In SOLO's packs, `<s>` separates documents (`tools/preprocess_multimodal_data.py` in xingyaoww/Megatron-LLM). It is
+    not learned.
     """
 
     takes_system = False
@@ -134,8 +136,8 @@ class SoloPretrain(Template):
 class SoloChat(Template):
     """SOLO's and SAIL's instruction tuning: images, `<s>`, `[INST] question [/INST]`, the answer, `</s>`.
 
-    `<s>` stands after the images (solo.md 1.9, 3.4) and only before the first question. The images of a turn move to
-    its front.
+    `<s>` follows the images and precedes only the first question (`src/data/instruction_tuning.py` in
+    Yangyi-Chen/SOLO). The images of a turn move to its front.
     """
 
     takes_system = False
@@ -184,8 +186,9 @@ class Fuyu(SoloChat):
 class InternLM2Chat(Template):
     """Mono-InternVL: `<|im_start|>role`, a line break, the message, `<|im_end|>`, and nothing after it.
 
-    The answer and its `<|im_end|>` are learned (mono_internvl.md 3). As in the reference, everything that is read
-    between two special tokens is tokenized as one text; the answer is tokenized by itself, as it is generated.
+    The answer and its `<|im_end|>` are learned. As in the reference (`internvl/train/dataset.py` in
+    OpenGVLab/Mono-InternVL), everything that is read between two special tokens is tokenized as one text. The answer is
+    tokenized by itself, as it is generated.
     """
 
     special_tokens = ("<|im_start|>", "<|im_end|>")

@@ -1,4 +1,4 @@
-"""The interface of a tokenizer, whichever file format it comes from."""
+"""The interface of a tokenizer, independent of its file format."""
 
 from __future__ import annotations
 

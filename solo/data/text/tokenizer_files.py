@@ -14,9 +14,9 @@ from solo.data.text.tokenizer import Tokenizer
 def open_tokenizer(path: str | Path) -> Tokenizer:
     """Opens a SentencePiece model, a `tokenizer.json`, or a folder of a Hugging Face repository with one of them.
 
-    In a folder, `tokenizer.model` goes before the `tokenizer.json` that was converted from it, unless it has another
-    format (Llama 3). Tokens that the repository's smaller files append or rename are included. A `tokenizer.json`
-    always needs the files beside it; a SentencePiece model that is named as a file stands alone.
+    In a folder, `tokenizer.model` takes precedence over the `tokenizer.json` that was converted from it, unless it has
+    another format (Llama 3). Tokens that the repository's smaller files append or rename are included. A
+    `tokenizer.json` always needs the files next to it; a SentencePiece model given as a file is read alone.
 
     Raises:
         OSError: the path cannot be read.

@@ -37,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     Training is deterministic.
 
     Raises:
-        ValueError: the text supports only fewer tokens, or needs more; the message says how many.
+        ValueError: the text does not suit a vocabulary of this size; the message gives the limit.
     """
     model = io.BytesIO()
     added = [token for token in expand_tokens(config.add_tokens) if token not in SPECIAL_TOKENS.values()]
