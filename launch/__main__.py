@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not may_have_tpu():
         quiet_libtpu()
     parser = _parser()
-    # argparse accepts the overrides only before the options.
+    # argparse accepts overrides only before the options.
     parsed, left = parser.parse_known_args(arguments)
     if wrong := [word for word in left if word.startswith("-") or not hasattr(parsed, "overrides")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")

@@ -24,7 +24,7 @@ MOUNT = "/mnt/solo"
 CONTAINER = "train"
 JOB = "slice"
 PORT = 8476
-# Exit statuses after which the same command would fail again.
+# Exit statuses of faults that a restart does not cure.
 FAULTS = [code for code in range(1, 127) if code != INTERRUPTED]
 
 

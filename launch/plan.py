@@ -48,10 +48,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Watch:
-    """How `launch watch` follows a run whose machines do not return by themselves.
+    """The commands by which `launch watch` follows a run whose machines do not return by themselves.
 
     state           prints the state of the machines
-    ended           prints the exit status of a run that has ended, and fails before
+    ended           prints the exit status of a run that has ended, and fails until then
     steps           prints the paths of complete checkpoints
     delete, create  release the machines, and request them again
     """
@@ -67,7 +67,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a launch does.
+    """The actions of a launch.
 
     run       name of the launch: a DNS label
     files     files to write first

@@ -73,7 +73,7 @@ def run_name(name: str) -> str:
 
 
 def check(config: Config, machine: Machine) -> None:
-    """Refuse what the run itself would refuse once the machines are paid for.
+    """Check what the run itself would check once the machines are paid for.
 
     Raises:
         ConfigError: the mesh does not fit the machine's devices, or the rows of a batch cannot be sharded evenly.
@@ -85,7 +85,7 @@ def check(config: Config, machine: Machine) -> None:
 
 
 def check_memory(config: Config, machine: Machine) -> list[str]:
-    """Check by hand count whether the stages fit into the devices' memory. Returns the doubtful ones.
+    """Estimate whether the stages fit into the devices' memory. Returns warnings about doubtful ones.
 
     Raises:
         ConfigError: a stage cannot fit; the message names settings that would.

@@ -1,9 +1,9 @@
-"""Starts the processes of a run on this machine, and restarts them where that may help.
+"""Starts the processes of a run on this machine, and restarts them if that may help.
 
     python -m launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
 
-SIGTERM is passed on to the processes, and their exit status is then final. If one process fails, all are ended, and the
-first status counts: the others are its consequence.
+SIGTERM is passed on to the processes, and their exit status is then final. If one process fails, all are ended. The
+first status counts, because the others are its consequence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _POLL = 0.1
 
 
 class Group:
-    """Processes of one run on this machine, joined by jax.distributed where there are several."""
+    """Processes of one run on this machine, joined by jax.distributed if there are several."""
 
     def __init__(self, command: Sequence[str], processes: int, devices: int, logs: Path | None):
         self._open = contextlib.ExitStack()

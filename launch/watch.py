@@ -18,7 +18,7 @@ from launch.restarts import Restarts, newest_of
 
 GONE = ("SUSPENDED", "FAILED")
 INTERVAL = 60.0
-# Cloud APIs fail now and then; after this many failures in a row the watch ends.
+# Cloud APIs fail occasionally; after this many failures in a row the watch ends.
 PATIENCE = 10
 
 

@@ -30,7 +30,7 @@ class Collective:
     kind        one of KINDS
     axes        mesh axes that they run along
     members     devices of a group
-    overlapped  whether the program computes meanwhile
+    overlapped  whether they overlap with computation
     count       number per step
     bytes       per step, of the whole arrays that one device receives, or contributes to a reduce-scatter
     seconds     per step, a model; None: the bandwidth is unknown

@@ -37,7 +37,9 @@ def add_arguments(parser: Any, overrides: str) -> None:
     parser.add_argument("--search", type=Path, metavar="FILE", help="search the best setting; write its overrides")
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
-    parser.add_argument("--quick", action="store_true", help="TPUs: six times faster, memory to 7%%, no time")
+    parser.add_argument(
+        "--quick", action="store_true", help="TPUs: compile six times faster, memory within 7%%, no time"
+    )
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs to FOLDER")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="replaces batch_rows and accumulate")
     parser.add_argument(

@@ -62,7 +62,7 @@ def step_time(module: Module, collectives: Sequence[Collective], flops: StepFlop
         machine: the machine that it is compiled for.
 
     Returns:
-        The estimate, or the reason why there is none.
+        The estimate, or the reason why it is missing.
     """
     chip = machine.chip
     products = elementwise = 0.0

@@ -104,7 +104,7 @@ def _with_recomputation(
     found["attention"] = found["attention"] * 7 // 6
     found["head"] += forward["head"] * chunked
     if config.remat == "full":
-        # Scores and values once more.
+        # Scores and values are computed once more.
         found["attention"] += forward["attention"] * 2 // 3
     again = {"none": (), "dots": (), "projections": _FFN, "offload_projections": _FFN}.get(config.remat, _MATRICES)
     # The output of an FFN's last product is never recomputed: nothing needs it.

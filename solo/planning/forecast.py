@@ -37,13 +37,13 @@ class Forecast:
     """One stage's step on a machine.
 
     config, stage, definition, rows, machine  what was planned
-    by_hand      memory, counted from shapes
+    by_hand      memory, estimated from shapes
     flops        of a step over all devices
     program      the compiled step; None if the compiler could not fit it into memory
     refusal      the compiler's error in that case
     collectives  of a step, the largest first
     time         of a step; None if there is no estimate
-    no_time      the reason why there is none
+    no_time      the reason why `time` is missing
     options      of the compiler, beyond those of the config
     replicated   a line for every dimension that the mesh replicates because it does not divide it
     """

@@ -1,8 +1,8 @@
-"""The memory that a step needs on a device, counted from shapes by hand, without a compiler or a device.
+"""Estimates the memory that a step needs on a device from shapes, without a compiler or a device.
 
 State and batch are exact. The rest is a model: it counts the activations that `solo.model.transformer` saves for the
 backward pass, one layer's intermediate results, gathered weights, gradients and logits. Compared with compiled steps it
-was right to 11% for SOLO-7B on TPUs, and 25 to 40% too high for Mono-InternVL-2B, and for SOLO-7B on H100.
+was within 11% for SOLO-7B on TPUs, and 25 to 40% too high for Mono-InternVL-2B, and for SOLO-7B on H100.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
 
 @dataclass(frozen=True)
 class HandCount:
-    """Bytes on each device. The first three are exact, the others a model.
+    """Estimated bytes on each device. The first three are exact, the others come from a model.
 
     parameters, optimizer  the state, in float32
     batch                  rows as the loader yields them, and counters
@@ -60,7 +60,7 @@ class HandCount:
 
     @property
     def temporaries(self) -> int:
-        """All that exists only during a step."""
+        """Everything that exists only during a step."""
         return self.gradients + self.saved + self.layer + self.vocabulary
 
     @property
@@ -93,7 +93,7 @@ def memory_limit(machine: Machine) -> int | None:
 def hand_count(
     config: Config, stage: StageConfig, definition: ModelDefinition, shape: RowShape, devices: int
 ) -> HandCount:
-    """Count a stage's step on a number of devices.
+    """Estimate the memory of a stage's step on a number of devices.
 
     Raises:
         ConfigError: the mesh does not fit the devices, or the rows cannot be sharded evenly.

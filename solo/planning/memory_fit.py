@@ -1,4 +1,4 @@
-"""Checks by hand count whether a stage fits into a machine's memory, and finds the nearest settings that would."""
+"""Estimates whether a stage fits into a machine's memory, and finds the nearest settings that would."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_fit(
         raise ConfigError(refusal(config, stage, definition, shape, machine, count, count.total))
     if count.total > limit:
         return (
-            f"stage {stage.name!r} may not fit {machine.name}: by hand count it needs {format_bytes(count.total)} of"
+            f"stage {stage.name!r} may not fit {machine.name}: it needs an estimated {format_bytes(count.total)} of"
             f" the {format_bytes(limit)} of a device; `solo plan --on` compiles it to be sure"
         )
     return None
@@ -61,7 +61,7 @@ def check_fit(
 def check_run(config: Config, machine: Machine) -> list[str]:
     """Check every stage with `check_fit`, with the rows of its data or the stated ones. Returns the warnings.
 
-    A stage whose rows are unknown, since it is counted in epochs and its data is not prepared, is not checked.
+    A stage is not checked if its rows are unknown: it is counted in epochs and its data is not prepared.
     """
     limit = memory_limit(machine)
     if limit is None:
@@ -97,14 +97,14 @@ def refusal(
     count: HandCount,
     needed: int,
 ) -> str:
-    """Returns the message for a stage that does not fit: what needs how much, and what to set instead."""
+    """Returns the message for a stage that does not fit: its memory by use, and settings that would fit."""
     limit = memory_limit(machine) or 0
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in count.as_dict().items() if name != "total")
     found = nearest_settings(config, stage, definition, shape, machine, needed)
     instead = "\n".join(f"  {each}" for each in found) or "  none found: use more devices, or a smaller model"
     return (
         f"stage {stage.name!r} does not fit {machine.name}: it needs {format_bytes(needed)} of the"
-        f" {format_bytes(limit)} of a device ({parts}, by hand count)\nwhat would fit, by hand count:\n{instead}"
+        f" {format_bytes(limit)} of a device (estimated: {parts})\nwhat would fit (estimated):\n{instead}"
     )
 
 
@@ -114,7 +114,7 @@ def nearest_settings(
     """Returns settings that would fit, the smallest changes first. `needed`: bytes that the stage needs as it is."""
     limit = memory_limit(machine) or 0
     now = hand_count(config, stage, definition, shape, machine.devices)
-    # A compiled step shows how far off the hand count is.
+    # A compiled step shows the error of the estimate.
     scale = max(1.0, (needed - now.arguments) / now.temporaries)
     found = []
     for changed, changed_stage, where, setting in _candidates(config, stage, machine):

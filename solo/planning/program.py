@@ -24,7 +24,7 @@ from solo.sharding.compiling import compile_lowered
 from solo.sharding.mesh import batch_shardings, make_mesh
 from solo.training.step import make_stage
 
-# An option of the TPU compiler: it compiles in a sixth of the time, with memory right to 7% and a far slower program.
+# An option of the TPU compiler: it compiles in a sixth of the time, with memory within 7% and a far slower program.
 QUICK = {"exec_time_optimization_effort": -1.0}
 _EXHAUSTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -15,7 +15,7 @@ from solo.data.rows.assembly import row_attend
 from solo.data.rows.reading_order import join_documents, outline
 from solo.data.store.prepare import open_prepared
 
-# Share of patches in a row where there is no prepared data: that of image-text documents of SOLO and Mono-InternVL.
+# Share of patches in a row without prepared data: that of image-text documents of SOLO and Mono-InternVL.
 PATCH_SHARE = 0.75
 # Batches of prepared data that are read for the lengths of documents.
 _SAMPLED_STEPS = 4

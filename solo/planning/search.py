@@ -1,8 +1,8 @@
 """Searches the best setting of a run for a machine: mesh shape, rows per device, rematerialisation, attention kernel.
 
-All combinations are counted by hand first, which takes a second; those whose state and saved activations cannot fit are
+All combinations are estimated first, which takes a second. Those whose state and saved activations cannot fit are
 dropped. The most promising of the rest are compiled, up to a given number, and the one with the highest estimated
-tokens per second wins. Where there is no estimate (GPU, CPU), the one ranked first by hand count wins.
+tokens per second wins. Without an estimate of time (GPU, CPU), the setting that was ranked first wins.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _NEVER = ("auto", "dense")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting, counted by hand.
+    """A setting and its estimate.
 
     config     with the setting
     stage      of that config
     overrides  that give the setting
-    count      its memory
+    count      its estimated memory
     cost       rough seconds per token; the cheapest are compiled first
     """
 
@@ -80,12 +80,12 @@ def candidates(
             dropped += 1
             continue
         seconds = _seconds(changed, its_stage, definition, rows.shape, row(changed, its_stage), machine)
-        # Settings that are too large by hand count may still fit, but are tried later.
+        # Settings that are estimated to be too large may still fit, but are tried later.
         tight = 1.0 if limit is None else max(1.0, count.total / limit)
         kept.append(Candidate(changed, its_stage, overrides, count, tight * seconds))
     if not kept:
         raise ConfigError(
-            f"stage {stage.name!r}: none of {dropped} settings fits {machine.name} by hand count; use a larger machine"
+            f"stage {stage.name!r}: none of {dropped} settings is estimated to fit {machine.name}; use a larger machine"
         )
     return sorted(kept, key=lambda each: each.cost), dropped
 
@@ -138,7 +138,7 @@ def _settings(
                 continue
             for rows in ROWS:
                 batch = rows * row_shards(sizes)
-                # Offloading has no estimate: the bandwidth to host memory is in no table.
+                # Offloading has no estimate: the bandwidth to host memory is unknown.
                 for remat in (policy for policy in _choices("remat") if not policy.startswith("offload")):
                     for kernel in kernels:
                         yield _with(config, number, mesh, batch, remat, kernel)

@@ -80,7 +80,7 @@ def show_search(found: SearchResult, console: Console) -> None:
 
 def _memory(found: Forecast) -> Table:
     program, count = found.program, found.by_hand
-    table = _table("memory of a device", ("compiled", "by hand"))
+    table = _table("memory of a device", ("compiled", "estimated"))
     table.add_row("parameters", *_sizes(count.parameters, count.parameters))
     table.add_row("optimizer", *_sizes(count.optimizer, count.optimizer))
     table.add_row("batch", *_sizes(count.batch, count.batch))

@@ -48,7 +48,7 @@ def machine_devices(machine: Machine) -> list[Any]:
         return _virtual(machine.devices, jax.devices("cpu"))
     from jax.experimental.topologies import get_topology_desc
 
-    # These raise errors of their own, which name the missing fact.
+    # These raise errors that name the missing fact.
     options = _tpu(machine) if machine.chip.is_tpu else _gpu(machine)
     try:
         return list(get_topology_desc(**options).devices)

@@ -4,7 +4,7 @@ The products are written out with `shard_map` because the partitioner would redu
 product that the weight is in: twice where both regions share it. It also splits products into steps that pass weights
 around, which with small matrices are many.
 
-    forward    all-gather the weight over fsdp; multiply; sum over tensor where the inputs are sharded there
+    forward    all-gather the weight over fsdp; multiply; sum over tensor if the inputs are sharded over it
     backward   the same for the gradients of the inputs. A weight's gradient is summed over the arrays on the device,
                reduce-scattered over fsdp, and summed over the other axes that shard rows and slots
 
@@ -33,7 +33,7 @@ Arrays = tuple[jax.Array, ...]
 
 
 class _Layout(NamedTuple):
-    """How one weight is sharded, and how many of its axes are inputs."""
+    """The sharding of one weight, and the number of its input axes."""
 
     spec: PartitionSpec
     inputs: int

@@ -1,4 +1,4 @@
-"""Assigns the rows of a batch to processes, where a mesh spans several."""
+"""Assigns the rows of a batch to the processes of a mesh."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LIMB = 32
 class RowShare:
     """This process loads rows [index * B / count, (index + 1) * B / count) of every batch.
 
-    Which rows of the global array they become follows from where its devices are in the mesh.
+    Their rows in the global array follow from the places of its devices in the mesh.
 
-    first  whether it is the first process with these rows; the others hold other slots or heads of them
+    first  whether it is the first process with these rows; other processes hold other slots or heads of them
     """
 
     index: int

@@ -43,8 +43,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices on the five axes.
 
-    On TPUs the axes follow the torus, and where there are several slices, the outermost axis that their number divides
-    spans them. Other devices keep jax's order. `solo plan` compiles for the mesh of this function.
+    On TPUs the axes follow the torus. With several slices, the outermost axis that their number divides spans them.
+    Other devices keep jax's order. `solo plan` compiles for the mesh of this function.
 
     Args:
         config: sizes of the axes.
@@ -111,7 +111,7 @@ def device_batch(batch: Batch, mesh: Mesh, shares: int = 1) -> Batch:
     Args:
         batch: the process's rows; those of `row_share`.
         mesh: of the global batch.
-        shares: the global batch has this many times the rows.
+        shares: number of rows of the global batch over those of this process.
     """
     shardings = batch_shardings(mesh)
     if not mesh.is_multi_process:

@@ -1,4 +1,4 @@
-"""How the network's operations run on a mesh: what is constrained to which sharding, and what each device computes."""
+"""The network's operations on a mesh: sharding constraints, and the computation of each device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solo.sharding.mesh import TABLE, partition
 
 
 def placement(mesh: Mesh, config: ModelConfig) -> Placement:
-    """The operations of a model on a mesh; plain local computation on one device.
+    """Returns the operations of a model on a mesh, or plain local ones if it has one device.
 
     Raises:
         ConfigError: the tensor axis does not divide the key heads, or the devices cannot run the attention
@@ -53,7 +53,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
-    """Each device computes the queries of its rows, heads and context shard, over all keys of the row."""
+    """Computes on each device the queries of its rows, heads and context shard, over all keys of the row."""
     heads = PartitionSpec(TABLE["rows"], TABLE["slots"], TABLE["heads"])
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
     intervals = Regions.split(attend_BS4, q.patches.shape[1])
@@ -74,7 +74,7 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
 
 
 def _routed_ffn_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
-    """Each device routes its own slots through its shard of every expert's FFN width; no slot is sent elsewhere."""
+    """Routes each device's slots through its shard of every expert's FFN width; no slot is sent elsewhere."""
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
     ffn = partition(("ffn",), weights.gate.shape[2:], mesh)[0]
     everywhere = PartitionSpec()

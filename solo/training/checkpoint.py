@@ -29,7 +29,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """The position of a run: everything to resume from besides its arrays.
+    """The position of a run: everything needed to resume it, except its arrays.
 
     step        steps done in all stages
     stage       index of the stage that the saved state belongs to
@@ -157,7 +157,7 @@ def abstract_parameters(specs: Mapping[str, ParameterSpec], shardings: Mapping[s
 
 
 def differences(stored: Any, wanted: Any) -> list[str]:
-    """Returns a line for each leaf that is missing, left over, or of another shape or dtype."""
+    """Returns a line for each leaf that is missing or left over, or has another shape or dtype."""
 
     def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))

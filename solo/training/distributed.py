@@ -1,6 +1,6 @@
-"""One run in several processes: they join, wait for each other, and stop together.
+"""A run in several processes, which join, wait for each other, and stop together.
 
-In a run of one process, the functions here do nothing or the obvious.
+In a run of one process, the functions here return at once.
 
 The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 42 and all others: restart):
 - JAX ends a process with SIGABRT (134) after another one has died, and a restart may help;
@@ -142,7 +142,7 @@ def _check(hosts: Hosts, missing: list[int], seconds: float) -> None:
 
 
 def leave() -> None:
-    """Leaves the run once all other processes have come here."""
+    """Leaves the run once all other processes have called this function."""
     if among_others():
         import jax
 
@@ -166,7 +166,7 @@ def end_at_once(status: int) -> NoReturn:
 
 
 def wait_for_dead_process(error: Exception) -> None:
-    """Waits if an error of JAX's runtime may be due to another process: if it is, JAX ends this one."""
+    """Waits if an error of JAX's runtime may be caused by another process. If it is, JAX ends this process."""
     if among_others() and not str(error).startswith(_OWN_FAULTS):
         print(f"solo: {error}\nsolo: waiting to see whether another process died", file=sys.stderr, flush=True)
         time.sleep(HEARTBEAT_SECONDS + 30)
@@ -198,7 +198,7 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
 
 
 def wait_for_all(seconds: float = SAVE_SECONDS) -> None:
-    """Returns once every process has come here."""
+    """Waits until every process has called this function."""
     if among_others():
         _client().wait_at_barrier(f"solo/all/{_count('all')}", int(seconds * 1000))
 

@@ -1,4 +1,4 @@
-"""`solo goodput RUN`: where the time of a run went. Help imports nothing heavy."""
+"""`solo goodput RUN`: how a run spent its time. Help imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 JAX detects some of these clusters too (`jax._src.clusters`, private), but only their coordinator and counts. The roll
 call of `solo.training.distributed` also needs a name for every process. Nothing is imported from JAX here.
 
-    source        read from
+    source        environment
     explicit      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; optionally SOLO_HOST_NAMES=name,name,...
     SLURM         the variables that srun sets for every task of a step
     GKE TPU       TPU_WORKER_HOSTNAMES and TPU_WORKER_ID, MEGASCALE_* for several slices: set by GKE's webhook
@@ -46,7 +46,7 @@ class Hosts:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is written once for the run."""
+        """Whether this process writes the files that are written once for the run."""
         return self.index == 0
 
 
@@ -96,7 +96,7 @@ def _explicit(environment: Mapping[str, str]) -> Hosts | None:
 
 
 def _slurm(environment: Mapping[str, str]) -> Hosts | None:
-    """Tasks of a step. A batch script without srun is not one, although SLURM_PROCID is set there too."""
+    """Returns the tasks of a step. A batch script without srun is not a step, although it has SLURM_PROCID too."""
     if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
         return None
     nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])

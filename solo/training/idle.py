@@ -1,4 +1,4 @@
-"""How long the devices were idle while the host waited."""
+"""Measures how long the devices were idle while the host waited."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax
 
 
 class IdleWatch:
-    """Notes when the devices finished the work they were last given: a wait that overlaps with it costs nothing."""
+    """Records when the devices finished their latest work. A wait that overlaps with work costs nothing."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idle-watch")
         self._done: Future[float] | None = None
 
     def given(self, result: jax.Array) -> None:
-        """The devices were given work that ends in this result."""
+        """Records that the devices were given work that ends in this result."""
         self._done = self._thread.submit(_when_ready, result)
 
     def idle(self, start: float, end: float) -> float:

@@ -1,11 +1,11 @@
-"""Where the time of a run went, over all attempts to finish it: `goodput.jsonl`.
+"""`goodput.jsonl`: how a run spent its time, over all attempts to finish it.
 
 `metrics.jsonl` shows every step once and drops, on resuming, the steps after the checkpoint. Those lost steps are
 counted here, so this file is only ever appended to. Its lines are:
 
     {"try": 2, "began": t}                                start of the second attempt
     {"try": 2, "resumed": step, "on": {...}}              the step it resumes from; devices, mesh, compiler options
-    {"try": 2, "spent": what, "seconds": s, "at": t}      a stretch of time; stretches follow each other without gaps
+    {"try": 2, "spent": what, "seconds": s, "at": t}      an interval of time; intervals leave no gaps
     {"try": 2, "ended": how, "at": t}                     done, interrupted or failed
 
 Lines of steps also have `step` and, if the devices idled for lack of data, `data_wait`: seconds in addition to
@@ -23,7 +23,7 @@ from typing import Any
 from solo.config import ConfigError
 from solo.files import JsonLinesFile, read_json_lines
 
-# What a stretch of time is spent on.
+# The uses of an interval of time.
 #   start-up    joining the other hosts, preparing and planning data, creating or loading parameters, the first batch
 #   checkpoint  blocking on a save; writing that overlaps with steps costs nothing
 SPENT = ("start-up", "compile", "step", "checkpoint", "evaluation")
@@ -32,7 +32,7 @@ PARTS = ("start-up", "compile", "step", "data wait", "checkpoint", "evaluation",
 
 
 class Ledger:
-    """Records the stretches of one attempt, in a file once `open` was called.
+    """Records the intervals of one attempt, in a file once `open` was called.
 
     Args:
         began: seconds since 1970 at which the attempt began; default: now.
@@ -51,17 +51,17 @@ class Ledger:
         return self._offset + time.perf_counter()
 
     def open(self, path: Path) -> None:
-        """Starts to write, after the lines of earlier attempts."""
+        """Starts writing after the lines of earlier attempts."""
         self._attempt = 1 + sum("began" in line for line in read_ledger(path)[0])
         self._file = JsonLinesFile(path)
         self._write({"began": self._last})
 
     def resumed(self, step: int, on: Mapping[str, Any] | None = None) -> None:
-        """The attempt resumes after this step (0: from the start), on the machine described by `on`."""
+        """Records that the attempt resumes after this step (0: from the start), on the machine described by `on`."""
         self._write({"resumed": step, **({"on": on} if on else {})})
 
     def spent(self, what: str, step: int | None = None) -> float:
-        """Files the time since the last call under `what`, one of `SPENT`, without the waits reported meanwhile.
+        """Records the time since the last call, without reported waits, as spent on `what`, one of `SPENT`.
 
         Returns:
             Seconds since the last call, waits included.
@@ -79,7 +79,7 @@ class Ledger:
         return seconds
 
     def waited(self, seconds: float) -> None:
-        """The devices idled this long for lack of data since the last `spent`."""
+        """Records that the devices idled this long for lack of data since the last `spent`."""
         self._waited += seconds
 
     def sync(self) -> None:
@@ -88,7 +88,7 @@ class Ledger:
             self._file.sync()
 
     def close(self, how: str) -> None:
-        """The attempt is over: done, interrupted or failed."""
+        """Records the end of the attempt: done, interrupted or failed."""
         self._write({"ended": how, "at": self.now()})
         if self._file is not None:
             self._file.close()
@@ -101,7 +101,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Goodput:
-    """Where the time of a run went.
+    """How a run spent its time.
 
     seconds   by part, in the order of `PARTS`; they add up to the time from the first start to the last reading
     attempts  number of starts
@@ -152,8 +152,8 @@ def read_ledger(path: Path) -> tuple[list[dict[str, Any]], int]:
 def goodput(path: Path) -> Goodput:
     """Sums up a ledger.
 
-    A step is lost if a later attempt resumed from before it, because it has to be taken again. What a killed attempt
-    did after its last line is unknown: it counts as time between attempts, as does the wait for machines.
+    A step is lost if a later attempt resumed from before it, because it has to be taken again. The time of
+    a killed attempt after its last line counts as time between attempts, as does the wait for machines.
 
     Raises:
         ConfigError: there is no ledger, or no line of it can be read.

@@ -36,7 +36,7 @@ class Mean:
     count: jax.Array
 
 
-# By name; a mapping holds the means of groups. Arrays that are no mean are reported as they are.
+# By name; a mapping holds the means of groups. Arrays other than means are reported unchanged.
 Measured = Mapping[str, Any]
 
 
@@ -50,7 +50,7 @@ class Forward(NamedTuple):
     definition      of the model
     config          of the loss
     sources         names of the mixture's sources, in its order: what `target_source` counts
-    share           of the whole batch that the micro-batch is
+    share           fraction of the whole batch in the micro-batch
     """
 
     batch: Batch
@@ -103,16 +103,16 @@ def batch_loss(
     sources: Sequence[str] = ("all",),
     share: float = 1.0,
 ) -> tuple[jax.Array, Measured]:
-    """Computes the objective of a (micro-)batch, and what is reported of it.
+    """Computes the objective of a (micro-)batch and its reported sums.
 
     Args:
         definition: the model.
-        placement: how it is laid out over devices.
+        placement: the operations that depend on the devices.
         parameters: by path.
         batch: with normalised `target_weights`.
         config: the loss.
         sources: names of the sources that `target_source` counts.
-        share: of the whole batch that this micro-batch is.
+        share: fraction of the whole batch in this micro-batch.
 
     Returns:
         The objective, float32 [], and the measured sums by name.
@@ -130,7 +130,7 @@ def batch_loss(
 
 
 def means(measured: Measured) -> dict[str, Any]:
-    """Divides on the host: Python numbers by name, without the groups that count nothing."""
+    """Divides on the host. Returns Python numbers by name, without empty groups."""
 
     def mean(value: Any) -> Any:
         if isinstance(value, Mean):
@@ -146,8 +146,8 @@ def means(measured: Measured) -> dict[str, Any]:
 def normalised_weights(weights_BY: jax.Array, config: LossConfig) -> jax.Array:
     """Scales target weights so that the loss is a plain weighted sum over the whole batch.
 
-    With `average: row` every row that has targets weighs the same, however many it has, as SOLO's packs do. The other
-    averages are in the weights that a row comes with. Called before a batch is split into micro-batches, so that
+    With `average: row` every row that has targets weighs the same, as SOLO's packs do. The loader applies the other
+    averages to the weights of a row. Called before a batch is split into micro-batches, so that
     splitting changes nothing.
     """
     if config.average != "row":
@@ -158,10 +158,10 @@ def normalised_weights(weights_BY: jax.Array, config: LossConfig) -> jax.Array:
 
 
 def targets_per_chunk(chunk_size: int | None, rows: int, target_slots: int, vocab: int) -> int:
-    """Target slots of each row whose logits are computed at once; `target_slots` where a single chunk will do.
+    """Returns the target slots of each row whose logits are computed at once; all of them if one chunk suffices.
 
     Args:
-        chunk_size: target slots of a device that are computed at once; None: as many as `LOGIT_BYTES` hold.
+        chunk_size: target slots of a device that are computed at once; None: the number that fits in `LOGIT_BYTES`.
         rows: rows on a device.
         target_slots: Y.
         vocab: vocabulary entries on a device.
@@ -186,7 +186,7 @@ def _target_losses(model: Transformer, x_BYD: jax.Array, ids_BY: jax.Array, widt
     padding = -slots % width
     x_BYD, ids_BY = jnp.pad(x_BYD, ((0, 0), (0, padding), (0, 0))), jnp.pad(ids_BY, ((0, 0), (0, padding)))
     chunks = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(rows, -1, width, *a.shape[2:]), 1, 0), (x_BYD, ids_BY))
-    # Recomputed in the backward pass, or the logits of every chunk would be kept after all.
+    # Recomputed in the backward pass; otherwise the logits of every chunk would be kept.
     recomputed = jax.checkpoint(losses, prevent_cse=False)
     found = jax.lax.map(lambda chunk: recomputed(*chunk), chunks)
     joined = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(rows, -1)[:, :slots], found)

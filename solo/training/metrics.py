@@ -1,7 +1,7 @@
 """`metrics.jsonl`: one line per training step, plan of a stage, and evaluation result.
 
-Every line is a JSON object with a `kind` and the `step` of the run that it belongs to. The lines of steps are what the
-loss terms measure (`solo.training.losses`) and what the trainer counts.
+Every line is a JSON object with a `kind` and the `step` of the run that it belongs to. The line of a step
+holds the measurements of the loss terms (`solo.training.losses`) and the counts of the trainer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from solo.training.run_folder import RunFolder
 
 
 class Metrics:
-    """Writes nothing: the metrics of processes other than the first."""
+    """Writes nothing, for processes other than the first."""
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Takes one line."""
@@ -33,10 +33,10 @@ class Metrics:
 class MetricsStream(Metrics):
     """Writes `metrics.jsonl`, and TensorBoard files made from its lines.
 
-    When a run resumes, lines after the step that it resumes from are dropped and the TensorBoard files are written
-    anew from the rest, so that both show every step once.
+    When a run resumes, lines after the step that it resumes from are dropped and the TensorBoard files are rewritten
+    from the rest, so that both show every step once.
 
-    damage  what the file lacks up to that step, in words: a machine may stop before the file is stored
+    damage  messages about lines that the file lacks up to that step: a machine may stop before the file is stored
     """
 
     def __init__(self, run: RunFolder, resume_step: int):
@@ -85,7 +85,7 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _damage(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[str]:
-    """Returns what is missing up to the step that a run resumes from. A run that branched off another begins later."""
+    """Returns messages about lines missing up to the step that a run resumes from. A branch begins after step 1."""
     found = [f"{broken} damaged lines were left out"] if broken else []
     steps = {line["step"] for line in kept if line["kind"] == "train"}
     if steps and (missing := sorted(set(range(min(steps), resume_step + 1)) - steps)):
@@ -111,7 +111,7 @@ def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]
 
 
 def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
-    """Returns the line that precedes a stage's first step: its row shape, and what became of its documents."""
+    """Returns the line that precedes a stage's first step: its row shape, and counts of its documents."""
     return {
         "kind": "plan",
         "step": step,
@@ -127,7 +127,7 @@ def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
 
 
 def drop_quarantined_after(path: Path, step: int) -> None:
-    """Drops what was quarantined in steps after this one: a run that resumes from it takes them again."""
+    """Drops entries of later steps from the quarantine, because a resumed run repeats these steps."""
     found, _ = read_json_lines(path)
     kept = [line for line in found if line.get("step", 0) <= step]
     if len(kept) < len(found):

@@ -21,13 +21,13 @@ class Observer:
         signal.signal(signal.SIGTERM, self._request_stop)
 
     def note(self, text: str) -> None:
-        """Shows what is being done before or after the steps."""
+        """Shows the current activity before or after the steps."""
 
     def start(self, num_steps: int) -> None:
         """Training starts."""
 
     def step(self, line: Mapping[str, Any], num_steps: int) -> None:
-        """A step is done; `line` is its line of `metrics.jsonl`."""
+        """Shows a finished step; `line` is its line of `metrics.jsonl`."""
 
     def finish(self) -> None:
         """Training is over."""
@@ -56,7 +56,7 @@ class ProgressBar(Observer):
         self._status = console.status("starting")
 
     def note(self, text: str) -> None:
-        """Shows what is being done, in place of the previous note."""
+        """Shows the current activity, in place of the previous note."""
         if self._task is None:
             self._status.update(text)
             self._status.start()

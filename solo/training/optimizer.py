@@ -68,7 +68,7 @@ def make_optimizer(
 
     Gradients are first clipped by their global norm over the trainable parameters. Step sizes and eps follow the
     model's parametrisation. With `carries`, every parameter has its own Adam count, so that `carry_state` can mix
-    parameters of different ages.
+    parameters with different step counts.
     """
     mask = {path: decays(spec, config.weight_decay_mask) for path, spec in specs.items()}
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -125,7 +125,7 @@ def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptSta
     """
     (old,) = (node for node in jax.tree.leaves(previous, is_leaf=_is_adam) if _is_adam(node))
     if not isinstance(old.count, Mapping):
-        # Each count is a buffer of its own: a step donates them all.
+        # Each count needs its own buffer, because a step donates them all.
         old = old._replace(count={path: jnp.copy(old.count) for path in old.mu})
 
     def carry(node: Any) -> Any:

@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def goodput_file(self) -> Path:
-        """JSON lines of what the time went into; see `solo.training.ledger`."""
+        """JSON lines of how time was spent; see `solo.training.ledger`."""
         return self.path / "goodput.jsonl"
 
     @property
@@ -59,7 +59,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
-        """Create the folder, or open the one of a run that this config may resume.
+        """Create the folder, or open that of a run that this config may resume.
 
         A resumed run may change the keys that do not decide its result, such as `mesh` or `model.remat`: its
         `config.yaml` is rewritten, and `report` is called with a line for every changed key.

@@ -1,4 +1,4 @@
-"""The training loop: stages one after the other, from wherever the last checkpoint stands.
+"""The training loop: runs the stages one after the other, from the last checkpoint on.
 
 records -> plan -> rows -> batch -> step -> metrics. The order of the data is a pure function of the config and the
 step, and a step is a pure function of state and batch: a run that is killed and resumed writes the same metrics.
@@ -51,14 +51,14 @@ class Interrupted(Exception):  # noqa: N818 - not a fault
 
 
 class StepInfo(NamedTuple):
-    """What the hosts know of a step before it is computed.
+    """The facts about a step that the hosts know before it is computed.
 
     step          of the run, from 1
     stage         index of the stage
     stage_step    step of the stage, from 1
-    stats         counts over the whole batch, all hosts'; calling it may wait for the devices
+    stats         returns counts over the whole batch of all hosts; calling it may wait for the devices
     slots         of the whole batch
-    wait_seconds  that the loop waited for the batch
+    wait_seconds  seconds that the loop waited for the batch
     """
 
     step: int
@@ -77,9 +77,9 @@ class Trainer:
         prepared: its data.
         run: its folder.
         observer: is told of every step.
-        mesh: the devices; all of them unless it is given.
+        mesh: the devices; default: all of them.
         initial: returns the parameters that the run begins with, sharded over the mesh; default: drawn from the seed.
-        ledger: is told what the time goes into.
+        ledger: records how time is spent.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Trainer:
         return state
 
     def _enter(self, stage: Stage, start: Progress, before: TrainState | None, checkpoints: Checkpoints) -> TrainState:
-        """Returns the state a stage begins or resumes with: restored, drawn, or handed on from the stage before."""
+        """Returns the initial state of a stage: restored, drawn, or carried over from the previous stage."""
         if before is None and start.step > 0:
             return checkpoints.restore(start, stage.abstract)
         if before is None:
@@ -176,7 +176,7 @@ class Trainer:
         return state
 
     def _batches(self, start: Progress) -> Iterator[tuple[StepInfo, Batch]]:
-        """This host's numpy batches, and what is known of them, from the step after `start` to the stage's end."""
+        """Yields this host's numpy batches with their `StepInfo`, from the step after `start` to the stage's end."""
         plan, stage = self.plans[start.stage], self.config.stages[start.stage]
         if start.plan:
             plan.seek(start.plan)
@@ -257,7 +257,7 @@ class Trainer:
         }
 
     def _quarantine(self, info: StepInfo, values: Mapping[str, Any], bad_run: int) -> None:
-        """Records what a bad step was made of; stops the run if the config says so."""
+        """Records the documents of a bad step; stops the run if the config says so."""
         stage = self.config.stages[info.stage]
         records = batch_record_ids(self.plans[info.stage], self._sources(stage), info.stage_step - 1)
         what = f"step {info.step} of stage {stage.name!r}: loss {values['loss']}, gradient norm {values['grad_norm']}"
@@ -267,11 +267,11 @@ class Trainer:
         if self.config.safety.policy == "stop" or bad_run >= self.config.safety.max_skips:
             raise BadStepError(
                 f"{what}. The update was not applied ({bad_run} in a row); the ids of the batch's {len(records)}"
-                f" documents are in {self.run.quarantine_file}. Set safety.policy=skip to go on after such steps."
+                f" documents are in {self.run.quarantine_file}. Set safety.policy=skip to continue after such steps."
             )
 
     def _save(self, state: TrainState, progress: Progress, checkpoints: Checkpoints) -> None:
-        """Stores the metrics, then starts to save: no checkpoint is newer than the metrics that are stored."""
+        """Stores the metrics, then starts a save, so that no checkpoint is newer than the stored metrics."""
         self._metrics.sync()
         self.ledger.sync()
         checkpoints.save(state, progress)
@@ -290,7 +290,7 @@ class Trainer:
         return metrics
 
     def _machine(self) -> dict[str, Any]:
-        """The machine, for the ledger: a run may resume on another one."""
+        """Returns a description of the machine for the ledger, because a run may resume on another one."""
         return {
             "device_kind": jax.devices()[0].device_kind,
             "devices": self.mesh.size,

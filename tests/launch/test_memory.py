@@ -1,4 +1,4 @@
-"""A launch counts memory by hand before machines are paid for."""
+"""A launch estimates memory before machines are paid for."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Memory counted by hand, against real compiled steps and against arithmetic."""
+"""Estimated memory against real compiled steps and against arithmetic."""
 
 import dataclasses
 from types import SimpleNamespace
