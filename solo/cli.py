@@ -341,7 +341,7 @@ def _add_import(verbs: Any) -> None:
         help="rows of new tokens: the mean of the existing ones (default), or drawn with init_std",
     )
     added.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn weights; default 0")
-    # An option here, unlike elsewhere: argparse rejects positional overrides after the options.
+    # An option here, unlike in other verbs: argparse rejects positional overrides after options.
     added.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
     )

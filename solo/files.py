@@ -1,4 +1,4 @@
-"""Files that survive a kill: files that appear whole, files of JSON lines, and complete checkpoints.
+"""Files that survive a kill: files written atomically, files of JSON lines, and complete checkpoints.
 
 Standard library only, so that every part of the package can write with it.
 """
@@ -34,7 +34,7 @@ COMMIT_MARKER = "commit_success.txt"
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Returns whether a checkpoint was written to its end."""
+    """Returns whether a checkpoint is complete."""
     return (checkpoint / COMMIT_MARKER).is_file()
 
 
@@ -44,7 +44,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def json_line(line: Mapping[str, Any]) -> str:
-    """One JSON object on a line of its own, in ASCII."""
+    """Returns a JSON object as one line of ASCII."""
     return json.dumps(line) + "\n"
 
 
@@ -61,8 +61,8 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Reads a file of JSON lines, however damaged it is.
 
     Returns:
-        The objects, and the number of other lines that are not empty: cut short by a kill, or garbage. No objects
-        where there is no file.
+        The objects, and the number of other non-empty lines, which were cut short by a kill or are garbage. No objects
+        if the file is missing.
     """
     found: list[dict[str, Any]] = []
     broken = 0

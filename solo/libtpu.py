@@ -7,7 +7,7 @@ from pathlib import Path
 
 _GOOGLE = "0x1ae0"
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
-# Where libtpu finds no TPU it asks the metadata server for these, and reports every failure on stderr.
+# Without a TPU, libtpu asks the metadata server for these, and reports every failure on stderr.
 _HOST = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -33,7 +33,7 @@ def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is no folder; expected a run (runs/<name>), one of its checkpoints, or a repository"
+            f"{folder} is not a folder; expected a run (runs/<name>), one of its checkpoints, or a repository"
         )
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
         return load_repository(folder, mesh)
@@ -79,5 +79,5 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
     if path.parent.name == "checkpoints":
         return read_parameters(path, definition, mesh)
     if not path.is_dir():
-        raise ValueError(f"init_from: {path} is no folder; expected weights (solo import), a run, or its checkpoint")
+        raise ValueError(f"init_from: {path} is not a folder; expected weights (solo import), a run, or its checkpoint")
     return read_parameters(newest_checkpoint(path), definition, mesh)

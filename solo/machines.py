@@ -65,12 +65,12 @@ class Machine:
 
     @property
     def topology_name(self) -> str | None:
-        """The name of one slice for `jax.experimental.topologies.get_topology_desc`; None where it has none."""
+        """The name of one slice for `jax.experimental.topologies.get_topology_desc`, or None."""
         return f"{self.chip.topology_prefix}:{self.topology}" if self.topology and self.chip.topology_prefix else None
 
     @property
     def chips_per_host_bounds(self) -> tuple[int, int, int] | None:
-        """How the chips of a host are arranged, another argument of `get_topology_desc`; None where it is unknown."""
+        """The arrangement of a host's chips, an argument of `get_topology_desc`; None if unknown."""
         return None if self.topology is None else _HOST_BOUNDS.get(self.chips_per_host)
 
     def usd_per_hour(self, usd_per_chip_hour: float | None = None) -> float | None:
@@ -86,7 +86,7 @@ def parse_machine(name: str, slices: int = 1, hosts: int | None = None) -> Machi
     Args:
         name: kind and size, as in v5p-128, v5e-256, h100-64, cpu-8.
         slices: number of slices.
-        hosts: hosts of a slice; only CPUs, whose devices are virtual, leave a choice.
+        hosts: hosts of a slice; only CPUs, whose devices are virtual, allow a choice.
 
     Raises:
         ConfigError: no such kind or size exists; the message lists those that do.

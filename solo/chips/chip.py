@@ -1,4 +1,4 @@
-"""What one entry of the table of chips holds."""
+"""One entry of the table of chips."""
 
 from __future__ import annotations
 

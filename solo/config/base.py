@@ -1,4 +1,4 @@
-"""What every section of the schema is made of."""
+"""The base class of every section of the schema, and its errors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-# What a key can decide. `solo.config.compare` compares and hashes configs by it.
+# The things that a key can decide. `solo.config.compare` compares and hashes configs by them.
 #   model       the function that the network computes, given its weights
 #   data        what every batch holds: which records, in which order, as which tokens and patches
 #   result      the trained weights, in any other way
 #   evaluation  what is measured after training
-#   nothing     where, how fast and with what memory a run is computed, and what is kept of it
+#   nothing     where, how fast and in how much memory a run is computed, and which files are kept
 Decides = Literal["model", "data", "result", "evaluation", "nothing"]
 
 
@@ -33,11 +33,11 @@ class Section(BaseModel):
 
 
 def decides(*what: Decides) -> dict[str, Any]:
-    """Returns the metadata of a key that decides something else than the other keys of its section."""
+    """Returns the metadata of a key that does not decide the same as the other keys of its section."""
     return {"decides": list(what)}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns a suggestion to end an error message with, or an empty string where no known name is close."""
+    """Returns a suggestion to end an error message with, or an empty string if no known name is close."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,4 +1,4 @@
-"""What makes two configs the same: compares and hashes configs by what their keys decide.
+"""Compares and hashes configs by what their keys decide.
 
 Every key declares what it decides (`solo.config.base.Decides`). Three questions are answered from that:
 

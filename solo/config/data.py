@@ -25,7 +25,7 @@ class TokenizerConfig(Section):
 
 
 class ImageConfig(Section):
-    """How an image becomes visual tokens. Data preparation, planning, masks and the model all read this section.
+    """The conversion of an image to visual tokens, for data preparation, planning, masks and the model.
 
     geometry  native: keeps the image's shape, with the longer side at most `max_side` (SOLO; SAIL with `max_pixels`)
               area: keeps the shape, scaled to an area between `min_pixels` and `max_pixels` (EVEv2, NEO)
@@ -106,7 +106,7 @@ class ImageConfig(Section):
 
 
 class SequenceConfig(Section):
-    """How turns become one sequence, how its tokens are numbered, and how far they see.
+    """Chat template, token positions and sliding window of a sequence.
 
     template        roles: a role token before every turn; solo_pretrain, solo_chat: SOLO's two, the latter also
                     SAIL's; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
@@ -140,7 +140,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    """Where prepared data is stored, and how documents become rows."""
+    """The place of prepared data, and the packing of documents into rows."""
 
     keys_decide = ("data",)
 
@@ -152,7 +152,7 @@ class DataConfig(Section):
     overlong: Literal["split", "drop"] = Field(
         "split",
         description="a document too long for a row: split into chunks that fit (never within an image), or dropped;"
-        " split also cuts text that would leave a row's patches without text of their own",
+        " split also cuts text that would leave no room for the text of a row's patches",
     )
     records_per_shard: int = Field(4096, ge=1, json_schema_extra=decides("nothing"))
     packing_window: int = Field(256, ge=1, description="rows that are packed together")

@@ -12,7 +12,7 @@ Sharing = Literal["shared", "modality"]
 
 
 class ExpertsConfig(Section):
-    """Which components share their weights between patches and text, and which have two sets (Mono-InternVL: ffn)."""
+    """The components with shared weights for patches and text, and those with two sets (Mono-InternVL: ffn)."""
 
     keys_decide = ("model",)
 
@@ -90,7 +90,7 @@ class RopeScalingConfig(Section):
 
 
 class ParametrisationConfig(Section):
-    """How initial scales and learning rates change with size, so that those tuned at a base size transfer to others.
+    """The scaling of initial weights and learning rates with size, so that those tuned at a base size transfer.
 
     standard   they do not change
     mup        transfers over widths
@@ -195,7 +195,7 @@ class ModelConfig(Section):
 
     @property
     def rotary_dim(self) -> int:
-        """How many of a head's first dimensions are rotated."""
+        """The number of a head's first dimensions that are rotated."""
         return int(self.dim_per_head * self.rope_fraction)
 
 

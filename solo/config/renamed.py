@@ -18,7 +18,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "stages.*.optimizer.decayed": "stages.*.optimizer.weight_decay_mask",
 }
 
-# The same for the files that are no config: a sweep, and a design for `solo fit simulate`.
+# The same for files other than configs: a sweep, and a design for `solo fit simulate`.
 _OTHER_FILES: Mapping[str, Mapping[str, str]] = {
     "sweep": {
         "traffic": "row_statistics (and its entry pairs is named attended_pairs)",

@@ -1,4 +1,4 @@
-"""A whole run: all sections together."""
+"""The config of a whole run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Config(Section):
         return self.image if stage.max_tiles is None else self.image.model_copy(update={"max_tiles": stage.max_tiles})
 
     def check_runnable(self) -> None:
-        """Raises ConfigError where the config describes a model but no run: it has no sources or no stages."""
+        """Raises ConfigError if the config describes a model but no run: it has no sources or no stages."""
         if missing := [
             key for key, found in (("data.sources", self.data.sources), ("stages", self.stages)) if not found
         ]:

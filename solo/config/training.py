@@ -42,7 +42,7 @@ class LossConfig(Section):
 
     average: Average = Field(
         "token",
-        description="what is weighted equally: target tokens, rows (SOLO), documents however long; document_root:"
+        description="units of equal weight: target tokens, rows (SOLO), or documents of any length; document_root:"
         " a document's tokens weigh one over the square root of their number (InternVL and NEO: square)",
     )
     z_loss: float = Field(0.0, ge=0)
@@ -108,18 +108,18 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(100, ge=1)
     keep_latest: int = Field(2, ge=1)
-    keep_every_steps: int | None = Field(None, ge=1, description="besides the latest, keep every N-th step for good")
+    keep_every_steps: int | None = Field(None, ge=1, description="also keep every N-th step permanently")
     at_steps: tuple[int, ...] = Field(
         (), description="also save and keep these steps: where decay branches of a sweep start"
     )
 
     def saves_at(self, step: int) -> bool:
-        """Returns whether a checkpoint is saved after this step, whatever ends there."""
+        """Returns whether these settings save a checkpoint after this step."""
         return step % self.every_steps == 0 or step in self.at_steps
 
 
 class SafetyConfig(Section):
-    """What happens when the loss is not finite, or spikes."""
+    """The reaction to a loss that is not finite, or that spikes."""
 
     keys_decide = ("result",)
 
@@ -153,7 +153,7 @@ class HeldOutConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is evaluated at the end of a run, and how much of it the report shows."""
+    """The evaluations at the end of a run, and the number of examples in the report."""
 
     keys_decide = ("evaluation",)
 

@@ -11,7 +11,7 @@ def collapsed(text: str) -> str:
 
 
 def is_match(answer: str, reference: str) -> bool:
-    """Returns whether both are equal up to white space. Case and punctuation count."""
+    """Returns whether both texts are equal up to white space. Case and punctuation matter."""
     return collapsed(answer) == collapsed(reference)
 
 

@@ -132,7 +132,7 @@ def _lead(config: Config) -> str:
 
 
 def _task(result: TaskResult) -> dict[str, Any]:
-    """Returns what the template shows of a task. All images of a task are scaled by the same factor."""
+    """Returns the template's values for a task. All images of a task are scaled by the same factor."""
     images = [image for example in result.examples for turn in example.prompt for image in _images(turn)]
     widest, tallest = (max((image.size()[side] for image in images), default=0) for side in (0, 1))
     factor = enlargement(widest, tallest)

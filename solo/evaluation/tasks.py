@@ -18,7 +18,7 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 class Records(Protocol):
-    """Where a task reads records from: a prepared source, or anything with records by number."""
+    """The records of a task: a prepared source, or anything with records by number."""
 
     def __len__(self) -> int: ...
 

@@ -18,7 +18,7 @@ from solo.model.transformer import padded_vocab
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded. An answer ends at a stop token of its template, or after `max_new_tokens`.
+    """Decoding settings. An answer ends at a stop token of its template, or after `max_new_tokens`.
 
     temperature  0 takes the most likely token; above 0, tokens are drawn from softmax(logits / temperature)
     top_p        draw from the fewest tokens whose probabilities reach this sum
@@ -75,6 +75,6 @@ def allowed_tokens(tokenizer: Tokenizer, padded_size: int, stops: Sequence[int])
 
 
 def answer_length(tokens: np.ndarray, stops: Collection[int]) -> int:
-    """Returns the number of tokens up to the first stop token, which is included."""
+    """Returns the number of tokens up to and including the first stop token."""
     ends = np.flatnonzero(np.isin(tokens, list(stops)))
     return int(ends[0]) + 1 if len(ends) else len(tokens)

@@ -1,4 +1,4 @@
-"""Batches in Hugging Face form: the tensors of a published model's forward pass, and results in their order.
+"""Batches in Hugging Face form: converts the tensors of a published forward pass, and reorders results.
 
 `input_ids` are in reading order, with a placeholder for each patch. They become an ordinary batch, and the slot of each
 element is kept so that results can be returned in the order of `input_ids`. Numpy only.
@@ -34,10 +34,10 @@ _NAMES = (
 
 
 class HFBatch(NamedTuple):
-    """A batch, and the way back to the order of `input_ids`.
+    """A batch, and the mapping of its slots to the order of `input_ids`.
 
     slots     int64 [B, N]: the slot of each element
-    under_id  the id at the place of every patch, whose embedding SOLO adds to the patch's; None if there is none
+    under_id  the id at every patch's place in `input_ids`, whose embedding SOLO adds to the patch; or None
     """
 
     batch: Batch
@@ -45,7 +45,7 @@ class HFBatch(NamedTuple):
     under_id: int | None
 
     def in_input_order(self, x_BS: np.ndarray) -> np.ndarray:
-        """Results by slot [B, S, ...] in the order of `input_ids` [B, N, ...]."""
+        """Returns results by slot [B, S, ...] in the order of `input_ids`, [B, N, ...]."""
         return x_BS[np.arange(len(self.slots))[:, None], self.slots]
 
 
@@ -74,7 +74,7 @@ class HFTensors:
 
 
 def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int) -> HFTensors:
-    """Check tensors that are named as in the published code.
+    """Check tensors with the names of the published code.
 
     Args:
         tensors: `input_ids` [B, N], and optionally `labels`, `attention_mask`, `position_ids` [B, N]; images either
@@ -126,7 +126,7 @@ def _numpy(value: Any) -> np.ndarray:
 
 def _real(given: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
     real = given.get("attention_mask", np.ones_like(ids)).astype(bool)
-    # Padding may be on both sides of a row, but not within: the real elements are one run.
+    # Padding may be on both sides of a row, but not within it: the real elements are contiguous.
     begins = np.diff(real.astype(int), axis=1, prepend=0) > 0
     if not (begins.sum(axis=1) == 1).all():
         raise ValueError("attention_mask must be one run of ones in every row, with padding before or after it")
@@ -148,7 +148,7 @@ def _tiles(
     rows, columns = tiles.shape[2] // side, tiles.shape[3] // side
     cut = tiles[flags].reshape(-1, 3, rows, side, columns, side)
     grid = np.indices((rows, columns)).transpose(1, 2, 0)
-    # [tiles, row, column, C, y, x], or column first where the published model orders its patches so
+    # [tiles, row, column, C, y, x], or column first if the published model orders its patches by column
     if image.patch_order == "rows":
         patches = cut.transpose(0, 2, 4, 1, 3, 5)
     else:
@@ -168,14 +168,14 @@ def _tiles(
 def _indexed(
     given: dict[str, np.ndarray], real: np.ndarray, image: ImageConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the same from `vision_patches`, as SOLO has them; no patches where there are none."""
+    """Returns the same from `vision_patches` (SOLO), without patches if they are not given."""
     values = image.patch_size**2 * 3
     patches = given.get("vision_patches", np.zeros((0, values))).reshape(-1, values)
     numbers = np.full(real.shape, -1, np.int64)
     if "vision_patch_indices" in given:
         numbers[...] = given["vision_patch_indices"]
     elif len(patches):
-        raise ValueError("vision_patches need vision_patch_indices to say where they stand")
+        raise ValueError("vision_patches need vision_patch_indices, which give their places")
     if numbers.max(initial=-1) >= len(patches) or numbers.min(initial=0) < -1:
         raise ValueError(f"vision_patch_indices go from -1 (text) to {len(patches) - 1}, the last of vision_patches")
     return np.where(real, numbers, -1), patches, np.zeros((len(patches), 2))
@@ -189,7 +189,7 @@ def _under(ids: np.ndarray) -> int | None:
 
 
 def hf_batch(given: HFTensors, config: Config, *, slot_multiple: int = 8) -> HFBatch:
-    """One row per row of `input_ids`. As in the published code, padding after a row sees the row's real elements."""
+    """Makes one row per row of `input_ids`. As in the published code, padding after a row sees its real elements."""
 
     def round_up(count: int) -> int:
         return -(-count // slot_multiple) * slot_multiple
@@ -236,19 +236,19 @@ def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tupl
 
 
 def _images(is_patch: np.ndarray) -> np.ndarray:
-    """Returns int32: every run of patches is an image."""
+    """Returns the image of each element, int32: every run of patches is an image."""
     begins = np.diff(is_patch.astype(int), prepend=0) > 0
     return np.where(is_patch, np.cumsum(begins) - 1, NO_IMAGE).astype(np.int32)
 
 
 def _note_length(row: Batch, slots: np.ndarray) -> None:
-    """Give an empty slot the last position: the published code scales rotary frequencies by the padded length."""
+    """Give an empty slot the last position, since the published code scales frequencies by the padded length."""
     empty = np.setdiff1d(np.arange(len(row.positions)), slots)[-1]
     row.positions[empty] = len(slots) - 1
 
 
 def _targets(row: Batch, slots: np.ndarray, labels: np.ndarray) -> Batch:
-    """Element n - 1 predicts the label of element n, as the published code shifts."""
+    """Makes element n - 1 predict the label of element n, as the published code does."""
     targets = np.flatnonzero(labels[1:] != IGNORED) + 1
     row.target_slots[: len(targets)] = slots[targets - 1]
     row.target_ids[: len(targets)] = labels[targets]

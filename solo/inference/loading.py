@@ -52,9 +52,11 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -
         CheckpointError: its parameters are not the model's; the message lists the differences.
     """
     if not is_complete(checkpoint):
-        raise ValueError(f"{checkpoint} is no complete checkpoint")
+        raise ValueError(f"{checkpoint} is not a complete checkpoint")
     wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
     stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata
     if lines := differences(stored["parameters"], wanted["parameters"]):
-        raise CheckpointError(f"{checkpoint} is not of this run's model:\n" + "\n".join(f"  {line}" for line in lines))
+        raise CheckpointError(
+            f"{checkpoint} does not belong to this run's model:\n" + "\n".join(f"  {line}" for line in lines)
+        )
     return ocp.load_checkpointables(checkpoint.absolute(), wanted)["parameters"]

@@ -75,7 +75,7 @@ class Monolith(TrainedModel):
         return stack([assemble_row([(document, 0)], shape, image, pad, sequence) for document in documents])
 
     def logits(self, batch: Batch | HFBatch) -> np.ndarray:
-        """Compute float32 logits [B, S, V] of what follows each slot, V being the vocabulary's rows.
+        """Compute float32 logits [B, S, V] of the token after each slot; V is the number of vocabulary rows.
 
         S is in slot order, not in reading order: the P patches, then the T text tokens; slot P + t is `text[:, t]`.
         For an `HFBatch` the logits are [B, N, V], in the order of its `input_ids`.
@@ -109,18 +109,18 @@ class Monolith(TrainedModel):
         batch_rows: int = 64,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Continue each conversation: its last turn if that is `assistant` or `text`, else with an answer.
+        """Continue each conversation: extend a last turn that is `assistant` or `text`, else answer.
 
-        An answer depends on its conversation and, where tokens are drawn, on its place in the list, but not on the
-        other conversations.
+        An answer depends on its conversation and, if tokens are drawn, on its place in the list. It does not depend on
+        the other conversations.
 
         Args:
             conversations: lists of {"role", "content"}, with any number of images in any turn.
             max_new_tokens: the limit for an answer without a stop token; see `Decoding`.
             temperature: 0 takes the most likely token; above 0, tokens are drawn.
             top_p: draw from the fewest tokens whose probabilities reach this sum.
-            seed: of the draws.
-            batch_rows: at most so many conversations are answered together.
+            seed: seed of the draws.
+            batch_rows: largest number of conversations that are answered together.
             progress: called with (answered, total) after every batch.
 
         Raises:

@@ -1,4 +1,4 @@
-"""From conversations to padded rows, for `Monolith` and `Session`. Numpy only."""
+"""Converts conversations to padded rows, for `Monolith` and `Session`. Numpy only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse(conversations: Sequence[Conversation]) -> list[tuple[Turn, ...]]:
         if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence):
             raise ValueError(
                 f"conversation {number} is a {type(conversation).__name__}; expected a list of conversations, each a"
-                ' list of {"role": ..., "content": ...}. Put a single conversation into a list of its own.'
+                ' list of {"role": ..., "content": ...}. Put a single conversation into a list.'
             )
         try:
             found.append(_turns(conversation))
@@ -51,7 +51,7 @@ def _turns(conversation: Conversation) -> tuple[Turn, ...]:
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, image: ImageConfig, where: str) -> Document:
-    """`encode`, except that an image that cannot be decoded raises a ValueError that says where it is."""
+    """Encodes a prompt. Raises a ValueError that names the place of an image that cannot be decoded."""
     try:
         return encode(prompt, tokenizer, image)
     except OSError as error:
@@ -71,7 +71,7 @@ def row_of(
     start: tuple[int, int] = (0, 0),
     sequence: SequenceConfig = _PLAIN,
 ) -> Batch:
-    """Returns a row (without the B axis) to prefill: a document, or the rest of it after a start.
+    """Returns a row (without the B axis) to prefill: a document, or its remainder after `start`.
 
     Positions and visibility are those of the whole document, computed by the code that training uses.
 
@@ -80,7 +80,7 @@ def row_of(
         room: patch and text slots of the row.
         image: patch size and image mask.
         pad: token of empty text slots.
-        start: how many patches and text tokens at the document's beginning to leave out.
+        start: numbers of patches and text tokens to skip at the document's beginning.
         sequence: sliding window and positions.
     """
     patches, text = slots(document)
@@ -110,7 +110,7 @@ def prompt_batches(
     image: ImageConfig,
     sequence: SequenceConfig = _PLAIN,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Prompts as batches of `rows` rows and of one shape, each with int32 [rows, 2]: its rows' patches and text tokens.
+    """Yields prompts as batches of `rows` rows of one shape, each with its patch and text counts, int32 [rows, 2].
 
     The last batch is filled up with copies of the last prompt.
 
@@ -139,7 +139,7 @@ def prompt_batches(
 def bucket(count: int) -> int:
     """Returns the least of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
 
-    Shapes rounded up to buckets waste at most a third and are few, so that little is compiled.
+    Shapes rounded up to buckets waste at most a third, and few distinct shapes are compiled.
     """
     if count <= 8:
         return 8 if count else 0

@@ -44,7 +44,7 @@ class Session:
             max_new_tokens: the limit for an answer without a stop token; see `Decoding`.
             temperature: 0 takes the most likely token; above 0, tokens are drawn.
             top_p: draw from the fewest tokens whose probabilities reach this sum.
-            seed: of the draws.
+            seed: seed of the draws.
 
         Raises:
             ValueError: a malformed part, an unreadable image, or a setting out of range. The session is unchanged.
@@ -61,7 +61,7 @@ class Session:
         written = decoding.decode(model, self._cache, logits_1V, jax.random.key(seed)[None])
         tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
-        # Tokens after the answer's end are dropped: the next turn overwrites them.
+        # The next turn overwrites tokens after the answer's end.
         dropped = np.array([0, len(tokens) - len(answer)], np.int32)
         self._cache = written.cache._replace(
             length=written.cache.length - dropped, next_position=written.cache.next_position - dropped[1]
@@ -86,7 +86,7 @@ class Session:
         return logits
 
     def _keep(self, answer: list[int]) -> None:
-        """Note that the cache holds the answer without its last token, which is prefilled with the next turn."""
+        """Record that the cache holds the answer without its last token, which is prefilled with the next turn."""
         assert self._document is not None
         template = self._model.template
         closing = template.closing[1:] if answer[-1] in template.stops else template.closing
@@ -95,7 +95,7 @@ class Session:
 
 
 def _join(first: Document, second: Document) -> Document:
-    """One document of both; the second's images are numbered after the first's."""
+    """Joins two documents. The second's images are numbered after the first's."""
     images = first.image.max(initial=NO_IMAGE) + 1
     image = np.where(second.image == NO_IMAGE, NO_IMAGE, second.image + images)
     return Document(

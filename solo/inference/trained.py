@@ -21,10 +21,10 @@ from solo.sharding.placement import placement
 
 @dataclass(frozen=True)
 class Published:
-    """What is particular to weights from a repository.
+    """Properties of weights from a repository.
 
     sees_images     False for a text model, whose patch embedder is all zeros
-    placeholder_id  the token that stands for a patch in its `input_ids`, where its config names one
+    placeholder_id  the token that stands for a patch in its `input_ids`, if its config names one
     rename          our arrays by path -> the repository's arrays by tensor name
     """
 
@@ -41,7 +41,7 @@ class TrainedModel:
     parameters   path -> float32 array, sharded over the mesh
     mesh         the devices; all of this process's unless one is given
     placement    the network's operations on that mesh
-    published    what is particular to the repository it comes from; None for our own runs
+    published    properties of the repository it comes from; None for our own runs
 
     Raises:
         ConfigError: the vocabulary is too small for the tokenizer, or its size is not known.
@@ -65,9 +65,9 @@ class TrainedModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises ValueError if a repository came without one; batches of tensors work all the same."""
+        """The tokenizer. Raises ValueError if a repository came without one; batches of tensors do not need one."""
         if self._tokenizer is None:
-            raise ValueError("these weights came without a tokenizer (tokenizer.model or tokenizer.json beside them)")
+            raise ValueError("these weights came without a tokenizer (tokenizer.model or tokenizer.json next to them)")
         return self._tokenizer
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 from solo.config import Config, ExpertsConfig, ImageConfig, ModelConfig, MoEConfig, SequenceConfig, keys_deciding
 from solo.interop.layout import Layout, LayoutError, Sections
 
-# Keys that upcycling may change. They are compared by rules of their own.
+# Keys that upcycling may change. They are compared by separate rules.
 _COMPARED_APART = {"experts", "moe", "vocab_size"}
 
 
@@ -31,7 +31,7 @@ def source_image(sections: Sections, config: Config) -> ImageConfig:
 
 
 def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> list[str]:
-    """Compares all keys that decide the model. What upcycling can add is not a difference.
+    """Compares all keys that decide the model. Additions that upcycling can make are not differences.
 
     Returns:
         Differences that an upcycled model may have and the user should know: the sliding window.

@@ -13,7 +13,7 @@ from solo.data.vocabulary import needed_tokens
 from solo.interop.layout import Layout, LayoutError, Sections
 from solo.interop.layouts import recognise
 
-_SOLO_PLACEHOLDER = 32001  # <vpatch> of SOLO-7B (solo.md 1.5)
+_SOLO_PLACEHOLDER = 32001  # <vpatch> of SOLO-7B
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -40,8 +40,8 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
     """Returns the layout of a repository, the config of its model, and its tokenizer, or None if it has none.
 
     Raises:
-        LayoutError: config.json is missing, of no known layout, or describes a model that ours cannot be.
-        ValueError: the tokenizer cannot be read.
+        LayoutError: config.json is missing, of no known layout, or describes a model with a feature that ours does not
+        have. ValueError: the tokenizer cannot be read.
     """
     config_json = read_config_json(folder)
     layout = recognise(config_json, str(folder / "config.json"))
@@ -55,7 +55,7 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
         sections.setdefault("sequence", {}).setdefault("template", _template(layout, tokenizer))
     config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
     if tokenizer:
-        # Published files store some of these as ordinary tokens, which text could produce. The ids do not change.
+        # Published files store some of these as ordinary tokens, to which text could encode. The ids do not change.
         special = [*(token for _, token in needed_tokens(config)), *expand_tokens(layout.special_tokens)]
         tokenizer = extend_tokenizer(tokenizer, [token for token in special if tokenizer.find(token) is not None])
     return layout, config, tokenizer
@@ -68,7 +68,7 @@ def placeholder_id(config_json: dict[str, Any]) -> int | None:
 
 
 def _template(layout: Layout, tokenizer: Tokenizer) -> str:
-    """Returns the first chat template of the layout whose tokens the tokenizer has, else the one without any markup."""
+    """Returns the layout's first chat template whose tokens the tokenizer has, else the template without markup."""
     for name in layout.templates:
         if all(tokenizer.find(token) is not None for token in TEMPLATES[name].special_tokens):
             return name
@@ -76,6 +76,6 @@ def _template(layout: Layout, tokenizer: Tokenizer) -> str:
 
 
 def _added_token(sections: Sections, tokenizer: Tokenizer | None) -> int:
-    """Returns the token whose embedding a SOLO adds to every patch, where config.json does not say."""
+    """Returns the token whose embedding SOLO adds to every patch, if config.json does not name it."""
     found = tokenizer.find(sections["image"]["placeholder_token"]) if tokenizer else None
     return found if found is not None else min(_SOLO_PLACEHOLDER, int(sections["model"]["vocab_size"]) - 1)

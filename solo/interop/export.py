@@ -59,7 +59,7 @@ def export(
 
     Args:
         checkpoint: a run's folder, one of its checkpoints, or a repository as `solo import` writes it.
-        to: the folder to write. It is complete or absent.
+        to: the folder to write. It appears complete or not at all.
         layout: a name in `solo.interop.layouts`. The text layouts store the text path of a monolith.
         dtype: of the weights.
         verified: read everything back and compare it with the checkpoint: tensors bit for bit, and logits and answers

@@ -1,4 +1,4 @@
-"""What an export writes: the tensors with their names and values, the config and the tokenizer."""
+"""The plan of an export: names and values of its tensors, its config and its tokenizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NUMPY: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-# Appended to a vocabulary without a placeholder token: the first that it does not have.
+# Candidates for a vocabulary without a placeholder token. The first that it does not have is appended.
 _PLACEHOLDERS = ("<image>", "<image_patch>", "<|image_patch|>")
 
 
@@ -105,7 +105,7 @@ def paths_of(slices: Sequence[ParameterSlice]) -> list[str]:
 
 
 def _with_placeholder(source: Source, layout: Layout) -> tuple[Tokenizer | None, str | None]:
-    """Returns the tokenizer to publish and its placeholder token for a patch; None where the layout needs none."""
+    """Returns the tokenizer to publish and its placeholder token for a patch, or None if the layout needs none."""
     tokenizer, wanted = source.tokenizer, source.config.image.placeholder_token
     if not layout.names_placeholder:
         return tokenizer, wanted

@@ -83,7 +83,7 @@ def import_repository(
         source: a folder with config.json and safetensors, of any layout in `solo.interop.layouts`.
         config: describes the result. A source of the same model is converted; one that lacks visual experts,
             vocabulary rows or images is upcycled. The tokens of `data.tokenizer.add_tokens` are appended.
-        out: the folder to write. It is complete or absent.
+        out: the folder to write. It appears complete or not at all.
         new_tokens: rows of new tokens are the mean of the existing ones, or N(0, init_std^2).
         seed: of the draws.
         max_shard_bytes: limit on the values in a file.
@@ -146,7 +146,7 @@ class _Conversion:
         self.copied = self.drawn = 0
 
     def plan(self, layout: Layout, origin: str) -> list[TensorInfo]:
-        """Returns our tensors. Raises LayoutError if the source lacks a parameter or has one too many."""
+        """Returns our tensors. Raises LayoutError if the source lacks a parameter or has an additional one."""
         reader, tensors = self._stored.reader, self._stored.tensors
         embedding = tensors[ParameterSlice("text_embed")]
         lines = []

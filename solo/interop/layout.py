@@ -1,4 +1,4 @@
-"""A layout describes one family of repositories: its config.json in our terms, and the rules of its tensors."""
+"""A layout describes one family of repositories: how its config.json and its tensors map to ours."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Layout(ABC):
         """Returns the keys of our sections `model`, `image` and `sequence` that config.json determines.
 
         Raises:
-            LayoutError: a key is missing, or asks for something that our model does not have; the message names it.
+            LayoutError: a key is missing, or requests a feature that our model does not have; the message names it.
         """
 
     @abstractmethod

@@ -26,7 +26,7 @@ REMOTE_CODE = (
     "processing_solo.py",
     "spans_solo.py",
 )
-# Stands for an image in chat templates if the vocabulary has no placeholder token.
+# Represents an image in chat templates if the vocabulary has no placeholder token.
 PLACEHOLDER = "<image>"
 _AUTO_MODEL = {
     "AutoConfig": "configuration_solo.SoloMonolithConfig",
@@ -107,7 +107,7 @@ def _write_tokenizer(folder: Path, plan: ExportPlan, tokenizer: Tokenizer) -> No
 
 
 def _generation(plan: ExportPlan, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Greedy decoding that stops where ours stops and never produces other special tokens."""
+    """Returns settings for greedy decoding that stops where ours stops and never produces other special tokens."""
     special, stops = tokenizer.special, set(make_template(tokenizer, plan.config.sequence).stops)
     unused = range(tokenizer.vocab_size, plan.definition.vocab_size)
     return {

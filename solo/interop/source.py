@@ -1,4 +1,4 @@
-"""What is exported: a run's checkpoint or a repository, read one parameter at a time."""
+"""The source of an export: a run's checkpoint or a repository, read one parameter at a time."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RunSource(Source):
         return np.asarray(found["parameters"][path])
 
     def in_reading_order(self, rules: Sequence[TensorRule]) -> list[TensorRule]:
-        """Parameter by parameter instead of layer by layer, so that each is read once."""
+        """Orders rules by parameter instead of by layer, so that each parameter is read once."""
         places: dict[str, int] = {}
         for rule in rules:
             places.setdefault(rule.slices[0].path, len(places))

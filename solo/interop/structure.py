@@ -27,7 +27,7 @@ class Structure:
 
 
 def structure(config: Config) -> Structure:
-    """Returns the structure of a config's model; without `model.vocab_size`, for the tokenizer's configured size."""
+    """Returns the structure of a config's model; `model.vocab_size` defaults to the tokenizer's configured size."""
     size = config.model.vocab_size or config.data.tokenizer.vocab_size
     definition = define(config, size)
     components = tuple(count_parameters(definition))

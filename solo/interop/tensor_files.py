@@ -217,7 +217,7 @@ def _shards(tensors: Sequence[TensorInfo], limit: int) -> list[list[TensorInfo]]
 
 
 def _prefetched(values: Callable[[str], np.ndarray], names: Sequence[str]) -> Generator[np.ndarray, None, None]:
-    """Yields the values of each name; a thread makes the next ones meanwhile."""
+    """Yields the values of each name, while a thread makes the next ones."""
     with ThreadPoolExecutor(1) as maker:
         upcoming = maker.submit(values, names[0])
         for name in names[1:]:

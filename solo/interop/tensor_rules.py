@@ -1,7 +1,7 @@
 """Rules map the tensors of a repository to our parameters and back.
 
-Values keep their dtype. Tensors hold the published rows of the vocabulary: `join` drops our padding rows, and whoever
-writes the result of `split` into a parameter pads it with zeros.
+Values keep their dtype. Tensors hold the published rows of the vocabulary: `join` drops our padding rows. The caller of
+`split` pads with zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from solo.model.parameters import ModelDefinition
 
 @dataclass(frozen=True, slots=True)
 class ParameterSlice:
-    """One layer of a stacked parameter, or a whole parameter where `layer` is None."""
+    """One layer of a stacked parameter, or a whole parameter if `layer` is None."""
 
     path: str
     layer: int | None = None
@@ -137,7 +137,7 @@ class Rules:
         order: tuple[int, ...],
         shape: tuple[int, ...] | None = None,
     ) -> TensorRule:
-        """The tensor has `shape` (default `view`); seen as `view`, its axes transposed to `order`, it has our shape."""
+        """Returns the rule of a tensor of `shape` (default `view`): reshaped to `view` and transposed, it is ours."""
         slice_ = ParameterSlice(path, layer)
         ours, shape = self.shape(slice_), shape or view
         inverse = tuple(int(axis) for axis in np.argsort(order))
@@ -153,9 +153,9 @@ class Rules:
         return TensorRule(name, shape, (slice_,), split, join)
 
     def packed(self, name: str, paths: tuple[str, str, str], layer: int) -> TensorRule:
-        """q, k and v in one tensor, grouped by key/value head: its queries, its key, its value.
+        """Returns the rule of a tensor that packs q, k and v by key/value head: its queries, its key, its value.
 
-        InternLM2's `wqkv` (mono_internvl.md 1.5), and Persimmon's `query_key_value`, whose groups have one query.
+        This is InternLM2's `wqkv`, and Persimmon's `query_key_value`, whose groups have one query.
         Weights have the shape ((H + 2K) C, D), biases ((H + 2K) C).
         """
         slices = tuple(ParameterSlice(path, layer) for path in paths)

@@ -54,7 +54,7 @@ class LogitComparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared and how closely it agrees.
+    """The result of a comparison.
 
     Attributes:
         tensors: number of tensors that are equal bit for bit.
@@ -93,7 +93,7 @@ def verify(folder: Path, plan: ExportPlan, report: Callable[[str], None] = lambd
         report: called with the current step.
 
     Raises:
-        VerificationError: they differ; the message says in what.
+        VerificationError: they differ; the message says how.
     """
     report("reading the tensors back")
     _compare_tensors(folder, plan)

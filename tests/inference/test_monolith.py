@@ -297,14 +297,14 @@ def test_load_takes_the_checkpoint_it_is_given(run, model) -> None:
 
 
 def test_load_says_what_is_wrong(run, model, tmp_path) -> None:
-    with pytest.raises(ValueError, match="no_such_run is no folder; expected a run"):
+    with pytest.raises(ValueError, match="no_such_run is not a folder; expected a run"):
         solo.load(tmp_path / "no_such_run")
     with pytest.raises(ValueError, match=r"is not a run of solo: it has no config\.yaml"):
         solo.load(tmp_path)
     with pytest.raises(ValueError, match="has no complete checkpoint yet"):
         solo.load(save_run(model, tmp_path / "new"))
     (run / "checkpoints" / "12").mkdir()
-    with pytest.raises(ValueError, match="12 is no complete checkpoint"):
+    with pytest.raises(ValueError, match="12 is not a complete checkpoint"):
         solo.load(run / "checkpoints" / "12")
 
 
@@ -320,7 +320,7 @@ def test_load_refuses_another_models_weights(run, model, tmp_path) -> None:
 
 
 def test_bad_input_is_reported_with_its_place(model, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"conversation 0 is a dict; .*list of its own"):
+    with pytest.raises(ValueError, match=r"conversation 0 is a dict; .*single conversation into a list"):
         model.generate([user("what")][0:1])
     with pytest.raises(ValueError, match=r"conversation 1: turn 0: cannot read image .*gone\.png"):
         model.generate([[user("what")], [user({"type": "image", "image": str(tmp_path / "gone.png")})]])

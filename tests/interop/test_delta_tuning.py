@@ -17,7 +17,7 @@ from tests.interop.models import upcycled
 from tests.interop.repositories import save
 
 RECIPE = yaml.safe_load(Path("configs/recipes/mono_internvl_2b_pretrain.yaml").read_text())
-# What each stage freezes according to the paper (mono_internvl.md 2.1), not to the globs of the recipe.
+# What each stage freezes according to the paper (arXiv 2410.08202, table 1), not to the globs of the recipe.
 ALL_BUT_PATCHES = ["text_embed", "head", "final_norm/*", "*_norm/*", "layers/ffn/text/*"]
 FROZEN = {
     "concepts": [*ALL_BUT_PATCHES, "layers/qkv/*", "layers/out/*"],

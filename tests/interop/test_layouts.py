@@ -131,7 +131,7 @@ def test_the_token_added_to_patches_is_written_and_read():
 
 
 def test_names_and_shapes_of_the_published_tensors():
-    """Samples solo.md 1.10, mono_internvl.md 1.6 and the classes named in the layouts' modules."""
+    """Samples tensors of the published models and of the classes named in the layouts' modules."""
     shapes = {}
     for layout, (config_json, *_) in PUBLISHED.items():
         config = parse_config({"name": layout, **json.loads(json.dumps(LAYOUTS[layout].config_from(config_json)))})
@@ -226,7 +226,7 @@ def test_attention_experts_without_a_name():
         ("llama", {"mlp_bias": True}, "mlp_bias: True"),
         ("qwen2 with a tied head", {"use_sliding_window": True}, "use_sliding_window: True"),
         ("internlm2", {"bias": True}, "bias: True"),
-        ("mono_internvl", {"select_layer": -4}, "another select_layer than -1"),
+        ("mono_internvl", {"select_layer": -4}, "select_layer other than -1"),
         ("mono_internvl", {"ps_version": "v3"}, "ps_version 'v3'"),
         ("mono_internvl", {"pad2square": True}, "pad2square: True"),
         ("evev2", {"moe_part": "mlp"}, "no visual experts of layernorm, self_attn"),

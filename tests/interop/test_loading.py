@@ -24,7 +24,7 @@ def test_a_text_model_answers_text_and_refuses_images(tmp_path) -> None:
 
 
 def test_folders_that_are_not_models(tmp_path) -> None:
-    with pytest.raises(ValueError, match="is no folder; expected a run"):
+    with pytest.raises(ValueError, match="is not a folder; expected a run"):
         solo.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is not a run of solo"):
         solo.load(tmp_path)

@@ -111,7 +111,7 @@ def test_a_dummy_tile_is_left_out_and_a_missing_one_is_an_error(model) -> None:
 
 
 def shuffled(x_NWHC: np.ndarray, version: str) -> np.ndarray:
-    """InternVL's pixel shuffle by a factor of a half, as described in mono_internvl.md 1.1."""
+    """InternVL's pixel shuffle by a factor of a half."""
     n, w, h, c = x_NWHC.shape
     x = x_NWHC.reshape(n, w, h // 2, c * 2).transpose(0, 2, 1, 3).reshape(n, h // 2, w // 2, c * 4)
     return x if version == "v1" else x.transpose(0, 2, 1, 3)

@@ -1,4 +1,4 @@
-"""Compares SOLO (solo.md 6: G10, G12, G15) with stock Mistral on hand-built embeddings."""
+"""Compares SOLO with stock Mistral on hand-built embeddings."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def oracle(mistral, projection, ids, indices, patches, mask=None, labels=None):
 
 
 def image(rows: int, columns: int, end: int, first: int = 0) -> tuple[list[int], list[int]]:
-    """Returns ids and indices of an image's tokens, with separators between rows only (solo.md 1.6)."""
+    """Returns ids and indices of an image's tokens, with separators between rows only."""
     ids, indices = [VISION], [-1]
     for row in range(rows):
         ids += [ROW] * (row > 0) + [PATCH] * columns
@@ -172,7 +172,7 @@ def test_indices_out_of_range_are_refused(model) -> None:
     given = sample("one image")
     with pytest.raises(ValueError, match=r"go from -1 \(text\) to 5"):
         model.batch(**{**given, "vision_patch_indices": given["vision_patch_indices"] + 1})
-    with pytest.raises(ValueError, match="say where they stand"):
+    with pytest.raises(ValueError, match="which give their places"):
         model.batch(input_ids=given["input_ids"], vision_patches=given["vision_patches"])
 
 

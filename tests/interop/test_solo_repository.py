@@ -1,4 +1,4 @@
-"""Loads a SOLO repository like the published one, with its tokenizer, and generates (solo.md 6: G5, G12)."""
+"""Loads a SOLO repository like the published one, with its tokenizer, and generates."""
 
 import json
 from pathlib import Path

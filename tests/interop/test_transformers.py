@@ -87,7 +87,7 @@ def test_persimmons_packed_heads(saved):
 
 
 def test_internlm2s_packed_heads():
-    """Rows of a group are [q0, q1, k, v], and query head = group * 2 + place (mono_internvl.md 1.5)."""
+    """Rows of a group are [q0, q1, k, v], and query head = group * 2 + place."""
     rule = rule_of(INTERNLM2, "internlm2", "layers.1.attention.wqkv.weight")
     head = np.repeat(np.arange(8), 8)[:, None] * np.ones((1, 32))  # each head's rows hold its place in the tensor
     q, k, v = rule.split(head)

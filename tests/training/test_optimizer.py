@@ -75,7 +75,7 @@ def test_weight_decay_spares_norms_biases_and_embeddings(path, kinds) -> None:
 
 
 def solo_rate(n: int, steps: int) -> float:
-    """SOLO's schedule from its description (solo.md 2.1): update k uses n = k - 1."""
+    """SOLO's schedule (scripts/megatron/train/curriculum): update k uses n = k - 1."""
     if n <= 200:
         return 5e-5 * n / 200
     return 5e-6 + 0.5 * (1 + math.cos(math.pi * (n - 200) / (steps - 200))) * 4.5e-5
@@ -91,7 +91,7 @@ def test_the_schedule_of_solo(steps) -> None:
 
 
 def test_published_rates_of_solo() -> None:
-    """Values of solo.md G9."""
+    """Compares with known values of SOLO's schedule."""
     config = OptimizerConfig(learning_rate=5e-5, warmup_steps=200, start_at_zero=True)
     known = {(1525, 300): 4.9371e-5, (1525, 762): 3.2811e-5, (3481, 300): 4.9897e-5, (3481, 1740): 2.9662e-5}
     known |= {(300, 201): 4.9989e-5, (300, 250): 2.75e-5}

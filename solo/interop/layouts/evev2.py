@@ -91,7 +91,7 @@ class EVEv2(Layout):
         return [
             *QWEN2.text_tensors(rules, visual_mark="moe_"),
             rules.tensor(f"{_EMBED}.0.weight", "patch_embed/inner/kernel", shape=(channels, 3, inner, inner)),
-            # Ours has the channels of the inner patches last, a convolution has them before y and x.
+            # Ours has the channels of the inner patches last; a convolution has them before y and x.
             rules.rearranged(f"{_EMBED}.2.weight", "patch_embed/merge/kernel", view=merged, order=(2, 3, 1, 0)),
             *rules.tensors(
                 {

@@ -1,4 +1,4 @@
-"""InternLM2 (mono_internvl.md 1.5): q, k and v in one tensor, and the FFN's gate, down and up as w1, w2 and w3."""
+"""InternLM2: q, k and v in one tensor, and the FFN's gate, down and up as w1, w2 and w3."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class LlamaLike(Layout):
         return [*found, *last]
 
     def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
-        """A tied head that is stored all the same, as in Qwen3-0.6B."""
+        """Returns the tied head, which some repositories store nevertheless (Qwen3-0.6B)."""
         return {"lm_head.weight": "model.embed_tokens.weight"} if definition.config.tied_head else {}
 
 

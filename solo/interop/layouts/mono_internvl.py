@@ -1,4 +1,4 @@
-"""Mono-InternVL (mono_internvl.md 1.1, 1.6, 1.7): InternLM2 with visual experts, under InternVL's config.
+"""Mono-InternVL (OpenGVLab/Mono-InternVL): InternLM2 with visual experts, under InternVL's config.
 
 Neither weights nor names of version 1.5, which adds visual experts of attention, are public. The names
 `attention.wqkv_ve` and `attention.wo_ve` are ours, and so is `visual_attention_experts` (qkv or qkvo) in llm_config.
@@ -61,7 +61,7 @@ class MonoInternVL(Layout):
             config_json, {"pad2square": False, "use_backbone_lora": 0, "use_llm_lora": 0, "dynamic_image_size": True}
         )
         if config_json.get("select_layer", -4) != -1:
-            raise LayoutError("config.json has another select_layer than -1, the only one without a vision encoder")
+            raise LayoutError("config.json has a select_layer other than -1, the only one without a vision encoder")
         text, vision = get(config_json, "llm_config"), get(config_json, "vision_config")
         attention = text.get("visual_attention_experts")
         if attention not in _ATTENTION_EXPERTS:

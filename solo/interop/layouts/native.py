@@ -1,8 +1,8 @@
 """Our own layout, which stores every model under names that follow our parameter paths.
 
 config.json has our sections `model`, `image` and `sequence` with all keys of a run's config, and `vocab_size`, the
-number of vocabulary rows. Weights are (out, in) as in PyTorch, also those of convolutions, which act on a flattened
-patch. R is shared, patches or text, and i the layer:
+number of vocabulary rows. Weights are (out, in) as in PyTorch, including those of convolutions, which act on flattened
+patches. R is shared, patches or text, and i the layer:
 
     model.text_embed.weight [V, D]           head.weight [V, D], absent where tied
     model.patch_embed.weight [D, 3 p p] .bias [D]                        linear; pixels as (channel, y, x)

@@ -1,4 +1,4 @@
-"""SOLO (solo.md 1.4, 1.10): Mistral with one more tensor, under Mistral's model_type.
+"""SOLO (Yangyi-Chen/SOLO): Mistral with one more tensor, under Mistral's model_type.
 
 The published config.json does not say which token's embedding is added to every patch; we write it there. SAIL
 (ByteDance-Seed/SAIL at 720c3fb, modeling_sail.py) differs in the name of one tensor, in its class, its image mask and
@@ -29,7 +29,7 @@ class Solo(LlamaLike):
     Attributes:
         projection: module that embeds patches.
         classes: class names in config.json. The first is the one to write.
-        sail: whether this is SAIL.
+        sail: whether the layout is that of SAIL.
     """
 
     projection: str = "embed_vision_patch"
@@ -67,7 +67,7 @@ class Solo(LlamaLike):
             "patch_size": side,
             "exif": "ignore",
             "begin_token": "<vision>",
-            "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released: solo.md 1.6
+            "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released
             "row_token": None if self.sail else "<vrow_sep>",
             "placeholder_token": "<vpatch>",
             **({"max_side": 2**17, "max_pixels": 4096 * side * side} if self.sail else {"stored_as_float16": True}),
@@ -78,7 +78,7 @@ class Solo(LlamaLike):
             # A sliding window counts slots, which grid positions do not give; the published code has none over images.
             found["sequence"] = {"positions": "grid", "template": "solo_chat"}
         elif config_json.get("sliding_window") is not None:
-            # SOLO was trained with FlashAttention's window, which does not count the slot itself (solo.md 1.7).
+            # SOLO was trained with FlashAttention's window, which does not count the slot itself.
             found["sequence"]["sliding_window"] = config_json["sliding_window"] + 1
         return found
 
@@ -110,7 +110,7 @@ def _sail_sections(head_dim: int) -> tuple[int, int, int]:
     return 0, head_dim // 4, head_dim // 4
 
 
-# Appended from 32000 on (solo.md 1.5). The authors' inference code suppresses all of them.
+# Appended from 32000 on (`scripts/model/create_solo.py`). The authors' inference code suppresses all of them.
 _TOKENS = ("<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_{1..1024}>", "<|vis_cls|>")
 SOLO = Solo(
     "solo",

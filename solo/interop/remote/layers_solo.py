@@ -193,7 +193,7 @@ class GridEmbed(InnerEmbed):
         embed, width = config.model["patch_embed"], config.model["width"]
         self.grid_side, self.tile_side = embed["grid_side"], config.image["tile_size"] // self.size
         self.positions = nn.Parameter(torch.empty(embed["class_slot"] + self.grid_side**2, self.channels))
-        # Unused, but published weights have it.
+        # Unused; published weights include it.
         self.class_token = nn.Parameter(torch.empty(self.channels)) if embed["class_slot"] else None
         self.norm = nn.LayerNorm(self.joined, 1e-5)
         self.hidden, self.out = nn.Linear(self.joined, width), nn.Linear(width, width)

@@ -337,7 +337,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Patches have no batch axis; the patches of a row are repeated together."""
+        """Repeats rows. Patches have no batch axis, so the patches of a row are repeated together."""
         if expand_size == 1:
             return input_ids, model_kwargs
         of_patches = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "patches_grid")}

@@ -42,7 +42,7 @@ class Bootstrap:
 def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
     """Refits a law to resamplings of its runs, starting from the fit.
 
-    The branches of one stable run share its noise, so that whole clusters are resampled.
+    The branches of one stable run share its noise, so whole clusters are resampled.
 
     Raises:
         FitRefusedError: there are too few clusters, or hardly any resampling determines the law.

@@ -98,7 +98,7 @@ class Law:
             ValueError: the law does not depend on both parameters and tokens.
         """
         if not self.allocates:
-            raise ValueError(f"the law {self.name!r} does not say how to share compute between parameters and tokens")
+            raise ValueError(f"the law {self.name!r} does not say how to split compute between parameters and tokens")
         by_variable = {term.variable: term for term in self.terms if term.exponent}
         n_term, d_term = by_variable["n"], by_variable["d"]
         a, b = (np.asarray(coefficients[term.coefficient], float) for term in (n_term, d_term))

@@ -76,7 +76,7 @@ class Problem:
         return self._sum(self._residuals(vectors)[0], weights)
 
     def only(self, rows: Any) -> Problem:
-        """Returns the problem for a subset of the vectors, if each vector has losses of its own."""
+        """Returns the problem for a subset of the vectors, if each vector has its own losses."""
         if self.loss.ndim == 1:
             return self
         part = copy(self)

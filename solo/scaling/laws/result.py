@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FitSpec:
-    """What to fit and what to predict.
+    """Settings of a fit and its predictions.
 
     predict         compute to predict at, FLOPs
     unique          number of distinct tokens, for predictions of the law `repeated`

@@ -1,4 +1,4 @@
-"""A sweep before it is paid for: its design on an assumed law with noise, and the interval that it would give."""
+"""Simulates a sweep before it is paid for: fits its design on an assumed law with noise."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class SimulateSpec(Section):
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a design would give.
+    """The fits that a design would give.
 
     clusters    number of independent trainings: stable runs, or runs without one
     flops       compute of all runs together; a stable run is counted once per branch

@@ -1,4 +1,4 @@
-"""Runs that are trained elsewhere, by a SLURM job array, `solo train` or `launch`; and how their results come in."""
+"""Runs that a SLURM job array, `solo train` or `launch` trains elsewhere, and the collection of their results."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _attempt(folder: SweepFolder, point: Point, observer: Observer) -> dict[str,
 
 
 def start_branch(folder: SweepFolder, point: Point) -> bool:
-    """Links the checkpoint of the branch point into a branch that has no checkpoint of its own.
+    """Links the checkpoint of the branch point into a branch without a checkpoint.
 
     Returns:
         Whether the run can start: False if its stable run has not reached the branch point yet.

@@ -177,5 +177,5 @@ def _plain(point: Point) -> dict[str, Any]:
 def _point(entry: dict[str, Any]) -> Point:
     config = parse_config(entry["config"], origin=f"run {entry['id']} of the plan")
     if run_id(config) != entry["id"]:
-        raise ConfigError(f"run {entry['id']} of the plan is {run_id(config)} now: another version has planned it")
+        raise ConfigError(f"run {entry['id']} of the plan is {run_id(config)} now: another version planned it")
     return Point(**{**entry, "config": config, "estimate": Estimate(**entry["estimate"])})

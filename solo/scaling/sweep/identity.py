@@ -14,7 +14,7 @@ _LETTERS = 12
 def run_id(config: Config) -> str:
     """Returns twelve hexadecimal digits of the sha256 of the keys that decide what a run's evaluation measures.
 
-    Where and how a run is computed does not count: mesh, kernels, compiler options, checkpoints, folders.
+    Keys about where and how a run is computed do not count: mesh, kernels, compiler options, checkpoints, folders.
     """
     return digest(identity(config, "evaluation"))
 

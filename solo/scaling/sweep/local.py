@@ -72,7 +72,7 @@ class LocalRunner:
         log.parent.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "solo.cli", "sweep", str(self.spec), "--run", point.id]
         with log.open("ab") as output:
-            # In its own session it does not receive Ctrl-C, but the SIGTERM that `_stop` sends: on it a run saves.
+            # In its own session it does not receive Ctrl-C, only the SIGTERM that `_stop` sends, on which a run saves.
             process = subprocess.Popen(
                 words, stdout=output, stderr=output, env=self._environment(slot), start_new_session=True
             )

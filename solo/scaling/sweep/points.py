@@ -105,7 +105,7 @@ def _config(spec: SweepSpec, raw: dict[str, Any]) -> Config:
             f"{spec.base}: a sweep's base must have one stage with `steps`; found {len(config.stages)} stages"
         )
     if not config.evaluation.losses:
-        raise ConfigError(f"{spec.base} has no evaluation.losses, so that there is nothing to fit")
+        raise ConfigError(f"{spec.base} has no evaluation.losses, so there is nothing to fit")
     return config
 
 

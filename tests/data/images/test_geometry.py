@@ -196,7 +196,7 @@ def test_internvl_tiles(most):
         i, j = internvl_tiles(width, height, most)
         assert tiles == i * j + (i * j > 1)
         assert (rows, columns) == (16, 16)
-    # mono_internvl.md 1.2
+    # internvl/train/dataset.py in OpenGVLab/Mono-InternVL
     named = {6: {(800, 600): 6, (1920, 1080): 2}, 12: {(800, 600): 12, (1920, 1080): 8}}
     named[24] = {(800, 600): 12, (1920, 1080): 15}
     for (width, height), tiles in named.get(most, {}).items():

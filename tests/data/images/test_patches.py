@@ -67,7 +67,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 @pytest.mark.parametrize("name", FILES)
 def test_solo(name):
-    """solo.md 1.2: Pillow's bilinear, ToTensor, Normalize, unfold, float16, bfloat16."""
+    """SOLO's image_utils.py: Pillow's bilinear, ToTensor, Normalize, unfold, float16, bfloat16."""
     torch = pytest.importorskip("torch")
     image = opened(name)
     longer, shorter = max(image.size), min(image.size)
@@ -91,7 +91,7 @@ def test_solo(name):
 
 
 def mono_internvl(image: PillowImage.Image, columns: int, rows: int, side: int) -> list[np.ndarray]:
-    """mono_internvl.md 1.2: the whole image resized and cut into boxes, then a small one of all of it."""
+    """Mono-InternVL's dataset.py: the whole image resized and cut into boxes, then a small one of all of it."""
     whole = image.resize((side * columns, side * rows))  # Pillow's default
     boxes = [
         (

@@ -110,7 +110,7 @@ def test_intervals_are_the_mask(data: st.DataObject, pattern: str, delimiters: b
 
 
 def test_a_sliding_window_counts_the_slot_itself() -> None:
-    # SOLO: 4,096 slots before a slot and itself, within its document (solo.md 1.7).
+    # SOLO: 4,096 slots before a slot and itself, within its document.
     window = 4097
     long = document([*text(3000), *picture(20, 20, 0), *text(3000)])
     order = join_documents([(document(text(500)), 0), (long, 0)])

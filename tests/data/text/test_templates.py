@@ -107,7 +107,7 @@ def test_an_open_text_is_left_open(ours):
 
 
 def test_solo_pretrain_equals_the_packs(mistral):
-    # solo.md 1.6, 1.8, 3.2: texts one by one, no markup, no end token; a document begins with the packs' separator.
+    # SOLO tokenizes texts one by one, without markup or end token; a document begins with the packs' separator.
     turns = [Turn("text", (PICTURE, "a kite", "\n</s> <vision>")), Turn("assistant", ("if",)), Turn("user", ("why",))]
     found = template(mistral, "solo_pretrain").runs(turns)
     image, document = ImageConfig(), encode(found, mistral, ImageConfig())
@@ -125,7 +125,7 @@ def test_solo_pretrain_equals_the_packs(mistral):
 
 
 def reference_sft(mistral: Tokenizer, image: list[int | Image], turns: list[str]) -> tuple[list[int], list[bool]]:
-    """SOLO's instruction tuning as solo.md 3.4 describes it: ids, and which of them have labels."""
+    """SOLO's instruction tuning: ids, and which of them have labels."""
     ids, mask = list(image), [False] * len(image)
     for number, text in enumerate(turns):
         if number % 2 == 0:
@@ -205,7 +205,7 @@ MARKS = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
 
 
 def reference_internlm(tokenizer: Tokenizer, turns: list[str], patches: list[int]) -> tuple[list[int], list[bool]]:
-    """Ids and label mask as mono_internvl.md 3 describes them: one string; the mask by tokenising its parts again."""
+    """Mono-InternVL's ids and label mask: one string; the mask by tokenising its parts again."""
     start, end, mark = "<|im_start|>", "<|im_end|>", "<|im_start|>assistant\n"
     text = f"{start}system\nBe brief.{end}"
     for number, turn in enumerate(turns):
