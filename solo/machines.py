@@ -59,7 +59,7 @@ class Machine:
 
     @property
     def accelerator_type(self) -> str | None:
-        """Google Cloud's API name of one slice, as in v5litepod-16; None where it is not offered as TPU VMs."""
+        """Google Cloud's API name of one slice, as in v5litepod-16; None if it is not offered as TPU VMs."""
         number = self.name.rpartition("-")[2]
         return f"{self.chip.accelerator_type}-{number}" if self.chip.accelerator_type else None
 

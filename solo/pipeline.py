@@ -39,7 +39,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
 
     Args:
         config: the run; its folder is `<folder>/<name>`.
-        observer: is told of the progress; default: silent.
+        observer: shows the progress; default: silent.
         began: seconds since 1970 at which this attempt began, for `goodput.jsonl`; default: now.
 
     Raises:

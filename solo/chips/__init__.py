@@ -1,7 +1,7 @@
 """The one table of chips: memory, speed, topologies, attention tiles, compiler options, and names at vendors.
 
 To add a chip, add an entry to `solo.chips.tpu` or `solo.chips.gpu`: name, platform, device kind and memory are enough
-to train on it. A plan lists further values that it needs as unknown. Nothing here imports jax.
+to train on it. A plan lists other values that it needs and that are unknown. Nothing here imports jax.
 
 Prices are list prices on demand, in US dollars for one chip and one hour; `solo plan --usd-per-chip-hour` overrides
 them.

@@ -45,13 +45,13 @@ class ImageConfig(Section):
     rounding: Literal["up", "nearest", "within"] = Field(
         "up",
         description="area: how sides are rounded to whole patches; up: EVEv2 at inference; nearest: EVEv2 in training;"
-        " within: to the nearest, then down or up again where that leaves the bounds (NEO, Qwen2-VL)",
+        " within: to the nearest, then down or up again if the result is out of bounds (NEO, Qwen2-VL)",
     )
     tile_size: int = Field(448, ge=1, description="tiles: side in pixels")
     min_tiles: int = Field(1, ge=1)
     max_tiles: int = Field(12, ge=1, description="tiles of one image, without the thumbnail")
     share_tiles: bool = Field(False, description="max_tiles is per record, split evenly among its images")
-    thumbnail: bool = Field(True, description="tiles: add the whole image as a last tile where there are several")
+    thumbnail: bool = Field(True, description="tiles: add the whole image as a last tile if there are several")
     max_height: int = Field(1080, ge=1, description="padded: taller images are reduced")
     max_width: int = Field(1920, ge=1, description="padded: wider images are reduced")
     resample: Literal["bilinear", "bicubic"] = Field("bilinear", description="Pillow's antialiased filter")

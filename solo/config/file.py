@@ -19,7 +19,7 @@ from solo.config.run import Config
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-# A recipe writes this where its source does not state a value. It must be set before the recipe can run.
+# A recipe's value that its source does not state. It must be set before the recipe can run.
 UNKNOWN = "unknown"
 
 

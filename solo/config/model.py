@@ -102,7 +102,7 @@ class ParametrisationConfig(Section):
     kind: Literal["standard", "mup", "completep"] = "standard"
     base_width: int | None = Field(None, ge=1, description="width at which every kind equals standard")
     base_layers: int | None = Field(None, ge=1, description="completep: layers at which it equals standard")
-    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, where it differs between sizes")
+    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, if it differs between sizes")
 
     @model_validator(mode="after")
     def _check(self) -> ParametrisationConfig:

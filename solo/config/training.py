@@ -70,7 +70,7 @@ class StageConfig(Section):
     accumulate: int = Field(
         1, ge=1, description="micro-batches that a batch is split into", json_schema_extra=decides("result")
     )
-    row_slots: int = Field(1024, ge=16, description="target for P + T where they are chosen from the data")
+    row_slots: int = Field(1024, ge=16, description="target for P + T if they are chosen from the data")
     slot_multiple: int = Field(8, ge=1, description="P, T and Y are rounded to a multiple of this")
     patch_slots: int | None = Field(None, ge=0, description="P; default: chosen from the data")
     text_slots: int | None = Field(None, ge=1, description="T; default: chosen from the data")

@@ -1,7 +1,7 @@
 """Mean cross-entropy of held-out sources, which scaling laws are fitted to.
 
-All targets of a source weigh the same, whatever average the training uses. Rows are planned with seed 0, so that runs
-with different seeds are measured on the same tokens.
+All targets of a source weigh the same, regardless of the average in training. Rows are planned with seed 0, so that
+runs with different seeds are measured on the same tokens.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class HFTensors:
     positions   int32 [B, N]
     patch       int64 [B, N]: index into `patches`; -1 for text and padding
     patches     float32 [n, p*p*3], normalised, channel-major
-    grid        int32 [n, 2]: row and column of each patch in its tile; zeros where the model does not use them
+    grid        int32 [n, 2]: row and column of each patch in its tile; zeros if the model does not use them
     under_id    see `HFBatch`
     """
 

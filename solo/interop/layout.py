@@ -40,7 +40,7 @@ class Layout(ABC):
     def fixed(self) -> Mapping[str, Any]:
         """Config keys (`model.bias`) that this layout cannot vary, each with its value or a tuple of values.
 
-        `refusal` checks them, and `config_from` returns them, the first where there are several.
+        `refusal` checks them, and `config_from` returns them, the first if there are several.
         """
         return {}
 

@@ -1,7 +1,7 @@
 """Compares an exported repository with its checkpoint: tensors read back, logits and answers computed by PyTorch.
 
-Both models compute in float32 from the same rounded weights, so their logits differ by float32 rounding only, whatever
-dtype was written.
+Both models compute in float32 from the same rounded weights, so their logits differ by float32 rounding only, with
+any written dtype.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _check_complete(
 
 
 def every_slice(specs: Mapping[str, ParameterSpec]) -> Iterator[ParameterSlice]:
-    """Yields all parameters, layer by layer where they are stacked."""
+    """Yields all parameters, layer by layer if they are stacked."""
     for path, spec in specs.items():
         if spec.axes[0] == "layers":
             yield from (ParameterSlice(path, layer) for layer in range(spec.shape[0]))

@@ -28,7 +28,7 @@ class ComponentCount:
 
     name        the component, and the region where each has its own weights: `ffn, patches`
     total       all of them
-    of_text     those that a text token uses; `top_k` of `count` experts where a router chooses
+    of_text     those that a text token uses; `top_k` of `count` experts with a router
     of_patches  those that a patch uses
     """
 

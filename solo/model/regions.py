@@ -40,7 +40,7 @@ class Regions(NamedTuple):
 class PerRegion(nnx.Module):
     """A component with one set of weights for both regions (`shared`), or one for each (`patches`, `text`).
 
-    The component takes the slots that its weights apply to: `Regions` where it is shared, so that a weight's gradient
+    The component takes the slots that its weights apply to: `Regions` if it is shared, so that a weight's gradient
     is summed over both regions at once, else the array [B, ., ...] of its region.
     """
 

@@ -34,7 +34,7 @@ class Output(NamedTuple):
     """The network's output for a batch.
 
     hidden      final hidden states [B, P, D] and [B, T, D]
-    cache       the extended KV cache, where one was given
+    cache       the extended KV cache, if one was given
     auxiliary   float32 [], load-balancing loss of a learned router, mean over the layers; 0 without one
     """
 

@@ -33,7 +33,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class OutOfMemoryError(RuntimeError):
     """The compiler could not fit a step into a device's memory.
 
-    temporaries, available  bytes that the compiler reports; None where it reports none
+    temporaries, available  bytes that the compiler reports, or None
     """
 
     def __init__(self, message: str) -> None:
@@ -51,7 +51,7 @@ class Program:
     arguments    bytes on each device as the compiler lays them out, like the next three
     temporaries  of arrays that exist only during a step
     outputs      of the step, without those that reuse an argument's memory
-    code         of the program itself, where it is in the device's memory
+    code         of the program itself, if it is in the device's memory
     mesh         axis -> size
     devices      of the mesh, in its order
     seconds      that compiling took

@@ -26,7 +26,7 @@ device_description_str: "{description}"
 def wraps(machine: Machine) -> tuple[bool, ...]:
     """Returns for each dimension whether the torus is closed.
 
-    2-D slices close along sides of 16 chips; 3-D slices close where all sides are multiples of four.
+    2-D slices close along sides of 16 chips; 3-D slices close if all sides are multiples of four.
     """
     if machine.topology is None:
         return ()

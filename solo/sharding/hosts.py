@@ -22,7 +22,7 @@ _LIMB = 32
 class RowShare:
     """This process loads rows [index * B / count, (index + 1) * B / count) of every batch.
 
-    Their rows in the global array follow from the places of its devices in the mesh.
+    The places of its devices in the mesh determine which rows of the global array they become.
 
     first  whether it is the first process with these rows; other processes hold other slots or heads of them
     """

@@ -1,6 +1,6 @@
 """A run in several processes, which join, wait for each other, and stop together.
 
-In a run of one process, the functions here return at once.
+In a run of one process, nothing here waits.
 
 The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 42 and all others: restart):
 - JAX ends a process with SIGABRT (134) after another one has died, and a restart may help;

@@ -76,7 +76,7 @@ class Trainer:
         config: the run.
         prepared: its data.
         run: its folder.
-        observer: is told of every step.
+        observer: shows every step.
         mesh: the devices; default: all of them.
         initial: returns the parameters that the run begins with, sharded over the mesh; default: drawn from the seed.
         ledger: records how time is spent.

@@ -34,7 +34,7 @@ def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches
     """Decodes an image file and cuts it into patches.
 
     Pixels are RGB without alpha, resized with Pillow's antialiased filters, as in all references. Tiles follow one
-    another; in each, patches stand row by row, or column by column with `patch_order: columns`.
+    another; in each, patches are ordered row by row, or column by column with `patch_order: columns`.
 
     Args:
         data: content of the file.

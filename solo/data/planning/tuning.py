@@ -47,7 +47,8 @@ MARGIN = 1.5
 # rows, and 4 carries fewer documents along.
 SPARE_ROWS = 16
 
-# Bounds those rows where a row holds many documents, and is the sample that tells how many. 256 to 4,096: no effect.
+# Bounds those rows if a row holds many documents; also the size of the sample that counts documents per row. 256 to
+# 4,096: no effect.
 SPARE_DOCUMENTS = 1024
 
 # Rows at which a lasting surplus of one region is capped; then rows go out unfilled. The cases have no such surplus:

@@ -75,7 +75,7 @@ class RowSource:
         return max(self._plan.num_steps - self._start_step, 0) * len(self._rows)
 
     def __getitem__(self, item: int) -> Batch:
-        """Returns a row without the B axis. If a document cannot be read, its slots stay empty."""
+        """Returns a row without the B axis. The slots of a document that cannot be read stay empty."""
         step, row = divmod(int(item), len(self._rows))
         step += self._start_step
         chunks = self._plan.row(step, self._rows[row])

@@ -1,7 +1,7 @@
 """EVEv2 (baaivision/EVE at cc63ec7, folder EVEv2): Qwen2 with visual experts in all components, named `moe_`.
 
 The published config.json lacks the patch sizes, which are 16 and 2. We write them as `patch_stride` and
-`dense_stride`, and read them where they are given. The released model was trained on images of at most 1600 x 1600
+`dense_stride`, and read them if present. The released model was trained on images of at most 1600 x 1600
 pixels of area.
 """
 

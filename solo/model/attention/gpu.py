@@ -40,7 +40,7 @@ LEAST_DIM = 16
 
 
 class Visits(NamedTuple):
-    """For each block: the number of fully visible blocks, the number of visible blocks, and their indices."""
+    """For each block: counts of fully visible and of all visible blocks, then indices, fully visible ones first."""
 
     keys: Array  # int32 [B, X, 2 + Y]
     queries: Array  # int32 [B, Y, 2 + X]

@@ -124,7 +124,7 @@ def finish(problem: Problem, start: Array) -> Array:
 
 
 def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
-    """Raises FitRefusedError if the runs cannot determine the law, whatever their losses."""
+    """Raises FitRefusedError if the runs cannot determine the law, regardless of their losses."""
     fewest = law.fewest_runs if fewest_runs is None else fewest_runs
     if len(runs) < fewest:
         raise FitRefusedError(f"{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")

@@ -52,7 +52,7 @@ def test_the_optimum_uses_the_measured_flops_factor() -> None:
 
 def test_the_power_law_does_not_allocate_compute() -> None:
     assert POWER.optimum_exponents({"alpha": 0.1}) == {}
-    with pytest.raises(ValueError, match="does not say how to share"):
+    with pytest.raises(ValueError, match="does not say how to split"):
         POWER.optimum({"A": 1.0, "E": 1.0, "alpha": 0.1}, 1e20)
 
 
