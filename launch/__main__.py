@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     tpu_vm.add_argument("--reserved", action="store_true", help="use a reservation")
     tpu_vm.add_argument("--wait", help="how long to wait for machines, such as 6h")
     for name, help in (
-        ("status", "show what runs and what has ended"),
+        ("status", "show what is running and what has ended"),
         ("logs", "show the end of the first process's output"),
         ("stop", "end a run for good, after saving if possible"),
         ("watch", "request preempted machines again until the run has ended"),

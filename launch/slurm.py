@@ -37,7 +37,7 @@ def plan(request: Request) -> Plan:
         (*configs, script),
         (Command(("sbatch", script.path), "submit; the job restarts itself, see the script"),),
         status=(
-            Command(("squeue", "--name", name, "--format", "%i %T %M %D %R"), "what runs or waits"),
+            Command(("squeue", "--name", name, "--format", "%i %T %M %D %R"), "running and waiting jobs"),
             Command(("sacct", "--name", name, "--format", "JobID,State,ExitCode,Elapsed"), "what ended", True),
         ),
         logs=(Command(("sh", "-c", f"tail -n 40 {shlex.quote(request.folder)}/slurm-*.log"), f"the end of {log}"),),

@@ -34,7 +34,7 @@ def add_arguments(parser: Any, overrides: str) -> None:
     what.add_argument("--on", metavar="TYPE", help="machine: v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices of TYPE; default 1")
     parser.add_argument("--stage", metavar="NAME", help="only this stage; default: all, with equal ones compiled once")
-    parser.add_argument("--search", type=Path, metavar="FILE", help="search the best setting; write its overrides")
+    parser.add_argument("--search", type=Path, metavar="FILE", help="search for the best setting; write its overrides")
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument(
@@ -118,7 +118,7 @@ def _count(arguments: argparse.Namespace) -> int:
 def _search(
     arguments: argparse.Namespace, config: Config, where: Machine, console: Any
 ) -> tuple[Forecast, tuple[str, ...]]:
-    """Search the best setting for the first stage, or the named one, and write its overrides for a command line."""
+    """Search for the best setting of the first or the named stage, and write its overrides for a command line."""
     from solo.planning.forecast import chosen_stages
     from solo.planning.search import search
     from solo.planning.show import show_search

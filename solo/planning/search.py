@@ -1,4 +1,4 @@
-"""Searches the best setting of a run for a machine: mesh shape, rows per device, rematerialisation, attention kernel.
+"""Searches for the best setting of a run on a machine: mesh shape, rows per device, rematerialisation, attention.
 
 All combinations are estimated first, which takes a second. Those whose state and saved activations cannot fit are
 dropped. The most promising of the rest are compiled, up to a given number, and the one with the highest estimated

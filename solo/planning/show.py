@@ -113,9 +113,9 @@ def _flops(found: Forecast) -> Table:
 
 
 def _collectives(found: Forecast) -> Table:
-    table = _table("collectives of a step", ("per step", "GB per device", "seconds", "meanwhile"))
+    table = _table("collectives of a step", ("per step", "GB per device", "seconds", "computation"))
     for each in found.collectives:
-        computes = "computes" if each.overlapped else "waits"
+        computes = "overlaps" if each.overlapped else "waits"
         name = f"{each.name}, network" if each.network else each.name
         seconds = "unknown" if each.seconds is None else f"{each.seconds:.4f}"
         table.add_row(name, f"{each.count:,}", f"{each.bytes / 1e9:,.3f}", seconds, computes)

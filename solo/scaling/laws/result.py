@@ -1,4 +1,4 @@
-"""Everything that is known about one loss: the law, its intervals, its hold-out, its cross-checks, its predictions."""
+"""The results for one loss: the law, its intervals, its hold-out, its cross-checks, and its predictions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FitSpec:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A fitted law and what follows from it.
+    """A fitted law and the results derived from it.
 
     with_dropped    coefficients of the law fitted to all runs, if some were left out
     """

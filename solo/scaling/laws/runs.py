@@ -22,9 +22,9 @@ class Runs:
     d        training tokens: float64 [R]
     flops    training compute: float64 [R]
     loss     nats: float64 [R]
-    cluster  the stable run that it was branched from, or its own id; runs of one cluster are not independent
+    cluster  id of the stable run that a run was branched from, or its own id; runs of one cluster are not independent
     unique   distinct tokens among the training tokens: float64 [R], infinite if none repeats
-    score    score of a downstream task: float64 [R], NaN if there is none
+    score    score of a downstream task: float64 [R], NaN if missing
     """
 
     id: tuple[str, ...]

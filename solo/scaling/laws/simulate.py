@@ -81,11 +81,11 @@ class Design(Section):
 
 
 class SimulateSpec(Section):
-    """A design, and the assumed truth that it is tried on.
+    """A design, and the assumed law that it is tried on.
 
     law                the law to fit
     coefficients       coefficients of the assumed law
-    noise              standard deviation of a run's log loss; 0.003 is that of a good sweep
+    noise              standard deviation of a run's log loss; 0.003 is typical of a good sweep
     stable_run_noise   standard deviation of the additional noise that the branches of one stable run share
     predict            compute at which the optimum is wanted
     datasets           number of simulated sweeps
@@ -116,7 +116,7 @@ class Simulated:
     flops       compute of all runs together; a stable run is counted once per branch
     truth       coefficients, exponents, and size, tokens and loss at the wanted compute
     intervals   80% and 95% intervals of their estimates over the data sets
-    refused     number of the first `JUDGED` data sets that gave no law, by reason
+    refused     number of data sets that gave no law, by reason, among the first `JUDGED`
     """
 
     runs: int

@@ -75,7 +75,7 @@ def describe_set_aside(items: Sequence[SetAside], title: str = "Not in this fit"
 
 
 def describe(result: FitResult) -> list[Section]:
-    """Describes everything that is known about one loss."""
+    """Describes all results for one loss."""
     analysis, aside = result.analysis, describe_set_aside(result.set_aside)
     if analysis is None:
         return [_head(result), aside]
@@ -100,7 +100,7 @@ def document(table: Table, results: Sequence[FitResult], command: str) -> dict[s
 
 
 def describe_simulation(spec: SimulateSpec, found: Simulated) -> Section:
-    """Describes what a design would give."""
+    """Describes the results of a simulated design."""
     labels = {"n": "N at the target", "d": "D at the target", "loss": "loss at the target"}
     rows = []
     for name, value in found.truth.items():

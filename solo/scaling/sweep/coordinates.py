@@ -47,7 +47,7 @@ def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[B
     Args:
         definition: the model; it is initialised for every seed.
         stage: its optimizer and loss.
-        batches: the batches, one per step; the first is also the one that is measured on.
+        batches: the batches, one per step. All measurements use the first.
     """
     optimizer = stage.optimizer.model_copy(update={"schedule": "constant", "warmup_steps": 0})
     stage = stage.model_copy(update={"optimizer": optimizer, "steps": len(batches)})

@@ -19,7 +19,7 @@ from solo.scaling.sweep.spec import SweepSpec
 class Costs:
     """Costs of some runs. `seconds` and `usd` are by run id, and None if they are unknown.
 
-    flops   FLOPs that are computed for them; a stable run is counted once
+    flops   computed FLOPs; a stable run is counted once
     hours   machine time, with one run after another
     """
 

@@ -24,7 +24,7 @@ _SCRIPT = """#!/bin/bash
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 # Add the options of your cluster: --partition, --account, --time, --gpus-per-task.
-# A task trains its runs one after the other. Submitted again, the array trains the missing runs.
+# A task trains its runs one after the other. If it is submitted again, the array trains the missing runs.
 set -uo pipefail
 cd {here} || exit 1
 runs=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})

@@ -28,7 +28,7 @@ from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
 
-# A run without a result is pending, running or interrupted; a run with one is done, stable, failed or diverged.
+# Without a result, a run is pending, running or interrupted; with a result, it is done, stable, failed or diverged.
 DONE = ("done", "stable")
 BAD = ("failed", "diverged")
 

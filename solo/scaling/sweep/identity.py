@@ -1,4 +1,4 @@
-"""Identifies a run of a sweep by everything in its config that its results depend on."""
+"""Identifies a run of a sweep by the keys of its config that affect its results."""
 
 from __future__ import annotations
 

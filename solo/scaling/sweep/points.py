@@ -26,7 +26,8 @@ class Point:
     config       its config, whose name is the id
     labels       axis -> value
     stable_run   id of the run that it branches from, at `branch_step`
-    is_stable    whether it is a stable run: its learning rate does not decay, branches start from it, it is not fitted
+    is_stable    whether it is a stable run, from which branches start; its learning rate does not decay, so it is not
+                 fitted
     budget       FLOPs that an isoFLOP design planned it for
     """
 
