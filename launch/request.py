@@ -23,7 +23,7 @@ class Request:
 
     run      name of the launch: a DNS label
     configs  the run's config; several only for a job array
-    options  of the target: image, bucket, zone, partition, ...
+    options  the target's options: image, bucket, zone, partition, ...
     """
 
     run: str

@@ -22,7 +22,7 @@ class Machine:
     """`slices` slices of one kind, each with `chips` chips on `hosts` hosts.
 
     name      the vendor's name of one slice: v5p-128
-    topology  of one slice, in chips: 4x4x4; None for GPUs and CPUs
+    topology  shape of one slice, in chips: 4x4x4; None for GPUs and CPUs
     """
 
     name: str

@@ -25,7 +25,7 @@ class Trained(NamedTuple):
     """A finished run.
 
     run      its folder
-    results  of its evaluation
+    results  results of its evaluation
     notes    what the user should know, such as data that was skipped or cut
     """
 

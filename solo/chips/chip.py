@@ -64,14 +64,14 @@ class Chip:
     assumed            field -> reason, for values that were neither published nor measured
     compiler_options   options of XLA that every program is compiled with
     price              list price
-    chips_per_host     of slices with more than one host
+    chips_per_host     chips of each host in slices with more than one host
     sizes              chips of a slice -> its topology (TPU)
     single_hosts       chips -> chips of the host, for slices that have one host
     topology_prefix    prefix of `jax.experimental.topologies` names, as in `v5e:4x4`
     topology_options   further arguments of `get_topology_desc`
     gpu_target         `gpu_device_info` of XLA's GPU compiler, without memory size and bandwidth
     accelerator_type   Compute Engine's name of a slice, without the number; None: not offered as TPU VMs
-    runtime_version    of a TPU VM
+    runtime_version    runtime version of a TPU VM
     gke_accelerator    value of GKE's node label
     """
 

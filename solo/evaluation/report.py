@@ -38,9 +38,9 @@ def write_report(
 
     Args:
         path: the file.
-        config: of the run.
-        definition: of the model, for parameter counts.
-        results: of the tasks, with the examples to show.
+        config: the run.
+        definition: the model, for parameter counts.
+        results: results of the tasks, with the examples to show.
         lines: of `metrics.jsonl`, for the loss chart and the figures.
     """
     write_whole(Path(path), render(config, definition, results, lines))

@@ -36,7 +36,7 @@ class Published:
 class TrainedModel:
     """A trained model.
 
-    config       of the run it comes from, or as a repository's files describe it
+    config       config of its run, or the config that a repository's files describe
     definition   everything about the network except its values
     parameters   path -> float32 array, sharded over the mesh
     mesh         the devices; all of this process's unless one is given

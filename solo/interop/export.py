@@ -61,7 +61,7 @@ def export(
         checkpoint: a run's folder, one of its checkpoints, or a repository as `solo import` writes it.
         to: the folder to write. It appears complete or not at all.
         layout: a name in `solo.interop.layouts`. The text layouts store the text path of a monolith.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         verified: read everything back and compare it with the checkpoint: tensors bit for bit, and logits and answers
             where PyTorch and transformers are installed.
         max_shard_bytes: limit on the values in a file.

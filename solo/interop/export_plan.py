@@ -34,12 +34,12 @@ class ExportPlan:
 
     Attributes:
         source: the model to export.
-        layout: of the repository.
+        layout: layout of the repository.
         config: as published: with the placeholder and the number of vocabulary rows.
-        definition: of the model that `config` describes.
+        definition: definition of the model that `config` describes.
         tokenizer: as published, or None if the source has none.
         rules: name -> rule of every tensor, in the order of writing.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         left_out: parameters that the layout does not store.
         appended: the placeholder token that was appended to the vocabulary, or None.
     """

@@ -33,7 +33,7 @@ class Imported:
     """Summary of an import.
 
     Attributes:
-        layout: of the source.
+        layout: layout of the source.
         tensors: number of tensors written.
         nbytes: size of their values.
         copied: number of tensors that are copies of the text's: experts of patches.
@@ -85,7 +85,7 @@ def import_repository(
             vocabulary rows or images is upcycled. The tokens of `data.tokenizer.add_tokens` are appended.
         out: the folder to write. It appears complete or not at all.
         new_tokens: rows of new tokens are the mean of the existing ones, or N(0, init_std^2).
-        seed: of the draws.
+        seed: seed of the draws.
         max_shard_bytes: limit on the values in a file.
         progress: called with (bytes written, total bytes) for every tensor.
 

@@ -35,7 +35,7 @@ class Reference:
     """A PyTorch model and its processor.
 
     Attributes:
-        name: of the implementation, for the user.
+        name: name of the implementation, for the user.
         model: computes logits and generates.
         processor: applies the chat template; a tokenizer, or a processor with images.
         generation: settings of `generate`.

@@ -28,11 +28,11 @@ class Source(ABC):
 
     Attributes:
         folder: the checkpoint or the repository.
-        config: of the run, or as the repository describes it.
+        config: config of the run, or the config that the repository describes.
         tokenizer: None if a repository has none.
-        definition: of the network. Its vocabulary has the published rows.
+        definition: the network. Its vocabulary has the published rows.
         run: the run's folder, if this is a checkpoint.
-        step: of the checkpoint.
+        step: step of the checkpoint.
     """
 
     folder: Path

@@ -32,8 +32,8 @@ class TensorRule:
     """One tensor of a repository and the parameters it stores.
 
     Attributes:
-        name: of the tensor.
-        shape: of the tensor.
+        name: name of the tensor.
+        shape: shape of the tensor.
         slices: the parameters that it stores.
         split: maps the tensor's values to those of `slices`, in their order. The results are views where possible.
         join: the inverse of `split`. It accepts vocabulary padding and drops it.
@@ -75,7 +75,7 @@ class Rules:
         Args:
             names: tensor -> component and last part of the path, such as (`attention_norm`, `scale`).
             packed_names: tensor -> last parts of the paths of q, k and v; see `packed`.
-            prefix: of the names.
+            prefix: prefix of the names.
             layer: its number.
             region: text or patches.
             mark: replaces `{mark}` in the names.

@@ -51,7 +51,7 @@ def add_rows(
         slice_: which parameter it is.
         new_tokens: new rows are the mean of the existing ones, or N(0, std^2).
         std: see `new_tokens`.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     values = np.moveaxis(values, axis, 0)
     old, width = values.shape

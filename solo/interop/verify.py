@@ -36,7 +36,7 @@ class LogitComparison:
     """Our logits of one input against PyTorch's.
 
     Attributes:
-        name: of the input.
+        name: name of the input.
         difference: largest absolute difference.
         spread: standard deviation of our logits.
         divergence: Kullback-Leibler divergence in nats, averaged over positions.

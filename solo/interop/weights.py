@@ -36,8 +36,8 @@ def load_parameters(
     tensor at a time. Every process reads all files.
 
     Args:
-        folder: with config.json and safetensors, such as `solo import` and `solo export` write.
-        definition: of the model.
+        folder: a folder with config.json and safetensors, such as `solo import` and `solo export` write.
+        definition: the model.
         mesh: devices; parameters are sharded over it as `parameter_shardings` says.
         without_images: accept a text model. Its patch embedding is zero.
 

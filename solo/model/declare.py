@@ -42,7 +42,7 @@ _MATRICES = ("input", "hidden", "residual", "router", "head")
 class ParameterSpec:
     """A float32 parameter: its shape, and the facts of its declaration.
 
-    shape      with the axis over layers, if it has one
+    shape      shape with the axis over layers, if it has one
     axes       the logical axis of every dimension
     component  the part of the network it belongs to
     role       what it does

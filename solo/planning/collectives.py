@@ -61,7 +61,7 @@ def find_collectives(
         module: the program.
         mesh: axis -> size.
         machine: the machine that the program is compiled for.
-        devices: of the mesh, in its order.
+        devices: devices of the mesh, in its order.
     """
     links = _Links(machine, list(devices))
     found: dict[tuple[str, tuple[str, ...], int, bool, bool], list[float]] = {}

@@ -57,8 +57,8 @@ def step_time(module: Module, collectives: Sequence[Collective], flops: StepFlop
 
     Args:
         module: the compiled step.
-        collectives: of the step.
-        flops: of the step, over all devices.
+        collectives: collectives of the step.
+        flops: FLOPs of the step, over all devices.
         machine: the machine that it is compiled for.
 
     Returns:

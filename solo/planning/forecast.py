@@ -38,13 +38,13 @@ class Forecast:
 
     config, stage, definition, rows, machine  what was planned
     by_hand      memory, estimated from shapes
-    flops        of a step over all devices
+    flops        FLOPs of a step over all devices
     program      the compiled step; None if the compiler could not fit it into memory
     refusal      the compiler's error in that case
-    collectives  of a step, the largest first
-    time         of a step; None if there is no estimate
+    collectives  collectives of a step, the largest first
+    time         time of a step; None if there is no estimate
     no_time      the reason why `time` is missing
-    options      of the compiler, beyond those of the config
+    options      compiler options beyond those of the config
     replicated   a line for every dimension that the mesh replicates because it does not divide it
     """
 

@@ -19,7 +19,7 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
     """Returns the positions in the mesh, int [groups, members], of the devices that a collective joins.
 
     Args:
-        attributes: of the instruction: listed `{{0,1},{2,3}}`, iota `[2,2]<=[4]`, or axes `mesh['a'=2,'b'=2] {'a'}`.
+        attributes: the instruction's: listed `{{0,1},{2,3}}`, iota `[2,2]<=[4]`, or axes `mesh['a'=2,'b'=2] {'a'}`.
         devices: the number of all devices, which empty groups stand for.
 
     Raises:

@@ -39,7 +39,7 @@ class HandCount:
 
     parameters, optimizer  the state, in float32
     batch                  rows as the loader yields them, and counters
-    gradients              of the trained parameters
+    gradients              gradients of the trained parameters
     saved                  activations that the forward pass keeps for the backward pass
     layer                  intermediate results and gathered weights of the layer being computed
     vocabulary             gathered embeddings and their gradients, and the logits of a chunk

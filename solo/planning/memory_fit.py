@@ -22,7 +22,7 @@ from solo.sharding.axes import mesh_sizes, row_shards
 class Setting:
     """A setting that would fit.
 
-    overrides  of the config
+    overrides  overrides of the config
     machine    another machine; None: the same
     needed     estimated bytes per device
     """

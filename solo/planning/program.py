@@ -49,12 +49,12 @@ class Program:
 
     text         its optimised HLO
     arguments    bytes on each device as the compiler lays them out, like the next three
-    temporaries  of arrays that exist only during a step
-    outputs      of the step, without those that reuse an argument's memory
-    code         of the program itself, if it is in the device's memory
+    temporaries  bytes of arrays that exist only during a step
+    outputs      bytes of the step's outputs, without those that reuse an argument's memory
+    code         bytes of the program itself, if it is in the device's memory
     mesh         axis -> size
-    devices      of the mesh, in its order
-    seconds      that compiling took
+    devices      devices of the mesh, in its order
+    seconds      seconds that compiling took
     """
 
     text: str
@@ -111,8 +111,8 @@ def compile_step(
         config: the run.
         stage: one of its stages.
         definition: its model.
-        shape: of the stage's rows.
-        num_steps: of the stage.
+        shape: shape of the stage's rows.
+        num_steps: steps of the stage.
         machine: the machine to compile for.
         options: further compiler options.
 

@@ -35,11 +35,11 @@ class Rows:
     """A stage's rows.
 
     shape       slots of a row
-    num_steps   of the stage
-    documents   of a sample of rows
+    num_steps   steps of the stage
+    documents   documents of a sample of rows
     source      where these figures come from, in words
     measured    whether they come from prepared data
-    vocab_size  of the tokenizer, if there is one
+    vocab_size  vocabulary size of the tokenizer, if there is one
     """
 
     shape: RowShape

@@ -31,9 +31,9 @@ _NEVER = ("auto", "dense")
 class Candidate:
     """A setting and its estimate.
 
-    config     with the setting
-    stage      of that config
-    overrides  that give the setting
+    config     config with the setting
+    stage      stage of that config
+    overrides  overrides that give the setting
     count      its estimated memory
     cost       rough seconds per token; the cheapest are compiled first
     """

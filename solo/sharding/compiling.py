@@ -42,7 +42,7 @@ def compile_lowered(
     """Compile a lowered function.
 
     Args:
-        lowered: from a `jax.jit` that has `compiler_options(mesh, changes)`.
+        lowered: the result of lowering a `jax.jit` that has `compiler_options(mesh, changes)`.
         mesh: the devices to compile for.
         changes: the config's `compiler_options`.
         further: options of this call alone.

@@ -110,7 +110,7 @@ def device_batch(batch: Batch, mesh: Mesh, shares: int = 1) -> Batch:
 
     Args:
         batch: the process's rows; those of `row_share`.
-        mesh: of the global batch.
+        mesh: the mesh of the global batch.
         shares: number of rows of the global batch over those of this process.
     """
     shardings = batch_shardings(mesh)

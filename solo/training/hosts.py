@@ -31,8 +31,8 @@ METADATA_TIMEOUT = 5.0
 class Hosts:
     """The processes of a run.
 
-    names          of the processes, in order, for messages; processes of one host share its name
-    index          of this process
+    names          names of the processes, in order, for messages; processes of one host share its name
+    index          index of this process
     coordinator    host:port of process 0
     local_devices  accelerators of the host that this process uses; None: all
     source         where this was read from

@@ -103,7 +103,7 @@ class Ledger:
 class Goodput:
     """How a run spent its time.
 
-    seconds   by part, in the order of `PARTS`; they add up to the time from the first start to the last reading
+    seconds   seconds by part, in the order of `PARTS`; they add up to the time from the first start to the last reading
     attempts  number of starts
     steps     steps that count: the last one done
     last      seconds since 1970 of the last reading

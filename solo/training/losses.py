@@ -44,11 +44,11 @@ class Forward(NamedTuple):
     """A micro-batch after the forward pass.
 
     batch           `target_weights` are normalised over the whole batch (`normalised_weights`)
-    output          of the network
+    output          output of the network
     cross_entropy   float32 [B, Y], nats
     log_normaliser  float32 [B, Y], log of the sum over the vocabulary of exponentiated logits
-    definition      of the model
-    config          of the loss
+    definition      the model
+    config          the loss's config
     sources         names of the mixture's sources, in its order: what `target_source` counts
     share           fraction of the whole batch in the micro-batch
     """
@@ -108,8 +108,8 @@ def batch_loss(
     Args:
         definition: the model.
         placement: the operations that depend on the devices.
-        parameters: by path.
-        batch: with normalised `target_weights`.
+        parameters: parameters by path.
+        batch: a batch with normalised `target_weights`.
         config: the loss.
         sources: names of the sources that `target_source` counts.
         share: fraction of the whole batch in this micro-batch.

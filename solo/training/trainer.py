@@ -53,11 +53,11 @@ class Interrupted(Exception):  # noqa: N818 - not a fault
 class StepInfo(NamedTuple):
     """The facts about a step that the hosts know before it is computed.
 
-    step          of the run, from 1
+    step          step of the run, from 1
     stage         index of the stage
     stage_step    step of the stage, from 1
     stats         returns counts over the whole batch of all hosts; calling it may wait for the devices
-    slots         of the whole batch
+    slots         slots of the whole batch
     wait_seconds  seconds that the loop waited for the batch
     """
 

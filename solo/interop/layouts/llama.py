@@ -138,7 +138,7 @@ class LlamaLike(Layout):
         """Returns the rules of the language model.
 
         Args:
-            rules: of the model.
+            rules: the model's rules.
             prefix: precedes every name.
             visual_mark: `{mark}` in the names of visual experts. None leaves these out.
         """

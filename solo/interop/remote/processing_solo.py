@@ -21,7 +21,7 @@ class SoloMonolithProcessor(ProcessorMixin):
     Args:
         image_processor: cuts images into patches.
         tokenizer: has all tokens below.
-        chat_template: of conversations.
+        chat_template: template of conversations.
         image_token: placeholder of an image in a text, and of a patch in token ids.
         image_begin_token: token before the patches of an image, or None.
         image_end_token: token after the patches of an image, or None.

@@ -24,7 +24,7 @@ class TaskLaw:
 
     form            exponential: top - k exp(-gamma L), Gadre et al. 2024 (arXiv 2403.08540);
                     sigmoid: chance - (chance - floor) / (1 + exp(slope (L - middle)))
-    coefficients    by name
+    coefficients    coefficients by name
     squares         sum of squared errors of the fit
     """
 
@@ -44,7 +44,7 @@ class Downstream:
     laws            one of each form, the best fit first
     used            number of runs above chance, to which the laws were fitted
     at_chance       number of runs left out because they are at chance
-    predictions     by compute: score by the best law, and its 80% interval
+    predictions     predictions by compute: score by the best law, and its 80% interval
     """
 
     column: str

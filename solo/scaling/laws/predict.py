@@ -22,7 +22,7 @@ class Prediction:
 
     n, d            parameters and tokens; None for a law that does not allocate compute
     loss            the law's loss; a single run scatters about it by `scatter`, relative
-    intervals       bootstrap intervals of n, d and loss by level: of the law, not of a single run
+    intervals       bootstrap intervals of the law's n, d and loss by level; a single run scatters more
     extrapolation   compute over the largest fitted compute
     unique          number of distinct tokens, for a law with repeated tokens
     """

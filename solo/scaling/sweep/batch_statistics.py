@@ -30,7 +30,7 @@ class StageStatistics(Protocol):
     """Statistics of the batches of one stage.
 
     shape       shape of a row
-    vocab_size  of the tokenizer, or None if it is unknown
+    vocab_size  vocabulary size of the tokenizer, or None if it is unknown
     """
 
     shape: RowShape
