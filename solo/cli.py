@@ -16,6 +16,9 @@ EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 42
 
+# A path that a user gave, or a file in a run's folder, is not what it should be. A full disk is none of these.
+_WRONG_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 Verb = Callable[[argparse.Namespace], int]
 OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
 
@@ -54,6 +57,11 @@ def _run(parsed: argparse.Namespace) -> int:
             raise
         print(f"solo: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except OSError as error:
+        if error.filename is None:  # not about a file
+            raise
+        print(f"solo: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR if isinstance(error, _WRONG_PATHS) else EXIT_FAILED
     except KeyboardInterrupt:
         print("solo: stopped; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130

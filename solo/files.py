@@ -40,7 +40,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Returns the folders `<step>` of all complete checkpoints in a folder, in the order of their steps."""
-    return sorted((path.parent for path in folder.glob(f"*/{COMMIT_MARKER}")), key=lambda path: int(path.name))
+    found = (path.parent for path in folder.glob(f"*/{COMMIT_MARKER}"))
+    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def json_line(line: Mapping[str, Any]) -> str:
@@ -49,12 +50,32 @@ def json_line(line: Mapping[str, Any]) -> str:
 
 
 def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Appends one line in a single write, so that lines of several threads and processes do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Appends one line in a single write, so that lines of several threads and processes do not mix.
+
+    A last line that a kill cut short is ended first.
+    """
+    descriptor = _open_to_append(path)
     try:
-        os.write(descriptor, json_line(line).encode())
+        size = os.fstat(descriptor).st_size
+        cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        _append(descriptor, "\n" * cut_short + json_line(line), path)
     finally:
         os.close(descriptor)
+
+
+def _open_to_append(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def _append(descriptor: int, text: str, path: Path) -> None:
+    """Appends all of a text. Raises OSError with the path: the disk may be full."""
+    rest = text.encode()
+    try:
+        while rest:  # a disk that is almost full takes a part
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -85,14 +106,13 @@ class JsonLinesFile:
     def __init__(self, path: Path):
         self._path = path
         before = path.read_bytes() if path.exists() else b""
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _open_to_append(path)
         if before and not before.endswith(b"\n"):
-            self._file.write("\n")  # a kill cut the last line short
+            _append(self._file, "\n", path)  # a kill cut the last line short
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line and hands it to the operating system: it survives this process, not the machine."""
-        self._file.write(json_line(line))
-        self._file.flush()
+        _append(self._file, json_line(line), self._path)
 
     def sync(self) -> None:
         """Returns once all lines are stored durably.
@@ -100,11 +120,10 @@ class JsonLinesFile:
         The file is closed and opened again, because buckets mounted with Cloud Storage FUSE store a file when it is
         closed; with streaming writes, fsync alone does not.
         """
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = self._path.open("a", encoding="utf-8")
+        os.fsync(self._file)
+        os.close(self._file)
+        self._file = _open_to_append(self._path)
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        os.close(self._file)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from solo.config import Config
+from solo.config import Config, ConfigError
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.files import read_json_lines
 from solo.loading import initial_parameters
+from solo.locks import hold
 from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
@@ -19,6 +23,8 @@ from solo.training.ledger import Ledger
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.trainer import Interrupted, Trainer
+
+_log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -43,7 +49,8 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
         began: seconds since 1970 at which this attempt began, for `goodput.jsonl`; default: now.
 
     Raises:
-        ConfigError: the config does not fit its data, the devices, or the run that the folder holds.
+        ConfigError: the config does not fit its data, the devices, or the run that the folder holds. Or another
+            process trains that run.
         CheckpointError: a checkpoint could not be written or read.
         BadStepError: a loss was not finite or jumped, and the config says to stop.
         Interrupted: SIGTERM was received and the observer listens for it; the run is saved.
@@ -52,19 +59,26 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
     config.check_runnable()
     ledger = Ledger(began)
     try:
-        done = _train(config, observer or Observer(), ledger)
+        with contextlib.ExitStack() as stack:
+            done = _train(config, observer or Observer(), ledger, stack)
     except BaseException as error:
-        ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
+        with contextlib.suppress(OSError):  # a full disk, which `error` tells of
+            ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
         raise
     ledger.close("done")
     return done
 
 
-def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
+def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib.ExitStack) -> Trained:
     notes: list[str] = []
 
+    def tell(text: str) -> None:
+        notes.append(text)
+        _log.warning("%s", text)  # at once: an attempt that fails does not return its notes
+
     def set_up() -> tuple[RunFolder, Prepared]:
-        run = RunFolder.open(config, notes.append)
+        _lock(RunFolder(config.run_folder), stack, tell)
+        run = RunFolder.open(config, tell)
         ledger.open(run.goodput_file)
         prepared = prepare(config, observer.note)
         prepared.tokenizer.save(run.path)
@@ -81,6 +95,17 @@ def _train(config: Config, observer: Observer, ledger: Ledger) -> Trained:
     results = evaluate_run(run, config, prepared, observer)
     ledger.spent("evaluation")
     return Trained(run, results, [*notes, *doubts, *trainer.notes, *_left_out(run, prepared, trainer)])
+
+
+def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> None:
+    """Holds the run's lock until the stack is closed. Raises ConfigError if another process holds it."""
+    try:
+        held = stack.enter_context(hold(run.lock_file))
+    except ConfigError as error:
+        tell(str(error))
+        return
+    if not held:
+        raise ConfigError(f"another process trains {run.path}; wait for its end, or choose another name (name=...)")
 
 
 def check_memory(trainer: Trainer) -> list[str]:

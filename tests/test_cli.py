@@ -1,5 +1,6 @@
 """The command line: help without jax, and clear usage errors."""
 
+import errno
 import subprocess
 import sys
 
@@ -77,3 +78,19 @@ def test_plan_counts_a_model(capsys) -> None:
     )
     assert sum(parts) == total
     assert f"as native: 39 tensors, {total:,} parameters" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (IsADirectoryError(errno.EISDIR, "A folder", "runs/a"), 2),
+        (OSError(errno.ENOSPC, "Full", "runs/a"), 1),
+    ],
+)
+def test_an_error_of_a_file_is_one_line(monkeypatch, capsys, error: OSError, status: int) -> None:
+    def refuse(*_) -> None:
+        raise error
+
+    monkeypatch.setattr("solo.evaluation.run.evaluate_folder", refuse)
+    assert main(["evaluate", "runs/a"]) == status
+    assert capsys.readouterr().err.strip() == f"solo: runs/a: {error.strerror}"

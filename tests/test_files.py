@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from solo.files import JsonLinesFile, append_json_line, read_json_lines, write_whole
+from solo.files import (
+    COMMIT_MARKER,
+    JsonLinesFile,
+    append_json_line,
+    complete_checkpoints,
+    read_json_lines,
+    write_whole,
+)
 
 
 def test_the_folder_is_made_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -52,3 +59,24 @@ def test_json_lines_follow_on_a_line_cut_short_and_damage_is_counted(tmp_path: P
     lines.write({"id": 3})
     assert read_json_lines(path) == ([{"id": "é\n\ud800"}, {"id": 2}, {"id": 3}], 3)
     lines.close()
+
+
+def test_a_line_appended_after_one_cut_short_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"b": ')
+    append_json_line(path, {"c": 3})
+    append_json_line(path, {"d": 4})
+    assert read_json_lines(path) == ([{"a": 1}, {"c": 3}, {"d": 4}], 1)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file() -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        append_json_line(Path("/dev/full"), {"a": 1})
+
+
+def test_only_folders_named_by_a_step_are_checkpoints(tmp_path: Path) -> None:
+    for name in ("10", "9", "9.bak", "best", "11"):
+        (tmp_path / name).mkdir()
+        if name != "11":
+            (tmp_path / name / COMMIT_MARKER).touch()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["9", "10"]

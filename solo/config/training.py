@@ -123,10 +123,19 @@ class SafetyConfig(Section):
 
     keys_decide = ("result",)
 
-    policy: Literal["stop", "skip"] = Field("stop", description="skip: discard the update and continue")
+    policy: Literal["stop", "skip"] = Field(
+        "stop",
+        description="skip: discard the update and continue; a run that stopped may resume with it",
+        json_schema_extra=decides("nothing"),
+    )
     spike_factor: float | None = Field(None, gt=1, description="a loss above the running mean times this is a spike")
     spike_warmup_steps: int = Field(50, ge=1)
-    max_skips: int = Field(10, ge=1, description="consecutive skipped steps after which the run stops")
+    max_skips: int = Field(
+        10,
+        ge=1,
+        description="consecutive skipped steps after which the run stops",
+        json_schema_extra=decides("nothing"),
+    )
 
 
 class TaskConfig(Section):

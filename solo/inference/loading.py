@@ -14,7 +14,7 @@ from solo.inference.monolith import Monolith
 from solo.inference.trained import local_mesh
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.mesh import parameter_shardings
-from solo.training.checkpoint import CheckpointError, abstract_parameters, differences
+from solo.training.checkpoint import CheckpointError, abstract_parameters, differences, unreadable
 
 
 def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
@@ -49,14 +49,17 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -
 
     Raises:
         ValueError: the checkpoint is not complete.
-        CheckpointError: its parameters are not the model's; the message lists the differences.
+        CheckpointError: its parameters are not the model's; the message lists the differences. Or it is damaged.
     """
     if not is_complete(checkpoint):
         raise ValueError(f"{checkpoint} is not a complete checkpoint")
     wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
     stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata
-    if lines := differences(stored["parameters"], wanted["parameters"]):
+    if lines := differences(stored.get("parameters", {}), wanted["parameters"]):
         raise CheckpointError(
             f"{checkpoint} does not belong to this run's model:\n" + "\n".join(f"  {line}" for line in lines)
         )
-    return ocp.load_checkpointables(checkpoint.absolute(), wanted)["parameters"]
+    try:
+        return ocp.load_checkpointables(checkpoint.absolute(), wanted)["parameters"]
+    except Exception as error:
+        raise CheckpointError(unreadable(checkpoint, error)) from error

@@ -69,11 +69,14 @@ class Checkpoints:
         )
 
     def latest(self) -> Progress | None:
-        """Returns the position of the newest complete checkpoint, or None."""
+        """Returns the position of the newest complete checkpoint, or None. Raises CheckpointError if it is damaged."""
         newest = self._orbax.latest
         if newest is None:
             return None
-        return Progress(**self._orbax.checkpointables_metadata(newest.step).custom_metadata)
+        try:
+            return Progress(**self._orbax.checkpointables_metadata(newest.step).custom_metadata)
+        except Exception as error:
+            raise self._unreadable(newest.step, error) from error
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts a save; returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""
@@ -105,10 +108,14 @@ class Checkpoints:
 
         Raises:
             CheckpointError: names or shapes of the parameters or the optimizer state differ; the message lists them.
+                Or the checkpoint is damaged; the message names the one before.
         """
         wanted = {"parameters": abstract.parameters, "optimizer": _counters(abstract)}
         self._compare(progress.step, wanted)
-        loaded = self._orbax.load_checkpointables(progress.step, wanted)
+        try:
+            loaded = self._orbax.load_checkpointables(progress.step, wanted)
+        except Exception as error:
+            raise self._unreadable(progress.step, error) from error
         parameters, rest = loaded["parameters"], loaded["optimizer"]
         return TrainState(
             {path: parameters[path] for path in abstract.trainable},
@@ -141,11 +148,23 @@ class Checkpoints:
                 f"checkpoint {self.folder / str(step)} does not match this config; nothing was restored:\n{shown}{more}"
             )
 
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        before = [path.name for path in complete_checkpoints(self.folder) if int(path.name) < step]
+        resumes = f"resume from step {before[-1]}" if before else "start from the beginning"
+        return CheckpointError(f"{unreadable(self.folder / str(step), error)}; move it elsewhere to {resumes}")
+
     def _failure(self, error: Exception) -> CheckpointError:
         self._failed = True
         good = complete_checkpoints(self.folder)
         kept = f"the last good checkpoint is step {good[-1].name}" if good else "there is no good checkpoint yet"
         return CheckpointError(f"could not save to {self.folder}: {str(error).splitlines()[0]}; {kept}")
+
+
+def unreadable(checkpoint: Path, error: Exception) -> str:
+    """Says that a checkpoint is damaged: a file of it is missing or cut short."""
+    cause = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
+    what = f"checkpoint {checkpoint} cannot be read: files of it are missing or damaged"
+    return f"{what} ({type(error).__name__}: {cause})"
 
 
 def abstract_parameters(specs: Mapping[str, ParameterSpec], shardings: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,8 +145,20 @@ class Goodput:
 def read_ledger(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Returns all intact lines of a ledger, and the number of others."""
     found, broken = read_json_lines(path)
-    whole = [line for line in found if isinstance(line.get("try"), int)]
+    whole = [line for line in found if _is_whole(line)]
     return whole, broken + len(found) - len(whole)
+
+
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    numbers = [line[name] for name in ("began", "seconds", "at", "resumed", "data_wait") if name in line]
+    if "spent" in line and not (line["spent"] in SPENT and "seconds" in line):
+        return False
+    return type(line.get("try")) is int and all(isinstance(number, int | float) for number in numbers)
+
+
+def began_after(path: Path) -> int | None:
+    """Returns the step that a run's first attempt began after, 0 or that of a branch; None if the ledger lacks it."""
+    return next((line["resumed"] for line in read_ledger(path)[0] if "resumed" in line), None)
 
 
 def goodput(path: Path) -> Goodput:

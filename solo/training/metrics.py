@@ -36,16 +36,21 @@ class MetricsStream(Metrics):
     When a run resumes, lines after the step that it resumes from are dropped and the TensorBoard files are rewritten
     from the rest, so that both show every step once.
 
-    damage  messages about lines that the file lacks up to that step: a machine may stop before the file is stored
+    Args:
+        run: the run's folder.
+        resume_step: the step that the run resumes after.
+        began_after: the step that its first attempt began after: 0, or that of a branch. None if it is unknown.
+
+    damage  messages about lines that the file lacks up to `resume_step`: a machine may stop before the file is stored
     """
 
-    def __init__(self, run: RunFolder, resume_step: int):
+    def __init__(self, run: RunFolder, resume_step: int, began_after: int | None = None):
         # Imported here: it is slow, and help does not need it.
         from tensorboardX import SummaryWriter
 
         found, broken = _read_metrics(run.metrics_file)
-        kept = [line for line in found if line["step"] <= resume_step]
-        self.damage = [f"{run.metrics_file}: {text}" for text in _damage(kept, broken, resume_step)]
+        kept = _without_repeats([line for line in found if line["step"] <= resume_step])
+        self.damage = [f"{run.metrics_file}: {text}" for text in _damage(kept, broken, resume_step, began_after)]
         write_whole(run.metrics_file, "".join(map(json_line, kept)))
         shutil.rmtree(run.tensorboard, ignore_errors=True)
         self._board = SummaryWriter(str(run.tensorboard))
@@ -80,15 +85,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     found, broken = read_json_lines(path)
-    whole = [line for line in found if "kind" in line and isinstance(line.get("step"), int)]
+    whole = [line for line in found if isinstance(line.get("kind"), str) and type(line.get("step")) is int]
     return whole, broken + len(found) - len(whole)
 
 
-def _damage(kept: list[dict[str, Any]], broken: int, resume_step: int) -> list[str]:
-    """Returns messages about lines missing up to the step that a run resumes from. A branch begins after step 1."""
+def _without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leaves out lines of steps that have a later line."""
+    last = {line["step"]: number for number, line in enumerate(lines) if line["kind"] == "train"}
+    return [line for number, line in enumerate(lines) if line["kind"] != "train" or last[line["step"]] == number]
+
+
+def _damage(kept: list[dict[str, Any]], broken: int, resume_step: int, began_after: int | None) -> list[str]:
+    """Returns messages about lines missing up to the step that a run resumes from."""
     found = [f"{broken} damaged lines were left out"] if broken else []
     steps = {line["step"] for line in kept if line["kind"] == "train"}
-    if steps and (missing := sorted(set(range(min(steps), resume_step + 1)) - steps)):
+    first = min(steps, default=resume_step + 1) if began_after is None else began_after + 1
+    if missing := sorted(set(range(first, resume_step + 1)) - steps):
         where = f"steps {missing[0]} to {missing[-1]}" if len(missing) > 1 else f"step {missing[0]}"
         found.append(f"{len(missing)} lines are missing in {where}, although a later checkpoint was saved")
     return found
@@ -126,9 +138,16 @@ def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
     }
 
 
-def drop_quarantined_after(path: Path, step: int) -> None:
-    """Drops entries of later steps from the quarantine, because a resumed run repeats these steps."""
-    found, _ = read_json_lines(path)
-    kept = [line for line in found if line.get("step", 0) <= step]
-    if len(kept) < len(found):
+def drop_quarantined_after(path: Path, step: int) -> list[str]:
+    """Drops entries of later steps from the quarantine, because a resumed run repeats these steps.
+
+    Returns:
+        Messages about damaged lines, which are dropped, too.
+    """
+    found, broken = read_json_lines(path)
+    whole = [line for line in found if type(line.get("step", 0)) is int]
+    broken += len(found) - len(whole)
+    kept = [line for line in whole if line.get("step", 0) <= step]
+    if broken or len(kept) < len(found):
         write_whole(path, "".join(map(json_line, kept)))
+    return [f"{path}: {broken} damaged lines were left out"] if broken else []

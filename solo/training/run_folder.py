@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from solo.config import Config, ConfigError, differences, dump_config, load_config
-from solo.files import complete_checkpoints, write_whole
+from solo.files import complete_checkpoints, is_complete, write_whole
 
 _CHANGES_SHOWN = 10
 
@@ -49,6 +50,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def lock_file(self) -> Path:
+        """The process that trains the run holds its lock; see `solo.locks`."""
+        return self.path / "run.lock"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per saved step."""
         return self.path / "checkpoints"
@@ -59,19 +65,21 @@ class RunFolder:
 
     @classmethod
     def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
-        """Create the folder, or open that of a run that this config may resume.
+        """Creates the folder, or opens that of a run that this config may resume.
 
         A resumed run may change the keys that do not decide its result, such as `mesh` or `model.remat`: its
         `config.yaml` is rewritten, and `report` is called with a line for every changed key.
 
         Raises:
-            ConfigError: the folder holds a run with another result; the message names the keys that differ.
+            ConfigError: the folder holds a run with another result; the message names the keys that differ. Or its
+                `config.yaml` cannot be read, as after keys were renamed.
         """
         run = cls(config.run_folder)
         if not run.config_file.exists():
             write_whole(run.config_file, dump_config(config))
+            run._set_aside_incomplete(report)
             return run
-        changes = differences(load_config(run.config_file), config)
+        changes = differences(run._stored_config(), config)
         if refused := [change for change in changes if change.decides_at("result")]:
             raise ConfigError(
                 f"{run.path} was made by another config:\n"
@@ -83,4 +91,26 @@ class RunFolder:
             write_whole(run.config_file, dump_config(config))
             for change in changes:
                 report(f"resumed with {change.key}={change.new!r}, before {change.old!r}")
+        run._set_aside_incomplete(report)
         return run
+
+    def _stored_config(self) -> Config:
+        try:
+            return load_config(self.config_file)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.path} holds a run whose config cannot be read:\n{error}\n"
+                f"choose another name for the new run (name=...), or correct {self.config_file} to resume the old one"
+            ) from None
+
+    def _set_aside_incomplete(self, report: Callable[[str], None]) -> None:
+        """Renames checkpoints without a commit marker, so that none is resumed from or blocks a later save.
+
+        Copying a run, or renaming a folder in a bucket, may stop halfway.
+        """
+        for path in sorted(self.checkpoints.glob("*")):
+            if path.name.isdigit() and not is_complete(path):
+                names = (path.with_name(f"{path.name}.incomplete{number or ''}") for number in count())
+                aside = next(name for name in names if not name.exists())
+                path.rename(aside)
+                report(f"checkpoint {path} was not written to its end; it is named {aside.name} now")

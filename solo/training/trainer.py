@@ -31,7 +31,7 @@ from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import stop_agreed, wait_for_all
 from solo.training.idle import IdleWatch
-from solo.training.ledger import Ledger
+from solo.training.ledger import Ledger, began_after
 from solo.training.losses import Measured, means
 from solo.training.metrics import Metrics, MetricsStream, drop_quarantined_after, plan_line
 from solo.training.observer import Observer
@@ -281,10 +281,11 @@ class Trainer:
         """Cuts the run's files back to the step that it resumes from. Only the first process writes metrics."""
         metrics = Metrics()
         if jax.process_index() == 0:
-            drop_quarantined_after(self.run.quarantine_file, resume_step)
-            metrics = stream = MetricsStream(self.run, resume_step)
-            self.notes += stream.damage
-            for text in stream.damage:
+            damage = drop_quarantined_after(self.run.quarantine_file, resume_step)
+            metrics = stream = MetricsStream(self.run, resume_step, began_after(self.run.goodput_file))
+            damage += stream.damage
+            self.notes += damage
+            for text in damage:
                 _log.warning("%s", text)
         wait_for_all()  # before another process appends to the quarantine
         return metrics

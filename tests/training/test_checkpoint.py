@@ -89,3 +89,24 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path) -> None:
     save(tmp_path, definition(), steps=(1, 2))
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
     assert Checkpoints(tmp_path, CheckpointConfig()).latest().step == 2
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "removed", "position"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, damage: str) -> None:
+    save(tmp_path, definition(), steps=(3, 5))
+    file = tmp_path / "5" / "_CHECKPOINT_METADATA" if damage == "position" else largest_file(tmp_path / "5")
+    if damage == "cut short":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        file.unlink()
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    message = rf"checkpoint {tmp_path}/5 cannot be read.*; move it elsewhere to resume from step 3$"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.restore(checkpoints.latest(), built(definition(), 1)[1])
+    (tmp_path / "5").rename(tmp_path / "elsewhere")
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.restore(checkpoints.latest(), built(definition(), 1)[1]).step == 0

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from solo.config import ConfigError, load_config
+from solo.files import COMMIT_MARKER
+from solo.locks import hold
+from solo.pipeline import train
 from solo.training.run_folder import RunFolder
 
 
@@ -32,3 +35,42 @@ def test_a_config_with_another_result_is_refused_and_the_folder_stays_as_it_was(
     with pytest.raises(ConfigError, match=r"made by another config:\n  seed: 0 there, 1 here\nchoose another name"):
         opened(tmp_path, "seed=1", "model.remat=dots")
     assert run.config_file.read_text() == before
+
+
+def test_what_happens_after_a_bad_loss_may_change_on_resume(tmp_path: Path) -> None:
+    opened(tmp_path)
+    _, notes = opened(tmp_path, "safety.policy=skip", "safety.max_skips=3")
+    assert [note.partition("=")[0] for note in notes] == ["resumed with safety.policy", "resumed with safety.max_skips"]
+    with pytest.raises(ConfigError, match=r"safety\.spike_factor"):
+        opened(tmp_path, "safety.spike_factor=2.0")
+
+
+def test_a_run_with_old_keys_is_refused_with_the_new_names_and_what_to_do(tmp_path: Path) -> None:
+    run, _ = opened(tmp_path)
+    content = run.config_file.read_text().replace("init_from:", "start_from:")
+    run.config_file.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        opened(tmp_path)
+    assert f"{run.path} holds a run whose config cannot be read" in str(caught.value)
+    assert "start_from: this key is named init_from now" in str(caught.value)
+    assert f"choose another name for the new run (name=...), or correct {run.config_file}" in str(caught.value)
+    assert run.config_file.read_text() == content
+
+
+def test_checkpoints_without_a_commit_marker_are_set_aside(tmp_path: Path) -> None:
+    run, _ = opened(tmp_path)
+    for name in ("4", "6", "6.incomplete", "6.orbax-checkpoint-tmp"):
+        (run.checkpoints / name).mkdir(parents=True)
+    (run.checkpoints / "4" / COMMIT_MARKER).touch()
+    _, notes = opened(tmp_path)
+    assert notes == [f"checkpoint {run.checkpoints}/6 was not written to its end; it is named 6.incomplete1 now"]
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    assert names == ["4", "6.incomplete", "6.incomplete1", "6.orbax-checkpoint-tmp"]
+    assert opened(tmp_path)[1] == []
+
+
+def test_a_run_is_trained_by_one_process(tmp_path: Path) -> None:
+    config = load_config("configs/quickstart.yaml", [f"folder={tmp_path}"])
+    with hold(RunFolder(config.run_folder).lock_file), pytest.raises(ConfigError, match="another process trains"):
+        train(config)
+    assert not (config.run_folder / "config.yaml").exists()

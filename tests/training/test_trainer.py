@@ -16,7 +16,7 @@ from solo.data.store.shards import PreparedSource
 from solo.files import read_json_lines
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import Checkpoints
-from solo.training.metrics import MetricsStream, read_metrics
+from solo.training.metrics import MetricsStream, drop_quarantined_after, read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.trainer import BadStepError, Trainer
@@ -82,6 +82,23 @@ def test_skipping_goes_on_and_gives_up_after_too_many(prepared_folder: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_run_that_a_bad_loss_stopped_resumes_with_policy_skip(prepared_folder: Path) -> None:
+    optimizer = {"learning_rate": 1e38, "schedule": "constant"}
+    found = []
+    for name, policies in (("advised", ["stop", "skip"]), ("skipped", ["skip"])):
+        for policy in policies:
+            config = make(prepared_folder, name=name, stage={"optimizer": optimizer}, safety={"policy": policy})
+            with contextlib.suppress(BadStepError):
+                train(config)
+        quarantined, _ = read_json_lines(config.run_folder / "quarantine.jsonl")
+        lines = steps(RunFolder(config.run_folder))
+        found.append(([line["loss"] for line in lines], [line["applied"] for line in lines], quarantined))
+    assert found[0] == found[1]
+    assert found[0][1] == [True, False, False, False]
+    assert [line["step"] for line in found[0][2]] == [2, 3, 4]
+
+
+@pytest.mark.slow
 def test_metrics_count_what_the_plan_holds(prepared_folder: Path) -> None:
     config = make(prepared_folder, name="plain")
     trainer = train(config)
@@ -107,23 +124,36 @@ def stored(*lines: dict) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "kept", "damage"),
+    ("content", "kept", "damage", "began_after"),
     [
-        (stored(*lines_of(1, 2, 3, 4, 5)) + b'{"kind": "tra', [1, 2, 3], ["1 damaged lines"]),
-        (stored(*lines_of(1)), [1], ["2 lines are missing in steps 2 to 3"]),
-        (stored(*lines_of(1)) + b"\x00\xff[\n" + stored(*lines_of(3)), [1, 3], ["1 damaged", "missing in step 2,"]),
-        (stored(*lines_of(1)) + b'{"kind": "tra' + stored(*lines_of(2, 3)), [1, 3], ["1 damaged", "missing in step 2"]),
-        (stored(*lines_of(1, 2)) + b'{"kind": "train", "step": null}\n7\n', [1, 2], ["2 damaged", "missing in step 3"]),
-        (stored(*lines_of(3, 4)), [3], []),  # branched off after step 2
-        (b"", [], []),
+        (stored(*lines_of(1, 2, 3, 4, 5)) + b'{"kind": "tra', [1, 2, 3], ["1 damaged lines"], 0),
+        (stored(*lines_of(1)), [1], ["2 lines are missing in steps 2 to 3"], 0),
+        (stored(*lines_of(1)) + b"\x00\xff[\n" + stored(*lines_of(3)), [1, 3], ["1 damaged", "missing in step 2,"], 0),
+        (
+            stored(*lines_of(1)) + b'{"kind": "tra' + stored(*lines_of(2, 3)),
+            [1, 3],
+            ["1 damaged", "missing in step 2"],
+            0,
+        ),
+        (
+            stored(*lines_of(1, 2)) + b'{"kind": "train", "step": null}\n7\n',
+            [1, 2],
+            ["2 damaged", "missing in step 3"],
+            0,
+        ),
+        (stored(*lines_of(3, 4)), [3], [], 2),  # branched off after step 2
+        (b"", [], ["3 lines are missing in steps 1 to 3"], 0),
+        (stored(*lines_of(3)), [3], ["2 lines are missing in steps 1 to 2"], 0),
+        (stored(*lines_of(3)), [3], [], None),  # the ledger is lost, too
+        (stored(*lines_of(1, 2), {**lines_of(1)[0], "loss": 0}, *lines_of(1, 3)), [2, 1, 3], [], 0),
     ],
 )
 def test_a_resumed_run_keeps_what_it_can_of_its_metrics_and_says_what_is_lost(
-    tmp_path: Path, content: bytes, kept: list[int], damage: list[str]
+    tmp_path: Path, content: bytes, kept: list[int], damage: list[str], began_after: int | None
 ) -> None:
     run = RunFolder(tmp_path)
     run.metrics_file.write_bytes(content)
-    stream = MetricsStream(run, resume_step=3)
+    stream = MetricsStream(run, 3, began_after)
     stream.write({"kind": "train", "step": 4, "loss": float("nan")})
     stream.sync()
     stream.write({"kind": "train", "step": 5, "loss": 0.5})
@@ -151,6 +181,14 @@ def test_metrics_are_stored_before_a_checkpoint_and_no_step_counts_its_time(prep
     train(config)
     assert events == ["sync", "save"] * 3
     assert max(line["timing"]["step_seconds"] for line in steps(RunFolder(config.run_folder))) < 0.9
+
+
+def test_damaged_lines_of_the_quarantine_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    path.write_bytes(stored({"step": 2}, {"step": "two"}, {"step": 3}) + b'\xff\n{"step": ')
+    (said,) = drop_quarantined_after(path, 2)
+    assert said == f"{path}: 3 damaged lines were left out"
+    assert read_json_lines(path) == ([{"step": 2}], 0)
 
 
 class KilledError(Exception):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from solo.config import dump_config
 from solo.files import write_whole
+from solo.locks import is_held
 from solo.scaling.sweep.execute import measured, start_branch, versions
 from solo.scaling.sweep.folder import SweepFolder
-from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
 from solo.training.metrics import read_metrics
 from solo.training.run_folder import RunFolder

@@ -15,10 +15,10 @@ import solo
 from solo.data.store.prepare import open_prepared
 from solo.evaluation.losses import evaluation_set
 from solo.files import complete_checkpoints
+from solo.locks import hold
 from solo.model.parameters import define
 from solo.pipeline import train
 from solo.scaling.sweep.folder import BAD, SweepFolder
-from solo.scaling.sweep.lock import hold
 from solo.scaling.sweep.points import Point
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer

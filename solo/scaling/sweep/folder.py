@@ -21,10 +21,10 @@ from typing import Any
 
 from solo.config import ConfigError, parse_config
 from solo.files import is_complete, write_whole
+from solo.locks import is_held
 from solo.scaling.laws.table_file import RESULTS
 from solo.scaling.sweep.estimate import Estimate
 from solo.scaling.sweep.identity import digest, run_id
-from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from solo.config import ConfigError, dump_config, load_config
+from solo.locks import is_held
 from solo.scaling.sweep.folder import SweepFolder
-from solo.scaling.sweep.lock import is_held
 from solo.scaling.sweep.points import Point, expand
 from solo.scaling.sweep.spec import load_spec
 from solo.training.metrics import read_metrics

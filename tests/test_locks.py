@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from solo.config import ConfigError
-from solo.scaling.sweep.lock import hold, is_held
+from solo.locks import hold, is_held
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from solo.scaling.sweep.lock import hold
+from solo.locks import hold
 with hold(Path(sys.argv[1])) as held:
     print("held" if held else "taken", flush=True)
     time.sleep(60)

@@ -50,6 +50,6 @@ def _acquire(file: IO[str]) -> bool:
     except OSError as error:
         raise ConfigError(
             f"{file.name}: cannot be locked ({error.strerror}), and without locks two processes could train the same"
-            " run; set the sweep's folder to a file system that supports flock"
+            " run; use a folder on a file system that supports flock"
         ) from None
     return True
