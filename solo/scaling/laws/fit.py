@@ -38,7 +38,7 @@ class Fit:
     objective       the minimised sum (see `problem.OBJECTIVES`)
     starts          number of starting points
     agreeing        number of starting points that led to this minimum
-    condition       condition number of the Jacobian with normalised columns; large if coefficients compensate each other
+    condition       condition number of the Jacobian with normalised columns; large if coefficients can trade off
     notes           caveats for the reader
     """
 
