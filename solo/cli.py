@@ -63,7 +63,8 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"solo: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR if isinstance(error, _WRONG_PATHS) else EXIT_FAILED
     except KeyboardInterrupt:
-        print("solo: stopped; the same command resumes from the last checkpoint", file=sys.stderr)
+        resumes = "; the same command resumes from the last checkpoint" if parsed.verb is train else ""
+        print(f"solo: stopped{resumes}", file=sys.stderr)
         return 130
 
 
@@ -84,7 +85,7 @@ def prepare(arguments: argparse.Namespace) -> int:
             f"{name}: {len(source):,} records, {patches:,} visual tokens, {text:,} text tokens, {supervised:,} learned"
         )
     console.print(f"vocabulary {prepared.tokenizer.vocab_size:,}; quarantined {prepared.quarantined:,}")
-    console.print(f"prepared data is in {config.data.folder}")
+    console.print(f"prepared data is in {config.data.folder}", markup=False)
     return 0
 
 
@@ -146,7 +147,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     finally:
         observer.finish()
     print_results(results, console)
-    console.print(f"report: {arguments.run}/report.html", soft_wrap=True)
+    console.print(f"report: {arguments.run}/report.html", soft_wrap=True, markup=False)
     return 0
 
 
@@ -200,8 +201,8 @@ def import_weights(arguments: argparse.Namespace) -> int:
             progress=lambda written, total: bar.update(task, completed=written, total=total),
         )
     for line in done.summary():
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"written to {arguments.out}", soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written to {arguments.out}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -222,8 +223,8 @@ def export(arguments: argparse.Namespace) -> int:
             report=status.update,
         )
     for line in done.summary():
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"written to {arguments.to}", soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written to {arguments.to}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -235,9 +236,9 @@ def _say_where(run: Any, notes: list[str], console: Any) -> None:
         ("checkpoints", "checkpoints"),
         ("config", "config.yaml"),
     ):
-        console.print(f"{title:12}{run / name}", soft_wrap=True, highlight=False)
+        console.print(f"{title:12}{run / name}", soft_wrap=True, highlight=False, markup=False)
     for line in notes:
-        console.print(f"note        {line}", soft_wrap=True, highlight=False)
+        console.print(f"note        {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 class _Turn(argparse.Action):

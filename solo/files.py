@@ -34,14 +34,14 @@ COMMIT_MARKER = "commit_success.txt"
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Returns whether a checkpoint is complete."""
-    return (checkpoint / COMMIT_MARKER).is_file()
+    """Returns whether a folder is a complete checkpoint, named by its step."""
+    return checkpoint.name.isdecimal() and (checkpoint / COMMIT_MARKER).is_file()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Returns the folders `<step>` of all complete checkpoints in a folder, in the order of their steps."""
     found = (path.parent for path in folder.glob(f"*/{COMMIT_MARKER}"))
-    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+    return sorted(filter(is_complete, found), key=lambda path: int(path.name))
 
 
 def json_line(line: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from solo.inference.loading import load_run, newest_checkpoint, read_parameters
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
-from solo.interop.description import describe_repository, placeholder_id, read_config_json
+from solo.interop.config_json import read_config_json
+from solo.interop.description import describe_repository, placeholder_id
 from solo.interop.layout import Layout
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition, Parameters, define
@@ -30,7 +31,7 @@ def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
         ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no checkpoint yet.
         CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
-    folder = Path(path)
+    folder = Path(path).resolve()  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not a folder; expected a run (runs/<name>), one of its checkpoints, or a repository"
@@ -73,7 +74,7 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
         CheckpointError: the checkpoint belongs to another model; the message lists the differences.
         LayoutError: the same for a repository.
     """
-    path = Path(folder)
+    path = Path(folder).resolve()
     if (path / "config.json").is_file():
         return load_parameters(path, definition, mesh)
     if path.parent.name == "checkpoints":

@@ -91,6 +91,9 @@ def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_file_that_is_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read config"):
         load_config(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"name: \xbd")
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not YAML: 'utf-8' codec can't decode"):
+        load_config(tmp_path / "binary.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="expected a mapping"):
         load_config(tmp_path / "list.yaml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,12 @@ from solo.config import Config, parse_config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.data.text.templates import TEMPLATES
 from solo.data.vocabulary import needed_tokens
-from solo.interop.layout import Layout, LayoutError, Sections
+from solo.interop.config_json import read_config_json
+from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
 
 _SOLO_PLACEHOLDER = 32001  # <vpatch> of SOLO-7B
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-
-
-def read_config_json(folder: str | Path) -> dict[str, Any]:
-    """Returns a repository's config.json. Raises LayoutError if it is missing or not a JSON object."""
-    path = Path(folder) / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise LayoutError(f"{folder} is not a model repository: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise LayoutError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise LayoutError(f"{path} is not a JSON object")
-    return found
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -65,7 +65,10 @@ class ExportPlan:
         return rule.join([self.read(slice_) for slice_ in rule.slices])
 
     def read(self, slice_: ParameterSlice) -> np.ndarray:
-        """Returns a parameter slice in the published dtype, with the published vocabulary rows; new rows are zero."""
+        """Returns a parameter slice in the published dtype, with the published vocabulary rows; new rows are zero.
+
+        Raises ValueError if a value is infinite or not a number, or becomes infinite in the published dtype.
+        """
         values = self.source.read(slice_)
         axes = self.source.definition.specs[slice_.path].axes
         if "vocab" in axes:
@@ -73,7 +76,19 @@ class ExportPlan:
             values = values[(slice(None),) * axis + (slice(rows),)]
             missing = self.definition.vocab_size - rows
             values = np.pad(values, [(0, missing if number == axis else 0) for number in range(values.ndim)])
-        return values.astype(_NUMPY[self.dtype])
+        with np.errstate(over="ignore"):
+            found = values.astype(_NUMPY[self.dtype])
+        if not np.isfinite(found.astype(np.float32)).all():
+            self._refuse_infinite(slice_, values)
+        return found
+
+    def _refuse_infinite(self, slice_: ParameterSlice, values: np.ndarray) -> NoReturn:
+        if np.isfinite(values.astype(np.float64)).all():
+            most = np.abs(values.astype(np.float64)).max()
+            raise ValueError(
+                f"{slice_} has values up to {most:.3g}, which {self.dtype} cannot store; export as bfloat16 or float32"
+            )
+        raise ValueError(f"{slice_} of {self.source.folder} has values that are infinite or not a number")
 
 
 def make_plan(source: Source, layout: Layout, dtype: Dtype) -> ExportPlan:

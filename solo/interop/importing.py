@@ -15,7 +15,8 @@ import numpy as np
 from solo.config import Config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.interop.agreement import check_agreement, source_image, source_model
-from solo.interop.description import has_tokenizer, read_config_json
+from solo.interop.config_json import read_config_json
+from solo.interop.description import has_tokenizer
 from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts import recognise
 from solo.interop.layouts.native import NATIVE
@@ -93,8 +94,11 @@ def import_repository(
         LayoutError: the source is of no known layout or does not fit; the message lists the differences.
         TensorFileError: a file is damaged or a pickle, or the disk has too little space.
         FileExistsError: `out` exists.
-        ValueError: the tokenizer cannot be read, or the vocabulary is too small for it or for `patch_embed.token_id`.
+        ValueError: the tokenizer cannot be read, the vocabulary is too small for it or for `patch_embed.token_id`, or
+            the seed is negative.
     """
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}; it must not be negative")
     source = Path(source)
     config_json = read_config_json(source)
     layout = recognise(config_json, str(source / "config.json"))
@@ -102,6 +106,11 @@ def import_repository(
     notes = check_agreement(layout, sections, config, str(source))
     before = source_model(sections, config)
     theirs = ModelDefinition(before, source_image(sections, config), before.vocab_size or 0)
+    if not has_tokenizer(source) and (source / "vocab.json").is_file():
+        notes.append(
+            "vocab.json and merges.txt are not read; AutoTokenizer.from_pretrained(...).save_pretrained(...) of"
+            " transformers makes a tokenizer.json of them"
+        )
     tokenizer = _tokenizer(source, config, theirs.vocab_size)
     ours = ModelDefinition(config.model, config.image, _rows(config, theirs.vocab_size, tokenizer))
     with StoredParameters(source, layout, theirs) as stored:
@@ -149,21 +158,21 @@ class _Conversion:
         """Returns our tensors. Raises LayoutError if the source lacks a parameter or has an additional one."""
         reader, tensors = self._stored.reader, self._stored.tensors
         embedding = tensors[ParameterSlice("text_embed")]
-        lines = []
+        missing = []
         for rule in NATIVE.tensors(self._ours):
             (slice_,) = rule.slices
             spec = self._ours.specs[slice_.path]
             found = next((each for each in origins(slice_, spec) if each in tensors), None)
             if found is None and (layout.has_images or spec.component != "patch_embed"):
-                lines.append(f"missing: {slice_}")
+                missing.append(f"missing: {slice_}")
             self.drawn += found is None
             self.copied += found is not None and found != slice_ and spec.region == "patches"
             self._planned[rule.name] = rule, found
             self._dtypes[rule.name] = reader[tensors[found] if found else embedding].dtype
         used = {found for _, found in self._planned.values()}
-        lines += [f"left over: {slice_}" for slice_ in tensors if slice_ not in used]
-        if lines:
-            raise LayoutError(f"{origin} cannot become this model:\n{listed(lines)}")
+        left_over = [f"left over: {slice_}" for slice_ in tensors if slice_ not in used]
+        if missing or left_over:
+            raise LayoutError(f"{origin} cannot become this model:\n{listed(missing, left_over)}")
         return [TensorInfo(name, rule.shape, self._dtypes[name]) for name, (rule, _) in self._planned.items()]
 
     def value(self, name: str) -> np.ndarray:

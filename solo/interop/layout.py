@@ -116,5 +116,5 @@ def get(config_json: Mapping[str, Any], key: str) -> Any:
 def demand(config_json: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises LayoutError if a key is present with another value than the one that our model supports."""
     for key, value in wanted.items():
-        if config_json.get(key, value) != value:
+        if config_json.get(key) not in (None, value):
             raise LayoutError(f"config.json has {key}: {config_json[key]}; our model of this family has {value}")

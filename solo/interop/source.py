@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
+from solo.files import is_complete
 from solo.inference.loading import newest_checkpoint
 from solo.interop.description import describe_repository
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
@@ -126,7 +127,7 @@ def open_source(path: str | Path) -> Source:
         ValueError: it is none of these; LayoutError and TensorFileError among them.
         CheckpointError: the checkpoint does not fit the run's model.
     """
-    folder = Path(path)
+    folder = Path(path).resolve()  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a run, one of its checkpoints, or an imported repository")
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
@@ -135,4 +136,8 @@ def open_source(path: str | Path) -> Source:
     run = folder.parent.parent if is_checkpoint else folder
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run of solo: it has no config.yaml")
+    if is_checkpoint and not is_complete(folder):
+        raise ValueError(
+            f"{folder} is not a complete checkpoint: it was not written to its end, or its name is not a step"
+        )
     return RunSource(folder if is_checkpoint else newest_checkpoint(run))

@@ -32,7 +32,9 @@ _DTYPES: Mapping[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 MAX_SHARD_BYTES = 5_000_000_000
+_LFS = b"version https://git-lfs.github.com"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -80,6 +82,8 @@ class TensorReader(Mapping[str, TensorInfo]):
         try:
             opened = self._opened.enter_context(safe_open(file, "numpy", backend="pread"))
         except (SafetensorError, OSError) as error:
+            if _is_lfs_pointer(file):
+                raise TensorFileError(f"{file} is a pointer to a file in Git LFS; `git lfs pull` fetches it") from None
             raise TensorFileError(f"{file} is damaged, truncated or not a safetensors file: {error}") from None
         names = list(opened.keys())
         if expected is not None and (different := sorted(expected ^ set(names))):
@@ -131,6 +135,19 @@ def _files(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
     """Yields the files to read, each with the names that the index places in it."""
     if path.is_file() and path.suffix == ".safetensors":
         yield path, None
+    elif (path / ADAPTER).is_file():
+        raise TensorFileError(
+            f"{path} has an adapter ({ADAPTER}), whose weights are not in the model's; merge it (merge_and_unload of"
+            " peft) and save the model"
+        )
+    elif (path / SINGLE).is_file():
+        # An index may be left over from an earlier, sharded save in the same folder; transformers ignores it too.
+        if (path / INDEX).is_file() and all((path / shard).is_file() for shard in _weight_map(path / INDEX).values()):
+            raise TensorFileError(
+                f"{path} has weights twice, in {SINGLE} and in the shards of {INDEX}; remove {INDEX} to read the"
+                f" first, or {SINGLE} to read the second"
+            )
+        yield path / SINGLE, None
     elif (path / INDEX).is_file():
         shards: dict[str, set[str]] = {}
         for name, shard in _weight_map(path / INDEX).items():
@@ -138,15 +155,21 @@ def _files(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
         if missing := [shard for shard in shards if not (path / shard).is_file()]:
             raise TensorFileError(f"{path} lacks {', '.join(sorted(missing))}, which its {INDEX} names")
         yield from ((path / shard, names) for shard, names in shards.items())
-    elif (path / SINGLE).is_file():
-        yield path / SINGLE, None
     else:
         raise TensorFileError(_nothing_to_read(path))
 
 
+def _is_lfs_pointer(file: Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
+
+
 def _weight_map(file: Path) -> Mapping[str, str]:
     try:
-        found = dict(json.loads(file.read_text())["weight_map"])
+        found = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TensorFileError(f"{file} is not an index of tensors: {error}") from None
     for name, shard in found.items():
@@ -256,21 +279,27 @@ def complete_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: the folder exists, or its partial one does: another process fills it, or was killed.
+        TensorFileError: the folder cannot be created, or a file cannot be written.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    if folder.exists():
+    if os.path.lexists(folder):
         raise FileExistsError(f"{folder} exists; it is not overwritten: remove it or choose another place")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.mkdir()
-    except FileExistsError:
+    partial = folder.with_name(folder.name + ".partial")
+    if os.path.lexists(partial):
         raise FileExistsError(
             f"{partial} exists: another process is writing it, or one was killed; remove it if none is"
-        ) from None
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise TensorFileError(f"{folder} cannot be created: {error.filename}: {error.strerror}") from None
     try:
         yield partial
         os.rename(partial, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        # Errors of libraries that are not the system's have no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise TensorFileError(f"{folder} was not written: {error.strerror}") from error
         raise

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from solo.interop.description import read_config_json
+from solo.interop.config_json import read_config_json
 from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts import recognise
 from solo.interop.tensor_files import TensorReader
@@ -108,29 +108,38 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
     rules = {rule.name: rule for rule in layout.tensors(definition)}
     copies = layout.copies(definition)
     found: dict[str, str] = {}
-    lines = []
+    twice = []
     for name in reader:
         canonical = layout.canonical(name)
         if canonical in found:
-            lines.append(f"stored twice: {found[canonical]} and {name}")
+            twice.append(f"stored twice: {found[canonical]} and {name}")
         if not _BUFFERS.search(name):
             found[canonical] = name
-    lines += [f"missing: {name} {rules[name].shape}" for name in rules if name not in found]
-    lines += [
-        f"left over: {found[name]} {reader[found[name]].shape}" for name in found if name not in {*rules, *copies}
+    for copy, original in copies.items():
+        if copy in found and original not in found:
+            found[original] = found.pop(copy)
+    stored = [(rules[name], reader[found[name]]) for name in rules if name in found]
+    faults = [
+        twice,
+        [
+            f"wrong dtype: {info.name} is {info.dtype}; solo reads floating-point weights: dequantise the model first"
+            for _, info in stored
+            if not jnp.issubdtype(info.dtype, jnp.floating)
+        ],
+        [
+            f"wrong shape: {info.name} is {info.shape}; this model has {rule.shape}"
+            for rule, info in stored
+            if info.shape != rule.shape
+        ],
+        [f"missing: {name} {rules[name].shape}" for name in rules if name not in found],
+        [f"left over: {found[name]} {reader[found[name]].shape}" for name in found if name not in {*rules, *copies}],
     ]
-    for name in rules.keys() & found.keys():
-        info = reader[found[name]]
-        if info.shape != rules[name].shape:
-            lines.append(f"wrong shape: {info.name} is {info.shape}; this model has {rules[name].shape}")
-        if not jnp.issubdtype(info.dtype, jnp.floating):
-            lines.append(f"wrong dtype: {info.name} is {info.dtype}; parameters are floating-point numbers")
-    if lines:
-        raise LayoutError(f"{origin} does not fit the model; nothing was loaded:\n{listed(lines)}")
+    if any(faults):
+        raise LayoutError(f"{origin} does not fit the model; nothing was loaded:\n{listed(*faults)}")
     for copy, original in copies.items():
         if copy in found:
             _compare(reader, found[copy], found[original])
-    return {stored: rules[name] for name, stored in found.items() if name in rules}
+    return {found[name]: rule for name, rule in rules.items()}
 
 
 def _check_complete(
@@ -167,10 +176,12 @@ def tensor_of(rule: TensorRule, parameters: Mapping[str, Any], dtype: Any) -> np
     return rule.join([np.asarray(value).astype(dtype) for value in chosen])
 
 
-def listed(lines: Sequence[str], most: int = 40) -> str:
-    """Returns at most `most` of the lines, indented, for an error message."""
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join(f"  {line}" for line in [*lines[:most], *more])
+def listed(*kinds: Sequence[str], most: int = 20) -> str:
+    """Returns lines, indented, for an error message: at most `most` of each kind of fault."""
+    found = []
+    for lines in kinds:
+        found += [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
+    return "\n".join(f"  {line}" for line in found)
 
 
 def _zeros(spec: ParameterSpec, sharding: NamedSharding) -> jax.Array:
@@ -199,7 +210,10 @@ def _updater(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], j
 def _compare(reader: TensorReader, copy: str, original: str) -> None:
     """Compares a few rows at a time: these are the largest tensors."""
     if (reader[copy].shape, reader[copy].dtype) != (reader[original].shape, reader[original].dtype):
-        raise LayoutError(f"{copy} should be a copy of {original}, but has another shape or dtype")
+        raise LayoutError(
+            f"config.json ties {copy} to {original}, but it has another shape or dtype; remove one of the two, or set"
+            " tie_word_embeddings to false"
+        )
     rows = reader[copy].shape[0]
     for start in range(0, rows, _ROWS_COMPARED):
         stop = min(start + _ROWS_COMPARED, rows)

@@ -134,7 +134,8 @@ def _search(
     )
     show_search(found, console)
     write_whole(arguments.search, " ".join(found.overrides) + "\n")
-    console.print(f"written to {arguments.search}: solo train {arguments.config} $(cat {arguments.search})")
+    use = f"solo train {arguments.config} $(cat {arguments.search})"
+    console.print(f"written to {arguments.search}: {use}", markup=False)
     return found.best, found.overrides
 
 

@@ -1,6 +1,7 @@
 """Exports of tiny runs in every layout: files, refusals, verification."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import solo
 from solo.cli import main
 from solo.data.text import extend_tokenizer
 from solo.data.text.huggingface import HuggingFaceTokenizer
+from solo.inference.monolith import Monolith
 from solo.interop.export import export
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
@@ -16,6 +18,7 @@ from solo.interop.tensor_files import TensorReader
 from solo.interop.verify import VerificationError, compare
 from tests.data.vocabularies import byte_level_json
 from tests.interop.runs import SECTIONS, saved_run
+from tests.tiny import save_run
 
 ALWAYS = {
     "README.md",
@@ -224,3 +227,42 @@ def test_logit_comparison():
     assert found.top_1 == 0.5
     assert found.divergence == pytest.approx((0.2 * np.log(0.2 / 0.5) + 0.5 * np.log(0.5 / 0.2)) / 2, rel=1e-5)
     assert found.difference == pytest.approx(1 + np.log(0.5 / 0.2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (1e6, "float16", r"layers/ffn/text/up\[1\] has values up to 1e\+06, which float16 cannot store"),
+        (np.nan, "float32", r"layers/ffn/text/up\[1\] of .* has values that are infinite or not a number"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(value, dtype, message, runs, tmp_path):
+    model = solo.load(runs("native"))
+    parameters = {path: np.array(values) for path, values in model.parameters.items()}
+    parameters["layers/ffn/text/up"][1, 2, 3] = value
+    run = save_run(Monolith(model.config, model.tokenizer, parameters), tmp_path / "run", 1)
+    with pytest.raises(ValueError, match=message):
+        export(run, tmp_path / "out", dtype=dtype, verified=False)
+    assert not (tmp_path / "out").exists()
+    if dtype == "float16":
+        export(run, tmp_path / "out", dtype="bfloat16", verified=False)
+
+
+def test_a_checkpoint_is_found_from_within_and_through_a_link(runs, tmp_path, monkeypatch):
+    checkpoints = runs("llama") / "checkpoints"
+    (tmp_path / "link").symlink_to(checkpoints / "2")
+    for here, name in ((checkpoints, "2"), (checkpoints / "2", "."), (tmp_path, "link")):
+        monkeypatch.chdir(here)
+        assert solo.load(name).config.name == "tiny"
+        export(name, tmp_path / f"out of {here.name}", "llama", verified=False)
+
+
+def test_checkpoints_that_are_not_complete(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs("llama"), run)
+    (run / "checkpoints" / "9").mkdir()
+    shutil.copytree(run / "checkpoints" / "2", run / "checkpoints" / "5.backup")
+    export(run, tmp_path / "out", "llama", verified=False)
+    for name in ("9", "5.backup"):
+        assert main(["export", str(run / "checkpoints" / name), "--to", str(tmp_path / "other")]) == 2
+        assert f"{name} is not a complete checkpoint" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from solo.cli import main
 from solo.config import dump_config
 from solo.data.text import open_tokenizer
-from solo.interop.description import read_config_json
+from solo.interop.config_json import read_config_json
 from solo.interop.importing import import_repository
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         return real(self, name, *rows)
 
     monkeypatch.setattr(TensorReader, "read", failing)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TensorFileError, match="out was not written: No space left"):
         import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -268,4 +268,16 @@ def test_the_command_line(tmp_path, capsys):
     assert "exists; it is not overwritten" in capsys.readouterr().err
     assert main([*arguments[:-1], str(tmp_path / "new"), "--set", "model.width=64"]) == 2
     assert "model.width: 32 there, 64 here" in capsys.readouterr().err
+    assert main([*arguments[:-1], str(tmp_path / "new"), "--seed", "-1"]) == 2
+    assert "the seed is -1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    # Brackets are no markup of the terminal.
+    assert main([*arguments[:-1], str(tmp_path / "a [red] b[/x]")]) == 0
+    assert f"written to {tmp_path}/a [red] b[/x]" in capsys.readouterr().out
+
+
+def test_tokenizer_files_that_are_not_read_are_noted(tmp_path):
+    save(tmp_path / "source", "qwen3")
+    (tmp_path / "source" / "vocab.json").write_text("{}")
+    (note,) = import_repository(tmp_path / "source", upcycled("qwen3"), tmp_path / "out").notes
+    assert "vocab.json and merges.txt are not read" in note

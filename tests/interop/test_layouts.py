@@ -280,3 +280,57 @@ def test_layouts_are_recognised():
         recognise({"model_type": "internvl_chat", "architectures": ["InternVLChatModel"]}, "here/config.json")
     with pytest.raises(LayoutError, match="unknown layout 'mistrall'; did you mean 'mistral'"):
         layout_named("mistrall")
+
+
+def test_a_mistral_without_a_window_has_the_default_of_transformers():
+    layout, config, _ = tiny("mistral")
+    stated = LAYOUTS[layout].config_json(config, 100)
+    del stated["sliding_window"]
+    windows = [
+        LAYOUTS[layout].config_from(each)["sequence"]["sliding_window"]
+        for each in (stated, stated | {"sliding_window": None})
+    ]
+    assert windows == [4096, None]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_value_of_another_kind_is_refused(name):
+    """Every key of every layout with a value of every JSON type gives a model or a LayoutError, no other exception."""
+    layout, config, _ = tiny(name)
+    stated = json.loads(json.dumps(LAYOUTS[layout].config_json(config, 100)))
+    places = [stated, *(value for value in stated.values() if isinstance(value, dict))]
+    if layout == "native":  # its sections are validated as parts of a config
+        places = places[:1]
+    refused = 0
+    for place in places:
+        for key in [
+            *place,
+            "rope_scaling",
+            "rope_parameters",
+            "architectures",
+            "head_dim",
+            "text_config",
+            "llm_config",
+        ]:
+            before = dict(place)
+            for value in (None, "abc", "32", -1, 0, 1.5, float("nan"), True, [1], {"a": 1}, {"factor": "x"}):
+                place[key] = value
+                try:
+                    recognise(stated, "config.json").config_from(stated)
+                except LayoutError:
+                    refused += 1
+            place.clear()
+            place.update(before)
+    assert refused > 20
+
+
+def test_the_message_names_the_key_and_its_value():
+    layout, config, _ = tiny("llama")
+    stated = LAYOUTS[layout].config_json(config, 100) | {"num_attention_heads": 0, "rope_scaling": {"factor": "8"}}
+    with pytest.raises(LayoutError) as error:
+        recognise(stated, "config.json")
+    assert str(error.value).splitlines() == [
+        "config.json has invalid values:",
+        "  num_attention_heads: Input should be greater than 0, found 0",
+        "  rope_scaling.factor: Input should be a valid number, found '8'",
+    ]

@@ -254,3 +254,59 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(done.stdout) * unit < 80 * 2**20
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 48 * 8 * 2**20
+
+
+def test_an_index_of_an_earlier_save_is_ignored(sharded):
+    """As transformers does, which leaves the index behind when a folder is saved again without shards."""
+    folder, weight_map = sharded
+    index(folder, weight_map)
+    save_file({"t1": np.full(2, 7, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(TensorFileError, match=r"has weights twice, in model\.safetensors and in the shards"):
+        TensorReader(folder)
+    (folder / weight_map["t2"]).unlink()
+    with TensorReader(folder) as reader:
+        assert {name: reader.read(name)[0] for name in reader} == {"t1": 7}
+
+
+def test_an_adapter_is_not_left_out_silently(tmp_path):
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(TensorFileError, match=r"has an adapter.*merge it"):
+        TensorReader(tmp_path)
+
+
+def test_a_pointer_of_git_lfs(tmp_path):
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(TensorFileError, match=r"model\.safetensors is a pointer to a file in Git LFS; `git lfs pull`"):
+        TensorReader(tmp_path)
+
+
+def test_folders_that_cannot_be_created(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    for name in ("link", ".", "/"):
+        with pytest.raises(FileExistsError, match="exists; it is not overwritten"):
+            complete_folder(name).__enter__()
+    for name, reason in (("file/out", "file: "), ("x" * 300, "File name too long")):
+        with pytest.raises(TensorFileError, match=f"cannot be created: .*{reason}"):
+            complete_folder(name).__enter__()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_disk_that_is_full_while_writing(tmp_path):
+    """The limit on the size of files of a process gives the same kind of error as a full disk."""
+    script = f"""
+        import resource
+        import numpy as np
+        from solo.interop.tensor_files import TensorFileError, TensorInfo, complete_folder, write_tensors
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            with complete_folder({str(tmp_path / "out")!r}) as folder:
+                write_tensors(folder, [TensorInfo("a", (9999,), np.dtype(np.float32))], lambda name: np.ones(9999, "f"))
+        except TensorFileError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/out was not written: File too large\n"
+    assert not list(tmp_path.iterdir())

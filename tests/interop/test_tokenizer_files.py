@@ -1,6 +1,7 @@
 """Exported tokenizers and chat templates give the same ids as ours."""
 
 import io
+import json
 import random
 import string
 from pydoc_data.topics import topics
@@ -12,11 +13,12 @@ from tokenizers import Tokenizer
 
 from solo.config import SequenceConfig, TokenizerConfig
 from solo.data.record import Image, Turn
-from solo.data.text import SPECIAL_TOKENS, extend_tokenizer, train_tokenizer
+from solo.data.text import SPECIAL_TOKENS, extend_tokenizer, open_tokenizer, train_tokenizer
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer
 from solo.data.text.templates import TextRun, make_template
 from solo.interop.chat_template import chat_template
 from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
+from tests.data.vocabularies import foreign_model, write_repository
 
 TEXTS = [topics[name] for name in sorted(topics)[:30]]
 MORE = ("<|im_start|>", "<|im_end|>", "<image>")
@@ -113,3 +115,17 @@ def test_chat_templates_give_our_ids(template, prefixed):
                 wanted = [token for run in runs for token in (run.tokens if isinstance(run, TextRun) else (image,))]
                 found = their_ids(theirs, text, turns, open_turn, "<s>", "</s>")
                 assert found == wanted, (name, open_turn, [ours._processor.IdToPiece(i) for i in wanted])
+
+
+def test_tokens_that_only_the_tokenizer_json_appends(tmp_path):
+    """As fine-tuning leaves them: the SentencePiece model is the base model's."""
+    converted = json.loads(tokenizer_json(foreign_model(), add_bos=True))
+    entry = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    for number, name in enumerate(("<|im_start|>", "<|im_end|>")):
+        converted["added_tokens"].append({"id": 493 + number, "content": name, **entry})
+    folder = write_repository(tmp_path / "tuned", tokenizer_model=foreign_model(), tokenizer_json=json.dumps(converted))
+    found = open_tokenizer(folder)
+    assert isinstance(found, SentencePieceTokenizer)
+    assert (found.find("<|im_start|>"), found.find("<|im_end|>"), found.vocab_size) == (493, 494, 495)
+    assert {493, 494} <= found.special_ids
+    assert found.encode("as it was") == SentencePieceTokenizer(foreign_model()).encode("as it was")

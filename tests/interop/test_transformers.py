@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from solo.batch import Batch  # noqa: E402
 from solo.config import MeshConfig  # noqa: E402
-from solo.interop.description import read_config_json  # noqa: E402
+from solo.interop.config_json import read_config_json  # noqa: E402
 from solo.interop.layouts import LAYOUTS, recognise  # noqa: E402
 from solo.interop.layouts.fuyu import FUYU  # noqa: E402
 from solo.interop.layouts.internlm2 import INTERNLM2  # noqa: E402
@@ -191,3 +191,17 @@ def test_logits_are_those_of_transformers(saved, name):
         expected = model(input_ids=torch.from_numpy(ids)[None], **given).logits[0].numpy()
     assert expected.std() > 0.05
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_transformers_saved_twice(saved, tmp_path):
+    """Sharded, and then whole with other values: the index of the first save stays behind."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(saved["qwen3"])
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    with TensorReader(tmp_path) as reader:
+        np.testing.assert_array_equal(reader.read("model.norm.weight"), np.ones(32))
+    with torch.no_grad():
+        model.model.norm.weight += 2
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    with TensorReader(tmp_path) as reader:
+        np.testing.assert_array_equal(reader.read("model.norm.weight"), np.full(32, 3))

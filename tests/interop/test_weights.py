@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from solo.config import MeshConfig
-from solo.interop.description import read_config_json
+from solo.interop.config_json import read_config_json
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.tensor_files import TensorReader
@@ -115,3 +115,36 @@ def test_a_folder_without_a_config(tmp_path):
             (tmp_path / "config.json").write_text(text)
         with pytest.raises(LayoutError, match=message):
             read_config_json(tmp_path)
+
+
+def test_a_tied_head_may_be_stored_instead_of_the_embedding(tmp_path):
+    """safetensors stores one of two tensors that share memory, and which one depends on the tool."""
+    layout, _, definition = tiny("qwen2 with a tied head")
+
+    def renamed(tensors):
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    tensors = save(tmp_path, "qwen2 with a tied head", change=renamed)
+    parameters = load_parameters(tmp_path, definition, make_mesh(MeshConfig()), without_images=True)
+    np.testing.assert_array_equal(parameters["text_embed"][:100], tensors["lm_head.weight"])
+    assert LAYOUTS[layout].copies(definition)
+
+
+def test_every_kind_of_fault_is_listed(tmp_path):
+    """A model quantised to int8 has a scale beside every matrix, more than fit into the message."""
+
+    def quantised(tensors):
+        for name in [name for name in tensors if "proj" in name]:
+            tensors[name] = tensors[name].astype(np.int8)
+            for number in range(3):
+                tensors[f"{name}.scale{number}"] = np.ones(1, np.float32)
+        del tensors["model.norm.weight"]
+
+    save(tmp_path, "mistral", change=quantised)
+    with pytest.raises(LayoutError) as error:
+        load_parameters(tmp_path, tiny("mistral")[2], make_mesh(MeshConfig()))
+    lines = str(error.value).splitlines()
+    assert "q_proj.weight is int8; solo reads floating-point weights: dequantise" in lines[1]
+    assert "  missing: model.norm.weight (32,)" in lines
+    assert lines[-2].startswith("  left over: ")
+    assert lines[-1] == f"  and {3 * 14 - 20} more"

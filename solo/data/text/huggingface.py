@@ -124,6 +124,15 @@ def from_repository(text: str, found: RepositoryTokens) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(_with_tokens(text, found.added), found.bos, found.eos, found.pad)
 
 
+def added_tokens(text: str) -> dict[int, AddedToken]:
+    """Returns the tokens beside the vocabulary of a `tokenizer.json`, by id. Raises ValueError if it is not one."""
+    try:
+        entries = json.loads(text)["added_tokens"]
+        return {entry["id"]: AddedToken(entry["content"], entry["special"]) for entry in entries}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError("not a tokenizer.json") from None
+
+
 def _with_tokens(text: str, tokens: Mapping[int, AddedToken]) -> str:
     """Returns the file's text with tokens appended, renamed or made special; the same text if nothing changes."""
     try:

@@ -48,9 +48,12 @@ def read_repository_tokens(folder: Path) -> RepositoryTokens:
         }
         for token_id, entry in config.get("added_tokens_decoder", {}).items():
             added[int(token_id)] = AddedToken(entry["content"], bool(entry.get("special", True)))
-    except (TypeError, KeyError, ValueError) as error:
+        roles = [_name(names.get(f"{role}_token")) for role in ("bos", "eos", "pad")]
+        if strange := [token.text for token in added.values() if not isinstance(token.text, str)]:
+            raise TypeError(f"{strange[0]!r} is not the text of a token")
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise ValueError(f"{folder}: cannot read its added tokens: {type(error).__name__}: {error}") from None
-    return RepositoryTokens(added, *(_name(names.get(f"{role}_token")) for role in ("bos", "eos", "pad")))
+    return RepositoryTokens(added, *roles)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,4 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _name(token: Any) -> str | None:
     """Returns a token's text. Files hold it as a string, or as a mapping with flags."""
-    return token.get("content") if isinstance(token, Mapping) else token
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{token!r} is not the text of a token")
+    return text

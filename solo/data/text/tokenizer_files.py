@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from solo.data.text import huggingface, sentencepiece_model
-from solo.data.text.huggingface import from_repository
+from solo.data.text.huggingface import added_tokens, from_repository
 from solo.data.text.repository import read_repository_tokens
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer, with_repository_tokens
 from solo.data.text.tokenizer import Tokenizer
@@ -15,8 +16,9 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
     """Opens a SentencePiece model, a `tokenizer.json`, or a folder of a Hugging Face repository with one of them.
 
     In a folder, `tokenizer.model` takes precedence over the `tokenizer.json` that was converted from it, unless it has
-    another format (Llama 3). Tokens that the repository's smaller files append or rename are included. A
-    `tokenizer.json` always needs the files next to it; a SentencePiece model given as a file is read alone.
+    another format (Llama 3). Tokens that the repository's smaller files append or rename, or that the `tokenizer.json`
+    appends, are included. A `tokenizer.json` always needs the files next to it; a SentencePiece model given as a file
+    is read alone.
 
     Raises:
         OSError: the path cannot be read.
@@ -38,7 +40,13 @@ def _open_folder(folder: Path) -> Tokenizer:
     model, text = folder / sentencepiece_model.FILE, folder / huggingface.FILE
     if model.is_file():
         try:
-            return SentencePieceTokenizer(with_repository_tokens(model.read_bytes(), found))
+            tokenizer = SentencePieceTokenizer(with_repository_tokens(model.read_bytes(), found))
+            more = added_tokens(text.read_text(encoding="utf-8")) if text.is_file() else {}
+            # Fine-tuned models may append tokens to the tokenizer.json alone.
+            if appended := {number: token for number, token in more.items() if number >= tokenizer.vocab_size}:
+                found = replace(found, added={**appended, **found.added})
+                tokenizer = SentencePieceTokenizer(with_repository_tokens(model.read_bytes(), found))
+            return tokenizer
         except ValueError:
             if not text.is_file():
                 raise

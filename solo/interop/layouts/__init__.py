@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import nearest
+from solo.interop.config_json import check_kind, check_values
 from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts.evev2 import EVEV2
 from solo.interop.layouts.fuyu import FUYU
@@ -32,10 +33,12 @@ def recognise(config_json: Mapping[str, Any], origin: str) -> Layout:
     """Returns the layout of a repository with this config.json.
 
     Raises:
-        LayoutError: the layout is unknown; the message says what it is. `origin` names the file.
+        LayoutError: the layout is unknown, or values that layouts read are invalid. `origin` names the file.
     """
+    check_kind(config_json, origin)
     for layout in LAYOUTS.values():
         if layout.recognises(config_json):
+            check_values(config_json, origin)
             return layout
     kind = config_json.get("model_type")
     architectures = ", ".join(config_json.get("architectures") or ["no class"])

@@ -51,14 +51,14 @@ class EVEv2(Layout):
 
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         demand(config_json, {"add_moe": True})
-        if missing := [name for name in _MODULES if name not in config_json.get("moe_part", "-".join(_MODULES))]:
+        if missing := [name for name in _MODULES if name not in (config_json.get("moe_part") or "-".join(_MODULES))]:
             raise LayoutError(f"config.json has no visual experts of {', '.join(missing)} in moe_part; ours has all")
         found = sections(self.fixed())
         found["model"] |= QWEN2.config_from(config_json)["model"] | {"experts": found["model"]["experts"]}
-        inner = config_json.get("patch_stride", 16)
+        inner = config_json.get("patch_stride") or 16
         found["model"]["patch_embed"] |= {"inner_size": inner, "inner_width": get(config_json, "mm_hidden_size")}
         found["image"] |= {
-            "patch_size": inner * config_json.get("dense_stride", 2),
+            "patch_size": inner * (config_json.get("dense_stride") or 2),
             "min_pixels": _MAX_SIZE**2,
             "max_pixels": _MAX_SIZE**2,
             "rounding": "up",

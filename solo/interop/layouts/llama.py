@@ -16,6 +16,7 @@ from solo.interop.layouts.rope import read_rope, write_rope
 from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
+_DEFAULT_WINDOW = 4096
 _SIZES = {
     "width": "hidden_size",
     "ffn_width": "intermediate_size",
@@ -114,7 +115,8 @@ class LlamaLike(Layout):
         found = sections(self.fixed())
         found["model"] |= read_sizes(config_json) | read_rope(config_json)
         if self.windowed:
-            found["sequence"]["sliding_window"] = config_json.get("sliding_window")
+            # A Mistral without the key has transformers' default; null is none.
+            found["sequence"]["sliding_window"] = config_json.get("sliding_window", _DEFAULT_WINDOW)
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:

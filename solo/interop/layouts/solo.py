@@ -77,9 +77,9 @@ class Solo(LlamaLike):
             found["model"]["rope_sections"] = list(_sail_sections(found["model"]["head_dim"]))
             # A sliding window counts slots, which grid positions do not give; the published code has none over images.
             found["sequence"] = {"positions": "grid", "template": "solo_chat"}
-        elif config_json.get("sliding_window") is not None:
+        elif (window := found["sequence"]["sliding_window"]) is not None:
             # SOLO was trained with FlashAttention's window, which does not count the slot itself.
-            found["sequence"]["sliding_window"] = config_json["sliding_window"] + 1
+            found["sequence"]["sliding_window"] = window + 1
         return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:

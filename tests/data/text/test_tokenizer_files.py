@@ -116,6 +116,7 @@ def test_a_sentencepiece_model_goes_before_a_tokenizer_json(internlm):
             r"'<x>' has the id 500, but no token has the ids from 493 on",
         ),
         ({"tokenizer_model": foreign_model(), "added_tokens_json": {"<x>": "a"}}, "cannot read its added tokens"),
+        ({"tokenizer_json": byte_level_json(), "config": {"eos_token": 5}}, "5 is not the text of a token"),
         ({"tokenizer_model": foreign_model(), "added_tokens_json": "["}, r"added_tokens\.json is not JSON"),
         ({"tokenizer_model": foreign_model(), "added_tokens_json": "[]"}, "expected a mapping, found list"),
     ],

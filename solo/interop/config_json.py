@@ -1,0 +1,122 @@
+"""Reads config.json, and checks the types of the values that the layouts use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from solo.interop.layout import LayoutError
+
+
+class _Object(BaseModel):
+    """A JSON object whose declared keys may be absent or null, and that may have others."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _Rope(_Object):
+    rope_type: str | None = None
+    type: str | None = None
+    factor: PositiveFloat | None = None
+    rope_theta: PositiveFloat | None = None
+    low_freq_factor: PositiveFloat | None = None
+    high_freq_factor: PositiveFloat | None = None
+    original_max_position_embeddings: PositiveInt | None = None
+    partial_rotary_factor: PositiveFloat | None = None
+
+
+class _Kind(_Object):
+    """The keys that tell the layout."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    llm_config: _Kind | None = None
+
+
+class _ConfigJson(_Kind):
+    """The keys of all layouts. A language or vision model inside is checked like the whole."""
+
+    text_config: _ConfigJson | None = None
+    llm_config: _ConfigJson | None = None
+    vision_config: _ConfigJson | None = None
+
+    vocab_size: PositiveInt | None = None
+    hidden_size: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    num_hidden_layers: int | None = Field(None, ge=0)  # 0 in the vision_config of Mono-InternVL
+    num_attention_heads: PositiveInt | None = None
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    rms_norm_eps: PositiveFloat | None = None
+    layer_norm_eps: PositiveFloat | None = None
+    tie_word_embeddings: bool | None = None
+    qk_layernorm: bool | None = None
+    sliding_window: int | None = None
+    pad_token_id: int | None = None
+
+    max_position_embeddings: PositiveInt | None = None
+    original_max_position_embeddings: PositiveInt | None = None
+    rope_theta: PositiveFloat | None = None
+    partial_rotary_factor: PositiveFloat | None = None
+    rope_parameters: _Rope | None = None
+    rope_scaling: _Rope | None = None
+
+    patch_size: PositiveInt | None = None
+    vision_patch_size: PositiveInt | None = None
+    vision_patch_token_id: int | None = None
+    image_token_id: int | None = None
+    image_token_index: int | None = None
+    img_context_token_id: int | None = None
+    image_size: PositiveInt | None = None
+    force_image_size: PositiveInt | None = None
+    downsample_ratio: PositiveFloat | None = None
+    min_dynamic_patch: PositiveInt | None = None
+    max_dynamic_patch: PositiveInt | None = None
+    ps_version: str | None = None
+    template: str | None = None
+    visual_attention_experts: str | None = None
+    mm_hidden_size: PositiveInt | None = None
+    patch_stride: PositiveInt | None = None
+    dense_stride: PositiveInt | None = None
+    moe_part: str | None = None
+
+
+def read_config_json(folder: str | Path) -> dict[str, Any]:
+    """Returns a repository's config.json. Raises LayoutError if it is missing or not a JSON object."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not folder.exists():
+        raise LayoutError(f"{folder} does not exist; download the repository and name its folder")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LayoutError(f"{folder} is not a model repository: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise LayoutError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise LayoutError(f"{path} is not a JSON object")
+    return found
+
+
+def check_kind(config_json: Mapping[str, Any], origin: str) -> None:
+    """Raises LayoutError if a key that tells the layout has a value of another type. `origin` names the file."""
+    _check(_Kind, config_json, origin)
+
+
+def check_values(config_json: Mapping[str, Any], origin: str) -> None:
+    """Raises LayoutError if a key that a layout reads has a value of another type, or is not positive where it must."""
+    _check(_ConfigJson, config_json, origin)
+
+
+def _check(schema: type[_Object], config_json: Mapping[str, Any], origin: str) -> None:
+    try:
+        schema.model_validate(config_json)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, each['loc']))}: {each['msg']}, found {each['input']!r}" for each in error.errors()
+        ]
+        raise LayoutError("\n".join([f"{origin} has invalid values:", *lines])) from None
