@@ -32,7 +32,7 @@ class Trained(NamedTuple):
 
     run      its folder
     results  results of its evaluation
-    notes    what the user should know, such as data that was skipped or cut
+    notes    messages for the user, such as data that was skipped or cut
     """
 
     run: RunFolder

@@ -50,7 +50,7 @@ class Chip:
     platform           the XLA platform
     device_kinds       `device_kind` of its jax devices
     devices            jax devices per chip
-    cores              what machine names count: TensorCores per chip, or 1 where the vendor counts chips
+    cores              units in machine names: TensorCores per chip, or 1 if the vendor counts chips
     peak_flops         dense bfloat16 matrix FLOPs per second of the chip
     memory             bytes of HBM; `usable_memory`: the bytes that a program may use
     vector_memory      bytes of a core's vector memory (TPU)
@@ -121,5 +121,5 @@ class Chip:
 
     @property
     def unknown(self) -> dict[str, str]:
-        """Unknown fields that a plan needs -> what it cannot say without them."""
+        """Unknown fields that a plan needs -> the figures that depend on them."""
         return {name: figure for name, figure in _PLANNED_WITH.items() if getattr(self, name) is None}

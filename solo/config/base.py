@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 # The things that a key can decide. `solo.config.compare` compares and hashes configs by them.
 #   model       the function that the network computes, given its weights
-#   data        what every batch holds: which records, in which order, as which tokens and patches
+#   data        the contents of every batch: records, their order, their tokens and patches
 #   result      the trained weights, in any other way
-#   evaluation  what is measured after training
+#   evaluation  the measurements after training
 #   nothing     where, how fast and in how much memory a run is computed, and which files are kept
 Decides = Literal["model", "data", "result", "evaluation", "nothing"]
 
@@ -24,8 +24,8 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of every section: immutable, rejects unknown keys, never converts a value's type silently.
 
-    Every section sets `keys_decide`: what its keys decide. A key that differs from its section's others says so in its
-    own declaration: `Field(..., json_schema_extra=decides("nothing"))`.
+    Every section sets `keys_decide` to what its keys decide. A key that differs from the others declares it:
+    `Field(..., json_schema_extra=decides("nothing"))`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

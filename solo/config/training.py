@@ -55,7 +55,7 @@ class LossConfig(Section):
 
 
 class StageConfig(Section):
-    """One stage of a run: its data, what it trains, and how."""
+    """One stage of a run: its data, trained parameters, loss and optimizer."""
 
     keys_decide = ("data",)
 

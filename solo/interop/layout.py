@@ -15,7 +15,7 @@ Sections = dict[str, dict[str, Any]]
 
 
 class LayoutError(ValueError):
-    """A repository cannot be read or written as requested; the message says what does not fit and why."""
+    """A repository cannot be read or written as requested; the message gives the reason."""
 
 
 class Layout(ABC):

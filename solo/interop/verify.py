@@ -89,7 +89,7 @@ def verify(folder: Path, plan: ExportPlan, report: Callable[[str], None] = lambd
 
     Args:
         folder: the repository.
-        plan: what it should contain.
+        plan: its expected contents.
         report: called with the current step.
 
     Raises:

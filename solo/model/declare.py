@@ -44,8 +44,8 @@ class ParameterSpec:
 
     shape      shape with the axis over layers, if it has one
     axes       the logical axis of every dimension
-    component  the part of the network it belongs to
-    role       what it does
+    component  the part of the network that it belongs to
+    role       see `Role`
     region     the slots that use it
     inputs     number of axes of a matrix that a product sums over
     uses       how often a slot of the region multiplies by the matrix

@@ -64,7 +64,7 @@ def prefill(
         definition: the model.
         where: placement of the computation on devices.
         parameters: the model's values.
-        cache: keys and values of what the rows have read. Its buffers are reused. Keys that do not fit are dropped.
+        cache: keys and values read so far. Its buffers are reused. Keys that do not fit are dropped.
         chunk: B rows, with patches and tokens first in their regions. `attend` and `positions` count from the
             beginning of the row, not of the chunk.
         counts_B2: int32, patches and text tokens of each row.
@@ -93,8 +93,7 @@ def generate(
     Args:
         definition: the model.
         parameters: its values.
-        cache: keys and values of what the rows have read, with room for `max_new_tokens` - 1 text tokens. Its buffers
-            are reused.
+        cache: keys and values read so far, with room for `max_new_tokens` - 1 text tokens. Its buffers are reused.
         logits_BV: float32, for each row's first new token, as `prefill` returns them.
         keys_B: a PRNG key per row, so that a row's draws do not depend on its neighbours.
         sampling: which tokens are allowed, and how they are drawn.

@@ -1,4 +1,4 @@
-"""The KV cache of generation: keys and values of what each row has read, region by region."""
+"""The KV cache of generation: keys and values of the tokens and patches that each row has read, by region."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def named(x: Regions, name: str) -> Regions:
 
 
 def rematerialised(function: Callable[..., Any], config: ModelConfig) -> Callable[..., Any]:
-    """Wrap a layer, (x, rest) -> results, so that it saves what `model.remat` says for its backward pass.
+    """Wrap a layer, (x, rest) -> results, so that it saves the outputs that `model.remat` selects.
 
     The layer must name `x` as `LAYER_INPUT`, and the projections around attention as `PROJECTION`.
     """

@@ -1,1 +1,1 @@
-"""The step of a run compiled ahead of time for its machine: does it fit, how fast is it, what does it cost."""
+"""Compiles the step of a run ahead of time for a machine, and forecasts memory, time and cost."""

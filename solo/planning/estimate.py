@@ -28,7 +28,7 @@ _KERNEL = 'custom_call_target="tpu_custom_call"'
 class StepTime:
     """Seconds of one step, by part.
 
-    products     matrix products, with what is fused into them
+    products     matrix products, including instructions fused into them
     elementwise  all other instructions with a cycle count
     kernels      attention kernels
     overlapped   collectives that run during computation

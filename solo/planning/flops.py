@@ -32,7 +32,7 @@ class StepFlops:
     """FLOPs of one step over all devices, by the parts of `solo.model.flops.step_flops`.
 
     useful    products of slots that are not empty, and visible query-key pairs
-    computed  products of all slots and whole tiles, with what the backward pass recomputes
+    computed  products of all slots and whole tiles, including the recomputation of the backward pass
     tokens    patches and text tokens that a step learns from
     visits    key blocks that a query block visits, on average
     """

@@ -36,7 +36,7 @@ BASIS = {
 class Forecast:
     """One stage's step on a machine.
 
-    config, stage, definition, rows, machine  what was planned
+    config, stage, definition, rows, machine  the subject of the forecast
     by_hand      memory, estimated from shapes
     flops        FLOPs of a step over all devices
     program      the compiled step; None if the compiler could not fit it into memory

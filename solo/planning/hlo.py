@@ -1,7 +1,7 @@
 """Parses a compiled program: its instructions, how often they run, and the cycles that the compiler expects.
 
-The input is the text of an optimised, scheduled HLO module, from `compiled.as_text()`. Only what the estimates need is
-parsed: names, shapes, opcodes, calls, trip counts of loops, and libtpu's `estimated_cycles`.
+The input is the text of an optimised, scheduled HLO module, from `compiled.as_text()`. Only the parts that the
+estimates need are parsed: names, shapes, opcodes, calls, trip counts of loops, and libtpu's `estimated_cycles`.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def held(tree: Any) -> int:
 
 
 def _saved(config: ModelConfig, tensor: int) -> int:
-    """Returns the bytes of a slot and layer: the layer's input, and what `remat` keeps."""
+    """Returns the bytes of a slot and layer: the layer's input, and the outputs that `remat` keeps."""
     width, heads, head_dim = config.width, config.heads // tensor, config.dim_per_head
     qkv = (heads + 2 * config.kv_heads // tensor) * head_dim
     ffn = config.ffn_width // tensor * (2 if config.ffn == "swiglu" else 1)

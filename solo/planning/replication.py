@@ -1,4 +1,4 @@
-"""Parameters that a mesh replicates because it does not divide one of their dimensions, and what that costs."""
+"""Finds parameters that a mesh replicates because it does not divide one of their dimensions, and the cost."""
 
 from __future__ import annotations
 

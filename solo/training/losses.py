@@ -49,7 +49,7 @@ class Forward(NamedTuple):
     log_normaliser  float32 [B, Y], log of the sum over the vocabulary of exponentiated logits
     definition      the model
     config          the loss's config
-    sources         names of the mixture's sources, in its order: what `target_source` counts
+    sources         names of the mixture's sources, in its order, which `target_source` indexes
     share           fraction of the whole batch in the micro-batch
     """
 
@@ -111,7 +111,7 @@ def batch_loss(
         parameters: parameters by path.
         batch: a batch with normalised `target_weights`.
         config: the loss.
-        sources: names of the sources that `target_source` counts.
+        sources: names of the sources that `target_source` indexes.
         share: fraction of the whole batch in this micro-batch.
 
     Returns:

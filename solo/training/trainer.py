@@ -111,7 +111,7 @@ class Trainer:
         return self._steps_before(len(self.plans))
 
     def train(self) -> None:
-        """Runs every stage that is not done yet. `notes` then says what the user should know.
+        """Runs every stage that is not done yet. `notes` then holds messages for the user.
 
         Raises:
             Interrupted: after SIGTERM, once the step is finished and saved.

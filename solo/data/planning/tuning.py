@@ -1,4 +1,4 @@
-"""The tuned constants of row shapes, packing windows and packing, with what was measured.
+"""The tuned constants of row shapes, packing windows and packing, with their measurements.
 
 `fill` is the share of a row's slots that hold something, averaged over the cases of `tests/benchmarks/planning.py`,
 and `worst` is the case that fills least. The constants below give fill 0.9959, worst 0.9919, 2.4 us a document, and

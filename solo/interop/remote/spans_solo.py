@@ -60,7 +60,7 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
     An image consists of its patches and row tokens; with image mask "prefix" also of its begin and end tokens.
 
     Raises:
-        ValueError: these tokens begin or end within an image, whose tokens then cannot all see each other.
+        ValueError: these tokens begin or end within an image, so that its tokens cannot all see each other.
     """
 
     def is_token(token: int | None) -> Tensor:

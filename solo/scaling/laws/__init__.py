@@ -1,1 +1,1 @@
-"""Scaling laws: a table of runs, the fit, its uncertainty, its checks, and what it predicts."""
+"""Scaling laws: a table of runs, the fit, its uncertainty, its checks, and its predictions."""

@@ -27,7 +27,7 @@ _ROBUST_ERROR = 1.25  # standard error of an L1 fit over that of least squares, 
 
 
 class FitRefusedError(ValueError):
-    """The runs do not determine the law; the message says why, and what would."""
+    """The runs do not determine the law; the message says why, and which runs would."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
 
 
 def count(aside: Iterable[SetAside]) -> str:
-    """Returns what was set aside in words: by reason, with counts and the first names."""
+    """Returns a summary of the rows that were set aside: reasons, with counts and the first names."""
     by_reason: dict[str, list[str]] = {}
     for item in aside:
         by_reason.setdefault(item.reason, []).append(item.id)

@@ -44,7 +44,7 @@ class Section:
 
 
 def describe_table(table: Table, results: Sequence[FitResult]) -> Section:
-    """Describes what was read; each row is a name and a value."""
+    """Describes the input table; each row is a name and a value."""
     rows = [("rows read", f"{table.read:,}"), ("to fit", f"{len(table.rows):,}")]
     if table.set_aside:
         rows.append(("set aside", f"{len(table.set_aside):,}"))

@@ -1,4 +1,4 @@
-"""`solo sweep`: its options and what each does. Nothing heavy is imported before it runs."""
+"""`solo sweep`: its options and their actions. Nothing heavy is imported before it runs."""
 
 from __future__ import annotations
 
