@@ -30,7 +30,7 @@ class _Rope(_Object):
 
 
 class _Kind(_Object):
-    """The keys that tell the layout."""
+    """The keys that identify the layout."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -103,12 +103,12 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
 
 
 def check_kind(config_json: Mapping[str, Any], origin: str) -> None:
-    """Raises LayoutError if a key that tells the layout has a value of another type. `origin` names the file."""
+    """Raises LayoutError if a key that identifies the layout has a value of the wrong type. `origin` names the file."""
     _check(_Kind, config_json, origin)
 
 
 def check_values(config_json: Mapping[str, Any], origin: str) -> None:
-    """Raises LayoutError if a key that a layout reads has a value of another type, or is not positive where it must."""
+    """Raises LayoutError if a key that a layout reads has an invalid type, or must be positive and is not."""
     _check(_ConfigJson, config_json, origin)
 
 

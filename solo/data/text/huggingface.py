@@ -125,7 +125,7 @@ def from_repository(text: str, found: RepositoryTokens) -> HuggingFaceTokenizer:
 
 
 def added_tokens(text: str) -> dict[int, AddedToken]:
-    """Returns the tokens beside the vocabulary of a `tokenizer.json`, by id. Raises ValueError if it is not one."""
+    """Returns the added tokens of a `tokenizer.json`, by id. Raises ValueError if it is not one."""
     try:
         entries = json.loads(text)["added_tokens"]
         return {entry["id"]: AddedToken(entry["content"], entry["special"]) for entry in entries}

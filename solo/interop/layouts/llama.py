@@ -115,7 +115,7 @@ class LlamaLike(Layout):
         found = sections(self.fixed())
         found["model"] |= read_sizes(config_json) | read_rope(config_json)
         if self.windowed:
-            # A Mistral without the key has transformers' default; null is none.
+            # A Mistral without the key has transformers' default; null means no window.
             found["sequence"]["sliding_window"] = config_json.get("sliding_window", _DEFAULT_WINDOW)
         return found
 
