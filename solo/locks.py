@@ -29,22 +29,23 @@ def hold(path: Path) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         end = time.monotonic() + _PATIENCE_SECONDS
-        while not (acquired := _acquire(file)) and time.monotonic() < end:
+        while not (acquired := _acquire(file, fcntl.LOCK_EX)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         yield acquired  # closing the file releases the lock
 
 
 def is_held(path: Path) -> bool:
-    """Returns whether a process holds a lock."""
-    if not path.exists():
-        return False
-    with path.open("a") as file:
-        return not _acquire(file)
-
-
-def _acquire(file: IO[str]) -> bool:
+    """Returns whether a process holds a lock. The file may be read-only."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open() as file:
+            return not _acquire(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

@@ -44,6 +44,14 @@ def test_the_resolved_config_alone_gives_the_same_config(tmp_path: Path) -> None
     assert config.stages[0].optimizer.beta2 == 0.99
 
 
+@pytest.mark.parametrize("name", ["8e8062709994", "1e5", "012345678901", "123456789012", "1.5e3", "null", "0x1f"])
+def test_names_that_look_like_numbers_are_written_as_text(tmp_path: Path, name: str) -> None:
+    """One of 280 ids of a sweep's runs has a single letter, which is an e between digits."""
+    config = parse_config({**MINIMAL, "name": name})
+    (tmp_path / "written.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "written.yaml") == config
+
+
 def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", MINIMAL)
     child = {"extends": "base.yaml", "name": "child", "model": {"layers": 5}}

@@ -35,10 +35,12 @@ def test_only_one_holds_a_lock(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_is_held_for_an_instant_is_waited_for(tmp_path: Path) -> None:
-    """`is_held` of another process holds the lock while it looks."""
+    """`is_held` of another process holds the lock while it looks, but does not disturb others that look."""
     path = tmp_path / "run"
     with path.open("a") as looking:
-        fcntl.flock(looking, fcntl.LOCK_EX)
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        path.chmod(0o444)  # of another user
+        assert not is_held(path)
         timer = threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
         timer.start()
         with hold(path) as held:

@@ -27,11 +27,16 @@ class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a float, as YAML 1.2 does; PyYAML alone reads it as a string."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would read as floats, such as the id 8e8062709994."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
+        list("-+.0123456789"),
+    )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -89,7 +94,7 @@ def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> Se
 
 def dump_config(config: Config) -> str:
     """Returns the config as YAML. Loading it gives an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=100)
 
 
 def _unknown(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -62,14 +62,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs `solo fit` with parsed options. Returns the exit status."""
-    if arguments.trunk:
+    if arguments.trunk is not None:
         raise ValueError("--trunk is named --stable-run now")
-    if arguments.results == "simulate":
-        return _simulate(arguments)
+    from solo.scaling.errors import os_errors_explained
+
+    with os_errors_explained():
+        return _simulate(arguments) if arguments.results == "simulate" else _fit(arguments)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
     if arguments.spec:
         raise ValueError(f"unexpected {arguments.spec!r}: fit takes one table or folder, or `simulate SPEC.yaml`")
-    if arguments.drop_highest < 0 or arguments.draws < 100:
-        raise ValueError("--drop-highest must be at least 0 and --draws at least 100")
+    if arguments.drop_highest < 0 or arguments.draws < 100 or arguments.seed < 0:
+        raise ValueError("--drop-highest and --seed must be at least 0, and --draws at least 100")
     from rich.console import Console
 
     from solo.scaling.laws.compute import parse_compute

@@ -15,7 +15,7 @@ from scipy.interpolate import PchipInterpolator
 
 from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.law import Array
-from solo.scaling.laws.runs import Runs, group_budgets
+from solo.scaling.laws.runs import Runs, group_budgets, group_sizes
 
 _FEWEST_SIZES = 4  # three points always lie on a parabola
 _FEWEST_OPTIMA = 2
@@ -74,7 +74,7 @@ def isoflop_curves(runs: Runs) -> list[Curve]:
     curves = []
     for group in group_budgets(runs.flops):
         part = runs[group]
-        if len(np.unique(part.n)) < _FEWEST_SIZES:
+        if len(group_sizes(part.n)) < _FEWEST_SIZES:
             continue
         logs = np.log(part.n)
         center = logs.mean()
@@ -110,11 +110,11 @@ def envelope_optima(runs: Runs) -> list[tuple[float, float]]:
     the largest available size is best are omitted.
     """
     curves: list[tuple[float, Array, PchipInterpolator]] = []
-    for size in np.unique(runs.n):
-        part = runs[runs.n == size]
+    for group in group_sizes(runs.n):
+        part = runs[group]
         logs, places = np.unique(np.log(part.flops), return_index=True)
         if len(logs) >= 3:
-            curves.append((float(size), logs, PchipInterpolator(logs, np.log(part.loss[places]))))
+            curves.append((float(np.median(part.n)), logs, PchipInterpolator(logs, np.log(part.loss[places]))))
     if len(curves) < _FEWEST_SIZES:
         return []
     ends = [(logs[0], logs[-1]) for _, logs, _ in curves]

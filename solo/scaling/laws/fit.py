@@ -10,7 +10,7 @@ from scipy.optimize import least_squares
 
 from solo.scaling.laws.law import Array, Law
 from solo.scaling.laws.problem import HIGHEST_EXPONENT, HUBER_DELTA, LOWEST_EXPONENT, Problem
-from solo.scaling.laws.runs import Runs
+from solo.scaling.laws.runs import SAME_SIZE, Runs
 from solo.scaling.laws.solver import Solutions, solve
 from solo.scaling.laws.start import starting_points
 
@@ -130,10 +130,10 @@ def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
         raise FitRefusedError(f"{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")
     names = {"n": "parameters", "d": "tokens", "flops": "compute"}
     for variable in law.variables:
-        values = np.unique(np.round(np.log(runs.variables()[variable]), 3))
-        if len(values) < FEWEST_VALUES and (law.name != "shared" or len(values) < 2):
+        values = _distinct(runs.variables()[variable])
+        if values < FEWEST_VALUES and (law.name != "shared" or values < 2):
             raise FitRefusedError(
-                f"the runs have {len(values)} different numbers of {names[variable]}; the law {law.name!r} needs"
+                f"the runs have {values} different numbers of {names[variable]}; the law {law.name!r} needs"
                 f" {FEWEST_VALUES} to tell an exponent from the floor E"
             )
     if law.allocates:
@@ -150,6 +150,15 @@ def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
             f"the law {law.name!r} needs at least 3 runs that read their tokens more than 1.5 times;"
             f" {np.count_nonzero(runs.d > 1.5 * runs.unique)} do. Without repeats fit --law chinchilla"
         )
+
+
+def _distinct(values: Array) -> int:
+    """Returns how many values differ by more than the factor of one size, counted up to `FEWEST_VALUES`."""
+    count, left = 0, values
+    while count < FEWEST_VALUES and len(left):
+        count += 1
+        left = left[left > SAME_SIZE * left.min()]
+    return count
 
 
 def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> int:

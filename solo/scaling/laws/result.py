@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from solo.config import ConfigError
 from solo.scaling.laws.bootstrap import DRAWS, Bootstrap, bootstrap, intervals
 from solo.scaling.laws.cross_check import CrossCheck, cross_checks
 from solo.scaling.laws.downstream import Downstream, fit_task
@@ -15,7 +16,7 @@ from solo.scaling.laws.fit import Fit, FitRefusedError, fit
 from solo.scaling.laws.hold_out import Cut, HoldOut, hold_out, hold_out_ladder
 from solo.scaling.laws.law import CHINCHILLA, Law
 from solo.scaling.laws.predict import Prediction, predict
-from solo.scaling.laws.runs import Runs
+from solo.scaling.laws.runs import Runs, group_repeats
 from solo.scaling.laws.table import SetAside
 
 T = TypeVar("T")
@@ -101,8 +102,14 @@ class FitResult:
 def analyse(
     loss: str, runs: Runs, spec: FitSpec, group: str | None = None, set_aside: Sequence[SetAside] = ()
 ) -> FitResult:
-    """Fits one loss and analyses the law. A refusal is part of the result, not an error."""
+    """Fits one loss and analyses the law. A refusal is part of the result, not an error.
+
+    Raises:
+        ConfigError: no run is left without those of the highest losses.
+    """
     aside, everything = list(set_aside), runs
+    if spec.drop_highest >= len(runs):
+        raise ConfigError(f"--drop-highest {spec.drop_highest} leaves none of the {len(runs)} runs with {loss}")
     if spec.drop_highest:
         order = np.argsort(-runs.loss, kind="stable")
         dropped = [runs.id[place] for place in order[: spec.drop_highest]]
@@ -149,10 +156,7 @@ def _attempt(part: Callable[..., T], *arguments: Any) -> tuple[T | None, str | N
 
 def seed_noise(runs: Runs) -> float | None:
     """Returns the standard deviation of log losses among runs of equal size and tokens; None if no two are equal."""
-    cells: dict[tuple[float, float], list[float]] = {}
-    for n, d, loss in zip(runs.n, runs.d, runs.loss, strict=True):
-        cells.setdefault((float(n), float(d)), []).append(float(np.log(loss)))
-    repeated = [np.array(logs) for logs in cells.values() if len(logs) > 1]
+    repeated = [np.log(runs.loss[cell]) for cell in group_repeats(runs) if len(cell) > 1]
     freedom = sum(len(logs) - 1 for logs in repeated)
     if not freedom:
         return None

@@ -10,6 +10,9 @@ import numpy as np
 
 from solo.scaling.laws.law import FLOPS_PER_PARAMETER_AND_TOKEN, Array
 
+# The active parameters of one model differ slightly with the share of patches among its tokens.
+SAME_SIZE = 1.02
+_SAME_LENGTH = 1.005  # so do the tokens of two seeds
 _SAME_BUDGET = 1.1  # sizes are discrete, so runs planned for one budget differ by a few percent
 
 
@@ -107,13 +110,28 @@ def make_runs(
 
 
 def group_budgets(flops: Array) -> list[np.ndarray]:
-    """Returns the indices of the runs of each budget, smallest budget first.
+    """Returns the indices of the runs of each budget, smallest budget first."""
+    return _groups(flops, _SAME_BUDGET)
 
-    A group spans a factor of at most `_SAME_BUDGET`.
-    """
+
+def group_sizes(n: Array) -> list[np.ndarray]:
+    """Returns the indices of the runs of each number of parameters, smallest first."""
+    return _groups(n, SAME_SIZE)
+
+
+def group_repeats(runs: Runs) -> list[np.ndarray]:
+    """Returns the indices of the runs of each number of parameters and tokens."""
+    cells = []
+    for size in group_sizes(runs.n):
+        cells += [size[places] for places in _groups(runs.d[size], _SAME_LENGTH)]
+    return cells
+
+
+def _groups(values: Array, factor: float) -> list[np.ndarray]:
+    """Returns the indices of equal values, smallest first. A group spans at most `factor`."""
     groups: list[list[int]] = []
-    for index in np.argsort(-flops, kind="stable"):
-        if groups and flops[groups[-1][0]] <= _SAME_BUDGET * flops[index]:
+    for index in np.argsort(-values, kind="stable"):
+        if groups and values[groups[-1][0]] <= factor * values[index]:
             groups[-1].append(int(index))
         else:
             groups.append([int(index)])

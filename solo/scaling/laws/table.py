@@ -142,7 +142,9 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
     columns = _resolve(columns, rows, str(path))
     if not any(columns.id in row for row in rows):
         columns = replace(columns, id="name" if _names_rows(rows) else "(row)")
-        rows = [{"(row)": f"row {place}", **row} for place, row in enumerate(rows, start=1)]
+        first = dict[str, int]()  # of several equal rows
+        places = [first.setdefault(repr(sorted(row.items())), place) for place, row in enumerate(rows, start=1)]
+        rows = [{"(row)": f"row {place}", **row} for place, row in zip(places, rows, strict=True)]
     known = dict.fromkeys(name for row in rows for name in row)
     rows = [{**known, **row} for row in rows]
     rows, aside = _without_repeats(rows, columns, str(path))

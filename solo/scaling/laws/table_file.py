@@ -9,13 +9,16 @@ import io
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from solo.config import ConfigError
 
 RESULTS = "results.jsonl"
+_SEPARATORS = ",;\t"
 
 Row = dict[str, Any]
 
@@ -65,7 +68,7 @@ def number(value: Any) -> float:
     """Returns a value as a number; NaN if it is not one, or the cell is empty."""
     try:
         return float("nan") if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 
@@ -101,23 +104,37 @@ def columns_of(rows: Sequence[Row]) -> str:
 
 def _holds(cell: Any, sign: str, value: str) -> bool:
     left, right = number(cell), number(value)
-    if left == left and right == right:
+    if isfinite(left) and isfinite(right):  # an id such as 8e8062709994 is not a number
         return bool(_OPERATORS[sign](left, right))
     return sign in ("=", "!=") and bool(_OPERATORS[sign](text(cell), value))
 
 
 def _csv(data: bytes, path: Path) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    rows = list(reader)
-    for row in rows:
-        if None in row or None in row.values():
-            raise ConfigError(f"{path}, line {reader.line_num}: the number of cells differs from that of the header")
+    """Cells are separated by the most frequent of comma, semicolon and tab in the first line."""
+    content = _decoded(data, path)
+    separator = max(_SEPARATORS, key=content.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
+    rows: list[Row] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if repeated := [name for name, count in Counter(header).items() if count > 1]:
+            raise ConfigError(f"{path}: several columns are named {repeated[0]!r}; give each its own name")
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise ConfigError(
+                    f"{path}, line {reader.line_num}: the number of cells differs from that of the header,"
+                    f" {len(cells)} instead of {len(header)}"
+                )
+            rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
     return rows
 
 
 def _json_lines(data: bytes, path: Path) -> list[Row]:
     rows = []
-    for place, line in enumerate(data.decode("utf-8").splitlines(), start=1):
+    # JSON may contain the other characters at which `splitlines` splits.
+    for place, line in enumerate(_decoded(data, path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -128,6 +145,14 @@ def _json_lines(data: bytes, path: Path) -> list[Row]:
             raise ConfigError(f"{path}, line {place}: expected an object, found {type(row).__name__}")
         rows.append(row)
     return rows
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8; save the table as UTF-8") from None
 
 
 def _parquet(data: bytes, path: Path) -> list[Row]:

@@ -16,6 +16,7 @@ from solo.scaling.laws.hold_out import HoldOut
 from solo.scaling.laws.law import Array
 from solo.scaling.laws.predict import optimum
 from solo.scaling.laws.result import Analysis
+from solo.scaling.laws.runs import group_sizes
 from solo.scaling.report.numbers import large
 
 _MOST_BUDGETS = 12
@@ -52,11 +53,11 @@ def compute_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
     spread = np.array([optimum(fitted.law, draws.coefficients, c, runs.flops_factor)["loss"] for c in flops])
     _bands(axes, flops, spread)
     axes.plot(flops, best, color=ACCENT, label="lowest loss of the law, 80% and 95%")
-    sizes = np.unique(runs.n)
-    groups = np.array_split(sizes, min(len(sizes), 8))
-    for group, color in zip(groups, shades(len(groups)), strict=True):
-        part = np.isin(runs.n, group)
-        low, high = large(group[0]), large(group[-1])
+    sizes = group_sizes(runs.n)
+    bins = np.array_split(np.arange(len(sizes)), min(len(sizes), 8))
+    for places, color in zip(bins, shades(len(bins)), strict=True):
+        part = np.concatenate([sizes[place] for place in places])
+        low, high = (large(float(np.median(runs.n[sizes[place]]))) for place in (places[0], places[-1]))
         label = f"N {low}" if low == high else f"N {low} to {high}"
         axes.scatter(runs.flops[part], runs.loss[part], s=16, color=color, label=label, zorder=3)
     _beyond(axes, float(runs.flops.max()))

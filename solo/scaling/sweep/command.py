@@ -19,9 +19,13 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `solo sweep`."""
     add = parser.add_argument
-    add("spec", metavar="SPEC", help="a YAML file, such as configs/sweeps/laptop.yaml")
+    add(
+        "spec",
+        metavar="SPEC",
+        help="a YAML file, such as configs/sweeps/laptop.yaml; with --run or --rates also the sweep's folder",
+    )
     add("--yes", action="store_true", help="train the missing runs on this machine")
-    add("--jobs", type=int, metavar="N", help="concurrent runs; default: that of the file")
+    add("--jobs", type=_positive, metavar="N", help="concurrent runs; default: that of the file")
     add("--retry", action="store_true", help="with --yes, --slurm or --configs: failed and diverged runs as well")
     add("--slurm", metavar="FILE", help="write a SLURM job array of the missing runs")
     add(
@@ -30,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the config of every run that can start, for `solo train` or `python -m launch`; the next"
         " `solo sweep` collects the results",
     )
-    add("--at-once", type=int, default=8, metavar="N", help="with --slurm: concurrent tasks, default 8")
+    add("--at-once", type=_positive, default=8, metavar="N", help="with --slurm: concurrent tasks, default 8")
     add("--run", nargs="+", metavar="ID", help="train these runs of the plan in this process, one after the other")
     add("--list", action="store_true", help="print only the ids of the missing runs, one task per line")
     add("--json", metavar="FILE", help="write the table as JSON")
@@ -39,30 +43,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--coord-check", metavar="FILE", help="check whether activations keep their scale over widths, and plot it")
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Runs `solo sweep` with parsed options. Returns the exit status."""
+    from solo.scaling.errors import os_errors_explained
     from solo.scaling.sweep.folder import SweepFolder
     from solo.scaling.sweep.spec import load_spec
 
-    spec = load_spec(arguments.spec)
-    folder = SweepFolder(spec.path)
-    if arguments.run:
-        return _run_points(arguments, spec, folder)
-    if arguments.rates:
-        return _rates(arguments, folder)
+    with os_errors_explained():
+        if arguments.run or arguments.rates:
+            given = Path(arguments.spec)
+            folder = SweepFolder(given if given.is_dir() else load_spec(given).path)
+            return _run_points(arguments, folder) if arguments.run else _rates(arguments, folder)
+        return _plan_or_check(arguments, load_spec(arguments.spec))
+
+
+def _plan_or_check(arguments: argparse.Namespace, spec: Any) -> int:
     import jax
+
+    from solo.scaling.sweep.folder import SweepFolder
 
     # Planning needs no accelerator; holding one would keep it from the runs.
     jax.config.update("jax_platforms", "cpu")
     if arguments.coord_check:
         return _coordinates(spec, Path(arguments.coord_check))
-    return _plan(arguments, spec, folder)
+    return _plan(arguments, spec, SweepFolder(spec.path))
 
 
 def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     from rich.console import Console
 
-    from solo.scaling.sweep.costs import check_limits, costs
+    from solo.scaling.sweep.costs import check_limits, costs, finished
     from solo.scaling.sweep.elsewhere import collect, groups
     from solo.scaling.sweep.folder import BAD
     from solo.scaling.sweep.points import expand
@@ -78,14 +95,15 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
             if folder.status(point.id) in BAD:
                 folder.forget(point.id)
     if folder.plan_file.exists():
-        for point in collect(folder, points):
+        for point in collect(folder, points, lambda line: print(line, file=sys.stderr)):
             print(f"collected: {point.id}, trained elsewhere", file=sys.stderr)
     lacking = [point for point in points if folder.result(point.id) is None]
     if arguments.list:
         for group in groups(lacking):
             print(" ".join(point.id for point in group))
         return 0
-    missing, everything = costs(spec, lacking, folder), costs(spec, points, folder)
+    measured = finished(points, folder)
+    missing, everything = costs(spec, lacking, measured), costs(spec, points, measured)
     print_sweep(spec, points, folder, everything, missing, console)
     if arguments.json:
         import json
@@ -108,7 +126,7 @@ def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: An
 
     if arguments.slurm:
         path = Path(arguments.slurm)
-        tasks = write_array(path, Path(arguments.spec), spec.name, folder.path, lacking, arguments.at_once)
+        tasks = write_array(path, spec.name, folder.path, lacking, arguments.at_once)
         print(f"{tasks} tasks; submit them with: sbatch {path}")
         return 0
     written = write_configs(folder, lacking, Path(arguments.configs))
@@ -124,10 +142,10 @@ def _train(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, c
     from solo.scaling.sweep.local import LocalRunner
 
     jobs = arguments.jobs or spec.jobs
-    runner = LocalRunner(Path(arguments.spec), folder, points, jobs, lambda line: console.print(line, markup=False))
-    finished = runner.run()
+    runner = LocalRunner(folder, points, jobs, lambda line: console.print(line, markup=False))
+    completed = runner.run()
     folder.write_results()
-    if not finished:
+    if not completed:
         console.print("stopped; the same command resumes")
         return 42
     bad = [point.id for point in points if folder.status(point.id) not in DONE]
@@ -137,16 +155,19 @@ def _train(arguments: argparse.Namespace, spec: Any, folder: Any, points: Any, c
     return 1 if bad else 0
 
 
-def _run_points(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
+def _run_points(arguments: argparse.Namespace, folder: Any) -> int:
     from solo.config import ConfigError, nearest
     from solo.scaling.sweep.execute import execute
     from solo.scaling.sweep.folder import BAD
     from solo.training.observer import Observer
     from solo.training.trainer import Interrupted
 
-    points = {point.id: point for point in folder.read_plan(spec)}
+    points = {point.id: point for point in folder.read_plan()}
     if unknown := [id for id in arguments.run if id not in points]:
-        raise ConfigError(f"the sweep has no run {unknown[0]!r}{nearest(unknown[0], list(points))}")
+        raise ConfigError(
+            f"{folder.plan_file} has no run {unknown[0]!r}{nearest(unknown[0], list(points))}; --yes, --slurm and"
+            " --configs plan the sweep's file anew"
+        )
     ids: list[str] = []
     for point in map(points.__getitem__, arguments.run):
         # The stable run of a branch is trained first if it has not reached the branch point.
@@ -175,7 +196,7 @@ def _rates(arguments: argparse.Namespace, folder: Any) -> int:
     found = curves(folder, arguments.loss)
     for curve in found:
         best = "at the edge: try more rates" if curve.best is None else f"{curve.best:.3g}, loss {curve.best_loss:.4f}"
-        print(f"width {curve.width}: best learning rate {best}")
+        print(f"width {curve.width}, {curve.steps:,} steps: best learning rate {best}")
     plot_rates(found, arguments.loss, path)
     print(f"plotted: {path}")
     return 0

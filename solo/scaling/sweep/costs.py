@@ -31,9 +31,15 @@ class Costs:
     total_usd: float | None
 
 
-def costs(spec: SweepSpec, points: Sequence[Point], folder: SweepFolder) -> Costs:
-    """Returns the costs of runs, at the speed of the sweep's finished runs if there are any."""
-    found = speed(spec.machine, finished(points, folder))
+def costs(spec: SweepSpec, points: Sequence[Point], measured: Sequence[tuple[float, float]]) -> Costs:
+    """Returns the costs of runs.
+
+    Args:
+        spec: the sweep.
+        points: the runs.
+        measured: the speed of the sweep's finished runs, which is used if there are any; see `finished`.
+    """
+    found = speed(spec.machine, measured)
     seconds = {point.id: found.seconds(point.estimate, spec.machine) for point in points}
     per_hour = parse_machine(spec.machine.name).usd_per_hour(spec.machine.usd_per_chip_hour)
     usd = {id: None if per_hour is None or took is None else took / 3600 * per_hour for id, took in seconds.items()}

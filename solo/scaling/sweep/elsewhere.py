@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from solo.config import dump_config
@@ -28,7 +28,7 @@ _SCRIPT = """#!/bin/bash
 set -uo pipefail
 cd {here} || exit 1
 runs=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
-exec {python} -m solo.cli sweep {spec} --run $runs
+exec {python} -m solo.cli sweep {sweep} --run $runs
 """
 
 
@@ -40,12 +40,11 @@ def groups(points: Sequence[Point]) -> list[list[Point]]:
     return list(found.values())
 
 
-def write_array(path: Path, spec: Path, name: str, folder: Path, points: Sequence[Point], at_once: int) -> int:
+def write_array(path: Path, name: str, folder: Path, points: Sequence[Point], at_once: int) -> int:
     """Writes a job array, and next to it the list of runs that its tasks read.
 
     Args:
         path: path of the script; the list is `<path>.runs`.
-        spec: the sweep's file.
         name: name of the job.
         folder: the sweep's folder, on a file system that all nodes share.
         points: the missing runs.
@@ -69,7 +68,7 @@ def write_array(path: Path, spec: Path, name: str, folder: Path, points: Sequenc
         "here": shlex.quote(str(Path.cwd())),
         "list": shlex.quote(str(listed.absolute())),
         "python": shlex.quote(sys.executable),
-        "spec": shlex.quote(str(spec.absolute())),
+        "sweep": shlex.quote(str(folder.absolute())),
     }
     path.write_text(_SCRIPT.format(name=name, tasks=len(tasks), at_once=at_once, **quoted))
     path.chmod(0o755)
@@ -92,13 +91,23 @@ def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path) ->
     return written
 
 
-def collect(folder: SweepFolder, points: Sequence[Point]) -> list[Point]:
-    """Writes the results of runs that were trained to their end elsewhere. Returns these runs."""
+def collect(folder: SweepFolder, points: Sequence[Point], say: Callable[[str], None] = print) -> list[Point]:
+    """Writes the results of runs that were trained to their end elsewhere. Returns these runs.
+
+    Runs with incomplete files have no result; `say` is called with a line for each.
+    """
     found = []
     for point in points:
         if folder.result(point.id) is None and not is_held(folder.lock_file(point.id)) and _is_finished(folder, point):
-            write_whole(folder.result_file(point.id), json.dumps({**measured(folder, point), **versions()}) + "\n")
+            try:
+                result = measured(folder, point)
+            except (RuntimeError, ValueError, KeyError) as error:
+                say(f"not collected: {point.id}, {error}")
+                continue
+            write_whole(folder.result_file(point.id), json.dumps({**result, **versions()}) + "\n")
             found.append(point)
+    if found and folder.plan_file.exists():
+        folder.write_results()
     return found
 
 

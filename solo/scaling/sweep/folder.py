@@ -6,27 +6,29 @@
     logs/<id>.log    output of that process
     results.jsonl    one line for each run of the plan; `solo fit` reads it
 
-Runs are identified by their ids. Runs of an earlier version of the sweep's file stay in place, and are not part of the
-results.
+Runs are identified by their ids, and trained as planned, even if the sweep's file changes meanwhile. Runs of an earlier
+version of the sweep's file stay in place, and are not part of the results.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from solo.config import ConfigError, parse_config
+from solo.config import ConfigError, parse_config, parse_section
 from solo.files import is_complete, write_whole
 from solo.locks import is_held
 from solo.scaling.laws.table_file import RESULTS
 from solo.scaling.sweep.estimate import Estimate
-from solo.scaling.sweep.identity import digest, run_id
+from solo.scaling.sweep.identity import run_id
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
+
+T = TypeVar("T")
 
 # Without a result, a run is pending, running or interrupted; with a result, it is done, stable, failed or diverged.
 DONE = ("done", "stable")
@@ -71,6 +73,8 @@ class SweepFolder:
             found: dict[str, Any] = json.loads(self.result_file(id).read_text())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise ConfigError(f"{self.result_file(id)} is damaged ({error}); delete it, and the run resumes") from None
         return found
 
     def write_result(self, id: str, result: dict[str, Any]) -> None:
@@ -99,22 +103,29 @@ class SweepFolder:
 
     def write_plan(self, spec: SweepSpec, points: Sequence[Point]) -> None:
         """Writes the plan."""
-        plan = {"spec": spec.model_dump(mode="json"), "digest": spec_digest(spec), "points": list(map(_plain, points))}
+        plan = {"spec": spec.model_dump(mode="json"), "points": list(map(_plain, points))}
         write_whole(self.plan_file, json.dumps(plan, indent=1) + "\n")
 
-    def read_plan(self, spec: SweepSpec | None = None) -> list[Point]:
-        """Returns the planned runs. Raises ConfigError if there is no plan, or it is not that of `spec`."""
+    def read_plan(self) -> list[Point]:
+        """Returns the planned runs. Raises ConfigError if there is no plan, or it is of another version."""
+        return self._planned(lambda plan: [_point(entry) for entry in plan["points"]])
+
+    def read_spec(self) -> SweepSpec:
+        """Returns the sweep's file as of the plan. Raises ConfigError as `read_plan` does."""
+        return self._planned(lambda plan: parse_section(SweepSpec, plan["spec"], str(self.plan_file), "sweep"))
+
+    def _planned(self, part: Callable[[Any], T]) -> T:
         try:
-            plan = json.loads(self.plan_file.read_text())
+            return part(json.loads(self.plan_file.read_text()))
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.path} has no plan yet: start the sweep with --yes, or write a job array with --slurm"
             ) from None
-        if spec is not None and plan["digest"] != spec_digest(spec):
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"the sweep's file has changed since {self.plan_file} was written: run it again with --yes or --slurm"
-            )
-        return [_point(entry) for entry in plan["points"]]
+                f"{self.plan_file} cannot be used; another version may have written it. Write it again: solo sweep with"
+                f" the sweep's file and --yes, --slurm or --configs. {type(error).__name__}: {error}"
+            ) from None
 
     def write_results(self) -> None:
         """Writes the results of all planned runs. Concurrent calls of several processes do not lose a result."""
@@ -157,12 +168,6 @@ class SweepFolder:
             return self.result_file(id).stat().st_mtime_ns
         except FileNotFoundError:
             return None
-
-
-def spec_digest(spec: SweepSpec) -> str:
-    """Returns a digest of the keys that determine the runs."""
-    free = {"machine", "limits", "jobs"}
-    return digest(spec.model_dump(mode="json", exclude=free))
 
 
 def _plain(point: Point) -> dict[str, Any]:

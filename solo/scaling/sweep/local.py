@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from solo.scaling.sweep.folder import BAD, SweepFolder
+from solo.config import ConfigError
+from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
 
 _POLL_SECONDS = 1.0
@@ -24,9 +25,19 @@ _POLL_SECONDS = 1.0
 class LocalRunner:
     """Starts the missing runs and waits for them: one thread for each of `jobs` processes."""
 
-    def __init__(self, spec: Path, folder: SweepFolder, points: Sequence[Point], jobs: int, say: Callable[[str], None]):
-        """Prepares to run. `spec` is the sweep's file; `say` is called with a line for every event."""
-        self.spec, self.folder, self.jobs, self.say = spec, folder, jobs, say
+    def __init__(self, folder: SweepFolder, points: Sequence[Point], jobs: int, say: Callable[[str], None]):
+        """Prepares to run. `say` is called with a line for every event.
+
+        Raises:
+            ConfigError: there are fewer GPUs than jobs.
+        """
+        self.folder, self.jobs, self.say = folder, jobs, say
+        gpus = _visible_gpus()
+        if 0 < len(gpus) < jobs:
+            raise ConfigError(
+                f"{jobs} concurrent runs need a GPU each, and {len(gpus)} are visible: lower jobs, or set"
+                " JAX_PLATFORMS=cpu"
+            )
         # Stable runs first, because branches wait for them; then the most expensive runs.
         self._waiting = sorted(points, key=lambda point: (not point.is_stable, -point.estimate.paid_flops))
         self._tried: set[str] = set()
@@ -65,12 +76,12 @@ class LocalRunner:
             return False
         if point.stable_run is None or self.folder.has_checkpoint(point.stable_run, point.branch_step):
             return True
-        return point.stable_run in self._tried or self.folder.status(point.stable_run) in BAD
+        return point.stable_run in self._tried or self.folder.result(point.stable_run) is not None
 
     def _train(self, point: Point, slot: int) -> None:
         started, log = time.monotonic(), self.folder.log(point.id)
         log.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "solo.cli", "sweep", str(self.spec), "--run", point.id]
+        words = [sys.executable, "-m", "solo.cli", "sweep", str(self.folder.path), "--run", point.id]
         with log.open("ab") as output:
             # In its own session it does not receive Ctrl-C, only the SIGTERM that `_stop` sends, on which a run saves.
             process = subprocess.Popen(
@@ -136,7 +147,9 @@ def _pin(pid: int, slot: int, jobs: int) -> None:
 
 
 def _visible_gpus() -> list[str]:
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        return [name for name in named.split(",") if name not in ("", "-1")]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from solo.config import Config, ConfigError, parse_config, parse_section, read_config
+from solo.config import Config, ConfigError, parse_config, read_config
 from solo.model.flops import BatchStats
 from solo.model.parameters import define
 from solo.scaling.laws.table_file import Row, text
@@ -32,7 +31,7 @@ def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: floa
     Raises:
         ConfigError: the rows differ in an axis, or no run is finished.
     """
-    spec = parse_section(SweepSpec, json.loads(folder.plan_file.read_text())["spec"], str(folder.plan_file), "sweep")
+    spec = folder.read_spec()
     base = with_values(read_config(spec.base), {**spec.set, **_changes(spec, rows)})
     visual, text_tokens, steps = _counted(folder)
     mixture = BatchStats(visual, text_tokens, 0, 0)

@@ -12,16 +12,18 @@ from solo.config import ConfigError
 from solo.scaling.sweep.folder import SweepFolder
 
 AXIS = "stages.0.optimizer.learning_rate"
+_FEWEST_RATES = 3
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one width over learning rates, smallest rate first.
+    """Losses of one width over learning rates, smallest rate first, after equally many steps.
 
     best, best_loss   vertex of the parabola through the lowest point and its neighbours; None at an edge
     """
 
     width: int
+    steps: int
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     best: float | None
@@ -29,12 +31,15 @@ class Curve:
 
 
 def curves(folder: SweepFolder, loss: str) -> list[Curve]:
-    """Returns a curve for each width of a sweep over `stages.0.optimizer.learning_rate`, from its longest runs.
+    """Returns a curve for each width of a sweep over `stages.0.optimizer.learning_rate`.
+
+    The runs are those of the longest length that has at least three learning rates. Runs that differ only in other
+    axes, such as seeds, are averaged.
 
     Raises:
-        ConfigError: the sweep has no such axis, or a width has fewer than three finished runs.
+        ConfigError: the sweep has no such axis, or no length of a width has three finished learning rates.
     """
-    found: dict[int, dict[float, tuple[int, float]]] = {}
+    found: dict[int, dict[int, dict[float, list[float]]]] = {}
     for point in folder.read_plan():
         result = folder.result(point.id)
         if point.is_stable or result is None or result["status"] != "done":
@@ -43,22 +48,22 @@ def curves(folder: SweepFolder, loss: str) -> list[Curve]:
             raise ConfigError(f"{folder.path}: the sweep has no axis {AXIS}")
         if loss not in result["losses"]:
             raise ConfigError(f"{folder.path}: there is no loss {loss!r}; there are {', '.join(result['losses'])}")
-        rates = found.setdefault(point.config.model.width, {})
-        rate = float(point.labels[AXIS])
-        rates[rate] = max(rates.get(rate, (0, 0.0)), (point.steps, float(result["losses"][loss])))
+        rates = found.setdefault(point.config.model.width, {}).setdefault(point.steps, {})
+        rates.setdefault(float(point.labels[AXIS]), []).append(float(result["losses"][loss]))
     if not found:
         raise ConfigError(f"{folder.path}: no run is finished")
-    return [
-        _curve(width, {rate: value for rate, (_, value) in sorted(found[width].items())}) for width in sorted(found)
-    ]
+    return [_curve(width, found[width]) for width in sorted(found)]
 
 
-def _curve(width: int, losses: dict[float, float]) -> Curve:
-    if len(losses) < 3:
-        raise ConfigError(f"width {width} has {len(losses)} finished learning rates; an optimum needs three")
-    rates, values = tuple(losses), tuple(losses.values())
+def _curve(width: int, lengths: dict[int, dict[float, list[float]]]) -> Curve:
+    steps = max((steps for steps, losses in lengths.items() if len(losses) >= _FEWEST_RATES), default=None)
+    if steps is None:
+        most = max(map(len, lengths.values()))
+        raise ConfigError(f"width {width} has {most} finished learning rates of one length; an optimum needs three")
+    rates = tuple(sorted(lengths[steps]))
+    values = tuple(float(np.mean(lengths[steps][rate])) for rate in rates)
     best = vertex(rates, values)
-    return Curve(width, rates, values, *(best or (None, None)))
+    return Curve(width, steps, rates, values, *(best or (None, None)))
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:

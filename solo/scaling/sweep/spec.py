@@ -10,10 +10,13 @@ from pydantic import Field, model_validator
 
 from solo.config import ConfigError, Section, parse_section, read_config
 
-# Columns of the results, whose names an axis must not have.
+# Columns of the results and of `--json`, whose names an axis must not have.
 RESERVED = (
-    *("id", "name", "status", "stable_run", "tokens", "flops"),
-    *("losses", "scores", "width", "layers", "seed", "steps"),
+    *("id", "name", "status", "error", "losses", "scores", "tokenizer", "evaluation_set", "version", "commit"),
+    *("tokens", "visual_tokens", "text_tokens", "unique_tokens", "text", "visual", "targets"),
+    *("flops", "paid_flops", "flops_per_second", "step_seconds", "seconds", "usd", "memory"),
+    *("width", "layers", "steps", "seed", "n_active", "n_total", "planned", "budget"),
+    *("stable_run", "is_stable", "branch_step"),
 )
 
 
@@ -187,7 +190,7 @@ class SweepSpec(Section):
         for name, values in self.axes.items():
             if not values:
                 raise ValueError(f"axis {name!r} has no values")
-            if name in RESERVED:
+            if name.partition(".")[0] in RESERVED:
                 raise ValueError(f"axis {name!r}: a column of the results has this name; choose another, or a key")
         if self.design and self.design.isoflop and self.ladder is None:
             raise ValueError("design.isoflop chooses among the sizes of a ladder, which is missing")

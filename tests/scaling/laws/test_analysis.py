@@ -10,12 +10,12 @@ from solo.config import ConfigError
 from solo.scaling.laws.bootstrap import bootstrap
 from solo.scaling.laws.cross_check import cross_checks, envelope_optima, isoflop_curves, parabola_optima
 from solo.scaling.laws.downstream import fit_exponential, fit_sigmoid, fit_task
-from solo.scaling.laws.fit import FitRefusedError, fit
+from solo.scaling.laws.fit import FitRefusedError, check_design, fit
 from solo.scaling.laws.hold_out import hold_out, hold_out_ladder
 from solo.scaling.laws.law import CHINCHILLA, POWER, REPEATED
 from solo.scaling.laws.predict import optimum, predict
 from solo.scaling.laws.result import FitSpec, analyse, seed_noise
-from solo.scaling.laws.runs import group_budgets
+from solo.scaling.laws.runs import group_budgets, group_sizes, make_runs
 from solo.scaling.laws.simulate import ASSUMED, design_runs, load_spec, simulate
 from solo.scaling.sweep.points import expand
 from tests.scaling.samples import TRUTH, grid, isoflop, sweep
@@ -27,6 +27,25 @@ from tests.scaling.sweep.tiny_sweep import planned
 def test_budgets_group_runs_of_about_equal_compute() -> None:
     flops = np.array([1e18, 3e19, 1.02e18, 2.9e19, 0.97e18, 5e20])
     assert [list(group) for group in group_budgets(flops)] == [[0, 2, 4], [1, 3], [5]]
+
+
+def test_runs_of_one_size_and_length_are_recognised() -> None:
+    """Active parameters and tokens of a sweep are means over data, and differ slightly between lengths and seeds."""
+    n = np.array([1e6, 1.004e6, 0.997e6, 2e6, 2.01e6])
+    d = np.array([1e7, 2e7, 1.003e7, 1e7, 2e7])
+    assert [list(group) for group in group_sizes(n)] == [[0, 1, 2], [3, 4]]
+    runs = make_runs(n, d, [3.0, 2.9, 3.03, 2.8, 2.7])
+    assert seed_noise(runs) == pytest.approx(np.log(1.01) / np.sqrt(2))
+    with pytest.raises(FitRefusedError, match="2 different numbers of parameters"):
+        check_design(CHINCHILLA, runs, fewest_runs=0)
+
+
+def test_the_envelope_of_sizes_that_differ_slightly() -> None:
+    runs = grid(8, 8)
+    jitter = np.random.default_rng(0).uniform(0.996, 1.004, len(runs))
+    optima, exact = envelope_optima(replace(runs, n=runs.n * jitter)), envelope_optima(runs)
+    assert len(optima) == len(exact) > 1
+    assert np.array(optima) == pytest.approx(np.array(exact), rel=0.01)
 
 
 def test_the_largest_budget_is_held_out_and_predicted() -> None:

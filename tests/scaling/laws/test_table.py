@@ -99,16 +99,46 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch) -> None:
         ("missing.csv", None, "cannot read results .*missing.csv: No such file"),
         ("runs.xlsx", "x", "expected one of .csv, .jsonl, .parquet"),
         ("runs.csv", "id,n,d\n", "has no rows"),
-        ("runs.csv", "id,n\na,1\nb,2,3\n", "line 3: the number of cells"),
+        ("runs.csv", "id,n\na,1\nb,2,3\nc,4\n", "line 3: the number of cells .* 3 instead of 2"),
+        ("runs.csv", "id,n, n\na,1,2\n", "several columns are named 'n'"),
+        ("runs.csv", "id,n\na,1\n\xe9,2\n".encode("latin-1"), "line 3: not UTF-8"),
+        ("runs.csv", "id,n\na," + "1" * 200_000, "line 2: not CSV: field larger than field limit"),
+        ("runs.jsonl", "\xe9".encode("latin-1"), "line 1: not UTF-8"),
         ("runs.jsonl", '{"id": 1}\n{"id":\n', "line 2: not JSON"),
         ("runs.jsonl", "[1]\n", "line 1: expected an object, found list"),
     ],
 )
 def test_unreadable_files(tmp_path, name, content, message) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message):
         read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("runs.csv", "\ufeffid,n\na,1\n\nb,2\n"),
+        ("runs.csv", "id ; n\r\na;1\r\nb;2\r\n"),
+        ("runs.csv", "id\tn\na\t1\nb\t2"),
+        ("runs.jsonl", '\ufeff{"id": "a", "n": "1"}\n{"id": "b", "n": "2"}'),
+    ],
+)
+def test_what_spreadsheets_write(tmp_path, name, content) -> None:
+    """A byte order mark, other separators, spaces in the header, blank lines."""
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_rows(tmp_path / name)[0] == [{"id": "a", "n": "1"}, {"id": "b", "n": "2"}]
+
+
+def test_a_line_of_json_may_contain_a_line_separator(tmp_path) -> None:
+    (tmp_path / "runs.jsonl").write_text('{"id": "a\u2028b"}\n')
+    assert read_rows(tmp_path / "runs.jsonl")[0] == [{"id": "a\u2028b"}]
+
+
+def test_ids_with_one_letter_e_are_not_numbers() -> None:
+    rows = [{"id": "8e8062709994"}, {"id": "9e8062709994"}, {"id": "80627e"}]
+    assert where(rows, ["id=8e8062709994"]) == rows[:1]
+    assert where(rows, ["id!=8e8062709994"]) == rows[1:]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +242,10 @@ def test_a_repeated_line_counts_once(tmp_path) -> None:
     table = load_table(folder(tmp_path / "s", [row(0), row(1), row(0)]), Columns())
     assert len(table.rows) == 2
     assert count(table.set_aside) == "1 with repeated line (run0)"
+    nameless = [{name: value for name, value in row(k).items() if name != "id"} for k in (0, 1, 0)]
+    table = load_table(folder(tmp_path / "s", nameless), Columns())
+    assert [table.id_of(line) for line in table.rows] == ["row 1", "row 2"]
+    assert count(table.set_aside) == "1 with repeated line (row 1)"
 
 
 def test_one_id_for_two_runs_is_refused(tmp_path) -> None:

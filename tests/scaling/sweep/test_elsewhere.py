@@ -1,5 +1,6 @@
 """Runs that are trained elsewhere: by a job array, and from configs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,13 +47,22 @@ def test_configs_are_written_and_results_collected(tmp_path: Path, capsys: pytes
     assert main(["sweep", str(spec)]) == 0
     assert [folder.status(point.id) for point in branches] == ["done", "interrupted"]
     assert folder.result(branches[0].id)["tokens"] == branches[0].estimate.tokens
+    # `solo fit` finds the collected results.
+    rows = [json.loads(line) for line in folder.results_file.read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["stable", "done", "interrupted"]
+    # Lost metrics do not keep the table from being printed.
+    folder.forget(stable.id)
+    metrics = folder.run(stable.id) / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
+    assert main(["sweep", str(spec)]) == 0
+    assert f"not collected: {stable.id}, found metrics of {stable.steps - 1} steps" in capsys.readouterr().err
 
 
 def test_a_job_array(tmp_path: Path) -> None:
     """One task per stable run with its branches; valid shell; a task runs its line of the list."""
     spec = planned(tmp_path, design=HORIZONS, warmup=0.1, ladder={"width": [16, 32]})
     points, script = expand(spec), tmp_path / "jobs.sh"
-    assert write_array(script, tmp_path / "sweep.yaml", "tiny", spec.path, points, at_once=4) == 2
+    assert write_array(script, "tiny", spec.path, points, at_once=4) == 2
     subprocess.run(["shellcheck", "--severity=warning", str(script)], env=tools(), check=True)
     lines = [line.split() for line in (tmp_path / "jobs.sh.runs").read_text().splitlines()]
     assert lines == [[point.id for point in points[:3]], [point.id for point in points[3:]]]
@@ -70,9 +80,9 @@ def test_a_job_array(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["-m", "solo.cli", "sweep", str(tmp_path / "sweep.yaml"), "--run", *lines[1]]
+    assert done.stdout.split() == ["-m", "solo.cli", "sweep", str(spec.path), "--run", *lines[1]]
     with pytest.raises(ValueError, match="no run is missing"):
-        write_array(script, tmp_path / "sweep.yaml", "tiny", spec.path, [], at_once=4)
+        write_array(script, "tiny", spec.path, [], at_once=4)
 
 
 def test_a_branch_waits_for_its_stable_run(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from solo.config import ConfigError
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.local import LocalRunner, shares
 from solo.scaling.sweep.points import Point, expand
@@ -41,7 +42,7 @@ def runner(
     python.write_text("#!/bin/sh" + script.format(runs=folder.path / "runs"))
     python.chmod(0o755)
     patch.setattr(sys, "executable", str(python))
-    return LocalRunner(Path("sweep.yaml"), folder, points, jobs, said.append), said
+    return LocalRunner(folder, points, jobs, said.append), said
 
 
 def test_stable_runs_start_before_their_branches(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +91,30 @@ def test_a_run_that_fails_without_a_result_is_tried_once(sweep, monkeypatch: pyt
     assert made.run()
     assert sum(line.startswith("started") for line in said) == len(sweep[1])
     assert sum("its process ended with 3" in line for line in said) == len(sweep[1])
+
+
+def test_a_branch_whose_checkpoint_was_deleted_is_not_waited_for(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stable run has a result, so that the checkpoint will never appear; the branch itself says so."""
+    made, said = runner(sweep, "\nexit 3\n", 1, monkeypatch)
+    folder, points = sweep
+    for point in points:
+        if point.is_stable:
+            folder.run(point.id).mkdir(parents=True)
+            folder.result_file(point.id).write_text('{"status": "stable"}')
+    assert made.run()
+    assert sum("its process ended with 3" in line for line in said) == len(points) - 2
+
+
+def test_every_run_has_a_gpu(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="3 concurrent runs need a GPU each, and 2 are visible"):
+        LocalRunner(*sweep, 3, print)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    LocalRunner(*sweep, 3, print)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # hides them all
+    LocalRunner(*sweep, 3, print)
 
 
 def test_shares() -> None:

@@ -46,6 +46,26 @@ def test_a_curve_for_each_width(tmp_path: Path) -> None:
         curves(folder, "caption")
 
 
+def test_rates_are_compared_after_equally_many_steps(tmp_path: Path) -> None:
+    """Width 16 has two finished rates of 20 steps, so that its runs of 10 count. Seeds are averaged."""
+    seeds = {"a": {"seed": 0}, "b": {"seed": 1}}
+    axes = {AXIS: [1e-3, 2e-3, 4e-3], "seed_of_run": seeds}
+    spec = planned(tmp_path, axes=axes, ladder={"width": [16, 32]}, design={"grid": {"steps": [10, 20]}})
+    points, folder = expand(spec), SweepFolder(spec.path)
+    folder.write_plan(spec, points)
+    for point in points:
+        rate, width = point.labels[AXIS], point.config.model.width
+        loss = abs(np.log(rate / 2e-3)) + 40 / point.steps + (0.5 if point.labels["seed_of_run"] == "a" else 0.0)
+        if (width, rate, point.steps) != (16, 4e-3, 20):
+            folder.run(point.id).mkdir(parents=True)
+            folder.result_file(point.id).write_text(json.dumps({"status": "done", "losses": {"text": loss}}))
+    narrow, wide = curves(folder, "text")
+    assert (narrow.steps, wide.steps) == (10, 20)
+    assert narrow.losses == pytest.approx((np.log(2) + 4.25, 4.25, np.log(2) + 4.25))
+    assert wide.losses == pytest.approx((np.log(2) + 2.25, 2.25, np.log(2) + 2.25))
+    assert (narrow.best, wide.best) == (pytest.approx(2e-3), pytest.approx(2e-3))
+
+
 def test_a_sweep_without_learning_rates(tmp_path: Path) -> None:
     spec = planned(tmp_path)
     points, folder = expand(spec), SweepFolder(spec.path)
