@@ -79,11 +79,17 @@ class TensorReader(Mapping[str, TensorInfo]):
             raise
 
     def _open(self, file: Path, expected: set[str] | None) -> None:
+        # safetensors reports every failure to open a file as a missing file.
+        try:
+            with open(file, "rb") as raw:
+                is_pointer = raw.read(len(_LFS)) == _LFS
+        except OSError as error:
+            raise TensorFileError(f"{file} cannot be read: {error.strerror}") from None
+        if is_pointer:
+            raise TensorFileError(f"{file} is a pointer to a file in Git LFS; `git lfs pull` fetches it")
         try:
             opened = self._opened.enter_context(safe_open(file, "numpy", backend="pread"))
         except (SafetensorError, OSError) as error:
-            if _is_lfs_pointer(file):
-                raise TensorFileError(f"{file} is a pointer to a file in Git LFS; `git lfs pull` fetches it") from None
             raise TensorFileError(f"{file} is damaged, truncated or not a safetensors file: {error}") from None
         names = list(opened.keys())
         if expected is not None and (different := sorted(expected ^ set(names))):
@@ -157,14 +163,6 @@ def _files(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
         yield from ((path / shard, names) for shard, names in shards.items())
     else:
         raise TensorFileError(_nothing_to_read(path))
-
-
-def _is_lfs_pointer(file: Path) -> bool:
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(len(_LFS)) == _LFS
-    except OSError:
-        return False
 
 
 def _weight_map(file: Path) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """Damaged files are refused with a message; files that are written can be read by the safetensors package."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -279,6 +280,20 @@ def test_a_pointer_of_git_lfs(tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
     with pytest.raises(TensorFileError, match=r"model\.safetensors is a pointer to a file in Git LFS; `git lfs pull`"):
         TensorReader(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user for a moment")
+def test_a_file_of_another_user(tmp_path, monkeypatch):
+    file = raw(tmp_path / "model.safetensors", {"a": entry(0, 4)}, bytes(4))
+    file.chmod(0o600)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    try:
+        os.seteuid(65534)
+        with pytest.raises(TensorFileError, match=r"model\.safetensors cannot be read: Permission denied"):
+            TensorReader("model.safetensors")
+    finally:
+        os.seteuid(0)
 
 
 def test_folders_that_cannot_be_created(tmp_path, monkeypatch):
