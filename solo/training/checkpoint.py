@@ -108,7 +108,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: names or shapes of the parameters or the optimizer state differ; the message lists them.
-                Or the checkpoint is damaged; the message names the one before.
+                It is also raised if the checkpoint is damaged; the message then names the previous one.
         """
         wanted = {"parameters": abstract.parameters, "optimizer": _counters(abstract)}
         self._compare(progress.step, wanted)

@@ -48,7 +48,7 @@ class Forward(NamedTuple):
     cross_entropy   float32 [B, Y], nats
     log_normaliser  float32 [B, Y], log of the sum over the vocabulary of exponentiated logits
     definition      the model
-    config          the loss's config
+    config          config of the loss
     sources         names of the mixture's sources, in its order, which `target_source` indexes
     share           fraction of the whole batch in the micro-batch
     """

@@ -71,8 +71,8 @@ class RunFolder:
         `config.yaml` is rewritten, and `report` is called with a line for every changed key.
 
         Raises:
-            ConfigError: the folder holds a run with another result; the message names the keys that differ. Or its
-                `config.yaml` cannot be read, as after keys were renamed.
+            ConfigError: the folder holds a run with another result; the message names the keys that differ. It
+                is also raised if `config.yaml` cannot be read, for example because keys were renamed.
         """
         run = cls(config.run_folder)
         if not run.config_file.exists():
