@@ -60,7 +60,8 @@ def _run(parsed: argparse.Namespace) -> int:
     except OSError as error:
         if error.filename is None:  # not about a file
             raise
-        print(f"solo: {error.filename}: {error.strerror}", file=sys.stderr)
+        # A rename has two names; the second one is that of the file.
+        print(f"solo: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR if isinstance(error, _WRONG_PATHS) else EXIT_FAILED
     except KeyboardInterrupt:
         resumes = "; the same command resumes from the last checkpoint" if parsed.verb is train else ""

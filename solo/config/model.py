@@ -31,7 +31,10 @@ class MoEConfig(Section):
     top_k: int = Field(1, ge=1)
     width: int | None = Field(None, ge=1, description="F of one expert; default ffn_width / top_k")
     auxiliary_weight: float = Field(
-        0.01, ge=0, description="weight of the load-balancing loss", json_schema_extra=decides("result")
+        0.01,
+        ge=0,
+        description="weight of the load-balancing loss, which is computed for each micro-batch and averaged",
+        json_schema_extra=decides("result"),
     )
 
     @model_validator(mode="after")
