@@ -84,6 +84,7 @@ def test_plan_counts_a_model(capsys) -> None:
     ("error", "status"),
     [
         (IsADirectoryError(errno.EISDIR, "A folder", "runs/a"), 2),
+        (IsADirectoryError(errno.EISDIR, "A folder", "runs/.temporary", None, "runs/a"), 2),
         (OSError(errno.ENOSPC, "Full", "runs/a"), 1),
     ],
 )
