@@ -11,7 +11,7 @@ from typing import Any
 from launch.plan import FOLDER, File
 from solo.config import Config, ConfigError, dump_config
 from solo.machines import Machine
-from solo.sharding.axes import mesh_sizes, rows_per_shard
+from solo.sharding.axes import mesh_sizes, rows_per_shard, slices_spanned
 
 # JobSet names pods <run>-slice-<number>-<number>-<five letters>, and xpk's limit leaves room for queues.
 MAX_NAME = 28
@@ -76,10 +76,12 @@ def check(config: Config, machine: Machine) -> None:
     """Check what the run itself would check once the machines are paid for.
 
     Raises:
-        ConfigError: the mesh does not fit the machine's devices, or the rows of a batch cannot be sharded evenly.
+        ConfigError: the mesh does not fit the machine's devices and slices, or the rows of a batch cannot be sharded
+            evenly.
     """
     config.check_runnable()
     sizes = mesh_sizes(config.mesh, machine.devices)
+    slices_spanned(sizes, machine.slices)
     for stage in config.stages:
         rows_per_shard(stage, sizes)
 

@@ -91,9 +91,11 @@ def parse_machine(name: str, slices: int = 1, hosts: int | None = None) -> Machi
     Raises:
         ConfigError: no such kind or size exists; the message lists those that do.
     """
+    if slices < 1:
+        raise ConfigError(f"{slices} slices of {name}: expected at least 1")
     kind, dash, number = name.lower().rpartition("-")
     kind = _ALIASES.get(kind, kind)
-    if kind not in CHIPS or not dash or not number.isdigit() or slices < 1 or int(number) < 1:
+    if kind not in CHIPS or not dash or not number.isdigit() or int(number) < 1:
         known = ", ".join(f"{kind}-N" for kind, chip in CHIPS.items() if chip.sizes or not chip.is_tpu)
         raise ConfigError(f"no machine {name!r}{nearest(kind, list(CHIPS))}; known: {known}")
     chip = CHIPS[kind]

@@ -1,5 +1,6 @@
 """The schema refuses unknown keys, says where and what was expected, and round-trips exactly."""
 
+import math
 import typing
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from solo.config import (
 )
 from solo.config.base import Decides
 from solo.config.compare import what_decides
+from solo.config.yaml_text import parse_yaml
 from solo.scaling.sweep.spec import load_spec
 
 MINIMAL = {
@@ -81,6 +83,14 @@ def test_extending_oneself_is_refused(tmp_path: Path) -> None:
         ("stages.0.epochs=1.0", r"exactly one of steps and epochs"),
         ("stages.3.steps=1", r"there is no such place"),
         ("seed", r"expected key\.path=value"),
+        ("model.head_dim=0", r"head_dim: .*greater than or equal to 1"),
+        ("stages.0.optimizer.learning_rate=.inf", r"learning_rate: .*finite"),
+        ("stages.0.learning_rate_scale={'*': -1.0}", r"learning_rate_scale.*greater than or equal to 0"),
+        ("image.std=[0.5, 0.0, 0.5]", r"image\.std\.1: .*greater than 0"),
+        ("name=..", r"name: .*pattern"),
+        ("stages.0.batch_rows=010", r'batch_rows: .*found "010"'),
+        ("stages.0.batch_rows=1:30", r'batch_rows: .*found "1:30"'),
+        ("stages.0.mixture={digits: 1.0, digits: 2.0}", r"key 'digits' is set twice"),
     ],
 )
 def test_a_wrong_value_says_where_and_what_was_expected(tmp_path: Path, override: str, message: str) -> None:
@@ -100,11 +110,52 @@ def test_a_missing_file_and_a_file_that_is_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read config"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"name: \xbd")
-    with pytest.raises(ConfigError, match=r"binary\.yaml is not YAML: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=r"cannot read config .*binary\.yaml: it is not UTF-8"):
         load_config(tmp_path / "binary.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="expected a mapping"):
         load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"name: caf\xe9", r"a\.yaml: it is not UTF-8"),
+        (b"name: a\nmodel: {width: 8}\nmodel: {layers: 2}", r"key 'model' is set twice, first in line 2(.|\n)*line 3"),
+        (b"model: {width: 8, 'width': 9}", r"key 'width' is set twice"),
+        (b"extends:", r"a\.yaml: extends: expected a path or a list of paths, found null"),
+        (b"extends: [b.yaml, 3]", r'extends: .* found \["b\.yaml", 3\]'),
+        (b"model: &m {width: *m}", r"a\.yaml: only mappings.*Circular"),
+        (b"model: !!set {width}", r"a\.yaml: only mappings.*set"),
+        (b"name: a\n---\nname: b", r"single document"),
+    ],
+)
+def test_a_file_that_is_not_plain_yaml_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_values_are_read_as_in_yaml_1_2() -> None:
+    text = "[1e-3, 1.5E3, .5, -1.0, -.inf, 12, 1_000, 0x1f, 0, 010, 1:30, 2026-01-01, 1e5x, true, null]"
+    expected = [1e-3, 1500.0, 0.5, -1.0, -math.inf, 12, 1000, 31, 0, "010", "1:30", "2026-01-01", "1e5x", True, None]
+    assert parse_yaml(text, "text") == expected
+
+
+def test_merged_keys_may_be_overridden() -> None:
+    text = "a: {b: &b {width: 1, layers: 2}, c: &c {<<: *b, width: 3}}\nd: {<<: *c, layers: 4}\n1: 5"
+    assert parse_yaml(text, "text") == {
+        "a": {"b": {"width": 1, "layers": 2}, "c": {"width": 3, "layers": 2}},
+        "d": {"width": 3, "layers": 4},
+        "1": 5,
+    }
+
+
+@pytest.mark.parametrize("name", ["1e-3", "3E5", "010", "1:30", "2026-01-01", "0x1f", "null", "1_0"])
+def test_strings_that_look_like_numbers_survive_a_resolved_config(tmp_path: Path, name: str) -> None:
+    data = {**MINIMAL, "sequence": {"system": name}}
+    (tmp_path / "resolved.yaml").write_text(dump_config(parse_config(data)))
+    assert load_config(tmp_path / "resolved.yaml").sequence.system == name
 
 
 def test_floats_may_be_written_with_an_exponent_alone(tmp_path: Path) -> None:
@@ -219,7 +270,8 @@ def test_every_key_says_what_it_decides() -> None:
         ("stages.0.train=[layers/*]", "result evaluation"),
         ("model.compute_dtype=bfloat16", "result evaluation"),
         ("model.init_std=0.01", "result evaluation"),
-        ("safety.policy=skip", "result evaluation"),
+        ("safety.policy=skip", ""),
+        ("safety.spike_factor=3.0", "result evaluation"),
         ("evaluation.losses={held: {source: digits}}", "evaluation"),
         ("evaluation.tasks={read: {source: digits}}", "evaluation"),
         ("name=other", ""),

@@ -43,6 +43,11 @@ def test_names(name: str, chips: int, topology: str | None, hosts: int, devices:
         assert bounds[0] * bounds[1] * bounds[2] == found.chips_per_host
 
 
+def test_no_slices_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^0 slices of v5e-16: expected at least 1$"):
+        parse_machine("v5e-16", slices=0)
+
+
 def test_slices_and_hosts_multiply() -> None:
     two = parse_machine("v5e-16", slices=2)
     assert (two.devices, two.all_hosts) == (32, 8)

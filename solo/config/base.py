@@ -22,13 +22,13 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, rejects unknown keys, never converts a value's type silently.
+    """Base of every section: immutable, rejects unknown keys and infinite numbers, converts no value's type.
 
     Every section sets `keys_decide` to what its keys decide. A key that differs from the others declares it:
     `Field(..., json_schema_extra=decides("nothing"))`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     keys_decide: ClassVar[tuple[Decides, ...]] = ()
 
 

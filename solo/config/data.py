@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from solo.config.base import Section, decides
 
@@ -81,7 +81,9 @@ class ImageConfig(Section):
         " (SAIL); isolated: a patch sees only itself (EE-MLLM's composite attention)",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), json_schema_extra=decides("model"))
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), json_schema_extra=decides("model"))
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        (0.229, 0.224, 0.225), json_schema_extra=decides("model")
+    )
     stored_as_float16: bool = Field(
         False,
         description="round normalised pixels to float16 first, as SOLO's files do",

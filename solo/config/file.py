@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from solo.config.base import ConfigError, Section, nearest
 from solo.config.renamed import new_key, new_value
 from solo.config.run import Config
+from solo.config.yaml_text import format_yaml, parse_yaml
 
 SectionT = TypeVar("SectionT", bound=Section)
 
 # A recipe's value that its source does not state. It must be set before the recipe can run.
 UNKNOWN = "unknown"
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a float, as YAML 1.2 does; PyYAML alone reads it as a string."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would read as floats, such as the id 8e8062709994."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
-        list("-+.0123456789"),
-    )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -94,7 +77,7 @@ def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> Se
 
 def dump_config(config: Config) -> str:
     """Returns the config as YAML. Loading it gives an equal Config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=100)
+    return format_yaml(config.model_dump(mode="json"))
 
 
 def _unknown(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -112,16 +95,20 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read config {path}: it is not UTF-8: {error.reason} at byte {error.start}") from None
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of keys at the top, found {type(data).__name__}")
-    parents = data.pop("extends", [])
+    extended = data.pop("extends", [])
+    parents = [extended] if isinstance(extended, str) else extended
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path}: extends: expected a path or a list of paths, found {json.dumps(extended)}")
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = _merge(merged, _read(path.parent / parent, (*seen, path.resolve())))
     return _merge(merged, data)
 
@@ -138,10 +125,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r}: expected key.path=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    value = parse_yaml(text, f"override {override!r}")
     try:
         set_value(data, path, value)
     except ConfigError:

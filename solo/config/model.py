@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from solo.config.base import Section, decides
 
@@ -125,7 +125,7 @@ class ModelConfig(Section):
     layers: int = Field(ge=1, description="L")
     heads: int = Field(ge=1, description="H")
     kv_heads: int = Field(ge=1, description="K")
-    head_dim: int | None = Field(None, description="C; default D / H")
+    head_dim: int | None = Field(None, ge=1, description="C; default D / H")
     ffn_width: int = Field(ge=1, description="F")
     experts: ExpertsConfig = ExpertsConfig()
     moe: MoEConfig = MoEConfig()
@@ -137,7 +137,7 @@ class ModelConfig(Section):
     qk_norm: Literal["none", "rms", "layer"] = Field("none", description="norm over each head's queries and keys")
     rope_theta: float = Field(10_000.0, gt=0)
     rope_fraction: float = Field(1.0, gt=0, le=1, description="share of a head's dimensions that is rotated")
-    rope_sections: tuple[int, int, int] | None = Field(
+    rope_sections: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = Field(
         None, description="rotated pairs for time, row and column (M-RoPE); needs sequence.positions: grid"
     )
     rope_scaling: RopeScalingConfig | None = None

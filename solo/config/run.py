@@ -17,7 +17,7 @@ class Config(Section):
 
     keys_decide = ("result",)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", json_schema_extra=decides("nothing"))
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", json_schema_extra=decides("nothing"))
     folder: str = Field(
         "runs", description="the run's files are in <folder>/<name>", json_schema_extra=decides("nothing")
     )

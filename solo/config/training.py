@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from solo.config.base import Section, decides
 
@@ -81,7 +81,7 @@ class StageConfig(Section):
         description="globs over parameter paths; all other parameters are frozen",
         json_schema_extra=decides("result"),
     )
-    learning_rate_scale: dict[str, float] = Field(
+    learning_rate_scale: dict[str, NonNegativeFloat] = Field(
         {}, description="glob over parameter paths: factor", json_schema_extra=decides("result")
     )
     optimizer: OptimizerConfig
@@ -109,7 +109,7 @@ class CheckpointConfig(Section):
     every_steps: int = Field(100, ge=1)
     keep_latest: int = Field(2, ge=1)
     keep_every_steps: int | None = Field(None, ge=1, description="also keep every N-th step permanently")
-    at_steps: tuple[int, ...] = Field(
+    at_steps: tuple[PositiveInt, ...] = Field(
         (), description="also save and keep these steps: where decay branches of a sweep start"
     )
 

@@ -18,6 +18,7 @@ from solo.machines import Machine
 from solo.planning.groups import axes_of, replica_groups
 from solo.planning.hlo import Module, Run, shape_bytes
 from solo.planning.topology import wraps
+from solo.sharding.axes import slices_spanned
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _ACROSS_SLICES = re.compile(r'_xla_megascale_transfer_type="?(\w+)')
@@ -85,7 +86,7 @@ def find_collectives(
         for place, part in enumerate((1, size, seconds)):
             sums[place] += part * run.times
     for run in module.runs():
-        across = _across_slices(run, machine) if run.instruction.opcode == "send" else None
+        across = _across_slices(run, mesh, machine) if run.instruction.opcode == "send" else None
         if across:
             key = (across.kind, across.axes, across.members, True, True)
             seconds = nan if across.seconds is None else across.seconds
@@ -118,7 +119,7 @@ def _bytes(run: Run, kind: str, members: int) -> int:
     return both * members // (members + 1) if kind in ("all-gather", "reduce-scatter") else both // 2
 
 
-def _across_slices(run: Run, machine: Machine) -> Collective | None:
+def _across_slices(run: Run, mesh: Mapping[str, int], machine: Machine) -> Collective | None:
     found = _ACROSS_SLICES.search(run.instruction.rest)
     if not found:
         return None
@@ -128,7 +129,8 @@ def _across_slices(run: Run, machine: Machine) -> Collective | None:
     slices = machine.slices
     rounds = (2 if kind == "all-reduce" else 1) * (slices - 1) / slices
     seconds = rounds * size / bandwidth
-    return Collective(kind, ("replica",), slices, True, run.times, size, None if isnan(seconds) else seconds, True)
+    axes = tuple(axis for axis, spanned in slices_spanned(mesh, slices).items() if spanned > 1)
+    return Collective(kind, axes, slices, True, run.times, size, None if isnan(seconds) else seconds, True)
 
 
 class _Links:

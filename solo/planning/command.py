@@ -158,7 +158,7 @@ def settle(config: Config, where: Machine, rows_per_device: int | None = None) -
     from solo.sharding.axes import mesh_sizes, row_shards
 
     changes = []
-    mesh = slice_mesh(config.mesh, where.slices)
+    mesh = slice_mesh(config.mesh, where)
     if mesh != config.mesh:
         changes.append(f"mesh.replica={mesh.replica}")
     config = config.model_copy(update={"mesh": mesh})

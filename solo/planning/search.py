@@ -19,6 +19,7 @@ from solo.planning.flops import StepFlops, planned_flops
 from solo.planning.forecast import Forecast, forecast
 from solo.planning.memory import HandCount, hand_count, memory_limit
 from solo.planning.rows import Rows, stage_rows
+from solo.planning.topology import slice_mesh
 from solo.sharding.axes import mesh_sizes, row_shards
 
 ROWS = (1, 2, 4, 8)
@@ -133,6 +134,7 @@ def _settings(
         for tensor in SPLITS:
             mesh = config.mesh.model_copy(update={"data": 1, "fsdp": -1, "context": context, "tensor": tensor})
             try:
+                mesh = slice_mesh(mesh, machine)
                 sizes = mesh_sizes(mesh, machine.devices)
             except ConfigError:
                 continue

@@ -10,6 +10,7 @@ from solo.chips import CHIPS
 from solo.config import ConfigError, MeshConfig
 from solo.libtpu import quiet_libtpu
 from solo.machines import Machine
+from solo.sharding.axes import mesh_sizes, slices_spanned
 
 # Versions of CUDA and cuDNN that XLA compiles for.
 _GPU_TARGET = """
@@ -60,19 +61,25 @@ def machine_devices(machine: Machine) -> list[Any]:
         ) from None
 
 
-def slice_mesh(config: MeshConfig, slices: int) -> MeshConfig:
-    """Returns the mesh for a number of slices: `replica`, if it is 1, becomes that number.
+def slice_mesh(config: MeshConfig, machine: Machine) -> MeshConfig:
+    """Returns the mesh for a machine's slices: itself if `replica` and `data` span them, else with `replica` set.
 
     Raises:
         ConfigError: another axis would cross the data-centre network.
     """
-    replica = slices if config.replica == 1 else config.replica
-    if replica % slices and replica != -1:
+    slices = machine.slices
+    try:
+        spanned = slices_spanned(mesh_sizes(config, machine.devices), slices)
+        if spanned["replica"] * spanned["data"] == slices:
+            return config
+    except ConfigError:
+        pass  # with another `replica`, the axes may fit
+    if config.replica != 1:
         raise ConfigError(
-            f"mesh.replica {replica} is not a multiple of {slices} slices, so another axis would cross the network"
-            f" between them; set mesh.replica={slices}"
+            f"mesh.replica {config.replica} x mesh.data {config.data} is not a multiple of {slices} slices, so another"
+            f" axis would cross the network between them; set mesh.replica={slices}"
         )
-    return config.model_copy(update={"replica": replica})
+    return config.model_copy(update={"replica": slices})
 
 
 def _virtual(count: int, devices: Sequence[Any]) -> list[Any]:

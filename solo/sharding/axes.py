@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import gcd, prod
 
 from solo.config import ConfigError, MeshConfig, StageConfig
 
@@ -21,6 +21,25 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
         wanted = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         raise ConfigError(f"mesh: {wanted} does not make {devices} devices; set one axis to -1 to take the rest")
     return found
+
+
+def slices_spanned(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """Returns how many slices each axis spans: the outermost axes span as many as their sizes allow.
+
+    Args:
+        sizes: of a mesh's axes, outermost first.
+        slices: of the machine; within a slice, devices are linked directly.
+
+    Raises:
+        ConfigError: the axes cannot span the slices.
+    """
+    spanned, left = {}, slices
+    for axis, size in sizes.items():
+        spanned[axis] = gcd(size, left)
+        left //= spanned[axis]
+    if left > 1:
+        raise ConfigError(f"mesh: the axes cannot span the {slices} slices; set mesh.replica={slices}")
+    return spanned
 
 
 def row_shards(sizes: Mapping[str, int]) -> int:

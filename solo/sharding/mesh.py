@@ -16,9 +16,9 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
-from solo.config import ConfigError, MeshConfig
+from solo.config import MeshConfig
 from solo.model.declare import ParameterSpec
-from solo.sharding.axes import AXES, ROW_AXES, mesh_sizes
+from solo.sharding.axes import AXES, ROW_AXES, mesh_sizes, slices_spanned
 
 # Logical axis -> mesh axes. Parameters above, activations below.
 TABLE: Mapping[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices on the five axes.
 
-    On TPUs the axes follow the torus. With several slices, the outermost axis that their number divides spans them.
+    On TPUs the axes follow the torus. With several slices, the outermost axes span them.
     Other devices keep jax's order. `solo plan` compiles for the mesh of this function.
 
     Args:
@@ -51,7 +51,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         devices: default: all devices.
 
     Raises:
-        ConfigError: the axis sizes do not multiply to the number of devices, or no axis can span the slices.
+        ConfigError: the axis sizes do not multiply to the number of devices, or the axes cannot span the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
@@ -65,11 +65,8 @@ def _arranged(devices: Sequence[Any], sizes: Mapping[str, int]) -> np.ndarray:
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
         return create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    spanning = next((axis for axis, size in sizes.items() if size % slices == 0), None)
-    if spanning is None:
-        raise ConfigError(f"mesh: no axis is a multiple of the {slices} slices; set mesh.replica={slices}")
-    across = [slices if axis == spanning else 1 for axis in sizes]
-    within = [size // of_slices for size, of_slices in zip(shape, across, strict=True)]
+    across = tuple(slices_spanned(sizes, slices).values())
+    within = [size // spanned for size, spanned in zip(shape, across, strict=True)]
     return create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
