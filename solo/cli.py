@@ -58,15 +58,23 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"solo: {error}", file=sys.stderr)
         return EXIT_FAILED
     except OSError as error:
-        if error.filename is None:  # not about a file
+        about = _about_a_file(error)
+        if about is None:
             raise
         # A rename has two names; the second one is that of the file.
-        print(f"solo: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
-        return EXIT_USER_ERROR if isinstance(error, _WRONG_PATHS) else EXIT_FAILED
+        print(f"solo: {about.filename2 or about.filename}: {about.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR if isinstance(about, _WRONG_PATHS) else EXIT_FAILED
     except KeyboardInterrupt:
         resumes = "; the same command resumes from the last checkpoint" if parsed.verb is train else ""
         print(f"solo: stopped{resumes}", file=sys.stderr)
         return 130
+
+
+def _about_a_file(error: BaseException | None) -> OSError | None:
+    """Returns the error, or the one during whose handling it was raised, that names a file; None if there is none."""
+    while error is not None and not (isinstance(error, OSError) and error.filename is not None):
+        error = error.__context__
+    return error
 
 
 def prepare(arguments: argparse.Namespace) -> int:

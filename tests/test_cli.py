@@ -95,3 +95,15 @@ def test_an_error_of_a_file_is_one_line(monkeypatch, capsys, error: OSError, sta
     monkeypatch.setattr("solo.evaluation.run.evaluate_folder", refuse)
     assert main(["evaluate", "runs/a"]) == status
     assert capsys.readouterr().err.strip() == f"solo: runs/a: {error.strerror}"
+
+
+def test_an_error_while_closing_does_not_hide_the_one_that_names_a_file(monkeypatch, capsys) -> None:
+    def refuse(*_) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "Full", "runs/a/metrics.jsonl")
+        finally:
+            raise OSError(errno.ENOSPC, "Full")
+
+    monkeypatch.setattr("solo.evaluation.run.evaluate_folder", refuse)
+    assert main(["evaluate", "runs/a"]) == 1
+    assert capsys.readouterr().err.strip() == "solo: runs/a/metrics.jsonl: Full"
