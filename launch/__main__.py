@@ -13,6 +13,7 @@ from launch.plan import load_record, run_all, show
 from launch.request import Request, check, check_memory, run_name
 from launch.restarts import MAX_IDLE_RESTARTS, MAX_RESTARTS
 from launch.watch import follow
+from solo.arguments import parse_with_overrides
 from solo.config import ConfigError, load_config
 from solo.libtpu import may_have_tpu, quiet_libtpu
 from solo.machines import parse_machine
@@ -25,13 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plan a launch and execute it with --yes, or manage an earlier one. Returns the exit status; 2: usage error."""
     if not may_have_tpu():
         quiet_libtpu()
-    parser = _parser()
-    # argparse accepts overrides only before the options.
-    parsed, left = parser.parse_known_args(arguments)
-    if wrong := [word for word in left if word.startswith("-") or not hasattr(parsed, "overrides")]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    if left:
-        parsed.overrides = [*parsed.overrides, *left]
+    parsed = parse_with_overrides(_parser(), arguments)
     try:
         return _launch(parsed) if parsed.target in TARGETS else _see_to(parsed)
     except ConfigError as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from solo.arguments import parse_with_overrides
 from solo.libtpu import may_have_tpu, quiet_libtpu
 
 EXIT_USER_ERROR = 2
@@ -25,7 +26,7 @@ OVERRIDES = "key.path=value, as in model.width=256 or stages.0.steps=100"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 done, 1 failed, 2 usage error, 42 interrupted and resumable."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parse_with_overrides(_parser(), arguments)
     parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     # jax loads libtpu wherever it is installed.
     if not may_have_tpu():

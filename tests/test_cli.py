@@ -107,3 +107,21 @@ def test_an_error_while_closing_does_not_hide_the_one_that_names_a_file(monkeypa
     monkeypatch.setattr("solo.evaluation.run.evaluate_folder", refuse)
     assert main(["evaluate", "runs/a"]) == 1
     assert capsys.readouterr().err.strip() == "solo: runs/a/metrics.jsonl: Full"
+
+
+def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        assert main(["plan", "configs/models/solo_30m.yaml", *words]) == 0
+        return capsys.readouterr().out
+
+    fewer = printed("model.layers=3", "--count")
+    assert printed("--count", "model.layers=3") == fewer
+    assert printed("--count") != fewer
+
+
+@pytest.mark.parametrize("words", [["--nonsense=1"], ["stray"]])
+def test_other_words_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "configs/models/solo_30m.yaml", "--count", *words])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err

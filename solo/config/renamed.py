@@ -38,9 +38,14 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {
 def new_key(key: str, what: str = "config") -> str | None:
     """Returns what replaces a dotted key of a config, sweep or design, or None if it was never a key."""
     renamed = RENAMED_KEYS if what == "config" else _OTHER_FILES.get(what, {})
-    return next((new for old, new in renamed.items() if fnmatch(key, old)), None)
+    return next((_with_index(new, key) for old, new in renamed.items() if fnmatch(key, old)), None)
 
 
 def new_value(key: str, value: object) -> str | None:
     """Returns what replaces a value of a key, or None if it was never a value of it."""
     return next((new for (at, old), new in RENAMED_VALUES.items() if fnmatch(key, at) and value == old), None)
+
+
+def _with_index(new: str, key: str) -> str:
+    """Replaces the `*` of a stage's new key by the index that the old key has."""
+    return new.replace("stages.*", ".".join(key.split(".")[:2]), 1)
