@@ -53,7 +53,9 @@ def test_configs_are_written_and_results_collected(tmp_path: Path, capsys: pytes
     # Lost metrics do not keep the table from being printed.
     folder.forget(stable.id)
     metrics = folder.run(stable.id) / "metrics.jsonl"
-    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
+    plan, first, *rest = metrics.read_text().splitlines(keepends=True)
+    assert [json.loads(line)["kind"] for line in (plan, first)] == ["plan", "train"]
+    metrics.write_text("".join([plan, *rest]))
     assert main(["sweep", str(spec)]) == 0
     assert f"not collected: {stable.id}, found metrics of {stable.steps - 1} steps" in capsys.readouterr().err
 
