@@ -56,15 +56,19 @@ def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
     """
     descriptor = _open_to_append(path)
     try:
-        size = os.fstat(descriptor).st_size
-        cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        _append(descriptor, "\n" * cut_short + json_line(line), path)
+        _append(descriptor, _missing_end(descriptor) + json_line(line), path)
     finally:
         os.close(descriptor)
 
 
 def _open_to_append(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def _missing_end(descriptor: int) -> str:
+    """Returns the newline that the last line lacks if a kill cut it short, else an empty string."""
+    size = os.fstat(descriptor).st_size
+    return "\n" if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n" else ""
 
 
 def _append(descriptor: int, text: str, path: Path) -> None:
@@ -105,10 +109,8 @@ class JsonLinesFile:
 
     def __init__(self, path: Path):
         self._path = path
-        before = path.read_bytes() if path.exists() else b""
         self._file = _open_to_append(path)
-        if before and not before.endswith(b"\n"):
-            _append(self._file, "\n", path)  # a kill cut the last line short
+        _append(self._file, _missing_end(self._file), path)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line and hands it to the operating system: it survives this process, not the machine."""
