@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -36,9 +36,14 @@ def _only_os_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An encoded image file (PNG, JPEG, ...), as bytes."""
+    """An encoded image file (PNG, JPEG, ...), as bytes.
+
+    `file` is the path from which a reader took the bytes, if the image is a file of its own. Preparation remembers it,
+    so that a replaced image is noticed. It does not take part in comparisons.
+    """
 
     data: bytes
+    file: str | None = field(default=None, compare=False, repr=False)
 
     def size(self, exif: Exif = "apply") -> tuple[int, int]:
         """Returns (width, height) in pixels, read from the header.
@@ -98,11 +103,20 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an example stands in its source: a file, and a line, row or member in it, counted from 1."""
+
+    file: str
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """An example of a source. `id` names it in reports and in `quarantine.jsonl`."""
+    """An example of a source. `id` names it in reports and in `quarantine.jsonl`; `place` says where to find it."""
 
     id: str
     turns: tuple[Turn, ...]
+    place: Place | None = field(default=None, compare=False)
 
     def images(self) -> list[Image]:
         """Returns all images in reading order."""

@@ -1,24 +1,40 @@
 """Readers by name. A reader turns one dataset format into records.
 
-A reader is a generator function. Its keyword parameters are the options that a config may set. Values are checked
-against their annotations. It yields a `Record` per example, or an `Unreadable` if an example cannot be read.
-It raises only if the whole source is unusable.
+A reader is a frozen dataclass whose fields are the options that a config may set, or a generator function whose
+parameters are. Values are checked against the annotations. A class splits its source into parts, which processes read
+independently; a function is read as one part:
+
+    @reader("captions")
+    @dataclass(frozen=True)
+    class Captions(Reader):
+        path: Paths
+        images: str = "."
+
+        def parts(self, size: int, limit: int | None) -> Iterable[Part]: ...
+        def read(self, part: Part) -> Examples: ...
+
+Other packages register readers with an entry point of the group `solo.readers` that names such a class or function.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import entry_points
 from itertools import islice
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from solo.config import ConfigError, nearest
-from solo.data.record import Record
+from solo.data.record import Place, Record
+
+ENTRY_POINTS = "solo.readers"
+DEFAULT_PART_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,68 +43,156 @@ class Unreadable:
 
     id: str
     reason: str
+    place: Place | None = field(default=None, compare=False)
 
 
 Examples = Iterator[Record | Unreadable]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a source that one process reads by itself. Parts in order hold the source's examples in order.
+
+    name   unique in its source, and the same whenever the source is read: `chats.jsonl:4097-8192`
+    files  input files that it reads: annotations, archives, tables. Their sizes and times say whether it has changed
+    span   where the part lies, as JSON values that only its reader understands
+    """
+
+    name: str
+    files: tuple[str, ...] = ()
+    span: tuple[Any, ...] = ()
+
+
+class Reader(ABC):
+    """A source, opened with its options. Subclasses are frozen dataclasses, and picklable."""
+
+    @abstractmethod
+    def parts(self, size: int, limit: int | None) -> Iterable[Part]:
+        """Splits the source.
+
+        Args:
+            size: examples of a part, roughly; a format that cannot be split there may make larger parts.
+            limit: examples that will be taken at most, over all parts; an endless reader makes no more.
+
+        Raises:
+            ConfigError: the source as a whole cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, part: Part) -> Examples:
+        """Yields a `Record` per example of a part, or an `Unreadable` if an example cannot be read.
+
+        Raises:
+            ConfigError: the part as a whole cannot be read.
+        """
+
+
 @dataclass(frozen=True)
-class Reader:
+class _FunctionReader(Reader):
+    """A generator function with its options, read as one part."""
+
+    function: Callable[..., Examples]
+    options: dict[str, Any]
+
+    def parts(self, size: int, limit: int | None) -> Iterable[Part]:
+        return [Part("all")]
+
+    def read(self, part: Part) -> Examples:
+        return self.function(**self.options)
+
+
+@dataclass(frozen=True)
+class Registered:
     """A registered reader. An `endless` reader never stops by itself, so it needs a limit."""
 
     name: str
-    function: Callable[..., Examples]
+    made: Callable[..., Any]
     endless: bool
 
     @cached_property
     def options(self) -> type[BaseModel]:
-        """Schema of the options, from the function's signature."""
-        kinds = get_type_hints(self.function)
-        fields: dict[str, Any] = {
+        """Schema of the options, from the fields of the class or the function's signature."""
+        kinds = get_type_hints(self.made)
+        found: dict[str, Any] = {
             name: (kinds[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
-            for name, parameter in inspect.signature(self.function).parameters.items()
+            for name, parameter in inspect.signature(self.made).parameters.items()
         }
-        return create_model(self.name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+        return create_model(self.name, __config__=ConfigDict(extra="forbid", strict=True), **found)
+
+    def open(self, options: Mapping[str, Any]) -> Reader:
+        """Returns the reader with checked options. Raises ConfigError if an option is unknown or of a wrong type."""
+        try:
+            checked = self.options.model_validate_json(json.dumps(dict(options)))
+        except ValidationError as error:
+            faults = "; ".join(_explain(fault, list(self.options.model_fields)) for fault in error.errors())
+            raise ConfigError(f"reader {self.name!r}: {faults}") from None
+        values = {key: getattr(checked, key) for key in self.options.model_fields}
+        if isinstance(self.made, type):
+            opened: Reader = self.made(**values)
+            return opened
+        return _FunctionReader(self.made, values)
 
 
-_READERS: dict[str, Reader] = {}
+_READERS: dict[str, Registered] = {}
+_Made = TypeVar("_Made", bound=Callable[..., Any])
 
 
-def reader(name: str, endless: bool = False) -> Callable[[Callable[..., Examples]], Callable[..., Examples]]:
-    """Registers a generator function under a name."""
+def reader(name: str, endless: bool = False) -> Callable[[_Made], _Made]:
+    """Registers a generator function or a `Reader` dataclass under a name."""
 
-    def register(function: Callable[..., Examples]) -> Callable[..., Examples]:
+    def register(made: _Made) -> _Made:
         if name in _READERS:
             raise ValueError(f"there are two readers named {name!r}")
-        _READERS[name] = Reader(name, function, endless)
-        return function
+        _READERS[name] = Registered(name, made, endless)
+        return made
 
     return register
 
 
 def reader_names() -> list[str]:
     """Returns the names of all readers, sorted."""
-    return sorted(_READERS)
+    return sorted({*_READERS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def find_reader(name: str) -> Registered:
+    """Returns the reader of a name, from this package or from an entry point of another.
+
+    Raises:
+        ConfigError: there is no such reader, or the package that offers it cannot be imported.
+    """
+    if name not in _READERS:
+        for point in entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                made = point.load()
+            except Exception as error:
+                raise ConfigError(f"reader {name!r}: {point.value} cannot be imported: {error}") from error
+            _READERS.setdefault(name, Registered(name, made, endless=getattr(made, "endless", False)))
+    if name not in _READERS:
+        raise ConfigError(f"no reader {name!r}{nearest(name, reader_names()) or f'; readers: {reader_names()}'}")
+    return _READERS[name]
+
+
+def open_reader(name: str, options: Mapping[str, Any], limit: int | None = None) -> Reader:
+    """Opens a source.
+
+    Raises:
+        ConfigError: there is no such reader, an option is unknown or of a wrong type, or an endless reader has no
+            limit.
+    """
+    found = find_reader(name)
+    if found.endless and limit is None:
+        raise ConfigError(f"reader {name!r} never ends: set `limit` to the number of records to take")
+    return found.open(options)
 
 
 def read(name: str, options: Mapping[str, Any], limit: int | None = None) -> Examples:
     """Yields the first `limit` examples of a reader, readable or not; all of them without a limit.
 
     Raises:
-        ConfigError: at once if there is no such reader, an option is unknown or of a wrong type, or an endless reader
-            has no limit; while reading if the source as a whole cannot be read.
+        ConfigError: at once as `open_reader`; while reading if the source as a whole cannot be read.
     """
-    if name not in _READERS:
-        raise ConfigError(f"no reader {name!r}{nearest(name, reader_names()) or f'; readers: {reader_names()}'}")
-    found = _READERS[name]
-    if found.endless and limit is None:
-        raise ConfigError(f"reader {name!r} never ends: set `limit` to the number of records to take")
-    try:
-        checked = found.options.model_validate_json(json.dumps(dict(options)))
-    except ValidationError as error:
-        faults = "; ".join(_explain(fault, list(found.options.model_fields)) for fault in error.errors())
-        raise ConfigError(f"reader {name!r}: {faults}") from None
-    return islice(found.function(**{key: getattr(checked, key) for key in found.options.model_fields}), limit)
+    opened = open_reader(name, options, limit)
+    return islice((example for part in opened.parts(DEFAULT_PART_SIZE, limit) for example in opened.read(part)), limit)
 
 
 def _explain(fault: Any, known: list[str]) -> str:
