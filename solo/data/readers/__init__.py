@@ -1,22 +1,31 @@
 """Readers: one file per dataset format, found by name. To add a format, add a file and import it below."""
 
-from solo.data.readers import digits, folder, lines, llava, scenes, tfds, topics
-from solo.data.readers.registry import Examples, Part, Reader, Unreadable, open_reader, read, reader, reader_names
+from solo.data.readers import folder, llava, tfds
+from solo.data.readers.generated import digits, lines, scenes, topics
+from solo.data.readers.registry import (
+    Examples,
+    Ignored,
+    Part,
+    Reader,
+    Unreadable,
+    open_reader,
+    read,
+    reader,
+    reader_names,
+)
+
+# Importing a module registers its readers.
+FORMATS = (digits, folder, lines, llava, scenes, tfds, topics)
 
 __all__ = [
+    "FORMATS",
     "Examples",
+    "Ignored",
     "Part",
     "Reader",
     "Unreadable",
-    "digits",
-    "folder",
-    "lines",
-    "llava",
     "open_reader",
     "read",
     "reader",
     "reader_names",
-    "scenes",
-    "tfds",
-    "topics",
 ]

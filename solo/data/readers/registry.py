@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
-from itertools import islice
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -46,7 +45,15 @@ class Unreadable:
     place: Place | None = field(default=None, compare=False)
 
 
-Examples = Iterator[Record | Unreadable]
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A key of an example that the reader does not read. Preparation names each key once per source."""
+
+    key: str
+    place: Place | None = None
+
+
+Examples = Iterator[Record | Unreadable | Ignored]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,8 @@ class Reader(ABC):
     @abstractmethod
     def read(self, part: Part) -> Examples:
         """Yields a `Record` per example of a part, or an `Unreadable` if an example cannot be read.
+
+        It may yield `Ignored` for keys that it does not know.
 
         Raises:
             ConfigError: the part as a whole cannot be read.
@@ -192,7 +201,18 @@ def read(name: str, options: Mapping[str, Any], limit: int | None = None) -> Exa
         ConfigError: at once as `open_reader`; while reading if the source as a whole cannot be read.
     """
     opened = open_reader(name, options, limit)
-    return islice((example for part in opened.parts(DEFAULT_PART_SIZE, limit) for example in opened.read(part)), limit)
+    examples = (example for part in opened.parts(DEFAULT_PART_SIZE, limit) for example in opened.read(part))
+    return _first(examples, limit)
+
+
+def _first(examples: Examples, limit: int | None) -> Examples:
+    """Yields the first `limit` records and unreadable examples. What was ignored does not count."""
+    counted = 0
+    for example in examples:
+        yield example
+        counted += not isinstance(example, Ignored)
+        if counted == limit:
+            return
 
 
 def _explain(fault: Any, known: list[str]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from solo.config import Config, ConfigError
 from solo.data.images.geometry import too_thin
-from solo.data.readers import Examples, Unreadable, read
+from solo.data.readers import Examples, Ignored, Unreadable, read
 from solo.data.record import Record
 from solo.data.store.shards import Description, PreparedSource, SourceWriter
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
@@ -160,6 +160,8 @@ def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path,
     quarantined = 0
     with (folder / "quarantine.jsonl").open("w") as quarantine:
         for example in _examples(name, config):
+            if isinstance(example, Ignored):
+                continue
             found = example if isinstance(example, Unreadable) else _add(example, writer, template, config)
             if found is not None:
                 quarantined += 1

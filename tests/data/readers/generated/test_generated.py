@@ -8,9 +8,10 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from solo.data.readers import read, scenes
-from solo.data.readers.digits import WORDS
-from solo.data.readers.topics import documents
+from solo.data.readers import read
+from solo.data.readers.generated import scenes
+from solo.data.readers.generated.digits import WORDS
+from solo.data.readers.generated.topics import documents
 from solo.data.record import Image, Turn
 from tests.data.fakes import read_records
 

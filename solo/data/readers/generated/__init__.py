@@ -1,0 +1,1 @@
+"""Sources that need no download: their records are generated, or come with installed packages."""
