@@ -1,7 +1,8 @@
 """The normal form of data. A record has an id and turns. A turn has a role, and texts and images in order.
 
 `system` and `user` turns are read; `assistant` turns are learned. A `text` turn is a document without a speaker, such
-as a caption or a web page: it is learned throughout and has no role tokens.
+as a caption or a web page: it is learned throughout and has no role tokens. `Turn.learned` exempts a turn: it is then
+only read.
 """
 
 from __future__ import annotations
@@ -96,10 +97,20 @@ _TURNS = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The texts and images of one speaker, in reading order."""
+    """The texts and images of one speaker, in reading order.
+
+    `learned` is whether the model learns to write an `assistant` or `text` turn, with the token that ends it. It means
+    nothing for `system` and `user` turns, which are never learned.
+    """
 
     role: Role
     content: tuple[str | Image, ...]
+    learned: bool = True
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the texts of the turn are targets."""
+        return self.learned and self.role in ("assistant", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +137,7 @@ class Record:
         """Returns a JSON header, with byte counts in place of images, followed by the images' bytes."""
         turns = [
             {"role": turn.role, "content": [part if isinstance(part, str) else len(part.data) for part in turn.content]}
+            | ({} if turn.learned else {"learned": False})
             for turn in self.turns
         ]
         header = json.dumps({"id": self.id, "turns": turns}, ensure_ascii=False).encode()
@@ -146,7 +158,7 @@ class Record:
                     cursor += part
                 else:
                     content.append(part)
-            turns.append(Turn(turn["role"], tuple(content)))
+            turns.append(Turn(turn["role"], tuple(content), turn.get("learned", True)))
         return cls(header["id"], tuple(turns))
 
 

@@ -16,7 +16,7 @@ def test_record_bytes_round_trip():
         (
             Turn("system", ()),
             Turn("user", (RED, "what 漢?\n", Image(b""), "", RED)),
-            Turn("assistant", ("a", "b")),
+            Turn("assistant", ("a", "b"), learned=False),
             Turn("text", (Image(b"\0\1"),)),
         ),
     )

@@ -1,8 +1,8 @@
 """Chat templates, which turn conversations into tokens. No other code depends on their details.
 
 A template defines the tokens that begin and end a turn, which of them are learned, and the tokens that end an answer.
-The content of `assistant` and `text` turns is learned with every template; the rest is only read. No template adds
-markup to a `text` turn.
+The content of `assistant` and `text` turns is learned with every template, unless the turn says otherwise; the rest is
+only read. No template adds markup to a `text` turn.
 """
 
 from __future__ import annotations
@@ -84,10 +84,11 @@ class Template(ABC):
         """Returns the runs of a speaker's turn. `first`: it is the first turn of its document."""
 
     def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
-        return [*self._parts(_unbroken(turn.content), True), *self._closing(is_open)]
+        return [*self._parts(_unbroken(turn.content), turn.supervised), *self._closing(turn, is_open)]
 
-    def _closing(self, is_open: bool) -> Runs:
-        return [] if is_open else [TextRun((self._tokenizer.special.eos,), True)]
+    def _closing(self, turn: Turn, is_open: bool) -> Runs:
+        """Returns the runs that end an answer or a text."""
+        return [] if is_open else [TextRun((self._tokenizer.special.eos,), turn.supervised)]
 
     def _parts(self, content: Iterable[str | Image], supervised: bool) -> Runs:
         """Tokenizes every text by itself."""
@@ -103,10 +104,9 @@ class Roles(Template):
     special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
-        supervised = turn.role == "assistant"
-        found = [self._role(turn.role), *self._parts(_unbroken(turn.content), supervised)]
-        if supervised:
-            return [*found, *self._closing(is_open)]
+        found = [self._role(turn.role), *self._parts(_unbroken(turn.content), turn.supervised)]
+        if turn.role == "assistant":
+            return [*found, *self._closing(turn, is_open)]
         return [*found, self._role("assistant")] if is_open else found
 
     def _role(self, role: str) -> TextRun:
@@ -127,9 +127,9 @@ class SoloPretrain(Template):
         self.closing = ()
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
-        return self._parts(_unbroken(turn.content), turn.role == "assistant")
+        return self._parts(_unbroken(turn.content), turn.supervised)
 
-    def _closing(self, is_open: bool) -> Runs:
+    def _closing(self, turn: Turn, is_open: bool) -> Runs:
         return []
 
 
@@ -146,7 +146,7 @@ class SoloChat(Template):
         opening = super()._opening() if first else []
         content = _unbroken(turn.content)
         if turn.role == "assistant":
-            return [*opening, *self._parts(content, True), *self._closing(is_open)]
+            return [*opening, *self._parts(content, turn.supervised), *self._closing(turn, is_open)]
         if turn.role == "system":
             raise ValueError("the template has no place for a system turn")
         images = [part for part in content if isinstance(part, Image)]
@@ -206,16 +206,16 @@ class InternLM2Chat(Template):
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
         content = _strip(turn.content) if self._stripped else turn.content
-        supervised = turn.role == "assistant"
+        answers = turn.role == "assistant"
         body = (
-            [self._run(f"{turn.role}\n", False), *self._joined(content, True)]
-            if supervised
+            [self._run(f"{turn.role}\n", False), *self._joined(content, turn.supervised)]
+            if answers
             else self._joined([f"{turn.role}\n", *_broken(content)], False)
         )
         found = [self._start(), *body]
         if not is_open:
-            found.append(TextRun(self.closing, supervised))
-        elif not supervised:
+            found.append(TextRun(self.closing, turn.supervised))
+        elif not answers:
             found += [TextRun(self.closing, False), self._start(), self._run("assistant\n", False)]
         return found
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from PIL import Image as PillowImage
@@ -330,6 +331,26 @@ def test_a_session_reads_the_tokens_of_one_document(name, ours):
     read += tokens(chat.runs(CHAT[2:3], open_turn=True, continued=True))
     answer = "if" if name == "internlm2_chat" else "if\n"
     assert whole == [*read, *tokenizer.encode(answer), *chat.closing]
+
+
+@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
+def test_a_turn_that_is_not_learned_is_read_all_the_same(name, ours):
+    chat = template(extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"]), name)
+    turns = [*CHAT[:2], Turn("user", ("why",)), Turn("assistant", ("then",)), Turn("text", ("if so",))]
+    everything = chat.runs(turns)
+
+    def targets(*exempt: int) -> list[int | Image]:
+        found = chat.runs([replace(turn, learned=number not in exempt) for number, turn in enumerate(turns)])
+        assert tokens(found) == tokens(everything), "the flag changes no token"
+        return [token for token, kept in zip(tokens(found), learned(found), strict=True) if kept]
+
+    first, second, third = targets(3, 4), targets(1, 4), targets(1, 3)
+    assert first == [*ours.encode("so it is"), *chat.closing]
+    assert second == [*ours.encode("then"), *chat.closing]
+    assert third == [*ours.encode("if so"), *([2] if name != "solo_pretrain" else [])]
+    assert targets() == [*first, *second, *third]
+    assert targets(1, 3, 4) == []
+    assert targets(0, 2) == targets()
 
 
 def test_missing_tokens_are_named(ours):
