@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from solo.config import ImageConfig
 from solo.data.planning import tuning
-from solo.data.planning.row_shape import NO_IMAGES, RowShape, TextPerPatch, record_needs
+from solo.data.planning.row_shape import NO_IMAGES, RowShape, TextPerPatch, record_needs, take_records
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
 
 EMPTY = "empty"
 TOO_LONG = "too long for a row"
 IMAGE_TOO_LARGE = "an image is too large for a row"
 
+_BLOCK = 1 << 17  # records that are looked at together
+
 _Part = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The M chunks of the E records that are not one chunk, in the order of their records and then in reading order.
+
+    record    int64 [E]     the records, ascending
+    first     int64 [E]     number of the record's first chunk among all chunks of the source
+    ends      int64 [E+1]   record e has the chunks [ends[e], ends[e+1]) of the M; none if it is dropped
+    start     int64 [M]     first slot of the chunk in the record's reading order
+    stop      int64 [M]     one past the chunk's last slot
+    needs     int64 [M, 3]  patch, text and target slots
+    """
+
+    record: np.ndarray
+    first: np.ndarray
+    ends: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    needs: np.ndarray
 
 
 @dataclass(frozen=True)
 class Chunks:
     """The N chunks of a source, ordered by record and then by reading order.
 
-    record  int32 [N]     number of the record in its source
-    start   int32 [N]     first slot of the chunk in the record's reading order
-    stop    int32 [N]     one past the chunk's last slot
-    length  int32 [N]     slots of the whole record
-    needs   int32 [N, 3]  patch, text and target slots. A supervised token that begins a chunk is not a target,
-                          because no slot precedes it
+    Only the records that are split or dropped are stored; the others are looked up in the index, which processes share.
+
+    totals     int64 [3]: patch, text and target slots of all chunks
     documents  records of the source, dropped ones included
     split      records that were split into several chunks
     dropped    number of records that were left out, by reason
     """
 
-    record: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    length: np.ndarray
-    needs: np.ndarray
+    totals: np.ndarray
     documents: int
     split: int
     dropped: Mapping[str, int]
+    _index: SourceIndex
+    _image: ImageConfig
+    _split: Split
 
     def __len__(self) -> int:
-        return len(self.record)
+        return self.documents - len(self._split.record) + len(self._split.start)
+
+    def needs(self, chunks: np.ndarray) -> np.ndarray:
+        """Returns patch, text and target slots of these chunks, int64 [n, 3].
+
+        A supervised token that begins a chunk is not a target, because no slot precedes it.
+        """
+        record, part = self.locate(chunks)
+        found = np.empty((len(record), 3), np.int64)
+        whole = part < 0
+        found[whole] = record_needs(take_records(self._index, record[whole]), self._image)
+        found[~whole] = self._split.needs[part[~whole]]
+        return found
+
+    def locate(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the record of each chunk, and its place in the arrays of `Split`, or -1 for a whole record."""
+        chunks, split = np.asarray(chunks, np.int64), self._split
+        if not len(split.record):
+            return chunks, np.full(len(chunks), -1)
+        before = np.searchsorted(split.first, chunks, side="right") - 1
+        last = np.maximum(before, 0)
+        part = split.ends[last] + chunks - split.first[last]
+        inside = (before >= 0) & (part < split.ends[last + 1])
+        # Each of the e records before added its chunks in place of one.
+        whole = chunks - np.where(before < 0, 0, split.ends[last + 1] - last - 1)
+        return np.where(inside, split.record[last], whole), np.where(inside, part, -1)
+
+    def bounds(self, chunks: np.ndarray) -> np.ndarray:
+        """Returns where these chunks lie, int64 [n, 7].
+
+        Columns: record, first slot, one past the last slot, slots of the whole record, and patch, text and target
+        slots of the chunk.
+        """
+        record, part = self.locate(chunks)
+        needs = record_needs(take_records(self._index, record), self._image)
+        length = needs[:, 0] + needs[:, 1]
+        found = np.column_stack([record, np.zeros_like(record), length, length, needs])
+        inside = part >= 0
+        split, part = self._split, part[inside]
+        found[inside, 1], found[inside, 2], found[inside, 4:] = split.start[part], split.stop[part], split.needs[part]
+        return found
 
 
 @dataclass(frozen=True)
@@ -101,45 +162,66 @@ def make_chunks(
         overlong: what to do with a record that does not fit.
         text_per_patch: text per patch of the mixture's documents with images; see `ChunkLimits`.
     """
-    needs = record_needs(index, image)
-    slots = needs[:, 0] + needs[:, 1]
     limits = ChunkLimits(shape, text_per_patch)
-    fits = (needs <= [shape.patch_slots, shape.text_slots, shape.target_slots]).all(axis=1) & (slots > 0)
+    blocks = [range(start, min(start + _BLOCK, len(index))) for start in range(0, len(index), _BLOCK)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy releases the interpreter's lock
+        found = list(threads.map(partial(_find_unfit, index, image, limits, overlong), blocks))
+    unfit = np.concatenate([np.zeros(0, np.int64), *(block.records for block in found)])
+    totals = sum((block.totals for block in found), np.zeros(3, np.int64))
+    dropped: Counter[str] = Counter()
+    parts: list[_Part] = []
+    ends = [0]
+    for record in unfit.tolist():
+        chunks = _split_record(take_records(index, np.asarray([record])), image, limits, overlong)
+        if isinstance(chunks, str):
+            dropped[chunks] += 1
+        else:
+            parts += chunks
+        ends.append(len(parts))
+    table = np.asarray(parts, np.int64).reshape(-1, 5)
+    split = Split(
+        record=unfit,
+        first=unfit - np.arange(len(unfit)) + np.asarray(ends[:-1], np.int64),
+        ends=np.asarray(ends, np.int64),
+        start=table[:, 0],
+        stop=table[:, 1],
+        needs=table[:, 2:],
+    )
+    left_out = sum(dropped.values())
+    return Chunks(
+        totals + table[:, 2:].sum(axis=0), len(index), len(unfit) - left_out, dict(dropped), index, image, split
+    )
+
+
+class _Unfit(NamedTuple):
+    """The records of a block that are not one chunk, and the needs of the others, summed."""
+
+    records: np.ndarray
+    totals: np.ndarray
+
+
+def _find_unfit(
+    index: SourceIndex, image: ImageConfig, limits: ChunkLimits, overlong: Literal["split", "drop"], block: range
+) -> _Unfit:
+    needs, shape = record_needs(take_records(index, block), image), limits.shape
+    fits = (needs <= [shape.patch_slots, shape.text_slots, shape.target_slots]).all(axis=1)
+    fits &= needs[:, 0] + needs[:, 1] > 0
     if overlong == "split":
         fits &= (needs[:, 0] > 0) | (needs[:, 1] <= limits.longest_text)
-    whole = np.flatnonzero(fits)
-    dropped: Counter[str] = Counter()
-    parts: list[tuple[int, int, int, int, int, int]] = []
-    split = 0
-    counts = index.run_counts(image) if overlong == "split" and not fits.all() else None
-    for record in np.flatnonzero(~fits).tolist():
-        if slots[record] == 0:
-            dropped[EMPTY] += 1
-        elif counts is None:
-            dropped[TOO_LONG] += 1
-        else:
-            first, last = index.record_run[record : record + 2]
-            runs = zip(index.run_kind[first:last].tolist(), counts[first:last, :2].tolist(), strict=True)
-            found = list(_split(runs, limits))
-            if None in found:
-                dropped[IMAGE_TOO_LARGE] += 1
-            else:
-                parts += [(record, *chunk) for chunk in found if chunk is not None]
-                split += 1
-    extra = np.asarray(parts, np.int64).reshape(-1, 6)
-    records = np.concatenate([whole, extra[:, 0]])
-    order = np.argsort(records, kind="stable")
-    # Every process keeps these arrays for all chunks, so int32 halves the memory.
-    return Chunks(
-        record=records[order].astype(np.int32),
-        start=np.concatenate([np.zeros(len(whole), np.int64), extra[:, 1]])[order].astype(np.int32),
-        stop=np.concatenate([slots[whole], extra[:, 2]])[order].astype(np.int32),
-        length=slots[records[order]].astype(np.int32),
-        needs=np.concatenate([needs[whole], extra[:, 3:]])[order].astype(np.int32),
-        documents=len(index),
-        split=split,
-        dropped=dict(dropped),
-    )
+    return _Unfit(block.start + np.flatnonzero(~fits), needs[fits].sum(axis=0))
+
+
+def _split_record(
+    record: SourceIndex, image: ImageConfig, limits: ChunkLimits, overlong: Literal["split", "drop"]
+) -> list[_Part] | str:
+    """Returns the chunks of a record (an index of one), or the reason why it is dropped."""
+    if not record.counts(image)[0, :2].any():
+        return EMPTY
+    if overlong == "drop":
+        return TOO_LONG
+    runs = zip(record.run_kind.tolist(), record.run_counts(image)[:, :2].tolist(), strict=True)
+    found = list(_split(runs, limits))
+    return IMAGE_TOO_LARGE if None in found else [chunk for chunk in found if chunk is not None]
 
 
 def _split(runs: Iterator[tuple[int, list[int]]], limits: ChunkLimits) -> Iterator[_Part | None]:

@@ -38,18 +38,20 @@ class PackingState(NamedTuple):
 class PackingWindow:
     """R planned rows.
 
-    chunks     int64: numbers of chunks, counted over all sources; row r holds chunks[ends[r-1] : ends[r]]
+    chunks     int64 [n]: numbers of chunks, counted over all sources; row r holds chunks[ends[r-1] : ends[r]]
+    needs      int64 [n, 3]: patch, text and target slots of each
     ends       int64 [R]
     following  state after the window
     """
 
     chunks: np.ndarray
+    needs: np.ndarray
     ends: np.ndarray
     following: PackingState
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Returns the chunks of the rows [start, stop)."""
-        return self.chunks[self.ends[start - 1] if start else 0 : self.ends[stop - 1] if stop else 0]
+    def rows(self, start: int, stop: int) -> slice:
+        """Returns which of the n chunks are in the rows [start, stop)."""
+        return slice(self.ends[start - 1] if start else 0, self.ends[stop - 1] if stop else 0)
 
 
 class PackingPlanner:
@@ -67,12 +69,12 @@ class PackingPlanner:
 
     def __init__(self, stream: MixtureStream, chunks: Sequence[Chunks], shape: RowShape, rows: int, key: int) -> None:
         self.rows = rows
-        self.needs = np.concatenate([table.needs for table in chunks])
+        self._chunks = list(chunks)
         self.first_chunk = np.cumsum([0, *(len(table) for table in chunks)])
         self._stream, self._shape, self._key = stream, shape, key
         sampled = min(tuning.SPARE_DOCUMENTS, stream.length or tuning.SPARE_DOCUMENTS)
         first_drawn = self._lookup(np.arange(sampled))
-        self._documents_per_row = shape.slots / float(self.needs[first_drawn, :2].sum(axis=1).mean())
+        self._documents_per_row = shape.slots / float(self.needs(first_drawn)[:, :2].sum(axis=1).mean())
         self._spare_rows = min(tuning.SPARE_ROWS, 2 + int(tuning.SPARE_DOCUMENTS / self._documents_per_row))
         self._windows: OrderedDict[int, PackingWindow] = OrderedDict()
         self._states: dict[int, PackingState] = {0: PackingState(0, np.zeros(0, np.int64))}
@@ -109,6 +111,15 @@ class PackingPlanner:
         """Returns whether every document of a finite stream has been drawn and placed."""
         return state.cursor == self._stream.length and not len(state.carry)
 
+    def needs(self, chunks: np.ndarray) -> np.ndarray:
+        """Returns patch, text and target slots of each chunk, int64 [n, 3]. Chunks are counted over all sources."""
+        found = np.empty((len(chunks), 3), np.int64)
+        source = self.source(chunks)
+        for number in np.unique(source).tolist():
+            mine = source == number
+            found[mine] = self._chunks[number].needs(chunks[mine] - self.first_chunk[number])
+        return found
+
     def source(self, chunks: np.ndarray) -> np.ndarray:
         """Returns the source of each chunk, int64 [n]. Chunks are counted over all sources."""
         return np.searchsorted(self.first_chunk, chunks, side="right") - 1
@@ -122,8 +133,8 @@ class PackingPlanner:
                     del self._states[known]
 
     def _plan(self, number: int, state: PackingState) -> PackingWindow:
-        positions, chunks, cursor = self._draw(state)
-        rows = [np.sort(row) for row in pack(self.needs[chunks], self._shape, self.rows) if len(row)]
+        positions, chunks, needs, cursor = self._draw(state)
+        rows = [np.sort(row) for row in pack(needs, self._shape, self.rows) if len(row)]
         # The rows of a batch must not depend on the order of packing. Empty rows, at the end of a stage counted in
         # epochs, stay last.
         order = permute(np.arange(len(rows)), max(len(rows), 1), derive_key(self._key, number))
@@ -131,27 +142,30 @@ class PackingPlanner:
         ends = np.cumsum([len(rows[place]) for place in order] + [0] * (self.rows - len(rows)))
         left = np.ones(len(positions), bool)
         left[placed] = False
-        return PackingWindow(chunks[placed], ends, PackingState(cursor, positions[left]))
+        return PackingWindow(chunks[placed], needs[placed], ends, PackingState(cursor, positions[left]))
 
-    def _draw(self, state: PackingState) -> tuple[np.ndarray, np.ndarray, int]:
-        """Returns positions and chunks of the documents to pack, oldest first, and the cursor after them."""
+    def _draw(self, state: PackingState) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Returns positions, chunks and needs of the documents to pack, oldest first, and the cursor after them."""
         wanted = self.rows + self._spare_rows
         enough = np.asarray([self._shape.patch_slots, self._shape.text_slots]) * wanted
         most = self._shape.slots * (wanted + tuning.MOST_SPARE_ROWS)
         positions, chunks, cursor = [state.carry], [self._lookup(state.carry)], state.cursor
-        total = self.needs[chunks[0], :2].sum(axis=0)
+        needs = [self.needs(chunks[0])]
+        total = needs[0][:, :2].sum(axis=0)
         while (total < enough).any() and total.sum() < most and cursor != self._stream.length:
             stop = cursor + tuning.LOOKED_UP
             ahead = np.arange(cursor, min(stop, self._stream.length or stop))
             drawn = self._lookup(ahead)
-            totals = total + np.cumsum(self.needs[drawn, :2], axis=0)
+            wants = self.needs(drawn)
+            totals = total + np.cumsum(wants[:, :2], axis=0)
             stops = (totals >= enough).all(axis=1) | (totals.sum(axis=1) >= most)
             # Takes exactly as many as needed, however many were looked up.
             taken = int(np.argmax(stops)) + 1 if stops.any() else len(ahead)
             positions.append(ahead[:taken])
             chunks.append(drawn[:taken])
+            needs.append(wants[:taken])
             total, cursor = totals[taken - 1], cursor + taken
-        return np.concatenate(positions), np.concatenate(chunks), cursor
+        return np.concatenate(positions), np.concatenate(chunks), np.concatenate(needs), cursor
 
     def _lookup(self, positions: np.ndarray) -> np.ndarray:
         """Returns the chunks drawn at these positions, int64 [n], counted over all sources."""

@@ -73,20 +73,21 @@ def row_shapes(
     Raises:
         ConfigError: a source is empty, or no shape is near `row_slots`.
     """
-    needs = {name: record_needs(index, image) for name, index in indexes.items()}
+    measured = {name: _bounded(index) for name, index in indexes.items()}
+    needs = {name: record_needs(index, image) for name, index in measured.items()}
     for name, need in needs.items():
         if not len(need):
             raise ConfigError(f"stage {stage.name!r}: source {name!r} holds no record")
-    largest = _largest_image(indexes, image)
-    regions = _regions(stage, _record_means(stage, needs), largest)
+    largest = _largest_image(measured, image)
+    regions = _regions(stage, _record_means(stage, indexes, needs), largest)
     if data.overlong == "drop":
         # Records that will be dropped do not count towards the ratio.
         patch_slots, text_slots = regions[0]
         kept = {name: need[(need[:, 0] <= patch_slots) & (need[:, 1] <= text_slots)] for name, need in needs.items()}
         if all(len(need) for need in kept.values()):
             needs = kept
-            regions = _regions(stage, _record_means(stage, needs), (0, 0))
-    means = _record_means(stage, needs)
+            regions = _regions(stage, _record_means(stage, indexes, needs), (0, 0))
+    means = _record_means(stage, indexes, needs)
     return [
         RowShape(patch_slots, text_slots, _target_slots(stage, means, list(needs.values()), text_slots))
         for patch_slots, text_slots in regions
@@ -97,29 +98,41 @@ def sample_index(index: SourceIndex, records: int) -> SourceIndex:
     """Returns an index of at most `records` records: a fixed random sample."""
     count = len(index)
     chosen = np.sort(permute(np.arange(min(records, count)), count, key=0)) if count else np.zeros(0, np.int64)
-    lengths = index.record_run[chosen + 1] - index.record_run[chosen]
+    return take_records(index, chosen)
+
+
+def take_records(index: SourceIndex, records: np.ndarray | range) -> SourceIndex:
+    """Returns an index of these records, in this order."""
+    if isinstance(records, range):
+        first, last = (int(index.record_run[bound]) for bound in (records.start, records.stop))
+        return SourceIndex(
+            index.run_kind[first:last],
+            index.run_size[first:last],
+            index.record_run[records.start : records.stop + 1] - first,
+        )
+    lengths = index.record_run[records + 1] - index.record_run[records]
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    runs = np.repeat(index.record_run[chosen] - ends[:-1], lengths) + np.arange(ends[-1])
+    runs = np.repeat(index.record_run[records] - ends[:-1], lengths) + np.arange(ends[-1])
     return SourceIndex(index.run_kind[runs], index.run_size[runs], ends)
 
 
-def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], needs: Sequence[np.ndarray]) -> np.ndarray:
+def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], means: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the mean patch, text and target slots of the chunks that the mixture draws, float64 [3].
 
     Args:
         stage: the mixture.
         sizes: sizes of the sources, in mixture order.
-        needs: int64 [N, 3] for each source.
+        means: float64 [3] for each source: the mean of its chunks.
     """
     # A plain sum: a matrix product may round differently on another host, and all hosts must choose the same shape.
     shares = draw_weights(stage, sizes)
-    return sum((share * need.mean(axis=0) for share, need in zip(shares, needs, strict=True)), np.zeros(3))
+    return sum((share * mean for share, mean in zip(shares, means, strict=True)), np.zeros(3))
 
 
 def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig) -> TextPerPatch:
     """Returns the text per patch of the mixture's documents with images, or zeros without images."""
-    needs = [record_needs(index, image) for index in indexes.values()]
-    shares = draw_weights(stage, _whole(needs))
+    needs = [record_needs(_bounded(index), image) for index in indexes.values()]
+    shares = draw_weights(stage, _whole(indexes, needs))
     weights = np.concatenate([np.full(len(need), share / len(need)) for share, need in zip(shares, needs, strict=True)])
     with_images = np.concatenate(needs)[:, 0] > 0
     patches, text, _ = (np.concatenate(needs)[with_images] * weights[with_images, None]).T
@@ -133,13 +146,25 @@ def text_per_patch(stage: StageConfig, indexes: Mapping[str, SourceIndex], image
     return TextPerPatch(mean, low)
 
 
-def _record_means(stage: StageConfig, needs: Mapping[str, np.ndarray]) -> np.ndarray:
-    return mean_needs(stage, _whole(list(needs.values())), list(needs.values()))
+def _bounded(index: SourceIndex) -> SourceIndex:
+    """Returns the index, or a sample of it if it is so large that row shapes are chosen by a sample."""
+    return index if len(index) <= tuning.MEASURED_RECORDS else sample_index(index, tuning.MEASURED_RECORDS)
 
 
-def _whole(needs: Sequence[np.ndarray]) -> list[SourceSize]:
-    """Returns the sizes of sources whose records are all kept whole."""
-    return [SourceSize(len(need), len(need), int(need[:, :2].sum())) for need in needs]
+def _record_means(
+    stage: StageConfig, indexes: Mapping[str, SourceIndex], needs: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    means = [need.mean(axis=0) for need in needs.values()]
+    return mean_needs(stage, _whole(indexes, list(needs.values())), means)
+
+
+def _whole(indexes: Mapping[str, SourceIndex], needs: Sequence[np.ndarray]) -> list[SourceSize]:
+    """Returns the sizes of sources whose records are all kept whole. `needs` may be those of a sample."""
+    found = []
+    for index, need in zip(indexes.values(), needs, strict=True):
+        documents = len(need) * len(index) // max(min(len(index), tuning.MEASURED_RECORDS), 1)
+        found.append(SourceSize(documents, documents, int(need[:, :2].sum()) * documents // max(len(need), 1)))
+    return found
 
 
 def _target_slots(stage: StageConfig, means: np.ndarray, needs: Sequence[np.ndarray], text_slots: int) -> int:

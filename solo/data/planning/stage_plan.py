@@ -123,7 +123,8 @@ class StagePlan:
                 f"{self.stage.batch_rows} rows"
             )
         number, place = divmod(step * self.stage.batch_rows + row, self._planner.rows)
-        return [self._chunk(int(chunk)) for chunk in self._planner.window(number).rows(place, place + 1)]
+        window = self._planner.window(number)
+        return self._chunks(window.chunks[window.rows(place, place + 1)])
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Returns the planner's state before a step as a small JSON mapping, from which `seek` continues."""
@@ -153,15 +154,18 @@ class StagePlan:
         """Returns the share of all slots of the first `steps` steps that hold something."""
         return self.statistics(0, steps).fill
 
-    def _chunk(self, number: int) -> Chunk:
-        source = int(self._planner.source(np.asarray(number)))
-        table = list(self.chunks.values())[source]
-        place = number - int(self._planner.first_chunk[source])
-        patches, text, targets = table.needs[place].tolist()
-        record, start, stop, length = (
-            int(column[place]) for column in (table.record, table.start, table.stop, table.length)
-        )
-        return Chunk(source, record, start, stop, length, (patches, text, targets))
+    def _chunks(self, numbers: np.ndarray) -> list[Chunk]:
+        source = self._planner.source(numbers)
+        found = np.empty((len(numbers), 7), np.int64)
+        for number, table in enumerate(self.chunks.values()):
+            mine = source == number
+            found[mine] = table.bounds(numbers[mine] - self._planner.first_chunk[number])
+        return [
+            Chunk(name, record, start, stop, length, (patches, text, targets))
+            for name, (record, start, stop, length, patches, text, targets) in zip(
+                source.tolist(), found.tolist(), strict=True
+            )
+        ]
 
 
 def choose_row_shape(
@@ -205,7 +209,7 @@ def _try_shape(
     used = found.useful[:2] / tuning.TRIED_ROWS
     # A few rows can carry a surplus of patches or text along, which must be placed in the long run. A surplus also
     # makes packing easier, so the long-run fill was measured to lie between the two estimates.
-    drawn = mean_needs(stage, _sizes(chunks), [table.needs for table in chunks.values()])[:2]
+    drawn = mean_needs(stage, _sizes(chunks), [table.totals / len(table) for table in chunks.values()])[:2]
     all_placed = min(used[drawn > 0] / drawn[drawn > 0]) * drawn.sum() / shape.slots
     return float(found.fill + all_placed) / 2
 
@@ -236,7 +240,7 @@ def _planner(
 
 def _sizes(chunks: Mapping[str, Chunks]) -> list[SourceSize]:
     return [
-        SourceSize(found.documents - sum(found.dropped.values()), len(found), int(found.needs[:, :2].sum()))
+        SourceSize(found.documents - sum(found.dropped.values()), len(found), int(found.totals[:2].sum()))
         for found in chunks.values()
     ]
 
@@ -249,8 +253,9 @@ def _statistics(planner: PackingPlanner, shape: RowShape, first: int, last: int)
     while row < last:
         number, place = divmod(row, planner.rows)
         until = min(planner.rows, place + last - row)
-        chunks = planner.window(number).rows(place, until)
-        useful += planner.needs[chunks].sum(axis=0)
-        documents += np.bincount(planner.source(chunks), minlength=len(documents))
+        window = planner.window(number)
+        rows = window.rows(place, until)
+        useful += window.needs[rows].sum(axis=0)
+        documents += np.bincount(planner.source(window.chunks[rows]), minlength=len(documents))
         row += until - place
     return PlanStatistics(last - first, (last - first) * shape.slots, useful, tuple(documents.tolist()))

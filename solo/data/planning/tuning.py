@@ -81,6 +81,10 @@ GIVEN_UP = 0.05
 # Target slots relative to a row's mean targets. 1.0: targets limit the rows, fill 0.9918; 1.3: no effect.
 TARGET_MARGIN = 1.15
 
+# Records of each source from which means and the largest image are taken; a larger source is sampled. The sources of
+# the cases are smaller.
+MEASURED_RECORDS = 1 << 20
+
 # Rows that are packed to see how well a shape fills. 16: worst 0.9705; 256: fill 0.9964 for 3.1 s.
 TRIED_ROWS = 64
 

@@ -93,7 +93,7 @@ class MeasuredStatistics:
         planned = min(steps, max(1, _PLANNED_ROWS // self._batch_rows))
         seen = np.array(self._plan.statistics(0, planned).documents) * (steps / planned)
         available = np.array([len(table) for table in self._tables])
-        length = np.array([table.needs[:, :2].sum() / len(table) for table in self._tables])
+        length = np.array([table.totals[:2].sum() / len(table) for table in self._tables])
         return float((np.minimum(seen, available) * length).sum())
 
 

@@ -38,8 +38,10 @@ def index(*records: list[Run]) -> SourceIndex:
 
 
 def rows_of(chunks) -> list[tuple[int, ...]]:  # type: ignore[no-untyped-def]
-    table = np.column_stack([chunks.record, chunks.start, chunks.stop, chunks.needs])
-    return [tuple(row) for row in table.tolist()]
+    table = chunks.bounds(np.arange(len(chunks)))
+    assert chunks.needs(np.arange(len(chunks))).tolist() == table[:, 4:].tolist()
+    assert chunks.totals.tolist() == table[:, 4:].sum(axis=0).tolist()
+    return [tuple(row) for row in np.delete(table, 3, axis=1).tolist()]
 
 
 def test_records_that_fit_are_one_chunk_each() -> None:
@@ -50,7 +52,7 @@ def test_records_that_fit_are_one_chunk_each() -> None:
 
 def test_a_supervised_token_without_predecessor_is_not_a_target() -> None:
     chunks = make_chunks(index([learn(5)], [read(1), learn(5)]), CONFIG, SHAPE, "split")
-    assert chunks.needs[:, 2].tolist() == [4, 5]
+    assert [row[-1] for row in rows_of(chunks)] == [4, 5]
 
 
 def test_long_text_is_split_between_tokens() -> None:
@@ -83,7 +85,7 @@ def test_an_image_that_never_fits_drops_its_record() -> None:
 
 def test_drop_leaves_long_records_out_and_counts_them() -> None:
     chunks = make_chunks(index([read(1), learn(24)], [], [read(3)], [picture(3, 7)]), CONFIG, SHAPE, "drop")
-    assert chunks.record.tolist() == [2]
+    assert rows_of(chunks) == [(2, 0, 3, 0, 3, 0)]
     assert dict(chunks.dropped) == {TOO_LONG: 2, EMPTY: 1}
     assert (chunks.documents, chunks.split) == (4, 0)
 
@@ -93,7 +95,7 @@ def test_chunks_leave_room_for_the_text_of_other_patches() -> None:
     source = index([read(250)], [read(90)], [read(91)], [read(90), picture(1, 5)])
     chunks = make_chunks(source, CONFIG, shape, "split", TextPerPatch(mean=1.5, low=0.5))
     # Chunks leave 1.5 * 20 text slots. A text that leaves 0.5 * 20 stays whole, and so does one with an image.
-    assert (chunks.stop - chunks.start).tolist() == [70, 70, 70, 40, 90, 70, 21, 97]
+    assert [row[2] - row[1] for row in rows_of(chunks)] == [70, 70, 70, 40, 90, 70, 21, 97]
     assert chunks.split == 2
 
 
@@ -114,11 +116,23 @@ def test_chunks_cover_every_record_exactly(seed: int) -> None:
     total = source.counts(CONFIG)
     assert chunks.documents == 100
     assert not chunks.dropped
-    assert (chunks.needs <= [20, 10, 8]).all()
-    assert (chunks.needs[:, :2].sum(axis=1) == chunks.stop - chunks.start).all()
-    for record in range(100):
-        mine = chunks.record == record
-        start, stop = chunks.start[mine], chunks.stop[mine]
-        assert [0, *stop] == [*start, total[record, :2].sum()], "consecutive, from the first slot to the last"
-        assert chunks.needs[mine, :2].sum(axis=0).tolist() == total[record, :2].tolist()
-    assert chunks.split == len([record for record in range(100) if np.count_nonzero(chunks.record == record) > 1])
+    record, start, stop, patches, text, targets = np.asarray(rows_of(chunks)).T
+    assert (np.column_stack([patches, text, targets]) <= [20, 10, 8]).all()
+    assert (patches + text == stop - start).all()
+    for number in range(100):
+        mine = record == number
+        assert [0, *stop[mine]] == [*start[mine], total[number, :2].sum()], (
+            "consecutive, from the first slot to the last"
+        )
+        assert [patches[mine].sum(), text[mine].sum()] == total[number, :2].tolist()
+    assert chunks.split == len([number for number in range(100) if np.count_nonzero(record == number) > 1])
+
+
+def test_blocks_give_what_a_whole_source_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [[read(1), learn(size)] if size else [] for size in (5, 0, 24, 3, 0, 40, 9, 2)]
+    whole = rows_of(make_chunks(index(*records), CONFIG, SHAPE, "split"))
+    monkeypatch.setattr("solo.data.planning.chunks._BLOCK", 3)
+    blocks = make_chunks(index(*records), CONFIG, SHAPE, "split")
+    assert rows_of(blocks) == whole
+    assert dict(blocks.dropped) == {EMPTY: 2}
+    assert [row[0] for row in whole] == [0, 2, 2, 2, 3, 5, 5, 5, 5, 5, 6, 6, 7]
