@@ -28,12 +28,14 @@ def plan(request: Request) -> Plan:
         "--",
         *module("solo.cli", "train", config.path),
     )
+    # Several processes do not prepare data: none waits for another.
+    prepare = [Command(module("solo.cli", "prepare", config.path), "prepare the data, unless it is")] if several else []
     logs = f"tail -n 40 {shlex.quote(request.folder)}/logs/host-*.log"
     return Plan(
         request.run,
         "local",
         (config,),
-        (Command(supervisor, "train here, in the foreground"),),
+        (*prepare, Command(supervisor, "train here, in the foreground")),
         status=(Command(("tail", "-n", "1", f"{run}/metrics.jsonl"), "the newest step"),),
         logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", f"{run}/metrics.jsonl")),),
         stop=(Command(("sh", "-c", f"kill -TERM $(cat {shlex.quote(pid)})"), "saves, and ends with 42"),),

@@ -41,6 +41,7 @@ def plan(request: Request) -> Plan:
             Command(("sacct", "--name", name, "--format", "JobID,State,ExitCode,Elapsed"), "what ended", True),
         ),
         logs=(Command(("sh", "-c", f"tail -n 40 {shlex.quote(request.folder)}/slurm-*.log"), f"the end of {log}"),),
+        notes=("several tasks do not wait for data: prepare it first, with solo prepare or as docs/launch.md shows",),
         stop=(
             Command(("scancel", "--signal=TERM", "--name", name), "saves; the tasks end with 42", True),
             Command(("sleep", "60")),

@@ -6,19 +6,21 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from solo.config import Config, ConfigError
+from solo.data.store.access import TOKENIZER, reading, source_content
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.files import read_json_lines
 from solo.loading import initial_parameters
-from solo.locks import hold
+from solo.locks import held_by, hold
 from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
-from solo.training.distributed import first_then_others
+from solo.training.distributed import among_others, first_then_others
 from solo.training.ledger import Ledger
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
@@ -80,7 +82,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         _lock(RunFolder(config.run_folder), stack, tell)
         run = RunFolder.open(config, tell)
         ledger.open(run.goodput_file)
-        prepared = prepare(config, observer.note)
+        prepared = _data(config, run, observer, stack, tell)
         prepared.tokenizer.save(run.path)
         return run, prepared
 
@@ -97,6 +99,29 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     return Trained(run, results, [*notes, *doubts, *trainer.notes, *_left_out(run, prepared, trainer)])
 
 
+def _data(
+    config: Config, run: RunFolder, observer: Observer, stack: contextlib.ExitStack, tell: Callable[[str], None]
+) -> Prepared:
+    """Opens the data, and prepares it first if this process is alone. It does not change until the stack is closed.
+
+    Raises:
+        ConfigError: it cannot be prepared, or it is not prepared and other processes would wait for it.
+    """
+    folder, contents = Path(config.data.folder), [TOKENIZER, *map(source_content, config.data.sources)]
+    if not among_others():
+        prepare(config, observer.note)
+        stack.enter_context(reading(folder, contents, tell))
+        return open_prepared(config)
+    stack.enter_context(reading(folder, contents, tell))
+    try:
+        return open_prepared(config)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\nseveral processes train this run, and none of them waits for another to prepare; first run\n"
+            f"  solo prepare {run.config_file}"
+        ) from None
+
+
 def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> None:
     """Holds the run's lock until the stack is closed. Raises ConfigError if another process holds it."""
     try:
@@ -105,7 +130,10 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
         tell(str(error))
         return
     if not held:
-        raise ConfigError(f"another process trains {run.path}; wait for its end, or choose another name (name=...)")
+        raise ConfigError(
+            f"another process trains {run.path}: {held_by(run.lock_file)}; wait for its end, or choose another name"
+            " (name=...)"
+        )
 
 
 def check_memory(trainer: Trainer) -> list[str]:

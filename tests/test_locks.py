@@ -3,17 +3,19 @@
 import errno
 import fcntl
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 from solo.config import ConfigError
-from solo.locks import hold, is_held
+from solo.locks import held_by, hold, holders, is_held
 
 HOLDER = """
 import sys, time
@@ -61,6 +63,49 @@ def test_a_killed_process_loses_its_lock(tmp_path: Path) -> None:
     assert not is_held(path)
     with hold(path) as held:
         assert held
+
+
+def test_several_share_a_lock_or_one_holds_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.lock"
+    with hold(path, shared=True) as one, hold(path, shared=True) as two:
+        assert (one, two, len(holders(path))) == (True, True, 2)
+        with hold(path) as alone:
+            assert not alone
+    with hold(path) as alone, hold(path, shared=True) as other:
+        assert (alone, other) == (True, False)
+    assert path.read_bytes() == b""
+
+
+def test_the_holder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    (holder,) = holders(path)
+    assert (holder.pid, holder.host) == (process.pid, socket.gethostname())
+    assert held_by(path) == f"process {process.pid} on {holder.host} since {holder.since} (-c {path})"
+    process.kill()
+    process.wait()
+    assert holders(path) == []
+    assert held_by(path) == "another process"
+
+
+def test_a_read_only_lock_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that is mounted read-only, which root sees as well."""
+    (tmp_path / "made").touch()
+    original = Path.open
+
+    def read_only(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> IO[str]:
+        if mode != "r":
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with hold(tmp_path / "made", shared=True) as held, hold(tmp_path / "missing", shared=True) as nothing:
+        assert held
+        assert nothing
+    with pytest.raises(OSError, match="Read-only"), hold(tmp_path / "made"):
+        pass
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ from solo.training.hosts import Hosts, find_hosts
 T = TypeVar("T")
 
 START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
-# Pods of one job have been seen to start ten minutes apart; preparing data may take a day.
+# Pods of one job have been seen to start ten minutes apart.
 START_SECONDS = 900
-PREPARE_SECONDS = 7 * 24 * 3600
+SET_UP_SECONDS = 900
 SAVE_SECONDS = 1800
 # After this long without a heartbeat, JAX declares a process dead.
 HEARTBEAT_SECONDS = 100
@@ -184,7 +184,7 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
 
     client, key = _client(), f"solo/first/{_count('first')}"
     if jax.process_index():
-        failed = client.blocking_key_value_get(key, PREPARE_SECONDS * 1000)
+        failed = client.blocking_key_value_get(key, SET_UP_SECONDS * 1000)
         if failed != "done":
             raise OtherProcessError(f"process 0: {failed}")
         return others()

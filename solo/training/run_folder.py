@@ -72,10 +72,12 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder holds a run with another result; the message names the keys that differ. It
-                is also raised if `config.yaml` cannot be read, for example because keys were renamed.
+                is also raised if `config.yaml` cannot be read, for example because keys were renamed, or if the folder
+                holds no run but files that a run would write over.
         """
         run = cls(config.run_folder)
         if not run.config_file.exists():
+            run._check_unused()
             write_whole(run.config_file, dump_config(config))
             run._set_aside_incomplete(report)
             return run
@@ -93,6 +95,17 @@ class RunFolder:
                 report(f"resumed with {change.key}={change.new!r}, before {change.old!r}")
         run._set_aside_incomplete(report)
         return run
+
+    def _check_unused(self) -> None:
+        """Raises ConfigError if a run would write over files of a folder that is not a run's."""
+        files = (self.metrics_file, self.report_file, self.quarantine_file, self.tensorboard)
+        tokenizer = (self.path / name for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+        found = [path.name for path in (*files, *tokenizer) if path.exists()]
+        if found:
+            raise ConfigError(
+                f"{self.path} holds no config.yaml, so it is no run's folder, but it has {', '.join(found)}, which a"
+                " run would write over; choose another name (name=...), or move these files"
+            )
 
     def _stored_config(self) -> Config:
         try:

@@ -126,6 +126,14 @@ def test_a_fault_of_the_first_process_ends_both(runs: Runs) -> None:
     assert statuses[1] in (1, 134)  # it is told, unless jax ends it first
 
 
+def test_unprepared_data_is_refused_at_once(runs: Runs) -> None:
+    statuses, said = runs.finish(runs.start("unprepared", f"data.folder={runs.folder / 'elsewhere'}"))
+    assert statuses[0] == 2, said
+    assert "solo prepare" in said
+    assert str(runs.folder / "runs/unprepared/config.yaml") in said
+    assert not (runs.folder / "elsewhere" / "sources").exists()
+
+
 def test_a_missing_process_is_named(runs: Runs) -> None:
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",

@@ -119,6 +119,7 @@ def test_the_first_task_to_end_decides(
 def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config, variables = write_config(tmp_path), environment(tmp_path)
+    subprocess.run([sys.executable, "-m", "solo.cli", "prepare", str(config)], env=variables, check=True)
     launch = [sys.executable, "-m", "launch", "slurm", str(config), "--on", "cpu-4", "--hosts", "2"]
 
     def submit(nodes, name: str, *overrides: str) -> None:

@@ -69,8 +69,21 @@ def test_checkpoints_without_a_commit_marker_are_set_aside(tmp_path: Path) -> No
     assert opened(tmp_path)[1] == []
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html", "tokenizer.json"])
+def test_a_folder_of_the_users_is_not_written_over(tmp_path: Path, name: str) -> None:
+    config = load_config("configs/quickstart.yaml", [f"folder={tmp_path}"])
+    config.run_folder.mkdir()
+    (config.run_folder / name).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"holds no config\.yaml.*it has {name}.*choose another name"):
+        RunFolder.open(config)
+    assert [(path.name, path.read_text()) for path in config.run_folder.iterdir()] == [(name, "mine")]
+
+
 def test_a_run_is_trained_by_one_process(tmp_path: Path) -> None:
     config = load_config("configs/quickstart.yaml", [f"folder={tmp_path}"])
-    with hold(RunFolder(config.run_folder).lock_file), pytest.raises(ConfigError, match="another process trains"):
+    with (
+        hold(RunFolder(config.run_folder).lock_file),
+        pytest.raises(ConfigError, match=r"another process trains .*: process \d+ on "),
+    ):
         train(config)
     assert not (config.run_folder / "config.yaml").exists()

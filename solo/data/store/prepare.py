@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from solo.config import Config, ConfigError
 from solo.data.images.geometry import too_thin
 from solo.data.readers import Examples, Ignored, Unreadable, read
 from solo.data.record import Record
+from solo.data.store.access import TOKENIZER, changing, preparing, source_content
+from solo.data.store.safety import check_folders, check_place, claim, replace_files, writing
 from solo.data.store.shards import Description, PreparedSource, SourceWriter
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
 from solo.data.text.templates import Template, TextRun, make_template
@@ -54,13 +56,33 @@ def prepare(config: Config, report: Report | None = None) -> Prepared:
     """Makes the missing parts of a run's data and opens it. Calls `report` with a line for every part.
 
     Raises:
-        ConfigError: a source or the tokenizer cannot be made; the message names it. Finished parts stay.
+        ConfigError: a source or the tokenizer cannot be made; the message names it. Finished parts stay. Also if
+            another process prepares the folder, or trains on data that would change, or if a file of the user's is in
+            the way.
     """
     report = report or (lambda line: None)
     folder = Path(config.data.folder)
     for name in config.data.sources:
         _check_source(name, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folders(config)
+    with ExitStack() as stack:
+        stack.enter_context(writing(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_prepared(config):
+            stack.enter_context(preparing(folder, report))
+        return _prepare(config, report)
+
+
+def _is_prepared(config: Config) -> bool:
+    try:
+        open_prepared(config)
+    except ConfigError:
+        return False
+    return True
+
+
+def _prepare(config: Config, report: Report) -> Prepared:
+    folder = Path(config.data.folder)
     tokenizer = _prepare_tokenizer(config, report)
     make_template(tokenizer, config.sequence)
     for name in config.data.sources:
@@ -137,8 +159,8 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
         report(f"{name}: {made.records:,} records, already prepared{_thin_images(folder, config)}")
         return
     started = time.monotonic()
-    with _replacing(folder) as partial:
-        partial.mkdir(parents=True)
+    with changing(Path(config.data.folder), source_content(name), report), _replacing(folder) as partial:
+        claim(partial, f"source {name!r}")
         made = _write_source(name, config, tokenizer, partial, fingerprint)
     report(
         f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, "
@@ -211,7 +233,8 @@ def _open_tokenizer(config: Config) -> Tokenizer | None:
         tokenizer = open_tokenizer(folder)
     except (OSError, ValueError):
         return None
-    return tokenizer if made == {"fingerprint": _tokenizer_fingerprint(config, tokenizer)} else None
+    matches = isinstance(made, dict) and made.get("fingerprint") == _tokenizer_fingerprint(config, tokenizer)
+    return tokenizer if matches else None
 
 
 def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
@@ -229,11 +252,9 @@ def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
         except (OSError, ValueError) as error:
             raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
         check_tokens(tokenizer, config)
-    with _replacing(Path(config.data.folder) / "tokenizer") as partial:
-        partial.mkdir()
-        tokenizer.save(partial)
-        made = {"fingerprint": _tokenizer_fingerprint(config, tokenizer)}
-        (partial / "made_from.json").write_text(json.dumps(made) + "\n")
+    folder, made = Path(config.data.folder), {"fingerprint": _tokenizer_fingerprint(config, tokenizer)}
+    with changing(folder, TOKENIZER, report):
+        replace_files(folder / "tokenizer", "made_from.json", tokenizer.save, made, "the tokenizer")
     report(f"tokenizer: {tokenizer.vocab_size:,} tokens ({time.monotonic() - started:.1f} s)")
     return tokenizer
 
@@ -270,8 +291,11 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yields a path for a new folder, which replaces `path` if the block succeeds."""
+    """Yields a path for a new folder, which replaces `path` if the block succeeds. Links to folders stay links."""
+    check_place(path, str(path))
+    path = path.resolve()
     partial = path.with_name(path.name + ".partial")
+    check_place(partial, str(partial))
     _remove(partial)  # left by a killed process
     try:
         yield partial
@@ -282,5 +306,6 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
+    """Removes a folder that `check_place` has accepted."""
     if path.exists():
         shutil.rmtree(path)

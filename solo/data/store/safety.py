@@ -1,0 +1,213 @@
+"""What preparation may touch: only folders and files that it has made itself.
+
+Every folder that preparation fills holds the file `.made-by-solo`. A folder with content but without that file belongs
+to the user: it is refused, and nothing in it is removed or written over.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from solo.config import Config, ConfigError
+from solo.data.readers.paths import is_remote
+
+MARKER = ".made-by-solo"
+_MARK = "`solo prepare` made this folder, and replaces or removes the files that it has put here.\n"
+_LEGACY = ("source.json", "made_from.json")  # their presence marked the folders of earlier versions
+_LEGACY_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def check_folders(config: Config) -> None:
+    """Checks, before any work, that preparation will harm no file of the user's.
+
+    Raises:
+        ConfigError: a source or the tokenizer is read from a place that preparation writes to; or the place of a
+            prepared source or tokenizer holds something that solo did not make.
+    """
+    folder = Path(config.data.folder)
+    names = list(config.data.sources)
+    same = [name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1]
+    if same:
+        raise ConfigError(f"sources {same}: their folders would be the same on disks that ignore case; rename one")
+    check_inputs(config)
+    places = {"the tokenizer": folder / "tokenizer"}
+    places |= {f"source {name!r}": folder / "sources" / name for name in names}
+    for what, place in places.items():
+        check_place(place, what)
+    _check_list(folder / "quarantine.jsonl")
+
+
+def check_inputs(config: Config) -> None:
+    """Raises ConfigError if the config names an input inside the folders that preparation fills."""
+    folder = Path(config.data.folder)
+    inputs = [("data.tokenizer.path", config.data.tokenizer.path or "")]
+    for name, source in config.data.sources.items():
+        inputs += [(f"data.sources.{name}.options", text) for text in _texts(source.options)]
+    for key, path in inputs:
+        refuse_inside(folder, [path], key)
+
+
+def refuse_inside(folder: Path, paths: Iterable[str], key: str) -> None:
+    """Raises ConfigError if one of the paths lies where preparation writes."""
+    own = [folder / "tokenizer", folder / "sources", folder / "quarantine.jsonl"]
+    roots = [(spelling(str(place)), place) for place in own for spelling in (os.path.abspath, os.path.realpath)]
+    for path in paths:
+        if not path or is_remote(path) or "\0" in path or len(path) > 4096:
+            continue
+        start = os.path.expanduser(_GLOB.split(path)[0])
+        for spelled in {os.path.abspath(start), os.path.realpath(start)}:
+            for root, place in roots:
+                if spelled == root or spelled.startswith(root + os.sep):
+                    raise ConfigError(
+                        f"{key}: {path} is in {place}, which holds prepared data and is replaced by solo; move your"
+                        " files, or choose another data.folder"
+                    )
+
+
+def check_place(place: Path, what: str) -> None:
+    """Raises ConfigError if a folder of that name exists and solo did not make it. A link to a folder is followed."""
+    if not os.path.lexists(place):
+        return
+    if not place.exists():
+        raise ConfigError(f"{what}: {place} is a link to {os.readlink(place)}, which does not exist")
+    if not place.is_dir():
+        raise ConfigError(f"{what}: {place} is in the way: a file that solo did not make; move it")
+    if not is_own(place) and (found := sorted(os.listdir(place))):
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise ConfigError(
+            f"{what}: {place} is in the way: solo did not make it, and it holds {shown}; move it, or choose another"
+            " name or data.folder"
+        )
+
+
+def is_own(place: Path) -> bool:
+    """Returns whether preparation made a folder."""
+    return any((place / name).is_file() for name in (MARKER, *_LEGACY))
+
+
+def claim(place: Path, what: str) -> None:
+    """Creates a folder that preparation may fill, or checks that it is one.
+
+    Raises:
+        ConfigError: as `check_place`.
+    """
+    check_place(place, what)
+    place.mkdir(parents=True, exist_ok=True)
+    marker = place / MARKER
+    if not marker.exists():
+        marker.write_text(_MARK)
+
+
+def replace_files(place: Path, record: str, write: Callable[[Path], None], made: dict[str, Any], what: str) -> None:
+    """Replaces the files of a folder, and no others.
+
+    The file `record` is removed first and written last. It lists the files, so that a later call removes no other one.
+
+    Args:
+        place: the folder.
+        record: name of the file that marks the content as complete.
+        write: writes the new files into an empty folder.
+        made: content of `record`.
+        what: the content, for messages.
+
+    Raises:
+        ConfigError: a file of the user's has the name of a new file.
+    """
+    claim(place, what)
+    fresh = place / f".new-{os.getpid()}"
+    for left in place.glob(".new-*"):  # by a killed process
+        _clear(left)
+    fresh.mkdir()
+    try:
+        write(fresh)
+        names, before = sorted(os.listdir(fresh)), _recorded(place / record)
+        for name in names:
+            if name not in before and os.path.lexists(place / name):
+                raise ConfigError(f"{what}: {place / name} is in the way: solo did not make it; move it")
+        (place / record).unlink(missing_ok=True)
+        for name in names:
+            os.replace(fresh / name, place / name)
+        for name in before - set(names) - {record}:
+            (place / name).unlink(missing_ok=True)
+        partial = fresh / record
+        partial.write_text(json.dumps({**made, "files": names}) + "\n")
+        os.replace(partial, place / record)
+    finally:
+        _clear(fresh)
+
+
+def _recorded(record: Path) -> set[str]:
+    """Returns the files that an earlier `replace_files` wrote, as far as it can be told."""
+    try:
+        found = json.loads(record.read_text())
+        return {*map(str, found.get("files", _LEGACY_FILES))}
+    except (OSError, ValueError, AttributeError):
+        return set()
+
+
+def _clear(folder: Path) -> None:
+    """Removes a folder of plain files that this module made."""
+    if folder.is_dir() and not folder.is_symlink():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def _check_list(path: Path) -> None:
+    """Raises ConfigError if a file is not the list of examples that preparation left out."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            line = file.readline()
+        own = not line or {"source", "id", "reason"} <= set(json.loads(line))
+    except (OSError, ValueError, TypeError):
+        own = False
+    if not own:
+        raise ConfigError(f"{path} is in the way: solo did not make it; move it, or choose another data.folder")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yields every string in the options of a reader."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
+_CANNOT_WRITE = {
+    errno.EROFS: "it is on a read-only disk",
+    errno.EACCES: "you may not write there",
+    errno.EPERM: "you may not write there",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.EFBIG: "the file would be larger than your limit",
+}
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns errors of a disk that cannot be written into ConfigErrors that say so. Finished parts stay."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename2 or error.filename or folder
+        own = os.path.abspath(str(place)).startswith(os.path.abspath(folder))  # else an input cannot be read
+        if error.errno not in _CANNOT_WRITE or not own:
+            raise
+        raise ConfigError(
+            f"{place} cannot be written: {_CANNOT_WRITE[error.errno]}; what is finished in {folder} is kept, and the"
+            " same command continues"
+        ) from error
