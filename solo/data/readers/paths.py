@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import glob
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import re
+import stat
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO, Any, cast
 
 from solo.config import ConfigError
@@ -18,7 +21,10 @@ Paths = str | tuple[str, ...]
 """A path, a glob (`shards/*.tar`), or a list of them; local, or a URL such as `gs://bucket/shards/*.tar`. The kind of
 every option that names input files."""
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a missing, unreachable or damaged file raises."""
+
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 
@@ -77,21 +83,85 @@ def natural(path: str) -> list[tuple[int, int | str]]:
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a local or remote file to read, decompressed if its name ends in `.gz` or `.zst`.
+    """Opens a local or remote file to read. Its content, not its name, says whether and how it is compressed.
+
+    gzip, Zstandard, bzip2 and xz are decompressed as they are read.
 
     Raises:
-        OSError: it cannot be opened. A damaged archive raises OSError or EOFError while it is read.
+        OSError: it cannot be opened, or is not a regular file. Reading a damaged file raises one of `READ_ERRORS`.
     """
-    raw = _open_remote(path) if is_remote(path) else Path(path).open("rb")  # noqa: SIM115 - the caller closes it
-    if path.endswith(".gz"):
+    raw = _open_remote(path) if is_remote(path) else open_regular(path)
+    head = raw.read(6)
+    raw.seek(0)
+    if head.startswith(b"\x1f\x8b"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if path.endswith(".zst"):
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return cast(IO[bytes], io.BufferedReader(_Zstandard(raw), 1 << 18))
+    if head.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.BZ2File(raw))
+    if head.startswith(b"\xfd7zXZ\0"):
+        return cast(IO[bytes], lzma.LZMAFile(raw))
+    return raw
+
+
+def is_compressed(path: str) -> bool:
+    """Returns whether `open_bytes` decompresses the file. Raises OSError if it cannot be opened."""
+    with open_bytes(path) as file:
+        return isinstance(file, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile) or isinstance(
+            getattr(file, "raw", None), _Zstandard
+        )
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """Opens a local file to read, following links.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file. Opening a named pipe would wait for a writer for ever.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    what = "a folder" if stat.S_ISDIR(mode) else "a named pipe, a socket or a device"
+    raise OSError(f"it is {what}, not a file: {path}")
+
+
+class _Zstandard(io.RawIOBase):
+    """Decompresses frames one after another. `zstandard`'s own reader takes a cut file for a whole one."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw, self._data = raw, b""
+        self._frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
         import zstandard
 
-        return cast(
-            IO[bytes], io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-        )
-    return raw
+        while not self._data:
+            compressed = self._unused() or self._raw.read(1 << 14)  # a small piece, since it may hold a bomb
+            if not compressed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("the compressed file ends too early")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._data = self._frame.decompress(compressed)
+            except zstandard.ZstdError as error:
+                raise OSError(f"the compressed file is damaged: {error}") from None
+        count = min(len(buffer), len(self._data))
+        buffer[:count], self._data = self._data[:count], self._data[count:]
+        return count
+
+    def _unused(self) -> bytes:
+        return b"" if self._frame is None or not self._frame.eof else bytes(self._frame.unused_data)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def stamp(path: str) -> tuple[int, int]:
@@ -126,7 +196,12 @@ def _filesystem(path: str, what: str) -> tuple[Any, str]:
 def _open_remote(path: str) -> IO[bytes]:
     import fsspec
 
-    return cast(IO[bytes], fsspec.open(path, "rb").open())
+    try:
+        return cast(IO[bytes], fsspec.open(path, "rb").open())
+    except OSError:
+        raise
+    except Exception as error:  # each store has its own classes
+        raise OSError(f"the file cannot be opened: {error}: {path}") from error
 
 
 def suffix(path: str) -> str:

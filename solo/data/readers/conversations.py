@@ -1,0 +1,204 @@
+"""Conversations in the spellings that data sets use, as turns.
+
+A message is `{"role", "content"}` (OpenAI) or `{"from", "value"}` (ShareGPT, LLaVA). Its content is a string, in which
+each `<image>` stands for the next image of a list beside the messages, or a list of parts: strings, text parts, and
+image parts, which hold their image or stand for the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from solo.data.readers.image_files import load_image
+from solo.data.readers.wording import kind, shown
+from solo.data.record import ROLES, Image, Role, Turn
+
+PLACEHOLDER = "<image>"
+SPEAKERS: dict[str, Role] = {
+    **{role: role for role in ROLES},
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    "developer": "system",
+}
+"""Roles by the names that data sets give them."""
+
+_TOOLS = ("tool", "tools", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
+_LEARNED = ("weight", "loss", "train")  # keys that say whether a turn is learned
+_READ = frozenset(("role", "from", "content", "value", *_LEARNED))
+# Keys that change what a message says: they are refused if they hold anything.
+_REFUSED = frozenset(
+    ("tool_calls", "tool_call_id", "function_call", "refusal", "reasoning_content", "thinking", "prefix")
+) | frozenset(("image", "images", "video", "videos", "audio", "audios"))
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source")
+_PART_READ = frozenset(("type", "text", *_IMAGE_KEYS))
+# What other packages write in the place of an image.
+_FOREIGN = (
+    *("<|image|>", "<|image_pad|>", "<|vision_start|>", "<|image_1|>", "<image_0>", "<image_1>", "<image_00>"),
+    *("<img>", "<IMG>", "[IMG]", "<ImageHere>"),
+)
+
+
+class _Given:
+    """An image that stands in the content itself. `_NEXT` stands for the next image of the list."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+_NEXT = _Given(None)
+_Parts = list["str | _Given"]
+Ignore = Callable[[str], None]
+
+
+def conversation(
+    messages: Any,
+    images: Sequence[Any] = (),
+    load: Callable[[Any], Image] = load_image,
+    ignore: Ignore = lambda key: None,
+    placeholder: str | None = PLACEHOLDER,
+) -> tuple[Turn, ...]:
+    """Returns the turns of a conversation.
+
+    Args:
+        messages: a list of mappings.
+        images: what the placeholders, and image parts without an image, stand for, in order. If there are none of
+            these, the images begin the first turn that is not a system turn, one per line.
+        load: returns the image that an element of `images` or an image part names. It is called last, so that the
+            images of an unusable conversation are not read.
+        ignore: called with every key of a message or part that is not read.
+        placeholder: text that stands for an image. None: no text does.
+
+    Raises:
+        ValueError: the placeholders do not match the images, a speaker, key or part is unknown, or an image cannot be
+            loaded; the message says which.
+    """
+    if not isinstance(messages, list | tuple):
+        raise ValueError(f"the messages must be a list, not {kind(messages)}")
+    turns: list[tuple[Role, _Parts, bool]] = []
+    for number, message in enumerate(messages, start=1):
+        try:
+            turns.append(_parse(message, ignore, placeholder))
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+    places = sum(part is _NEXT for _, parts, _ in turns for part in parts)
+    if images and not places:
+        _begin_with_images(turns, len(images))
+    elif places != len(images):
+        raise ValueError(f"{places} {placeholder or 'image parts'} in the text for {len(images)} images")
+    listed = iter(images)
+    return tuple([Turn(role, tuple(_loaded(parts, listed, load)), learned) for role, parts, learned in turns])
+
+
+def _loaded(parts: _Parts, listed: Iterator[Any], load: Callable[[Any], Image]) -> list[str | Image]:
+    return [part if isinstance(part, str) else load(next(listed) if part is _NEXT else part.value) for part in parts]
+
+
+def _begin_with_images(turns: list[tuple[Role, _Parts, bool]], count: int) -> None:
+    for number, (role, parts, _) in enumerate(turns, start=1):
+        if role == "system":
+            continue
+        for part in parts:
+            foreign = next((mark for mark in _FOREIGN if isinstance(part, str) and mark in part), None)
+            if foreign is not None and role == "user":
+                raise ValueError(
+                    f"message {number}: {foreign!r} is there, where {PLACEHOLDER!r} must stand for an image"
+                )
+        first = parts.pop(0) if parts and isinstance(parts[0], str) else ""
+        opening: _Parts = ["\n", _NEXT] * count
+        parts[:0] = [*opening[1:], f"\n{first}"]
+        return
+    raise ValueError(f"there is no turn for {count} images")
+
+
+def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role, _Parts, bool]:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"it must be a mapping, not {kind(message)}")
+    speaker, content = message.get("role"), message.get("content")
+    if speaker is None:
+        speaker = message.get("from")
+    if content is None:
+        content = message.get("value")
+    learned = True
+    if len(message) > 2:
+        for key, value in message.items():
+            if key in _REFUSED and value not in (None, "", [], {}, False):
+                raise ValueError(f"its key {key!r} is not supported")
+            if key not in _READ and value is not None:
+                ignore(key)
+        learned = _learned(message, SPEAKERS.get(speaker) if isinstance(speaker, str) else None)
+    role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        role = _role(speaker)
+    if isinstance(content, str):
+        if placeholder is None or placeholder not in content:
+            return role, [content] if content else [], learned
+        return role, _split(content, placeholder), learned
+    if not isinstance(content, list | tuple):
+        raise ValueError(f"its content must be a string or a list of parts, not {kind(content)}")
+    parts: _Parts = []
+    for part in content:
+        parts += _part(part, ignore, placeholder)
+    return role, parts, learned
+
+
+def _split(text: str, placeholder: str | None) -> _Parts:
+    """Returns the pieces of a text with `_NEXT` in place of placeholders."""
+    if placeholder is None:
+        return [text] if text else []
+    first, *rest = text.split(placeholder)
+    parts: _Parts = [first] if first else []
+    for piece in rest:
+        parts += [_NEXT, piece] if piece else [_NEXT]
+    return parts
+
+
+def _role(speaker: Any) -> Role:
+    """Returns a role that is not spelled as usual. Raises ValueError if it is unknown."""
+    if not isinstance(speaker, str):
+        raise ValueError(f"its speaker must be a string, not {kind(speaker)}")
+    if speaker.strip().lower() in SPEAKERS:
+        return SPEAKERS[speaker.strip().lower()]
+    if speaker.lower() in _TOOLS:
+        raise ValueError(f"the speaker is {speaker!r}, but calls of tools are not supported")
+    raise ValueError(f"the speaker {speaker!r:.60} is not one of {', '.join(SPEAKERS)}")
+
+
+def _learned(message: Mapping[str, Any], role: Role | None) -> bool:
+    """Returns whether a turn is learned, by its weight. Raises ValueError if it is learned in part."""
+    found = {key: message[key] for key in _LEARNED if message.get(key) is not None}
+    for key, value in found.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"{key!r} is {shown(value)}, but a turn is either learned (1) or only read (0)")
+        if value and role in ("user", "system"):
+            raise ValueError(f"{key!r} is {shown(value)}, but {role} turns are only read")
+    return all(found.values())
+
+
+def _part(part: Any, ignore: Ignore, placeholder: str | None) -> _Parts:
+    if isinstance(part, str):
+        return _split(part, placeholder)
+    if isinstance(part, Image):
+        return [_Given(part)]
+    if not isinstance(part, Mapping):
+        raise ValueError(f"a part must be a string or a mapping, not {kind(part)}")
+    held = {key: value for key, value in part.items() if value is not None}
+    for key in held.keys() - _PART_READ:
+        ignore(str(key))
+    sort = held.get("type")
+    if sort is None:
+        sort = "text" if "text" in held else "image"
+        if len(held.keys() & _PART_READ) != 1:
+            raise ValueError(f"a part needs a 'type'; it has {sorted(map(str, held))[:8]}")
+    if sort in _TEXT_PARTS:
+        if not isinstance(held.get("text"), str):
+            raise ValueError(f"the text of a part must be a string, not {kind(held.get('text'))}")
+        return _split(held["text"], placeholder)
+    if sort in _IMAGE_PARTS:
+        found = [held[key] for key in _IMAGE_KEYS if key in held]
+        if len(found) > 1:
+            raise ValueError("an image part holds two images")
+        return [_Given({"base64": found[0]} if "base64" in held else found[0])] if found else [_NEXT]
+    raise ValueError(f"a part of type {shown(sort)} is not supported")

@@ -1,0 +1,196 @@
+"""Examples in JSON files: a list, a value per line (JSONL, NDJSON), or values one after another.
+
+The content says which it is, not the name. Files may be compressed, and in UTF-8 or UTF-16. A file that is not
+compressed is split into parts without being parsed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+
+from solo.config import ConfigError
+from solo.data.readers.file_kinds import advice, file_kind
+from solo.data.readers.json_scan import Scanner, pieces
+from solo.data.readers.paths import Paths, expand
+from solo.data.readers.registry import Part, Unreadable
+from solo.data.readers.text_files import MAX_BYTES, DamagedError, TextFile, line_ends, lines, short_names, spans
+from solo.data.record import Place
+
+Layout = Literal["list", "lines", "values"]
+
+
+def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
+    """Splits JSON files.
+
+    Args:
+        paths: a path, a glob or a list of them.
+        size: examples of a part at most. A compressed file, or one in UTF-16, is one part.
+        what: who asks, for error messages, such as "reader 'llava'".
+
+    Raises:
+        ConfigError: a file does not exist, or is not JSON but a file of another known kind.
+    """
+    found = expand(paths, what)
+    for path, name in zip(found, short_names(found), strict=True):
+        try:
+            file = TextFile.open(path)
+            layout, begun = _layout(file, what)
+            if not file.seekable or layout is None:
+                yield Part(name, (path,), (layout, begun, None, 1, name))
+                continue
+            blocks = file.blocks(begun)
+            ends = line_ends(blocks) if layout == "lines" else _element_ends(blocks, layout)
+            for start, stop, first, last in spans(ends, begun, size):
+                yield Part(f"{name}:{first}-{last}", (path,), (layout, start, stop, first, name))
+        except DamagedError:
+            yield Part(name, (path,), (None, 0, None, 1, name))
+
+
+def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:
+    """Yields every example of a part: its place and its parsed JSON, or why it cannot be read.
+
+    The place is a line of the file, or the number of an element in its list. Blank lines are skipped. A key that is
+    twice in one mapping makes an example unreadable, because one of its values would be lost.
+    """
+    (path,) = part.files
+    layout, start, stop, first, name = part.span
+    number = first - 1
+    try:
+        file = TextFile.open(path)
+        blocks = file.blocks(start, stop)
+        if layout is None:
+            for _ in file.blocks():
+                pass
+            raise DamagedError("the file is empty")
+        found = lines(blocks, first) if layout == "lines" else _numbered(blocks, layout, first, stop is None)
+        for number, text in found:
+            if layout == "lines" and not text.strip():
+                continue
+            place = Place(path, number)
+            try:
+                value = parse(text)
+            except ValueError as error:
+                yield Unreadable(f"{name}:{number}", str(error), place)
+                continue
+            yield place, value
+    except DamagedError as error:
+        yield Unreadable(f"{name}:{number + 1}" if layout else name, str(error), Place(path, number + 1))
+
+
+def _numbered(blocks: Iterator[bytes], layout: Layout, first: int, is_last: bool) -> Iterator[tuple[int, bytes]]:
+    """Yields the elements of a list or of values with their numbers.
+
+    Raises:
+        DamagedError: the list is not closed, or text follows it.
+    """
+    number, closed = first - 1, layout == "values" or not is_last
+    for kind, text in pieces(blocks, depth=1 if layout == "list" else 0):
+        if kind == "element":
+            number += 1
+            yield number, text
+        elif kind == "closed":
+            closed = True
+        elif closed and layout == "list":
+            raise DamagedError(f"text follows the end of the list: {shown(text)}")
+        else:
+            why = "it has been cut off, or a quotation mark or bracket is missing"
+            raise DamagedError(f"the file ends within an example: {why}: {shown(text)}")
+    if not closed:
+        raise DamagedError("the list is not closed: the file has been cut off")
+
+
+def _element_ends(blocks: Iterator[bytes], layout: Layout) -> Iterator[tuple[int, np.ndarray]]:
+    scanner = Scanner(depth=1 if layout == "list" else 0)
+    for block in blocks:
+        ends, closed = scanner.feed(block)
+        yield len(block), ends
+        if closed is not None:
+            return
+    # A list that is not closed never ends with an element: its last part notices that.
+    yield int(layout == "list"), np.zeros(0, np.intp)
+
+
+def _layout(file: TextFile, what: str) -> tuple[Layout | None, int]:
+    """Returns how the examples of a file are laid out, and where they begin; (None, 0) if it is empty.
+
+    A list begins with `[`, but so do lines that are lists themselves; a mapping that is not alone on its line is a
+    value. What follows the first line break tells them apart.
+    """
+    blocks, skipped = file.blocks(), file.start
+    head = b""
+    for head in blocks:
+        if head.strip():
+            break
+        skipped += len(head)
+    kind = file_kind(head)
+    if kind is not None:
+        raise ConfigError(f"{what}: {file.path} is {kind}, not JSON{advice(kind)}")
+    text = head.lstrip()
+    if not text:
+        return None, 0
+    begun = skipped + len(head) - len(text)
+    before, after = _around_line_break(chain([text], blocks))
+    if text.startswith(b"["):
+        alone = after == b"" or not (before == b"]" and after == b"[")
+        return ("list", begun + 1) if alone else ("lines", begun)
+    if text.startswith(b"{") and (after in (b"}", b",", b":") or (after == b'"' and before != b"}")):
+        return "values", begun
+    return "lines", file.start
+
+
+def _around_line_break(blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
+    """Returns the last character of the first line and the first one after it; white space does not count."""
+    before, broken = b"", False
+    for block in blocks:
+        if not broken:
+            line, separator, block = block.partition(b"\n")
+            before = line.rstrip()[-1:] or before
+            broken = bool(separator)
+        if broken and block.strip():
+            return before, block.lstrip()[:1]
+    return before, b""
+
+
+def parse(text: bytes) -> Any:
+    """Parses JSON.
+
+    Raises:
+        ValueError: it is not valid, too long or too deep, or a mapping has a key twice; the message says what.
+    """
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
+    try:
+        return _DECODER.decode(text.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not valid UTF-8: byte 0x{text[error.start]:02x} at position {error.start}") from None
+    except json.JSONDecodeError as error:
+        if not text.strip():
+            raise ValueError("there is nothing between two commas") from None
+        fault = f"{error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"
+        raise ValueError(f"it is not valid JSON: {fault}: {shown(text)}") from None
+    except RecursionError:
+        raise ValueError("its lists or mappings are nested too deeply") from None
+
+
+def shown(text: bytes, most: int = 40) -> str:
+    """Returns the beginning of a text for an error message."""
+    begun = text.strip()[: most + 1].decode(errors="replace")
+    return repr(begun if len(begun) <= most else begun[:most] + "...")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"it has the key {twice!r} twice")
+    return found
+
+
+# Control characters in strings are accepted: what they mean is clear.
+_DECODER = json.JSONDecoder(object_pairs_hook=_mapping, strict=False)

@@ -1,0 +1,20 @@
+"""Values of a data set in the words of an error message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def kind(value: Any) -> str:
+    """Returns what a JSON value is, with its article, for error messages."""
+    if value is None:
+        return "null"
+    names = ((bool, "a truth value"), (str, "a string"), (int | float, "a number"), (Mapping, "a mapping"))
+    found = next((name for type_, name in names if isinstance(value, type_)), None)
+    return found or ("a list" if isinstance(value, list | tuple) else type(value).__name__)
+
+
+def shown(value: Any) -> str:
+    """Returns a value for an error message: containers by their kind, as they may be large or deep."""
+    return repr(value)[:60] if isinstance(value, str | int | float | bool | None) else kind(value)
