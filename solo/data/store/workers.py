@@ -1,0 +1,208 @@
+"""A pool of processes that make parts. A process that dies takes only its own part with it.
+
+Processes are spawned, never forked, because threads and JAX's runtime do not survive a fork. They end when the process
+that started them ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Tell = Callable[[Any], None]
+Task = Callable[[Job, Tell], Result]
+
+# Each process uses one core: threads of libraries would only compete with the other processes.
+_THREADS = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_PROGRESS, _RESULT, _ERROR = range(3)
+
+
+@dataclass(frozen=True)
+class Died:
+    """How the process of a job ended before the job was done."""
+
+    status: int  # as in `multiprocessing.Process.exitcode`
+
+    def __str__(self) -> str:
+        if self.status == -signal.SIGKILL:
+            return "its process was killed, as systems do that run out of memory: try fewer --workers"
+        if self.status < 0:
+            return f"its process was ended by {_signal_name(-self.status)}"
+        return f"its process ended with status {self.status}"
+
+
+Outcome = tuple[Job, Result | Exception | Died]
+
+
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_all(
+    task: Task[Job, Result], jobs: Iterable[Job], workers: int, progress: Callable[[Job, Any], None]
+) -> Iterator[Outcome[Job, Result]]:
+    """Runs a task for every job, and yields each job with its outcome as soon as it is known.
+
+    Args:
+        task: a function of a module, called with a job and a function that reports progress.
+        jobs: picklable; taken one at a time, in order, when a process is free.
+        workers: number of processes; with 1, the task runs in this process.
+        progress: called with what a task reports.
+
+    Yields:
+        The job, and its result, the exception that it raised, or how its process died.
+    """
+    if workers <= 1:
+        for job in jobs:
+            yield job, _run_here(task, job, partial(progress, job))
+        return
+    with _Pool(task, workers) as pool:
+        yield from pool.run(jobs, progress)
+
+
+def _run_here(task: Task[Job, Result], job: Job, tell: Tell) -> Result | Exception:
+    try:
+        return task(job, tell)
+    except Exception as error:
+        return error
+
+
+class _Pool(Generic[Job, Result]):
+    """Processes with a pipe each. A process that died is replaced when there is another job for it."""
+
+    def __init__(self, task: Task[Job, Result], workers: int) -> None:
+        self._task, self._workers = task, workers
+        self._spawn = multiprocessing.get_context("spawn")
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, Job]] = {}
+
+    def __enter__(self) -> _Pool[Job, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+            worker.stop()
+
+    def run(self, jobs: Iterable[Job], progress: Callable[[Job, Any], None]) -> Iterator[Outcome[Job, Result]]:
+        waiting = iter(jobs)
+        more = True
+        while more or self._busy:
+            while more and len(self._busy) < self._workers:
+                try:
+                    job = next(waiting)
+                except StopIteration:
+                    more = False
+                    break
+                self._start(job)
+            for connection in wait([*self._busy]) if self._busy else ():
+                assert isinstance(connection, Connection)
+                outcome = self._hear(connection, progress)
+                if outcome is not None:
+                    yield outcome
+
+    def _start(self, job: Job) -> None:
+        worker = self._idle.pop() if self._idle else _Worker(self._spawn, self._task)
+        with suppress(BrokenPipeError):  # it died while it was idle: `_hear` finds out
+            worker.connection.send(job)
+        self._busy[worker.connection] = worker, job
+
+    def _hear(self, connection: Connection, progress: Callable[[Job, Any], None]) -> Outcome[Job, Result] | None:
+        worker, job = self._busy[connection]
+        try:
+            kind, value = connection.recv()
+        except (EOFError, ConnectionResetError):
+            del self._busy[connection]
+            return job, Died(worker.end())
+        if kind == _PROGRESS:
+            progress(job, value)
+            return None
+        del self._busy[connection]
+        self._idle.append(worker)
+        return job, value
+
+
+class _Worker:
+    """A process and our end of its pipe."""
+
+    def __init__(self, context: Any, task: Task[Any, Any]) -> None:
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, task), daemon=True)
+        self._process.start()
+        theirs.close()  # or the pipe would outlive the process
+
+    def end(self) -> int:
+        """Waits for a process that has closed its pipe. Returns its exit status."""
+        self._process.join()
+        self.connection.close()
+        return int(self._process.exitcode or 0)
+
+    def stop(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, task: Task[Any, Any]) -> None:
+    """Runs jobs until the pipe is closed. Ctrl-C is the business of the process at the other end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for name in _THREADS:
+        os.environ.setdefault(name, "1")
+
+    def tell(value: Any) -> None:
+        connection.send((_PROGRESS, value))
+
+    while True:
+        try:
+            job = connection.recv()
+            answer = _answer(task, job, tell)
+            connection.send(answer)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _answer(task: Task[Any, Any], job: Any, tell: Tell) -> tuple[int, Any]:
+    try:
+        return _RESULT, task(job, tell)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        return _ERROR, _picklable(error)
+
+
+def _picklable(error: Exception) -> Exception:
+    import pickle  # what multiprocessing sends
+
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
