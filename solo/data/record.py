@@ -55,9 +55,18 @@ class Image:
         Raises:
             OSError: the bytes are not an image.
         """
+        width, height, turned = self.header()
+        return (height, width) if turned and exif == "apply" else (width, height)
+
+    def header(self) -> tuple[int, int, bool]:
+        """Returns width and height in pixels as stored, and whether EXIF asks to swap them.
+
+        Raises:
+            OSError: the bytes are not an image.
+        """
         with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
             width, height = image.size
-            return (height, width) if _orientation(image, exif) > 4 else (width, height)
+            return width, height, _orientation(image, "apply") > 4
 
     def decode(self, exif: Exif = "apply") -> PillowImage.Image:
         """Returns the pixels as an RGB Pillow image, without alpha.

@@ -117,7 +117,7 @@ def prompt_batches(
     Raises:
         ValueError: an image cannot be read (all are checked before the first batch), or cannot be decoded.
     """
-    index = IndexBuilder(image.exif)
+    index = IndexBuilder()
     for number, prompt in enumerate(prompts):
         try:
             index.add(prompt)

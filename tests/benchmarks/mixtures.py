@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from solo.config import DataConfig, ImageConfig, OptimizerConfig, SourceConfig, StageConfig
-from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex
+from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex, make_index
 
 IMAGES = ImageConfig(patch_size=8, max_side=8 * 64)
 
@@ -25,7 +25,7 @@ def image_source(
     sizes[:, 2, 0] = random.integers(read[0], read[1] + 1, records)
     sizes[:, 3, 0] = random.integers(learned[0], learned[1] + 1, records)
     kinds = np.tile(np.asarray([TEXT, IMAGE, TEXT, SUPERVISED_TEXT], np.uint8), records)
-    return SourceIndex(kinds, sizes.reshape(-1, 2), np.arange(0, 4 * records + 1, 4, dtype=np.int64))
+    return make_index(kinds, sizes.reshape(-1, 2), np.arange(0, 4 * records + 1, 4, dtype=np.int64))
 
 
 def text_source(lengths: np.ndarray) -> SourceIndex:
@@ -33,7 +33,7 @@ def text_source(lengths: np.ndarray) -> SourceIndex:
     sizes = np.zeros((len(lengths), 2, 2), np.int32)
     sizes[:, 0, 0], sizes[:, 1, 0] = 1, lengths - 1
     kinds = np.tile(np.asarray([TEXT, SUPERVISED_TEXT], np.uint8), len(lengths))
-    return SourceIndex(kinds, sizes.reshape(-1, 2), np.arange(0, 2 * len(lengths) + 1, 2, dtype=np.int64))
+    return make_index(kinds, sizes.reshape(-1, 2), np.arange(0, 2 * len(lengths) + 1, 2, dtype=np.int64))
 
 
 def grids(rows: range, columns: range) -> np.ndarray:

@@ -12,8 +12,9 @@ from PIL import Image as PillowImage
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.readers import read
 from solo.data.record import Record, Turn, encode_png
-from solo.data.rows.document import runs
+from solo.data.rows.document import encode, runs
 from solo.data.store.index import IndexBuilder, SourceIndex
+from solo.data.store.source import Piece
 from solo.data.text import SpecialTokens, Tokenizer
 
 IMAGE = ImageConfig(patch_size=4, max_side=32)
@@ -55,18 +56,31 @@ class MemorySource:
         sequence: SequenceConfig = SequenceConfig(),  # noqa: B008 - frozen
     ) -> None:
         self._records, self._broken = list(records), dict(broken or {})
+        self.runs = [runs(record.turns, CharacterTokenizer(), config=sequence) for record in self._records]
         builder = IndexBuilder()
-        for record in self._records:
-            builder.add(runs(record.turns, CharacterTokenizer(), config=sequence))
+        for found in self.runs:
+            builder.add(found)
         self.index: SourceIndex = builder.build()
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, number: int) -> Record:
+    def replace(self, number: int, record: Record) -> None:
+        """Replaces a record after the source was indexed."""
+        self._records[number], self.runs[number] = record, runs(record.turns, CharacterTokenizer())
+
+    def id(self, number: int) -> str:
         if number in self._broken:
             raise self._broken[number]
-        return self._records[number]
+        return self._records[number].id
+
+    def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
+        """Returns the whole record, of which `start` slots are skipped."""
+        if number in self._broken:
+            raise self._broken[number]
+        parts = self.runs[number]
+        length = len(encode(parts, CharacterTokenizer(), image).tokens)
+        return Piece(parts, start, length, 0, len(self._records[number].images()))
 
 
 def read_records(name: str, limit: int | None = None, /, **options: Any) -> list[Record]:

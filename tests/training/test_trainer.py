@@ -12,7 +12,7 @@ import pytest
 from solo.config import Config, ConfigError, parse_config
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.store.prepare import prepare
-from solo.data.store.shards import PreparedSource
+from solo.data.store.source import PreparedSource
 from solo.files import read_json_lines
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import Checkpoints
@@ -197,19 +197,19 @@ class KilledError(Exception):
 
 @pytest.mark.slow
 def test_a_resumed_run_quarantines_every_document_once(prepared_folder, monkeypatch) -> None:
-    read = PreparedSource.read
+    read = PreparedSource.chunk
 
-    def unreadable(self, number: int):
+    def unreadable(self, number, *args):
         if number % 5 == 0:
             raise OSError("unreadable")
-        return read(self, number)
+        return read(self, number, *args)
 
     class Killer(Observer):
         def step(self, line, num_steps) -> None:
             if line["step"] == 5:
                 raise KilledError
 
-    monkeypatch.setattr(PreparedSource, "read", unreadable)
+    monkeypatch.setattr(PreparedSource, "chunk", unreadable)
     stages = [{**CONFIG["stages"][0], "steps": 2}, {**CONFIG["stages"][1], "steps": 12}]
     found = []
     for name, observers in (("unbroken", [Observer()]), ("broken", [Killer(), Observer()])):

@@ -14,7 +14,7 @@ import numpy as np
 
 from solo.config import ImageConfig
 from solo.data.planning import tuning
-from solo.data.planning.row_shape import NO_IMAGES, RowShape, TextPerPatch, record_needs, take_records
+from solo.data.planning.row_shape import NO_IMAGES, RowShape, TextPerPatch, record_needs
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
 
 EMPTY = "empty"
@@ -77,7 +77,7 @@ class Chunks:
         record, part = self.locate(chunks)
         found = np.empty((len(record), 3), np.int64)
         whole = part < 0
-        found[whole] = record_needs(take_records(self._index, record[whole]), self._image)
+        found[whole] = record_needs(self._index.select(record[whole]), self._image)
         found[~whole] = self._split.needs[part[~whole]]
         return found
 
@@ -101,7 +101,7 @@ class Chunks:
         slots of the chunk.
         """
         record, part = self.locate(chunks)
-        needs = record_needs(take_records(self._index, record), self._image)
+        needs = record_needs(self._index.select(record), self._image)
         length = needs[:, 0] + needs[:, 1]
         found = np.column_stack([record, np.zeros_like(record), length, length, needs])
         inside = part >= 0
@@ -172,7 +172,7 @@ def make_chunks(
     parts: list[_Part] = []
     ends = [0]
     for record in unfit.tolist():
-        chunks = _split_record(take_records(index, np.asarray([record])), image, limits, overlong)
+        chunks = _split_record(index.select(np.asarray([record])), image, limits, overlong)
         if isinstance(chunks, str):
             dropped[chunks] += 1
         else:
@@ -203,7 +203,7 @@ class _Unfit(NamedTuple):
 def _find_unfit(
     index: SourceIndex, image: ImageConfig, limits: ChunkLimits, overlong: Literal["split", "drop"], block: range
 ) -> _Unfit:
-    needs, shape = record_needs(take_records(index, block), image), limits.shape
+    needs, shape = record_needs(index.select(block), image), limits.shape
     fits = (needs <= [shape.patch_slots, shape.text_slots, shape.target_slots]).all(axis=1)
     fits &= needs[:, 0] + needs[:, 1] > 0
     if overlong == "split":
@@ -219,7 +219,7 @@ def _split_record(
         return EMPTY
     if overlong == "drop":
         return TOO_LONG
-    runs = zip(record.run_kind.tolist(), record.run_counts(image)[:, :2].tolist(), strict=True)
+    runs = zip(record.run_kinds().tolist(), record.run_counts(image)[:, :2].tolist(), strict=True)
     found = list(_split(runs, limits))
     return IMAGE_TOO_LARGE if None in found else [chunk for chunk in found if chunk is not None]
 

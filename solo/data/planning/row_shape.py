@@ -49,8 +49,7 @@ def record_needs(index: SourceIndex, image: ImageConfig) -> np.ndarray:
     A supervised token that begins a record is not a target, because no slot precedes it.
     """
     needs = index.counts(image)
-    first_run = np.minimum(index.record_run[:-1], len(index.run_kind) - 1)
-    needs[:, 2] -= (index.run_kind[first_run] == SUPERVISED_TEXT) & (needs[:, 2] > 0)
+    needs[:, 2] -= (index.first_kinds() == SUPERVISED_TEXT) & (needs[:, 2] > 0)
     return needs
 
 
@@ -98,22 +97,7 @@ def sample_index(index: SourceIndex, records: int) -> SourceIndex:
     """Returns an index of at most `records` records: a fixed random sample."""
     count = len(index)
     chosen = np.sort(permute(np.arange(min(records, count)), count, key=0)) if count else np.zeros(0, np.int64)
-    return take_records(index, chosen)
-
-
-def take_records(index: SourceIndex, records: np.ndarray | range) -> SourceIndex:
-    """Returns an index of these records, in this order."""
-    if isinstance(records, range):
-        first, last = (int(index.record_run[bound]) for bound in (records.start, records.stop))
-        return SourceIndex(
-            index.run_kind[first:last],
-            index.run_size[first:last],
-            index.record_run[records.start : records.stop + 1] - first,
-        )
-    lengths = index.record_run[records + 1] - index.record_run[records]
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    runs = np.repeat(index.record_run[records] - ends[:-1], lengths) + np.arange(ends[-1])
-    return SourceIndex(index.run_kind[runs], index.run_size[runs], ends)
+    return index.select(chosen)
 
 
 def mean_needs(stage: StageConfig, sizes: Sequence[SourceSize], means: Sequence[np.ndarray]) -> np.ndarray:
@@ -177,7 +161,7 @@ def _target_slots(stage: StageConfig, means: np.ndarray, needs: Sequence[np.ndar
 
 def _largest_image(indexes: Mapping[str, SourceIndex], image: ImageConfig) -> tuple[int, int]:
     """Returns patches of the largest image, and text tokens of the image with the most rows."""
-    counts = [index.run_counts(image)[index.run_kind == IMAGE] for index in indexes.values()]
+    counts = [index.run_counts(image)[index.run_kinds() == IMAGE] for index in indexes.values()]
     found = np.concatenate([np.zeros((1, 3), np.int64), *counts]).max(axis=0)
     return int(found[0]), int(found[1])
 

@@ -56,21 +56,35 @@ class Document:
         )
 
 
-def encode(parts: Sequence[TextRun | Image], tokenizer: Tokenizer, config: ImageConfig) -> Document:
+def encode(
+    parts: Sequence[TextRun | Image],
+    tokenizer: Tokenizer,
+    config: ImageConfig,
+    images: int | None = None,
+    first_image: int = 0,
+) -> Document:
     """Lays runs out in reading order and cuts the images into patches.
+
+    Args:
+        parts: runs of a document, or of a piece of one.
+        tokenizer: has the delimiter tokens.
+        config: how images become patches.
+        images: images of the whole document, if `parts` are a piece of it; see `ImageConfig.share_tiles`.
+        first_image: images of the document before `parts`.
 
     Raises:
         OSError: an image cannot be decoded.
         ConfigError: the tokenizer lacks a delimiter token.
     """
     delimiters = image_tokens(config, tokenizer)
-    images = sum(isinstance(part, Image) for part in parts)
+    if images is None:
+        images = sum(isinstance(part, Image) for part in parts)
     tokens: list[np.ndarray] = [np.zeros(0, np.int32)]
     supervised: list[np.ndarray] = [np.zeros(0, bool)]
     image: list[np.ndarray] = [np.zeros(0, np.int32)]
     patches: list[np.ndarray] = [np.zeros((0, config.patch_size**2 * 3), np.uint8)]
     grids: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
-    number = 0
+    number = first_image
     for part in parts:
         if isinstance(part, Image):
             cut = decode_patches(part.data, config, images)

@@ -19,11 +19,10 @@ from typing import Any, Protocol
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
 from solo.data.planning.stage_plan import Chunk, StagePlan
-from solo.data.record import Record
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, encode
+from solo.data.store.source import Piece
 from solo.data.text import Tokenizer
-from solo.data.text.templates import make_template
 from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
@@ -31,10 +30,14 @@ _PLAIN = SequenceConfig()
 
 
 class Source(Protocol):
-    """The part of `solo.data.store.shards.PreparedSource` that the loader needs."""
+    """The part of `solo.data.store.source.PreparedSource` that the loader needs."""
 
-    def read(self, number: int) -> Record:
-        """Returns record `number`, from 0."""
+    def id(self, number: int) -> str:
+        """Returns the id of record `number`, from 0."""
+        ...
+
+    def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
+        """Returns the slots [start, stop) of record `number`."""
         ...
 
 
@@ -44,12 +47,12 @@ class RowSource:
     Args:
         plan: which documents share a row.
         sources: sources of the plan's mixture, in its order.
-        tokenizer: the tokenizer with which the sources were indexed.
+        tokenizer: has the delimiter tokens of images. Text was tokenized when the sources were prepared.
         image: how images become patches.
         rows: the host's rows of every batch.
         start_step: step of item 0.
         quarantine: file to which one JSON line is appended for every document that cannot be read.
-        sequence: how turns become one sequence.
+        sequence: positions and sliding window.
         steps_before: steps of the run before this stage; lines of `quarantine` hold the run's step, from 1.
     """
 
@@ -66,7 +69,7 @@ class RowSource:
         steps_before: int = 0,
     ) -> None:
         self._steps_before = steps_before
-        self._sequence, self._template = sequence, make_template(tokenizer, sequence)
+        self._sequence = sequence
         self._plan, self._sources, self._tokenizer, self._image = plan, dict(sources), tokenizer, image
         self._names = list(sources)
         self._rows, self._start_step, self._quarantine = rows, start_step, quarantine
@@ -89,24 +92,26 @@ class RowSource:
         return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"
 
     def _document(self, chunk: Chunk, step: int) -> Document | None:
-        record = None
         # One bad document must not end a long run. It is recorded in the quarantine file.
         try:
-            record = self._sources[self._names[chunk.source]].read(chunk.record)
-            whole = encode(self._template.runs(record.turns), self._tokenizer, self._image)
-            document = whole.chunk(chunk.start, chunk.stop)
-            _check(len(whole.tokens), document, chunk)
+            source = self._sources[self._names[chunk.source]]
+            piece = source.chunk(chunk.record, chunk.start, chunk.stop, self._image)
+            encoded = encode(piece.parts, self._tokenizer, self._image, piece.images, piece.first_image)
+            document = encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start)
+            _check(piece.length, document, chunk)
         except Exception as error:
-            self._report(chunk, record, error, step)
+            self._report(chunk, error, step)
             return None
         return document
 
-    def _report(self, chunk: Chunk, record: Record | None, error: Exception, step: int) -> None:
+    def _report(self, chunk: Chunk, error: Exception, step: int) -> None:
         if self._quarantine is None:
             return
+        name = self._names[chunk.source]
+        known = _id(self._sources[name], chunk.record)
         line = {
-            "source": self._names[chunk.source],
-            "id": chunk.record if record is None else record.id,
+            "source": name,
+            "id": chunk.record if known is None else known,
             "reason": f"{type(error).__name__}: {error}",
             "step": self._steps_before + step + 1,
         }
@@ -134,7 +139,7 @@ class Loader:
     Args:
         plan: plan of the stage.
         sources: sources of the stage's mixture, in its order.
-        tokenizer: the tokenizer with which the sources were indexed.
+        tokenizer: has the delimiter tokens of images. Text was tokenized when the sources were prepared.
         image: how images become patches.
         data: worker processes and prefetched batches.
         process_index: h; host h of n reads the rows [h * B / n, (h + 1) * B / n) of every batch.
@@ -142,7 +147,7 @@ class Loader:
         start_step: first step, counted in the stage.
         quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document that
             cannot be read; its slots stay empty. `id` is the record's number if the record itself is unreadable.
-        sequence: how turns become one sequence.
+        sequence: positions and sliding window.
         steps_before: steps of the run before this stage; `step` in `quarantine` counts the run's steps from 1.
 
     Raises:
@@ -237,6 +242,6 @@ def batch_record_ids(plan: StagePlan, sources: Mapping[str, Source], step: int) 
 
 def _id(source: Source, record: int) -> str | None:
     try:
-        return source.read(record).id
+        return source.id(record)
     except Exception:
         return None

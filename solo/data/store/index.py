@@ -1,15 +1,13 @@
 """The index of a source, which is all that planning reads: the runs of every record as flat arrays.
 
-Image sizes are stored in pixels, so one index serves every image geometry.
+Image sizes are stored in pixels, as the files have them, so one index serves every image geometry and both EXIF rules.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
@@ -19,91 +17,205 @@ from solo.data.images.geometry import patch_grid, visual_tokens
 from solo.data.record import Exif, Image
 from solo.data.text.templates import TextRun
 
-TEXT, SUPERVISED_TEXT, IMAGE = 0, 1, 2
+TEXT, SUPERVISED_TEXT, IMAGE, TURNED_IMAGE = 0, 1, 2, 3
+# A run is one uint32: two bits of kind, and 30 bits of tokens or of an image's number.
+_VALUE_BITS = 30
+MOST_TOKENS = MOST_IMAGES = (1 << _VALUE_BITS) - 1
+MOST_SIDE = 0xFFFF
+_BLOCK = 1 << 16  # records of which counts are computed at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SourceIndex:
-    """The runs of N records, R in all.
+    """The runs of N records, R in all, and the sizes of M distinct images. Arrays may be memory-mapped.
 
-    run_kind   uint8 [R]     TEXT, SUPERVISED_TEXT or IMAGE
-    run_size   int32 [R, 2]  text: (tokens, 0); image: (width, height) in pixels
-    record_run int64 [N+1]   record i has the runs [record_run[i], record_run[i+1])
+    Neighbouring text runs of a kind are one run. A record of `<s>`, an image and a caption takes 20 bytes.
+
+    runs        uint32 [R]           kind << 30 | tokens of a text, or number of an image. Kinds are TEXT,
+                                     SUPERVISED_TEXT, IMAGE, and TURNED_IMAGE, whose EXIF header swaps width and height
+    record_run  uint32 or int64 [N+1]  record i has the runs [record_run[i], record_run[i+1])
+    image_size  uint16 [M, 2]        width and height in pixels, before any rotation
     """
 
-    run_kind: np.ndarray
-    run_size: np.ndarray
+    runs: np.ndarray
     record_run: np.ndarray
+    image_size: np.ndarray
 
     def __len__(self) -> int:
         return len(self.record_run) - 1
 
-    def run_counts(self, config: ImageConfig) -> np.ndarray:
-        """Returns int64 [R, 3]: patches, text tokens (delimiters and row tokens included), supervised tokens."""
-        counts = np.zeros((len(self.run_kind), 3), np.int64)
-        text = self.run_kind != IMAGE
-        counts[text, 1] = self.run_size[text, 0]
-        supervised = self.run_kind == SUPERVISED_TEXT
-        counts[supervised, 2] = self.run_size[supervised, 0]
-        width, height = self.image_sizes().T
-        grid = patch_grid(width, height, config, self._images_of_record() if config.share_tiles else 1)
-        counts[~text, 0] = visual_tokens(grid, config)
-        counts[~text, 1] = image_text(grid.rows, config)
+    def span(self, start: int = 0, stop: int | None = None) -> tuple[int, int]:
+        """Returns the first and one past the last run of the records [start, stop)."""
+        return int(self.record_run[start]), int(self.record_run[len(self) if stop is None else stop])
+
+    def run_kinds(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns TEXT, SUPERVISED_TEXT or IMAGE for the runs of the records [start, stop), uint8."""
+        first, last = self.span(start, stop)
+        return np.minimum(self.runs[first:last] >> _VALUE_BITS, IMAGE).astype(np.uint8)
+
+    def run_values(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns tokens or the image's number for the runs of the records [start, stop), int64."""
+        first, last = self.span(start, stop)
+        return (self.runs[first:last] & MOST_TOKENS).astype(np.int64)
+
+    def first_kinds(self) -> np.ndarray:
+        """Returns the kind of the first run of every record, uint8 [N]; TEXT for a record without runs."""
+        if not len(self.runs):
+            return np.zeros(len(self), np.uint8)
+        first = np.minimum(self.record_run[:-1], len(self.runs) - 1)
+        kinds = np.minimum(self.runs[first] >> _VALUE_BITS, IMAGE).astype(np.uint8)
+        kinds[self.record_run[:-1] == self.record_run[1:]] = TEXT
+        return kinds
+
+    def blocks(self, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
+        """Yields [start, stop) of consecutive blocks of records, for work that must not hold all of them at once."""
+        for start in range(0, len(self), size):
+            yield start, min(start + size, len(self))
+
+    def run_counts(self, config: ImageConfig, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns the counts of the runs of the records [start, stop).
+
+        Returns:
+            int64 [R, 3]: patches, text tokens (delimiters and row tokens included), supervised tokens.
+        """
+        kinds, values = self.run_kinds(start, stop), self.run_values(start, stop)
+        counts = np.zeros((len(kinds), 3), np.int64)
+        image = kinds == IMAGE
+        counts[~image, 1] = values[~image]
+        supervised = kinds == SUPERVISED_TEXT
+        counts[supervised, 2] = values[supervised]
+        width, height = self.image_sizes(config.exif, start, stop).T
+        together = self._images_of_record(image, start, stop) if config.share_tiles else 1
+        grid = patch_grid(width, height, config, together)
+        counts[image, 0] = visual_tokens(grid, config)
+        counts[image, 1] = image_text(grid.rows, config)
         return counts
 
-    def image_sizes(self) -> np.ndarray:
-        """Returns width and height of every image in pixels, int32 [images, 2]."""
-        return self.run_size[self.run_kind == IMAGE]
+    def image_sizes(self, exif: Exif, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns width and height of every image of the records [start, stop) in pixels, int64 [images, 2].
 
-    def _images_of_record(self) -> np.ndarray:
+        Args:
+            exif: "apply" gives the sizes after the rotations that the files ask for, "ignore" the stored sizes.
+            start: first record.
+            stop: one past the last record; default: all.
+        """
+        first, last = self.span(start, stop)
+        runs = self.runs[first:last]
+        runs = runs[runs >= IMAGE << _VALUE_BITS]
+        sizes = self.image_size[runs & MOST_IMAGES].astype(np.int64)
+        if exif == "apply":
+            turned = runs >= TURNED_IMAGE << _VALUE_BITS
+            sizes[turned] = sizes[turned, ::-1]
+        return sizes
+
+    def _images_of_record(self, image: np.ndarray, start: int, stop: int | None) -> np.ndarray:
         """Returns, for each image, the number of images in its record, int64 [images]."""
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.run_kind == IMAGE)])[self.record_run]
-        counts = np.diff(before)
+        first, _ = self.span(start, stop)
+        ends = self.record_run[start : (len(self) if stop is None else stop) + 1].astype(np.int64) - first
+        counts = np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(image)])[ends])
         return np.repeat(counts, counts)
 
-    def counts(self, config: ImageConfig) -> np.ndarray:
-        """Returns `run_counts` summed over each record, int64 [N, 3]."""
-        total = np.concatenate([np.zeros((1, 3), np.int64), np.cumsum(self.run_counts(config), axis=0)])
-        return total[self.record_run[1:]] - total[self.record_run[:-1]]
+    def counts(self, config: ImageConfig, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns `run_counts` summed over each of the records [start, stop), int64 [N, 3]."""
+        stop = len(self) if stop is None else stop
+        found = np.empty((stop - start, 3), np.int64)
+        for first in range(start, stop, _BLOCK):
+            last = min(first + _BLOCK, stop)
+            total = np.zeros((self.span(first, last)[1] - self.span(first)[0] + 1, 3), np.int64)
+            np.cumsum(self.run_counts(config, first, last), axis=0, out=total[1:])
+            ends = self.record_run[first : last + 1].astype(np.int64) - int(self.record_run[first])
+            found[first - start : last - start] = np.diff(total[ends], axis=0)
+        return found
 
-    def save(self, path: Path) -> None:
-        """Writes an .npz file."""
-        np.savez(path, run_kind=self.run_kind, run_size=self.run_size, record_run=self.record_run)
+    def select(self, records: np.ndarray | range) -> SourceIndex:
+        """Returns the index of some records, in this order. It shares `image_size`, and with a range also `runs`."""
+        if isinstance(records, range):
+            first, last = self.span(records.start, records.stop)
+            ends = self.record_run[records.start : records.stop + 1].astype(np.int64) - first
+            return SourceIndex(self.runs[first:last], ends, self.image_size)
+        begins = self.record_run[:-1][records].astype(np.int64)
+        lengths = self.record_run[1:][records].astype(np.int64) - begins
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        runs = np.repeat(begins - ends[:-1], lengths) + np.arange(ends[-1])
+        return SourceIndex(self.runs[runs], ends, self.image_size)
 
-    @classmethod
-    def load(cls, path: Path) -> SourceIndex:
-        """Reads what `save` wrote."""
-        with np.load(path) as arrays:
-            return cls(arrays["run_kind"], arrays["run_size"], arrays["record_run"])
+
+def joined_runs(parts: Sequence[TextRun | Image], images: Iterator[tuple[int, bool]]) -> list[int]:
+    """Returns the `SourceIndex.runs` of one record.
+
+    Args:
+        parts: its runs.
+        images: number of each of its images, and whether it is turned.
+
+    Raises:
+        ValueError: a text has too many tokens.
+    """
+    found: list[int] = []
+    kind = -1
+    for part in parts:
+        if isinstance(part, Image):
+            number, turned = next(images)
+            kind = TURNED_IMAGE if turned else IMAGE
+            found.append(kind << _VALUE_BITS | number)
+            continue
+        joined = kind == part.supervised  # TEXT is 0, SUPERVISED_TEXT is 1
+        kind = SUPERVISED_TEXT if part.supervised else TEXT
+        tokens = len(part.tokens) + (found.pop() & MOST_TOKENS if joined else 0)
+        if tokens > MOST_TOKENS:
+            raise ValueError(f"a text has {tokens:,} tokens; the most is {MOST_TOKENS:,}")
+        found.append(kind << _VALUE_BITS | tokens)
+    return found
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raises OSError if an image has a side that the index cannot hold."""
+    if max(width, height) > MOST_SIDE:
+        raise OSError(f"it has {width:,} x {height:,} pixels; a side of at most {MOST_SIDE:,} is read")
 
 
 class IndexBuilder:
-    """Collects the runs of one record after another. `exif` says whether sizes are those after a stored rotation."""
+    """Collects the runs of one record after another, in memory."""
 
-    def __init__(self, exif: Exif = "apply") -> None:
-        self._exif = exif
+    def __init__(self) -> None:
         # Flat arrays, because a list of tuples takes ten times the memory.
-        self._kinds = array("B")
-        self._sizes = array("i")
+        self._runs = array("I")
+        self._sizes = array("H")
         self._ends = array("q", [0])
 
     def add(self, parts: Sequence[TextRun | Image]) -> None:
         """Adds the runs of one record.
 
         Raises:
-            OSError: the header of an image cannot be read; nothing is added.
+            OSError: the header of an image cannot be read, or it is too large; nothing is added.
         """
-        sizes = [part.size(self._exif) if isinstance(part, Image) else (len(part.tokens), 0) for part in parts]
-        self._sizes.extend(chain.from_iterable(sizes))
-        self._kinds.extend(
-            IMAGE if isinstance(part, Image) else SUPERVISED_TEXT if part.supervised else TEXT for part in parts
-        )
-        self._ends.append(len(self._kinds))
+        headers = [part.header() for part in parts if isinstance(part, Image)]
+        for width, height, _ in headers:
+            check_sides(width, height)
+        first = len(self._sizes) // 2
+        numbers = ((first + number, turned) for number, (_, _, turned) in enumerate(headers))
+        self._runs.extend(joined_runs(parts, numbers))
+        for width, height, _ in headers:
+            self._sizes.extend((width, height))
+        self._ends.append(len(self._runs))
 
     def build(self) -> SourceIndex:
         """Returns the index of all records added so far."""
         return SourceIndex(
-            np.array(self._kinds, np.uint8),
-            np.array(self._sizes, np.int32).reshape(-1, 2),
+            np.array(self._runs, np.uint32),
             np.array(self._ends, np.int64),
+            np.array(self._sizes, np.uint16).reshape(-1, 2),
         )
+
+
+def make_index(run_kind: np.ndarray, run_size: np.ndarray, record_run: np.ndarray) -> SourceIndex:
+    """Returns an index from separate arrays, as generated data has them.
+
+    Args:
+        run_kind: integers [R]: TEXT, SUPERVISED_TEXT or IMAGE.
+        run_size: integers [R, 2]: (tokens, 0) of a text, (width, height) of an image.
+        record_run: integers [N+1], as in `SourceIndex`. Neighbouring runs are not joined.
+    """
+    image = run_kind == IMAGE
+    values = np.where(image, np.cumsum(image) - 1, run_size[:, 0]).astype(np.uint32)
+    runs = run_kind.astype(np.uint32) << np.uint32(_VALUE_BITS) | values
+    return SourceIndex(runs, record_run.astype(np.int64), run_size[image].astype(np.uint16))

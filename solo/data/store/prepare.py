@@ -1,7 +1,7 @@
 """Prepares data once before training: makes the tokenizer, and shards and an index for every source.
 
     <data.folder>/tokenizer/                the files of `Tokenizer.save`, and made_from.json
-    <data.folder>/sources/<name>/           see `solo.data.store.shards`
+    <data.folder>/sources/<name>/           see `solo.data.store.assemble` and `solo.data.store.part`
     <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example that was left out
 
 A part that exists is kept if it was made from the same settings. Each part appears whole or not at all. Settings are
@@ -10,31 +10,30 @@ compared, but not the files that they name: remove the folder to prepare changed
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from solo.config import Config, ConfigError
 from solo.data.images.geometry import too_thin
-from solo.data.readers import Examples, Ignored, Unreadable, read
-from solo.data.record import Record
+from solo.data.readers import open_reader
 from solo.data.store.access import TOKENIZER, changing, preparing, source_content
-from solo.data.store.safety import check_folders, check_place, claim, replace_files, writing
-from solo.data.store.shards import Description, PreparedSource, SourceWriter
+from solo.data.store.assemble import assemble
+from solo.data.store.description import Description
+from solo.data.store.part import read_records
+from solo.data.store.safety import check_folders, claim, replace_files, writing
+from solo.data.store.source import PreparedSource
+from solo.data.store.work import MadePart, PartJob, TokensJob, digest, prepare_part
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
-from solo.data.text.templates import Template, TextRun, make_template
+from solo.data.text.templates import make_template
 from solo.data.vocabulary import check_tokens, configured_tokenizer
 from solo.files import write_whole
 
-_FORMAT = 2  # of prepared data, chat templates included; raise it to make older data again
-_REFUSED_SHOWN = 3
+FORMAT = 3  # of prepared data, chat templates included; raise it to make older data again
 
 Report = Callable[[str], None]
 
@@ -129,8 +128,11 @@ def _source_folder(name: str, config: Config) -> Path:
 
 def _source_fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
     source = config.data.sources[name].model_dump(mode="json")
-    written = [config.sequence.template, config.sequence.system, config.image.exif]
-    return _digest([_FORMAT, source, tokenizer.fingerprint, config.data.verify_images, written])
+    return digest([FORMAT, source, config.data.verify_images, _tokens_fingerprint(config, tokenizer)])
+
+
+def _tokens_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
+    return digest([FORMAT, tokenizer.fingerprint, config.sequence.template, config.sequence.system])
 
 
 def _check_source(name: str, config: Config) -> None:
@@ -139,15 +141,7 @@ def _check_source(name: str, config: Config) -> None:
         raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
     source = config.data.sources[name]
     try:
-        read(source.reader, source.options, source.limit)
-    except ConfigError as error:
-        raise ConfigError(f"source {name!r}: {error}") from None
-
-
-def _examples(name: str, config: Config) -> Examples:
-    source = config.data.sources[name]
-    try:
-        yield from read(source.reader, source.options, source.limit)
+        open_reader(source.reader, source.options, source.limit)
     except ConfigError as error:
         raise ConfigError(f"source {name!r}: {error}") from None
 
@@ -159,59 +153,43 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
         report(f"{name}: {made.records:,} records, already prepared{_thin_images(folder, config)}")
         return
     started = time.monotonic()
-    with changing(Path(config.data.folder), source_content(name), report), _replacing(folder) as partial:
-        claim(partial, f"source {name!r}")
-        made = _write_source(name, config, tokenizer, partial, fingerprint)
+    tokens = TokensJob(
+        str(Path(config.data.folder) / "tokenizer"), config.sequence, _tokens_fingerprint(config, tokenizer)
+    )
+    with changing(Path(config.data.folder), source_content(name), report):
+        parts = [part.name for part in _parts(name, config, tokens)]
+        made = assemble(folder, name, parts, tokens.fingerprint, fingerprint)
     report(
         f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, "
         f"{made.quarantined:,} quarantined ({time.monotonic() - started:.1f} s){_thin_images(folder, config)}"
     )
 
 
+def _parts(name: str, config: Config, tokens: TokensJob | None) -> Iterator[MadePart]:
+    """Makes and yields the parts of a source, one after another, until its limit is reached."""
+    source = config.data.sources[name]
+    options, folder = json.dumps(source.options, sort_keys=True), str(_source_folder(name, config))
+    claim(Path(folder), f"source {name!r}")
+    left = source.limit
+    try:
+        opened = open_reader(source.reader, source.options, source.limit)
+        for part in opened.parts(config.data.records_per_shard, source.limit):
+            if left == 0:
+                return
+            job = PartJob(folder, name, source.reader, options, part, left, config.data.verify_images, tokens)
+            made = prepare_part(job)
+            left = None if left is None else left - made.records.examples
+            yield made
+    except ConfigError as error:
+        raise ConfigError(f"source {name!r}: {str(error).removeprefix(f'source {name!r}: ')}") from None
+
+
 def _thin_images(folder: Path, config: Config) -> str:
     """Returns a note on images with a side that the geometry rounds down to zero, or an empty string."""
-    sizes = PreparedSource(folder).index.image_sizes()
-    count = int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())
+    index = PreparedSource(folder, check=False).index
+    sizes = (index.image_sizes(config.image.exif, *block) for block in index.blocks())
+    count = sum(int(too_thin(size[:, 0], size[:, 1], config.image).sum()) for size in sizes)
     return f"; {count:,} images are so thin that resizing leaves only one row of patches" if count else ""
-
-
-def _write_source(name: str, config: Config, tokenizer: Tokenizer, folder: Path, fingerprint: str) -> Description:
-    writer = SourceWriter(folder, config.data.records_per_shard, config.image.exif)
-    template = make_template(tokenizer, config.sequence)
-    refused: list[Unreadable] = []  # the first few, for the error message
-    quarantined = 0
-    with (folder / "quarantine.jsonl").open("w") as quarantine:
-        for example in _examples(name, config):
-            if isinstance(example, Ignored):
-                continue
-            found = example if isinstance(example, Unreadable) else _add(example, writer, template, config)
-            if found is not None:
-                quarantined += 1
-                refused += [found] if quarantined <= _REFUSED_SHOWN else []
-                quarantine.write(json.dumps({"source": name, "id": found.id, "reason": found.reason}) + "\n")
-    if not writer.records:
-        examples = "".join(f"\n  {found.id}: {found.reason}" for found in refused)
-        raise ConfigError(f"source {name!r}: no usable record; {quarantined:,} quarantined{examples}")
-    return writer.finish(fingerprint, quarantined)
-
-
-def _add(record: Record, writer: SourceWriter, template: Template, config: Config) -> Unreadable | None:
-    """Writes a record, or returns why it cannot be used."""
-    for number, image in enumerate(record.images(), start=1):
-        try:
-            _ = image.decode(config.image.exif) if config.data.verify_images else image.size(config.image.exif)
-        except OSError as error:
-            return Unreadable(record.id, f"image {number} cannot be read: {error}")
-    try:
-        parts = template.runs(record.turns)
-        if not any(isinstance(part, TextRun) and part.supervised for part in parts):
-            return Unreadable(record.id, "it has no assistant or text turn to learn from")
-        writer.add(record, parts)
-    except UnicodeEncodeError as error:
-        return Unreadable(record.id, f"its text is not valid Unicode: {error}")
-    except ValueError as error:
-        return Unreadable(record.id, str(error))
-    return None
 
 
 # ----------------------------------------------------------------------------------------- tokenizer
@@ -220,9 +198,9 @@ def _add(record: Record, writer: SourceWriter, template: Template, config: Confi
 def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
     settings = config.data.tokenizer
     if settings.path is not None:
-        return _digest([_FORMAT, settings.path, settings.add_tokens, tokenizer.fingerprint])
+        return digest([FORMAT, settings.path, settings.add_tokens, tokenizer.fingerprint])
     sources = {name: config.data.sources[name].model_dump(mode="json") for name in _training_sources(config)}
-    return _digest([_FORMAT, settings.model_dump(mode="json"), sources, tokenizer.fingerprint])
+    return digest([FORMAT, settings.model_dump(mode="json"), sources, tokenizer.fingerprint])
 
 
 def _open_tokenizer(config: Config) -> Tokenizer | None:
@@ -264,48 +242,26 @@ def _training_sources(config: Config) -> tuple[str, ...]:
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """Yields text, always from the source that has yielded the least so far, up to `max_characters` in total."""
-    examples = {name: _examples(name, config) for name in _training_sources(config)}
-    given = dict.fromkeys(examples, 0)
+    """Yields stored text, always from the source that has yielded the least so far, up to `max_characters` in total."""
+    texts = {name: _stored_texts(name, config) for name in _training_sources(config)}
+    given = dict.fromkeys(texts, 0)
     left = config.data.tokenizer.max_characters
     while given and left > 0:
         name = min(given, key=lambda name: given[name])
-        example = next(examples[name], None)
-        if example is None:
+        found = next(texts[name], None)
+        if found is None:
             del given[name]
-        elif isinstance(example, Record):
-            for text in (part for turn in example.turns for part in turn.content if isinstance(part, str)):
-                # Invalid Unicode is quarantined later. Here it only must not stop the training.
-                usable = text[:left].encode(errors="ignore").decode()
-                given[name] += len(usable)
-                left -= len(usable)
-                yield usable
+            continue
+        for text in found:
+            usable = text[:left]
+            given[name] += len(usable)
+            left -= len(usable)
+            yield usable
 
 
-# --------------------------------------------------------------------------------------------- files
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yields a path for a new folder, which replaces `path` if the block succeeds. Links to folders stay links."""
-    check_place(path, str(path))
-    path = path.resolve()
-    partial = path.with_name(path.name + ".partial")
-    check_place(partial, str(partial))
-    _remove(partial)  # left by a killed process
-    try:
-        yield partial
-        _remove(path)
-        partial.rename(path)
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder that `check_place` has accepted."""
-    if path.exists():
-        shutil.rmtree(path)
+def _stored_texts(name: str, config: Config) -> Iterator[list[str]]:
+    """Yields the texts of every record of a source."""
+    for part in _parts(name, config, None):
+        if part.records.records:
+            for stored in read_records(_source_folder(name, config) / "parts", part.name):
+                yield [text for turn in stored.record.turns for text in turn.content if isinstance(text, str)]

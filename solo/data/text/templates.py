@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
+
 from solo.config import ConfigError, SequenceConfig
 from solo.data.record import Image, Turn
 from solo.data.text import SPECIAL_TOKENS, Tokenizer
@@ -20,9 +22,9 @@ from solo.data.text import SPECIAL_TOKENS, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextRun:
-    """Consecutive tokens that are all learned or all only read."""
+    """Consecutive tokens that are all learned or all only read: a tuple, or an array if they come from the store."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | np.ndarray
     supervised: bool
 
 
@@ -72,7 +74,7 @@ class Template(ABC):
             is_open = open_turn and number == len(turns) - 1
             first = number == 0 and not continued
             found += self._text(turn, first, is_open) if turn.role == "text" else self._turn(turn, first, is_open)
-        return [run for run in found if isinstance(run, Image) or run.tokens]
+        return [run for run in found if isinstance(run, Image) or len(run.tokens)]
 
     def _opening(self) -> Runs:
         """Returns the runs before the first turn."""

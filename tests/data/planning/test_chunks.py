@@ -6,7 +6,7 @@ import pytest
 from solo.config import ImageConfig
 from solo.data.planning.chunks import EMPTY, IMAGE_TOO_LARGE, TOO_LONG, make_chunks
 from solo.data.planning.row_shape import RowShape, TextPerPatch
-from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex
+from solo.data.store.index import IMAGE, SUPERVISED_TEXT, TEXT, SourceIndex, make_index
 
 CONFIG = ImageConfig(patch_size=10, max_side=1000)
 SHAPE = RowShape(patch_slots=20, text_slots=10, target_slots=8)
@@ -30,7 +30,7 @@ def picture(rows: int, columns: int) -> Run:
 def index(*records: list[Run]) -> SourceIndex:
     runs = [run for record in records for run in record]
     ends = np.cumsum([0, *(len(record) for record in records)])
-    return SourceIndex(
+    return make_index(
         np.asarray([run[0] for run in runs], np.uint8),
         np.asarray([run[1:] for run in runs], np.int32).reshape(-1, 2),
         ends.astype(np.int64),

@@ -10,7 +10,7 @@ import pytest
 
 from solo.config import ConfigError, DataConfig, StageConfig
 from solo.data.planning.stage_plan import Chunk, StagePlan
-from solo.data.store.index import SourceIndex
+from solo.data.store.index import make_index
 from tests.benchmarks.mixtures import (
     CASES,
     IMAGES,
@@ -237,7 +237,7 @@ def test_a_source_that_fits_no_row_is_an_error() -> None:
 
 
 def test_an_empty_source_is_an_error_that_names_it() -> None:
-    empty = SourceIndex(np.zeros(0, np.uint8), np.zeros((0, 2), np.int32), np.zeros(1, np.int64))
+    empty = make_index(np.zeros(0, np.uint8), np.zeros((0, 2), np.int32), np.zeros(1, np.int64))
     with pytest.raises(ConfigError, match="'text'"):
         StagePlan(stage({"text": 1.0}), {"text": empty}, IMAGES, data_config({"text": 1.0}), 0)
 

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -10,6 +9,8 @@ from solo.config import Config, ConfigError, ImageConfig, SequenceConfig, Tokeni
 from solo.data.readers import read
 from solo.data.record import encode_png
 from solo.data.store import prepare as module
+from solo.data.store.part import PartWriter
+from solo.data.store.part_files import PartFiles
 from solo.data.store.prepare import open_prepared, prepare
 from solo.data.text import train_tokenizer
 from tests.data.vocabularies import byte_level_json, write_repository
@@ -87,9 +88,7 @@ def test_the_same_settings_give_the_same_bytes(tmp_path):
     sources = {"lines": LINES, "topics": TOPICS}
     prepare(config(tmp_path / "a", sources))
     prepare(config(tmp_path / "b", sources))
-    first, second = state(tmp_path / "a" / "data"), state(tmp_path / "b" / "data")
-    # A .npz file holds the time at which it was written.
-    assert {k: v for k, v in first.items() if ".npz" not in k} == {k: v for k, v in second.items() if ".npz" not in k}
+    assert state(tmp_path / "a" / "data") == state(tmp_path / "b" / "data")
 
 
 def test_only_changed_parts_are_made_again(tmp_path):
@@ -144,9 +143,10 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
         prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
     (tmp_path / "all.jsonl").write_text("")
     with pytest.raises(ConfigError, match="source 'chat': no usable record; 0 quarantined"):
-        prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
+        prepare(config(tmp_path / "empty", {"topics": TOPICS, "chat": conversations}))
     # Parts that were made before the fault stay; nothing of the source itself does.
-    assert os.listdir(tmp_path / "data" / "sources") == ["topics"]
+    assert not (tmp_path / "data" / "sources" / "chat" / "source.json").exists()
+    assert (tmp_path / "data" / "sources" / "topics" / "source.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
 def test_faults_name_the_source(tmp_path, name, source, message):
     with pytest.raises(ConfigError, match=message):
         prepare(config(tmp_path, {"topics": TOPICS, name: source}))
-    assert not (tmp_path / "data" / "sources").exists()
+    assert not list(tmp_path.rglob("a/source.json"))
 
 
 def test_a_tokenizer_that_cannot_be_trained(tmp_path):
@@ -221,18 +221,24 @@ def test_a_template_needs_its_tokens(tmp_path):
         prepare(made)
 
 
-def test_another_template_or_exif_rule_makes_the_data_again(tmp_path):
+def test_another_template_makes_only_the_tokens_again(tmp_path):
     made = config(tmp_path, {"lines": LINES, "topics": TOPICS})
     prepare(made)
-    changes = [
-        {"sequence": SequenceConfig(system="Be brief.")},
-        {"sequence": SequenceConfig(template="solo_chat")},
-        {"image": ImageConfig(exif="ignore")},
-    ]
+    before = state(tmp_path / "data" / "sources")
+    changes = [{"sequence": SequenceConfig(system="Be brief.")}, {"sequence": SequenceConfig(template="solo_chat")}]
     for change in changes:
+        other = made.model_copy(update=change)
         with pytest.raises(ConfigError, match="source 'lines' is not in"):
-            open_prepared(made.model_copy(update=change))
-    other = {"sequence": SequenceConfig(sliding_window=5), "image": ImageConfig(max_side=64)}
+            open_prepared(other)
+        prepare(other)
+        after = state(tmp_path / "data" / "sources")
+        new = {name.rpartition(".")[2] for name in after.keys() - before.keys() if "/parts/" in name}
+        assert new == {"json", "tokens", "npz"}
+        for name, content in before.items():
+            if name.endswith((".records", ".images", ".table.npz")):
+                assert after[name] == content
+    other = {"sequence": SequenceConfig(sliding_window=5), "image": ImageConfig(max_side=64, exif="ignore")}
+    prepare(made)
     assert open_prepared(made.model_copy(update=other))
 
 
@@ -245,14 +251,13 @@ def test_rotated_and_thin_images_are_counted(tmp_path):
     lines: list[str] = []
     made = config(tmp_path, sources)
     index = prepare(made, lines.append).sources["pictures"].index
-    assert index.image_sizes().tolist() == [[1, 2000], [90, 40], [5000, 1]]
+    assert index.image_sizes("apply").tolist() == [[1, 2000], [90, 40], [5000, 1]]
+    assert index.image_sizes("ignore").tolist() == [[2000, 1], [40, 90], [1, 5000]]
     assert "; 2 images are so thin" in lines[1]
     assert "thin" not in lines[2]
     lines.clear()
     prepare(made, lines.append)
     assert "already prepared; 2 images are so thin" in lines[1]
-    ignored = made.model_copy(update={"image": ImageConfig(exif="ignore")})
-    assert prepare(ignored).sources["pictures"].index.image_sizes().tolist() == [[2000, 1], [40, 90], [1, 5000]]
 
 
 def test_records_that_a_template_has_no_place_for_are_quarantined(tmp_path):
@@ -269,6 +274,8 @@ def test_records_that_a_template_has_no_place_for_are_quarantined(tmp_path):
         "source": "chat",
         "id": "0",
         "reason": "the template has no place for a system turn",
+        "file": None,
+        "line": None,
     }
 
 
@@ -293,28 +300,31 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("place", ["add", "finish"])
-def test_a_killed_prepare_leaves_no_partial_data(tmp_path, monkeypatch, place):
+def test_a_killed_prepare_is_continued(tmp_path, monkeypatch, place):
+    """It keeps the parts that are complete, and ends with the same bytes as one that was not killed."""
     sources = {"topics": TOPICS, "lines": LINES}
-    made = config(tmp_path, sources, tokenizer={"vocab_size": 360, "train_on": ["topics"]})
-    original = getattr(module.SourceWriter, place)
+    settings = {"tokenizer": {"vocab_size": 360, "train_on": ["topics"]}}
+    prepare(config(tmp_path / "whole", sources, **settings))
+    original = getattr(PartWriter, place)
 
     def killed(self, *args, **kwargs):
         found = original(self, *args, **kwargs)
-        if "lines" in str(self._folder) and self.records > 7:
+        if "lines" in str(self._files.folder):
             raise Killed
         return found
 
     # Without the cleanup, which a real kill does not reach.
-    monkeypatch.setattr(module.SourceWriter, place, killed)
-    monkeypatch.setattr(module, "_remove", lambda path: None)
+    monkeypatch.setattr(PartWriter, place, killed)
+    monkeypatch.setattr(PartFiles, "discard", lambda self: None)
+    made = config(tmp_path / "killed", sources, **settings)
     with pytest.raises(Killed):
         prepare(made)
     monkeypatch.undo()
-    assert (tmp_path / "data" / "sources" / "lines.partial").is_dir()
     with pytest.raises(ConfigError, match="source 'lines'"):
         open_prepared(made)
     lines = []
     prepared = prepare(made, lines.append)
     assert ["already prepared" in line for line in lines] == [True, True, False]
     assert len(prepared.sources["lines"]) == 12
-    assert sorted(os.listdir(tmp_path / "data" / "sources")) == ["lines", "topics"]
+    killed = {name: data for name, data in state(tmp_path / "killed" / "data").items() if not name.endswith(".partial")}
+    assert killed == state(tmp_path / "whole" / "data")

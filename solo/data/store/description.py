@@ -1,0 +1,86 @@
+"""`source.json`, which marks a prepared source as complete and says what it holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from solo.data.store.checksums import FileSum
+from solo.data.store.part_files import FORMAT
+from solo.files import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class PartEntry:
+    """A part of a source.
+
+    name         fingerprint, which begins the names of its files
+    part         name of the reader's part
+    records      records in its `.records`, left-out ones included
+    files        size and checksum of every file of it that the source needs
+    """
+
+    name: str
+    part: str
+    records: int
+    files: dict[str, FileSum]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The content of `source.json`. Token counts exclude image delimiters and row tokens.
+
+    fingerprint       of everything that the content was made from (`solo.data.store.prepare`)
+    content           of the parts, the tokens and the excluded records; names the folder of the index
+    tokens            of tokenizer and template; part of the names of token files
+    width             bytes of a stored token
+    records           records that can be drawn
+    quarantined       examples that were left out because they cannot be used
+    excluded          records that were left out although they can be used
+    images            images of all records
+    distinct_images   different images of all parts
+    text_tokens       text tokens of all records
+    supervised_tokens text tokens that the model learns to predict
+    parts             parts in the order of their records
+    index             size and checksum of every file of the index
+    """
+
+    fingerprint: str
+    content: str
+    tokens: str
+    width: int
+    records: int
+    quarantined: int
+    excluded: int
+    images: int
+    distinct_images: int
+    text_tokens: int
+    supervised_tokens: int
+    parts: list[PartEntry]
+    index: dict[str, FileSum]
+
+    @classmethod
+    def read(cls, folder: Path) -> Description | None:
+        """Returns the description in a source's folder; None if it is missing or has another format."""
+        try:
+            found = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+            if found.pop("format") != FORMAT:
+                return None
+            found["index"] = _sums(found["index"])
+            found["parts"] = [PartEntry(**{**part, "files": _sums(part["files"])}) for part in found["parts"]]
+            return cls(**found)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Writes `source.json` atomically."""
+        write_whole(folder / "source.json", json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
+
+    def index_folder(self, folder: Path) -> Path:
+        """Returns the folder of the index in a source's folder."""
+        return folder / "index" / self.content
+
+
+def _sums(files: dict[str, list[int]]) -> dict[str, FileSum]:
+    return {name: FileSum(*values) for name, values in files.items()}

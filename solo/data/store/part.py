@@ -1,0 +1,330 @@
+"""A part of a prepared source: what one process makes by itself, from one `Part` of the reader.
+
+Files lie in `<source>/parts` and are named by fingerprints, so that what a change does not concern is kept. There are
+two layers, each complete once its manifest exists, which is written last:
+
+    <part>.json                       `PartManifest`
+    <part>.records                    ArrayRecord: JSON of every record, with numbers in place of images
+    <part>.images                     ArrayRecord: the distinct image files
+    <part>.table.npz                  `ImageTable`, and a digest of the content of every record
+    <part>.quarantine.jsonl           examples that cannot be read
+    <part>.<tokens>.*                 see `solo.data.store.part_tokens`
+
+The first layer, here, does not depend on the tokenizer. Files without content are not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from solo.data.readers import Ignored, Unreadable
+from solo.data.record import Image, Place, Record, Turn
+from solo.data.store.checksums import FileSum
+from solo.data.store.part_files import PartFiles, Quarantine, place_text, read_manifest, write_manifest
+
+_DIGEST = 16  # bytes
+_RECORDS_TOGETHER = 16  # records that ArrayRecord compresses, and so reads, together
+
+Header = tuple[int, int, bool]
+
+
+@dataclass(frozen=True)
+class PartManifest:
+    """What the first layer of a part holds.
+
+    part         name of the reader's part
+    examples     records and quarantined examples
+    records      records in `.records`
+    images       entries of the image table
+    stored       images in `.images`; earlier parts have the others
+    quarantined  examples that cannot be read
+    refused      the first few of them, for messages
+    ignored      the first place of each key that the reader ignores
+    inputs       (size, mtime in ns) of every file from which an image was read
+    files        size and checksum of every file, by the end of its name
+    """
+
+    part: str
+    examples: int
+    records: int
+    images: int
+    stored: int
+    quarantined: int
+    refused: list[str]
+    ignored: dict[str, str]
+    inputs: dict[str, tuple[int, int]]
+    files: dict[str, FileSum]
+
+    @classmethod
+    def read(cls, folder: Path, part: str) -> PartManifest | None:
+        """Returns the manifest of a part; None if there is none, or it has another format."""
+        return read_manifest(cls, folder / f"{part}.json")
+
+
+class ImageTable(NamedTuple):
+    """The m distinct images that a part's records name by number.
+
+    digest  uint8 [m, 16]   BLAKE2b of the image file
+    size    uint16 [m, 2]   width and height as stored
+    turned  bool [m]        whether EXIF asks to swap them
+    stored  bool [m]        whether this part's `.images` holds the file; otherwise an earlier part does
+    """
+
+    digest: np.ndarray
+    size: np.ndarray
+    turned: np.ndarray
+    stored: np.ndarray
+
+
+def read_table(folder: Path, part: str) -> ImageTable:
+    """Returns a part's image table."""
+    with np.load(folder / f"{part}.table.npz") as arrays:
+        return ImageTable(*(arrays[name] for name in ImageTable._fields))
+
+
+def read_record_digests(folder: Path, part: str) -> np.ndarray:
+    """Returns digests of what a part's records hold, uint8 [records, 16]. Ids and places do not count."""
+    with np.load(folder / f"{part}.table.npz") as arrays:
+        found: np.ndarray = arrays["records"]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage(Image):
+    """Stands for an image of a stored record, without its bytes. `number` is its place in the part's table."""
+
+    number: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record of a part, with a `StoredImage` for each image. `example` counts the part's examples from 0."""
+
+    record: Record
+    example: int
+
+
+def read_records(folder: Path, part: str) -> Iterator[StoredRecord]:
+    """Yields the records of a part in order."""
+    reader = open_array_record(folder / f"{part}.records")
+    count = reader.num_records()
+    for start in range(0, count, _RECORDS_TOGETHER):
+        found = reader.read(list(range(start, min(start + _RECORDS_TOGETHER, count))))
+        yield from (decode_record(data, stored_image) for data in found)
+
+
+def open_array_record(path: Path) -> ArrayRecordReader:
+    """Opens a file for random access. Raises FileNotFoundError if there is none."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    return ArrayRecordReader(str(path), "readahead_buffer_size:0")
+
+
+def stored_image(number: int) -> Image:
+    """Returns the stand-in of an image."""
+    return StoredImage(b"", number=number)
+
+
+def decode_record(data: bytes, image: Callable[[int], Image]) -> StoredRecord:
+    """Returns an entry of `.records`; `image` returns the image of a number."""
+    found = json.loads(data)
+    turns = tuple(
+        Turn(
+            turn["role"],
+            tuple(part if isinstance(part, str) else image(part) for part in turn["content"]),
+            turn.get("learned", True),
+        )
+        for turn in found["turns"]
+    )
+    place = None if found["place"] is None else Place(*found["place"])
+    return StoredRecord(Record(found["id"], turns, place), found["example"])
+
+
+class _RefusedError(Exception):
+    """Says why a record cannot be used."""
+
+
+class PartWriter:
+    """Writes the first layer of a part. Use it as a context manager: no file appears before `finish`.
+
+    Args:
+        folder: the source's `parts`; it must exist.
+        fingerprint: names the files.
+        part: name of the reader's part.
+        check: returns (width, height, turned) of an image, or raises an OSError that says why it cannot be used. It is
+            called once for each distinct image.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, part: str, check: Callable[[Image], Header]) -> None:
+        self._files = PartFiles(folder, fingerprint)
+        self._part, self._check = part, check
+        self._records: ArrayRecordWriter | None = None
+        self._images: ArrayRecordWriter | None = None
+        self._headers: dict[bytes, Header | str] = {}  # or why the image cannot be used
+        self._numbers: dict[bytes, int] = {}
+        self._digests: list[bytes] = []
+        self._quarantine = Quarantine(self._files)
+        self._ignored: dict[str, str] = {}
+        self._inputs: dict[str, tuple[int, int]] = {}
+        self._examples = 0
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self._files.discard()
+
+    def add(self, example: Record | Unreadable | Ignored) -> StoredRecord | None:
+        """Takes the reader's next example. Returns the record, if it can be used."""
+        if isinstance(example, Ignored):
+            self._ignored.setdefault(example.key, place_text(example.place))
+            return None
+        number, self._examples = self._examples, self._examples + 1
+        if isinstance(example, Record):
+            try:
+                return self._add(example, number)
+            except _RefusedError as error:
+                example = Unreadable(example.id, str(error), example.place)
+        self._quarantine.add(example, number)
+        return None
+
+    def finish(self) -> PartManifest:
+        """Writes the table and then the manifest, which marks the layer as complete."""
+        table = self._table()
+        digests = np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST)
+        if self._digests:
+            with self._files.new("table.npz").open("wb") as file:
+                np.savez(file, records=digests, **table._asdict())
+        self._close()
+        manifest = PartManifest(
+            part=self._part,
+            examples=self._examples,
+            records=len(digests),
+            images=len(table.stored),
+            stored=len(table.stored),
+            quarantined=self._quarantine.count,
+            refused=self._quarantine.shown,
+            ignored=self._ignored,
+            inputs=self._inputs,
+            files=self._files.keep(),
+        )
+        write_manifest(self._files.path("json"), manifest)
+        return manifest
+
+    @property
+    def turned(self) -> np.ndarray:
+        """Whether EXIF asks to swap the sides of each image so far, bool [m]."""
+        return self._table().turned
+
+    def _add(self, record: Record, example: int) -> StoredRecord:
+        images = record.images()
+        digests = [self._digest(image, place) for place, image in enumerate(images, start=1)]
+        new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in self._numbers}
+        numbers = {digest: len(self._numbers) + place for place, digest in enumerate(new)}
+        try:
+            order = [numbers[digest] if digest in numbers else self._numbers[digest] for digest in digests]
+            stored = StoredRecord(_with_numbers(record, order), example)
+            data, content = _encode(stored, digests)
+        except UnicodeEncodeError as error:
+            raise _RefusedError(f"its text is not valid Unicode: {error}") from None
+        for image in new.values():
+            self._write_image(image)
+        self._numbers |= numbers
+        self._inputs |= {image.file: _stamp(image.file) for image in images if image.file is not None}
+        if self._records is None:
+            self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER}")
+        self._records.write(data)
+        self._digests.append(content)
+        return stored
+
+    def _digest(self, image: Image, place: int) -> bytes:
+        digest = hashlib.blake2b(image.data, digest_size=_DIGEST).digest()
+        if digest not in self._headers:
+            try:
+                self._headers[digest] = self._check(image)
+            except OSError as error:
+                self._headers[digest] = str(error)
+        header = self._headers[digest]
+        if isinstance(header, str):
+            raise _RefusedError(f"image {place} cannot be read: {header}")
+        return digest
+
+    def _write_image(self, image: Image) -> None:
+        if self._images is None:
+            # JPEG and PNG do not become smaller.
+            self._images = ArrayRecordWriter(str(self._files.new("images")), "group_size:1,uncompressed")
+        self._images.write(image.data)
+
+    def _table(self) -> ImageTable:
+        headers = [header for digest in self._numbers if not isinstance(header := self._headers[digest], str)]
+        return ImageTable(
+            np.frombuffer(b"".join(self._numbers), np.uint8).reshape(-1, _DIGEST),
+            np.asarray([header[:2] for header in headers], np.uint16).reshape(-1, 2),
+            np.asarray([header[2] for header in headers], bool),
+            np.ones(len(headers), bool),
+        )
+
+    def _close(self) -> None:
+        # ArrayRecord's writers must be closed before they are collected.
+        for writer in (self._records, self._images):
+            if writer is not None and writer.is_open():
+                writer.close()
+        self._quarantine.close()
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _with_numbers(record: Record, numbers: list[int]) -> Record:
+    if not numbers:
+        return record
+    images = iter(numbers)
+    turns = tuple(
+        replace(
+            turn,
+            content=tuple(part if isinstance(part, str) else stored_image(next(images)) for part in turn.content),
+        )
+        for turn in record.turns
+    )
+    return replace(record, turns=turns)
+
+
+def _encode(stored: StoredRecord, digests: list[bytes]) -> tuple[bytes, bytes]:
+    """Returns the record as `decode_record` reads it, and a digest of its content.
+
+    Raises:
+        UnicodeEncodeError: a text has lone surrogates.
+    """
+    record = stored.record
+    place = None if record.place is None else [record.place.file, record.place.line]
+    turns = _json([_turn(turn, None) for turn in record.turns])
+    content = turns if not digests else _json([_turn(turn, 0) for turn in record.turns]) + b"".join(digests)
+    rest = _json({"id": record.id, "example": stored.example, "place": place})
+    return rest[:-1] + b',"turns":' + turns + b"}", hashlib.blake2b(content, digest_size=_DIGEST).digest()
+
+
+def _turn(turn: Turn, image: int | None) -> dict[str, object]:
+    content = [
+        part if isinstance(part, str) else part.number if isinstance(part, StoredImage) and image is None else image
+        for part in turn.content
+    ]
+    return {"role": turn.role, "content": content} | ({} if turn.learned else {"learned": False})
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

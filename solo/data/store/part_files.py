@@ -1,0 +1,110 @@
+"""Files of a part: written under hidden names, and renamed once they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from solo.data.readers import Unreadable
+from solo.data.record import Place
+from solo.data.store.checksums import FileSum, file_sum
+from solo.files import json_line, write_whole
+
+FORMAT = 3  # of parts; raise it to make older ones again
+SHOWN = 3  # quarantined examples that a manifest repeats, for messages
+PARTIAL = ".partial"
+
+_Manifest = TypeVar("_Manifest")
+
+
+class PartFiles:
+    """The files `<folder>/<stem>.<end>` of one layer of a part. They appear when `keep` is called."""
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder, self.stem = folder, stem
+        self._partial: dict[str, Path] = {}
+        # Several processes may make the same part; each writes files of its own.
+        self._mark = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+    def path(self, end: str) -> Path:
+        """Returns the path of a file that is whole."""
+        return self.folder / f"{self.stem}.{end}"
+
+    def new(self, end: str) -> Path:
+        """Returns the path at which to write a file."""
+        self._partial[end] = self.folder / f".{self.stem}.{end}.{self._mark}{PARTIAL}"
+        return self._partial[end]
+
+    def keep(self) -> dict[str, FileSum]:
+        """Gives the files their names. Returns size and checksum of each, by the end of its name."""
+        sums = {end: file_sum(path) for end, path in sorted(self._partial.items())}
+        for end in sums:
+            self._partial.pop(end).replace(self.path(end))
+        return sums
+
+    def discard(self) -> None:
+        """Removes the files that were not kept."""
+        for path in self._partial.values():
+            path.unlink(missing_ok=True)
+        self._partial.clear()
+
+
+class Quarantine:
+    """Writes one line per example that is left out: {"id", "reason", "file", "line", "example"}.
+
+    `example` counts the part's examples from 0. There is no file if there is no such example.
+
+    Attributes:
+        count: examples so far.
+        shown: the first few, in words.
+    """
+
+    def __init__(self, files: PartFiles) -> None:
+        self._files = files
+        self._file: IO[str] | None = None
+        self.count = 0
+        self.shown: list[str] = []
+
+    def add(self, found: Unreadable, example: int) -> None:
+        """Writes a line."""
+        if self._file is None:
+            self._file = self._files.new("quarantine.jsonl").open("w", encoding="utf-8")
+        place = found.place or Place("")
+        line = {"id": found.id, "reason": found.reason, "file": place.file or None, "line": place.line}
+        self._file.write(json_line(line | {"example": example}))
+        self.count += 1
+        if self.count <= SHOWN:
+            self.shown.append(f"{found.id}: {found.reason}")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def place_text(place: Place | None) -> str:
+    """Returns `file:line`, or what is known of it."""
+    if place is None:
+        return ""
+    return place.file if place.line is None else f"{place.file}:{place.line}"
+
+
+def read_manifest(kind: type[_Manifest], path: Path) -> _Manifest | None:
+    """Returns the manifest in a file; None if there is none, or it has another format."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("format") != FORMAT:
+            return None
+        found["files"] = {end: FileSum(*value) for end, value in found["files"].items()}
+        return kind(**found)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def write_manifest(path: Path, manifest: Any) -> None:
+    """Writes a dataclass that `read_manifest` reads, atomically."""
+    write_whole(path, json.dumps({"format": FORMAT, **asdict(manifest)}) + "\n")

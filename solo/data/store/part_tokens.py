@@ -1,0 +1,189 @@
+"""The second layer of a part: its records as tokens, made with one tokenizer and template from the first layer.
+
+<part>.<tokens>.json              `TokensManifest`, which is written last
+<part>.<tokens>.tokens            the tokens of all texts, one after another: little-endian integers
+<part>.<tokens>.runs.npz          the part's piece of the index, and checksums of the tokens
+<part>.<tokens>.quarantine.jsonl  records that the template refuses
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from solo.data.readers import Unreadable
+from solo.data.record import Image
+from solo.data.store.checksums import BlockSums, FileSum
+from solo.data.store.index import IMAGE, MOST_TOKENS, SUPERVISED_TEXT, joined_runs
+from solo.data.store.part import StoredImage, StoredRecord
+from solo.data.store.part_files import PartFiles, Quarantine, read_manifest, write_manifest
+from solo.data.text import Tokenizer
+from solo.data.text.templates import Runs, Template, TextRun
+
+_HELD = 1 << 20  # tokens that are held before they are written
+
+
+@dataclass(frozen=True)
+class TokensManifest:
+    """What the second layer of a part holds.
+
+    records            records that have runs
+    runs               their runs
+    images             those that are images
+    text_tokens        tokens in `.tokens`
+    supervised_tokens  those that the model learns to predict
+    width              bytes of a token
+    quarantined        records that the template refuses
+    refused            the first few of them, for messages
+    files              size and checksum of every file, by the end of its name
+    """
+
+    records: int
+    runs: int
+    images: int
+    text_tokens: int
+    supervised_tokens: int
+    width: int
+    quarantined: int
+    refused: list[str]
+    files: dict[str, FileSum]
+
+    @classmethod
+    def read(cls, folder: Path, part: str, tokens: str) -> TokensManifest | None:
+        """Returns the manifest of a part's tokens; None if there is none, or it has another format."""
+        return read_manifest(cls, folder / f"{part}.{tokens}.json")
+
+
+class PartRuns(NamedTuple):
+    """A part's piece of the index: runs of n records, r in all.
+
+    runs        uint32 [r]    as in `SourceIndex`, with image numbers of the part's table
+    record_run  int64 [n+1]   record i has the runs [record_run[i], record_run[i+1]); none if the template refuses it
+    sums        uint32 [b]    checksums of the blocks of `.tokens`
+    """
+
+    runs: np.ndarray
+    record_run: np.ndarray
+    sums: np.ndarray
+
+
+def read_runs(folder: Path, part: str, tokens: str) -> PartRuns:
+    """Returns a part's piece of the index."""
+    with np.load(folder / f"{part}.{tokens}.runs.npz") as arrays:
+        return PartRuns(*(arrays[name] for name in PartRuns._fields))
+
+
+def read_token_sums(folder: Path, part: str, tokens: str) -> np.ndarray:
+    """Returns the checksums of a part's tokens; see `solo.data.store.checksums.read_checked`."""
+    with np.load(folder / f"{part}.{tokens}.runs.npz") as arrays:
+        found: np.ndarray = arrays["sums"]
+        return found
+
+
+def token_width(tokenizer: Tokenizer) -> int:
+    """Returns the bytes that a token of a vocabulary takes: 2 or 4."""
+    return 2 if tokenizer.vocab_size <= 1 << 16 else 4
+
+
+class TokensWriter:
+    """Writes the second layer of a part. Use it as a context manager: no file appears before `finish`.
+
+    Args:
+        folder: the source's `parts`.
+        part: fingerprint of the part.
+        tokens: fingerprint of tokenizer and template.
+        template: turns records into runs.
+        width: bytes of a token.
+    """
+
+    def __init__(self, folder: Path, part: str, tokens: str, template: Template, width: int) -> None:
+        self._files = PartFiles(folder, f"{part}.{tokens}")
+        self._template, self._width = template, width
+        self._file: IO[bytes] | None = None
+        self._quarantine = Quarantine(self._files)
+        self._held, self._sums = array("I"), BlockSums()
+        self._runs, self._ends = array("I"), array("q", [0])
+        self._tokens = 0
+
+    def __enter__(self) -> TokensWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self._files.discard()
+
+    def add(self, stored: StoredRecord) -> None:
+        """Takes the part's next record. One that the template refuses is quarantined, and has no runs."""
+        try:
+            self._add(self._template.runs(stored.record.turns))
+        except ValueError as error:
+            reason = f"its text is not valid Unicode: {error}" if isinstance(error, UnicodeError) else str(error)
+            record = stored.record
+            self._quarantine.add(Unreadable(record.id, reason, record.place), stored.example)
+        self._ends.append(len(self._runs))
+
+    def finish(self, turned: np.ndarray) -> TokensManifest:
+        """Writes the runs and then the manifest, which marks the layer as complete.
+
+        Args:
+            turned: bool [m], of the part's image table.
+        """
+        self._write()
+        runs = np.array(self._runs, np.uint32)
+        kinds, values = runs >> 30, runs & MOST_TOKENS
+        image = kinds == IMAGE
+        runs[image] += turned[values[image]].astype(np.uint32) << np.uint32(30)
+        if len(self._ends) > 1:
+            with self._files.new("runs.npz").open("wb") as file:
+                np.savez_compressed(file, runs=runs, record_run=np.array(self._ends), sums=self._sums.sums())
+        self._close()
+        manifest = TokensManifest(
+            records=int(np.count_nonzero(np.diff(self._ends))),
+            runs=len(runs),
+            images=int(image.sum()),
+            text_tokens=self._tokens,
+            supervised_tokens=int(values[kinds == SUPERVISED_TEXT].sum()),
+            width=self._width,
+            quarantined=self._quarantine.count,
+            refused=self._quarantine.shown,
+            files=self._files.keep(),
+        )
+        write_manifest(self._files.path("json"), manifest)
+        return manifest
+
+    def _add(self, runs: Runs) -> None:
+        if not any(isinstance(run, TextRun) and run.supervised for run in runs):
+            raise ValueError("it has no assistant or text turn to learn from")
+        numbers = [run.number for run in runs if isinstance(run, StoredImage)]
+        self._runs.extend(joined_runs(runs, zip(numbers, repeat(False), strict=False)))
+        for run in runs:
+            if not isinstance(run, Image):
+                self._held.extend(run.tokens)
+        if len(self._held) >= _HELD:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        if self._file is None:
+            self._file = self._files.new("tokens").open("wb")
+        data = np.array(self._held, f"<u{self._width}").tobytes()
+        self._sums.add(data)
+        self._file.write(data)
+        self._tokens += len(self._held)
+        del self._held[:]
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._quarantine.close()
+
+
+def as_tokens(data: bytes, width: int) -> np.ndarray:
+    """Returns the tokens in bytes of a `.tokens` file, uint16 or uint32."""
+    return np.frombuffer(data, f"<u{width}")
