@@ -54,6 +54,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
         ConfigError: the config does not fit its data, the devices, or the run that the folder holds. Or another
             process trains that run.
         CheckpointError: a checkpoint could not be written or read.
+        DataError: the data holds nothing to train on, or too much of it cannot be read.
         BadStepError: a loss was not finite or jumped, and the config says to stop.
         Interrupted: SIGTERM was received and the observer listens for it; the run is saved.
         OtherProcessError: process 0 of several failed at one of these steps.

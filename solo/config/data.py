@@ -162,4 +162,12 @@ class DataConfig(Section):
         0, ge=0, description="0: threads of the training process", json_schema_extra=decides("nothing")
     )
     prefetch_batches: int = Field(4, ge=1, json_schema_extra=decides("nothing"))
+    max_unreadable: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the documents that may be unreadable in training, over the last 1,000 of them or one"
+        " batch; above it the run stops",
+        json_schema_extra=decides("nothing"),
+    )
     verify_images: bool = Field(True, description="decode every image during preparation; quarantine broken ones")

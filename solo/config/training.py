@@ -92,8 +92,11 @@ class StageConfig(Section):
     def _check(self) -> StageConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of steps and epochs")
-        if any(weight <= 0 for weight in self.mixture.values()):
-            raise ValueError("mixture weights must be positive")
+        for source, weight in self.mixture.items():
+            if weight <= 0:
+                raise ValueError(
+                    f"mixture: the weight of {source!r} is {weight:g}; it must be above 0, or leave it out"
+                )
         if self.batch_rows % self.accumulate:
             raise ValueError(f"batch_rows {self.batch_rows} is not a multiple of accumulate {self.accumulate}")
         if (self.patch_slots is None) != (self.text_slots is None):

@@ -22,6 +22,7 @@ from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader
 from solo.data.store.prepare import Prepared
 from solo.inference.monolith import Monolith
+from solo.model.flops import batch_stats
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
 from solo.training.losses import batch_loss
@@ -51,7 +52,7 @@ def held_out_losses(
         note: called with (name, batches done, batches) after every batch.
 
     Raises:
-        ConfigError: no document of a source fits a row, or the source has no target.
+        ConfigError: no document of a source fits a row, too many cannot be read, or the source has no target.
     """
     return [
         _loss_of(model, config, prepared, name, settings, partial(note, name))
@@ -82,14 +83,22 @@ def _loss_of(
     plan = _plan(config, prepared, name, settings)
     steps = min(plan.num_steps, settings.batches or plan.num_steps)
     source = {settings.source: prepared.sources[settings.source]}
-    total = np.zeros(2)
+    total, documents = np.zeros(2), 0
     loader = Loader(
         plan, source, prepared.tokenizer, config.image_in(config.stages[-1]), config.data, sequence=config.sequence
     )
     with loader:
         for step, batch in zip(range(steps), loader, strict=False):
+            documents += batch_stats(batch).documents
             total += np.asarray(_sums(model.definition, model.placement, model.parameters, model.place(batch)))
             note(step + 1, steps)
+    planned = sum(plan.statistics(0, steps).documents)
+    if planned - documents > config.data.max_unreadable * planned:
+        raise ConfigError(
+            f"evaluation loss {name!r}: {planned - documents:,} of {planned:,} documents of source {settings.source!r}"
+            f" could not be read, more than data.max_unreadable {config.data.max_unreadable:g} allows; prepare the data"
+            " again"
+        )
     if not total[1]:
         raise ConfigError(f"evaluation loss {name!r}: source {settings.source!r} has no target token")
     return HeldOutLoss(name, settings.source, float(total[0] / total[1]), int(total[1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from solo.batch import Batch
 from solo.model.declare import ParameterSpec
@@ -25,12 +26,14 @@ class BatchStats:
     patches, text   slots of each region
     targets         slots whose logits are computed
     pairs           query-key pairs of the attention of one layer
+    documents       documents, or chunks of long ones; 0 if they were not counted
     """
 
     patches: int
     text: int
     targets: int
     pairs: int
+    documents: int = 0
 
 
 def batch_stats(batch: Batch) -> BatchStats:
@@ -43,7 +46,13 @@ def batch_stats(batch: Batch) -> BatchStats:
         text=int(live[:, num_patches:].sum()),
         targets=int((batch.target_weights > 0).sum()),
         pairs=int(spans[0].sum() + spans[1].sum()),
+        documents=int((live & _begins(batch.positions)).sum()),
     )
+
+
+def _begins(positions: Any) -> Any:
+    """Returns bool [B, S]: the slots at position 0, one in every document."""
+    return positions == 0 if positions.ndim == 2 else (positions == 0).all(axis=-1)
 
 
 def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozenset[str] | None = None) -> dict[str, int]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from solo.batch import Batch
 from solo.chips import peak_flops
 from solo.config import Config, StageConfig
-from solo.data.planning.stage_plan import StagePlan
+from solo.data.planning.stage_plan import PlanStatistics, StagePlan
 from solo.data.rows.loader import Loader, batch_record_ids
 from solo.data.store.prepare import Prepared
 from solo.files import append_json_line
@@ -29,6 +29,7 @@ from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.hosts import row_share, summed
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.checkpoint import Checkpoints, Progress
+from solo.training.data_guard import DataGuard
 from solo.training.distributed import stop_agreed, wait_for_all
 from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger, began_after
@@ -56,6 +57,7 @@ class StepInfo(NamedTuple):
     step          step of the run, from 1
     stage         index of the stage
     stage_step    step of the stage, from 1
+    planned       the plan's counts over the whole batch
     stats         returns counts over the whole batch of all hosts; calling it may wait for the devices
     slots         slots of the whole batch
     wait_seconds  seconds that the loop waited for the batch
@@ -64,6 +66,7 @@ class StepInfo(NamedTuple):
     step: int
     stage: int
     stage_step: int
+    planned: PlanStatistics
     stats: Callable[[], BatchStats]
     slots: int
     wait_seconds: float
@@ -104,6 +107,7 @@ class Trainer:
         self._idle = IdleWatch()
         self._trained = [frozenset(trainable_paths(self.definition.specs, stage)) for stage in config.stages]
         self._metrics = Metrics()
+        self._guard = DataGuard(config.data.max_unreadable, run.quarantine_file)
 
     @property
     def num_steps(self) -> int:
@@ -116,6 +120,7 @@ class Trainer:
         Raises:
             Interrupted: after SIGTERM, once the step is finished and saved.
             BadStepError: see `SafetyConfig`.
+            DataError: a batch has no target, or too many documents cannot be read.
             ConfigError: the compiler refuses one of the `compiler_options`.
             CheckpointError: a checkpoint could not be read or written.
         """
@@ -203,7 +208,8 @@ class Trainer:
                     self.ledger.waited(self._idle.idle(asked, got))
                 step = start.step - start.stage_step + stage_step
                 slots = batch.attend.shape[0] * batch.attend.shape[1] * self._share.count
-                yield StepInfo(step, start.stage, stage_step, self._stats(batch), slots, got - asked), batch
+                planned = plan.statistics(stage_step - 1, stage_step)
+                yield StepInfo(step, start.stage, stage_step, planned, self._stats(batch), slots, got - asked), batch
 
     def _stats(self, batch: Batch) -> Callable[[], BatchStats]:
         total = summed(dataclasses.astuple(batch_stats(batch)), self._share, self.mesh)
@@ -216,7 +222,9 @@ class Trainer:
         return compiled
 
     def _finish(self, info: StepInfo, measured: Measured) -> None:
-        """Waits for a step, writes its line, and stops the run if the step was bad."""
+        """Waits for a step, writes its line, and stops the run if the step or its data was bad."""
+        where = f"step {info.step} of stage {self.config.stages[info.stage].name!r}"
+        self._guard.check(where, info.planned, info.stats())
         values = means(jax.device_get(measured))
         # Since the last reading of the ledger: the end of the previous step, or of a save or a compilation.
         seconds = self.ledger.spent("step", info.step)

@@ -213,7 +213,13 @@ def test_a_resumed_run_quarantines_every_document_once(prepared_folder, monkeypa
     stages = [{**CONFIG["stages"][0], "steps": 2}, {**CONFIG["stages"][1], "steps": 12}]
     found = []
     for name, observers in (("unbroken", [Observer()]), ("broken", [Killer(), Observer()])):
-        config = make(prepared_folder, name=name, checkpoint={"every_steps": 2}, stages=stages)
+        config = make(
+            prepared_folder,
+            name=name,
+            checkpoint={"every_steps": 2},
+            stages=stages,
+            data={**CONFIG["data"], "max_unreadable": 1.0},
+        )
         for observer in observers:
             with contextlib.suppress(KilledError):
                 train(config, observer)

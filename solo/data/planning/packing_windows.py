@@ -54,6 +54,17 @@ class PackingWindow:
         return slice(self.ends[start - 1] if start else 0, self.ends[stop - 1] if stop else 0)
 
 
+class RowSums(NamedTuple):
+    """What the R rows of a window hold.
+
+    needs      int64 [R, 3]        patch, text and target slots
+    documents  int64 [R, sources]  chunks of each source
+    """
+
+    needs: np.ndarray
+    documents: np.ndarray
+
+
 class PackingPlanner:
     """The packing windows of a stage. Each is a pure function of its number.
 
@@ -77,6 +88,7 @@ class PackingPlanner:
         self._documents_per_row = shape.slots / float(self.needs(first_drawn)[:, :2].sum(axis=1).mean())
         self._spare_rows = min(tuning.SPARE_ROWS, 2 + int(tuning.SPARE_DOCUMENTS / self._documents_per_row))
         self._windows: OrderedDict[int, PackingWindow] = OrderedDict()
+        self._sums: OrderedDict[int, RowSums] = OrderedDict()
         self._states: dict[int, PackingState] = {0: PackingState(0, np.zeros(0, np.int64))}
         self._lock = threading.RLock()
 
@@ -86,10 +98,19 @@ class PackingPlanner:
             if number not in self._windows:
                 self._windows[number] = self._plan(number, self.state(number))
                 self._remember(number + 1, self._windows[number].following)
-                if len(self._windows) > tuning.WINDOWS_KEPT:
-                    self._windows.popitem(last=False)
+                self._sums[number] = self._sum(self._windows[number])
+                for kept, most in ((self._windows, tuning.WINDOWS_KEPT), (self._sums, tuning.SUMS_KEPT)):
+                    if len(kept) > most:
+                        kept.popitem(last=False)
             self._windows.move_to_end(number)
             return self._windows[number]
+
+    def sums(self, number: int) -> RowSums:
+        """Returns what the rows of window `number` hold. They are remembered for longer than the window itself."""
+        with self._lock:
+            if number not in self._sums:
+                self.window(number)
+            return self._sums[number]
 
     def state(self, number: int) -> PackingState:
         """Returns the state before a window, replayed from the nearest known state."""
@@ -144,6 +165,14 @@ class PackingPlanner:
         left[placed] = False
         return PackingWindow(chunks[placed], needs[placed], ends, PackingState(cursor, positions[left]))
 
+    def _sum(self, window: PackingWindow) -> RowSums:
+        row = np.repeat(np.arange(self.rows), np.diff(window.ends, prepend=0))
+        needs = np.zeros((self.rows, 3), np.int64)
+        np.add.at(needs, row, window.needs)
+        sources = len(self.first_chunk) - 1
+        found = np.bincount(row * sources + self.source(window.chunks), minlength=self.rows * sources)
+        return RowSums(needs, found.reshape(self.rows, sources))
+
     def _draw(self, state: PackingState) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         """Returns positions, chunks and needs of the documents to pack, oldest first, and the cursor after them."""
         wanted = self.rows + self._spare_rows
@@ -173,7 +202,7 @@ class PackingPlanner:
         return self.first_chunk[source] + chunk
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_windows": OrderedDict(), "_lock": None}
+        return {**self.__dict__, "_windows": OrderedDict(), "_sums": OrderedDict(), "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -253,9 +253,8 @@ def _statistics(planner: PackingPlanner, shape: RowShape, first: int, last: int)
     while row < last:
         number, place = divmod(row, planner.rows)
         until = min(planner.rows, place + last - row)
-        window = planner.window(number)
-        rows = window.rows(place, until)
-        useful += window.needs[rows].sum(axis=0)
-        documents += np.bincount(planner.source(window.chunks[rows]), minlength=len(documents))
+        sums = planner.sums(number)
+        useful += sums.needs[place:until].sum(axis=0)
+        documents += sums.documents[place:until].sum(axis=0)
         row += until - place
     return PlanStatistics(last - first, (last - first) * shape.slots, useful, tuple(documents.tolist()))

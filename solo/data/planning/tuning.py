@@ -61,6 +61,7 @@ LOOKED_UP = 4096
 # Planned windows and states that are kept in memory. No effect on the order; a step far from all of them is
 # planned again from the nearest state.
 WINDOWS_KEPT = 4
+SUMS_KEPT = 32  # sums over the rows of a window, which the trainer reads after the loader is far ahead
 STATES_KEPT = 128
 
 # ---- Row shapes; see `solo.data.planning.row_shape`.
