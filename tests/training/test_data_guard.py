@@ -10,7 +10,7 @@ from solo.cli import main
 from solo.config import dump_config
 from solo.data.planning.stage_plan import PlanStatistics
 from solo.data.store.prepare import prepare
-from solo.data.store.shards import PreparedSource
+from solo.data.store.source import PreparedSource
 from solo.model.flops import BatchStats
 from solo.training.data_guard import SAMPLE, DataError, DataGuard
 from solo.training.metrics import read_metrics
@@ -85,7 +85,11 @@ def test_a_run_whose_documents_cannot_be_read_ends_with_status_2(tmp_path: Path,
     config = make(tmp_path, name="gone", stage={"batch_rows": 8})
     prepare(config)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    monkeypatch.setattr(PreparedSource, "read", lambda self, number: (_ for _ in ()).throw(OSError("the disk is gone")))
+
+    def unreadable(self, *args):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(PreparedSource, "chunk", unreadable)
     assert main(["train", str(tmp_path / "config.yaml")]) == 2
     said = capsys.readouterr().err
     assert "step 1 of stage 'second' has no target to learn from" in said
