@@ -19,10 +19,12 @@ from typing import Any, Protocol
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
 from solo.data.planning.stage_plan import Chunk, StagePlan
+from solo.data.record import Image
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, encode
 from solo.data.store.source import Piece
 from solo.data.text import Tokenizer
+from solo.data.text.templates import TextRun
 from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ class Source(Protocol):
 
     def id(self, number: int) -> str:
         """Returns the id of record `number`, from 0."""
+        ...
+
+    def whole(self, number: int) -> list[TextRun | Image]:
+        """Returns all runs of record `number`."""
         ...
 
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
@@ -95,14 +101,21 @@ class RowSource:
         # One bad document must not end a long run. It is recorded in the quarantine file.
         try:
             source = self._sources[self._names[chunk.source]]
-            piece = source.chunk(chunk.record, chunk.start, chunk.stop, self._image)
-            encoded = encode(piece.parts, self._tokenizer, self._image, piece.images, piece.first_image)
-            document = encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start)
-            _check(piece.length, document, chunk)
+            document, length = self._read(source, chunk)
+            _check(length, document, chunk)
         except Exception as error:
             self._report(chunk, error, step)
             return None
         return document
+
+    def _read(self, source: Source, chunk: Chunk) -> tuple[Document, int]:
+        """Returns the document, and the slots of its whole record."""
+        if chunk.stop - chunk.start == chunk.length:
+            whole = encode(source.whole(chunk.record), self._tokenizer, self._image)
+            return whole, len(whole.tokens)
+        piece = source.chunk(chunk.record, chunk.start, chunk.stop, self._image)
+        encoded = encode(piece.parts, self._tokenizer, self._image, piece.images, piece.first_image)
+        return encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start), piece.length
 
     def _report(self, chunk: Chunk, error: Exception, step: int) -> None:
         if self._quarantine is None:

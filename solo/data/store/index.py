@@ -58,6 +58,15 @@ class SourceIndex:
         first, last = self.span(start, stop)
         return (self.runs[first:last] & MOST_TOKENS).astype(np.int64)
 
+    def unpacked(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Returns kind and value of the runs [first, last), as `run_kinds` and `run_values` do, for a few runs."""
+        return [(min(run >> _VALUE_BITS, IMAGE), run & MOST_TOKENS) for run in self.runs[first:last].tolist()]
+
+    def tokens(self, first: int, last: int) -> int:
+        """Returns the text tokens in the runs [first, last), without delimiters and row tokens of images."""
+        runs = self.runs[first:last]
+        return int((runs[runs < IMAGE << _VALUE_BITS] & MOST_TOKENS).sum(dtype=np.int64))
+
     def first_kinds(self) -> np.ndarray:
         """Returns the kind of the first run of every record, uint8 [N]; TEXT for a record without runs."""
         if not len(self.runs):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,14 @@ class Piece:
     length: int
     first_image: int
     images: int
+
+
+class _Place(NamedTuple):
+    """Where a record lies: number of its part, place in `.records`, and place of its first token in `.tokens`."""
+
+    part: int
+    record: int
+    token: int
 
 
 class PreparedSource:
@@ -99,7 +108,7 @@ class PreparedSource:
 
     def id(self, number: int) -> str:
         """Returns the id of record `number`, from 0."""
-        return self._record(number, stored_image).id
+        return self._record(self._place(number), stored_image).id
 
     def read(self, number: int) -> Record:
         """Returns record `number`, from 0, with its images.
@@ -108,8 +117,28 @@ class PreparedSource:
             IndexError: there is no such record.
             OSError, RuntimeError: it cannot be read.
         """
-        part, _ = self._place(number)
-        return self._record(number, lambda image: self._image(int(self._numbers(part)[image])))
+        at = self._place(number)
+        numbers = self._numbers(at.part)
+        return self._record(at, lambda image: self._image(int(numbers[image])))
+
+    def whole(self, number: int) -> list[TextRun | Image]:
+        """Returns all runs of record `number`.
+
+        Raises:
+            IndexError: there is no such record.
+            OSError, RuntimeError: a file cannot be read.
+        """
+        at = self._place(number)
+        first, last = self.index.span(number, number + 1)
+        found = []
+        tokens = self._read_tokens(at, 0, self.index.tokens(first, last))
+        for kind, value in self.index.unpacked(first, last):
+            if kind == IMAGE:
+                found.append(self._image(value))
+            else:
+                found.append(TextRun(tokens[:value], kind == SUPERVISED_TEXT))
+                tokens = tokens[value:]
+        return found
 
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
         """Returns the slots [start, stop) of record `number` in reading order.
@@ -126,50 +155,48 @@ class PreparedSource:
             IndexError: there is no such record.
             OSError, RuntimeError: a file cannot be read.
         """
-        part, token = self._place(number)
-        index = self.index
-        kinds, values = index.run_kinds(number, number + 1), index.run_values(number, number + 1)
-        slots = index.run_counts(image, number, number + 1)[:, :2].sum(axis=1)
-        ends = np.cumsum(slots)
-        begins = ends - slots
+        at = self._place(number)
+        kinds, values = self.index.run_kinds(number, number + 1), self.index.run_values(number, number + 1)
+        ends = np.cumsum(self.index.run_counts(image, number, number + 1)[:, :2].sum(axis=1))
+        begins = np.concatenate([[0], ends[:-1]])
         is_image = kinds == IMAGE
         tokens_before = np.cumsum(np.where(is_image, 0, values)) - np.where(is_image, 0, values)
-        inside = np.flatnonzero((ends > start) & (begins < stop))
+        inside = np.flatnonzero((ends > start) & (begins < stop)).tolist()
         parts: list[TextRun | Image] = []
-        for run in inside.tolist():
+        for run in inside:
             if is_image[run]:
                 parts.append(self._image(int(values[run])))
                 continue
-            first = token + int(tokens_before[run])
-            low, high = max(start - int(begins[run]), 0), min(stop - int(begins[run]), int(slots[run]))
-            supervised = bool(kinds[run] == SUPERVISED_TEXT)
-            parts.append(TextRun(self._read_tokens(part, first + low, first + high), supervised))
-        skip = 0
-        if len(inside) and is_image[inside[0]]:
-            skip = max(start - int(begins[inside[0]]), 0)
-        first_image = int(is_image[: inside[0]].sum()) if len(inside) else 0
-        return Piece(parts, skip, int(ends[-1]), first_image, int(is_image.sum()))
+            begin, first = int(begins[run]), int(tokens_before[run])
+            tokens = self._read_tokens(at, first + max(start - begin, 0), first + min(stop, int(ends[run])) - begin)
+            parts.append(TextRun(tokens, bool(kinds[run] == SUPERVISED_TEXT)))
+        first_run = inside[0] if inside else 0
+        return Piece(
+            parts,
+            skip=max(start - int(begins[first_run]), 0) if inside and is_image[first_run] else 0,
+            length=int(ends[-1]),
+            first_image=int(is_image[:first_run].sum()),
+            images=int(is_image.sum()),
+        )
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """Returns the part of a record, and the place of its first token in the part's tokens."""
-        raw, tokens = self._raw(number)
-        part = int(np.searchsorted(self._parts[:, 0], raw, side="right")) - 1
-        return part, tokens - int(self._parts[part, 1])
-
-    def _raw(self, number: int) -> tuple[int, int]:
-        """Returns the record's number among all records of the parts, and the tokens of the parts before it."""
+    def _place(self, number: int) -> _Place:
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {self.folder}, which has {len(self)}")
-        left_out = int(np.searchsorted(self._gaps, number, side="right"))
-        block = number // TOKENS_EVERY
-        first = block * TOKENS_EVERY
-        kinds, values = self.index.run_kinds(first, number), self.index.run_values(first, number)
-        tokens = int(self._tokens_before[block]) + int(values[kinds != IMAGE].sum())
-        return number + left_out, tokens + (int(self._excluded[left_out - 1, 1]) if left_out else 0)
+        left_out = int(np.searchsorted(self._gaps, number, side="right")) if len(self._gaps) else 0
+        block, index = number // TOKENS_EVERY, self.index
+        tokens = int(self._tokens_before[block])
+        tokens += index.tokens(int(index.record_run[block * TOKENS_EVERY]), int(index.record_run[number]))
+        if left_out:
+            tokens += int(self._excluded[left_out - 1, 1])
+        raw = number + left_out
+        part = bisect_right(self._before[0], raw) - 1
+        return _Place(part, raw - self._before[0][part], tokens - self._before[1][part])
 
     @cached_property
-    def _parts(self) -> np.ndarray:
-        return np.load(self.description.index_folder(self.folder) / "parts.npy")
+    def _before(self) -> tuple[list[int], list[int], list[int]]:
+        """Records, tokens and stored images before each part."""
+        records, tokens, images = np.load(self.description.index_folder(self.folder) / "parts.npy").T.tolist()
+        return records, tokens, images
 
     @cached_property
     def _tokens_before(self) -> np.ndarray:
@@ -193,21 +220,19 @@ class PreparedSource:
             found = np.load(path)
         return found.view(np.ndarray)
 
-    def _record(self, number: int, image: Callable[[int], Image]) -> Record:
-        raw, _ = self._raw(number)
-        part, _ = self._place(number)
-        (data,) = self._records(part).read([raw - int(self._parts[part, 0])])
+    def _record(self, at: _Place, image: Callable[[int], Image]) -> Record:
+        (data,) = self._records(at.part).read([at.record])
         return decode_record(data, image).record
 
     def _image(self, number: int) -> Image:
-        part = int(np.searchsorted(self._parts[:, 2], number, side="right")) - 1
-        (data,) = self._images(part).read([number - int(self._parts[part, 2])])
+        part = bisect_right(self._before[2], number) - 1
+        (data,) = self._images(part).read([number - self._before[2][part]])
         return Image(data)
 
     def _image_numbers(self, part: int) -> np.ndarray:
         """Returns the number in the source of each image of a part's table."""
         table = read_table(self.folder / "parts", self.description.parts[part].name)
-        return int(self._parts[part, 2]) + np.arange(len(table.stored))
+        return self._before[2][part] + np.arange(len(table.stored))
 
     def _open(self, end: str, part: int) -> Any:
         return open_array_record(self._path(part, end))
@@ -217,10 +242,12 @@ class PreparedSource:
         sums = read_token_sums(self.folder / "parts", name, tokens)
         return self._path(part, f"{tokens}.tokens").open("rb", buffering=0), sums
 
-    def _read_tokens(self, part: int, start: int, stop: int) -> np.ndarray:
-        file, sums = self._tokens(part)
-        width = self.description.width
-        return as_tokens(read_checked(file, start * width, stop * width, sums), width)
+    def _read_tokens(self, at: _Place, start: int, stop: int) -> np.ndarray:
+        """Returns the tokens [start, stop) of a record."""
+        if start == stop:
+            return np.zeros(0, np.uint16)
+        (file, sums), width = self._tokens(at.part), self.description.width
+        return as_tokens(read_checked(file, (at.token + start) * width, (at.token + stop) * width, sums), width)
 
     def _path(self, part: int, end: str) -> Path:
         return self.folder / "parts" / f"{self.description.parts[part].name}.{end}"
