@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from solo.data.store.assemble import TOKENS_EVERY
 from solo.data.store.checksums import fault, read_checked
 from solo.data.store.description import Description
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
-from solo.data.store.part import decode_record, open_array_record, read_table, stored_image
+from solo.data.store.part import decode_record, image_file, open_array_record, stored_image
 from solo.data.store.part_tokens import as_tokens, read_token_sums
 from solo.data.text.templates import TextRun
 
@@ -72,10 +72,9 @@ class PreparedSource:
         self.description = description
         if check:
             self.check()
-        self._records = lru_cache(_OPEN_FILES)(partial(self._open, "records"))
-        self._images = lru_cache(_OPEN_FILES)(partial(self._open, "images"))
+        self._records = lru_cache(_OPEN_FILES)(self._open_records)
+        self._images = lru_cache(_OPEN_FILES)(self._open_images)
         self._tokens = lru_cache(_OPEN_FILES)(self._open_tokens)
-        self._numbers = lru_cache(maxsize=4)(self._image_numbers)
 
     def __len__(self) -> int:
         return self.description.records
@@ -118,8 +117,10 @@ class PreparedSource:
             OSError, RuntimeError: it cannot be read.
         """
         at = self._place(number)
-        numbers = self._numbers(at.part)
-        return self._record(at, lambda image: self._image(int(numbers[image])))
+        # A template keeps the order of a record's images, so the index has them in the order of the record.
+        runs = self.index.unpacked(*self.index.span(number, number + 1))
+        images = iter([value for kind, value in runs if kind == IMAGE])
+        return self._record(at, lambda _: self._image(next(images)))
 
     def whole(self, number: int) -> list[TextRun | Image]:
         """Returns all runs of record `number`.
@@ -130,7 +131,7 @@ class PreparedSource:
         """
         at = self._place(number)
         first, last = self.index.span(number, number + 1)
-        found = []
+        found: list[TextRun | Image] = []
         tokens = self._read_tokens(at, 0, self.index.tokens(first, last))
         for kind, value in self.index.unpacked(first, last):
             if kind == IMAGE:
@@ -229,13 +230,11 @@ class PreparedSource:
         (data,) = self._images(part).read([number - self._before[2][part]])
         return Image(data)
 
-    def _image_numbers(self, part: int) -> np.ndarray:
-        """Returns the number in the source of each image of a part's table."""
-        table = read_table(self.folder / "parts", self.description.parts[part].name)
-        return self._before[2][part] + np.arange(len(table.stored))
+    def _open_records(self, part: int) -> Any:
+        return open_array_record(self._path(part, "records"))
 
-    def _open(self, end: str, part: int) -> Any:
-        return open_array_record(self._path(part, end))
+    def _open_images(self, part: int) -> Any:
+        return open_array_record(self.folder / "parts" / image_file(self.description.parts[part].files))
 
     def _open_tokens(self, part: int) -> tuple[IO[bytes], np.ndarray]:
         name, tokens = self.description.parts[part].name, self.description.tokens

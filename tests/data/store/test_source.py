@@ -96,6 +96,7 @@ def test_chunks_are_those_of_the_whole_document(tmp_path, seed):
     for number, one in enumerate(kept):
         whole = encode(runs(one.turns, tokenizer, config=sequence), tokenizer, image)
         length = len(whole.tokens)
+        assert source.read(number) == one
         assert same(encode(source.whole(number), tokenizer, image), whole)
         cuts = [(0, length), *(sorted(draw.choices(range(length + 1), k=2)) for _ in range(6))]
         for start, stop in cuts:
