@@ -4,7 +4,9 @@ Reads no token, and no image unless parts share some (`solo.data.store.sharing`)
 
     index/<content>/runs.npy, record_run.npy, image_size.npy   `SourceIndex`
     index/<content>/tokens_before.npy  int64 [ceil(N / 64)]  text tokens before every 64th record
-    index/<content>/parts.npy          int64 [P+1, 3]        records, tokens and stored images before each part
+    index/<content>/token_sums.npy     uint32 [B]            checksums of the blocks of all token files
+    index/<content>/parts.npy          int64 [P+1, 4]        records, tokens, stored images and entries of token_sums
+                                                             before each part
     index/<content>/excluded.npy       int64 [E, 2]          number of each record of the parts that is left out, in
                                                              order; tokens of it and of those before it
     quarantine.jsonl                   one line per example that was left out, with its source
@@ -28,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from solo.config import ConfigError
-from solo.data.store.checksums import file_sum
+from solo.data.store.checksums import BLOCK, file_sum
 from solo.data.store.description import Description, PartEntry
 from solo.data.store.index import IMAGE, MOST_IMAGES, MOST_TOKENS, SUPERVISED_TEXT, SourceIndex
 from solo.data.store.part import ImageTable, PartManifest, read_table
@@ -119,6 +121,10 @@ class _Part:
     def table(self) -> ImageTable:
         return read_table(self.folder, self.name)
 
+    @property
+    def blocks(self) -> int:
+        return -(-self.second.text_tokens * self.second.width // BLOCK)
+
     def runs(self) -> PartRuns:
         return read_runs(self.folder, self.name, self.tokens)
 
@@ -132,9 +138,9 @@ def _write_index(
     folder: Path, source: str, parts: Sequence[_Part], shared: SharedImages, excluded: np.ndarray
 ) -> tuple[SourceIndex, int]:
     """Writes the arrays of the index. Returns it, and how many records are left out although they have runs."""
-    before = np.zeros((len(parts) + 1, 3), np.int64)
-    sizes = [(part.first.records, part.second.text_tokens, part.first.stored.sum()) for part in parts]
-    np.cumsum(np.asarray(sizes, np.int64).reshape(-1, 3), axis=0, out=before[1:])
+    before = np.zeros((len(parts) + 1, 4), np.int64)
+    sizes = [(part.first.records, part.second.text_tokens, part.first.stored.sum(), part.blocks) for part in parts]
+    np.cumsum(np.asarray(sizes, np.int64).reshape(-1, 4), axis=0, out=before[1:])
     np.save(folder / "parts.npy", before)
     if before[-1, 2] > MOST_IMAGES:
         raise ConfigError(f"source {source!r} has {before[-1, 2]:,} images; the most is {MOST_IMAGES:,}: divide it")
@@ -151,6 +157,7 @@ def _write_index(
         _new(folder / "record_run.npy", (records + 1,), np.uint32 if runs < 1 << 32 else np.int64),
         _new(folder / "image_size.npy", (int(before[-1, 2]), 2), np.uint16),
     )
+    sums = _new(folder / "token_sums.npy", (int(before[-1, 3]),), np.uint32)
     index.record_run[0] = 0
     gone: list[np.ndarray] = []
     record = run = 0
@@ -158,6 +165,7 @@ def _write_index(
         if not part.first.records:
             continue
         piece = part.runs()
+        sums[before[place, 3] : before[place + 1, 3]] = piece.sums
         lengths, piece_tokens = np.diff(piece.record_run), _tokens_of_records(piece)
         out = lengths == 0
         out[drop] = True
@@ -176,7 +184,7 @@ def _write_index(
     missing[:, 1] = np.cumsum(missing[:, 1])
     np.save(folder / "excluded.npy", missing)
     np.save(folder / "tokens_before.npy", _tokens_before(index))
-    for array in (index.runs, index.record_run, index.image_size):
+    for array in (index.runs, index.record_run, index.image_size, sums):
         if isinstance(array, np.memmap):
             array.flush()
     return index, sum(part.second.records for part in parts) - records

@@ -18,10 +18,10 @@ from solo.data.store.checksums import fault, read_checked
 from solo.data.store.description import Description
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
 from solo.data.store.part import decode_record, image_file, open_array_record, stored_image
-from solo.data.store.part_tokens import as_tokens, read_token_sums
+from solo.data.store.part_tokens import as_tokens
 from solo.data.text.templates import TextRun
 
-_OPEN_FILES = 256  # of each kind; a source may have more parts than a process may have open files
+_OPEN_FILES = 256  # of each of two kinds, over all sources: a process may not have many more than 1,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,7 @@ class PreparedSource:
         self.description = description
         if check:
             self.check()
-        self._records = lru_cache(_OPEN_FILES)(self._open_records)
-        self._images = lru_cache(_OPEN_FILES)(self._open_images)
-        self._tokens = lru_cache(_OPEN_FILES)(self._open_tokens)
+        self._owner = object()
 
     def __len__(self) -> int:
         return self.description.records
@@ -194,10 +192,14 @@ class PreparedSource:
         return _Place(part, raw - self._before[0][part], tokens - self._before[1][part])
 
     @cached_property
-    def _before(self) -> tuple[list[int], list[int], list[int]]:
-        """Records, tokens and stored images before each part."""
-        records, tokens, images = np.load(self.description.index_folder(self.folder) / "parts.npy").T.tolist()
-        return records, tokens, images
+    def _before(self) -> list[list[int]]:
+        """Records, tokens, stored images and token checksums before each part."""
+        found: list[list[int]] = np.load(self.description.index_folder(self.folder) / "parts.npy").T.tolist()
+        return found
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        return self._array("token_sums")
 
     @cached_property
     def _tokens_before(self) -> np.ndarray:
@@ -222,31 +224,40 @@ class PreparedSource:
         return found.view(np.ndarray)
 
     def _record(self, at: _Place, image: Callable[[int], Image]) -> Record:
-        (data,) = self._records(at.part).read([at.record])
-        return decode_record(data, image).record
+        return decode_record(self._entry(self._path(at.part, "records"), at.record), image).record
 
     def _image(self, number: int) -> Image:
         part = bisect_right(self._before[2], number) - 1
-        (data,) = self._images(part).read([number - self._before[2][part]])
-        return Image(data)
+        path = self.folder / "parts" / image_file(self.description.parts[part].files)
+        return Image(self._entry(path, number - self._before[2][part]))
 
-    def _open_records(self, part: int) -> Any:
-        return open_array_record(self._path(part, "records"))
-
-    def _open_images(self, part: int) -> Any:
-        return open_array_record(self.folder / "parts" / image_file(self.description.parts[part].files))
-
-    def _open_tokens(self, part: int) -> tuple[IO[bytes], np.ndarray]:
-        name, tokens = self.description.parts[part].name, self.description.tokens
-        sums = read_token_sums(self.folder / "parts", name, tokens)
-        return self._path(part, f"{tokens}.tokens").open("rb", buffering=0), sums
+    def _entry(self, path: Path, number: int) -> bytes:
+        data: bytes = _shard(self._owner, path).read([number])[0]
+        if not data:  # what ArrayRecord returns if a file was cut after it was opened
+            raise OSError(f"{path} is cut or damaged")
+        return data
 
     def _read_tokens(self, at: _Place, start: int, stop: int) -> np.ndarray:
         """Returns the tokens [start, stop) of a record."""
         if start == stop:
             return np.zeros(0, np.uint16)
-        (file, sums), width = self._tokens(at.part), self.description.width
+        file = _token_file(self._owner, self._path(at.part, f"{self.description.tokens}.tokens"))
+        width = self.description.width
+        sums = self._sums[self._before[3][at.part] : self._before[3][at.part + 1]]
         return as_tokens(read_checked(file, (at.token + start) * width, (at.token + stop) * width, sums), width)
 
     def _path(self, part: int, end: str) -> Path:
         return self.folder / "parts" / f"{self.description.parts[part].name}.{end}"
+
+
+# Files that are open, of all sources. `owner` tells sources apart that are opened again after their files changed.
+
+
+@lru_cache(_OPEN_FILES)
+def _shard(owner: object, path: Path) -> Any:
+    return open_array_record(path)
+
+
+@lru_cache(_OPEN_FILES)
+def _token_file(owner: object, path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=0)
