@@ -16,7 +16,7 @@ from solo.data.record import Image, Record
 from solo.data.store.assemble import TOKENS_EVERY
 from solo.data.store.checksums import fault, read_checked
 from solo.data.store.description import Description
-from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
+from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex, open_array, open_index
 from solo.data.store.part import decode_record, image_file, open_array_record, stored_image
 from solo.data.store.part_tokens import as_tokens
 from solo.data.text.templates import TextRun
@@ -70,9 +70,10 @@ class PreparedSource:
         if description is None:
             raise FileNotFoundError(f"{self.folder} holds no prepared source")
         self.description = description
+        self._index_folder = description.index_folder(self.folder)
+        self._owner = object()
         if check:
             self.check()
-        self._owner = object()
 
     def __len__(self) -> int:
         return self.description.records
@@ -90,8 +91,8 @@ class PreparedSource:
         Raises:
             ConfigError: a file is missing, cut or damaged.
         """
-        index, parts = self.description.index_folder(self.folder), self.folder / "parts"
-        faults = [fault(index / name, found, whole=True) for name, found in self.description.index.items()]
+        parts = self.folder / "parts"
+        faults = [fault(self._index_folder / name, found, whole=True) for name, found in self.description.index.items()]
         for part in self.description.parts:
             faults += [fault(parts / name, found, whole=contents) for name, found in part.files.items()]
         if found := [each for each in faults if each is not None]:
@@ -101,7 +102,7 @@ class PreparedSource:
     @cached_property
     def index(self) -> SourceIndex:
         """The runs of every record."""
-        return SourceIndex(self._array("runs"), self._array("record_run"), self._array("image_size"))
+        return open_index(self._index_folder)
 
     def id(self, number: int) -> str:
         """Returns the id of record `number`, from 0."""
@@ -194,34 +195,26 @@ class PreparedSource:
     @cached_property
     def _before(self) -> list[list[int]]:
         """Records, tokens, stored images and token checksums before each part."""
-        found: list[list[int]] = np.load(self.description.index_folder(self.folder) / "parts.npy").T.tolist()
+        found: list[list[int]] = open_array(self._index_folder, "parts").T.tolist()
         return found
 
     @cached_property
     def _sums(self) -> np.ndarray:
-        return self._array("token_sums")
+        return open_array(self._index_folder, "token_sums")
 
     @cached_property
     def _tokens_before(self) -> np.ndarray:
-        return self._array("tokens_before")
+        return open_array(self._index_folder, "tokens_before")
 
     @cached_property
     def _excluded(self) -> np.ndarray:
-        return self._array("excluded")
+        return open_array(self._index_folder, "excluded")
 
     @cached_property
     def _gaps(self) -> np.ndarray:
         """The records before each excluded one, int64 [E]."""
         found: np.ndarray = self._excluded[:, 0] - np.arange(len(self._excluded))
         return found
-
-    def _array(self, name: str) -> np.ndarray:
-        path = self.description.index_folder(self.folder) / f"{name}.npy"
-        try:
-            found: np.ndarray = np.load(path, mmap_mode="r")
-        except ValueError:  # an empty array cannot be mapped
-            found = np.load(path)
-        return found.view(np.ndarray)
 
     def _record(self, at: _Place, image: Callable[[int], Image]) -> Record:
         return decode_record(self._entry(self._path(at.part, "records"), at.record), image).record

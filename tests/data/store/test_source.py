@@ -157,6 +157,10 @@ def test_a_spawned_process_reads_a_source(tmp_path):
     source = write_source(tmp_path, *split(records, 2))
     source.read(0)
     assert len(pickle.dumps(source)) < 500
+    assert len(pickle.dumps(source.index)) < 500, "processes share the mapped index"
+    copied, selected = pickle.loads(pickle.dumps((source.index, source.index.select(range(1, 4)))))
+    assert copied.record_run.tolist() == source.index.record_run.tolist()
+    assert selected.record_run.tolist() == [0, 4, 8, 12]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(source.read, [4, 1]) == [records[4], records[1]]
 
