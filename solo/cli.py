@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from solo.arguments import parse_with_overrides
@@ -96,6 +97,18 @@ def prepare(arguments: argparse.Namespace) -> int:
         )
     console.print(f"vocabulary {prepared.tokenizer.vocab_size:,}; quarantined {prepared.quarantined:,}")
     console.print(f"prepared data is in {config.data.folder}", markup=False)
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Write a page that shows what a config's run will read."""
+    from solo.config import load_config
+    from solo.data.inspection.page import write_page
+    from solo.data.store.prepare import open_prepared
+
+    config = load_config(arguments.config, arguments.overrides)
+    write_page(Path(arguments.out), config, open_prepared(config), arguments.samples, arguments.step)
+    print(f"wrote {arguments.out}")
     return 0
 
 
@@ -272,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     add = partial(_add, verbs)
     _add_prepare(verbs)
+    _add_inspect(verbs)
     _add_train(verbs)
     _add_generate(verbs)
     _add_import(verbs)
@@ -301,6 +315,23 @@ def _add_prepare(verbs: Any) -> None:
         " index of counts. Existing parts that are unchanged are kept. `solo train` does this by itself.",
     )
     _add_config(added)
+
+
+def _add_inspect(verbs: Any) -> None:
+    added = _add(
+        verbs,
+        "inspect",
+        inspect,
+        "show what a run will read, as one HTML file",
+        "Writes a page with samples of every source as the model sees them, a packed row, histograms, the shares and"
+        " repeats of the mixture, and what was left out and why. The data must be prepared.",
+    )
+    _add_config(added)
+    added.add_argument("--out", metavar="FILE", default="inspect.html", help="where to; default inspect.html")
+    added.add_argument("--samples", type=int, default=3, metavar="N", help="documents of every source; default 3")
+    added.add_argument(
+        "--step", type=int, default=0, metavar="N", help="step of each stage to show a row of; default 0"
+    )
 
 
 def _add_train(verbs: Any) -> None:

@@ -14,7 +14,7 @@ from solo.config import load_config
     "verb",
     [
         [],
-        *([verb] for verb in ("prepare", "train", "generate", "import", "export", "plan", "evaluate")),
+        *([verb] for verb in ("prepare", "inspect", "train", "generate", "import", "export", "plan", "evaluate")),
         *([verb] for verb in ("sweep", "goodput", "fit")),
     ],
 )

@@ -11,12 +11,11 @@ from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.readers import read
-from solo.data.record import Image, Record, Turn, encode_png
+from solo.data.record import Record, Turn, encode_png
 from solo.data.rows.document import encode, runs
 from solo.data.store.index import IndexBuilder, SourceIndex
 from solo.data.store.source import Piece
 from solo.data.text import SpecialTokens, Tokenizer
-from solo.data.text.templates import TextRun
 
 IMAGE = ImageConfig(patch_size=4, max_side=32)
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<vision>", "</vision>", "<vrow_sep>"]
@@ -39,6 +38,9 @@ class CharacterTokenizer(Tokenizer):
 
     def find(self, token: str) -> int | None:
         return SPECIAL.index(token) + 1 if token in SPECIAL else None
+
+    def token(self, token_id: int) -> str:
+        return SPECIAL[token_id - 1] if token_id in self.special_ids else chr(token_id - 100)
 
     def extended(self, tokens: Sequence[str]) -> CharacterTokenizer:
         raise NotImplementedError
@@ -75,14 +77,11 @@ class MemorySource:
             raise self._broken[number]
         return self._records[number].id
 
-    def whole(self, number: int) -> list[TextRun | Image]:
-        if number in self._broken:
-            raise self._broken[number]
-        return self.runs[number]
-
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
         """Returns the whole record, of which `start` slots are skipped."""
-        parts = self.whole(number)
+        if number in self._broken:
+            raise self._broken[number]
+        parts = self.runs[number]
         length = len(encode(parts, CharacterTokenizer(), image).tokens)
         return Piece(parts, start, length, 0, len(self._records[number].images()))
 

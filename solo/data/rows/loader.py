@@ -19,12 +19,10 @@ from typing import Any, Protocol
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
 from solo.data.planning.stage_plan import Chunk, StagePlan
-from solo.data.record import Image
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, encode
 from solo.data.store.source import Piece
 from solo.data.text import Tokenizer
-from solo.data.text.templates import TextRun
 from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
@@ -36,10 +34,6 @@ class Source(Protocol):
 
     def id(self, number: int) -> str:
         """Returns the id of record `number`, from 0."""
-        ...
-
-    def whole(self, number: int) -> list[TextRun | Image]:
-        """Returns all runs of record `number`."""
         ...
 
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
@@ -100,22 +94,10 @@ class RowSource:
     def _document(self, chunk: Chunk, step: int) -> Document | None:
         # One bad document must not end a long run. It is recorded in the quarantine file.
         try:
-            source = self._sources[self._names[chunk.source]]
-            document, length = self._read(source, chunk)
-            _check(length, document, chunk)
+            return read_document(self._sources[self._names[chunk.source]], chunk, self._tokenizer, self._image)
         except Exception as error:
             self._report(chunk, error, step)
             return None
-        return document
-
-    def _read(self, source: Source, chunk: Chunk) -> tuple[Document, int]:
-        """Returns the document, and the slots of its whole record."""
-        if chunk.stop - chunk.start == chunk.length:
-            whole = encode(source.whole(chunk.record), self._tokenizer, self._image)
-            return whole, len(whole.tokens)
-        piece = source.chunk(chunk.record, chunk.start, chunk.stop, self._image)
-        encoded = encode(piece.parts, self._tokenizer, self._image, piece.images, piece.first_image)
-        return encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start), piece.length
 
     def _report(self, chunk: Chunk, error: Exception, step: int) -> None:
         if self._quarantine is None:
@@ -132,6 +114,20 @@ class RowSource:
             append_json_line(self._quarantine, line)
         except OSError as failure:
             _log.warning("cannot write to %s (%s): %s", self._quarantine, failure, line)
+
+
+def read_document(source: Source, chunk: Chunk, tokenizer: Tokenizer, image: ImageConfig) -> Document:
+    """Reads a chunk.
+
+    Raises:
+        ValueError: it is not as planned.
+        Exception: whatever else makes it unreadable.
+    """
+    piece = source.chunk(chunk.record, chunk.start, chunk.stop, image)
+    encoded = encode(piece.parts, tokenizer, image, piece.images, piece.first_image)
+    document = encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start)
+    _check(piece.length, document, chunk)
+    return document
 
 
 def _check(length: int, document: Document, chunk: Chunk) -> None:

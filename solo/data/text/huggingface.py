@@ -91,6 +91,17 @@ class HuggingFaceTokenizer(Tokenizer):
         """See `Tokenizer`."""
         return self._tokenizer.token_to_id(token)
 
+    def token(self, token_id: int) -> str:
+        """See `Tokenizer`."""
+        name = self._tokenizer.id_to_token(token_id) or ""
+        if token_id in self.special_ids:
+            return name
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if "\ufffd" in text:
+            return name
+        # Decoders of words strip the space before the first one.
+        return " " + text if name[:1] in ("\u2581", "\u0120") and not text.startswith(" ") else text
+
     def extended(self, tokens: Sequence[str]) -> HuggingFaceTokenizer:
         """See `Tokenizer`."""
         added, next_id = {}, self.vocab_size

@@ -71,6 +71,10 @@ class SentencePieceTokenizer(Tokenizer):
         found = int(self._processor.PieceToId(token))
         return found if self._processor.IdToPiece(found) == token else None
 
+    def token(self, token_id: int) -> str:
+        """See `Tokenizer`."""
+        return str(self._processor.IdToPiece(token_id)).replace("\u2581", " ")
+
     def extended(self, tokens: Sequence[str]) -> SentencePieceTokenizer:
         """See `Tokenizer`. The tokens have the type CONTROL."""
         proto = _parse(self._model)

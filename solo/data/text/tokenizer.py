@@ -68,6 +68,13 @@ class Tokenizer(ABC):
         """Returns the id of a token, special or not; None if the vocabulary does not have it."""
 
     @abstractmethod
+    def token(self, token_id: int) -> str:
+        """Returns a token for display: a special token's name, else its text, with spaces as spaces.
+
+        A token that is a part of a character has its name in the vocabulary, such as `<0xE2>`.
+        """
+
+    @abstractmethod
     def extended(self, tokens: Sequence[str]) -> Tokenizer:
         """Returns a tokenizer with these special tokens too; see `extend_tokenizer`."""
 

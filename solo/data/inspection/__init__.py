@@ -1,0 +1,1 @@
+"""The page of `solo inspect`: what a run will read, as the model will see it."""

@@ -1,0 +1,219 @@
+"""Gathers what a run will read, and renders it as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+import solo
+from solo.config import Config, StageConfig, dump_config
+from solo.data.images.geometry import too_thin
+from solo.data.inspection.packed_row import COLOURS, Row, packed_row
+from solo.data.inspection.samples import Sample, sample
+from solo.data.planning.permutation import permute
+from solo.data.planning.row_shape import record_needs
+from solo.data.planning.stage_plan import Chunk, StagePlan
+from solo.data.rows.loader import RowSource, read_document
+from solo.data.store.prepare import Prepared
+from solo.data.store.source import PreparedSource
+from solo.files import read_json_lines, write_whole
+
+_PLANNED_ROWS = 4096  # of a stage, for its figures
+_WINDOWS = 24
+_LEFT_OUT_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Examples of a source that were left out for one reason, and the first of them."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """What a page shows of one source."""
+
+    name: str
+    reader: str
+    options: str
+    figures: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    histograms: Markup
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a stage uses a source: shares of documents and slots, and how often the stage repeats it."""
+
+    name: str
+    weight: str
+    documents: str
+    repeats: str
+    notes: str
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What a page shows of one stage."""
+
+    name: str
+    facts: str
+    fill: tuple[tuple[str, float], ...]
+    uses: tuple[Use, ...]
+    shares: Markup
+    row: Row
+
+
+def write_page(path: Path, config: Config, prepared: Prepared, samples: int = 3, step: int = 0) -> None:
+    """Writes the page; see `render`. It appears whole or not at all."""
+    write_whole(path, render(config, prepared, samples, step))
+
+
+def render(config: Config, prepared: Prepared, samples: int = 3, step: int = 0) -> str:
+    """Returns the page. Equal arguments give equal text.
+
+    Args:
+        config: the run; without stages, only its sources are shown.
+        prepared: its data.
+        samples: documents to show of every source, chosen at random but always the same.
+        step: the step of each stage whose first row is shown; the last one if a stage is shorter.
+    """
+    source = files("solo.data.inspection").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(
+        name=config.name,
+        folder=config.data.folder,
+        vocabulary=prepared.tokenizer.vocab_size,
+        sources=[_source(name, config, prepared, samples) for name in config.data.sources],
+        stages=[_stage(stage, config, prepared, step) for stage in config.stages],
+        colours=COLOURS,
+        config=dump_config(config),
+        version=solo.__version__,
+    )
+
+
+def _source(name: str, config: Config, prepared: Prepared, samples: int) -> SourceView:
+    from solo.data.inspection.figures import histograms  # Matplotlib takes half a second
+
+    source, settings = prepared.sources[name], config.data.sources[name]
+    made, index = source.description, source.index
+    patches, text, learned = index.counts(config.image).sum(axis=0).tolist()
+    sizes = index.image_sizes(config.image.exif)
+    figures = (
+        ("records", f"{len(source):,}"),
+        ("images", f"{made.images:,}"),
+        ("patches", f"{patches:,}"),
+        ("text tokens", f"{text:,}"),
+        ("learned", f"{learned:,}"),
+        ("left out", f"{made.quarantined:,}"),
+    )
+    thin = int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())
+    notes = (f"{thin:,} images are so thin that resizing leaves one row of patches.",) if thin else ()
+    count = min(samples, len(source))
+    chosen = np.sort(permute(np.arange(count), len(source), key=0)).tolist() if count else []
+    return SourceView(
+        name,
+        settings.reader,
+        json.dumps(settings.options, ensure_ascii=False),
+        figures,
+        notes,
+        left_out(source),
+        histograms(name, index, config.image),
+        tuple(_sample(source, number, config, prepared) for number in chosen),
+    )
+
+
+def left_out(source: PreparedSource) -> tuple[LeftOut, ...]:
+    """Returns the reasons for which examples of a source were left out, the most frequent first."""
+    lines, _ = read_json_lines(source.folder / "quarantine.jsonl")
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(_kind(str(line["reason"])), []).append(line)
+    ordered = sorted(found.items(), key=lambda entry: -len(entry[1]))
+    return tuple(
+        LeftOut(kind, len(all_of_kind), tuple(_where(line) for line in all_of_kind[:_LEFT_OUT_SHOWN]))
+        for kind, all_of_kind in ordered
+    )
+
+
+def _kind(reason: str) -> str:
+    """Returns a reason without the numbers and names in which examples differ."""
+    return re.sub(r"\d[\d,]*", "N", re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S+", "…", reason))[:160]
+
+
+def _where(line: Mapping[str, Any]) -> str:
+    place = f"{line['file']}:{line['line']}" if line.get("line") else line.get("file") or ""
+    return " ".join(filter(None, [str(line["id"]), f"({place})" if place else "", f"- {line['reason']}"]))[:300]
+
+
+def _sample(source: PreparedSource, number: int, config: Config, prepared: Prepared) -> Sample:
+    patches, text, targets = record_needs(source.index.select(range(number, number + 1)), config.image)[0].tolist()
+    whole = Chunk(0, number, 0, patches + text, patches + text, (patches, text, targets))
+    document = read_document(source, whole, prepared.tokenizer, config.image)
+    return sample(source.id(number), document, prepared.tokenizer, config.image)
+
+
+def _stage(stage: StageConfig, config: Config, prepared: Prepared, step: int) -> StageView:
+    from solo.data.inspection.figures import shares
+
+    sources = {name: prepared.sources[name] for name in stage.mixture}
+    image = config.image_in(stage)
+    plan = StagePlan(stage, {name: source.index for name, source in sources.items()}, image, config.data, config.seed)
+    planned = max(1, min(plan.num_steps, -(-_PLANNED_ROWS // stage.batch_rows)))
+    edges = np.unique(np.linspace(0, planned, min(_WINDOWS, planned) + 1).astype(int)).tolist()
+    windows = [plan.statistics(start, stop) for start, stop in pairwise(edges)]
+    drawn = np.asarray([window.documents for window in windows], float)
+    total, useful = drawn.sum(axis=0), np.sum([window.useful for window in windows], axis=0)
+    rows = sum(window.rows for window in windows)
+    slots = (plan.shape.patch_slots, plan.shape.text_slots, plan.shape.target_slots)
+    fill = tuple(
+        (region, used / (rows * count))
+        for region, used, count in zip(("patch", "text", "target"), useful.tolist(), slots, strict=True)
+        if count
+    )
+    return StageView(
+        stage.name,
+        f"{plan.num_steps:,} steps of {stage.batch_rows:,} rows; {slots[0]:,} patch, {slots[1]:,} text and"
+        f" {slots[2]:,} target slots in each; figures of the first {planned:,} steps",
+        fill,
+        tuple(_uses(stage, plan, total, planned)),
+        shares(stage.name, edges[1:], dict(zip(sources, (drawn / drawn.sum(axis=1, keepdims=True)).T, strict=True))),
+        _row(plan, sources, config, prepared, min(step, plan.num_steps - 1)),
+    )
+
+
+def _uses(stage: StageConfig, plan: StagePlan, drawn: np.ndarray, planned: int) -> Sequence[Use]:
+    found = []
+    for (name, weight), count in zip(stage.mixture.items(), drawn, strict=True):
+        chunks = plan.chunks[name]
+        notes = [f"{chunks.split:,} documents cut to fit a row"] if chunks.split else []
+        notes += [f"{number:,} left out: {reason}" for reason, number in chunks.dropped.items()]
+        repeats = count * plan.num_steps / planned / len(chunks)
+        found.append(Use(name, f"{weight}", f"{count / drawn.sum():.1%}", f"{repeats:.3g}", "; ".join(notes)))
+    return found
+
+
+def _row(plan: StagePlan, sources: Mapping[str, PreparedSource], config: Config, prepared: Prepared, step: int) -> Row:
+    image = config.image_in(plan.stage)
+    rows = RowSource(
+        plan, sources, prepared.tokenizer, image, range(plan.stage.batch_rows), step, sequence=config.sequence
+    )
+    chunks = plan.row(step, 0)
+    names = list(sources)
+    documents = [read_document(sources[names[chunk.source]], chunk, prepared.tokenizer, image) for chunk in chunks]
+    return packed_row(rows[0], documents, chunks, names, plan.shape, prepared.tokenizer, image)
