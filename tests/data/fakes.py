@@ -11,11 +11,12 @@ from PIL import Image as PillowImage
 
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.readers import read
-from solo.data.record import Record, Turn, encode_png
+from solo.data.record import Image, Record, Turn, encode_png
 from solo.data.rows.document import encode, runs
 from solo.data.store.index import IndexBuilder, SourceIndex
 from solo.data.store.source import Piece
 from solo.data.text import SpecialTokens, Tokenizer
+from solo.data.text.templates import TextRun
 
 IMAGE = ImageConfig(patch_size=4, max_side=32)
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<vision>", "</vision>", "<vrow_sep>"]
@@ -77,11 +78,14 @@ class MemorySource:
             raise self._broken[number]
         return self._records[number].id
 
-    def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
-        """Returns the whole record, of which `start` slots are skipped."""
+    def whole(self, number: int) -> list[TextRun | Image]:
         if number in self._broken:
             raise self._broken[number]
-        parts = self.runs[number]
+        return self.runs[number]
+
+    def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
+        """Returns the whole record, of which `start` slots are skipped."""
+        parts = self.whole(number)
         length = len(encode(parts, CharacterTokenizer(), image).tokens)
         return Piece(parts, start, length, 0, len(self._records[number].images()))
 

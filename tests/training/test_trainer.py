@@ -197,7 +197,7 @@ class KilledError(Exception):
 
 @pytest.mark.slow
 def test_a_resumed_run_quarantines_every_document_once(prepared_folder, monkeypatch) -> None:
-    read = PreparedSource.chunk
+    read = PreparedSource.whole
 
     def unreadable(self, number, *args):
         if number % 5 == 0:
@@ -209,7 +209,7 @@ def test_a_resumed_run_quarantines_every_document_once(prepared_folder, monkeypa
             if line["step"] == 5:
                 raise KilledError
 
-    monkeypatch.setattr(PreparedSource, "chunk", unreadable)
+    monkeypatch.setattr(PreparedSource, "whole", unreadable)
     stages = [{**CONFIG["stages"][0], "steps": 2}, {**CONFIG["stages"][1], "steps": 12}]
     found = []
     for name, observers in (("unbroken", [Observer()]), ("broken", [Killer(), Observer()])):

@@ -1,4 +1,4 @@
-"""Input files: globs, lists of paths, compressed and remote files."""
+"""Input files: globs, ranges in braces, lists of paths, compressed and remote files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typing import IO, Any, cast
 from solo.config import ConfigError
 
 Paths = str | tuple[str, ...]
-"""A path, a glob (`shards/*.tar`), or a list of them; local, or a URL such as `gs://bucket/shards/*.tar`. The kind of
-every option that names input files."""
+"""A path, a glob (`shards/*.tar`), a range (`shards/{000..127}.tar`), or a list of them; local, or a URL such as
+`gs://bucket/shards/*.tar`. The kind of every option that names input files."""
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -27,6 +27,9 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_PATHS = 1_000_000  # of one range
 
 
 def is_remote(path: str) -> bool:
@@ -35,9 +38,10 @@ def is_remote(path: str) -> bool:
 
 
 def expand(paths: Paths, what: str) -> list[str]:
-    """Returns the paths that globs stand for. The files of each glob are sorted, numbers by their value.
+    """Returns the paths that globs and ranges stand for. The files of each glob are sorted, numbers by their value.
 
-    A path that exists is never read as a glob, whatever its characters. Hidden files match no glob.
+    A path that exists is never read as a glob or a range, whatever its characters. Hidden files match no glob. Every
+    file of a range must exist.
 
     Args:
         paths: one path or several.
@@ -47,7 +51,8 @@ def expand(paths: Paths, what: str) -> list[str]:
         ConfigError: a path does not exist, a glob matches nothing, or a file is listed twice.
     """
     found: list[str] = []
-    for path in [paths] if isinstance(paths, str) else paths:
+    listed = [paths] if isinstance(paths, str) else paths
+    for path in (path for braces in listed for path in _ranges(braces, what)):
         matches = _remote(path, what) if is_remote(path) else _local(path)
         if not matches:
             kind = "matches no file" if _GLOB.search(path) else "does not exist"
@@ -59,6 +64,34 @@ def expand(paths: Paths, what: str) -> list[str]:
     if not found:
         raise ConfigError(f"{what}: the list of paths is empty")
     return found
+
+
+def _ranges(path: str, what: str) -> list[str]:
+    """Returns the paths that braces stand for: `{a,b}` for each of some texts, `{000..127}` for each number."""
+    if os.path.lexists(os.path.expanduser(path)):
+        return [path]
+    found = [""]
+    end = 0
+    for braces in _BRACES.finditer(path):
+        texts = _alternatives(braces[1], path, what)
+        between = path[end : braces.start()]
+        if len(found) * len(texts) > _MOST_PATHS:
+            raise ConfigError(f"{what}: {path} stands for more than {_MOST_PATHS:,} files")
+        found = [before + between + text for before in found for text in texts]
+        end = braces.end()
+    return [before + path[end:] for before in found]
+
+
+def _alternatives(inside: str, path: str, what: str) -> Sequence[str]:
+    limits = _RANGE.fullmatch(inside)
+    if limits is None:
+        return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+    first, last = int(limits[1]), int(limits[2])
+    if not first <= last < first + _MOST_PATHS:
+        raise ConfigError(f"{what}: {path}: a range counts up, to {_MOST_PATHS:,} files at most")
+    padded = any(limit.startswith("0") and len(limit) > 1 for limit in limits.groups())
+    width = max(map(len, limits.groups())) if padded else 0
+    return [f"{number:0{width}}" for number in range(first, last + 1)]
 
 
 def _local(path: str) -> list[str]:

@@ -19,10 +19,12 @@ from typing import Any, Protocol
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
 from solo.data.planning.stage_plan import Chunk, StagePlan
+from solo.data.record import Image
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, encode
 from solo.data.store.source import Piece
 from solo.data.text import Tokenizer
+from solo.data.text.templates import TextRun
 from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ class Source(Protocol):
 
     def id(self, number: int) -> str:
         """Returns the id of record `number`, from 0."""
+        ...
+
+    def whole(self, number: int) -> list[TextRun | Image]:
+        """Returns all runs of record `number`."""
         ...
 
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
@@ -123,10 +129,14 @@ def read_document(source: Source, chunk: Chunk, tokenizer: Tokenizer, image: Ima
         ValueError: it is not as planned.
         Exception: whatever else makes it unreadable.
     """
-    piece = source.chunk(chunk.record, chunk.start, chunk.stop, image)
-    encoded = encode(piece.parts, tokenizer, image, piece.images, piece.first_image)
-    document = encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start)
-    _check(piece.length, document, chunk)
+    if chunk.stop - chunk.start == chunk.length:
+        document = encode(source.whole(chunk.record), tokenizer, image)
+        length = len(document.tokens)
+    else:
+        piece = source.chunk(chunk.record, chunk.start, chunk.stop, image)
+        encoded = encode(piece.parts, tokenizer, image, piece.images, piece.first_image)
+        document, length = encoded.chunk(piece.skip, piece.skip + chunk.stop - chunk.start), piece.length
+    _check(length, document, chunk)
     return document
 
 

@@ -1,8 +1,12 @@
-"""Joins the parts of a source to an index and a description. Reads no image and no token, so it is fast.
+"""Joins the parts of a source to an index and a description.
+
+Reads no token, and no image unless parts share some (`solo.data.store.sharing`).
 
     index/<content>/runs.npy, record_run.npy, image_size.npy   `SourceIndex`
     index/<content>/tokens_before.npy  int64 [ceil(N / 64)]  text tokens before every 64th record
-    index/<content>/parts.npy          int64 [P+1, 3]        records, tokens and stored images before each part
+    index/<content>/token_sums.npy     uint32 [B]            checksums of the blocks of all token files
+    index/<content>/parts.npy          int64 [P+1, 4]        records, tokens, stored images and entries of token_sums
+                                                             before each part
     index/<content>/excluded.npy       int64 [E, 2]          number of each record of the parts that is left out, in
                                                              order; tokens of it and of those before it
     quarantine.jsonl                   one line per example that was left out, with its source
@@ -20,19 +24,19 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from solo.config import ConfigError
-from solo.data.store.checksums import file_sum
+from solo.data.store.checksums import BLOCK, file_sum
 from solo.data.store.description import Description, PartEntry
 from solo.data.store.index import IMAGE, MOST_IMAGES, MOST_TOKENS, SUPERVISED_TEXT, SourceIndex
 from solo.data.store.part import ImageTable, PartManifest, read_table
 from solo.data.store.part_files import PARTIAL
 from solo.data.store.part_tokens import PartRuns, TokensManifest, read_runs
+from solo.data.store.sharing import SharedImages, remove_copies, share_images
 from solo.files import json_line, write_whole
 
 TOKENS_EVERY = 64  # records between two entries of `tokens_before`
@@ -60,13 +64,16 @@ def assemble(
 
     Raises:
         ConfigError: a part is not complete, or no record is left.
+        LostImagesError: parts must be made again, because they had left images to parts that are no longer here.
     """
     made = [_Part.read(folder / "parts", part, tokens) for part in parts]
+    shared = share_images(folder / "parts", parts, [part.first for part in made])
+    made = [replace(part, first=first) for part, first in zip(made, shared.manifests, strict=True)]
     content = _digest([*parts, tokens], excluded)
     partial = folder / "index" / f".{content}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}"
     partial.mkdir(parents=True)
     try:
-        index, left_out = _write_index(partial, source, made, excluded)
+        index, left_out = _write_index(partial, source, made, shared, excluded)
         sums = {path.name: file_sum(path) for path in sorted(partial.iterdir())}
         _replace(partial, folder / "index" / content)
     finally:
@@ -90,6 +97,7 @@ def assemble(
         index=sums,
     )
     description.write(folder)
+    remove_copies(folder / "parts", parts, shared.manifests)
     return description
 
 
@@ -110,9 +118,12 @@ class _Part:
             raise ConfigError(f"part {name} in {folder} is not complete; run: solo prepare CONFIG")
         return cls(folder, name, tokens, first, second)
 
-    @cached_property
     def table(self) -> ImageTable:
         return read_table(self.folder, self.name)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.second.text_tokens * self.second.width // BLOCK)
 
     def runs(self) -> PartRuns:
         return read_runs(self.folder, self.name, self.tokens)
@@ -123,11 +134,13 @@ class _Part:
         return PartEntry(self.name, self.first.part, self.first.records, files)
 
 
-def _write_index(folder: Path, source: str, parts: Sequence[_Part], excluded: np.ndarray) -> tuple[SourceIndex, int]:
+def _write_index(
+    folder: Path, source: str, parts: Sequence[_Part], shared: SharedImages, excluded: np.ndarray
+) -> tuple[SourceIndex, int]:
     """Writes the arrays of the index. Returns it, and how many records are left out although they have runs."""
-    before = np.zeros((len(parts) + 1, 3), np.int64)
-    sizes = [(part.first.records, part.second.text_tokens, part.first.stored) for part in parts]
-    np.cumsum(np.asarray(sizes, np.int64).reshape(-1, 3), axis=0, out=before[1:])
+    before = np.zeros((len(parts) + 1, 4), np.int64)
+    sizes = [(part.first.records, part.second.text_tokens, part.first.stored.sum(), part.blocks) for part in parts]
+    np.cumsum(np.asarray(sizes, np.int64).reshape(-1, 4), axis=0, out=before[1:])
     np.save(folder / "parts.npy", before)
     if before[-1, 2] > MOST_IMAGES:
         raise ConfigError(f"source {source!r} has {before[-1, 2]:,} images; the most is {MOST_IMAGES:,}: divide it")
@@ -144,6 +157,7 @@ def _write_index(folder: Path, source: str, parts: Sequence[_Part], excluded: np
         _new(folder / "record_run.npy", (records + 1,), np.uint32 if runs < 1 << 32 else np.int64),
         _new(folder / "image_size.npy", (int(before[-1, 2]), 2), np.uint16),
     )
+    sums = _new(folder / "token_sums.npy", (int(before[-1, 3]),), np.uint32)
     index.record_run[0] = 0
     gone: list[np.ndarray] = []
     record = run = 0
@@ -151,18 +165,17 @@ def _write_index(folder: Path, source: str, parts: Sequence[_Part], excluded: np
         if not part.first.records:
             continue
         piece = part.runs()
+        sums[before[place, 3] : before[place + 1, 3]] = piece.sums
         lengths, piece_tokens = np.diff(piece.record_run), _tokens_of_records(piece)
         out = lengths == 0
         out[drop] = True
         gone.append(np.stack([before[place, 0] + np.flatnonzero(out), piece_tokens[out]], axis=1))
         values = piece.runs[np.repeat(~out, lengths)]
         image = values >> 30 >= IMAGE
-        if image.any():
-            numbers = before[place, 2] + np.arange(len(part.table.stored))
-            values[image] = (values[image] & ~np.uint32(MOST_IMAGES)) | numbers[values[image] & MOST_IMAGES].astype(
-                np.uint32
-            )
-            index.image_size[before[place, 2] : before[place + 1, 2]] = part.table.size
+        if part.first.images:
+            numbers = shared.number[shared.first[place] : shared.first[place + 1]]
+            values[image] = values[image] & ~np.uint32(MOST_IMAGES) | numbers[values[image] & MOST_IMAGES]
+            index.image_size[before[place, 2] : before[place + 1, 2]] = part.table().size[part.first.stored]
         count = int((~out).sum())
         index.runs[run : run + len(values)] = values
         index.record_run[record + 1 : record + count + 1] = run + np.cumsum(lengths[~out])
@@ -171,7 +184,7 @@ def _write_index(folder: Path, source: str, parts: Sequence[_Part], excluded: np
     missing[:, 1] = np.cumsum(missing[:, 1])
     np.save(folder / "excluded.npy", missing)
     np.save(folder / "tokens_before.npy", _tokens_before(index))
-    for array in (index.runs, index.record_run, index.image_size):
+    for array in (index.runs, index.record_run, index.image_size, sums):
         if isinstance(array, np.memmap):
             array.flush()
     return index, sum(part.second.records for part in parts) - records

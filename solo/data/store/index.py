@@ -8,6 +8,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,11 +37,19 @@ class SourceIndex:
                                      SUPERVISED_TEXT, IMAGE, and TURNED_IMAGE, whose EXIF header swaps width and height
     record_run  uint32 or int64 [N+1]  record i has the runs [record_run[i], record_run[i+1])
     image_size  uint16 [M, 2]        width and height in pixels, before any rotation
+    folder      from which `open_index` mapped the arrays; such an index pickles as that folder, so that processes share
+                its memory
     """
 
     runs: np.ndarray
     record_run: np.ndarray
     image_size: np.ndarray
+    folder: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.folder is not None:
+            return open_index, (self.folder,)
+        return SourceIndex, (self.runs, self.record_run, self.image_size)
 
     def __len__(self) -> int:
         return len(self.record_run) - 1
@@ -57,6 +67,15 @@ class SourceIndex:
         """Returns tokens or the image's number for the runs of the records [start, stop), int64."""
         first, last = self.span(start, stop)
         return (self.runs[first:last] & MOST_TOKENS).astype(np.int64)
+
+    def unpacked(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Returns kind and value of the runs [first, last), as `run_kinds` and `run_values` do, for a few runs."""
+        return [(min(run >> _VALUE_BITS, IMAGE), run & MOST_TOKENS) for run in self.runs[first:last].tolist()]
+
+    def tokens(self, first: int, last: int) -> int:
+        """Returns the text tokens in the runs [first, last), without delimiters and row tokens of images."""
+        runs = self.runs[first:last]
+        return int((runs[runs < IMAGE << _VALUE_BITS] & MOST_TOKENS).sum(dtype=np.int64))
 
     def first_kinds(self) -> np.ndarray:
         """Returns the kind of the first run of every record, uint8 [N]; TEXT for a record without runs."""
@@ -138,6 +157,22 @@ class SourceIndex:
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         runs = np.repeat(begins - ends[:-1], lengths) + np.arange(ends[-1])
         return SourceIndex(self.runs[runs], ends, self.image_size)
+
+
+def open_index(folder: Path) -> SourceIndex:
+    """Maps the index in a folder; see `solo.data.store.assemble`."""
+    runs, record_run, image_size = (open_array(folder, name) for name in ("runs", "record_run", "image_size"))
+    return SourceIndex(runs, record_run, image_size, folder)
+
+
+def open_array(folder: Path, name: str) -> np.ndarray:
+    """Maps the array in `<name>.npy`."""
+    path = folder / f"{name}.npy"
+    try:
+        found: np.ndarray = np.load(path, mmap_mode="r")
+    except ValueError:  # an empty array cannot be mapped
+        found = np.load(path)
+    return found.view(np.ndarray)  # slices of the subclass are several times slower
 
 
 def joined_runs(parts: Sequence[TextRun | Image], images: Iterator[tuple[int, bool]]) -> list[int]:

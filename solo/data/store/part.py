@@ -5,7 +5,8 @@ two layers, each complete once its manifest exists, which is written last:
 
     <part>.json                       `PartManifest`
     <part>.records                    ArrayRecord: JSON of every record, with numbers in place of images
-    <part>.images                     ArrayRecord: the distinct image files
+    <part>.images                     ArrayRecord: the distinct image files; without those that earlier parts hold,
+                                      its name is <part>.<mask>.images
     <part>.table.npz                  `ImageTable`, and a digest of the content of every record
     <part>.quarantine.jsonl           examples that cannot be read
     <part>.<tokens>.*                 see `solo.data.store.part_tokens`
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,7 @@ class PartManifest:
     examples     records and quarantined examples
     records      records in `.records`
     images       entries of the image table
-    stored       images in `.images`; earlier parts have the others
+    dropped      which of them earlier parts hold, as packed bits in hexadecimal; "" if this part holds all of them
     quarantined  examples that cannot be read
     refused      the first few of them, for messages
     ignored      the first place of each key that the reader ignores
@@ -57,7 +58,7 @@ class PartManifest:
     examples: int
     records: int
     images: int
-    stored: int
+    dropped: str
     quarantined: int
     refused: list[str]
     ignored: dict[str, str]
@@ -69,6 +70,19 @@ class PartManifest:
         """Returns the manifest of a part; None if there is none, or it has another format."""
         return read_manifest(cls, folder / f"{part}.json")
 
+    @property
+    def stored(self) -> np.ndarray:
+        """Which entries of the image table have their file in this part, bool [images]."""
+        if not self.dropped:
+            return np.ones(self.images, bool)
+        bits = np.frombuffer(bytes.fromhex(self.dropped), np.uint8)
+        return np.unpackbits(bits, count=self.images) == 0
+
+    def with_images(self, stored: np.ndarray, files: dict[str, FileSum]) -> PartManifest:
+        """Returns the manifest of a part that holds other images."""
+        dropped = "" if stored.all() else np.packbits(~stored).tobytes().hex()
+        return replace(self, dropped=dropped, files=files)
+
 
 class ImageTable(NamedTuple):
     """The m distinct images that a part's records name by number.
@@ -76,13 +90,11 @@ class ImageTable(NamedTuple):
     digest  uint8 [m, 16]   BLAKE2b of the image file
     size    uint16 [m, 2]   width and height as stored
     turned  bool [m]        whether EXIF asks to swap them
-    stored  bool [m]        whether this part's `.images` holds the file; otherwise an earlier part does
     """
 
     digest: np.ndarray
     size: np.ndarray
     turned: np.ndarray
-    stored: np.ndarray
 
 
 def read_table(folder: Path, part: str) -> ImageTable:
@@ -127,6 +139,16 @@ def open_array_record(path: Path) -> ArrayRecordReader:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing")
     return ArrayRecordReader(str(path), "readahead_buffer_size:0")
+
+
+def new_image_file(path: Path) -> ArrayRecordWriter:
+    """Returns a writer of images."""
+    return ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # JPEG and PNG do not become smaller
+
+
+def image_file(files: Iterable[str]) -> str:
+    """Returns the end of the name of a part's image file; see `solo.data.store.sharing`."""
+    return next(end for end in files if end.endswith("images"))
 
 
 def stored_image(number: int) -> Image:
@@ -210,8 +232,8 @@ class PartWriter:
             part=self._part,
             examples=self._examples,
             records=len(digests),
-            images=len(table.stored),
-            stored=len(table.stored),
+            images=len(table.digest),
+            dropped="",
             quarantined=self._quarantine.count,
             refused=self._quarantine.shown,
             ignored=self._ignored,
@@ -261,8 +283,7 @@ class PartWriter:
 
     def _write_image(self, image: Image) -> None:
         if self._images is None:
-            # JPEG and PNG do not become smaller.
-            self._images = ArrayRecordWriter(str(self._files.new("images")), "group_size:1,uncompressed")
+            self._images = new_image_file(self._files.new("images"))
         self._images.write(image.data)
 
     def _table(self) -> ImageTable:
@@ -271,7 +292,6 @@ class PartWriter:
             np.frombuffer(b"".join(self._numbers), np.uint8).reshape(-1, _DIGEST),
             np.asarray([header[:2] for header in headers], np.uint16).reshape(-1, 2),
             np.asarray([header[2] for header in headers], bool),
-            np.ones(len(headers), bool),
         )
 
     def _close(self) -> None:

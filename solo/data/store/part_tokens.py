@@ -78,13 +78,6 @@ def read_runs(folder: Path, part: str, tokens: str) -> PartRuns:
         return PartRuns(*(arrays[name] for name in PartRuns._fields))
 
 
-def read_token_sums(folder: Path, part: str, tokens: str) -> np.ndarray:
-    """Returns the checksums of a part's tokens; see `solo.data.store.checksums.read_checked`."""
-    with np.load(folder / f"{part}.{tokens}.runs.npz") as arrays:
-        found: np.ndarray = arrays["sums"]
-        return found
-
-
 def token_width(tokenizer: Tokenizer) -> int:
     """Returns the bytes that a token of a vocabulary takes: 2 or 4."""
     return 2 if tokenizer.vocab_size <= 1 << 16 else 4

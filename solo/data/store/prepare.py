@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from solo.data.store.assemble import assemble
 from solo.data.store.description import Description
 from solo.data.store.part import read_records
 from solo.data.store.safety import check_folders, claim, replace_files, writing
+from solo.data.store.sharing import LostImagesError
 from solo.data.store.source import PreparedSource
 from solo.data.store.work import MadePart, PartJob, TokensJob, digest, prepare_part
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
@@ -157,8 +158,11 @@ def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Rep
         str(Path(config.data.folder) / "tokenizer"), config.sequence, _tokens_fingerprint(config, tokenizer)
     )
     with changing(Path(config.data.folder), source_content(name), report):
-        parts = [part.name for part in _parts(name, config, tokens)]
-        made = assemble(folder, name, parts, tokens.fingerprint, fingerprint)
+        made = None
+        while made is None:
+            parts = [part.name for part in _parts(name, config, tokens)]
+            with suppress(LostImagesError):  # the next round makes these parts again
+                made = assemble(folder, name, parts, tokens.fingerprint, fingerprint)
     report(
         f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, "
         f"{made.quarantined:,} quarantined ({time.monotonic() - started:.1f} s){_thin_images(folder, config)}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -15,12 +16,12 @@ from solo.data.record import Image, Record
 from solo.data.store.assemble import TOKENS_EVERY
 from solo.data.store.checksums import fault, read_checked
 from solo.data.store.description import Description
-from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex
-from solo.data.store.part import decode_record, open_array_record, read_table, stored_image
-from solo.data.store.part_tokens import as_tokens, read_token_sums
+from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex, open_array, open_index
+from solo.data.store.part import decode_record, image_file, open_array_record, stored_image
+from solo.data.store.part_tokens import as_tokens
 from solo.data.text.templates import TextRun
 
-_OPEN_FILES = 256  # of each kind; a source may have more parts than a process may have open files
+_OPEN_FILES = 256  # of each of two kinds, over all sources: a process may not have many more than 1,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,14 @@ class Piece:
     length: int
     first_image: int
     images: int
+
+
+class _Place(NamedTuple):
+    """Where a record lies: number of its part, place in `.records`, and place of its first token in `.tokens`."""
+
+    part: int
+    record: int
+    token: int
 
 
 class PreparedSource:
@@ -61,12 +70,10 @@ class PreparedSource:
         if description is None:
             raise FileNotFoundError(f"{self.folder} holds no prepared source")
         self.description = description
+        self._index_folder = description.index_folder(self.folder)
+        self._owner = object()
         if check:
             self.check()
-        self._records = lru_cache(_OPEN_FILES)(partial(self._open, "records"))
-        self._images = lru_cache(_OPEN_FILES)(partial(self._open, "images"))
-        self._tokens = lru_cache(_OPEN_FILES)(self._open_tokens)
-        self._numbers = lru_cache(maxsize=4)(self._image_numbers)
 
     def __len__(self) -> int:
         return self.description.records
@@ -84,8 +91,8 @@ class PreparedSource:
         Raises:
             ConfigError: a file is missing, cut or damaged.
         """
-        index, parts = self.description.index_folder(self.folder), self.folder / "parts"
-        faults = [fault(index / name, found, whole=True) for name, found in self.description.index.items()]
+        parts = self.folder / "parts"
+        faults = [fault(self._index_folder / name, found, whole=True) for name, found in self.description.index.items()]
         for part in self.description.parts:
             faults += [fault(parts / name, found, whole=contents) for name, found in part.files.items()]
         if found := [each for each in faults if each is not None]:
@@ -95,11 +102,11 @@ class PreparedSource:
     @cached_property
     def index(self) -> SourceIndex:
         """The runs of every record."""
-        return SourceIndex(self._array("runs"), self._array("record_run"), self._array("image_size"))
+        return open_index(self._index_folder)
 
     def id(self, number: int) -> str:
         """Returns the id of record `number`, from 0."""
-        return self._record(number, stored_image).id
+        return self._record(self._place(number), stored_image).id
 
     def read(self, number: int) -> Record:
         """Returns record `number`, from 0, with its images.
@@ -108,8 +115,30 @@ class PreparedSource:
             IndexError: there is no such record.
             OSError, RuntimeError: it cannot be read.
         """
-        part, _ = self._place(number)
-        return self._record(number, lambda image: self._image(int(self._numbers(part)[image])))
+        at = self._place(number)
+        # A template keeps the order of a record's images, so the index has them in the order of the record.
+        runs = self.index.unpacked(*self.index.span(number, number + 1))
+        images = iter([value for kind, value in runs if kind == IMAGE])
+        return self._record(at, lambda _: self._image(next(images)))
+
+    def whole(self, number: int) -> list[TextRun | Image]:
+        """Returns all runs of record `number`.
+
+        Raises:
+            IndexError: there is no such record.
+            OSError, RuntimeError: a file cannot be read.
+        """
+        at = self._place(number)
+        first, last = self.index.span(number, number + 1)
+        found: list[TextRun | Image] = []
+        tokens = self._read_tokens(at, 0, self.index.tokens(first, last))
+        for kind, value in self.index.unpacked(first, last):
+            if kind == IMAGE:
+                found.append(self._image(value))
+            else:
+                found.append(TextRun(tokens[:value], kind == SUPERVISED_TEXT))
+                tokens = tokens[value:]
+        return found
 
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
         """Returns the slots [start, stop) of record `number` in reading order.
@@ -126,58 +155,60 @@ class PreparedSource:
             IndexError: there is no such record.
             OSError, RuntimeError: a file cannot be read.
         """
-        part, token = self._place(number)
-        index = self.index
-        kinds, values = index.run_kinds(number, number + 1), index.run_values(number, number + 1)
-        slots = index.run_counts(image, number, number + 1)[:, :2].sum(axis=1)
-        ends = np.cumsum(slots)
-        begins = ends - slots
+        at = self._place(number)
+        kinds, values = self.index.run_kinds(number, number + 1), self.index.run_values(number, number + 1)
+        ends = np.cumsum(self.index.run_counts(image, number, number + 1)[:, :2].sum(axis=1))
+        begins = np.concatenate([[0], ends[:-1]])
         is_image = kinds == IMAGE
         tokens_before = np.cumsum(np.where(is_image, 0, values)) - np.where(is_image, 0, values)
-        inside = np.flatnonzero((ends > start) & (begins < stop))
+        inside = np.flatnonzero((ends > start) & (begins < stop)).tolist()
         parts: list[TextRun | Image] = []
-        for run in inside.tolist():
+        for run in inside:
             if is_image[run]:
                 parts.append(self._image(int(values[run])))
                 continue
-            first = token + int(tokens_before[run])
-            low, high = max(start - int(begins[run]), 0), min(stop - int(begins[run]), int(slots[run]))
-            supervised = bool(kinds[run] == SUPERVISED_TEXT)
-            parts.append(TextRun(self._read_tokens(part, first + low, first + high), supervised))
-        skip = 0
-        if len(inside) and is_image[inside[0]]:
-            skip = max(start - int(begins[inside[0]]), 0)
-        first_image = int(is_image[: inside[0]].sum()) if len(inside) else 0
-        return Piece(parts, skip, int(ends[-1]), first_image, int(is_image.sum()))
+            begin, first = int(begins[run]), int(tokens_before[run])
+            tokens = self._read_tokens(at, first + max(start - begin, 0), first + min(stop, int(ends[run])) - begin)
+            parts.append(TextRun(tokens, bool(kinds[run] == SUPERVISED_TEXT)))
+        first_run = inside[0] if inside else 0
+        return Piece(
+            parts,
+            skip=max(start - int(begins[first_run]), 0) if inside and is_image[first_run] else 0,
+            length=int(ends[-1]),
+            first_image=int(is_image[:first_run].sum()),
+            images=int(is_image.sum()),
+        )
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """Returns the part of a record, and the place of its first token in the part's tokens."""
-        raw, tokens = self._raw(number)
-        part = int(np.searchsorted(self._parts[:, 0], raw, side="right")) - 1
-        return part, tokens - int(self._parts[part, 1])
-
-    def _raw(self, number: int) -> tuple[int, int]:
-        """Returns the record's number among all records of the parts, and the tokens of the parts before it."""
+    def _place(self, number: int) -> _Place:
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {self.folder}, which has {len(self)}")
-        left_out = int(np.searchsorted(self._gaps, number, side="right"))
-        block = number // TOKENS_EVERY
-        first = block * TOKENS_EVERY
-        kinds, values = self.index.run_kinds(first, number), self.index.run_values(first, number)
-        tokens = int(self._tokens_before[block]) + int(values[kinds != IMAGE].sum())
-        return number + left_out, tokens + (int(self._excluded[left_out - 1, 1]) if left_out else 0)
+        left_out = int(np.searchsorted(self._gaps, number, side="right")) if len(self._gaps) else 0
+        block, index = number // TOKENS_EVERY, self.index
+        tokens = int(self._tokens_before[block])
+        tokens += index.tokens(int(index.record_run[block * TOKENS_EVERY]), int(index.record_run[number]))
+        if left_out:
+            tokens += int(self._excluded[left_out - 1, 1])
+        raw = number + left_out
+        part = bisect_right(self._before[0], raw) - 1
+        return _Place(part, raw - self._before[0][part], tokens - self._before[1][part])
 
     @cached_property
-    def _parts(self) -> np.ndarray:
-        return np.load(self.description.index_folder(self.folder) / "parts.npy")
+    def _before(self) -> list[list[int]]:
+        """Records, tokens, stored images and token checksums before each part."""
+        found: list[list[int]] = open_array(self._index_folder, "parts").T.tolist()
+        return found
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        return open_array(self._index_folder, "token_sums")
 
     @cached_property
     def _tokens_before(self) -> np.ndarray:
-        return self._array("tokens_before")
+        return open_array(self._index_folder, "tokens_before")
 
     @cached_property
     def _excluded(self) -> np.ndarray:
-        return self._array("excluded")
+        return open_array(self._index_folder, "excluded")
 
     @cached_property
     def _gaps(self) -> np.ndarray:
@@ -185,42 +216,41 @@ class PreparedSource:
         found: np.ndarray = self._excluded[:, 0] - np.arange(len(self._excluded))
         return found
 
-    def _array(self, name: str) -> np.ndarray:
-        path = self.description.index_folder(self.folder) / f"{name}.npy"
-        try:
-            found: np.ndarray = np.load(path, mmap_mode="r")
-        except ValueError:  # an empty array cannot be mapped
-            found = np.load(path)
-        return found.view(np.ndarray)
-
-    def _record(self, number: int, image: Callable[[int], Image]) -> Record:
-        raw, _ = self._raw(number)
-        part, _ = self._place(number)
-        (data,) = self._records(part).read([raw - int(self._parts[part, 0])])
-        return decode_record(data, image).record
+    def _record(self, at: _Place, image: Callable[[int], Image]) -> Record:
+        return decode_record(self._entry(self._path(at.part, "records"), at.record), image).record
 
     def _image(self, number: int) -> Image:
-        part = int(np.searchsorted(self._parts[:, 2], number, side="right")) - 1
-        (data,) = self._images(part).read([number - int(self._parts[part, 2])])
-        return Image(data)
+        part = bisect_right(self._before[2], number) - 1
+        path = self.folder / "parts" / image_file(self.description.parts[part].files)
+        return Image(self._entry(path, number - self._before[2][part]))
 
-    def _image_numbers(self, part: int) -> np.ndarray:
-        """Returns the number in the source of each image of a part's table."""
-        table = read_table(self.folder / "parts", self.description.parts[part].name)
-        return int(self._parts[part, 2]) + np.arange(len(table.stored))
+    def _entry(self, path: Path, number: int) -> bytes:
+        data: bytes = _shard(self._owner, path).read([number])[0]
+        if not data:  # what ArrayRecord returns if a file was cut after it was opened
+            raise OSError(f"{path} is cut or damaged")
+        return data
 
-    def _open(self, end: str, part: int) -> Any:
-        return open_array_record(self._path(part, end))
-
-    def _open_tokens(self, part: int) -> tuple[IO[bytes], np.ndarray]:
-        name, tokens = self.description.parts[part].name, self.description.tokens
-        sums = read_token_sums(self.folder / "parts", name, tokens)
-        return self._path(part, f"{tokens}.tokens").open("rb", buffering=0), sums
-
-    def _read_tokens(self, part: int, start: int, stop: int) -> np.ndarray:
-        file, sums = self._tokens(part)
+    def _read_tokens(self, at: _Place, start: int, stop: int) -> np.ndarray:
+        """Returns the tokens [start, stop) of a record."""
+        if start == stop:
+            return np.zeros(0, np.uint16)
+        file = _token_file(self._owner, self._path(at.part, f"{self.description.tokens}.tokens"))
         width = self.description.width
-        return as_tokens(read_checked(file, start * width, stop * width, sums), width)
+        sums = self._sums[self._before[3][at.part] : self._before[3][at.part + 1]]
+        return as_tokens(read_checked(file, (at.token + start) * width, (at.token + stop) * width, sums), width)
 
     def _path(self, part: int, end: str) -> Path:
         return self.folder / "parts" / f"{self.description.parts[part].name}.{end}"
+
+
+# Files that are open, of all sources. `owner` tells sources apart that are opened again after their files changed.
+
+
+@lru_cache(_OPEN_FILES)
+def _shard(owner: object, path: Path) -> Any:
+    return open_array_record(path)
+
+
+@lru_cache(_OPEN_FILES)
+def _token_file(owner: object, path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=0)

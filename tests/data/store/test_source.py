@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -96,6 +97,8 @@ def test_chunks_are_those_of_the_whole_document(tmp_path, seed):
     for number, one in enumerate(kept):
         whole = encode(runs(one.turns, tokenizer, config=sequence), tokenizer, image)
         length = len(whole.tokens)
+        assert source.read(number) == one
+        assert same(encode(source.whole(number), tokenizer, image), whole)
         cuts = [(0, length), *(sorted(draw.choices(range(length + 1), k=2)) for _ in range(6))]
         for start, stop in cuts:
             piece = source.chunk(number, start, stop, image)
@@ -137,7 +140,8 @@ def test_a_folder_without_a_source(tmp_path):
 
 
 def test_threads_share_a_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_OPEN_FILES", 2)  # files are closed while other threads read
+    for name in ("_shard", "_token_file"):  # files are closed while other threads read
+        monkeypatch.setattr(module, name, lru_cache(2)(getattr(module, name).__wrapped__))
     records = [record(number) for number in range(60)]
     source = write_source(tmp_path, *split(records, 7))
     image = ImageConfig(patch_size=4, max_side=8)
@@ -153,6 +157,10 @@ def test_a_spawned_process_reads_a_source(tmp_path):
     source = write_source(tmp_path, *split(records, 2))
     source.read(0)
     assert len(pickle.dumps(source)) < 500
+    assert len(pickle.dumps(source.index)) < 500, "processes share the mapped index"
+    copied, selected = pickle.loads(pickle.dumps((source.index, source.index.select(range(1, 4)))))
+    assert copied.record_run.tolist() == source.index.record_run.tolist()
+    assert selected.record_run.tolist() == [0, 4, 8, 12]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(source.read, [4, 1]) == [records[4], records[1]]
 
@@ -207,3 +215,20 @@ def test_a_record_of_which_an_image_is_bad_is_left_out_whole(tmp_path):
     assert lines[0]["reason"].startswith("image 2 cannot be read: cannot identify image")
     assert "not valid Unicode" in lines[1]["reason"]
     assert "no assistant or text turn" in lines[2]["reason"]
+
+
+def test_files_that_disappear_are_errors_of_their_records_alone(tmp_path):
+    records = [record(number) for number in range(8)]
+    source = write_source(tmp_path, *split(records, 2))
+    source.read(0)
+    for name in ("a.images", "b.images", "c.tok.tokens"):
+        (path,) = tmp_path.rglob(name)
+        if name == "a.images":  # which is open
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            path.unlink()
+    for number in (1, 2, 3, 4, 5):
+        with pytest.raises((OSError, RuntimeError), match=r"a\.images is cut|b\.images is missing|c\.tok\.tokens"):
+            source.whole(number)
+    assert len(source.whole(6)) == 4
+    assert source.read(5) == records[5]

@@ -1,0 +1,315 @@
+"""Documents of texts and images in reading order: OBELICS, MMC4 and mOSCAR, as JSON lines or parquet.
+
+OBELICS  {"texts": ["Flour.", null], "images": [null, image]}, of equal length, with one of the two at each place
+MMC4     {"text_list": ["Flour."], "image_info": [{"image_name": "a.jpg", "matched_text_index": 0, "matched_sim": 0.3}]}
+mOSCAR   {"text": [{"text_idx": "#0", "text": "Flour."}], "images": [{"img_idx": "#1", "url": ...}],
+          "metadata": [{"node_order": "txt_#0|img_#1"}]}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from solo.config import ConfigError
+from solo.data.readers import json_files
+from solo.data.readers.file_kinds import file_kind
+from solo.data.readers.image_files import load_image
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, open_bytes, stamp
+from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
+from solo.data.readers.tables import Columns, open_table, table_files, table_parts, table_rows
+from solo.data.readers.text_files import DamagedError
+from solo.data.record import Image, Place, Record, Turn
+
+_WHAT = "reader 'interleaved'"
+_SEPARATORS = {"OBELICS": "\n\n", "MMC4": " ", "mOSCAR": "\n\n"}
+_READ = ("texts", "images", "text_list", "image_info", "text", "metadata", "id")
+_QUIET = ("url", "similarity_matrix", "could_have_url_duplicate", "general_metadata")  # say nothing to a reader
+_TABLES = ("a Parquet file", "an Arrow file", "an Arrow stream")
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """What a document says about an image: a path, a web address, bytes, or None if it is missing."""
+
+    source: Any
+
+
+@reader("interleaved")
+@dataclass(frozen=True)
+class Interleaved(Reader):
+    """Documents that are learned as a whole, texts and images in order. The keys of each document say its format.
+
+    split           the split to read of a folder of parquet files that has several
+    images          folder of the images
+    urls            a file that says where the image of a web address is: JSON `{url: path}`, or JSON lines or parquet
+                    with url and path. Nothing is fetched from the network
+    missing         what becomes of a document with an image that cannot be read: refuse leaves the document out,
+                    drop leaves the image out
+    position        MMC4: where an image stands, before or after the sentence that it matches
+    min_similarity  MMC4: images with a lower matched_sim are left out
+    separator       between neighbouring texts; by default a space in MMC4, whose texts are sentences, otherwise an
+                    empty line
+    """
+
+    path: Paths
+    split: str | None = None
+    images: str = "."
+    urls: str | None = None
+    missing: Literal["refuse", "drop"] = "refuse"
+    position: Literal["before", "after"] = "before"
+    min_similarity: float | None = None
+    separator: str | None = None
+
+    def parts(self, size: int, limit: int | None) -> Iterable[Part]:
+        """Returns the parts of tables, then those of JSON files."""
+        if self.urls is not None:
+            expand(self.urls, f"{_WHAT}: option 'urls'")
+        files = [path for found in expand(self.path, _WHAT) for path in self._files(found)]
+        tables = [path for path in files if _is_table(path)]
+        yield from table_parts(tables, size)
+        if texts := tuple(path for path in files if path not in set(tables)):
+            yield from json_files.parts(texts, size, _WHAT)
+
+    def _files(self, path: str) -> list[str]:
+        is_folder = not is_remote(path) and os.path.isdir(path)
+        return table_files(path, self.split, _WHAT) if is_folder else [path]
+
+    def read(self, part: Part) -> Examples:
+        """Yields a document per row or JSON value."""
+        ignored: set[str] = set()
+        for where, example in self._examples(part):
+            if isinstance(example, Unreadable):
+                yield example
+                continue
+            keys: list[str] = []
+            given = example.get("id") if isinstance(example, Mapping) else None
+            name = f"{os.path.basename(where.file)}:{where.line}"
+            name = str(given) if isinstance(given, str | int) and str(given).strip() else name
+            try:
+                if not isinstance(example, Mapping):
+                    raise ValueError("it is not a JSON object")
+                turn = Turn("text", self._content(example, keys.append))
+            except ValueError as error:
+                yield Unreadable(name, str(error), where)
+                continue
+            for key in keys:
+                if key not in ignored or " " in key:
+                    ignored.add(key)
+                    yield Ignored(key, where)
+            yield Record(name, (turn,), where)
+
+    def _examples(self, part: Part) -> Iterator[tuple[Place, Any]]:
+        path = part.files[0]
+        if not _is_table(path):
+            for found in json_files.elements(part):
+                yield (Place(path), found) if isinstance(found, Unreadable) else found
+            return
+        try:
+            columns = Columns(open_table(path).schema)
+        except DamagedError as fault:
+            yield Place(path), Unreadable(os.path.basename(path), str(fault), Place(path))
+            return
+        names = columns.schema.names
+        if _format(names) is None:
+            raise ConfigError(f"{_WHAT}: {path} is neither OBELICS, MMC4 nor mOSCAR\n{columns}")
+        for number, row in table_rows(part, [name for name in names if name not in _QUIET]):
+            place = Place(path, number)
+            yield place, Unreadable(f"{os.path.basename(path)}:{number}", row, place) if isinstance(row, str) else row
+
+    def _content(self, example: Mapping[str, Any], ignored: Callable[[str], None]) -> tuple[str | Image, ...]:
+        """Returns the texts and images of a document. Calls `ignored` for each key and image that is left out."""
+        layout = _format(example)
+        if layout == "OBELICS":
+            pieces = _obelics(example)
+        elif layout == "MMC4":
+            pieces = self._mmc4(example, ignored)
+        elif layout == "mOSCAR":
+            pieces = _moscar(example, ignored)
+        else:
+            raise ValueError(
+                "it has the keys of neither OBELICS (texts, images), MMC4 (text_list) nor mOSCAR (text, metadata)"
+            )
+        for key in example:
+            if key not in (*_READ, *_QUIET):
+                ignored(key)
+        separator = _SEPARATORS[layout] if self.separator is None else self.separator
+        content: list[str | Image] = []
+        for number, piece in enumerate(pieces, start=1):
+            if isinstance(piece, _Picture):
+                image = self._load(piece, number)
+                if image is None:
+                    ignored("images that cannot be read")
+                else:
+                    content.append(image)
+            elif content and isinstance(content[-1], str):
+                content[-1] += separator + piece
+            elif piece:
+                content.append(piece)
+        if not any(isinstance(piece, str) and piece.strip() for piece in content):
+            raise ValueError("it has no text")
+        return tuple(content)
+
+    def _load(self, picture: _Picture, number: int) -> Image | None:
+        """Returns an image, or None if it cannot be read and is dropped."""
+        source = picture.source
+        try:
+            if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+                if self.urls is None:
+                    raise ConfigError(f"{source} is a web address, and nothing is fetched: say where it is with `urls`")
+                stored = _stored(self.urls, stamp(self.urls)).get(source)
+                if stored is None:
+                    raise ValueError(f"{self.urls} does not list {source}")
+                source = stored
+            if source is None:
+                raise ValueError("it is missing")
+            image = load_image(source, self.images)
+            if not image.data:
+                raise ValueError(f"the file is empty: {image.file or ''}")
+            return image
+        except ValueError as error:
+            if self.missing == "drop" and not isinstance(error, ConfigError):
+                return None
+            raise ValueError(f"image at place {number}: {error}") from None
+
+    def _mmc4(self, example: Mapping[str, Any], ignored: Callable[[str], None]) -> list[str | _Picture]:
+        texts = _texts(example["text_list"], "text_list")
+        matched: list[list[_Picture]] = [[] for _ in texts]
+        for number, entry in enumerate(_listed(example.get("image_info"), "image_info"), start=1):
+            if not isinstance(entry, Mapping):
+                raise ValueError(f"image {number} of image_info is not a mapping")
+            index, similarity = entry.get("matched_text_index"), entry.get("matched_sim")
+            if self.min_similarity is not None:
+                if not isinstance(similarity, int | float):
+                    raise ValueError(f"image {number} of image_info has no matched_sim")
+                if similarity < self.min_similarity:
+                    ignored(f"images with matched_sim below {self.min_similarity:g}")
+                    continue
+            if not isinstance(index, int) or not 0 <= index < len(texts):
+                raise ValueError(f"image {number} of image_info has matched_text_index {index} for {len(texts)} texts")
+            matched[index].append(_Picture(_mmc4_source(entry)))
+        before = self.position == "before"
+        pieces: list[str | _Picture] = []
+        for text, pictures in zip(texts, matched, strict=True):
+            pieces += [*pictures, text] if before else [text, *pictures]
+        return pieces
+
+
+# ------------------------------------------------------------------------------------------- formats
+
+
+def _format(keys: Iterable[str]) -> str | None:
+    names = set(keys)
+    if "text_list" in names:
+        return "MMC4"
+    if {"texts", "images"} <= names:
+        return "OBELICS"
+    return "mOSCAR" if {"text", "metadata"} <= names else None
+
+
+def _obelics(example: Mapping[str, Any]) -> list[str | _Picture]:
+    texts, images = _listed(example["texts"], "texts"), _listed(example["images"], "images")
+    if len(texts) != len(images):
+        raise ValueError(f"it has {len(texts)} texts and {len(images)} images, which must be aligned")
+    pieces: list[str | _Picture] = []
+    for number, (text, image) in enumerate(zip(texts, images, strict=True), start=1):
+        if text is not None and image is not None:
+            raise ValueError(f"place {number} holds both a text and an image")
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"text {number} is not a text")
+        pieces.append(_Picture(image) if text is None else text)
+    return pieces
+
+
+def _mmc4_source(entry: Mapping[str, Any]) -> Any:
+    """Returns the image itself, as OpenFlamingo stores it, else its file, else its address."""
+    encoded = entry.get("image_base64")
+    if isinstance(encoded, str):
+        # Early conversions wrote the Python form of the bytes, b'...', as text.
+        return {"base64": encoded[2:-1] if encoded.startswith("b'") else encoded}
+    return entry.get("image_name") or entry.get("raw_url")
+
+
+def _moscar(example: Mapping[str, Any], ignored: Callable[[str], None]) -> list[str | _Picture]:
+    facts = _mappings(example["metadata"], "metadata")
+    order = facts[0].get("node_order") if facts else None
+    if not isinstance(order, str):
+        raise ValueError("its metadata has no node_order")
+    texts = {entry.get("text_idx"): entry.get("text") for entry in _mappings(example["text"], "text")}
+    images = {entry.get("img_idx"): entry for entry in _mappings(example.get("images"), "images")}
+    pieces: list[str | _Picture] = []
+    for node in order.split("|"):
+        kind, _, index = node.partition("_")
+        if kind == "txt" and isinstance(texts.get(index), str):
+            pieces.append(str(texts.pop(index)))
+        elif kind == "img":
+            pieces.append(_Picture(_moscar_source(images.pop(index, {}))))
+        else:
+            raise ValueError(f"{node!r} of node_order is not in its texts")
+    for _ in (*texts, *images):
+        ignored("nodes that node_order does not list")
+    return pieces
+
+
+def _moscar_source(entry: Mapping[str, Any]) -> Any:
+    return next((entry[key] for key in ("bytes", "image", "path", "url") if entry.get(key) is not None), None)
+
+
+def _listed(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise ValueError(f"its {what} is not a list")
+    return value or []
+
+
+def _texts(value: Any, what: str) -> list[str]:
+    texts = _listed(value, what)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its {what} is not a list of texts")
+    return texts
+
+
+def _mappings(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
+    """Returns a list of mappings, which `datasets` may store as a mapping of lists."""
+    if isinstance(value, Mapping):
+        lists = {key: items for key, items in value.items() if isinstance(items, list)}
+        if len(lists) < len(value):
+            return [value]
+        if len(set(map(len, lists.values()))) > 1:
+            raise ValueError(f"the lists of its {what} differ in length")
+        return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
+    entries = _listed(value, what)
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError(f"its {what} is not a list of mappings")
+    return entries
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def _is_table(path: str) -> bool:
+    try:
+        with open_bytes(path) as file:
+            return file_kind(file.read(512)) in _TABLES
+    except READ_ERRORS:
+        return path.lower().endswith(".parquet")
+
+
+@lru_cache(maxsize=4)
+def _stored(path: str, stamp: tuple[int, int]) -> dict[str, str]:
+    """Returns the paths of web addresses. `stamp` makes a changed file be read again."""
+    found: dict[str, str] = {}
+    if _is_table(path):
+        for part in table_parts([path], 1 << 16):
+            rows = (row for _, row in table_rows(part, ["url", "path"]) if not isinstance(row, str))
+            found |= {row["url"]: row["path"] for row in rows if row["url"] and row["path"]}
+        return found
+    for part in json_files.parts(path, 1 << 16, f"{_WHAT}: option 'urls'"):
+        for element in json_files.elements(part):
+            if isinstance(element, Unreadable) or not isinstance(element[1], Mapping):
+                raise ConfigError(f"{_WHAT}: option 'urls': {path} is not a JSON mapping")
+            entry = element[1]
+            found |= {entry["url"]: entry["path"]} if entry.keys() >= {"url", "path"} else dict(entry)
+    return found

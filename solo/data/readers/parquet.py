@@ -1,0 +1,273 @@
+"""Tables of images and text: parquet and Arrow files, as Hugging Face datasets are published and saved.
+
+A row holds images and a caption, a question with its answer, a conversation, or turns with ratings as in FineVision and
+The Cauldron: `texts: [{"user", "assistant"}]` beside `relevance_ratings: [4, 2, ...]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from solo.config import ConfigError
+from solo.data.readers.conversations import conversation
+from solo.data.readers.image_files import load_image
+from solo.data.readers.json_files import parse
+from solo.data.readers.paths import Paths
+from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
+from solo.data.readers.tables import Columns, open_table, table_files, table_parts, table_rows
+from solo.data.readers.text_files import DamagedError
+from solo.data.record import Image, Place, Record, Turn
+
+Rating = Literal["relevance", "image_correspondence", "visual_dependency", "formatting"]
+_WHAT = "reader 'parquet'"
+_IMAGES = ("images", "image", "img", "jpg", "jpeg", "png", "webp")
+_CONVERSATIONS = ("conversations", "messages", "texts", "conversation")
+_CAPTIONS = ("text", "caption", "TEXT", "txt", "label", "labels")
+_ANSWERS = ("answer", "answers")
+_REFUSED = ("video", "videos", "audio", "audios", "tools")  # columns that change what a row says
+_QUIET = ("id", "width", "height", "__index_level_0__")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The columns of a table that are read, and what the text column holds."""
+
+    text: str
+    form: Literal["caption", "label", "conversation", "turns"]
+    image: str | None
+    question: str | None
+    class_names: list[str] | None
+    ratings: dict[str, str]  # column of each rating
+    others: list[str]  # id, system, and those that are refused if they hold anything
+    unread: list[str]
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are read."""
+        single = [column for column in (self.text, self.image, self.question) if column is not None]
+        return [*single, *self.ratings.values(), *self.others]
+
+
+@reader("parquet")
+@dataclass(frozen=True)
+class Parquet(Reader):
+    """Parquet files, Arrow files, or a folder of them: `save_to_disk`, or a dataset as it was downloaded.
+
+    split        the split to read of a folder that has several
+    image        column of the image or images; by default images or image
+    text         column of the caption, class label, answer, conversation or turns; by default conversations, messages,
+                 texts, text, caption, answer or label, whichever is there first
+    question     column of a question that the text answers; by default question, if text is answer
+    images       folder of images that are stored as relative paths
+    min_ratings  turns that are rated lower are left out, such as {relevance: 3}; turns without a rating are kept
+    """
+
+    path: Paths
+    split: str | None = None
+    image: str | None = None
+    text: str | None = None
+    question: str | None = None
+    images: str = "."
+    min_ratings: dict[Rating, float] | None = None
+
+    def parts(self, size: int, limit: int | None) -> Iterable[Part]:
+        """Returns parts of whole row groups, or slices of large row groups."""
+        found = 0
+        for part in table_parts(files := table_files(self.path, self.split, _WHAT), size):
+            if not found and part.span[0] != "damaged":
+                self._layout(part.files[0])
+            found += 1
+            yield part
+        if not found:
+            raise ConfigError(f"{_WHAT}: {files[0]} has no rows")
+
+    def read(self, part: Part) -> Examples:
+        """Yields an example per row."""
+        path = part.files[0]
+        name = os.path.basename(path)
+        if part.span[0] == "damaged":
+            yield Unreadable(name, str(part.span[1]), Place(path))
+            return
+        layout = self._layout(path)
+        place = Place(path, part.span[4] + 1)
+        yield from (Ignored(column, place) for column in layout.unread)
+        ignored: dict[str, None] = {}
+        for number, row in table_rows(part, layout.columns):
+            row_id, place = f"{name}:{number}", Place(path, number)
+            if isinstance(row, str):
+                yield Unreadable(row_id, row, place)
+                continue
+            given = row.get("id")
+            row_id = str(given) if isinstance(given, str | int) and str(given).strip() else row_id
+            keys: list[str] = []
+            try:
+                turns = self._turns(row, layout, keys.append)
+            except ValueError as error:
+                yield Unreadable(row_id, str(error), place)
+                continue
+            for key in keys:
+                if key not in ignored or key.startswith("turns"):
+                    ignored[key] = None
+                    yield Ignored(key, place)
+            yield Record(row_id, turns, place)
+
+    # ----------------------------------------------------------------------------------------- columns
+
+    def _layout(self, path: str) -> _Layout:
+        """Raises ConfigError if a column is missing or of a wrong type; the message lists all columns."""
+        try:
+            columns = Columns(open_table(path).schema)
+        except DamagedError as fault:
+            raise ConfigError(f"{_WHAT}: {path}: {fault}") from None
+        what = f"{_WHAT}: {path}"
+        image = columns.find(self.image, _image_columns(columns), "image", what)
+        if image is not None and not _holds_images(columns.type(image)):
+            raise ConfigError(f"{what}: column {image!r} holds {columns.type(image)}, not images\n{columns}")
+        asked = columns.find(self.question, (), "question", what)
+        usual = _ANSWERS if asked else (*_CONVERSATIONS, *_CAPTIONS, *_ANSWERS)
+        text = columns.find(self.text, usual, "text", what)
+        if text is None:
+            raise ConfigError(f"{what}: name the column of the text with `text`\n{columns}")
+        form = _form(columns, text)
+        if form is None:
+            raise ConfigError(f"{what}: column {text!r} holds {columns.type(text)}, not text\n{columns}")
+        if asked is None and self.text is None and text in _ANSWERS:
+            asked = columns.find(None, ("question",), "question", what)
+        if image is None and form in ("caption", "label") and self.image is None and asked is None:
+            unsure = [name for name in columns.schema.names if _holds_images(columns.type(name), sure=True)]
+            if unsure:
+                raise ConfigError(f"{what}: name the column of the images with `image`\n{columns}")
+        ratings = {str(rating): f"{rating}_ratings" for rating in self.min_ratings or ()}
+        for rating, column in ratings.items():
+            if column not in columns.schema.names or form != "turns":
+                raise ConfigError(f"{what}: option 'min_ratings': {rating} needs turns and {column}\n{columns}")
+        others = [name for name in ("id", "system", *_REFUSED) if name in columns.schema.names]
+        others = [name for name in others if name not in (text, image, asked)]
+        read = {text, image, asked, *ratings.values(), *others, *_QUIET}
+        unread = [name for name in columns.schema.names if name not in read]
+        return _Layout(text, form, image, asked, columns.class_names(text), ratings, others, unread)
+
+    # -------------------------------------------------------------------------------------------- rows
+
+    def _turns(self, row: Mapping[str, Any], layout: _Layout, ignored: Callable[[str], None]) -> tuple[Turn, ...]:
+        for column in _REFUSED:
+            if row.get(column):
+                raise ValueError(f"it has the column {column!r}, which is not read")
+        load = partial(load_image, folder=self.images)
+        images = _listed(row[layout.image]) if layout.image is not None else []
+        value = row[layout.text]
+        if value is None:
+            raise ValueError(f"its {layout.text} is null")
+        if layout.form in ("conversation", "turns"):
+            if layout.form == "turns":
+                value = self._messages(value, row, layout, ignored)
+            elif isinstance(value, str):
+                value = _parse(layout.text, value)
+            if row.get("system") is not None and isinstance(value, list):
+                value = [{"role": "system", "content": row["system"]}, *value]
+            return conversation(value, images, load, ignored)
+        if layout.image is not None and not images:
+            raise ValueError(f"its {layout.image} is null")
+        text = _class_name(value, layout) if layout.form == "label" else str(value)
+        if not text.strip():
+            raise ValueError(f"its {layout.text} is empty")
+        loaded: list[str | Image] = [load(image) for image in images]
+        if layout.question is None:
+            return (Turn("text", (*loaded, text)),)
+        if not isinstance(row[layout.question], str):
+            raise ValueError(f"its {layout.question} is not a text")
+        return Turn("user", (*loaded, row[layout.question])), Turn("assistant", (text,))
+
+    def _messages(
+        self, texts: Sequence[Any], row: Mapping[str, Any], layout: _Layout, ignored: Callable[[str], None]
+    ) -> list[dict[str, Any]]:
+        """Returns the turns of `texts` whose ratings suffice, as messages."""
+        low: dict[int, str] = {}
+        for (rating, least), column in zip((self.min_ratings or {}).items(), layout.ratings.values(), strict=True):
+            given = row[column]
+            if given is not None and len(given) != len(texts):
+                raise ValueError(f"it has {len(given)} {column} for {len(texts)} turns")
+            for number, value in enumerate(given or ()):
+                if value is not None and value < least:
+                    low.setdefault(number, f"{rating} below {least:g}")
+        if texts and len(low) == len(texts):
+            raise ValueError(f"no turn is left: {', '.join(sorted(set(low.values())))}")
+        for _, reason in sorted(low.items()):
+            ignored(f"turns with {reason}")
+        messages = []
+        for number, turn in enumerate(texts):
+            if number in low:
+                continue
+            if not isinstance(turn, Mapping) or not all(
+                isinstance(turn.get(key), str) for key in ("user", "assistant")
+            ):
+                raise ValueError(f"turn {number + 1} of {layout.text} has no 'user' and 'assistant' text")
+            for key in turn:
+                if key not in ("user", "assistant"):
+                    ignored(f"{layout.text}.{key}")
+            messages += [{"role": role, "content": turn[role]} for role in ("user", "assistant")]
+        return messages
+
+
+def _image_columns(columns: Columns) -> list[str]:
+    """Returns the names that an image column may have, those that `datasets` calls images first."""
+    noted = [name for name, feature in columns.features.items() if '"Image"' in json.dumps(feature)]
+    usual = [name for name in _IMAGES if name in columns.schema.names]
+    if len(noted) == 1:
+        return noted
+    return [name for name in usual if name in noted] or usual
+
+
+def _holds_images(kind: pa.DataType, sure: bool = False) -> bool:
+    """Returns whether values can be images. If `sure`, text is left out, which may be paths."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind):
+        return _holds_images(kind.value_type, sure)
+    if pa.types.is_struct(kind):
+        return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
+    return _is_binary(kind) or (pa.types.is_null(kind) and not sure) or (_is_text(kind) and not sure)
+
+
+def _form(columns: Columns, column: str) -> Literal["caption", "label", "conversation", "turns"] | None:
+    kind = columns.type(column)
+    if pa.types.is_integer(kind) and columns.class_names(column):
+        return "label"
+    if _is_text(kind) or pa.types.is_null(kind):
+        return "conversation" if column in _CONVERSATIONS else "caption"
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
+        names = {item.name for item in kind.value_type}
+        return "turns" if {"user", "assistant"} <= names else "conversation"
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Returns the images of a row: one, several, or none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _class_name(value: Any, layout: _Layout) -> str:
+    names = layout.class_names or []
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise ValueError(f"its {layout.text} is {value}, which is none of the {len(names)} classes")
+    return names[value]
+
+
+def _parse(column: str, text: str) -> Any:
+    try:
+        return parse(text.encode(errors="replace"))
+    except ValueError as error:
+        raise ValueError(f"its {column} is neither a list of messages nor JSON: {error}") from None

@@ -1,0 +1,322 @@
+"""Rows of table files: parquet, and the Arrow files that `datasets` saves.
+
+A table is split by its row groups, which the footer lists, and a large row group into slices. Rows are decoded in small
+batches of the wanted columns, so memory does not depend on the size of a file or row group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from solo.config import ConfigError, nearest
+from solo.data.readers.file_kinds import file_kind
+from solo.data.readers.paths import Paths, expand, is_remote, natural, open_bytes
+from solo.data.readers.registry import Part
+from solo.data.readers.text_files import DamagedError, short_names
+
+SUFFIXES = (".parquet", ".arrow")
+_BATCH_BYTES = 32 << 20
+_BATCH_ROWS = 512
+# A slice is decoded from the beginning of its row group, so a row group is cut into few slices.
+_SLICES = 8
+_SHARD = re.compile(r"(.+?)-\d+-of-\d+.*")
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+
+
+class Table(Protocol):
+    """An open table file. A group is a row group of parquet, or a batch of an Arrow file."""
+
+    schema: pa.Schema
+    group_rows: list[int]
+
+    def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of the groups `first` to `last - 1`, in batches of limited size."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table, with what `datasets` noted about them."""
+
+    schema: pa.Schema
+
+    @cached_property
+    def features(self) -> dict[str, Any]:
+        """The description of each column by `datasets`, such as `{"_type": "Image"}`; empty in other tables."""
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            noted = json.loads(self.schema.metadata[b"huggingface"])["info"]["features"]
+            return {name: noted[name] for name in self.schema.names if name in noted}
+        return {}
+
+    def class_names(self, column: str) -> list[str] | None:
+        """Returns the class names of a column of labels, or None."""
+        feature = self.features.get(column)
+        names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+        return names if isinstance(names, list) else None
+
+    def find(self, column: str | None, usual: Sequence[str], option: str, what: str) -> str | None:
+        """Returns a column that is named by an option, or the first of the usual names, or None.
+
+        Raises:
+            ConfigError: the named column does not exist.
+        """
+        if column is None:
+            return next((name for name in usual if name in self.schema.names), None)
+        if column in self.schema.names:
+            return column
+        hint = nearest(column, self.schema.names)
+        raise ConfigError(f"{what}: option {option!r}: there is no column {column!r}{hint}\n{self}")
+
+    def type(self, column: str) -> pa.DataType:
+        """Returns the type of a column; that of its values if they are dictionary-encoded."""
+        found = self.schema.field(column).type
+        return found.value_type if pa.types.is_dictionary(found) else found
+
+    def __str__(self) -> str:
+        lines = []
+        for field in self.schema:
+            feature = self.features.get(field.name)
+            kind = feature.get("_type") if isinstance(feature, dict) else None
+            lines.append(f"  {field.name}: {kind if kind in ('Image', 'ClassLabel') else str(field.type)[:80]}")
+        return "columns:\n" + "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def table_files(paths: Paths, split: str | None, what: str) -> list[str]:
+    """Returns the table files of paths. A folder stands for a split of the dataset in it.
+
+    Raises:
+        ConfigError: a path does not exist, a folder holds no tables, or a split must be named.
+    """
+    found: list[str] = []
+    folders = 0
+    for path in expand(paths, what):
+        if not is_remote(path) and os.path.isdir(path):
+            found += _folder(Path(path), split, what)
+            folders += 1
+        elif not is_remote(path) and not os.path.isfile(path):
+            raise ConfigError(f"{what}: {path} is not a regular file")
+        else:
+            found.append(path)
+    if split is not None and not folders:
+        raise ConfigError(f"{what}: option 'split' chooses files of a folder, but 'path' names files")
+    return found
+
+
+def _folder(folder: Path, split: str | None, what: str) -> list[str]:
+    """Returns the files of a split in a folder that `datasets` saved, or that was downloaded from the Hub."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = _read_json(folder / "dataset_dict.json", what).get("splits", [])
+        return _saved(folder / _choose(split, splits, folder, what), what)
+    if (folder / "state.json").is_file():
+        return _saved(folder, what)
+    files = [path for path in folder.rglob("*.parquet") if not any(part.startswith(".") for part in path.parts)]
+    if not files:
+        raise ConfigError(f"{what}: {folder} holds neither parquet files nor a dataset of `save_to_disk`")
+    of = {path: _split_of(path, folder) for path in files}
+    splits = sorted({name for name in of.values() if name is not None})
+    if split is not None or len(splits) > 1:
+        chosen = _choose(split, splits, folder, what)
+        files = [path for path in files if of[path] == chosen]
+    return sorted(map(str, files), key=natural)
+
+
+def _choose(split: str | None, splits: list[str], folder: Path, what: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None:
+        raise ConfigError(f"{what}: {folder} holds the splits {', '.join(splits)}; choose one with `split`")
+    if split not in splits:
+        raise ConfigError(f"{what}: {folder} has no split {split!r}; it has {', '.join(splits) or 'no named splits'}")
+    return split
+
+
+def _split_of(path: Path, folder: Path) -> str | None:
+    """Returns the split that a file or its folder is named after: `train-00000-of-00002`, `train/0000`, `train`."""
+    shard = _SHARD.fullmatch(path.stem)
+    if shard:
+        return shard[1]
+    names = [path.stem, *reversed(path.relative_to(folder).parts[:-1])]
+    return next((name.removeprefix("partial-") for name in names if name.removeprefix("partial-") in _SPLITS), None)
+
+
+def _saved(folder: Path, what: str) -> list[str]:
+    """Returns the files of a dataset of `save_to_disk`, in order."""
+    listed = _read_json(folder / "state.json", what).get("_data_files", [])
+    files = [str(folder / entry["filename"]) for entry in listed]
+    missing = [path for path in files if not os.path.isfile(path)]
+    if missing:
+        raise ConfigError(f"{what}: {missing[0]} does not exist, but {folder / 'state.json'} lists it")
+    return files
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{what}: cannot read {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{what}: {path} does not hold a JSON object")
+    return found
+
+
+# --------------------------------------------------------------------------------------------- parts
+
+
+def table_parts(files: Sequence[str], size: int) -> Iterator[Part]:
+    """Yields parts of about `size` rows. A file that cannot be opened is a part of its own."""
+    for path, name in zip(files, short_names(files), strict=True):
+        try:
+            rows = open_table(path).group_rows
+        except DamagedError as fault:
+            yield Part(name, (path,), ("damaged", str(fault)))
+            continue
+        for first, last, skip, count, row in _spans(rows, size):
+            yield Part(f"{name}:{row + 1}-{row + count}", (path,), (first, last, skip, count, row))
+
+
+def _spans(group_rows: list[int], size: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yields (first group, last group + 1, rows to skip, rows, rows before them) of each part."""
+    row = group = 0
+    while group < len(group_rows):
+        last, rows = group + 1, group_rows[group]
+        while last < len(group_rows) and rows + group_rows[last] <= size:
+            rows += group_rows[last]
+            last += 1
+        length = max(size, -(-rows // _SLICES))
+        for skip in range(0, rows, length):
+            yield group, last, skip, min(length, rows - skip), row + skip
+        row += rows
+        group = last
+
+
+def table_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields the number of each row of a part, from 1, and its values; or why it cannot be read.
+
+    If a file is damaged, the last number and reason stand for all rows from there.
+
+    Raises:
+        DamagedError: the file cannot be opened any more.
+    """
+    path = part.files[0]
+    if part.span[0] == "damaged":
+        yield 1, cast(str, part.span[1])
+        return
+    first, last, skip, count, row = part.span
+    number, end = row + 1, row + count
+    try:
+        for batch in open_table(path).batches(first, last, columns):
+            batch, skip = batch.slice(skip), max(0, skip - batch.num_rows)
+            for values in _values(batch.slice(0, end + 1 - number)):
+                yield number, values
+                number += 1
+            if number > end:
+                return
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        yield number, f"rows {number:,} to {end:,} cannot be read: {_say(error)}"
+        return
+    yield number, f"rows {number:,} to {end:,} are missing: the file has changed"
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """Yields the values of each row as Python objects."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):  # one bad row fails all: invalid UTF-8, a date out of range
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except (ValueError, OverflowError, pa.ArrowException) as error:
+                yield f"its values cannot be read: {_say(error)}"
+
+
+# ------------------------------------------------------------------------------------------- formats
+
+
+def open_table(path: str) -> Table:
+    """Opens a parquet or Arrow file.
+
+    Raises:
+        DamagedError: it cannot be opened.
+    """
+    try:
+        with open_bytes(path) as file:
+            head = file.read(512)
+        if head.startswith(b"PAR1"):
+            return _Parquet(path)
+        if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            return _Arrow(path, head.startswith(b"ARROW1"))
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        raise DamagedError(f"the file cannot be read: {_say(error)}") from None
+    if head.startswith(b"PARE"):
+        raise DamagedError("its footer is encrypted")
+    raise DamagedError(f"it is {file_kind(head) or 'neither a parquet nor an Arrow file'}" if head else "it is empty")
+
+
+class _Parquet:
+    def __init__(self, path: str):
+        source = open_bytes(path) if is_remote(path) else path
+        # With a buffer, pages are read as they are needed, instead of a whole row group.
+        self._file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
+        self._footer = self._file.metadata
+        self.schema: pa.Schema = self._file.schema_arrow
+        self.group_rows = [self._footer.row_group(group).num_rows for group in range(self._footer.num_row_groups)]
+
+    def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        for group in range(first, last):
+            if self.group_rows[group]:
+                rows = self._batch_rows(group, columns)
+                yield from self._file.iter_batches(rows, [group], columns, use_threads=False)
+
+    def _batch_rows(self, group: int, columns: list[str]) -> int:
+        """Returns how many rows of a group have about `_BATCH_BYTES`."""
+        facts = self._footer.row_group(group)
+        chunks = (facts.column(number) for number in range(facts.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+        return max(1, min(_BATCH_ROWS, facts.num_rows * _BATCH_BYTES // max(size, 1)))
+
+
+class _Arrow:
+    def __init__(self, path: str, random_access: bool):
+        self._source = pa.PythonFile(open_bytes(path)) if is_remote(path) else pa.memory_map(path)
+        self._reader: Any = None
+        if random_access:
+            self._reader = pa.ipc.open_file(self._source)
+            self.schema: pa.Schema = self._reader.schema
+            self.group_rows = [batch.num_rows for batch in self._all()]
+        else:
+            stream = pa.ipc.open_stream(self._source)
+            self.schema = stream.schema
+            self.group_rows = [batch.num_rows for batch in stream]
+
+    def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        for number, batch in enumerate(self._all()):
+            if first <= number < last:
+                rows = max(1, min(_BATCH_ROWS, batch.num_rows * _BATCH_BYTES // max(batch.nbytes, 1)))
+                for begin in range(0, batch.num_rows, rows):
+                    yield batch.slice(begin, rows).select(columns)
+
+    def _all(self) -> Iterator[pa.RecordBatch]:
+        if self._reader is not None:
+            return (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+        self._source.seek(0)
+        return iter(pa.ipc.open_stream(self._source))
+
+
+def _say(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if "magic bytes not found in footer" in text or "Parquet file size" in text:
+        return "it is cut short, or its footer is damaged"
+    return text.splitlines()[0][:200]
