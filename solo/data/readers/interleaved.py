@@ -109,6 +109,8 @@ class Interleaved(Reader):
                 yield (Place(path), found) if isinstance(found, Unreadable) else found
             return
         try:
+            if part.span[0] == "damaged":
+                raise DamagedError(part.span[1])
             columns = Columns(open_table(path).schema)
         except DamagedError as fault:
             yield Place(path), Unreadable(os.path.basename(path), str(fault), Place(path))

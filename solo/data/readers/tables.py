@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -39,6 +40,7 @@ class Table(Protocol):
 
     schema: pa.Schema
     group_rows: list[int]
+    damage: str | None  # why not all of the file can be read
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the groups `first` to `last - 1`, in batches of limited size."""
@@ -179,12 +181,14 @@ def table_parts(files: Sequence[str], size: int) -> Iterator[Part]:
     """Yields parts of about `size` rows. A file that cannot be opened is a part of its own."""
     for path, name in zip(files, short_names(files), strict=True):
         try:
-            rows = open_table(path).group_rows
+            table = open_table(path)
         except DamagedError as fault:
             yield Part(name, (path,), ("damaged", str(fault)))
             continue
-        for first, last, skip, count, row in _spans(rows, size):
+        for first, last, skip, count, row in _spans(table.group_rows, size):
             yield Part(f"{name}:{row + 1}-{row + count}", (path,), (first, last, skip, count, row))
+        if table.damage is not None:
+            yield Part(f"{name}:damaged", (path,), ("damaged", table.damage))
 
 
 def _spans(group_rows: list[int], size: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -233,13 +237,19 @@ def table_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dict[str, 
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
     """Yields the values of each row as Python objects."""
     try:
-        yield from batch.to_pylist()
+        yield from _checked(batch)
     except (ValueError, OverflowError, pa.ArrowException):  # one bad row fails all: invalid UTF-8, a date out of range
         for index in range(batch.num_rows):
             try:
-                yield batch.slice(index, 1).to_pylist()[0]
+                yield _checked(batch.slice(index, 1))[0]
             except (ValueError, OverflowError, pa.ArrowException) as error:
                 yield f"its values cannot be read: {_say(error)}"
+
+
+def _checked(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Returns the rows of a batch, after a check that a damaged Arrow file does not point outside its memory."""
+    batch.validate(full=True)
+    return cast(list[dict[str, Any]], batch.to_pylist())
 
 
 # ------------------------------------------------------------------------------------------- formats
@@ -266,6 +276,8 @@ def open_table(path: str) -> Table:
 
 
 class _Parquet:
+    damage: str | None = None
+
     def __init__(self, path: str):
         source = open_bytes(path) if is_remote(path) else path
         # With a buffer, pages are read as they are needed, instead of a whole row group.
@@ -277,42 +289,44 @@ class _Parquet:
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         for group in range(first, last):
             if self.group_rows[group]:
-                rows = self._batch_rows(group, columns)
+                rows = self._batch_rows(group)
                 yield from self._file.iter_batches(rows, [group], columns, use_threads=False)
 
-    def _batch_rows(self, group: int, columns: list[str]) -> int:
-        """Returns how many rows of a group have about `_BATCH_BYTES`."""
-        facts = self._footer.row_group(group)
-        chunks = (facts.column(number) for number in range(facts.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
-        return max(1, min(_BATCH_ROWS, facts.num_rows * _BATCH_BYTES // max(size, 1)))
+    def _batch_rows(self, group: int) -> int:
+        """Returns how many rows of a group have about `_BATCH_BYTES`, all columns together."""
+        # The metadata of single columns would be closer, but pyarrow aborts the process where they are damaged.
+        size = self._footer.row_group(group).total_byte_size
+        return max(1, min(_BATCH_ROWS, self.group_rows[group] * _BATCH_BYTES // max(size, 1)))
 
 
 class _Arrow:
+    damage: str | None = None
+
     def __init__(self, path: str, random_access: bool):
-        self._source = pa.PythonFile(open_bytes(path)) if is_remote(path) else pa.memory_map(path)
-        self._reader: Any = None
-        if random_access:
-            self._reader = pa.ipc.open_file(self._source)
-            self.schema: pa.Schema = self._reader.schema
-            self.group_rows = [batch.num_rows for batch in self._all()]
-        else:
-            stream = pa.ipc.open_stream(self._source)
-            self.schema = stream.schema
-            self.group_rows = [batch.num_rows for batch in stream]
+        self._source = pa.PythonFile(open_bytes(path), mode="r") if is_remote(path) else pa.memory_map(path)
+        self._random_access = random_access
+        reader = self._open()
+        self.schema: pa.Schema = reader.schema
+        self.group_rows: list[int] = []
+        try:
+            self.group_rows += (batch.num_rows for batch in self._all(reader))
+        except (pa.ArrowException, OSError) as error:
+            self.damage = f"what follows row {sum(self.group_rows):,} cannot be read: {_say(error)}"
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for number, batch in enumerate(self._all()):
-            if first <= number < last:
-                rows = max(1, min(_BATCH_ROWS, batch.num_rows * _BATCH_BYTES // max(batch.nbytes, 1)))
-                for begin in range(0, batch.num_rows, rows):
-                    yield batch.slice(begin, rows).select(columns)
+        for batch in islice(self._all(self._open()), first, last):
+            rows = max(1, min(_BATCH_ROWS, batch.num_rows * _BATCH_BYTES // max(batch.get_total_buffer_size(), 1)))
+            for begin in range(0, batch.num_rows, rows):
+                yield batch.slice(begin, rows).select(columns)
 
-    def _all(self) -> Iterator[pa.RecordBatch]:
-        if self._reader is not None:
-            return (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+    def _open(self) -> Any:
         self._source.seek(0)
-        return iter(pa.ipc.open_stream(self._source))
+        return pa.ipc.open_file(self._source) if self._random_access else pa.ipc.open_stream(self._source)
+
+    def _all(self, reader: Any) -> Iterator[pa.RecordBatch]:
+        if self._random_access:
+            return (reader.get_batch(number) for number in range(reader.num_record_batches))
+        return iter(reader)
 
 
 def _say(error: Exception) -> str:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -193,7 +194,7 @@ def test_invalid_utf8_spoils_only_its_row(tmp_path):
     text = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())
     found = examples(write(tmp_path / "a.parquet", {"text": text}))
     assert [type(example) for example in found] == [Record, Unreadable, Record]
-    assert "utf-8" in found[1].reason
+    assert "Invalid UTF8" in found[1].reason
     assert found[1].place == Place(str(tmp_path / "a.parquet"), 2)
 
 
@@ -371,6 +372,40 @@ def test_arrow_files_with_random_access(tmp_path):
         writer.write_batch(batch)
         writer.write_batch(batch)
     assert [record.turns[0].content[0] for record in examples(tmp_path / "a.arrow")] == list("abcabc")
+
+
+def test_a_cut_arrow_file_gives_the_rows_before_the_damage(tmp_path):
+    batch = pa.record_batch({"text": ["a", "b", "c"]})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", batch.schema) as writer:
+        for _ in range(3):
+            writer.write_batch(batch)
+    data = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(data[: len(data) - 100])
+    *records, last = examples(tmp_path / "a.arrow")
+    assert [record.turns[0].content[0] for record in records] == list("abcabc")
+    assert last.reason.startswith("what follows row 6 cannot be read")
+
+
+def test_an_arrow_file_that_points_outside_its_memory(tmp_path):
+    batch = pa.record_batch({"text": ["aaaa", "bbbb", "cccc"]})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    offsets = b"\0\0\0\0\x04\0\0\0\x08\0\0\0"
+    data = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(data.replace(offsets, b"\0\0\0\0\x04\0\0\0\xff\xff\0\x7f"))
+    assert [type(example) for example in examples(tmp_path / "a.arrow")] == [Record, Unreadable, Unreadable]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_remote_tables(tmp_path, saved, kind):
+    if kind == "parquet":
+        saved("a", "b").to_parquet(tmp_path / "a.parquet")
+    else:
+        saved("a", "b").save_to_disk(tmp_path / "saved")
+    (file,) = tmp_path.rglob(f"*.{kind}")
+    fsspec.filesystem("memory").pipe(f"/tables/a.{kind}", file.read_bytes())
+    found = examples(f"memory://tables/*.{kind}")
+    assert [record.turns for record in found] == [caption(RED, "a"), caption(RED, "b")]
 
 
 def test_a_named_pipe_is_refused(tmp_path):

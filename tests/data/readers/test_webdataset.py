@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import braceexpand
+import fsspec
 import pytest
 import webdataset
 import zstandard
@@ -317,6 +318,16 @@ def test_shards_by_range_glob_and_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="empty holds no tar archives"):
         examples(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_remote_archives(tmp_path, pack):
+    plain = Path(write(tmp_path / "plain.tar", CAPTIONED, CAPTIONED)).read_bytes()
+    for number in range(2):
+        fsspec.filesystem("memory").pipe(f"/{pack.__name__}/{number}.tar", pack(plain))
+    found = examples(f"memory://{pack.__name__}/{{0..1}}.tar")
+    assert [example.turns for example in found] == [caption(RED, "A dog on ice.")] * 4
+    assert found[3].place == Place(f"memory:///{pack.__name__}/1.tar", 3)
 
 
 @pytest.mark.parametrize("path", ["s-{000..003}.tar", "{a,b}/{1..3}.tar", "{9..11}", "{09..11}", "{1..010}", "x{a,}"])
