@@ -115,7 +115,7 @@ def _data(
         return open_prepared(config)
     stack.enter_context(reading(folder, contents, tell))
     try:
-        return open_prepared(config)
+        return open_prepared(config, inputs=True)
     except ConfigError as error:
         raise ConfigError(
             f"{error}\nseveral processes train this run, and none of them waits for another to prepare; first run\n"

@@ -170,4 +170,17 @@ class DataConfig(Section):
         " batch; above it the run stops",
         json_schema_extra=decides("nothing"),
     )
+    input_check: Literal["time", "hash", "none"] = Field(
+        "time",
+        description="how changed inputs are noticed: size and time of their last change; a hash of their content, which"
+        " reads all of them; none: prepared data is trusted",
+        json_schema_extra=decides("nothing"),
+    )
+    max_quarantined: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="preparing stops if more than this share of a source, and at least 100 examples, cannot be used",
+        json_schema_extra=decides("nothing"),
+    )
     verify_images: bool = Field(True, description="decode every image during preparation; quarantine broken ones")

@@ -46,7 +46,7 @@ def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
             blocks = file.blocks(begun)
             ends = line_ends(blocks) if layout == "lines" else _element_ends(blocks, layout)
             for start, stop, first, last in spans(ends, begun, size):
-                yield Part(f"{name}:{first}-{last}", (path,), (layout, start, stop, first, name))
+                yield Part(f"{name}:{first}-{last}", (path,), (layout, start, stop, first, name), (start, stop))
         except DamagedError:
             yield Part(name, (path,), (None, 0, None, 1, name))
 

@@ -60,14 +60,17 @@ Examples = Iterator[Record | Unreadable | Ignored]
 class Part:
     """A piece of a source that one process reads by itself. Parts in order hold the source's examples in order.
 
-    name   unique in its source, and the same whenever the source is read: `chats.jsonl:4097-8192`
-    files  input files that it reads: annotations, archives, tables. Their sizes and times say whether it has changed
-    span   where the part lies, as JSON values that only its reader understands
+    name    unique in its source, and the same whenever the source is read: `chats.jsonl:4097-8192`
+    files   input files that it reads: annotations, archives, tables. Their sizes and times say whether it has changed
+    span    where the part lies, as JSON values that only its reader understands
+    extent  first byte, and byte after the last (None: the end of the file), if the part has one file and reads nothing
+            else of it. It has then changed only if these bytes have
     """
 
     name: str
     files: tuple[str, ...] = ()
     span: tuple[Any, ...] = ()
+    extent: tuple[int, int | None] | None = None
 
 
 class Reader(ABC):

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from solo.data.readers import Ignored, Unreadable
+from solo.data.readers.paths import stamp
 from solo.data.record import Image, Place, Record, Turn
 from solo.data.store.checksums import FileSum
 from solo.data.store.part_files import PartFiles, Quarantine, place_text, read_manifest, write_manifest
@@ -50,7 +50,7 @@ class PartManifest:
     quarantined  examples that cannot be read
     refused      the first few of them, for messages
     ignored      the first place of each key that the reader ignores
-    inputs       (size, mtime in ns) of every file from which an image was read
+    inputs       stamp of every file from which an image was read (`solo.data.store.inputs`)
     files        size and checksum of every file, by the end of its name
     """
 
@@ -184,11 +184,19 @@ class PartWriter:
         part: name of the reader's part.
         check: returns (width, height, turned) of an image, or raises an OSError that says why it cannot be used. It is
             called once for each distinct image.
+        stamp: returns what identifies the content of an image's file.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, part: str, check: Callable[[Image], Header]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: str,
+        part: str,
+        check: Callable[[Image], Header],
+        stamp: Callable[[str], tuple[int, int]] = stamp,
+    ) -> None:
         self._files = PartFiles(folder, fingerprint)
-        self._part, self._check = part, check
+        self._part, self._check, self._stamp = part, check, stamp
         self._records: ArrayRecordWriter | None = None
         self._images: ArrayRecordWriter | None = None
         self._headers: dict[bytes, Header | str] = {}  # or why the image cannot be used
@@ -220,8 +228,13 @@ class PartWriter:
         self._quarantine.add(example, number)
         return None
 
-    def finish(self) -> PartManifest:
-        """Writes the table and then the manifest, which marks the layer as complete."""
+    def finish(self, fingerprint: str | None = None) -> PartManifest:
+        """Writes the table and then the manifest, which marks the layer as complete.
+
+        Args:
+            fingerprint: another one that names the files.
+        """
+        self._files.stem = fingerprint or self._files.stem
         table = self._table()
         digests = np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST)
         if self._digests:
@@ -262,7 +275,7 @@ class PartWriter:
         for image in new.values():
             self._write_image(image)
         self._numbers |= numbers
-        self._inputs |= {image.file: _stamp(image.file) for image in images if image.file is not None}
+        self._inputs |= {image.file: self._stamp(image.file) for image in images if image.file is not None}
         if self._records is None:
             self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER}")
         self._records.write(data)
@@ -300,14 +313,6 @@ class PartWriter:
             if writer is not None and writer.is_open():
                 writer.close()
         self._quarantine.close()
-
-
-def _stamp(file: str) -> tuple[int, int]:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _with_numbers(record: Record, numbers: list[int]) -> Record:

@@ -96,7 +96,7 @@ class TokensWriter:
 
     def __init__(self, folder: Path, part: str, tokens: str, template: Template, width: int) -> None:
         self._files = PartFiles(folder, f"{part}.{tokens}")
-        self._template, self._width = template, width
+        self._template, self._width, self._tokens_name = template, width, tokens
         self._file: IO[bytes] | None = None
         self._quarantine = Quarantine(self._files)
         self._held, self._sums = array("I"), BlockSums()
@@ -120,12 +120,14 @@ class TokensWriter:
             self._quarantine.add(Unreadable(record.id, reason, record.place), stored.example)
         self._ends.append(len(self._runs))
 
-    def finish(self, turned: np.ndarray) -> TokensManifest:
+    def finish(self, turned: np.ndarray, part: str | None = None) -> TokensManifest:
         """Writes the runs and then the manifest, which marks the layer as complete.
 
         Args:
             turned: bool [m], of the part's image table.
+            part: another fingerprint of the part, which names the files.
         """
+        self._files.stem = f"{part}.{self._tokens_name}" if part else self._files.stem
         self._write()
         runs = np.array(self._runs, np.uint32)
         kinds, values = runs >> 30, runs & MOST_TOKENS

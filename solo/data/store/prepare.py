@@ -1,42 +1,46 @@
-"""Prepares data once before training: makes the tokenizer, and shards and an index for every source.
+"""Prepares data before training: the tokenizer, and the parts and the index of every source.
 
-    <data.folder>/tokenizer/                the files of `Tokenizer.save`, and made_from.json
-    <data.folder>/sources/<name>/           see `solo.data.store.assemble` and `solo.data.store.part`
-    <data.folder>/quarantine.jsonl          one {"source", "id", "reason"} per example that was left out
+    <data.folder>/tokenizer/          the files of `Tokenizer.save`, and made_from.json
+    <data.folder>/sources/<name>/     see `solo.data.store.part`, `.assemble` and `.inputs`
+    <data.folder>/quarantine.jsonl    one {"source", "id", "reason", "file", "line"} per example that was left out
 
-A part that exists is kept if it was made from the same settings. Each part appears whole or not at all. Settings are
-compared, but not the files that they name: remove the folder to prepare changed files again.
+What was made from the same settings and inputs is kept, part by part, also after a kill. The bytes depend neither on
+the number of processes nor on interruptions.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from solo.config import Config, ConfigError
-from solo.data.images.geometry import too_thin
 from solo.data.readers import open_reader
-from solo.data.store.access import TOKENIZER, changing, preparing, source_content
+from solo.data.store import tokenizer as tokenizers
+from solo.data.store.access import Report, changing, preparing, source_content
 from solo.data.store.assemble import assemble
+from solo.data.store.cleaning import remove_partial, remove_unused
 from solo.data.store.description import Description
-from solo.data.store.part import read_records
-from solo.data.store.safety import check_folders, claim, replace_files, writing
+from solo.data.store.inputs import Inputs, changed, parts_digest
+from solo.data.store.maker import Maker
+from solo.data.store.part import PartManifest
+from solo.data.store.part_files import FORMAT
+from solo.data.store.progress import Watcher
+from solo.data.store.safety import check_folders, claim, writing
+from solo.data.store.schedule import SourceSchedule, list_parts
 from solo.data.store.sharing import LostImagesError
 from solo.data.store.source import PreparedSource
-from solo.data.store.work import MadePart, PartJob, TokensJob, digest, prepare_part
-from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
+from solo.data.store.summary import ignored_keys, quarantine_lines, summary
+from solo.data.store.work import MadePart, PartJob, TokensJob, digest
+from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
-from solo.data.vocabulary import check_tokens, configured_tokenizer
+from solo.data.vocabulary import check_tokens
 from solo.files import write_whole
 
-FORMAT = 3  # of prepared data, chat templates included; raise it to make older data again
-
-Report = Callable[[str], None]
+Make = Callable[[Sequence[PartJob], str], list[MadePart]]
 
 
 @dataclass(frozen=True)
@@ -48,70 +52,96 @@ class Prepared:
 
     @property
     def quarantined(self) -> int:
-        """Number of examples that were left out, over all sources."""
+        """Number of examples that were left out because they cannot be used, over all sources."""
         return sum(source.description.quarantined for source in self.sources.values())
 
 
-def prepare(config: Config, report: Report | None = None) -> Prepared:
-    """Makes the missing parts of a run's data and opens it. Calls `report` with a line for every part.
+@dataclass(frozen=True)
+class _Says(Watcher):
+    """Shows only lines that stay."""
+
+    report: Report
+
+    def say(self, line: str) -> None:
+        """See `Watcher`."""
+        self.report(line)
+
+
+def prepare(
+    config: Config, report: Report | None = None, *, workers: int | None = None, watcher: Watcher | None = None
+) -> Prepared:
+    """Makes what is missing of a run's data, or was made from other settings or inputs, and opens it.
+
+    Args:
+        config: of the run.
+        report: called with a line for the tokenizer and for every source.
+        workers: processes at most; default: one for each core, once there is work for more than two seconds.
+        watcher: shows lines and progress, in place of `report`.
 
     Raises:
         ConfigError: a source or the tokenizer cannot be made; the message names it. Finished parts stay. Also if
             another process prepares the folder, or trains on data that would change, or if a file of the user's is in
             the way.
+        PartError: a process died over a part, or a reader failed.
     """
-    report = report or (lambda line: None)
+    watcher = watcher or (_Says(report) if report else Watcher())
+    check(config)
+    ready = _ready(config)
+    if ready is not None:
+        _say_ready(config, ready, watcher.say)
+        return ready
     folder = Path(config.data.folder)
-    for name in config.data.sources:
-        _check_source(name, config)
-    check_folders(config)
     with ExitStack() as stack:
         stack.enter_context(writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        if not _is_prepared(config):
-            stack.enter_context(preparing(folder, report))
-        return _prepare(config, report)
+        stack.enter_context(preparing(folder, watcher.say))
+        alone = 0.0 if workers else ALONE_SECONDS
+        _Preparation(config, watcher, Maker(workers, alone, watcher).make, stack).run()
+    return open_prepared(config)
 
 
-def _is_prepared(config: Config) -> bool:
-    try:
-        open_prepared(config)
-    except ConfigError:
-        return False
-    return True
+ALONE_SECONDS = 2.0
 
 
-def _prepare(config: Config, report: Report) -> Prepared:
-    folder = Path(config.data.folder)
-    tokenizer = _prepare_tokenizer(config, report)
-    make_template(tokenizer, config.sequence)
-    for name in config.data.sources:
-        _prepare_source(name, config, tokenizer, report)
-    prepared = open_prepared(config)
-    left_out = "".join(
-        (source.folder / "quarantine.jsonl").read_text(encoding="utf-8") for source in prepared.sources.values()
-    )
-    whole = folder / "quarantine.jsonl"
-    # Written only if it changes, because the runs of a sweep get here at the same time.
-    if not whole.exists() or whole.read_text(encoding="utf-8") != left_out:
-        write_whole(whole, left_out)
-    return prepared
+def check(config: Config) -> None:
+    """Finds faults of the config before any work is done. Raises ConfigError."""
+    for name, source in config.data.sources.items():
+        if not re.fullmatch(r"[\w.-]*\w", name):
+            raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
+        try:
+            open_reader(source.reader, source.options, source.limit)
+        except ConfigError as error:
+            raise ConfigError(f"source {name!r}: {error}") from None
+    check_folders(config)
 
 
-def open_prepared(config: Config) -> Prepared:
+def open_prepared(config: Config, inputs: bool = False) -> Prepared:
     """Opens what `prepare` made.
 
+    Args:
+        config: of the run.
+        inputs: also compare the inputs with what they were. Inputs that are absent were prepared elsewhere.
+
     Raises:
-        ConfigError: a part is missing, or was made from other settings.
+        ConfigError: something is missing or damaged, or was made from other settings or inputs.
     """
-    tokenizer = _open_tokenizer(config)
+    tokenizer = tokenizers.open_made(config)
     if tokenizer is None:
         raise _unprepared("the tokenizer", config)
+    if inputs and (why := tokenizers.replaced(config, config.data.input_check)):
+        raise ConfigError(f"the tokenizer: {why} since it was prepared; run: solo prepare CONFIG")
     for name in config.data.sources:
-        made = Description.read(_source_folder(name, config))
-        if made is None or made.fingerprint != _source_fingerprint(name, config, tokenizer):
+        made = Description.read(source_folder(name, config))
+        if made is None or made.fingerprint != _fingerprint(name, config, tokenizer):
             raise _unprepared(f"source {name!r}", config)
-    return Prepared(tokenizer, {name: PreparedSource(_source_folder(name, config)) for name in config.data.sources})
+        if inputs and (why := _changed_inputs(name, config, made)):
+            raise ConfigError(f"source {name!r}: {why} since it was prepared; run: solo prepare CONFIG")
+    return Prepared(tokenizer, {name: PreparedSource(source_folder(name, config)) for name in config.data.sources})
+
+
+def source_folder(name: str, config: Config) -> Path:
+    """Returns the folder of a prepared source."""
+    return Path(config.data.folder) / "sources" / name
 
 
 def _unprepared(what: str, config: Config) -> ConfigError:
@@ -120,152 +150,191 @@ def _unprepared(what: str, config: Config) -> ConfigError:
     )
 
 
-# ------------------------------------------------------------------------------------------- sources
+def _ready(config: Config) -> Prepared | None:
+    try:
+        return open_prepared(config, inputs=True)
+    except ConfigError:
+        return None
 
 
-def _source_folder(name: str, config: Config) -> Path:
-    return Path(config.data.folder) / "sources" / name
+def _say_ready(config: Config, ready: Prepared, say: Report) -> None:
+    check_tokens(ready.tokenizer, config)
+    say(f"tokenizer: {ready.tokenizer.vocab_size:,} tokens, already prepared")
+    for name, source in ready.sources.items():
+        say(summary(name, source, config, None))
 
 
-def _source_fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
-    source = config.data.sources[name].model_dump(mode="json")
-    return digest([FORMAT, source, config.data.verify_images, _tokens_fingerprint(config, tokenizer)])
+def _settings(name: str, config: Config) -> str:
+    """Returns a digest of all that the parts of a source depend on, apart from its inputs."""
+    return digest([FORMAT, config.data.sources[name].model_dump(mode="json"), config.data.verify_images])
+
+
+def _fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
+    return digest([_settings(name, config), _tokens_fingerprint(config, tokenizer)])
 
 
 def _tokens_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
     return digest([FORMAT, tokenizer.fingerprint, config.sequence.template, config.sequence.system])
 
 
-def _check_source(name: str, config: Config) -> None:
-    """Finds faults of the config before any work is done."""
-    if not re.fullmatch(r"[\w.-]*\w", name):
-        raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
-    source = config.data.sources[name]
-    try:
-        open_reader(source.reader, source.options, source.limit)
-    except ConfigError as error:
-        raise ConfigError(f"source {name!r}: {error}") from None
-
-
-def _prepare_source(name: str, config: Config, tokenizer: Tokenizer, report: Report) -> None:
-    folder, fingerprint = _source_folder(name, config), _source_fingerprint(name, config, tokenizer)
-    made = Description.read(folder)
-    if made is not None and made.fingerprint == fingerprint:
-        report(f"{name}: {made.records:,} records, already prepared{_thin_images(folder, config)}")
-        return
-    started = time.monotonic()
-    tokens = TokensJob(
-        str(Path(config.data.folder) / "tokenizer"), config.sequence, _tokens_fingerprint(config, tokenizer)
-    )
-    with changing(Path(config.data.folder), source_content(name), report):
-        made = None
-        while made is None:
-            parts = [part.name for part in _parts(name, config, tokens)]
-            with suppress(LostImagesError):  # the next round makes these parts again
-                made = assemble(folder, name, parts, tokens.fingerprint, fingerprint)
-    report(
-        f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, "
-        f"{made.quarantined:,} quarantined ({time.monotonic() - started:.1f} s){_thin_images(folder, config)}"
-    )
-
-
-def _parts(name: str, config: Config, tokens: TokensJob | None) -> Iterator[MadePart]:
-    """Makes and yields the parts of a source, one after another, until its limit is reached."""
-    source = config.data.sources[name]
-    options, folder = json.dumps(source.options, sort_keys=True), str(_source_folder(name, config))
-    claim(Path(folder), f"source {name!r}")
-    left = source.limit
-    try:
-        opened = open_reader(source.reader, source.options, source.limit)
-        for part in opened.parts(config.data.records_per_shard, source.limit):
-            if left == 0:
-                return
-            job = PartJob(folder, name, source.reader, options, part, left, config.data.verify_images, tokens)
-            made = prepare_part(job)
-            left = None if left is None else left - made.records.examples
-            yield made
-    except ConfigError as error:
-        raise ConfigError(f"source {name!r}: {str(error).removeprefix(f'source {name!r}: ')}") from None
-
-
-def _thin_images(folder: Path, config: Config) -> str:
-    """Returns a note on images with a side that the geometry rounds down to zero, or an empty string."""
-    index = PreparedSource(folder, check=False).index
-    sizes = (index.image_sizes(config.image.exif, *block) for block in index.blocks())
-    count = sum(int(too_thin(size[:, 0], size[:, 1], config.image).sum()) for size in sizes)
-    return f"; {count:,} images are so thin that resizing leaves only one row of patches" if count else ""
-
-
-# ----------------------------------------------------------------------------------------- tokenizer
-
-
-def _tokenizer_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
-    settings = config.data.tokenizer
-    if settings.path is not None:
-        return digest([FORMAT, settings.path, settings.add_tokens, tokenizer.fingerprint])
-    sources = {name: config.data.sources[name].model_dump(mode="json") for name in _training_sources(config)}
-    return digest([FORMAT, settings.model_dump(mode="json"), sources, tokenizer.fingerprint])
-
-
-def _open_tokenizer(config: Config) -> Tokenizer | None:
-    """Returns the prepared tokenizer, or None if there is none or it was made from other settings."""
-    folder = Path(config.data.folder) / "tokenizer"
-    try:
-        made = json.loads((folder / "made_from.json").read_text())
-        tokenizer = open_tokenizer(folder)
-    except (OSError, ValueError):
+def _changed_inputs(name: str, config: Config, made: Description) -> str | None:
+    """Returns in words what has changed of the inputs of a prepared source; None if nothing has."""
+    mode = config.data.input_check
+    if mode == "none":
         return None
-    matches = isinstance(made, dict) and made.get("fingerprint") == _tokenizer_fingerprint(config, tokenizer)
-    return tokenizer if matches else None
+    folder = source_folder(name, config)
+    inputs = Inputs.read(folder)
+    if inputs is None or inputs.content != made.content or inputs.check != mode:
+        return "it is not known whether its inputs are the same"
+    if why := changed(inputs.files, mode):
+        return why
+    if inputs.files and not inputs.any_exists():
+        return None
+    if inputs.folders_changed() and parts_digest(list_parts(name, config, inputs.size)) != inputs.parts:
+        return "files were added, removed or renamed"
+    for part in made.parts:
+        manifest = PartManifest.read(folder / "parts", part.name)
+        if manifest is not None and (why := changed(manifest.inputs, mode)):
+            return why
+    return None
 
 
-def _prepare_tokenizer(config: Config, report: Report) -> Tokenizer:
-    kept = _open_tokenizer(config)
-    if kept is not None:
-        check_tokens(kept, config)
-        report(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
+class _Preparation:
+    """One call of `prepare` that has something to do.
+
+    Args:
+        config: of the run.
+        watcher: shows lines.
+        make: makes the parts of jobs that do not depend on each other.
+        stack: keeps locks until the end.
+    """
+
+    def __init__(self, config: Config, watcher: Watcher, make: Make, stack: ExitStack) -> None:
+        self._config, self._say, self._make, self._stack = config, watcher.say, make, stack
+        self._schedules: dict[str, SourceSchedule] = {}
+        self._inputs: dict[str, Inputs] = {}
+        self._changing: set[str] = set()
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        """Makes everything that is missing."""
+        tokenizer = self.open_tokenizer()
+        trained = tokenizers.training_sources(self._config)
+        unready = [name for name in self._config.data.sources if not self._is_ready(name, tokenizer)]
+        first = (
+            unready
+            if tokenizer is not None
+            else sorted({*unready, *trained}, key=list(self._config.data.sources).index)
+        )
+        self.make_parts(first, tokenizer)
+        if trained and (tokenizer is None or set(first) & set(trained)):
+            before, tokenizer = tokenizer, self._trained(tokenizer, trained)
+            if before is None or before.fingerprint != tokenizer.fingerprint:
+                unready = [name for name in self._config.data.sources if not self._is_ready(name, tokenizer)]
+                self.make_parts(unready, tokenizer)
+        assert tokenizer is not None
+        for name in unready:
+            self._assemble(name, tokenizer)
+        self._write_quarantine()
+
+    def open_tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer, prepared if it is configured; None if it is still to be trained."""
+        config = self._config
+        kept = tokenizers.open_made(config)
+        if config.data.tokenizer.path is not None:
+            if kept is None or tokenizers.replaced(config, config.data.input_check):
+                kept = tokenizers.make_configured(config, self._say)
+                self._say(f"tokenizer: {kept.vocab_size:,} tokens")
+            else:
+                self._say(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
+        if kept is not None:
+            check_tokens(kept, config)
+            make_template(kept, config.sequence)
         return kept
-    started, settings = time.monotonic(), config.data.tokenizer
-    if settings.path is not None:
-        tokenizer = configured_tokenizer(config)
-    else:
+
+    def make_parts(self, names: Iterable[str], tokenizer: Tokenizer | None) -> None:
+        """Makes the parts of sources; their tokens too if the tokenizer is known."""
+        tokens = None if tokenizer is None else self.tokens(tokenizer)
+        schedules = {name: self._schedule(name) for name in names}
+        while True:
+            rounds = {name: jobs for name, each in schedules.items() if (jobs := each.jobs(tokens))}
+            if not rounds:
+                return
+            made = iter(self._make([job for jobs in rounds.values() for job in jobs], "preparing"))
+            for name, jobs in rounds.items():
+                schedules[name].take([next(made) for _ in jobs])
+
+    def tokens(self, tokenizer: Tokenizer) -> TokensJob:
+        """Returns how the records of all sources become tokens."""
+        config = self._config
+        folder = str(tokenizers.tokenizer_folder(config))
+        return TokensJob(folder, config.sequence, _tokens_fingerprint(config, tokenizer))
+
+    def _schedule(self, name: str) -> SourceSchedule:
+        """Begins with a source, and keeps runs from reading it."""
+        config, folder = self._config, source_folder(name, self._config)
+        claim(folder, f"source {name!r}")
+        if name not in self._changing:
+            self._stack.enter_context(changing(Path(config.data.folder), source_content(name), self._say))
+            self._changing.add(name)
+        remove_partial(folder)
+        schedule = SourceSchedule(name, config, folder)
+        self._schedules[name] = schedule
+        # Before the files are read: one that changes meanwhile is noticed the next time.
+        self._inputs[name] = Inputs.of(
+            schedule.parts, config.data.sources[name].options, config.data.records_per_shard, config.data.input_check
+        )
+        return schedule
+
+    def _is_ready(self, name: str, tokenizer: Tokenizer | None) -> bool:
+        if tokenizer is None:
+            return False
+        made = Description.read(source_folder(name, self._config))
+        if made is None or made.fingerprint != _fingerprint(name, self._config, tokenizer):
+            return False
         try:
-            tokenizer = train_tokenizer(_texts(config), settings)
-        except (OSError, ValueError) as error:
-            raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
-        check_tokens(tokenizer, config)
-    folder, made = Path(config.data.folder), {"fingerprint": _tokenizer_fingerprint(config, tokenizer)}
-    with changing(folder, TOKENIZER, report):
-        replace_files(folder / "tokenizer", "made_from.json", tokenizer.save, made, "the tokenizer")
-    report(f"tokenizer: {tokenizer.vocab_size:,} tokens ({time.monotonic() - started:.1f} s)")
-    return tokenizer
+            PreparedSource(source_folder(name, self._config))
+        except ConfigError as error:
+            self._say(f"{name}: {error}")
+            return False
+        return _changed_inputs(name, self._config, made) is None
 
+    def _trained(self, kept: Tokenizer | None, names: Sequence[str]) -> Tokenizer:
+        parts = {name: self._part_names(name) for name in names}
+        if kept is not None and tokenizers.was_trained_on(self._config, parts):
+            self._say(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
+            return kept
+        began = time.monotonic()
+        tokenizer = tokenizers.train(self._config, parts, self._say)
+        make_template(tokenizer, self._config.sequence)
+        self._say(f"tokenizer: {tokenizer.vocab_size:,} tokens ({time.monotonic() - began:.1f} s)")
+        return tokenizer
 
-def _training_sources(config: Config) -> tuple[str, ...]:
-    return config.data.tokenizer.train_on or tuple(config.data.sources)
+    def _part_names(self, name: str) -> list[tuple[str, int]]:
+        if name in self._schedules:
+            return [(made.name, made.records.records) for made in self._schedules[name].made]
+        made = Description.read(source_folder(name, self._config))
+        assert made is not None
+        return [(part.name, part.records) for part in made.parts]
 
+    def _assemble(self, name: str, tokenizer: Tokenizer) -> None:
+        config, folder = self._config, source_folder(name, self._config)
+        tokens, fingerprint = _tokens_fingerprint(config, tokenizer), _fingerprint(name, config, tokenizer)
+        description = None
+        while description is None:
+            made = self._schedules[name].made
+            try:
+                description = assemble(folder, name, [part.name for part in made], tokens, fingerprint)
+            except LostImagesError:
+                self.make_parts([name], tokenizer)
+        self._inputs[name].write(folder, description.content)
+        remove_unused(folder, description)
+        source = PreparedSource(folder, check=False)
+        self._say(summary(name, source, config, time.monotonic() - self._started))
+        for line in (*quarantine_lines(source), *ignored_keys(name, [part.records for part in made])):
+            self._say(line)
 
-def _texts(config: Config) -> Iterator[str]:
-    """Yields stored text, always from the source that has yielded the least so far, up to `max_characters` in total."""
-    texts = {name: _stored_texts(name, config) for name in _training_sources(config)}
-    given = dict.fromkeys(texts, 0)
-    left = config.data.tokenizer.max_characters
-    while given and left > 0:
-        name = min(given, key=lambda name: given[name])
-        found = next(texts[name], None)
-        if found is None:
-            del given[name]
-            continue
-        for text in found:
-            usable = text[:left]
-            given[name] += len(usable)
-            left -= len(usable)
-            yield usable
-
-
-def _stored_texts(name: str, config: Config) -> Iterator[list[str]]:
-    """Yields the texts of every record of a source."""
-    for part in _parts(name, config, None):
-        if part.records.records:
-            for stored in read_records(_source_folder(name, config) / "parts", part.name):
-                yield [text for turn in stored.record.turns for text in turn.content if isinstance(text, str)]
+    def _write_quarantine(self) -> None:
+        folder = Path(self._config.data.folder)
+        files = [source_folder(name, self._config) / "quarantine.jsonl" for name in self._config.data.sources]
+        write_whole(folder / "quarantine.jsonl", "".join(file.read_text(encoding="utf-8") for file in files))

@@ -55,15 +55,22 @@ def check_inputs(config: Config) -> None:
         refuse_inside(folder, [path], key)
 
 
-def refuse_inside(folder: Path, paths: Iterable[str], key: str) -> None:
-    """Raises ConfigError if one of the paths lies where preparation writes."""
+def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = True) -> None:
+    """Raises ConfigError if one of the paths lies where preparation writes.
+
+    Args:
+        folder: `data.folder`.
+        paths: of inputs.
+        key: what names them, for messages.
+        links: also look where links lead, which asks the file system about every path.
+    """
     own = [folder / "tokenizer", folder / "sources", folder / "quarantine.jsonl"]
     roots = [(spelling(str(place)), place) for place in own for spelling in (os.path.abspath, os.path.realpath)]
     for path in paths:
         if not path or is_remote(path) or "\0" in path or len(path) > 4096:
             continue
         start = os.path.expanduser(_GLOB.split(path)[0])
-        for spelled in {os.path.abspath(start), os.path.realpath(start)}:
+        for spelled in {os.path.abspath(start), os.path.realpath(start) if links else os.path.abspath(start)}:
             for root, place in roots:
                 if spelled == root or spelled.startswith(root + os.sep):
                     raise ConfigError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,13 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, SequenceConfig
-from solo.data.readers import Examples, Ignored, Part, open_reader
-from solo.data.record import Image
+from solo.data.readers import Ignored, Part, Unreadable, open_reader
+from solo.data.record import Image, Record
 from solo.data.store.index import check_sides
+from solo.data.store.inputs import Check, changed, part_key, stamp
 from solo.data.store.part import Header, PartManifest, PartWriter, read_records, read_table
 from solo.data.store.part_tokens import TokensManifest, TokensWriter, token_width
+from solo.data.store.progress import Amount
 from solo.data.text import open_tokenizer
 from solo.data.text.templates import Template, make_template
+
+_TELL_SECONDS = 0.5
+
+Tell = Callable[[Amount], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ class PartJob:
     part           what to read
     limit          examples to take at most
     verify_images  decode every image; otherwise read its header alone
+    check          how a changed input is noticed
     tokens         None while the tokenizer is not known: it may be trained on the records
     """
 
@@ -58,19 +66,16 @@ class PartJob:
     part: Part
     limit: int | None = None
     verify_images: bool = True
+    check: Check = "time"
     tokens: TokensJob | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the files of the part: it differs if the first layer could."""
-        stamps = [_stamp(file) for file in self.part.files]
-        named = [self.reader, self.options, self.part.name, self.part.span, stamps, self.limit, self.verify_images]
-        return digest(named)
 
     @property
     def parts(self) -> Path:
         """The folder of the files."""
         return Path(self.folder) / "parts"
+
+    def __str__(self) -> str:
+        return f"source {self.source!r}, part {self.part.name}"
 
 
 class MadePart(NamedTuple):
@@ -81,20 +86,28 @@ class MadePart(NamedTuple):
     tokens: TokensManifest | None
 
 
-def prepare_part(job: PartJob) -> MadePart:
+def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
     """Makes what is missing of a part.
 
     Several processes may make the same part at once; the files appear whole, and the bytes are the same.
+
+    Args:
+        job: the part.
+        tell: called now and then with what was made since the last call.
 
     Raises:
         ConfigError: the part as a whole cannot be read, or the template does not fit the tokenizer.
         OSError: a file cannot be written.
     """
-    name = job.fingerprint
-    records = PartManifest.read(job.parts, name)
-    if records is None:
-        return _write_part(job, name)
-    return MadePart(name, records, tokenize_part(job, name) if job.tokens is not None else None)
+    whole = _fingerprint(job)
+    for name in (whole, _cut(whole, job.limit)):
+        records = PartManifest.read(job.parts, name)
+        if records is None or (job.limit is not None and records.examples > job.limit):
+            continue
+        if changed(records.inputs, job.check) is None:
+            return MadePart(name, records, tokenize_part(job, name) if job.tokens is not None else None)
+        _forget(job, name)
+    return _write_part(job, whole, tell or (lambda amount: None))
 
 
 def tokenize_part(job: PartJob, name: str) -> TokensManifest:
@@ -117,31 +130,71 @@ def tokenize_part(job: PartJob, name: str) -> TokensManifest:
         return writer.finish(read_table(job.parts, name).turned)
 
 
-def _write_part(job: PartJob, name: str) -> MadePart:
+def _fingerprint(job: PartJob) -> str:
+    """Names the files of a part that is read to its end: it differs if the first layer could."""
+    part, options = job.part, json.loads(job.options)
+    return digest([job.reader, options, part.name, part.span, part_key(part, options, job.check), job.verify_images])
+
+
+def _cut(whole: str, limit: int | None) -> str:
+    """Names the files of a part that goes on after `limit` examples."""
+    return whole if limit is None else digest([whole, limit])
+
+
+def _forget(job: PartJob, name: str) -> None:
+    """Marks a part as missing, since an image that it holds was replaced. Its source is then not complete either."""
+    (Path(job.folder) / "source.json").unlink(missing_ok=True)
+    for manifest in job.parts.glob(f"{name}*.json"):
+        manifest.unlink(missing_ok=True)
+
+
+def _write_part(job: PartJob, whole: str, tell: Tell) -> MadePart:
     job.parts.mkdir(parents=True, exist_ok=True)
+    examples = _Examples(job)
     with ExitStack() as stack:
+        check = partial(check_image, verify=job.verify_images)
         writer = stack.enter_context(
-            PartWriter(job.parts, name, job.part.name, partial(check_image, verify=job.verify_images))
+            PartWriter(job.parts, whole, job.part.name, check, partial(stamp, check=job.check))
         )
-        tokens = None if job.tokens is None else stack.enter_context(_tokens_writer(job, job.tokens, name))
-        for example in _examples(job):
+        tokens = None if job.tokens is None else stack.enter_context(_tokens_writer(job, job.tokens, whole))
+        amount, told = Amount(), time.monotonic()
+        for example in examples:
             stored = writer.add(example)
-            if stored is not None and tokens is not None:
-                tokens.add(stored)
-        made = writer.finish()
-        return MadePart(name, made, None if tokens is None else tokens.finish(writer.turned))
+            if stored is not None:
+                amount = amount.plus(Amount(1, len(stored.record.images()), 0))
+                if tokens is not None:
+                    tokens.add(stored)
+            elif not isinstance(example, Ignored):
+                amount = amount.plus(Amount(0, 0, 1))
+            if time.monotonic() - told > _TELL_SECONDS:
+                tell(amount)
+                amount, told = Amount(), time.monotonic()
+        tell(amount)
+        name = _cut(whole, job.limit) if examples.goes_on else whole
+        turned = writer.turned
+        made = writer.finish(name)
+        return MadePart(name, made, None if tokens is None else tokens.finish(turned, name))
 
 
-def _examples(job: PartJob) -> Examples:
-    try:
-        taken = 0
-        for example in open_reader(job.reader, json.loads(job.options), job.limit).read(job.part):
-            yield example
-            taken += not isinstance(example, Ignored)
-            if taken == job.limit:
-                return
-    except ConfigError as error:
-        raise ConfigError(f"source {job.source!r}: {error}") from None
+class _Examples:
+    """The examples of a part up to the job's limit. Afterwards, `goes_on` says whether there are more."""
+
+    def __init__(self, job: PartJob) -> None:
+        self._job = job
+        self.goes_on = False
+
+    def __iter__(self) -> Iterator[Record | Unreadable | Ignored]:
+        job, taken = self._job, 0
+        try:
+            for example in open_reader(job.reader, json.loads(job.options), job.limit).read(job.part):
+                if not isinstance(example, Ignored):
+                    if taken == job.limit:
+                        self.goes_on = True
+                        return
+                    taken += 1
+                yield example
+        except ConfigError as error:
+            raise ConfigError(f"source {job.source!r}: {error}") from None
 
 
 def check_image(image: Image, verify: bool) -> Header:
@@ -176,12 +229,3 @@ def _template(tokens: TokensJob) -> tuple[Template, int]:
 def digest(value: Any) -> str:
     """Returns 16 hexadecimal digits for a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _stamp(file: str) -> tuple[int, int] | None:
-    """Returns size and time of an input file; None if it is not a local file."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns

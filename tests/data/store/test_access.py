@@ -76,7 +76,7 @@ def test_data_that_a_run_reads_is_not_changed(tmp_path):
         other = config(tmp_path, {**sources, "lines": LINES | {"limit": 13}}, tokenizer=tokenizer)
         with pytest.raises(ConfigError, match=r"would change source lines in .*data, which is in use by process \d+"):
             prepare(other)
-        with pytest.raises(ConfigError, match=r"would change tokenizer in .*data, which is in use by process \d+"):
+        with pytest.raises(ConfigError, match=r"would change source lines in .*data, which is in use by process \d+"):
             prepare(config(tmp_path, sources, tokenizer=tokenizer | {"vocab_size": 370}))
         assert len(open_prepared(made).sources["lines"]) == 12
     assert len(prepare(other).sources["lines"]) == 13

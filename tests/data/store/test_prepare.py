@@ -8,10 +8,9 @@ from PIL import Image as PillowImage
 from solo.config import Config, ConfigError, ImageConfig, SequenceConfig, TokenizerConfig, parse_config
 from solo.data.readers import read
 from solo.data.record import encode_png
-from solo.data.store import prepare as module
-from solo.data.store.part import PartWriter
-from solo.data.store.part_files import PartFiles
+from solo.data.store.description import Description
 from solo.data.store.prepare import open_prepared, prepare
+from solo.data.store.tokenizer import Texts
 from solo.data.text import train_tokenizer
 from tests.data.vocabularies import byte_level_json, write_repository
 
@@ -33,7 +32,9 @@ def config(folder: Path, sources: dict, **data) -> Config:
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """The files of a folder. `inputs.json` holds the times of folders, among them that of the prepared data."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "inputs.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
@@ -171,11 +172,28 @@ def test_a_tokenizer_that_cannot_be_trained(tmp_path):
 
 
 def test_training_text_comes_evenly_from_the_sources(tmp_path):
-    made = config(tmp_path, {"lines": LINES | {"limit": 10_000}, "topics": TOPICS}, tokenizer={"max_characters": 8000})
-    texts = list(module._texts(made))
+    sources = {"lines": LINES | {"limit": 400}, "topics": TOPICS}
+    made = config(tmp_path, sources, tokenizer={"max_characters": 8000})
+    prepare(config(tmp_path, sources, verify_images=False))
+    folders = {name: tmp_path / "data" / "sources" / name for name in ("lines", "topics")}
+    parts = {name: [(part.name, part.records) for part in Description.read(folders[name]).parts] for name in folders}
+    texts = list(Texts(made, parts))
     assert sum(map(len, texts)) == 8000
     long = [len(text) for text in texts if len(text) > 20]
     assert 3000 < sum(long) < 5000
+
+
+def test_too_many_unreadable_examples_stop_the_source(tmp_path):
+    good = json.dumps({"conversations": [{"from": "gpt", "value": "a"}]})
+    (tmp_path / "all.jsonl").write_text(f"{good}\n" * 800 + "{broken\n" * 101)
+    sources = {"chat": {"reader": "llava", "options": {"path": str(tmp_path / "all.jsonl")}}, "topics": TOPICS}
+    settings = {"records_per_shard": 100}
+    with pytest.raises(
+        ConfigError, match=r"'chat': 101 of the 901 examples .* share of 0\.1 that data\.max_quarantined"
+    ):
+        prepare(config(tmp_path, sources, **settings))
+    allowed = prepare(config(tmp_path, sources, **settings, max_quarantined=0.2))
+    assert len(allowed.sources["chat"]) == 800
 
 
 def test_an_own_tokenizer(tmp_path):
@@ -293,38 +311,3 @@ def test_opening_unprepared_data(tmp_path):
     (tmp_path / "data" / "sources" / "topics" / "source.json").unlink()
     with pytest.raises(ConfigError, match=r"source 'topics' is not in .*run: solo prepare CONFIG"):
         open_prepared(made)
-
-
-class Killed(BaseException):
-    """Stands in for a signal."""
-
-
-@pytest.mark.parametrize("place", ["add", "finish"])
-def test_a_killed_prepare_is_continued(tmp_path, monkeypatch, place):
-    """It keeps the parts that are complete, and ends with the same bytes as one that was not killed."""
-    sources = {"topics": TOPICS, "lines": LINES}
-    settings = {"tokenizer": {"vocab_size": 360, "train_on": ["topics"]}}
-    prepare(config(tmp_path / "whole", sources, **settings))
-    original = getattr(PartWriter, place)
-
-    def killed(self, *args, **kwargs):
-        found = original(self, *args, **kwargs)
-        if "lines" in str(self._files.folder):
-            raise Killed
-        return found
-
-    # Without the cleanup, which a real kill does not reach.
-    monkeypatch.setattr(PartWriter, place, killed)
-    monkeypatch.setattr(PartFiles, "discard", lambda self: None)
-    made = config(tmp_path / "killed", sources, **settings)
-    with pytest.raises(Killed):
-        prepare(made)
-    monkeypatch.undo()
-    with pytest.raises(ConfigError, match="source 'lines'"):
-        open_prepared(made)
-    lines = []
-    prepared = prepare(made, lines.append)
-    assert ["already prepared" in line for line in lines] == [True, True, False]
-    assert len(prepared.sources["lines"]) == 12
-    killed = {name: data for name, data in state(tmp_path / "killed" / "data").items() if not name.endswith(".partial")}
-    assert killed == state(tmp_path / "whole" / "data")

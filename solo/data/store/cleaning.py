@@ -1,0 +1,46 @@
+"""Removes what earlier preparations left in the folder of a source, by the names that preparation gives its files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from solo.data.store.description import Description
+from solo.data.store.part_files import PARTIAL
+
+_PART_FILE = re.compile(r"[0-9a-f]{16}\.[\w.]+")
+_INDEX = re.compile(r"[0-9a-f]{16}")
+_LEGACY = re.compile(r"shard-\d{5,}\.array_record|index\.npz")  # of earlier versions
+
+
+def remove_partial(source: Path) -> None:
+    """Removes files that a killed process has not finished. No other process may prepare the source."""
+    for folder in (source / "parts", source / "index"):
+        for path in folder.glob(f".*{PARTIAL}") if folder.is_dir() else ():
+            _remove(path)
+
+
+def remove_unused(source: Path, description: Description) -> None:
+    """Removes parts and indexes that a prepared source does not use any more. No run may read it."""
+    used = {part.name for part in description.parts}
+    for path in (source / "parts").iterdir():
+        name, _, end = path.name.partition(".")
+        other_tokens = re.match(r"[0-9a-f]{16}\.", end) is not None and not end.startswith(description.tokens)
+        if _PART_FILE.fullmatch(path.name) and (name not in used or other_tokens):
+            path.unlink()
+    for path in (source / "index").iterdir():
+        if _INDEX.fullmatch(path.name) and path.name != description.content:
+            _remove(path)
+    for path in source.iterdir():
+        if _LEGACY.fullmatch(path.name):
+            path.unlink()
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a folder of plain files."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()

@@ -1,0 +1,198 @@
+"""Whether the inputs of a prepared source are what they were.
+
+An input is known by its size and the time of its last change, or by a hash of its content (`data.input_check`). A part
+that reads only some bytes of a file is known by a hash of these bytes, so that lines added to a file concern only the
+parts that hold them.
+
+    <source>/inputs.json   `Inputs`: what the source was prepared from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from solo.data.readers import Part
+from solo.data.readers.paths import is_remote, open_bytes
+from solo.data.readers.paths import stamp as stamp_of
+from solo.files import write_whole
+
+Check = Literal["time", "hash", "none"]
+Stamp = tuple[int, int]  # size; time in nanoseconds, or 48 bits of a hash
+
+FILE = "inputs.json"
+_FORMAT = 1
+_READ = 1 << 20
+_THREADS = 32  # they wait for the file system
+_ABSENT: Stamp = (-1, -1)
+
+
+def stamp(path: str, check: Check) -> Stamp:
+    """Returns what identifies the content of an input file; (-1, -1) if there is no such file."""
+    try:
+        if check == "hash":
+            return _hash(path, 0, None)
+        return stamp_of(path)
+    except OSError:
+        return _ABSENT
+
+
+def part_key(part: Part, options: Mapping[str, Any], check: Check) -> list[Any]:
+    """Returns, as JSON, what identifies the input of a part: it differs if what the part reads has changed.
+
+    Images that are files of their own are not included, since they are known only once the part is read.
+
+    Args:
+        part: of the source.
+        options: of the reader. The files that they name stand for those of a part that names none.
+        check: how to identify a file.
+    """
+    if part.extent is not None and not is_remote(part.files[0]):
+        try:
+            return [*part.files, _hash(part.files[0], *part.extent)]
+        except OSError:
+            return [*part.files, _ABSENT]
+    return [[file, stamp(file, check)] for file in part.files or sorted(set(_named(options)))]
+
+
+def changed(files: Mapping[str, Sequence[int]], check: Check) -> str | None:
+    """Returns in words which input has changed, the first one if there are several; None if none has.
+
+    If none of the files exists, the source was prepared elsewhere, and nothing can be said against it.
+    """
+    if check == "none" or not files:
+        return None
+    with ThreadPoolExecutor(min(_THREADS, len(files))) as pool:
+        found = list(pool.map(lambda path: stamp(path, check), files))
+    if all(each == _ABSENT for each in found):
+        return None
+    for (path, before), now in zip(files.items(), found, strict=True):
+        if tuple(before) != now:
+            return f"{path} is gone" if now == _ABSENT else f"{path} has changed"
+    return None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a source was prepared from.
+
+    content  of the prepared source (`Description.content`)
+    check    how the stamps were made
+    size     examples of a part
+    files    stamp of every file that a part or an option names
+    folders  time of the last change of every folder that holds one of them: a file may have been added
+    parts    digest of the list of parts
+    """
+
+    content: str
+    check: Check
+    size: int
+    files: dict[str, Stamp]
+    folders: dict[str, int]
+    parts: str
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], options: Mapping[str, Any], size: int, check: Check) -> Inputs:
+        """Looks at the inputs as they are now.
+
+        Args:
+            parts: of the source.
+            options: of the reader.
+            size: examples of a part.
+            check: how to make the stamps.
+        """
+        files = sorted({file for part in parts for file in part.files} | set(_named(options)))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            stamps = dict(zip(files, pool.map(lambda path: stamp(path, check), files), strict=True))
+        folders = {folder: _changed_at(folder) for folder in _folders(files, options)}
+        return cls("", check, size, stamps, folders, parts_digest(parts))
+
+    @classmethod
+    def read(cls, source: Path) -> Inputs | None:
+        """Returns the inputs of a prepared source; None if they are not known."""
+        try:
+            found = json.loads((source / FILE).read_text(encoding="utf-8"))
+            if found.pop("format") != _FORMAT:
+                return None
+            found["files"] = {path: (size, time) for path, (size, time) in found["files"].items()}
+            return cls(**found)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def write(self, source: Path, content: str) -> None:
+        """Writes the file, last of all: until then, the inputs of what `source.json` describes are not known."""
+        write_whole(source / FILE, json.dumps({"format": _FORMAT, **asdict(self), "content": content}) + "\n")
+
+    def any_exists(self) -> bool:
+        """Returns whether at least one file is there."""
+        return any(is_remote(path) or os.path.exists(path) for path in self.files)
+
+    def folders_changed(self) -> bool:
+        """Returns whether a file may have been added or removed, or whether that cannot be told."""
+        return any(map(is_remote, self.files)) or any(
+            _changed_at(folder) not in (before, -1) for folder, before in self.folders.items()
+        )
+
+
+def parts_digest(parts: Sequence[Part]) -> str:
+    """Returns a digest of a list of parts, whatever their files hold."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(json.dumps([part.name, part.files, part.span]).encode())
+    return found.hexdigest()
+
+
+def _hash(path: str, start: int, stop: int | None) -> Stamp:
+    """Returns length and hash of some bytes of a file as it is stored."""
+    found, length = hashlib.blake2b(digest_size=6), 0
+    with open(path, "rb") if not is_remote(path) else open_bytes(path) as file:
+        file.seek(start)
+        while stop is None or length < stop - start:
+            data = file.read(_READ if stop is None else min(_READ, stop - start - length))
+            if not data:
+                break
+            found.update(data)
+            length += len(data)
+    return length, int.from_bytes(found.digest(), "big")
+
+
+def _named(options: Any) -> Iterable[str]:
+    """Yields the local files that options name."""
+    if isinstance(options, str):
+        if 0 < len(options) < 4096 and "\0" not in options and os.path.isfile(options):
+            yield options
+    elif isinstance(options, Mapping):
+        for each in options.values():
+            yield from _named(each)
+    elif isinstance(options, list | tuple):
+        for each in options:
+            yield from _named(each)
+
+
+def _folders(files: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Returns the folders in which a new file may belong to the source, from those that options name downwards."""
+    roots = [text for text in map(str, options.values()) if text and len(text) < 4096 and os.path.isdir(text)]
+    found = {os.path.dirname(file) or "." for file in files if not is_remote(file)}
+    for root in roots:
+        for folder in [each for each in found if _inside(each, root)]:
+            while folder != root and _inside(folder, root):
+                folder = os.path.dirname(folder)
+                found.add(folder or ".")
+    return sorted(found)
+
+
+def _inside(folder: str, root: str) -> bool:
+    return folder == root or folder.startswith(root.rstrip("/") + "/")
+
+
+def _changed_at(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1

@@ -1,0 +1,117 @@
+"""Which parts are made when: all of a source, or those that reach its limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from solo.config import Config, ConfigError
+from solo.data.readers import Part, open_reader
+from solo.data.store.safety import refuse_inside
+from solo.data.store.work import MadePart, PartJob, TokensJob
+
+_REFUSED_AT_LEAST = 100  # examples that cannot be used, before a source is given up for them
+
+
+class SourceSchedule:
+    """The parts of a source, handed out in rounds.
+
+    The jobs of a round do not depend on each other. Without a limit there is one round. With one, a round has the parts
+    that are likely to be needed in any case, and the part in which the limit lies is made again to end there.
+
+    Args:
+        name: of the source.
+        config: of the run.
+        folder: of the prepared source.
+
+    Raises:
+        ConfigError: the source cannot be read.
+
+    Attributes:
+        parts: of the source, in order.
+        made: those that have been made so far, in order. All of them once `jobs` returns none.
+    """
+
+    def __init__(self, name: str, config: Config, folder: Path) -> None:
+        source = config.data.sources[name]
+        self.name, self._config, self._folder = name, config, folder
+        self.parts = list_parts(name, config)
+        self.made: list[MadePart] = []
+        self._limit, self._most = source.limit, config.data.max_quarantined
+        self._template = PartJob(
+            folder=str(folder),
+            source=name,
+            reader=source.reader,
+            options=json.dumps(source.options, sort_keys=True),
+            part=Part(""),
+            verify_images=config.data.verify_images,
+            check=config.data.input_check,
+        )
+
+    def jobs(self, tokens: TokensJob | None) -> list[PartJob]:
+        """Returns the next round; none if the source is complete.
+
+        Args:
+            tokens: how records become tokens; None while that is not known.
+        """
+        left = self._left()
+        waiting = self.parts[len(self.made) :] if left != 0 else []
+        if left is not None and waiting:
+            waiting = waiting[: max(1, left // self._examples_of_a_part())]
+        return [replace(self._template, part=part, limit=left, tokens=tokens) for part in waiting]
+
+    def take(self, outcomes: Sequence[MadePart]) -> None:
+        """Takes the parts of a round, in the order of its jobs.
+
+        Raises:
+            ConfigError: too many examples cannot be used.
+        """
+        for made in outcomes:
+            left = self._left()
+            if left is not None and made.records.examples > left:
+                break  # the next round makes this part with what is left
+            self.made.append(made)
+        self._check_quarantined()
+
+    def _left(self) -> int | None:
+        return None if self._limit is None else self._limit - sum(made.records.examples for made in self.made)
+
+    def _examples_of_a_part(self) -> int:
+        if not self.made:
+            return self._config.data.records_per_shard
+        return max(1, sum(made.records.examples for made in self.made) // len(self.made))
+
+    def _check_quarantined(self) -> None:
+        examples = sum(made.records.examples for made in self.made)
+        refused = sum(made.records.quarantined for made in self.made)
+        if refused < _REFUSED_AT_LEAST or refused <= self._most * examples:
+            return
+        shown = [line for made in self.made for line in made.records.refused][:3]
+        raise ConfigError(
+            f"source {self.name!r}: {refused:,} of the {examples:,} examples read so far cannot be used, more than the"
+            f" share of {self._most:g} that data.max_quarantined allows:" + "".join(f"\n  {line}" for line in shown)
+        )
+
+
+def list_parts(name: str, config: Config, size: int | None = None) -> list[Part]:
+    """Returns the parts of a source.
+
+    Args:
+        name: of the source.
+        config: of the run.
+        size: examples of a part; default: `data.records_per_shard`.
+
+    Raises:
+        ConfigError: the source cannot be read, or reads files that preparation writes.
+    """
+    source = config.data.sources[name]
+    try:
+        opened = open_reader(source.reader, source.options, source.limit)
+        parts = list(opened.parts(size or config.data.records_per_shard, source.limit))
+    except ConfigError as error:
+        raise ConfigError(f"source {name!r}: {error}") from None
+    folder = Path(config.data.folder)
+    refuse_inside(folder, sorted({file for part in parts for file in part.files}), f"data.sources.{name}", links=False)
+    return parts

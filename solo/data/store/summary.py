@@ -1,0 +1,71 @@
+"""What preparation says of a source: what it holds, and what was left out and why."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from solo.config import Config
+from solo.data.images.geometry import too_thin
+from solo.data.store.part import PartManifest
+from solo.data.store.source import PreparedSource
+
+_REASONS_SHOWN = 5
+
+
+def summary(name: str, source: PreparedSource, config: Config, seconds: float | None) -> str:
+    """Returns a line on a source; `seconds` is None if it was there already."""
+    made = source.description
+    if seconds is None:
+        return f"{name}: {made.records:,} records, already prepared{_thin_images(source, config)}"
+    read = made.records + made.quarantined + made.excluded
+    left_out = f"{made.quarantined:,} quarantined" + (f", {made.excluded:,} filtered" if made.excluded else "")
+    return (
+        f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, {left_out} of"
+        f" {read:,} read ({seconds:.1f} s){_thin_images(source, config)}"
+    )
+
+
+def quarantine_lines(source: PreparedSource) -> Iterator[str]:
+    """Yields a line for each of the most frequent reasons for which examples were left out."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    with (source.folder / "quarantine.jsonl").open(encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            kind = reason_kind(line["reason"])
+            counts[kind] += 1
+            if kind not in first:
+                place = f"{line['file']}:{line['line']}" if line["line"] else line["file"]
+                first[kind] = f"{line['id']}: {line['reason']}" + (f" ({place})" if place else "")
+    for kind, count in counts.most_common(_REASONS_SHOWN):
+        yield f"  {count:,} left out, such as {first[kind]}"
+    if len(counts) > _REASONS_SHOWN:
+        rest = sum(count for _, count in counts.most_common()[_REASONS_SHOWN:])
+        yield f"  {rest:,} left out for other reasons; see {source.folder}/quarantine.jsonl"
+
+
+def reason_kind(reason: str) -> str:
+    """Returns a reason without what differs from one example to the next: names, quotations and numbers."""
+    kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "...", reason)
+    return re.sub(r"\d[\d,.]*", "0", kind)
+
+
+def ignored_keys(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
+    """Yields a line for each key of the examples that the reader ignores."""
+    places: dict[str, str] = {}
+    for part in parts:
+        for key, place in part.ignored.items():
+            places.setdefault(key, place)
+    for key, place in places.items():
+        yield f"  key {key!r} of {name} is not read" + (f"; it is first in {place}" if place else "")
+
+
+def _thin_images(source: PreparedSource, config: Config) -> str:
+    """Returns a note on images with a side that the geometry rounds down to zero, or an empty string."""
+    index = source.index
+    sizes = (index.image_sizes(config.image.exif, *block) for block in index.blocks())
+    count = sum(int(too_thin(size[:, 0], size[:, 1], config.image).sum()) for size in sizes)
+    return f"; {count:,} images are so thin that resizing leaves only one row of patches" if count else ""

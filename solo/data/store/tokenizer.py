@@ -1,0 +1,167 @@
+"""The tokenizer of a data folder: a configured one with its added tokens, or one that is trained on stored records.
+
+<data.folder>/tokenizer/made_from.json   fingerprint; stamps of the configured files, or the parts trained on
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from solo.config import Config, ConfigError
+from solo.data.store.access import TOKENIZER, Report, changing
+from solo.data.store.inputs import Check, changed, stamp
+from solo.data.store.part import read_records
+from solo.data.store.part_files import FORMAT
+from solo.data.store.safety import replace_files
+from solo.data.store.work import digest
+from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
+from solo.data.vocabulary import check_tokens, configured_tokenizer
+
+RECORD = "made_from.json"
+_SUFFIXES = (".json", ".model", ".txt", ".jinja")  # a repository's weights are no part of its tokenizer
+
+Parts = Mapping[str, Sequence[tuple[str, int]]]  # of each source: fingerprint and number of records of every part
+
+
+def tokenizer_folder(config: Config) -> Path:
+    """Returns the folder of the prepared tokenizer."""
+    return Path(config.data.folder) / "tokenizer"
+
+
+def training_sources(config: Config) -> tuple[str, ...]:
+    """Returns the sources whose text trains the tokenizer; none if it is configured."""
+    if config.data.tokenizer.path is not None:
+        return ()
+    return config.data.tokenizer.train_on or tuple(config.data.sources)
+
+
+def open_made(config: Config) -> Tokenizer | None:
+    """Returns the prepared tokenizer; None if there is none, or it was made from other settings."""
+    try:
+        tokenizer = open_tokenizer(tokenizer_folder(config))
+    except (OSError, ValueError):
+        return None
+    return tokenizer if _record(config).get("fingerprint") == _fingerprint(config, tokenizer) else None
+
+
+def replaced(config: Config, check: Check) -> str | None:
+    """Returns in words which file of the configured tokenizer has changed since it was prepared; None if none has."""
+    return changed(_record(config).get("inputs") or {}, check)
+
+
+def make_configured(config: Config, report: Report) -> Tokenizer:
+    """Prepares the tokenizer of `data.tokenizer.path`.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks a token; or a run uses the prepared one, which would change.
+    """
+    tokenizer, check = configured_tokenizer(config), config.data.input_check
+    made = {"inputs": {path: stamp(path, check) for path in _files(str(config.data.tokenizer.path))}}
+    _save(config, tokenizer, made, report)
+    return tokenizer
+
+
+def was_trained_on(config: Config, parts: Parts) -> bool:
+    """Returns whether the prepared tokenizer is what training on these parts would give."""
+    found = _record(config).get("trained_on")
+    if not isinstance(found, dict) or set(found) != set(parts):
+        return False
+    for name, used in found.items():
+        names = [part for part, _ in parts[name]]
+        if names[: len(used["parts"])] != used["parts"] or (used["all"] and len(names) > len(used["parts"])):
+            return False
+    return True
+
+
+def train(config: Config, parts: Parts, report: Report) -> Tokenizer:
+    """Trains the tokenizer on the stored records of its sources, and saves it.
+
+    Raises:
+        ConfigError: there is too little text, or a token is missing; or a run uses the prepared one, which would
+            change.
+    """
+    texts = Texts(config, parts)
+    try:
+        tokenizer = train_tokenizer(iter(texts), config.data.tokenizer)
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"data.tokenizer: {error}") from None
+    check_tokens(tokenizer, config)
+    _save(config, tokenizer, {"trained_on": texts.used()}, report)
+    return tokenizer
+
+
+class Texts:
+    """Stored text, always of the source that has given the least so far, up to `max_characters` in total."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self._config, self._parts = config, {name: parts[name] for name in sorted(parts)}
+        self._opened = dict.fromkeys(self._parts, 0)
+        self._ended = dict.fromkeys(self._parts, False)
+
+    def __iter__(self) -> Iterator[str]:
+        texts = {name: self._records(name) for name in self._parts}
+        given = dict.fromkeys(texts, 0)
+        left = self._config.data.tokenizer.max_characters
+        while given and left > 0:
+            name = min(given, key=lambda name: given[name])
+            found = next(texts[name], None)
+            if found is None:
+                self._ended[name] = True
+                del given[name]
+                continue
+            for text in found:
+                usable = text[:left]
+                given[name] += len(usable)
+                left -= len(usable)
+                yield usable
+
+    def used(self) -> dict[str, Any]:
+        """Returns, for each source, the parts that were read, and whether these are all."""
+        return {
+            name: {"parts": [part for part, _ in parts[: self._opened[name]]], "all": self._ended[name]}
+            for name, parts in self._parts.items()
+        }
+
+    def _records(self, name: str) -> Iterator[list[str]]:
+        folder = Path(self._config.data.folder) / "sources" / name / "parts"
+        for part, records in self._parts[name]:
+            self._opened[name] += 1
+            for stored in read_records(folder, part) if records else ():
+                yield [text for turn in stored.record.turns for text in turn.content if isinstance(text, str)]
+
+
+def _fingerprint(config: Config, tokenizer: Tokenizer) -> str:
+    settings = config.data.tokenizer
+    if settings.path is not None:
+        return digest([FORMAT, settings.path, settings.add_tokens, tokenizer.fingerprint])
+    sources = {name: config.data.sources[name].model_dump(mode="json") for name in training_sources(config)}
+    return digest([FORMAT, settings.model_dump(mode="json"), sources, tokenizer.fingerprint])
+
+
+def _record(config: Config) -> dict[str, Any]:
+    try:
+        found = json.loads((tokenizer_folder(config) / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _save(config: Config, tokenizer: Tokenizer, made: dict[str, Any], report: Report) -> None:
+    """Saves the tokenizer. A run that uses the prepared one is in the way only if it would change."""
+    kept = open_made(config)
+    same = kept is not None and kept.fingerprint == tokenizer.fingerprint
+    made = {"fingerprint": _fingerprint(config, tokenizer), **made}
+    with nullcontext() if same else changing(Path(config.data.folder), TOKENIZER, report):
+        replace_files(tokenizer_folder(config), RECORD, tokenizer.save, made, "the tokenizer")
+
+
+def _files(path: str) -> list[str]:
+    """Returns the files from which `open_tokenizer` may read: of a folder, or next to a file."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    found = (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(_SUFFIXES))
+    return sorted({file for file in found if os.path.isfile(file)} | ({path} if os.path.isfile(path) else set()))
