@@ -1,4 +1,4 @@
-"""Documents of texts and images in reading order: OBELICS, MMC4 and mOSCAR, as JSON lines or parquet.
+"""Documents of texts and images in reading order: OBELICS, MMC4 and mOSCAR, as JSON lines, parquet or WebDataset.
 
 OBELICS  {"texts": ["Flour.", null], "images": [null, image]}, of equal length, with one of the two at each place
 MMC4     {"text_list": ["Flour."], "image_info": [{"image_name": "a.jpg", "matched_text_index": 0, "matched_sim": 0.3}]}
@@ -18,10 +18,11 @@ from solo.config import ConfigError
 from solo.data.readers import json_files
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.image_files import load_image
-from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, open_bytes, stamp
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, open_bytes, stamp, suffix
 from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
-from solo.data.readers.tables import Columns, open_table, table_files, table_parts, table_rows
-from solo.data.readers.text_files import DamagedError
+from solo.data.readers.tables import SUFFIXES, Columns, open_table, table_files, table_parts, table_rows
+from solo.data.readers.text_files import DamagedError, short_names
+from solo.data.readers.webdataset import Sample, parse_member, samples
 from solo.data.record import Image, Place, Record, Turn
 
 _WHAT = "reader 'interleaved'"
@@ -65,13 +66,15 @@ class Interleaved(Reader):
     separator: str | None = None
 
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
-        """Returns the parts of tables, then those of JSON files."""
+        """Returns the parts of tables, then archives, one part each, then the parts of JSON files."""
         if self.urls is not None:
             expand(self.urls, f"{_WHAT}: option 'urls'")
         files = [path for found in expand(self.path, _WHAT) for path in self._files(found)]
-        tables = [path for path in files if _is_table(path)]
-        yield from table_parts(tables, size)
-        if texts := tuple(path for path in files if path not in set(tables)):
+        kinds = {path: _kind(path) for path in files}
+        yield from table_parts([path for path in files if kinds[path] == "table"], size)
+        archives = [path for path in files if kinds[path] == "archive"]
+        yield from (Part(name, (path,)) for path, name in zip(archives, short_names(archives), strict=True))
+        if texts := tuple(path for path in files if kinds[path] == "json"):
             yield from json_files.parts(texts, size, _WHAT)
 
     def _files(self, path: str) -> list[str]:
@@ -82,7 +85,7 @@ class Interleaved(Reader):
         """Yields a document per row or JSON value."""
         ignored: set[str] = set()
         for where, example in self._examples(part):
-            if isinstance(example, Unreadable):
+            if isinstance(example, Unreadable | Ignored):
                 yield example
                 continue
             keys: list[str] = []
@@ -103,24 +106,8 @@ class Interleaved(Reader):
             yield Record(name, (turn,), where)
 
     def _examples(self, part: Part) -> Iterator[tuple[Place, Any]]:
-        path = part.files[0]
-        if not _is_table(path):
-            for found in json_files.elements(part):
-                yield (Place(path), found) if isinstance(found, Unreadable) else found
-            return
-        try:
-            if part.span[0] == "damaged":
-                raise DamagedError(part.span[1])
-            columns = Columns(open_table(path).schema)
-        except DamagedError as fault:
-            yield Place(path), Unreadable(os.path.basename(path), str(fault), Place(path))
-            return
-        names = columns.schema.names
-        if _format(names) is None:
-            raise ConfigError(f"{_WHAT}: {path} is neither OBELICS, MMC4 nor mOSCAR\n{columns}")
-        for number, row in table_rows(part, [name for name in names if name not in _QUIET]):
-            place = Place(path, number)
-            yield place, Unreadable(f"{os.path.basename(path)}:{number}", row, place) if isinstance(row, str) else row
+        kind = _kind(part.files[0])
+        return _table(part) if kind == "table" else _archive(part) if kind == "archive" else _json(part)
 
     def _content(self, example: Mapping[str, Any], ignored: Callable[[str], None]) -> tuple[str | Image, ...]:
         """Returns the texts and images of a document. Calls `ignored` for each key and image that is left out."""
@@ -291,19 +278,63 @@ def _mappings(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
 # --------------------------------------------------------------------------------------------- files
 
 
-def _is_table(path: str) -> bool:
+def _kind(path: str) -> Literal["table", "archive", "json"]:
+    """Judges a file by its beginning, or by its name if it cannot be opened."""
     try:
         with open_bytes(path) as file:
-            return file_kind(file.read(512)) in _TABLES
+            kind = file_kind(file.read(512))
     except READ_ERRORS:
-        return path.lower().endswith(".parquet")
+        kind = None
+    if kind in _TABLES or (kind is None and suffix(path) in SUFFIXES):
+        return "table"
+    return "archive" if kind == "a tar archive" or (kind is None and suffix(path) in (".tar", ".tgz")) else "json"
+
+
+def _table(part: Part) -> Iterator[tuple[Place, Any]]:
+    path = part.files[0]
+    name = os.path.basename(path)
+    try:
+        if part.span[0] == "damaged":
+            raise DamagedError(part.span[1])
+        columns = Columns(open_table(path).schema)
+    except DamagedError as fault:
+        yield Place(path), Unreadable(name, str(fault), Place(path))
+        return
+    names = columns.schema.names
+    if _format(names) is None:
+        raise ConfigError(f"{_WHAT}: {path} is neither OBELICS, MMC4 nor mOSCAR\n{columns}")
+    for number, row in table_rows(part, [column for column in names if column not in _QUIET]):
+        place = Place(path, number)
+        yield place, Unreadable(f"{name}:{number}", row, place) if isinstance(row, str) else row
+
+
+def _archive(part: Part) -> Iterator[tuple[Place, Any]]:
+    """Yields the document in the JSON member of each sample, as OpenFlamingo stores MMC4."""
+    for sample in samples(part, lambda name: name.lower().endswith(".json")):
+        if not isinstance(sample, Sample):
+            yield sample.place or Place(part.files[0]), sample
+            continue
+        place = Place(part.files[0], sample.number)
+        try:
+            if (member := sample.only(("json",))) is None or sample.faults:
+                raise ValueError("; ".join(sample.faults) or f"it has no json; {sample}")
+            found = parse_member(member, sample.members[member])
+        except ValueError as error:
+            yield place, Unreadable(sample.id, str(error), place)
+            continue
+        yield place, {"id": sample.id, **found} if isinstance(found, Mapping) else found
+
+
+def _json(part: Part) -> Iterator[tuple[Place, Any]]:
+    for found in json_files.elements(part):
+        yield (found.place or Place(part.files[0]), found) if isinstance(found, Unreadable) else found
 
 
 @lru_cache(maxsize=4)
 def _stored(path: str, stamp: tuple[int, int]) -> dict[str, str]:
     """Returns the paths of web addresses. `stamp` makes a changed file be read again."""
     found: dict[str, str] = {}
-    if _is_table(path):
+    if _kind(path) == "table":
         for part in table_parts([path], 1 << 16):
             rows = (row for _, row in table_rows(part, ["url", "path"]) if not isinstance(row, str))
             found |= {row["url"]: row["path"] for row in rows if row["url"] and row["path"]}

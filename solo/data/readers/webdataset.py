@@ -88,7 +88,7 @@ class WebDataset(Reader):
     def read(self, part: Part) -> Examples:
         """Yields an example per key."""
         ignored: set[str] = set()
-        for sample in _samples(part, self._wanted):
+        for sample in samples(part, self._wanted):
             if isinstance(sample, Unreadable | Ignored):
                 yield sample
                 continue
@@ -162,7 +162,7 @@ class WebDataset(Reader):
                 raise ValueError(f"it has no member {member}; {sample}")
             return member, self._read_text(member, sample)
         in_json = sample.only(("json",))
-        value = self._in_json(_parse(in_json, sample.members[in_json])) if in_json else None
+        value = self._in_json(parse_member(in_json, sample.members[in_json])) if in_json else None
         caption = sample.only(CAPTIONS)
         if in_json and (self.json_key is not None or (value is not None and not isinstance(value, str))):
             return in_json, self._required(value, in_json)
@@ -176,7 +176,7 @@ class WebDataset(Reader):
         data = sample.members[member]
         if member.rsplit(".", 1)[-1] != "json":
             return _decode(member, data)
-        return self._required(self._in_json(_parse(member, data)), member)
+        return self._required(self._in_json(parse_member(member, data)), member)
 
     def _required(self, value: str | _Conversation | None, member: str) -> str | _Conversation:
         if value is None:
@@ -197,6 +197,8 @@ class WebDataset(Reader):
             return None
         if any(found.get(key) is not None for key in CONVERSATION_KEYS):
             return found
+        if isinstance(found.get("text_list"), list):
+            raise ValueError("its JSON is a document of texts and images; use reader 'interleaved'")
         return next((found[key] for key in CAPTION_KEYS if isinstance(found.get(key), str)), None)
 
 
@@ -241,8 +243,12 @@ def split_name(name: str) -> tuple[str, str] | None:
     return folder + slash + stem, suffix.lower()
 
 
-def _samples(part: Part, wanted: Callable[[str], bool]) -> Iterator[Sample | Unreadable | Ignored]:
-    """Yields the samples of an archive, and after damage why the rest is missing."""
+def samples(part: Part, wanted: Callable[[str], bool]) -> Iterator[Sample | Unreadable | Ignored]:
+    """Yields the samples of a part of an archive, and after damage why the rest is missing.
+
+    Args:
+        wanted: whether the contents of a member of this name are needed.
+    """
     path = part.files[0]
     number, offset, stop = part.span or (1, 0, None)
     sample: Sample | None = None
@@ -309,7 +315,8 @@ def _decode(member: str, data: bytes | None) -> str:
         raise ValueError(f"its {member} is not valid UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _parse(member: str, data: bytes | None) -> Any:
+def parse_member(member: str, data: bytes | None) -> Any:
+    """Parses a JSON member. Raises ValueError if it is not valid."""
     try:
         return parse((data or b"").removeprefix(codecs.BOM_UTF8))
     except ValueError as error:

@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from PIL import Image as PillowImage
 
 from solo.config import ConfigError
@@ -202,6 +203,26 @@ def test_mmc4_in_compressed_lines_and_parts(folder):
     assert isinstance(examples[10], Unreadable)
     assert len(examples) == 11
     assert len({part.name for part in parts}) == len(parts)
+
+
+def test_mmc4_in_archives_of_openflamingo(folder):
+    image = {"image_base64": base64.b64encode(RED.data).decode(), "matched_text_index": 0}
+    with webdataset.TarWriter(str(folder / "0.tar")) as writer:
+        writer.write({"__key__": "first", "json": {"text_list": ["One."], "image_info": [image]}})
+        writer.write({"__key__": "second", "json": {"text_list": ["Two."], "image_info": []}})
+        writer.write({"__key__": "third", "json": b"{oops"})
+        writer.write({"__key__": "fourth", "txt": "Four."})
+    data = (folder / "0.tar").read_bytes()
+    (folder / "1.tar").write_bytes(gzip.compress(data))
+    (folder / "2.tar").write_bytes(data[:5000])
+    found = list(read("interleaved", {"path": str(folder / "{0..2}.tar")}))
+    for examples in (found[:4], found[4:8]):
+        assert [example.id for example in examples] == ["first", "second", "third", "fourth"]
+        assert [record.turns[0].content for record in examples[:2]] == [(RED, "One."), ("Two.",)]
+        assert "its json: it is not valid JSON" in examples[2].reason
+        assert "it has no json; its members are txt" in examples[3].reason
+    assert [example.place.line for example in found[:4]] == [1, 2, 3, 4]
+    assert "cut short" in found[-1].reason
 
 
 @pytest.mark.parametrize(

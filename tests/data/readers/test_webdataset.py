@@ -148,6 +148,7 @@ def test_samples(tmp_path, sample, options, turns):
         ({"png": RED.data, "jpg": RED.data, "txt": "a"}, {}, "several images, jpg, png: name those to read"),
         ({"json": SAID}, {}, "1 <image> in the text for 0 images"),
         ({"1.png": RED.data, "2.png": RED.data, "json": SAID}, {}, "1 <image> in the text for 2 images"),
+        ({"json": {"text_list": ["One."], "image_info": []}}, {}, "use reader 'interleaved'"),
         ({"json": {"image": "a.jpg", "conversations": SAID}}, {}, "it names images, but has none"),
         (
             {"png": RED.data, "json": {"video": "a.mp4", "conversations": SAID}},
