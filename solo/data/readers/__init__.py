@@ -5,6 +5,7 @@ from solo.data.readers.generated import digits, lines, scenes, topics
 from solo.data.readers.registry import (
     Examples,
     Ignored,
+    Omitted,
     Part,
     Reader,
     Unreadable,
@@ -21,6 +22,7 @@ __all__ = [
     "FORMATS",
     "Examples",
     "Ignored",
+    "Omitted",
     "Part",
     "Reader",
     "Unreadable",

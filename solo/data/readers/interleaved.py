@@ -19,7 +19,7 @@ from solo.data.readers import json_files
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.image_files import load_image
 from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, open_bytes, stamp, suffix
-from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
+from solo.data.readers.registry import Examples, Ignored, Omitted, Part, Reader, Unreadable, reader
 from solo.data.readers.tables import SUFFIXES, Columns, open_table, table_files, table_parts, table_rows
 from solo.data.readers.text_files import DamagedError, short_names
 from solo.data.readers.webdataset import Sample, parse_member, samples
@@ -89,35 +89,44 @@ class Interleaved(Reader):
                 yield example
                 continue
             keys: list[str] = []
+            omitted: list[str] = []
             given = example.get("id") if isinstance(example, Mapping) else None
             name = f"{os.path.basename(where.file)}:{where.line}"
             name = str(given) if isinstance(given, str | int) and str(given).strip() else name
             try:
                 if not isinstance(example, Mapping):
                     raise ValueError("it is not a JSON object")
-                turn = Turn("text", self._content(example, keys.append))
+                turn = Turn("text", self._content(example, keys.append, omitted.append))
             except ValueError as error:
                 yield Unreadable(name, str(error), where)
                 continue
             for key in keys:
-                if key not in ignored or " " in key:
+                if key not in ignored:
                     ignored.add(key)
                     yield Ignored(key, where)
+            yield from (Omitted(what, where) for what in omitted)
             yield Record(name, (turn,), where)
 
     def _examples(self, part: Part) -> Iterator[tuple[Place, Any]]:
         kind = _kind(part.files[0])
         return _table(part) if kind == "table" else _archive(part) if kind == "archive" else _json(part)
 
-    def _content(self, example: Mapping[str, Any], ignored: Callable[[str], None]) -> tuple[str | Image, ...]:
-        """Returns the texts and images of a document. Calls `ignored` for each key and image that is left out."""
+    def _content(
+        self, example: Mapping[str, Any], ignored: Callable[[str], None], omitted: Callable[[str], None]
+    ) -> tuple[str | Image, ...]:
+        """Returns the texts and images of a document.
+
+        Args:
+            ignored: called with each key that is not read.
+            omitted: called for each image that is left out.
+        """
         layout = _format(example)
         if layout == "OBELICS":
             pieces = _obelics(example)
         elif layout == "MMC4":
-            pieces = self._mmc4(example, ignored)
+            pieces = self._mmc4(example, omitted)
         elif layout == "mOSCAR":
-            pieces = _moscar(example, ignored)
+            pieces = _moscar(example, omitted)
         else:
             raise ValueError(
                 "it has the keys of neither OBELICS (texts, images), MMC4 (text_list) nor mOSCAR (text, metadata)"
@@ -131,7 +140,7 @@ class Interleaved(Reader):
             if isinstance(piece, _Picture):
                 image = self._load(piece, number)
                 if image is None:
-                    ignored("images that cannot be read")
+                    omitted("images that cannot be read")
                 else:
                     content.append(image)
             elif content and isinstance(content[-1], str):
@@ -164,7 +173,7 @@ class Interleaved(Reader):
                 return None
             raise ValueError(f"image at place {number}: {error}") from None
 
-    def _mmc4(self, example: Mapping[str, Any], ignored: Callable[[str], None]) -> list[str | _Picture]:
+    def _mmc4(self, example: Mapping[str, Any], omitted: Callable[[str], None]) -> list[str | _Picture]:
         texts = _texts(example["text_list"], "text_list")
         matched: list[list[_Picture]] = [[] for _ in texts]
         for number, entry in enumerate(_listed(example.get("image_info"), "image_info"), start=1):
@@ -175,7 +184,7 @@ class Interleaved(Reader):
                 if not isinstance(similarity, int | float):
                     raise ValueError(f"image {number} of image_info has no matched_sim")
                 if similarity < self.min_similarity:
-                    ignored(f"images with matched_sim below {self.min_similarity:g}")
+                    omitted(f"images with matched_sim below {self.min_similarity:g}")
                     continue
             if not isinstance(index, int) or not 0 <= index < len(texts):
                 raise ValueError(f"image {number} of image_info has matched_text_index {index} for {len(texts)} texts")
@@ -222,7 +231,7 @@ def _mmc4_source(entry: Mapping[str, Any]) -> Any:
     return entry.get("image_name") or entry.get("raw_url")
 
 
-def _moscar(example: Mapping[str, Any], ignored: Callable[[str], None]) -> list[str | _Picture]:
+def _moscar(example: Mapping[str, Any], omitted: Callable[[str], None]) -> list[str | _Picture]:
     facts = _mappings(example["metadata"], "metadata")
     order = facts[0].get("node_order") if facts else None
     if not isinstance(order, str):
@@ -239,7 +248,7 @@ def _moscar(example: Mapping[str, Any], ignored: Callable[[str], None]) -> list[
         else:
             raise ValueError(f"{node!r} of node_order is not in its texts")
     for _ in (*texts, *images):
-        ignored("nodes that node_order does not list")
+        omitted("nodes that node_order does not list")
     return pieces
 
 

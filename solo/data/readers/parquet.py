@@ -20,7 +20,7 @@ from solo.data.readers.conversations import conversation
 from solo.data.readers.image_files import load_image
 from solo.data.readers.json_files import parse
 from solo.data.readers.paths import Paths
-from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
+from solo.data.readers.registry import Examples, Ignored, Omitted, Part, Reader, Unreadable, reader
 from solo.data.readers.tables import Columns, open_table, table_files, table_parts, table_rows
 from solo.data.readers.text_files import DamagedError
 from solo.data.record import Image, Place, Record, Turn
@@ -98,7 +98,7 @@ class Parquet(Reader):
         layout = self._layout(path)
         place = Place(path, part.span[4] + 1)
         yield from (Ignored(column, place) for column in layout.unread)
-        ignored: dict[str, None] = {}
+        ignored: set[str] = set()
         for number, row in table_rows(part, layout.columns):
             row_id, place = f"{name}:{number}", Place(path, number)
             if isinstance(row, str):
@@ -107,15 +107,17 @@ class Parquet(Reader):
             given = row.get("id")
             row_id = str(given) if isinstance(given, str | int) and str(given).strip() else row_id
             keys: list[str] = []
+            omitted: list[str] = []
             try:
-                turns = self._turns(row, layout, keys.append)
+                turns = self._turns(row, layout, keys.append, omitted.append)
             except ValueError as error:
                 yield Unreadable(row_id, str(error), place)
                 continue
             for key in keys:
-                if key not in ignored or key.startswith("turns"):
-                    ignored[key] = None
+                if key not in ignored:
+                    ignored.add(key)
                     yield Ignored(key, place)
+            yield from (Omitted(what, place) for what in omitted)
             yield Record(row_id, turns, place)
 
     # ----------------------------------------------------------------------------------------- columns
@@ -156,7 +158,9 @@ class Parquet(Reader):
 
     # -------------------------------------------------------------------------------------------- rows
 
-    def _turns(self, row: Mapping[str, Any], layout: _Layout, ignored: Callable[[str], None]) -> tuple[Turn, ...]:
+    def _turns(
+        self, row: Mapping[str, Any], layout: _Layout, ignored: Callable[[str], None], omitted: Callable[[str], None]
+    ) -> tuple[Turn, ...]:
         for column in _REFUSED:
             if row.get(column):
                 raise ValueError(f"it has the column {column!r}, which is not read")
@@ -167,7 +171,7 @@ class Parquet(Reader):
             raise ValueError(f"its {layout.text} is null")
         if layout.form in ("conversation", "turns"):
             if layout.form == "turns":
-                value = self._messages(value, row, layout, ignored)
+                value = self._messages(self._rated(value, row, layout, omitted), layout, ignored)
             elif isinstance(value, str):
                 value = _parse(layout.text, value)
             if row.get("system") is not None and isinstance(value, list):
@@ -185,30 +189,33 @@ class Parquet(Reader):
             raise ValueError(f"its {layout.question} is not a text")
         return Turn("user", (*loaded, row[layout.question])), Turn("assistant", (text,))
 
-    def _messages(
-        self, texts: Sequence[Any], row: Mapping[str, Any], layout: _Layout, ignored: Callable[[str], None]
-    ) -> list[dict[str, Any]]:
-        """Returns the turns of `texts` whose ratings suffice, as messages."""
+    def _rated(
+        self, texts: Sequence[Any], row: Mapping[str, Any], layout: _Layout, omitted: Callable[[str], None]
+    ) -> list[tuple[int, Any]]:
+        """Returns the turns of `texts` whose ratings suffice, with their numbers."""
         low: dict[int, str] = {}
         for (rating, least), column in zip((self.min_ratings or {}).items(), layout.ratings.values(), strict=True):
             given = row[column]
             if given is not None and len(given) != len(texts):
                 raise ValueError(f"it has {len(given)} {column} for {len(texts)} turns")
-            for number, value in enumerate(given or ()):
+            for number, value in enumerate(given or (), start=1):
                 if value is not None and value < least:
                     low.setdefault(number, f"{rating} below {least:g}")
         if texts and len(low) == len(texts):
             raise ValueError(f"no turn is left: {', '.join(sorted(set(low.values())))}")
         for _, reason in sorted(low.items()):
-            ignored(f"turns with {reason}")
+            omitted(f"turns with {reason}")
+        return [(number, turn) for number, turn in enumerate(texts, start=1) if number not in low]
+
+    def _messages(
+        self, turns: Iterable[tuple[int, Any]], layout: _Layout, ignored: Callable[[str], None]
+    ) -> list[dict[str, Any]]:
+        """Returns turns of a user and the assistant as messages."""
         messages = []
-        for number, turn in enumerate(texts):
-            if number in low:
-                continue
-            if not isinstance(turn, Mapping) or not all(
-                isinstance(turn.get(key), str) for key in ("user", "assistant")
-            ):
-                raise ValueError(f"turn {number + 1} of {layout.text} has no 'user' and 'assistant' text")
+        for number, turn in turns:
+            said = [turn.get(key) for key in ("user", "assistant")] if isinstance(turn, Mapping) else [None]
+            if not all(isinstance(text, str) for text in said):
+                raise ValueError(f"turn {number} of {layout.text} has no 'user' and 'assistant' text")
             for key in turn:
                 if key not in ("user", "assistant"):
                     ignored(f"{layout.text}.{key}")

@@ -53,6 +53,14 @@ class Ignored:
     place: Place | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Omitted(Ignored):
+    """A piece of a record that is left out, as an option asks. `key` says what in the plural: "turns rated below 3".
+
+    Preparation counts them. One stands for one piece.
+    """
+
+
 Examples = Iterator[Record | Unreadable | Ignored]
 
 
@@ -92,7 +100,7 @@ class Reader(ABC):
     def read(self, part: Part) -> Examples:
         """Yields a `Record` per example of a part, or an `Unreadable` if an example cannot be read.
 
-        It may yield `Ignored` for keys that it does not know.
+        It may yield `Ignored` for keys that it does not know, and `Omitted` for each piece that it leaves out.
 
         Raises:
             ConfigError: the part as a whole cannot be read.

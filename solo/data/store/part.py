@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from solo.data.readers import Ignored, Unreadable
+from solo.data.readers import Ignored, Omitted, Unreadable
 from solo.data.readers.paths import stamp
 from solo.data.record import Image, Place, Record, Turn
 from solo.data.store.checksums import FileSum
@@ -49,6 +50,7 @@ class PartManifest:
     dropped      which of them earlier parts hold, as packed bits in hexadecimal; "" if this part holds all of them
     quarantined  examples that cannot be read
     refused      the first few of them, for messages
+    omitted      how many pieces of records the reader has left out, by what they are
     ignored      the first place of each key that the reader ignores
     inputs       stamp of every file from which an image was read (`solo.data.store.inputs`)
     files        size and checksum of every file, by the end of its name
@@ -61,6 +63,7 @@ class PartManifest:
     dropped: str
     quarantined: int
     refused: list[str]
+    omitted: dict[str, int]
     ignored: dict[str, str]
     inputs: dict[str, tuple[int, int]]
     files: dict[str, FileSum]
@@ -203,6 +206,7 @@ class PartWriter:
         self._numbers: dict[bytes, int] = {}
         self._digests: list[bytes] = []
         self._quarantine = Quarantine(self._files)
+        self._omitted = Counter[str]()
         self._ignored: dict[str, str] = {}
         self._inputs: dict[str, tuple[int, int]] = {}
         self._examples = 0
@@ -216,6 +220,9 @@ class PartWriter:
 
     def add(self, example: Record | Unreadable | Ignored) -> StoredRecord | None:
         """Takes the reader's next example. Returns the record, if it can be used."""
+        if isinstance(example, Omitted):
+            self._omitted[example.key] += 1
+            return None
         if isinstance(example, Ignored):
             self._ignored.setdefault(example.key, place_text(example.place))
             return None
@@ -249,6 +256,7 @@ class PartWriter:
             dropped="",
             quarantined=self._quarantine.count,
             refused=self._quarantine.shown,
+            omitted=dict(self._omitted),
             ignored=self._ignored,
             inputs=self._inputs,
             files=self._files.keep(),

@@ -33,7 +33,7 @@ from solo.data.store.safety import check_folders, claim, writing
 from solo.data.store.schedule import SourceSchedule, list_parts
 from solo.data.store.sharing import LostImagesError
 from solo.data.store.source import PreparedSource
-from solo.data.store.summary import ignored_keys, quarantine_lines, summary
+from solo.data.store.summary import left_aside, quarantine_lines, summary
 from solo.data.store.work import MadePart, PartJob, TokensJob, digest
 from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
@@ -331,7 +331,7 @@ class _Preparation:
         remove_unused(folder, description)
         source = PreparedSource(folder, check=False)
         self._say(summary(name, source, config, time.monotonic() - self._started))
-        for line in (*quarantine_lines(source), *ignored_keys(name, [part.records for part in made])):
+        for line in (*quarantine_lines(source), *left_aside(name, [part.records for part in made])):
             self._say(line)
 
     def _write_quarantine(self) -> None:

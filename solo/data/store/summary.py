@@ -53,8 +53,13 @@ def reason_kind(reason: str) -> str:
     return re.sub(r"\d[\d,.]*", "0", kind)
 
 
-def ignored_keys(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
-    """Yields a line for each key of the examples that the reader ignores."""
+def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
+    """Yields a line for each kind of piece that the reader leaves out of records, and for each key that it ignores."""
+    omitted: Counter[str] = Counter()
+    for part in parts:
+        omitted.update(part.omitted)
+    for what, count in omitted.most_common():
+        yield f"  {count:,} {what} are left out of records of {name}"
     places: dict[str, str] = {}
     for part in parts:
         for key, place in part.ignored.items():

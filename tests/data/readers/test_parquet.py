@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from solo.config import ConfigError
-from solo.data.readers import Ignored, Unreadable, open_reader, read
+from solo.data.readers import Ignored, Omitted, Unreadable, open_reader, read
 from solo.data.readers import tables as module
 from solo.data.record import Place, Record, Turn, encode_png
 
@@ -210,8 +210,7 @@ def fine_vision(path, **ratings):
 def test_turns_with_low_ratings_are_left_out_and_named(tmp_path):
     path = fine_vision(tmp_path / "a.parquet", relevance=[[5, 2, None], None], formatting=[[1, 5, 5], [5, 5, 1]])
     found = list(read("parquet", {"path": str(path), "min_ratings": {"relevance": 3, "formatting": 2}}))
-    assert [example.key for example in found if isinstance(example, Ignored)] == [
-        "source",
+    assert [example.key for example in found if isinstance(example, Omitted)] == [
         "turns with formatting below 2",
         "turns with relevance below 3",
         "turns with formatting below 2",
