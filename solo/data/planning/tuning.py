@@ -84,7 +84,7 @@ TARGET_MARGIN = 1.15
 
 # Records of each source from which means and the largest image are taken; a larger source is sampled. The sources of
 # the cases are smaller.
-MEASURED_RECORDS = 1 << 20
+MEASURED_RECORDS = 1 << 18
 
 # Rows that are packed to see how well a shape fills. 16: worst 0.9705; 256: fill 0.9964 for 3.1 s.
 TRIED_ROWS = 64

@@ -97,18 +97,23 @@ class SourceIndex:
         Returns:
             int64 [R, 3]: patches, text tokens (delimiters and row tokens included), supervised tokens.
         """
-        kinds, values = self.run_kinds(start, stop), self.run_values(start, stop)
-        counts = np.zeros((len(kinds), 3), np.int64)
-        image = kinds == IMAGE
-        counts[~image, 1] = values[~image]
-        supervised = kinds == SUPERVISED_TEXT
-        counts[supervised, 2] = values[supervised]
-        width, height = self.image_sizes(config.exif, start, stop).T
-        together = self._images_of_record(image, start, stop) if config.share_tiles else 1
-        grid = patch_grid(width, height, config, together)
-        counts[image, 0] = visual_tokens(grid, config)
-        counts[image, 1] = image_text(grid.rows, config)
-        return counts
+        return np.stack(self._run_counts(config, start, stop), axis=1).astype(np.int64)
+
+    def _run_counts(self, config: ImageConfig, start: int, stop: int | None) -> tuple[np.ndarray, ...]:
+        """Returns the columns of `run_counts`, uint32 [R] each."""
+        first, last = self.span(start, stop)
+        runs = self.runs[first:last]
+        image = runs >= IMAGE << _VALUE_BITS
+        text = runs & np.uint32(MOST_TOKENS)
+        patches = np.zeros_like(text)
+        if image.any():
+            width, height = self.image_sizes(config.exif, start, stop).T
+            together = self._images_of_record(image, start, stop) if config.share_tiles else 1
+            grid = patch_grid(width, height, config, together)
+            patches[image] = visual_tokens(grid, config)
+            text[image] = image_text(grid.rows, config)
+        learned = (runs >> _VALUE_BITS) == SUPERVISED_TEXT
+        return patches, text, text * learned
 
     def image_sizes(self, exif: Exif, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Returns width and height of every image of the records [start, stop) in pixels, int64 [images, 2].
@@ -140,10 +145,13 @@ class SourceIndex:
         found = np.empty((stop - start, 3), np.int64)
         for first in range(start, stop, _BLOCK):
             last = min(first + _BLOCK, stop)
-            total = np.zeros((self.span(first, last)[1] - self.span(first)[0] + 1, 3), np.int64)
-            np.cumsum(self.run_counts(config, first, last), axis=0, out=total[1:])
-            ends = self.record_run[first : last + 1].astype(np.int64) - int(self.record_run[first])
-            found[first - start : last - start] = np.diff(total[ends], axis=0)
+            ends = self.record_run[first : last + 1] - self.record_run[first]
+            for column, counts in enumerate(self._run_counts(config, first, last)):
+                # Sums over the block may wrap around; differences of sums do not.
+                sums = np.zeros(len(counts) + 1, np.uint32)
+                np.cumsum(counts, dtype=np.uint32, out=sums[1:])
+                sums = sums[ends]
+                found[first - start : last - start, column] = sums[1:] - sums[:-1]
         return found
 
     def select(self, records: np.ndarray | range) -> SourceIndex:
