@@ -1,6 +1,6 @@
 """Readers: one file per dataset format, found by name. To add a format, add a file and import it below."""
 
-from solo.data.readers import folder, interleaved, llava, parquet, tfds, webdataset
+from solo.data.readers import folder, interleaved, llava, messages, parquet, solo_base64, text, tfds, webdataset
 from solo.data.readers.generated import digits, lines, scenes, topics
 from solo.data.readers.registry import (
     Examples,
@@ -16,7 +16,10 @@ from solo.data.readers.registry import (
 )
 
 # Importing a module registers its readers.
-FORMATS = (digits, folder, interleaved, lines, llava, parquet, scenes, tfds, topics, webdataset)
+FORMATS = (
+    *(digits, folder, interleaved, lines, llava, messages, parquet, scenes, solo_base64, text, tfds, topics),
+    webdataset,
+)
 
 __all__ = [
     "FORMATS",

@@ -1,12 +1,13 @@
 """Conversations in the spellings that data sets use, as turns.
 
-A message is `{"role", "content"}` (OpenAI) or `{"from", "value"}` (ShareGPT, LLaVA). Its content is a string, in which
-each `<image>` stands for the next image of a list beside the messages, or a list of parts: strings, text parts, and
-image parts, which hold their image or stand for the next one.
+A message is `{"role", "content"}` (OpenAI) or `{"from", "value"}` (ShareGPT, LLaVA). Its content is a string, or a list
+of parts: strings, text parts, and image parts. In a string, `<image>` stands for the next image of a list beside the
+messages, as does an image part without an image, and `<img>path</img>` is an image (Qwen-VL).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ SPEAKERS: dict[str, Role] = {
 
 _TOOLS = ("tool", "tools", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _LEARNED = ("weight", "loss", "train")  # keys that say whether a turn is learned
-_READ = frozenset(("role", "from", "content", "value", *_LEARNED))
+_READ = frozenset(("role", "from", "content", "value", "text", *_LEARNED))
 # Keys that change what a message says: they are refused if they hold anything.
 _REFUSED = frozenset(
     ("tool_calls", "tool_call_id", "function_call", "refusal", "reasoning_content", "thinking", "prefix")
@@ -39,6 +40,9 @@ _FOREIGN = (
     *("<|image|>", "<|image_pad|>", "<|vision_start|>", "<|image_1|>", "<image_0>", "<image_1>", "<image_00>"),
     *("<img>", "<IMG>", "[IMG]", "<ImageHere>"),
 )
+
+
+_PATH = re.compile(r"<img>([^<>\n]+)</img>")
 
 
 class _Given:
@@ -121,6 +125,8 @@ def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role,
         speaker = message.get("from")
     if content is None:
         content = message.get("value")
+        if content is None:
+            content = message.get("text")  # as InternVL's documentation writes it
     learned = True
     if len(message) > 2:
         for key, value in message.items():
@@ -133,8 +139,6 @@ def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role,
     if role is None:
         role = _role(speaker)
     if isinstance(content, str):
-        if placeholder is None or placeholder not in content:
-            return role, [content] if content else [], learned
         return role, _split(content, placeholder), learned
     if not isinstance(content, list | tuple):
         raise ValueError(f"its content must be a string or a list of parts, not {kind(content)}")
@@ -145,13 +149,18 @@ def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role,
 
 
 def _split(text: str, placeholder: str | None) -> _Parts:
-    """Returns the pieces of a text with `_NEXT` in place of placeholders."""
-    if placeholder is None:
+    """Returns the pieces of a text with images in place of what stands for them."""
+    if placeholder is None or ("<im" not in text and placeholder not in text):
         return [text] if text else []
-    first, *rest = text.split(placeholder)
-    parts: _Parts = [first] if first else []
-    for piece in rest:
-        parts += [_NEXT, piece] if piece else [_NEXT]
+    parts: _Parts = []
+    for number, piece in enumerate(_PATH.split(text)):
+        if number % 2:
+            parts.append(_Given(piece))
+            continue
+        first, *rest = piece.split(placeholder)
+        parts += [first] if first else []
+        for after in rest:
+            parts += [_NEXT, after] if after else [_NEXT]
     return parts
 
 

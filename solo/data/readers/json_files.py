@@ -33,13 +33,15 @@ def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
         what: who asks, for error messages, such as "reader 'llava'".
 
     Raises:
-        ConfigError: a file does not exist, or is not JSON but a file of another known kind.
+        ConfigError: a file does not exist, or the only one is of another known kind than JSON.
     """
     found = expand(paths, what)
     for path, name in zip(found, short_names(found), strict=True):
         try:
             file = TextFile.open(path)
-            layout, begun = _layout(file, what)
+            layout, begun = _layout(file)
+            if layout is None and len(found) == 1:
+                _refuse(file, what)
             if not file.seekable or layout is None:
                 yield Part(name, (path,), (layout, begun, None, 1, name))
                 continue
@@ -48,7 +50,7 @@ def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
             for start, stop, first, last in spans(ends, begun, size):
                 yield Part(f"{name}:{first}-{last}", (path,), (layout, start, stop, first, name), (start, stop))
         except DamagedError:
-            yield Part(name, (path,), (None, 0, None, 1, name))
+            yield Part(name, (path,), (None, 0, None, 1, name))  # whoever reads it learns why
 
 
 def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:
@@ -64,8 +66,10 @@ def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:
         file = TextFile.open(path)
         blocks = file.blocks(start, stop)
         if layout is None:
-            for _ in file.blocks():
-                pass
+            for block in blocks:
+                kind = file_kind(block)
+                if kind is not None:
+                    raise DamagedError(f"it is {kind}, not JSON{advice(kind)}")
             raise DamagedError("the file is empty")
         found = lines(blocks, first) if layout == "lines" else _numbered(blocks, layout, first, stop is None)
         for number, text in found:
@@ -80,6 +84,11 @@ def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:
             yield place, value
     except DamagedError as error:
         yield Unreadable(f"{name}:{number + 1}" if layout else name, str(error), Place(path, number + 1))
+
+
+def name_of(part: Part, place: Place) -> str:
+    """Returns the name of an example without an id, such as `chats.jsonl:17`."""
+    return f"{part.span[4]}:{place.line}"
 
 
 def _numbered(blocks: Iterator[bytes], layout: Layout, first: int, is_last: bool) -> Iterator[tuple[int, bytes]]:
@@ -115,8 +124,15 @@ def _element_ends(blocks: Iterator[bytes], layout: Layout) -> Iterator[tuple[int
     yield int(layout == "list"), np.zeros(0, np.intp)
 
 
-def _layout(file: TextFile, what: str) -> tuple[Layout | None, int]:
-    """Returns how the examples of a file are laid out, and where they begin; (None, 0) if it is empty.
+def _refuse(file: TextFile, what: str) -> None:
+    """Raises ConfigError if the only file of a source is of another known kind."""
+    kind = file_kind(next(file.blocks(), b""))
+    if kind is not None:
+        raise ConfigError(f"{what}: {file.path} is {kind}, not JSON{advice(kind)}")
+
+
+def _layout(file: TextFile) -> tuple[Layout | None, int]:
+    """Returns how the examples of a file are laid out, and where they begin; (None, 0) if it is empty or not text.
 
     A list begins with `[`, but so do lines that are lists themselves; a mapping that is not alone on its line is a
     value. What follows the first line break tells them apart.
@@ -127,16 +143,13 @@ def _layout(file: TextFile, what: str) -> tuple[Layout | None, int]:
         if head.strip():
             break
         skipped += len(head)
-    kind = file_kind(head)
-    if kind is not None:
-        raise ConfigError(f"{what}: {file.path} is {kind}, not JSON{advice(kind)}")
     text = head.lstrip()
-    if not text:
+    if not text or file_kind(head) is not None:
         return None, 0
     begun = skipped + len(head) - len(text)
     before, after = _around_line_break(chain([text], blocks))
     if text.startswith(b"["):
-        alone = after == b"" or not (before == b"]" and after == b"[")
+        alone = before != b"]" or after not in (b"[", b"{")
         return ("list", begun + 1) if alone else ("lines", begun)
     if text.startswith(b"{") and (after in (b"}", b",", b":") or (after == b'"' and before != b"}")):
         return "values", begun
@@ -173,6 +186,9 @@ def parse(text: bytes) -> Any:
             raise ValueError("there is nothing between two commas") from None
         fault = f"{error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"
         raise ValueError(f"it is not valid JSON: {fault}: {shown(text)}") from None
+    except ValueError as error:
+        # Python refuses to convert enormous numbers.
+        raise ValueError("a number has too many digits" if "digits" in str(error) else str(error)) from None
     except RecursionError:
         raise ValueError("its lists or mappings are nested too deeply") from None
 

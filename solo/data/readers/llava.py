@@ -6,102 +6,74 @@ An example is `{"id", "image": path or list of paths, "conversations": [{"from":
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from solo.config import ConfigError
-from solo.data.readers.registry import Examples, Unreadable, reader
-from solo.data.record import Image, Record, Role, Turn
+from solo.data.readers import json_files
+from solo.data.readers.examples import IgnoredKeys, example_id, joined, read_example
+from solo.data.readers.paths import Paths, expand, is_remote, suffix
+from solo.data.readers.registry import Examples, Part, Reader, Unreadable, reader
+from solo.data.record import Place, Record
 
-PLACEHOLDER = "<image>"
-_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 
+@dataclass(frozen=True)
+class Conversations(Reader):
+    """Conversations in JSON files: lists or lines, also compressed.
 
-@reader("llava")
-def llava(path: str, images: str = ".", train_on_inputs: bool = False) -> Examples:
-    """Yields the conversations of a .json file with one list, or of a .jsonl file, which is streamed.
-
-    Image paths are relative to `images`. Every `<image>` in the text becomes the next image; the chat template keeps or
-    removes the line breaks around it. If there is no `<image>`, the images begin the first human turn, one per line. An
-    example is unreadable if its numbers of `<image>` and of images differ, a file is missing, a speaker is unknown, or
-    a field has the wrong type.
+    Paths of images are relative to `images`. Every `<image>` in the text becomes the next image; the chat template
+    keeps or removes the line breaks around it. If there is no `<image>`, the images begin the first turn, one per line.
+    An example is unreadable if its numbers of `<image>` and of images differ, a file is missing, a speaker is unknown,
+    or a key that would change its meaning is not supported.
 
     With `train_on_inputs`, every turn is learned, not only the assistant's: the turns become one `text` turn without
     speakers, as in SOLO's pre-training on captions and web pages.
     """
-    for number, line in enumerate(_lines(Path(path)), start=1):
-        name = f"{Path(path).name}:{number}"
-        try:
-            example = json.loads(line) if isinstance(line, str) else line
-            if not isinstance(example, dict):
-                raise ValueError(f"an example must be a mapping, not {type(example).__name__}")
-            name = str(example.get("id", name))
-            turns = _turns(example, Path(images))
-            yield Record(name, _as_text(turns) if train_on_inputs else turns)
-        except (ValueError, OSError) as error:
-            yield Unreadable(name, str(error))
+
+    path: Paths
+    images: str = "."
+    train_on_inputs: bool = False
+
+    name: ClassVar[str] = "llava"
+    message_keys: ClassVar[tuple[str, ...]] = ("conversations",)
+
+    def parts(self, size: int, limit: int | None) -> Iterable[Part]:
+        """Splits files by lines or elements; a compressed file is one part."""
+        what = f"reader {self.name!r}"
+        for path in expand(self.path, what):
+            if suffix(path) in (".yaml", ".yml"):
+                raise ConfigError(
+                    f"{what}: {path} lists data sets (a LLaVA-NeXT mixture): make each of its `json_path` a source, "
+                    "its `sampling_strategy` first:N the source's `limit`"
+                )
+        if not is_remote(self.images) and not os.path.isdir(os.path.expanduser(self.images)):
+            raise ConfigError(f"{what}: option 'images': {self.images} is not a folder")
+        return json_files.parts(self.path, size, what)
+
+    def read(self, part: Part) -> Examples:
+        """Yields the conversations of a part."""
+        ignore = IgnoredKeys()
+        for found in json_files.elements(part):
+            if isinstance(found, Unreadable):
+                yield found
+                continue
+            place, example = found
+            name = json_files.name_of(part, place)
+            try:
+                yield self.example(example, name, place, ignore)
+            except ValueError as error:
+                yield Unreadable(example_id(example, name), str(error), place)
+            yield from ignore.take(place)
+
+    def example(self, value: Any, name: str, place: Place, ignore: Callable[[str], None]) -> Record:
+        """Returns the record of an example. Raises ValueError if it cannot be used."""
+        record = read_example(value, name, place, ignore, os.path.expanduser(self.images), self.message_keys)
+        return Record(record.id, joined(record.turns), place) if self.train_on_inputs else record
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    """Yields the elements of a JSON list, or the unparsed lines of a JSONL file."""
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
-            if path.suffix != ".json":
-                yield from (line for line in file if line.strip())
-                return
-            examples = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"reader 'llava': cannot read {path}: {error}") from None
-    if not isinstance(examples, list):
-        raise ConfigError(
-            f"reader 'llava': {path} does not hold one JSON list; a file with one example per line must be named .jsonl"
-        )
-    yield from examples
-
-
-def _turns(example: dict[str, Any], folder: Path) -> tuple[Turn, ...]:
-    paths = example.get("image") or []
-    paths = [paths] if isinstance(paths, str) else paths
-    said = example.get("conversations")
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise ValueError("'image' must be a path or a list of paths")
-    if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
-        raise ValueError("'conversations' must be a list of turns")
-    speakers = [_role(turn) for turn in said]
-    texts = [_text(turn) for turn in said]
-    places = sum(text.count(PLACEHOLDER) for text in texts)
-    if not places and paths and "user" in speakers:
-        first = speakers.index("user")
-        texts[first] = f"{PLACEHOLDER}\n" * len(paths) + texts[first]
-    elif places != len(paths):
-        raise ValueError(f"{places} {PLACEHOLDER} in the text for {len(paths)} images")
-    images = (Image((folder / path).read_bytes()) for path in paths)
-    return tuple(Turn(role, _content(text, images)) for role, text in zip(speakers, texts, strict=True))
-
-
-def _as_text(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    return (Turn("text", tuple(part for turn in turns for part in turn.content)),)
-
-
-def _role(turn: dict[str, Any]) -> Role:
-    if turn.get("from") not in _ROLES:
-        raise ValueError(f"'from' must be one of {', '.join(_ROLES)}, not {turn.get('from')!r}")
-    return _ROLES[turn["from"]]
-
-
-def _text(turn: dict[str, Any]) -> str:
-    if not isinstance(turn.get("value"), str):
-        raise ValueError(f"'value' must be a string, not {turn.get('value')!r}")
-    return str(turn["value"])
-
-
-def _content(text: str, images: Iterator[Image]) -> tuple[str | Image, ...]:
-    content: list[str | Image] = []
-    for number, part in enumerate(text.split(PLACEHOLDER)):
-        if number > 0:
-            content.append(next(images))
-        if part:
-            content.append(part)
-    return tuple(content)
+@reader("llava")
+@dataclass(frozen=True)
+class Llava(Conversations):
+    """Conversations in the form of LLaVA, with the messages in "conversations"; see `Conversations`."""

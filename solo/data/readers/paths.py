@@ -164,7 +164,7 @@ class _Zstandard(io.RawIOBase):
     """Decompresses frames one after another. `zstandard`'s own reader takes a cut file for a whole one."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self._data = raw, b""
+        self._raw, self._data = raw, memoryview(b"")
         self._frame: Any = None
 
     def readable(self) -> bool:
@@ -182,7 +182,7 @@ class _Zstandard(io.RawIOBase):
             if self._frame is None or self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
             try:
-                self._data = self._frame.decompress(compressed)
+                self._data = memoryview(self._frame.decompress(compressed))
             except zstandard.ZstdError as error:
                 raise OSError(f"the compressed file is damaged: {error}") from None
         count = min(len(buffer), len(self._data))

@@ -1,8 +1,4 @@
-"""Readers of dataset files: llava, folder and tfds."""
-
-import json
-import re
-from itertools import islice
+"""Readers of dataset files: folder and tfds."""
 
 import numpy as np
 import pytest
@@ -13,98 +9,7 @@ from solo.data.readers import Unreadable, read
 from solo.data.record import Record, Turn, encode_png
 from tests.data.fakes import read_records
 
-# --------------------------------------------------------------------------------------------- llava
-
 RED, BLUE = (encode_png(PillowImage.new("RGB", (3, 2), colour)) for colour in ("red", "blue"))
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / "red.png").write_bytes(RED.data)
-    (tmp_path / "blue.png").write_bytes(BLUE.data)
-    return tmp_path
-
-
-def said(*values: str) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
-
-
-READABLE = [
-    ({"image": "red.png", "conversations": said("<image>\nWhy?", "So.")}, [(RED, "\nWhy?"), ("So.",)]),
-    ({"image": "red.png", "conversations": said("Why?\n<image>", "So.")}, [("Why?\n", RED), ("So.",)]),
-    ({"image": "red.png", "conversations": said("Why?", "So.")}, [(RED, "\nWhy?"), ("So.",)]),
-    (
-        {"image": ["red.png", "blue.png"], "conversations": said("Why?", "So.")},
-        [(RED, "\n", BLUE, "\nWhy?"), ("So.",)],
-    ),
-    (
-        {"image": ["red.png", "blue.png"], "conversations": said("<image>\na\n<image>\n", "b", "\nc\n", "d")},
-        [(RED, "\na\n", BLUE, "\n"), ("b",), ("\nc\n",), ("d",)],
-    ),
-    (
-        {"image": ["red.png", "blue.png"], "conversations": said("<image>", "b", "<image> c", "d")},
-        [(RED,), ("b",), (BLUE, " c"), ("d",)],
-    ),
-    ({"conversations": said("Hi\n", "Ho")}, [("Hi\n",), ("Ho",)]),
-    ({"image": None, "conversations": said("Hi", "Ho")}, [("Hi",), ("Ho",)]),
-]
-UNREADABLE = [
-    ({"image": "red.png", "conversations": said("<image><image>", "a")}, "2 <image> in the text for 1 images"),
-    ({"image": ["red.png", "blue.png"], "conversations": said("<image>", "a")}, "1 <image> in the text for 2 images"),
-    ({"conversations": said("the tag <image>", "a")}, "1 <image> in the text for 0 images"),
-    ({"image": "green.png", "conversations": said("<image>", "a")}, "No such file.*green.png"),
-    ({"image": 3, "conversations": said("a", "b")}, "'image' must be a path or a list of paths"),
-    ({"image": "red.png"}, "'conversations' must be a list of turns"),
-    ({"conversations": ["a", "b"]}, "'conversations' must be a list of turns"),
-    ({"conversations": [{"from": "robot", "value": "a"}]}, "'from' must be one of human, gpt, system, not 'robot'"),
-    ({"conversations": [{"from": "gpt", "text": "a"}]}, "'value' must be a string, not None"),
-]
-
-
-@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_llava(pictures, suffix):
-    examples = [{"id": i, **example} for i, (example, _) in enumerate(READABLE + UNREADABLE)]
-    lines = [json.dumps(example) for example in examples]
-    path = pictures / f"all{suffix}"
-    path.write_text(f"[{','.join(lines)}]" if suffix == ".json" else "\n".join(lines) + "\n\n")
-    found = list(read("llava", {"path": str(path), "images": str(pictures)}))
-    assert [example.id for example in found] == [str(i) for i in range(len(examples))]
-    for record, (_, expected) in zip(found, READABLE, strict=False):
-        assert [turn.content for turn in record.turns] == expected
-        assert [turn.role for turn in record.turns] == ["user", "assistant"] * (len(expected) // 2)
-    for bad, (_, reason) in zip(found[len(READABLE) :], UNREADABLE, strict=True):
-        assert isinstance(bad, Unreadable)
-        assert re.search(reason, bad.reason)
-
-
-def test_llava_trains_on_inputs_as_one_text(pictures):
-    path = pictures / "a.jsonl"
-    path.write_text(json.dumps({"image": "red.png", "conversations": said("<image>\n", "A kite.", "Where?", "Up.")}))
-    (record,) = read("llava", {"path": str(path), "images": str(pictures), "train_on_inputs": True})
-    assert record.turns == (Turn("text", (RED, "\n", "A kite.", "Where?", "Up.")),)
-
-
-def test_llava_lines_that_are_not_examples(tmp_path):
-    path = tmp_path / "bad.jsonl"
-    good = json.dumps({"id": "kite", "conversations": [{"from": "system", "value": "s"}, *said("a", "b")]}).encode()
-    path.write_bytes(b"{oops\n" + good + b"\n[1]\n\xff\xfe\n" + good)
-    found = list(read("llava", {"path": str(path)}))
-    assert [example.id for example in found] == ["bad.jsonl:1", "kite", "bad.jsonl:3", "bad.jsonl:4", "kite"]
-    assert [isinstance(example, Unreadable) for example in found] == [True, False, True, True, False]
-    assert found[1].turns[0] == Turn("system", ("s",))
-    assert "not list" in found[2].reason
-
-
-def test_llava_file_that_is_not_a_list(tmp_path):
-    (tmp_path / "a.json").write_text('{"id": 1}')
-    with pytest.raises(ConfigError, match=r"a\.json does not hold one JSON list.*\.jsonl"):
-        list(read("llava", {"path": str(tmp_path / "a.json")}))
-
-
-def test_llava_streams(pictures):
-    path = pictures / "a.jsonl"
-    path.write_text(json.dumps({"conversations": said("a", "b")}) + "\n{broken")
-    assert [r.id for r in islice(read("llava", {"path": str(path)}), 1)] == ["a.jsonl:1"]
 
 
 # -------------------------------------------------------------------------------------- folder, tfds

@@ -35,7 +35,7 @@ def test_faults_are_found_before_reading(name, options, limit, message):
         ("lines", {"min_characters": 9, "max_characters": 5}, "found 9 and 5"),
         ("folder", {"path": "/nowhere"}, "/nowhere is not a folder"),
         ("folder", {"path": "/", "template": "it"}, "lacks {name}"),
-        ("llava", {"path": "/nowhere.jsonl"}, "cannot read /nowhere.jsonl"),
+        ("llava", {"path": "/nowhere.jsonl"}, "/nowhere.jsonl does not exist"),
     ],
 )
 def test_faults_are_found_on_reading(name, options, message):

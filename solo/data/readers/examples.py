@@ -1,0 +1,194 @@
+"""Examples of conversation data sets: mappings with messages, images beside them, and keys of many kinds.
+
+A key that would change the meaning of an example is read or refused by its name. A key that is neither is reported once
+by every part of a source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from solo.data.readers.conversations import conversation
+from solo.data.readers.image_files import load_image
+from solo.data.readers.registry import Ignored
+from solo.data.readers.wording import kind, shown
+from solo.data.record import Image, Place, Record, Turn
+
+MESSAGES = ("messages", "conversations", "conversation")
+IMAGES = ("image", "images")
+OTHER_IMAGES = (
+    *("Image", "Images", "image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls"),
+    *("img", "imgs", "img_path", "img_paths", "picture", "pictures"),
+)
+SYSTEM = ("system", "system_prompt")
+_MEDIA = frozenset(("video", "videos", "audio", "audios", "speech", "point_cloud"))
+MEDIA = _MEDIA | {*IMAGES, *OTHER_IMAGES}
+_CHANGING = frozenset(("tools", "functions", "objects", "chosen", "rejected", "rejected_response", "rejected_messages"))
+_WEIGHTS = frozenset(("weight", "loss", "loss_weight", "sample_weight"))
+_HINTS = ("image", "img", "picture", "photo", "pixel", "video", "audio")
+_MOST_KEYS = 100
+
+
+class IgnoredKeys:
+    """Collects keys that are not read, each once. Call it with a key; `take` returns the new ones."""
+
+    def __init__(self) -> None:
+        self._seen, self._new = set[str](), list[str]()
+
+    def __call__(self, key: str) -> None:
+        """Notes a key."""
+        if key not in self._seen and len(self._seen) < _MOST_KEYS:
+            self._seen.add(key)
+            self._new.append(key)
+
+    def take(self, place: Place | None) -> list[Ignored]:
+        """Returns the keys since the last call. `place` is the example that has them."""
+        if not self._new:
+            return []
+        new, self._new = self._new, []
+        return [Ignored(key, place) for key in new]
+
+
+def read_example(
+    example: Any,
+    name: str,
+    place: Place | None,
+    ignore: Callable[[str], None],
+    folder: str = ".",
+    message_keys: tuple[str, ...] = MESSAGES,
+    images: list[Any] | None = None,
+) -> Record:
+    """Returns the conversation of an example.
+
+    Args:
+        example: parsed JSON, or the row of a table.
+        name: its id if it has none.
+        place: where it is.
+        ignore: called with every key that is not read.
+        folder: where relative paths of images begin.
+        message_keys: keys of which the first that is there holds the messages.
+        images: the example's images, if they are not in the example itself.
+
+    Raises:
+        ValueError: the example cannot be used, or would lose a part of its meaning; the message says why.
+    """
+    if not isinstance(example, Mapping):
+        raise ValueError(f"an example must be a mapping, not {kind(example)}")
+    messages = next((example[key] for key in message_keys if example.get(key) is not None), None)
+    if messages is None:
+        messages = _question_and_answer(example) if "messages" in message_keys else None
+    if messages is None:
+        raise ValueError(_absence(example, message_keys))
+    found = _check(example, message_keys, ignore)
+    if images is not None and found:
+        raise ValueError("it names images, and there are others beside it")
+    system = _system(example)
+    turns = conversation(messages, found or images or [], lambda image: load_image(image, folder), ignore)
+    if system is not None:
+        if any(turn.role == "system" for turn in turns):
+            raise ValueError("it has a system turn, and another in its key 'system'")
+        turns = (Turn("system", (system,)), *turns)
+    return Record(record_id(example.get("id"), name), turns, place)
+
+
+def record_id(value: Any, name: str) -> str:
+    """Returns an example's id as a string, or `name` if it has none."""
+    if isinstance(value, str) and value:
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else name
+
+
+def example_id(example: Any, name: str) -> str:
+    """Returns the id of an example that may not be a mapping, or `name`."""
+    return record_id(example.get("id"), name) if isinstance(example, Mapping) else name
+
+
+def joined(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Returns one `text` turn, which is learned throughout. Raises ValueError if a turn must not be learned."""
+    if not all(turn.learned for turn in turns):
+        raise ValueError("a turn is only read, but all are learned with train_on_inputs")
+    content: list[str | Image] = [part for turn in turns for part in turn.content]
+    return (Turn("text", tuple(content)),)
+
+
+def check_text_only(example: Mapping[str, Any]) -> None:
+    """Raises ValueError if an example has more than text, which would be lost."""
+    for key, value in example.items():
+        if key in MEDIA and not _is_empty(value):
+            raise ValueError(f"it has {key!r}, but the reader reads text alone")
+
+
+def _check(example: Mapping[str, Any], message_keys: tuple[str, ...], ignore: Callable[[str], None]) -> list[Any]:
+    """Returns the images that an example lists. Raises ValueError if a key is refused."""
+    images, others, hints = list[Any](), list[str](), list[str]()
+    for key, value in example.items():
+        if key in _WEIGHTS:
+            if value not in (None, 1):
+                raise ValueError(f"its {key!r} is {shown(value)}, but only sources and turns have weights")
+        elif key in _READ or key in message_keys or _is_empty(value):
+            continue
+        elif key in IMAGES:
+            if images and images != _listed(value):
+                raise ValueError("it has both 'image' and 'images'")
+            images = _listed(value)
+        elif key in OTHER_IMAGES:
+            others.append(key)
+        elif key in _MEDIA or key in _CHANGING:
+            raise ValueError(f"its key {key!r} is not supported")
+        else:
+            ignore(key)
+            if isinstance(value, str | list | Mapping) and any(hint in key.lower() for hint in _HINTS):
+                hints.append(key)
+    if images:
+        for key in others:
+            ignore(key)
+        return images
+    if len(others) > 1:
+        raise ValueError(f"it has both {others[0]!r} and {others[1]!r}: name the one to read 'image'")
+    if hints and not others:
+        raise ValueError(f"it has {hints[0]!r} but no image: name the key 'image' if it holds one")
+    return _listed(example[others[0]]) if others else []
+
+
+_READ = frozenset(("id", *SYSTEM, "query", "response", "history"))
+
+
+_EMPTY: tuple[Any, ...] = ("", "[]", [], (), {})
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, str | list | tuple | dict) and value in _EMPTY)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _system(example: Mapping[str, Any]) -> str | None:
+    found = [example[key] for key in SYSTEM if not _is_empty(example.get(key))]
+    if not found:
+        return None
+    if len(found) > 1 or not isinstance(found[0], str):
+        raise ValueError("its system turn must be one string")
+    return found[0]
+
+
+def _question_and_answer(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the messages of `{"query", "response", "history"}`, an older form of ms-swift, if it is that."""
+    if example.get("response") is None:
+        return None
+    turns = [*(example.get("history") or ()), (example.get("query"), example["response"])]
+    if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
+        raise ValueError("'history' must be a list of pairs, a question and its answer")
+    pairs = [({"role": "user", "content": query}, {"role": "assistant", "content": answer}) for query, answer in turns]
+    return [message for pair in pairs for message in pair if message["content"] is not None]
+
+
+def _absence(example: Mapping[str, Any], message_keys: tuple[str, ...]) -> str:
+    sets = [value for value in example.values() if isinstance(value, Mapping) and "annotation" in value]
+    if sets:
+        options = f"{{path: {shown(sets[0]['annotation'])}, images: {shown(sets[0].get('root'))}}}"
+        return f"it lists data sets (InternVL's meta file), not examples: make each a source, with options {options}"
+    wanted = " or ".join(repr(key) for key in message_keys)
+    return f"it has no {wanted}; its keys are {', '.join(shown(str(key)) for key in list(example)[:8]) or 'none'}"
