@@ -36,8 +36,8 @@ class Text(Reader):
     """Documents without speakers, which are learned throughout.
 
     A text file is one document, or a document per line or per paragraph (lines up to a blank one), as `document` says.
-    Of JSON files (`.json`, `.jsonl`, `.ndjson`), Parquet and Arrow files, `field` is read, and an example with an image or a
-    video is unreadable. `encoding` is that of text files without a byte-order mark; the default is UTF-8.
+    `encoding` is that of text files without a byte-order mark, UTF-8 by default. Of JSON files (`.json`, `.jsonl`,
+    `.ndjson`), Parquet and Arrow files, `field` is read; an example with an image or a video is unreadable.
     """
 
     path: Paths
