@@ -61,6 +61,26 @@ def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
     assert (config.name, config.model.layers, config.model.width) == ("child", 5, 32)
 
 
+def test_a_source_may_be_a_path(tmp_path: Path) -> None:
+    """A path stands for the options of a source, which files that extend this one and overrides can change."""
+    sources = {
+        "digits": "shards/*.tar",
+        "chats": ["a.json", "b.json"],
+        "lines": {"reader": "lines", "options": {"a": 1}},
+    }
+    parent = {**MINIMAL, "data": {"sources": sources}}
+    write(tmp_path / "parent.yaml", parent)
+    child = {"extends": "parent.yaml", "data": {"sources": {"digits": {"limit": 5}, "lines": "c.txt"}}}
+    config = load_config(write(tmp_path / "child.yaml", child), ["data.sources.chats.options.images=pictures"])
+    found = {name: source.model_dump() for name, source in config.data.sources.items()}
+    assert found == {
+        "digits": {"reader": "auto", "options": {"path": "shards/*.tar"}, "limit": 5},
+        "chats": {"reader": "auto", "options": {"path": ["a.json", "b.json"], "images": "pictures"}, "limit": None},
+        "lines": {"reader": "auto", "options": {"path": "c.txt"}, "limit": None},
+    }
+    assert load_config(write(tmp_path / "again.yaml", yaml.safe_load(dump_config(config)))) == config
+
+
 def test_extending_oneself_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "loop.yaml", {**MINIMAL, "extends": "loop.yaml"})
     with pytest.raises(ConfigError, match="extends itself"):

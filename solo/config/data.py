@@ -132,13 +132,27 @@ class SequenceConfig(Section):
 
 
 class SourceConfig(Section):
-    """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take."""
+    """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take.
+
+    A path, a glob or a list of them stands for `{options: {path: ...}}`, whose reader is chosen by the content.
+    """
 
     keys_decide = ("data",)
 
-    reader: str
+    reader: str = Field("auto", description="auto: chosen from the path and what is there")
     options: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=1, description="records to take; required by endless readers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, value: Any) -> Any:
+        return spell_out_source(value)
+
+
+def spell_out_source(value: Any) -> Any:
+    """Returns a source that is given as a path, a glob or a list of them as a mapping; anything else as it is."""
+    is_path = isinstance(value, str) or (isinstance(value, list) and all(isinstance(path, str) for path in value))
+    return {"options": {"path": value}} if is_path else value
 
 
 class DataConfig(Section):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from solo.config.base import ConfigError, Section, nearest
+from solo.config.data import spell_out_source
 from solo.config.renamed import new_key, new_value
 from solo.config.run import Config
 from solo.config.yaml_text import format_yaml, parse_yaml
@@ -110,7 +111,17 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for parent in parents:
         merged = _merge(merged, _read(path.parent / parent, (*seen, path.resolve())))
-    return _merge(merged, data)
+    return _spell_out_sources(_merge(merged, data))
+
+
+def _spell_out_sources(data: dict[str, Any]) -> dict[str, Any]:
+    """Writes sources that are given as a path alone as mappings, so that files that extend this one can change them."""
+    section = data.get("data")
+    sources = section.get("sources") if isinstance(section, dict) else None
+    if isinstance(section, dict) and isinstance(sources, dict):
+        spelled = {name: spell_out_source(source) for name, source in sources.items()}
+        return {**data, "data": {**section, "sources": spelled}}
+    return data
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

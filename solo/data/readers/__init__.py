@@ -1,6 +1,21 @@
 """Readers: one file per dataset format, found by name. To add a format, add a file and import it below."""
 
-from solo.data.readers import folder, interleaved, llava, messages, parquet, solo_base64, text, tfds, webdataset
+from solo.data.readers import (
+    coco,
+    folder,
+    frames,
+    imagefolder,
+    interleaved,
+    llava,
+    messages,
+    parquet,
+    sniff,
+    solo_base64,
+    text,
+    tfds,
+    vqa,
+    webdataset,
+)
 from solo.data.readers.generated import digits, lines, scenes, topics
 from solo.data.readers.registry import (
     Examples,
@@ -14,21 +29,25 @@ from solo.data.readers.registry import (
     reader,
     reader_names,
 )
+from solo.data.readers.sniff import AUTO, Chosen, choose_reader
 
 # Importing a module registers its readers.
 FORMATS = (
-    *(digits, folder, interleaved, lines, llava, messages, parquet, scenes, solo_base64, text, tfds, topics),
-    webdataset,
+    *(coco, folder, frames, imagefolder, interleaved, llava, messages, parquet, sniff, solo_base64, text, tfds, vqa),
+    *(webdataset, digits, lines, scenes, topics),
 )
 
 __all__ = [
+    "AUTO",
     "FORMATS",
+    "Chosen",
     "Examples",
     "Ignored",
     "Omitted",
     "Part",
     "Reader",
     "Unreadable",
+    "choose_reader",
     "open_reader",
     "read",
     "reader",

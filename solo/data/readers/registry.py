@@ -106,6 +106,14 @@ class Reader(ABC):
             ConfigError: the part as a whole cannot be read.
         """
 
+    def about(self) -> str:
+        """Returns what the user should see before the source is prepared, such as its classes; empty if nothing.
+
+        Raises:
+            ConfigError: the source as a whole cannot be read.
+        """
+        return ""
+
 
 @dataclass(frozen=True)
 class _FunctionReader(Reader):
@@ -157,16 +165,21 @@ _READERS: dict[str, Registered] = {}
 _Made = TypeVar("_Made", bound=Callable[..., Any])
 
 
+def register(found: Registered) -> None:
+    """Registers a reader. Raises ValueError if there is one of its name."""
+    if found.name in _READERS:
+        raise ValueError(f"there are two readers named {found.name!r}")
+    _READERS[found.name] = found
+
+
 def reader(name: str, endless: bool = False) -> Callable[[_Made], _Made]:
     """Registers a generator function or a `Reader` dataclass under a name."""
 
-    def register(made: _Made) -> _Made:
-        if name in _READERS:
-            raise ValueError(f"there are two readers named {name!r}")
-        _READERS[name] = Registered(name, made, endless)
+    def decorate(made: _Made) -> _Made:
+        register(Registered(name, made, endless))
         return made
 
-    return register
+    return decorate
 
 
 def reader_names() -> list[str]:
@@ -181,11 +194,17 @@ def find_reader(name: str) -> Registered:
         ConfigError: there is no such reader, or the package that offers it cannot be imported.
     """
     if name not in _READERS:
-        for point in entry_points(group=ENTRY_POINTS, name=name):
+        points = list(entry_points(group=ENTRY_POINTS, name=name))
+        packages = sorted({point.dist.name if point.dist else point.value for point in points})
+        if len(packages) > 1:
+            raise ConfigError(f"reader {name!r}: the packages {' and '.join(packages)} both offer it; uninstall one")
+        for point in points:
             try:
                 made = point.load()
             except Exception as error:
                 raise ConfigError(f"reader {name!r}: {point.value} cannot be imported: {error}") from error
+            if not (inspect.isfunction(made) or (isinstance(made, type) and issubclass(made, Reader))):
+                raise ConfigError(f"reader {name!r}: {point.value} is neither a function nor a subclass of Reader")
             _READERS.setdefault(name, Registered(name, made, endless=getattr(made, "endless", False)))
     if name not in _READERS:
         raise ConfigError(f"no reader {name!r}{nearest(name, reader_names()) or f'; readers: {reader_names()}'}")

@@ -2,60 +2,264 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from PIL import Image as PillowImage
-
 from solo.config import ConfigError, nearest
-from solo.data.readers.registry import Examples, Unreadable, reader
-from solo.data.record import Image, Record, Turn, encode_png
+from solo.data.readers.captions import Captions, caption_records
+from solo.data.readers.class_names import ClassNames, read_class_names
+from solo.data.readers.pixels import check_pixels, encode_pixels
+from solo.data.readers.registry import Examples, Part, Reader, Unreadable, reader
+from solo.data.record import Image, Place
+
+_WHAT = "reader 'tfds'"
+_LIST = 1  # dimensions that a list adds
 
 
 @reader("tfds")
-def tfds(name: str, split: str, image: str = "image", text: str = "label", data_dir: str | None = None) -> Examples:
-    """Yields captions: an image feature and a text feature of every example, in the dataset's order.
+@dataclass(frozen=True)
+class TensorFlowDataset(Reader):
+    """Captions: an image and a text of every example of a split, in the dataset's order.
 
-    The dataset must have been prepared with `file_format="array_record"`. The text feature is a string, or a class
-    label, which becomes its name. Stored image files are not decoded.
+    The dataset must have been prepared with `file_format="array_record"`. Image files are not decoded.
+
+    name, data_dir  the dataset's name, as for `tfds.builder`; or
+    path            the folder of a prepared version, which has `dataset_info.json` and `features.json`
+    split           such as `train` or `train[:10%]`; may be left out if there is only one
+    image           an image feature, or uint8, uint16 or bool pixels [H, W], [H, W, 1, 3 or 4]; or a list of them. A
+                    feature of a nested dict or list is written `faces/image`
+    value_range     least and greatest value of pixels of another type, such as [0.0, 1.0]
+    text            a text, a list of texts, or a class label, which becomes its name. Label -1 has no name
+    captions        each: a record per text of a list; all: one record, a text per line; first: the first text
+    names           names of the classes, if the dataset has none: a list, or a file as for reader `folder`
     """
-    import tensorflow_datasets
 
-    try:
-        builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-        features = builder.info.features
-        for option, feature in (("image", image), ("text", text)):
-            if feature not in features:
-                known = sorted(features)
-                hint = nearest(feature, known) or f"; features: {known}"
-                raise ConfigError(f"reader 'tfds': option {option!r}: {name} has no feature {feature!r}{hint}")
-        stored = isinstance(features[image], tensorflow_datasets.features.Image)
-        skip = {image: tensorflow_datasets.decode.SkipDecoding()} if stored else None
-        source = builder.as_data_source(split, decoders=skip)
-    except ConfigError:
-        raise
-    except Exception as error:
-        # TFDS has separate error classes for an unknown dataset, version, split, file format and folder.
-        raise ConfigError(f"reader 'tfds': cannot open {name}, split {split}: {str(error)[:300]}") from error
-    names = getattr(features[text], "int2str", str)
-    for number in range(len(source)):
-        example_id = f"{name}/{split}/{number}"
+    name: str | None = None
+    split: str | None = None
+    image: str = "image"
+    text: str = "label"
+    data_dir: str | None = None
+    path: str | None = None
+    captions: Captions = "each"
+    names: str | tuple[str, ...] | None = None
+    value_range: tuple[float, float] | None = None
+
+    def parts(self, size: int, limit: int | None) -> Iterator[Part]:
+        """Splits the shards into ranges of examples."""
+        dataset = _Dataset(self)
+        for number, shard in enumerate(dataset.shards):
+            if not os.path.isfile(shard.filename):
+                raise ConfigError(f"{_WHAT}: {shard.filename} does not exist")
+            before = sum(shard.take for shard in dataset.shards[:number])
+            for start in range(0, shard.take, size):
+                stop = min(start + size, shard.take)
+                if limit is not None and before + start >= limit:
+                    return
+                first = shard.skip + start
+                name = f"{os.path.basename(shard.filename)}:{first + 1}-{shard.skip + stop}"
+                yield Part(name, (shard.filename,), (before + start, before + stop, first))
+
+    def read(self, part: Part) -> Examples:
+        """Yields the examples of a part: its span is (first, last + 1) in the split, and the first in the shard."""
+        dataset = _Dataset(self)
+        start, stop, first = part.span
+        for number in range(start, stop):
+            place = Place(part.files[0], first + number - start + 1)
+            example_id = f"{dataset.name}/{dataset.split}/{number}"
+            try:
+                image, text = dataset.read(number)
+                images = [_image(value, self.value_range) for value in (image if dataset.image_list else [image])]
+                texts = [dataset.caption(value) for value in (text if dataset.text_list else [text])]
+                yield from caption_records(example_id, images, texts, self.captions, place)
+            except ValueError as error:
+                yield Unreadable(example_id, str(error), place)
+
+
+class _Dataset:
+    """A split with its two features, opened."""
+
+    def __init__(self, options: TensorFlowDataset) -> None:
+        import tensorflow_datasets as tfds
+
+        builder = _open(options)
+        self.name = options.name or builder.name
+        self.split = options.split or _only_split(builder)
         try:
-            example = source[number]
-            yield Record(example_id, (Turn("text", (_image(example[image]), _text(example[text], names))),))
-        except (ValueError, TypeError, OSError) as error:
-            yield Unreadable(example_id, str(error))
+            info = builder.info.splits[self.split]
+            self.shards = [shard for shard in info.file_instructions if shard.take]
+            self._source = builder.as_data_source(
+                self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+        except Exception as error:  # TFDS has separate classes for an unknown split, file format and subset
+            if builder.info.file_format not in (None, tfds.core.FileFormat.ARRAY_RECORD):
+                raise ConfigError(
+                    f"{_WHAT}: {self.name} was prepared as {builder.info.file_format.value}, which only TensorFlow"
+                    " reads; prepare it with file_format='array_record', or convert it: tfds convert_format"
+                ) from None
+            raise ConfigError(
+                f"{_WHAT}: cannot open {self.name}, split {self.split}: {str(error)[:300]};"
+                f" splits: {sorted(builder.info.splits)}"
+            ) from error
+        self._features = builder.info.features
+        self._paths = (options.image.split("/"), options.text.split("/"))
+        image, image_depth = self._find("image", options.image)
+        text, text_depth = self._find("text", options.text)
+        self.image_list, stored = _check_image(image, image_depth, options)
+        self.text_list, self._names = _check_text(text, text_depth, options)
+        self._decoders = _decoders(self._features, None if stored else self._paths[0])
+
+    def _find(self, option: str, path: str) -> tuple[Any, int]:
+        """Returns a feature and the number of lists that it is in."""
+        import tensorflow_datasets as tfds
+
+        found, depth = self._features, 0
+        for name in path.split("/"):
+            if isinstance(found, tfds.features.Sequence):
+                found, depth = found.feature, depth + 1
+            known = sorted(found.keys()) if isinstance(found, tfds.features.FeaturesDict) else []
+            if name not in known:
+                hint = nearest(name, known) or f"; features: {known}"
+                raise ConfigError(f"{_WHAT}: option {option!r}: {self.name} has no feature {path!r}{hint}")
+            found = found[name]
+        if isinstance(found, tfds.features.Sequence):
+            found, depth = found.feature, depth + 1
+        if isinstance(found, tfds.features.FeaturesDict):
+            inside = [f"{path}/{name}" for name in sorted(found.keys())]
+            raise ConfigError(
+                f"{_WHAT}: option {option!r}: feature {path!r} holds several features; name one: {inside}"
+            )
+        return found, depth
+
+    def read(self, number: int) -> tuple[Any, Any]:
+        """Returns the image and the text of an example. Raises ValueError if it cannot be read."""
+        try:
+            data = self._source[number]
+        except (RuntimeError, OSError, IndexError) as error:
+            raise ValueError(f"the shard is damaged: {error}") from None
+        if not data:
+            raise ValueError("the shard is damaged: it holds fewer examples than dataset_info.json says")
+        try:
+            example = self._features.deserialize_example_np(data, decoders=self._decoders)
+            image, text = (_value(example, path) for path in self._paths)
+        except Exception as error:  # protobuf's, NumPy's and TFDS's own classes
+            raise ValueError(f"the example does not have the features of features.json: {str(error)[:200]}") from None
+        return image, text
+
+    def caption(self, value: Any) -> str:
+        """Returns a text, or the name of a label. Raises ValueError if there is none."""
+        if self._names is None:
+            try:
+                return value.decode() if isinstance(value, bytes) else str(value)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"its text is not UTF-8: {error.reason} at byte {error.start}") from None
+        label = int(value)
+        if label < 0:
+            raise ValueError(f"it has no label ({label}), as in splits without labels")
+        name = self._names.find(str(label), label, len(self._names.in_order))
+        if name is None:
+            raise ValueError(f"label {label} has no name; there are {len(self._names.in_order)} classes")
+        return name
 
 
-def _image(value: Any) -> Image:
-    """Converts a feature: an encoded file, or uint8 [height, width, C] with C = 1, 3 or 4."""
-    if isinstance(value, bytes):
-        return Image(value)
-    pixels = np.asarray(value)
-    return encode_png(PillowImage.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+def _open(options: TensorFlowDataset) -> Any:
+    import tensorflow_datasets as tfds
+
+    if (options.name is None) == (options.path is None):
+        raise ConfigError(f"{_WHAT}: set either name (with data_dir) or path")
+    try:
+        if options.path is not None:
+            return tfds.builder_from_directory(options.path)
+        return tfds.builder(options.name, data_dir=options.data_dir)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{_WHAT}: {options.name or options.path} has features that TFDS opens only with {error.name}"
+        ) from None
+    except Exception as error:  # TFDS has separate classes for an unknown dataset, version and folder
+        raise ConfigError(f"{_WHAT}: cannot open {options.name or options.path}: {str(error)[:300]}") from error
 
 
-def _text(value: Any, names: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode()
-    return value if isinstance(value, str) else str(names(int(value)))
+def _only_split(builder: Any) -> str:
+    splits = sorted(builder.info.splits)
+    if len(splits) != 1:
+        raise ConfigError(f"{_WHAT}: {builder.name} has splits {splits}; name one with option split")
+    return str(splits[0])
+
+
+def _check_image(feature: Any, depth: int, options: TensorFlowDataset) -> tuple[bool, bool]:
+    """Returns whether the feature is a list of images, and whether the images are encoded files."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    what = f"{_WHAT}: option 'image': feature {options.image!r}"
+    if isinstance(feature, tfds.features.Image):
+        if np.dtype(feature.np_dtype).kind == "f":
+            raise ConfigError(f"{what} is an image of floats, whose range is unknown and which no image file holds")
+        dimensions, stored = depth, True
+    elif type(feature) is tfds.features.Tensor:
+        if len(feature.shape) + depth not in (2, 3, 4):
+            raise ConfigError(f"{what} has shape {feature.shape}; an image is [height, width, 1, 3 or 4]")
+        check_pixels(feature.np_dtype, options.value_range, what)
+        dimensions, stored = depth + max(0, len(feature.shape) - 3), False
+    else:
+        raise ConfigError(f"{what} is a {type(feature).__name__}, not an image")
+    if dimensions > _LIST:
+        raise ConfigError(f"{what} is a list of lists of images")
+    return dimensions == _LIST, stored
+
+
+def _check_text(feature: Any, depth: int, options: TensorFlowDataset) -> tuple[bool, ClassNames | None]:
+    """Returns whether the feature is a list, and the names of its labels if it is a label."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    what = f"{_WHAT}: option 'text': feature {options.text!r}"
+    lists = depth + len(feature.shape)
+    if lists > _LIST:
+        raise ConfigError(f"{what} is a list of lists")
+    kind = np.dtype(feature.np_dtype)
+    if isinstance(feature, tfds.features.Text) or kind.kind in "OSU":
+        return lists == _LIST, None
+    if options.names is not None and kind.kind in "iu":
+        return lists == _LIST, read_class_names(options.names, _WHAT)
+    if not isinstance(feature, tfds.features.ClassLabel):
+        raise ConfigError(f"{what} holds {kind.name} values, neither texts nor labels with names")
+    if feature.names == [str(number) for number in range(feature.num_classes or 0)]:
+        raise ConfigError(
+            f"{what} is a label whose {feature.num_classes} classes have no names; set option names to a list of names,"
+            " or to a file with one name per line"
+        )
+    return lists == _LIST, ClassNames({}, tuple(feature.names))
+
+
+def _decoders(features: Any, decoded: list[str] | None) -> dict[str, Any]:
+    """Returns decoders that leave every feature as it is stored, but the one at a path."""
+    import tensorflow_datasets as tfds
+
+    class Stored(tfds.decode.SkipDecoding):  # which knows no lists itself
+        def decode_batch_example_np(self, serialized_example: Any) -> Any:
+            return serialized_example
+
+        decode_ragged_example_np = decode_batch_example_np
+
+    def skip(feature: Any, path: list[str] | None) -> Any:
+        if isinstance(feature, tfds.features.Sequence):
+            feature = feature.feature
+        if isinstance(feature, tfds.features.FeaturesDict):
+            inside = {name: path[1:] if path and path[0] == name else None for name in feature.keys()}  # noqa: SIM118
+            return {name: skip(feature[name], inside[name]) for name in inside}
+        return None if path == [] else Stored()
+
+    found: dict[str, Any] = skip(features, decoded)
+    return found
+
+
+def _value(example: Any, path: list[str]) -> Any:
+    for name in path:
+        example = example[name]
+    return example
+
+
+def _image(value: Any, value_range: tuple[float, float] | None) -> Image:
+    return Image(bytes(value)) if isinstance(value, bytes) else encode_pixels(value, value_range)

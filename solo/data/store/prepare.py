@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solo.config import Config, ConfigError
-from solo.data.readers import open_reader
+from solo.data.readers import AUTO, open_reader
 from solo.data.store import tokenizer as tokenizers
 from solo.data.store.access import Report, changing, preparing, source_content
 from solo.data.store.assemble import assemble
@@ -108,6 +108,8 @@ def check(config: Config) -> None:
     for name, source in config.data.sources.items():
         if not re.fullmatch(r"[\w.-]*\w", name):
             raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
+        if source.reader == AUTO:
+            continue  # its inputs decide, which may be absent where its data is prepared
         try:
             open_reader(source.reader, source.options, source.limit)
         except ConfigError as error:
@@ -280,6 +282,8 @@ class _Preparation:
         remove_partial(folder)
         schedule = SourceSchedule(name, config, folder)
         self._schedules[name] = schedule
+        for note in schedule.notes:
+            self._say(f"{name}: {note}")
         # Before the files are read: one that changes meanwhile is noticed the next time.
         self._inputs[name] = Inputs.of(
             schedule.parts, config.data.sources[name].options, config.data.records_per_shard, config.data.input_check

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from solo.config import Config, ConfigError
-from solo.data.readers import Part, open_reader
+from solo.data.readers import Chosen, Part, Reader, choose_reader, open_reader
 from solo.data.store.safety import refuse_inside
 from solo.data.store.work import MadePart, PartJob, TokensJob
 
@@ -30,6 +30,7 @@ class SourceSchedule:
         ConfigError: the source cannot be read.
 
     Attributes:
+        notes: what the user should know before it is read: the reader that was chosen and why, the classes.
         parts: of the source, in order.
         made: those that have been made so far, in order. All of them once `jobs` returns none.
     """
@@ -37,14 +38,17 @@ class SourceSchedule:
     def __init__(self, name: str, config: Config, folder: Path) -> None:
         source = config.data.sources[name]
         self.name, self._config, self._folder = name, config, folder
-        self.parts = list_parts(name, config)
+        chosen, opened = _open(name, config)
+        self.notes = [f"read by {chosen.reader!r}, because {chosen.why}"] if chosen.why else []
+        self.parts = _list_parts(name, config, opened, config.data.records_per_shard)
+        self.notes += [about] if (about := opened.about()) else []
         self.made: list[MadePart] = []
         self._limit, self._most = source.limit, config.data.max_quarantined
         self._template = PartJob(
             folder=str(folder),
             source=name,
-            reader=source.reader,
-            options=json.dumps(source.options, sort_keys=True),
+            reader=chosen.reader,
+            options=json.dumps(chosen.options, sort_keys=True),
             part=Part(""),
             verify_images=config.data.verify_images,
             check=config.data.input_check,
@@ -106,10 +110,22 @@ def list_parts(name: str, config: Config, size: int | None = None) -> list[Part]
     Raises:
         ConfigError: the source cannot be read, or reads files that preparation writes.
     """
+    return _list_parts(name, config, _open(name, config)[1], size or config.data.records_per_shard)
+
+
+def _open(name: str, config: Config) -> tuple[Chosen, Reader]:
+    """Opens a source. Returns the reader's name and options, and the reader."""
     source = config.data.sources[name]
     try:
-        opened = open_reader(source.reader, source.options, source.limit)
-        parts = list(opened.parts(size or config.data.records_per_shard, source.limit))
+        chosen = choose_reader(source.reader, source.options)
+        return chosen, open_reader(chosen.reader, chosen.options, source.limit)
+    except ConfigError as error:
+        raise ConfigError(f"source {name!r}: {error}") from None
+
+
+def _list_parts(name: str, config: Config, opened: Reader, size: int) -> list[Part]:
+    try:
+        parts = list(opened.parts(size, config.data.sources[name].limit))
     except ConfigError as error:
         raise ConfigError(f"source {name!r}: {error}") from None
     folder = Path(config.data.folder)

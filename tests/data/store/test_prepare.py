@@ -12,6 +12,7 @@ from solo.data.store.description import Description
 from solo.data.store.prepare import open_prepared, prepare
 from solo.data.store.tokenizer import Texts
 from solo.data.text import train_tokenizer
+from tests.data.readers.pictures import BLUE, RED, write
 from tests.data.vocabularies import byte_level_json, write_repository
 
 LINES = {"reader": "lines", "limit": 12}
@@ -143,7 +144,9 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
     with pytest.raises(ConfigError, match=r"(?s)source 'chat': no usable record; 2 quarantined.*all\.jsonl:1: .*:2: "):
         prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
     (tmp_path / "all.jsonl").write_text("")
-    with pytest.raises(ConfigError, match="source 'chat': no usable record; 0 quarantined"):
+    with pytest.raises(
+        ConfigError, match=r"source 'chat': no usable record; 1 quarantined\n  all\.jsonl: the file is empty"
+    ):
         prepare(config(tmp_path / "empty", {"topics": TOPICS, "chat": conversations}))
     # Parts that were made before the fault stay; nothing of the source itself does.
     assert not (tmp_path / "data" / "sources" / "chat" / "source.json").exists()
@@ -156,7 +159,7 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
         ("a", {"reader": "lines"}, "source 'a': reader 'lines' never ends: set `limit`"),
         ("a", {"reader": "line", "limit": 3}, "source 'a': no reader 'line'; did you mean 'lines'"),
         ("a", {"reader": "lines", "limit": 3, "options": {"see": 1}}, "source 'a': reader 'lines': unknown option"),
-        ("a", {"reader": "folder", "options": {"path": "/nowhere"}}, "source 'a': reader 'folder': /nowhere is no"),
+        ("a", {"reader": "folder", "options": {"path": "/nowhere"}}, "source 'a': reader 'folder': /nowhere does not"),
         ("../a", {"reader": "lines", "limit": 3}, "source '../a': its name becomes a folder"),
     ],
 )
@@ -271,8 +274,7 @@ def test_rotated_and_thin_images_are_counted(tmp_path):
     index = prepare(made, lines.append).sources["pictures"].index
     assert index.image_sizes("apply").tolist() == [[1, 2000], [90, 40], [5000, 1]]
     assert index.image_sizes("ignore").tolist() == [[2000, 1], [40, 90], [1, 5000]]
-    assert "; 2 images are so thin" in lines[1]
-    assert "thin" not in lines[2]
+    assert [line.split(":")[0] for line in lines if "; 2 images are so thin" in line] == ["pictures"]
     lines.clear()
     prepare(made, lines.append)
     assert "already prepared; 2 images are so thin" in lines[1]
@@ -292,8 +294,8 @@ def test_records_that_a_template_has_no_place_for_are_quarantined(tmp_path):
         "source": "chat",
         "id": "0",
         "reason": "the template has no place for a system turn",
-        "file": None,
-        "line": None,
+        "file": str(tmp_path / "all.jsonl"),
+        "line": 1,
     }
 
 
@@ -311,3 +313,29 @@ def test_opening_unprepared_data(tmp_path):
     (tmp_path / "data" / "sources" / "topics" / "source.json").unlink()
     with pytest.raises(ConfigError, match=r"source 'topics' is not in .*run: solo prepare CONFIG"):
         open_prepared(made)
+
+
+def test_a_source_given_by_its_path_alone(tmp_path):
+    """The reader is chosen and named, stays chosen when its inputs are gone, and decides the parts."""
+    pictures = write(tmp_path / "pictures", {"cat/1.png": RED, "dog/1.png": BLUE, "dog/broken.png": "?"})
+    settings = config(tmp_path, {"pets": str(pictures), "topics": TOPICS})
+    assert settings.data.sources["pets"].options == {"path": str(pictures)}
+    lines: list[str] = []
+    prepared = prepare(settings, lines.append)
+    assert f"pets: read by 'folder', because {pictures}: it holds 2 folders of images, such as cat" in lines
+    assert "pets: 2 classes: cat, dog" in lines
+    assert [prepared.sources["pets"].read(number).id for number in range(2)] == ["cat/1.png", "dog/1.png"]
+    assert prepared.quarantined == 1
+    folder = {"reader": "folder", "options": {"path": str(pictures)}}
+    named = prepare(config(tmp_path / "named", {"pets": folder, "topics": TOPICS}))
+    parts = [{part.name for part in found.sources["pets"].description.parts} for found in (prepared, named)]
+    assert parts[0] == parts[1]
+    pictures.rename(tmp_path / "elsewhere")
+    lines.clear()
+    prepare(settings, lines.append)
+    assert any(line.startswith("pets: 2 records, already prepared") for line in lines)
+
+
+def test_a_path_that_no_reader_reads(tmp_path):
+    with pytest.raises(ConfigError, match=r"source 'a': reader 'auto': .*nowhere does not exist"):
+        prepare(config(tmp_path, {"a": f"{tmp_path}/nowhere"}))

@@ -1,0 +1,144 @@
+"""Readers of annotation files: one JSON file that describes many images.
+
+The file is parsed once, by the process that splits the source, and a part carries its own examples. Other processes
+therefore never parse it, and an example that is corrected changes the part that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from solo.config import ConfigError
+from solo.data.readers.image_files import load_image
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, open_bytes
+from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable
+from solo.data.record import Image, Place
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """What an annotation file says about an example: JSON values only.
+
+    id      its name in reports
+    line    its number in the file's list, counted from 1
+    images  paths where the image may be; the first that exists is taken
+    texts   what the reader makes the record of
+    fault   why there is no record; then the rest does not matter
+    """
+
+    id: str
+    line: int
+    images: tuple[str, ...] = ()
+    texts: tuple[Any, ...] = ()
+    fault: str = ""
+
+
+@dataclass
+class Keys:
+    """Finds keys that a reader does not know, each with the first example that has it."""
+
+    known: frozenset[str]
+    found: dict[str, int] = field(default_factory=dict)
+
+    def check(self, example: Mapping[str, Any], line: int) -> None:
+        """Notes the unknown keys of an example."""
+        for key in example.keys() - self.known:
+            self.found.setdefault(key, line)
+
+
+class AnnotationReader(Reader):
+    """Base of these readers, which have an option `path`."""
+
+    path: Paths
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """Returns the reader's name, for error messages."""
+
+    @abstractmethod
+    def examples(self, path: str, content: Any, keys: Keys) -> Iterable[Annotated]:
+        """Yields the examples of a parsed file. Raises ConfigError if it has another format."""
+
+    @abstractmethod
+    def records(self, example: Annotated, image: Image, place: Place) -> Examples:
+        """Yields the records of an example. Raises ValueError if there is none."""
+
+    known: frozenset[str] = frozenset()
+
+    def parts(self, size: int, limit: int | None) -> Iterator[Part]:
+        """Parses each file, and yields its examples in groups."""
+        taken = 0
+        for path in expand(self.path, self.what):
+            keys = Keys(self.known)
+            examples = iter(list(self.examples(path, read_json(path, self.what), keys)))
+            ignored = tuple(sorted(keys.found.items()))
+            start = 0
+            while limit is None or taken < limit:
+                count = size if limit is None else min(size, limit - taken)
+                chunk = tuple((e.id, e.line, e.images, e.texts, e.fault) for e in islice(examples, count))
+                if not chunk:
+                    break
+                name = f"{os.path.basename(path)}:{start + 1}-{start + len(chunk)}"
+                yield Part(name, (path, *self.other_files()), (chunk, ignored))
+                start, taken, ignored = start + len(chunk), taken + len(chunk), ()
+
+    def other_files(self) -> Sequence[str]:
+        """Returns the files that every part depends on besides its own."""
+        return ()
+
+    def read(self, part: Part) -> Examples:
+        """Yields the records of the examples of a part, whose images it loads."""
+        examples, ignored = part.span
+        for key, line in ignored:
+            yield Ignored(key, Place(part.files[0], line))
+        for id, line, images, texts, fault in examples:
+            place = Place(part.files[0], line)
+            try:
+                if fault:
+                    raise ValueError(fault)
+                image = _first_image(images)
+                yield from self.records(Annotated(id, line, tuple(images), tuple(texts)), image, place)
+            except ValueError as error:
+                yield Unreadable(id, str(error), place)
+
+
+def read_json(path: str, what: str) -> Any:
+    """Returns a parsed JSON file, which takes about ten times its size in memory.
+
+    Raises:
+        ConfigError: it cannot be read, or is not JSON.
+    """
+    try:
+        with open_bytes(path) as file:
+            return json.loads(file.read())
+    except RecursionError:
+        raise ConfigError(f"{what}: cannot read {path}: it is nested too deeply") from None
+    except READ_ERRORS as error:
+        raise ConfigError(f"{what}: cannot read {path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{what}: {path} is not one JSON document: {error}") from None
+
+
+def mappings(content: Any, key: str, path: str, what: str) -> list[Any]:
+    """Returns the list at a key of a parsed file. Raises ConfigError if there is none."""
+    found = content.get(key)
+    if not isinstance(found, list):
+        raise ConfigError(f"{what}: {path}: {key!r} must be a list, not {type(found).__name__}")
+    return found
+
+
+def _first_image(paths: Sequence[str]) -> Image:
+    reasons = []
+    for path in paths:
+        try:
+            return load_image(path)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(reasons[0] if reasons else "it has no image")

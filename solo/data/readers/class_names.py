@@ -1,0 +1,98 @@
+"""Names of classes, from a file or a list: `n01440764` is called "tench, Tinca tinca"."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from solo.config import ConfigError
+from solo.data.readers.paths import open_bytes
+
+WORDNET_ID = re.compile(r"n\d{8}")
+_KEYED = re.compile(r"(n\d{8})[\s,:]+(\S.*)|([^\t]+)\t+(\S.*)")
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """Names by key (a WordNet id, a folder's name), and in the order of the labels."""
+
+    by_key: dict[str, str]
+    in_order: tuple[str, ...]
+
+    def find(self, key: str, number: int, classes: int) -> str | None:
+        """Returns the name of a class, or None if there is none.
+
+        Args:
+            key: the class's name in the dataset. A key of digits alone is a label, counted from 0: folder `10` is
+                the eleventh name, although it is sorted before folder `2`.
+            number: its position in the dataset's order, counted from 0.
+            classes: number of classes. A list with another number of names cannot be matched by position.
+        """
+        if key in self.by_key:
+            return self.by_key[key]
+        if key.isdecimal():
+            return self.in_order[int(key)] if int(key) < len(self.in_order) else None
+        return self.in_order[number] if not self.by_key and len(self.in_order) == classes else None
+
+
+def read_class_names(names: str | Sequence[str], what: str) -> ClassNames:
+    """Reads names of classes from a file, or takes them as they are.
+
+    A text file has a name per line, or a key and a name: `n01440764 tench, Tinca tinca`, as in ImageNet's
+    LOC_synset_mapping.txt; other keys are followed by a tab. JSON is a list of names, or a mapping from keys or labels
+    to names, such as ImageNet's class index, `{"0": ["n01440764", "tench"]}`.
+
+    Args:
+        names: path of a file, or the names in the order of the labels.
+        what: who asks, for the error message.
+
+    Raises:
+        ConfigError: the file cannot be read, or has another form.
+    """
+    if not isinstance(names, str):
+        return ClassNames({}, tuple(names))
+    try:
+        with open_bytes(names) as file:
+            text = file.read().decode("utf-8-sig")
+        found = json.loads(text) if text.lstrip().startswith(("{", "[")) else None
+    except (OSError, EOFError, ValueError) as error:
+        raise ConfigError(f"{what}: names: cannot read {names}: {error}") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    parsed = _from_lines(lines) if found is None else _from_json(found)
+    if parsed is None or not (parsed.in_order or parsed.by_key):
+        raise ConfigError(
+            f"{what}: names: {names} must have one name per line, or `n01440764 tench` per line, or hold a JSON list of"
+            ' names or a JSON mapping such as {"0": ["n01440764", "tench"]}'
+        )
+    return parsed
+
+
+def _from_lines(lines: list[str]) -> ClassNames:
+    keyed = [_KEYED.fullmatch(line) for line in lines]
+    if not all(keyed):
+        return ClassNames({}, tuple(lines))
+    pairs = [(match[1] or match[3], match[2] or match[4]) for match in keyed if match]
+    return ClassNames(dict(pairs), tuple(name for _, name in pairs))
+
+
+def _from_json(found: Any) -> ClassNames | None:
+    if isinstance(found, list):
+        return ClassNames({}, tuple(found)) if all(isinstance(name, str) for name in found) else None
+    by_key: dict[str, str] = {}
+    labels: dict[int, str] = {}
+    for key, value in found.items():
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+            return None
+        if key.isdecimal():
+            labels[int(key)] = parts[-1]
+            by_key |= {parts[0]: parts[-1]} if len(parts) > 1 else {}
+        else:
+            by_key[key] = parts[0]
+    in_order = (
+        tuple(labels[number] for number in range(len(labels))) if set(labels) == set(range(len(labels))) else None
+    )
+    return None if in_order is None else ClassNames(by_key, in_order)

@@ -1,0 +1,162 @@
+"""Captions in the formats of COCO: its own annotation files, Karpathy's splits, and lists of pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from solo.config import ConfigError
+from solo.data.readers.annotations import Annotated, AnnotationReader, Keys, mappings
+from solo.data.readers.captions import Captions, caption_records
+from solo.data.readers.paths import Paths
+from solo.data.readers.registry import Examples, reader
+from solo.data.readers.wording import kind, shown
+from solo.data.record import Image, Place
+
+_OTHER_TASKS = {
+    "keypoints": "keypoints",
+    "segments_info": "panoptic segments",
+    "segmentation": "segments",
+    "bbox": "boxes",
+    "question": "questions; use reader 'vqa'",
+}
+
+
+@reader("coco")
+@dataclass(frozen=True)
+class CocoCaptions(AnnotationReader):
+    """Captions of images.
+
+    path      `captions_train2017.json`: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`;
+              Karpathy's `dataset_coco.json`: `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`;
+              or a list of pairs, `[{"image": "a.jpg", "caption": "..." or ["...", "..."]}]`, as BLIP has it
+    images    the folder that file names are relative to
+    captions  each: a record per caption; all: one record per image, a caption per line; first: the first caption
+    split     of Karpathy's file: train, restval, val or test; `train,restval` for both
+    """
+
+    path: Paths
+    images: str = "."
+    captions: Captions = "each"
+    split: str | None = None
+
+    what = "reader 'coco'"
+    known = frozenset(
+        (
+            *("id", "image_id", "caption", "captions", "image", "file_name", "filename", "filepath", "sentences"),
+            *("split", "width", "height", "license", "coco_url", "flickr_url", "date_captured", "cocoid", "imgid"),
+            "sentids",
+        )
+    )
+
+    def examples(self, path: str, content: Any, keys: Keys) -> Iterator[Annotated]:
+        """Yields the images with their captions, then the captions without an image."""
+        if isinstance(content, list):
+            return self._pairs(content, keys)
+        if not isinstance(content, dict) or "images" not in content:
+            raise ConfigError(f"{self.what}: {path} has no 'images'; it is no annotation file of COCO captions")
+        images = mappings(content, "images", path, self.what)
+        if any(isinstance(image, dict) and "sentences" in image for image in images[:10]):
+            return self._karpathy(path, images, keys)
+        if self.split is not None:
+            raise ConfigError(f"{self.what}: {path} has no splits; leave option split out")
+        return self._coco(path, images, _captions(path, content, self.what), keys)
+
+    def records(self, example: Annotated, image: Image, place: Place) -> Examples:
+        """Yields the records of an image."""
+        yield from caption_records(example.id, [image], example.texts, self.captions, place)
+
+    def _coco(self, path: str, images: list[Any], captions: list[Any], keys: Keys) -> Iterator[Annotated]:
+        by_image: dict[Any, list[str]] = {}
+        lost: list[Annotated] = []
+        ids = {image.get("id") for image in images if isinstance(image, dict) and _is_id(image.get("id"))}
+        for line, found in enumerate(captions, start=1):
+            fault = _fault(found, "image_id", ids)
+            if fault:
+                name = found.get("id", line) if isinstance(found, dict) else line
+                lost.append(Annotated(f"annotation {name}", line, fault=f"annotation {line}: {fault}"))
+                continue
+            keys.check(found, line)
+            by_image.setdefault(found["image_id"], []).append(found["caption"])
+        for line, image in enumerate(images, start=1):
+            if (
+                not isinstance(image, dict)
+                or not isinstance(image.get("file_name"), str)
+                or not _is_id(image.get("id"))
+            ):
+                yield Annotated(
+                    f"{os.path.basename(path)}:{line}", line, fault="an image must have 'id' and 'file_name'"
+                )
+                continue
+            keys.check(image, line)
+            yield Annotated(
+                str(image["id"]), line, (self._file(image["file_name"]),), tuple(by_image.get(image["id"], ()))
+            )
+        yield from lost
+
+    def _karpathy(self, path: str, images: list[Any], keys: Keys) -> Iterator[Annotated]:
+        wanted = [name.strip() for name in self.split.split(",")] if self.split is not None else None
+        splits = sorted({str(image["split"]) for image in images if isinstance(image, dict) and "split" in image})
+        if wanted is None and len(splits) > 1:
+            raise ConfigError(f"{self.what}: {path} has splits {splits}; name them with option split")
+        if unknown := [name for name in wanted or () if name not in splits]:
+            raise ConfigError(f"{self.what}: {path} has no split {unknown[0]!r}; splits: {splits}")
+        for line, image in enumerate(images, start=1):
+            try:
+                if wanted is not None and image.get("split") not in wanted:
+                    continue
+                keys.check(image, line)
+                file = os.path.join(image.get("filepath") or "", image["filename"])
+                texts = tuple(_text(sentence["raw"]) for sentence in image["sentences"])
+                yield Annotated(str(image.get("cocoid", image["filename"])), line, (self._file(file),), texts)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                yield Annotated(
+                    f"{os.path.basename(path)}:{line}", line, fault="an image must have 'filename' and 'sentences'"
+                )
+
+    def _pairs(self, pairs: list[Any], keys: Keys) -> Iterator[Annotated]:
+        for line, pair in enumerate(pairs, start=1):
+            try:
+                keys.check(pair, line)
+                file = _text(pair.get("image", pair.get("file_name")))
+                found = pair.get("caption", pair.get("captions"))
+                texts = tuple(map(_text, found if isinstance(found, list) else [found]))
+                yield Annotated(str(pair.get("id", f"{file}:{line}")), line, (self._file(file),), texts)
+            except (AttributeError, TypeError, ValueError):
+                yield Annotated(str(line), line, fault="a pair must have 'image', a file name, and 'caption', a text")
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self.images, name)
+
+
+def _captions(path: str, content: dict[str, Any], what: str) -> list[Any]:
+    """Returns the annotations. Raises ConfigError if they are not captions."""
+    if "annotations" not in content:
+        raise ConfigError(f"{what}: {path} has no 'annotations', as the files of test splits")
+    found = mappings(content, "annotations", path, what)
+    first = next((annotation for annotation in found if isinstance(annotation, dict)), {})
+    if "caption" not in first:
+        task = next((task for key, task in _OTHER_TASKS.items() if key in first), f"{sorted(first)}")
+        raise ConfigError(f"{what}: the annotations of {path} are no captions but {task}")
+    return found
+
+
+def _fault(annotation: Any, key: str, ids: set[Any]) -> str:
+    if not isinstance(annotation, dict):
+        return f"an annotation must be a mapping, not {kind(annotation)}"
+    if not isinstance(annotation.get("caption"), str):
+        return f"'caption' must be a text, not {shown(annotation.get('caption'))}"
+    found = annotation.get(key)
+    return "" if _is_id(found) and found in ids else f"no image has the id {shown(found)}"
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
