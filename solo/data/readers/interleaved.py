@@ -71,7 +71,7 @@ class Interleaved(Reader):
             expand(self.urls, f"{_WHAT}: option 'urls'")
         files = [path for found in expand(self.path, _WHAT) for path in self._files(found)]
         kinds = {path: _kind(path) for path in files}
-        yield from table_parts([path for path in files if kinds[path] == "table"], size)
+        yield from table_parts([path for path in files if kinds[path] == "table"], size, limit)
         archives = [path for path in files if kinds[path] == "archive"]
         yield from (Part(name, (path,)) for path, name in zip(archives, short_names(archives), strict=True))
         if texts := tuple(path for path in files if kinds[path] == "json"):

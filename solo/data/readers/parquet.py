@@ -80,7 +80,8 @@ class Parquet(Reader):
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
         """Returns parts of whole row groups, or slices of large row groups."""
         found = 0
-        for part in table_parts(files := table_files(self.path, self.split, _WHAT), size):
+        files = table_files(self.path, self.split, _WHAT)
+        for part in table_parts(files, size, limit):
             if not found and part.span[0] != "damaged":
                 self._layout(part.files[0])
             found += 1

@@ -177,9 +177,15 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- parts
 
 
-def table_parts(files: Sequence[str], size: int) -> Iterator[Part]:
-    """Yields parts of about `size` rows. A file that cannot be opened is a part of its own."""
+def table_parts(files: Sequence[str], size: int, limit: int | None = None) -> Iterator[Part]:
+    """Yields parts of about `size` rows. A file that cannot be opened is a part of its own.
+
+    Files after the first `limit` rows are not opened.
+    """
+    rows = 0
     for path, name in zip(files, short_names(files), strict=True):
+        if limit is not None and rows >= limit:
+            return
         try:
             table = open_table(path)
         except DamagedError as fault:
@@ -187,6 +193,7 @@ def table_parts(files: Sequence[str], size: int) -> Iterator[Part]:
             continue
         for first, last, skip, count, row in _spans(table.group_rows, size):
             yield Part(f"{name}:{row + 1}-{row + count}", (path,), (first, last, skip, count, row))
+            rows += count
         if table.damage is not None:
             yield Part(f"{name}:damaged", (path,), ("damaged", table.damage))
 

@@ -67,7 +67,7 @@ class WebDataset(Reader):
         archives = self._archives()
         for path, name in zip(archives, short_names(archives), strict=True):
             if not is_remote(path) and os.path.getsize(path) > _SPLIT_ABOVE and can_split(path):
-                yield from _split(path, name, size)
+                yield from _split(path, name, size, limit)
             else:
                 yield Part(name, (path,))
 
@@ -283,8 +283,8 @@ def samples(part: Part, wanted: Callable[[str], bool]) -> Iterator[Sample | Unre
         yield sample
 
 
-def _split(path: str, name: str, size: int) -> Iterator[Part]:
-    """Splits an archive into parts of `size` samples."""
+def _split(path: str, name: str, size: int, limit: int | None) -> Iterator[Part]:
+    """Splits an archive into parts of `size` samples. What follows the first `limit` samples is one part."""
     begins: list[tuple[int, int]] = []
     samples, last = 0, (0, "")
     try:
@@ -294,6 +294,8 @@ def _split(path: str, name: str, size: int) -> Iterator[Part]:
                 last = (member.archive, named[0])
                 if samples % size == 0:
                     begins.append((member.number, member.offset))
+                if samples == limit:
+                    break
                 samples += 1
     except DamagedArchiveError:
         pass  # the last part meets it again

@@ -110,6 +110,11 @@ ASKED = [
         ({"image": IMAGE, "q": "Why?", "a": "So."}, {"question": "q", "text": "a"}, said((RED, "Why?"), "So.")),
         ({"image": IMAGE, "conversations": SAID}, {}, said((RED, "\nWhy?"), "So.")),
         ({"image": IMAGE, "conversations": json.dumps(SAID)}, {}, said((RED, "\nWhy?"), "So.")),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": IMAGE}]}, *ASKED[1:]]},
+            {},
+            said((RED,), "So."),
+        ),
         ({"images": [IMAGE], "messages": ASKED}, {}, said((RED, "Why?"), "So.")),
         (
             {"images": None, "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
@@ -208,7 +213,7 @@ def fine_vision(path, **ratings):
 
 
 def test_turns_with_low_ratings_are_left_out_and_named(tmp_path):
-    path = fine_vision(tmp_path / "a.parquet", relevance=[[5, 2, None], None], formatting=[[1, 5, 5], [5, 5, 1]])
+    path = fine_vision(tmp_path / "a.parquet", relevance=[[5, 2, None], None], formatting=[[1, 5, 2], [5, 5, 1]])
     found = list(read("parquet", {"path": str(path), "min_ratings": {"relevance": 3, "formatting": 2}}))
     assert [example.key for example in found if isinstance(example, Omitted)] == [
         "turns with formatting below 2",
@@ -240,9 +245,17 @@ def test_parts_hold_the_rows_in_order(tmp_path, monkeypatch, group_rows, size):
     found = [[e for e in opened.read(part) if isinstance(e, Record)] for part in parts]
     assert [record.turns[0].content[0] for part in found for record in part] == [str(n) for n in range(25)]
     assert [record.place.line for part in found for record in part] == list(range(1, 26))
-    assert len({part.name for part in parts}) == len(parts)
+    assert len({part.name for part in parts}) == len(parts) <= 8 * -(-25 // group_rows)
     assert parts[-1].name.endswith("-25")
     assert max(map(len, found)) <= max(size, -(-group_rows // 8))
+
+
+def test_a_limit_opens_no_file_that_it_does_not_need(tmp_path):
+    for number in range(3):
+        write(tmp_path / f"{number}.parquet", {"text": list("abcd")})
+    (tmp_path / "2.parquet").write_bytes(b"")
+    opened = open_reader("parquet", {"path": str(tmp_path / "*.parquet")})
+    assert [part.name for part in opened.parts(9, 5)] == ["0.parquet:1-4", "1.parquet:1-4"]
 
 
 def test_batches_are_bounded_in_bytes(tmp_path, monkeypatch):

@@ -359,6 +359,7 @@ def test_large_archives_are_split_between_samples(tmp_path, monkeypatch):
         ["0006"],
     ]
     assert [record for part in found for record in part] == examples(path)
+    assert [part.name for part in opened.parts(3, 4)] == ["a.tar:1", "a.tar:7"]
     assert [record.place for part in found for record in part] == [Place(path, 1 + 2 * n) for n in range(7)]
 
 
