@@ -26,6 +26,9 @@ _MEDIA = frozenset(("video", "videos", "audio", "audios", "speech", "point_cloud
 MEDIA = _MEDIA | {*IMAGES, *OTHER_IMAGES}
 _CHANGING = frozenset(("tools", "functions", "objects", "chosen", "rejected", "rejected_response", "rejected_messages"))
 _WEIGHTS = frozenset(("weight", "loss", "loss_weight", "sample_weight"))
+TELLING = _MEDIA | _CHANGING | _WEIGHTS | {*SYSTEM}
+"""Keys beside the messages and images that change what an example means. They are read or refused."""
+
 _HINTS = ("image", "img", "picture", "photo", "pixel", "video", "audio")
 _MOST_KEYS = 100
 
@@ -58,6 +61,7 @@ def read_example(
     folder: str = ".",
     message_keys: tuple[str, ...] = MESSAGES,
     images: list[Any] | None = None,
+    load: Callable[[Any], Image] | None = None,
 ) -> Record:
     """Returns the conversation of an example.
 
@@ -69,6 +73,7 @@ def read_example(
         folder: where relative paths of images begin.
         message_keys: keys of which the first that is there holds the messages.
         images: the example's images, if they are not in the example itself.
+        load: returns the image that a value names; by default `load_image`.
 
     Raises:
         ValueError: the example cannot be used, or would lose a part of its meaning; the message says why.
@@ -80,11 +85,11 @@ def read_example(
         messages = _question_and_answer(example) if "messages" in message_keys else None
     if messages is None:
         raise ValueError(_absence(example, message_keys))
-    found = _check(example, message_keys, ignore)
+    found = _check(example, message_keys, ignore, beside=bool(images))
     if images is not None and found:
         raise ValueError("it names images, and there are others beside it")
     system = _system(example)
-    turns = conversation(messages, found or images or [], lambda image: load_image(image, folder), ignore)
+    turns = conversation(messages, found or images or [], load or (lambda image: load_image(image, folder)), ignore)
     if system is not None:
         if any(turn.role == "system" for turn in turns):
             raise ValueError("it has a system turn, and another in its key 'system'")
@@ -119,7 +124,18 @@ def check_text_only(example: Mapping[str, Any]) -> None:
             raise ValueError(f"it has {key!r}, but the reader reads text alone")
 
 
-def _check(example: Mapping[str, Any], message_keys: tuple[str, ...], ignore: Callable[[str], None]) -> list[Any]:
+def refuse(example: Mapping[str, Any]) -> None:
+    """Raises ValueError if a caption, or a question with its answer, has a key that changes what it means."""
+    for key, value in example.items():
+        if key in _WEIGHTS and value not in (None, 1):
+            raise ValueError(f"its {key!r} is {shown(value)}, but only sources and turns have weights")
+        if (key in _MEDIA or key in SYSTEM) and not _is_empty(value):
+            raise ValueError(f"its key {key!r} is not supported")
+
+
+def _check(
+    example: Mapping[str, Any], message_keys: tuple[str, ...], ignore: Callable[[str], None], beside: bool
+) -> list[Any]:
     """Returns the images that an example lists. Raises ValueError if a key is refused."""
     images, others, hints = list[Any](), list[str](), list[str]()
     for key, value in example.items():
@@ -146,7 +162,7 @@ def _check(example: Mapping[str, Any], message_keys: tuple[str, ...], ignore: Ca
         return images
     if len(others) > 1:
         raise ValueError(f"it has both {others[0]!r} and {others[1]!r}: name the one to read 'image'")
-    if hints and not others:
+    if hints and not others and not beside:
         raise ValueError(f"it has {hints[0]!r} but no image: name the key 'image' if it holds one")
     return _listed(example[others[0]]) if others else []
 

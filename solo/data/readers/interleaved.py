@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from solo.config import ConfigError
 from solo.data.readers import json_files
+from solo.data.readers.examples import example_id
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.image_files import load_image
 from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, open_bytes, stamp, suffix
@@ -90,9 +91,7 @@ class Interleaved(Reader):
                 continue
             keys: list[str] = []
             omitted: list[str] = []
-            given = example.get("id") if isinstance(example, Mapping) else None
-            name = f"{os.path.basename(where.file)}:{where.line}"
-            name = str(given) if isinstance(given, str | int) and str(given).strip() else name
+            name = example_id(example, f"{os.path.basename(where.file)}:{where.line}")
             try:
                 if not isinstance(example, Mapping):
                     raise ValueError("it is not a JSON object")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from solo.config import ConfigError
-from solo.data.readers.conversations import conversation
+from solo.data.readers.examples import TELLING, read_example, record_id, refuse
 from solo.data.readers.image_files import load_image
 from solo.data.readers.json_files import parse
 from solo.data.readers.paths import Paths
@@ -31,7 +31,6 @@ _IMAGES = ("images", "image", "img", "jpg", "jpeg", "png", "webp")
 _CONVERSATIONS = ("conversations", "messages", "texts", "conversation")
 _CAPTIONS = ("text", "caption", "TEXT", "txt", "label", "labels")
 _ANSWERS = ("answer", "answers")
-_REFUSED = ("video", "videos", "audio", "audios", "tools")  # columns that change what a row says
 _QUIET = ("id", "width", "height", "__index_level_0__")
 
 
@@ -45,7 +44,7 @@ class _Layout:
     question: str | None
     class_names: list[str] | None
     ratings: dict[str, str]  # column of each rating
-    others: list[str]  # id, system, and those that are refused if they hold anything
+    others: list[str]  # id, and those of `TELLING`
     unread: list[str]
 
     @property
@@ -105,8 +104,7 @@ class Parquet(Reader):
             if isinstance(row, str):
                 yield Unreadable(row_id, row, place)
                 continue
-            given = row.get("id")
-            row_id = str(given) if isinstance(given, str | int) and str(given).strip() else row_id
+            row_id = record_id(row.get("id"), row_id)
             keys: list[str] = []
             omitted: list[str] = []
             try:
@@ -151,7 +149,7 @@ class Parquet(Reader):
         for rating, column in ratings.items():
             if column not in columns.schema.names or form != "turns":
                 raise ConfigError(f"{what}: option 'min_ratings': {rating} needs turns and {column}\n{columns}")
-        others = [name for name in ("id", "system", *_REFUSED) if name in columns.schema.names]
+        others = [name for name in ("id", *sorted(TELLING)) if name in columns.schema.names]
         others = [name for name in others if name not in (text, image, asked)]
         read = {text, image, asked, *ratings.values(), *others, *_QUIET}
         unread = [name for name in columns.schema.names if name not in read]
@@ -162,11 +160,9 @@ class Parquet(Reader):
     def _turns(
         self, row: Mapping[str, Any], layout: _Layout, ignored: Callable[[str], None], omitted: Callable[[str], None]
     ) -> tuple[Turn, ...]:
-        for column in _REFUSED:
-            if row.get(column):
-                raise ValueError(f"it has the column {column!r}, which is not read")
         load = partial(load_image, folder=self.images)
         images = _listed(row[layout.image]) if layout.image is not None else []
+        beside = {column: row[column] for column in layout.others if column != "id"}
         value = row[layout.text]
         if value is None:
             raise ValueError(f"its {layout.text} is null")
@@ -175,9 +171,9 @@ class Parquet(Reader):
                 value = self._messages(self._rated(value, row, layout, omitted), layout, ignored)
             elif isinstance(value, str):
                 value = _parse(layout.text, value)
-            if row.get("system") is not None and isinstance(value, list):
-                value = [{"role": "system", "content": row["system"]}, *value]
-            return conversation(value, images, load, ignored)
+            example = {"messages": value, **beside}
+            return read_example(example, "", None, ignored, images=images or None, load=load).turns
+        refuse(beside)
         if layout.image is not None and not images:
             raise ValueError(f"its {layout.image} is null")
         text = _class_name(value, layout) if layout.form == "label" else str(value)

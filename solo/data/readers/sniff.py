@@ -236,6 +236,8 @@ def _table(path: str, seen: str) -> Chosen:
     shown = f"{seen}{os.path.basename(path)} is a table with the columns {', '.join(schema.names[:8])}"
     if {"texts", "images"} <= set(schema.names) and _is_list_of_text(schema.field("texts").type):
         return Chosen("interleaved", {}, f"{shown}: texts and images in turn")
+    if {"text", "metadata"} <= set(schema.names) and schema.field("text").type.num_fields:  # no plain text
+        return Chosen("interleaved", {}, f"{shown}: texts and images in the order of mOSCAR")
     # Reader 'text' reads no folders.
     if not seen and "text" in schema.names and not _IMAGES.intersection(schema.names):
         return Chosen("text", {}, f"{shown}: text without images")
@@ -310,6 +312,8 @@ def _example(keys: Mapping[str, Any]) -> Chosen | None:
     shown = "its examples have"
     if "text_list" in keys or "image_info" in keys or ("texts" in keys and "images" in keys):
         return Chosen("interleaved", {}, f"{shown} texts and images in turn")
+    if isinstance(keys.get("text"), list) and "metadata" in keys:
+        return Chosen("interleaved", {}, f"{shown} texts and images in the order of mOSCAR")
     if isinstance(keys.get("frames"), list) or ("video" in keys and suffix(str(keys["video"])) not in CONTAINERS):
         return Chosen("frames", {}, f"{shown} lists of frames")
     if "conversations" in keys:

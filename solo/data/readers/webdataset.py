@@ -16,7 +16,8 @@ from typing import Any
 
 from solo.config import ConfigError
 from solo.data.readers.archives import SUFFIXES, DamagedArchiveError, can_split, members
-from solo.data.readers.conversations import conversation
+from solo.data.readers.examples import IMAGES as NAMED_IMAGES
+from solo.data.readers.examples import MESSAGES, OTHER_IMAGES, read_example
 from solo.data.readers.image_files import load_image
 from solo.data.readers.json_files import parse
 from solo.data.readers.paths import Paths, expand, is_remote, natural
@@ -32,9 +33,7 @@ IMAGES = frozenset(
 )
 CAPTIONS = ("txt", "caption", "text", "cap")
 CAPTION_KEYS = ("caption", "text", "txt")
-CONVERSATION_KEYS = ("conversations", "messages", "conversation")
-_REFUSED = ("video", "videos", "audio", "audios", "tools")  # keys that change what an example says
-_QUIET = ("id", "image", "images", "width", "height")  # read, or said by the image itself
+_NAMES_IMAGES = (*NAMED_IMAGES, *OTHER_IMAGES)
 _META = re.compile(r"__[^/]*__(/|$)")
 _NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+")
 _SPLIT_ABOVE = 1 << 30  # bytes of an archive; smaller ones are one part each
@@ -131,7 +130,11 @@ class WebDataset(Reader):
         unread = [suffix for suffix in sample.members if suffix not in images and suffix != member]
         pictures = [Image(sample.members[suffix] or b"") for suffix in images]
         if not isinstance(value, str):
-            return conversation_turns(value, pictures, unread.append), unread
+            # The members are the images that the JSON names.
+            example = {key: item for key, item in value.items() if key not in _NAMES_IMAGES} if pictures else value
+            return read_example(
+                example, sample.key, None, unread.append, images=pictures or None, load=_load
+            ).turns, unread
         if not pictures:
             raise ValueError(f"it has no image; {sample}")
         if not value.strip():
@@ -180,7 +183,7 @@ class WebDataset(Reader):
 
     def _required(self, value: str | _Conversation | None, member: str) -> str | _Conversation:
         if value is None:
-            keys = [self.json_key] if self.json_key else [*CONVERSATION_KEYS, *CAPTION_KEYS]
+            keys = [self.json_key] if self.json_key else [*MESSAGES, *CAPTION_KEYS]
             raise ValueError(f"its {member} has no {' or '.join(keys)}")
         return value
 
@@ -195,7 +198,7 @@ class WebDataset(Reader):
             return {"conversations": found}
         if not isinstance(found, Mapping):
             return None
-        if any(found.get(key) is not None for key in CONVERSATION_KEYS):
+        if any(found.get(key) is not None for key in MESSAGES):
             return found
         if isinstance(found.get("text_list"), list):
             raise ValueError("its JSON is a document of texts and images; use reader 'interleaved'")
@@ -323,26 +326,6 @@ def parse_member(member: str, data: bytes | None) -> Any:
         return parse((data or b"").removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         raise ValueError(f"its {member}: {error}") from None
-
-
-def conversation_turns(example: _Conversation, images: list[Image], ignored: Callable[[str], None]) -> tuple[Turn, ...]:
-    """Returns the turns of a mapping that holds a conversation under one of `CONVERSATION_KEYS`.
-
-    Raises:
-        ValueError: it cannot be read; the message says why.
-    """
-    key = next(key for key in CONVERSATION_KEYS if example.get(key) is not None)
-    messages = example[key]
-    for other, value in example.items():
-        if other in _REFUSED and value:
-            raise ValueError(f"it has the key {other!r}, which is not read")
-        if other not in (key, "system", *_QUIET):
-            ignored(other)
-    if example.get("system") is not None and isinstance(messages, list):
-        messages = [{"role": "system", "content": example["system"]}, *messages]
-    if not images and (example.get("image") or example.get("images")):
-        raise ValueError("it names images, but has none")
-    return conversation(messages, images, _load, ignored)
 
 
 def _load(value: Any) -> Image:

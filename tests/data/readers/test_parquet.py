@@ -149,11 +149,16 @@ def test_layouts(pictures, row, options, turns):
         ({"image": None, "text": "a"}, {}, "its image is null"),
         ({"images": [IMAGE, None], "text": "a"}, {}, "not null"),
         ({"image": IMAGE, "text": None}, {}, "its text is null"),
+        (
+            {"image": IMAGE, "text": "a", "weight": 0.5},
+            {},
+            "its 'weight' is 0.5, but only sources and",
+        ),
         ({"image": IMAGE, "text": " "}, {}, "its text is empty"),
         ({"image": IMAGE, "question": None, "answer": "So."}, {}, "its question is not a text"),
         ({"images": [IMAGE, IMAGE], "conversations": SAID}, {}, "1 <image> in the text for 2 images"),
         ({"image": IMAGE, "conversations": "hello"}, {}, "conversations is neither a list of messages nor JSON"),
-        ({"image": IMAGE, "conversations": SAID, "video": "a.mp4"}, {}, "the column 'video', which is not read"),
+        ({"image": IMAGE, "conversations": SAID, "video": "a.mp4"}, {}, "its key 'video' is not supported"),
         ({"images": [IMAGE], "texts": [{"user": None, "assistant": "So."}]}, {}, "turn 1 of texts has no 'user'"),
     ],
 )

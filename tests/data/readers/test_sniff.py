@@ -49,6 +49,12 @@ FILES = [
     ("a.parquet", PHOTO, "parquet"),
     ("a.parquet", parquet(images=[[b"x"]], texts=[[{"user": "y", "assistant": "z"}]]), "parquet"),
     ("a.parquet", parquet(images=[[b"x", None]], texts=[[None, "y"]]), "interleaved"),
+    (
+        "a.parquet",
+        parquet(text=[[{"text": "y", "text_idx": "#0"}]], images=[[]], metadata=[[{"url": "u"}]]),
+        "interleaved",
+    ),
+    ("a.jsonl", jsonl({"text": [{"text": "y"}], "images": [], "metadata": [{"node_order": "txt_#0"}]}), "interleaved"),
     ("a.txt", "Hello.\n", "text"),
     ("a.TXT.gz", gzip.compress(b"Hello.\n"), "text"),
     ("a.json", json.dumps([CHAT] * 3), "llava"),

@@ -102,6 +102,11 @@ def test_captions_of_img2dataset_know_their_place_and_name_what_is_not_read(tmp_
         ),
         ({"a.png": RED.data, "b.png": BLUE.data, "txt": "Two."}, {"image": "*.png"}, caption(RED, BLUE, "Two.")),
         ({"png": RED.data, "seg.png": BLUE.data, "txt": "One."}, {"image": "png"}, caption(RED, "One.")),
+        (
+            {"png": RED.data, "json": {"image_size": [3, 2], "conversations": SAID}},
+            {},
+            (Turn("user", (RED, "\nWhy?")), Turn("assistant", ("So.",))),
+        ),
         ({"png": RED.data, "json": SAID}, {}, (Turn("user", (RED, "\nWhy?")), Turn("assistant", ("So.",)))),
         (
             {
@@ -149,11 +154,11 @@ def test_samples(tmp_path, sample, options, turns):
         ({"json": SAID}, {}, "1 <image> in the text for 0 images"),
         ({"1.png": RED.data, "2.png": RED.data, "json": SAID}, {}, "1 <image> in the text for 2 images"),
         ({"json": {"text_list": ["One."], "image_info": []}}, {}, "use reader 'interleaved'"),
-        ({"json": {"image": "a.jpg", "conversations": SAID}}, {}, "it names images, but has none"),
+        ({"json": {"image": "a.jpg", "conversations": SAID}}, {}, "it names an image outside its archive: 'a.jpg'"),
         (
             {"png": RED.data, "json": {"video": "a.mp4", "conversations": SAID}},
             {},
-            "key 'video', which is not read",
+            "its key 'video' is not supported",
         ),
         (
             {"json": [{"role": "user", "content": [{"type": "image", "image": "/etc/hostname"}]}]},
