@@ -26,7 +26,9 @@ SPEAKERS: dict[str, Role] = {
 
 _TOOLS = ("tool", "tools", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _LEARNED = ("weight", "loss", "train")  # keys that say whether a turn is learned
-_READ = frozenset(("role", "from", "content", "value", "text", *_LEARNED))
+_SPEAKERS = ("role", "from")
+_TEXTS = ("content", "value", "text")
+_READ = frozenset((*_SPEAKERS, *_TEXTS, *_LEARNED))
 # Keys that change what a message says: they are refused if they hold anything.
 _REFUSED = frozenset(
     ("tool_calls", "tool_call_id", "function_call", "refusal", "reasoning_content", "thinking", "prefix")
@@ -81,6 +83,10 @@ def conversation(
     """
     if not isinstance(messages, list | tuple):
         raise ValueError(f"the messages must be a list, not {kind(messages)}")
+    if not images and placeholder == PLACEHOLDER:
+        plain = _plain(messages)
+        if plain is not None:
+            return plain
     turns: list[tuple[Role, _Parts, bool]] = []
     for number, message in enumerate(messages, start=1):
         try:
@@ -94,6 +100,24 @@ def conversation(
         raise ValueError(f"{places} {placeholder or 'image parts'} in the text for {len(images)} images")
     listed = iter(images)
     return tuple([Turn(role, tuple(_loaded(parts, listed, load)), learned) for role, parts, learned in turns])
+
+
+def _plain(messages: Sequence[Any]) -> tuple[Turn, ...] | None:
+    """Returns the turns if each message is just a role and a text, as most are, else None. It only saves time."""
+    turns = []
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        (key, speaker), (text_key, text) = message.items()
+        if text_key in _SPEAKERS:
+            key, speaker, text_key, text = text_key, text, key, speaker
+        role = SPEAKERS.get(speaker) if type(speaker) is str else None
+        if role is None or key not in _SPEAKERS or text_key not in _TEXTS:
+            return None
+        if type(text) is not str or not text or "<im" in text:
+            return None
+        turns.append(Turn(role, (text,)))
+    return tuple(turns)
 
 
 def _loaded(parts: _Parts, listed: Iterator[Any], load: Callable[[Any], Image]) -> list[str | Image]:

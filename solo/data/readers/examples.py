@@ -6,10 +6,11 @@ by every part of a source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from solo.data.readers.conversations import conversation
+from solo.data.readers.conversations import Ignore, conversation
 from solo.data.readers.image_files import load_image
 from solo.data.readers.registry import Ignored
 from solo.data.readers.wording import kind, shown
@@ -22,6 +23,7 @@ OTHER_IMAGES = (
     *("img", "imgs", "img_path", "img_paths", "picture", "pictures"),
 )
 SYSTEM = ("system", "system_prompt")
+_PAIRS = ("query", "response", "history")
 _MEDIA = frozenset(("video", "videos", "audio", "audios", "speech", "point_cloud"))
 MEDIA = _MEDIA | {*IMAGES, *OTHER_IMAGES}
 _CHANGING = frozenset(("tools", "functions", "objects", "chosen", "rejected", "rejected_response", "rejected_messages"))
@@ -34,9 +36,13 @@ _MOST_KEYS = 100
 
 
 class IgnoredKeys:
-    """Collects keys that are not read, each once. Call it with a key; `take` returns the new ones."""
+    """Collects keys that are not read, each once. Call it with a key; `take` returns the new ones.
+
+    `harmless` holds keys that need no look at their values, so that examples with these alone are passed at once.
+    """
 
     def __init__(self) -> None:
+        self.harmless = set[str]()
         self._seen, self._new = set[str](), list[str]()
 
     def __call__(self, key: str) -> None:
@@ -45,10 +51,13 @@ class IgnoredKeys:
             self._seen.add(key)
             self._new.append(key)
 
+    @property
+    def has_new(self) -> bool:
+        """Whether there are keys since the last call of `take`."""
+        return bool(self._new)
+
     def take(self, place: Place | None) -> list[Ignored]:
         """Returns the keys since the last call. `place` is the example that has them."""
-        if not self._new:
-            return []
         new, self._new = self._new, []
         return [Ignored(key, place) for key in new]
 
@@ -57,7 +66,7 @@ def read_example(
     example: Any,
     name: str,
     place: Place | None,
-    ignore: Callable[[str], None],
+    ignore: Ignore,
     folder: str = ".",
     message_keys: tuple[str, ...] = MESSAGES,
     images: list[Any] | None = None,
@@ -80,21 +89,30 @@ def read_example(
     """
     if not isinstance(example, Mapping):
         raise ValueError(f"an example must be a mapping, not {kind(example)}")
-    messages = next((example[key] for key in message_keys if example.get(key) is not None), None)
-    if messages is None:
-        messages = _question_and_answer(example) if "messages" in message_keys else None
+    used: tuple[str, ...] = ()
+    messages = None
+    for key in message_keys:
+        messages = example.get(key)
+        if messages is not None:
+            used = (key,)
+            break
+    if messages is None and "messages" in message_keys:
+        messages, used = _question_and_answer(example), _PAIRS
     if messages is None:
         raise ValueError(_absence(example, message_keys))
-    found = _check(example, message_keys, ignore, beside=bool(images))
+    found, hint = _check(example, used, ignore)
     if images is not None and found:
         raise ValueError("it names images, and there are others beside it")
+    turns = conversation(messages, found or images or [], load or partial(load_image, folder=folder), ignore)
     system = _system(example)
-    turns = conversation(messages, found or images or [], load or (lambda image: load_image(image, folder)), ignore)
     if system is not None:
         if any(turn.role == "system" for turn in turns):
             raise ValueError("it has a system turn, and another in its key 'system'")
         turns = (Turn("system", (system,)), *turns)
-    return Record(record_id(example.get("id"), name), turns, place)
+    record = Record(record_id(example.get("id"), name), turns, place)
+    if hint is not None and not record.images():
+        raise ValueError(f"it has {hint!r} but no image: name the key 'image' if it holds one")
+    return record
 
 
 def record_id(value: Any, name: str) -> str:
@@ -117,11 +135,17 @@ def joined(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     return (Turn("text", tuple(content)),)
 
 
-def check_text_only(example: Mapping[str, Any]) -> None:
-    """Raises ValueError if an example has more than text, which would be lost."""
+def check_text_only(example: Mapping[str, Any], field: str, ignore: IgnoredKeys) -> None:
+    """Reports the keys besides `field`. Raises ValueError if one of them holds what would be lost."""
+    if ignore.harmless.issuperset(example):
+        return
     for key, value in example.items():
         if key in MEDIA and not _is_empty(value):
             raise ValueError(f"it has {key!r}, but the reader reads text alone")
+        if key not in ("id", field):
+            ignore(key)
+        if key not in MEDIA and len(ignore.harmless) < _MOST_KEYS:
+            ignore.harmless.add(key)
 
 
 def refuse(example: Mapping[str, Any]) -> None:
@@ -133,16 +157,26 @@ def refuse(example: Mapping[str, Any]) -> None:
             raise ValueError(f"its key {key!r} is not supported")
 
 
-def _check(
-    example: Mapping[str, Any], message_keys: tuple[str, ...], ignore: Callable[[str], None], beside: bool
-) -> list[Any]:
-    """Returns the images that an example lists. Raises ValueError if a key is refused."""
-    images, others, hints = list[Any](), list[str](), list[str]()
+def _check(example: Mapping[str, Any], used: tuple[str, ...], ignore: Ignore) -> tuple[list[Any], str | None]:
+    """Returns the images that an example lists, and a key that may hold others.
+
+    Args:
+        example: the example.
+        used: keys that hold its messages.
+        ignore: called with every key that is not read.
+
+    Raises:
+        ValueError: a key is refused.
+    """
+    harmless = ignore.harmless if isinstance(ignore, IgnoredKeys) else set[str]()
+    if harmless.issuperset(example):
+        return [], None
+    images, others, hint = list[Any](), list[str](), None
     for key, value in example.items():
         if key in _WEIGHTS:
             if value not in (None, 1):
                 raise ValueError(f"its {key!r} is {shown(value)}, but only sources and turns have weights")
-        elif key in _READ or key in message_keys or _is_empty(value):
+        elif key in SYSTEM or (_is_empty(value) and key not in used):
             continue
         elif key in IMAGES:
             if images and images != _listed(value):
@@ -153,21 +187,19 @@ def _check(
         elif key in _MEDIA or key in _CHANGING:
             raise ValueError(f"its key {key!r} is not supported")
         else:
-            ignore(key)
-            if isinstance(value, str | list | Mapping) and any(hint in key.lower() for hint in _HINTS):
-                hints.append(key)
-    if images:
-        for key in others:
-            ignore(key)
-        return images
-    if len(others) > 1:
+            if key != "id" and key not in used:
+                ignore(key)
+            if any(word in key.lower() for word in _HINTS):
+                hint = key if isinstance(value, str | list | Mapping) else hint
+            elif len(harmless) < _MOST_KEYS:
+                harmless.add(key)
+    if len(others) > 1 and not images:
         raise ValueError(f"it has both {others[0]!r} and {others[1]!r}: name the one to read 'image'")
-    if hints and not others and not beside:
-        raise ValueError(f"it has {hints[0]!r} but no image: name the key 'image' if it holds one")
-    return _listed(example[others[0]]) if others else []
-
-
-_READ = frozenset(("id", *SYSTEM, "query", "response", "history"))
+    if others and not images:
+        return _listed(example[others[0]]), None
+    for key in others:
+        ignore(key)
+    return images, hint
 
 
 _EMPTY: tuple[Any, ...] = ("", "[]", [], (), {})

@@ -7,7 +7,7 @@ An example is `{"id", "image": path or list of paths, "conversations": [{"from":
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,9 +65,10 @@ class Conversations(Reader):
                 yield self.example(example, name, place, ignore)
             except ValueError as error:
                 yield Unreadable(example_id(example, name), str(error), place)
-            yield from ignore.take(place)
+            if ignore.has_new:
+                yield from ignore.take(place)
 
-    def example(self, value: Any, name: str, place: Place, ignore: Callable[[str], None]) -> Record:
+    def example(self, value: Any, name: str, place: Place, ignore: IgnoredKeys) -> Record:
         """Returns the record of an example. Raises ValueError if it cannot be used."""
         record = read_example(value, name, place, ignore, os.path.expanduser(self.images), self.message_keys)
         return Record(record.id, joined(record.turns), place) if self.train_on_inputs else record

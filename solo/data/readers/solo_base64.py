@@ -6,11 +6,10 @@ data has the role "assistant" throughout, which means that all text is learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from solo.data.readers.examples import MESSAGES, joined
+from solo.data.readers.examples import MESSAGES, IgnoredKeys, joined
 from solo.data.readers.llava import Conversations
 from solo.data.readers.registry import reader
 from solo.data.record import Place, Record
@@ -24,7 +23,7 @@ class Solo(Conversations):
     name: ClassVar[str] = "solo"
     message_keys: ClassVar[tuple[str, ...]] = MESSAGES
 
-    def example(self, value: Any, name: str, place: Place, ignore: Callable[[str], None]) -> Record:
+    def example(self, value: Any, name: str, place: Place, ignore: IgnoredKeys) -> Record:
         """Returns the record of a line. Raises ValueError if it cannot be used."""
         if isinstance(value, dict) and "content" in value and "role" in value:
             value = [value]

@@ -140,7 +140,8 @@ class Text(Reader):
                 continue
             place, example = found
             yield self._example(example, json_files.name_of(part, place), place, ignore)
-            yield from ignore.take(place)
+            if ignore.has_new:
+                yield from ignore.take(place)
 
     def _table(self, part: Part) -> Examples:
         (path,) = part.files
@@ -154,12 +155,13 @@ class Text(Reader):
             read = [column for column in columns.schema.names if column in (self.field, "id", *MEDIA)]
             first = Place(path, part.span[4] + 1)
             yield from (Ignored(column, first) for column in columns.schema.names if column not in read)
+            ignore = IgnoredKeys()
             for number, row in table_rows(part, read):
                 place = Place(path, number)
                 if isinstance(row, str):
                     yield Unreadable(f"{name}:{number}", row, place)
                 else:
-                    yield self._example(row, f"{name}:{number}", place, IgnoredKeys())
+                    yield self._example(row, f"{name}:{number}", place, ignore)
         except DamagedError as error:
             yield Unreadable(name, str(error), Place(path))
 
@@ -176,12 +178,9 @@ class Text(Reader):
             return Unreadable(name, f"{reason}; its keys are {keys or 'none'}", place)
         if len(example) > 1:
             try:
-                check_text_only(example)
+                check_text_only(example, self.field, ignore)
             except ValueError as error:
                 return Unreadable(name, str(error), place)
-            for key in example:
-                if key not in ("id", self.field):
-                    ignore(key)
         return _text(name, text, place)
 
 
