@@ -10,11 +10,10 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 from PIL import ExifTags
 from PIL import Image as PillowImage
@@ -169,51 +168,6 @@ class Record:
                     content.append(part)
             turns.append(Turn(turn["role"], tuple(content), turn.get("learned", True)))
         return cls(header["id"], tuple(turns))
-
-
-def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
-    """Parses `[{"role": ..., "content": ...}]` to turns.
-
-    Content is a string or a list of parts. A part is a string, `{"type": "text", "text": ...}` or
-    `{"type": "image", "image": X}`, where X is a path, encoded bytes or a Pillow image.
-
-    Raises:
-        ValueError: a role or part is unknown, or an image file cannot be read; the message says which.
-    """
-    turns = []
-    for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise ValueError(f"turn {number}: role {role!r} is not one of {', '.join(ROLES)}")
-        parts = [content] if isinstance(content, str) or not isinstance(content, Sequence) else list(content)
-        turns.append(Turn(cast(Role, role), tuple(_parse_part(part, f"turn {number}") for part in parts)))
-    return tuple(turns)
-
-
-def _parse_part(part: Any, where: str) -> str | Image:
-    if isinstance(part, str | Image):
-        return part
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return cast(str, part["text"])
-    if isinstance(part, Mapping) and part.get("type") == "image" and "image" in part:
-        return _parse_image(part["image"], where)
-    raise ValueError(f"{where}: a part must be a string, a text part or an image part, not {part!r:.80}")
-
-
-def _parse_image(image: Any, where: str) -> Image:
-    if isinstance(image, bytes):
-        return Image(image)
-    if isinstance(image, str | Path):
-        try:
-            found = Image(Path(image).read_bytes())
-            found.size()
-        except OSError as error:
-            reason = error.strerror or "Pillow does not know its format"
-            raise ValueError(f"{where}: cannot read image {image}: {reason}") from None
-        return found
-    if isinstance(image, PillowImage.Image):
-        return encode_png(image)
-    raise ValueError(f"{where}: an image must be a path, bytes or a Pillow image, not {type(image).__name__}")
 
 
 def encode_png(image: PillowImage.Image, orientation: int = 1) -> Image:

@@ -47,7 +47,7 @@ class Monolith(TrainedModel):
         """Make a batch (numpy): one row per conversation, supervised as in training, or one per row of `input_ids`.
 
         Args:
-            conversations: lists of {"role", "content"}; see `solo.data.record.parse_conversation`.
+            conversations: lists of {"role", "content"}; see `solo.data.readers.conversations.parse_conversation`.
             slot_multiple: P, T and Y are the least multiples of this that fit the largest row.
             tensors: instead of conversations, the tensors of a Hugging Face model's forward pass; see
                 `solo.inference.hf_batch`. Logits and gradients of such a batch come in the order of its `input_ids`

@@ -11,7 +11,8 @@ import numpy as np
 from solo.batch import Batch
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
-from solo.data.record import Image, Turn, parse_conversation
+from solo.data.readers.conversations import parse_conversation
+from solo.data.record import Image, Turn
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, Document, TextRun, encode
 from solo.data.store.index import IndexBuilder

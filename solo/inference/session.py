@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from solo.data.record import Image, parse_conversation
+from solo.data.readers.conversations import parse_conversation
+from solo.data.record import Image
 from solo.data.rows.assembly import stack
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
 from solo.inference.decoding import Decoding, answer_length
@@ -40,7 +41,7 @@ class Session:
         """Add a user turn, and return the answer.
 
         Args:
-            content: a string, or strings and image parts; see `solo.data.record.parse_conversation`.
+            content: a string, or strings and image parts; see `solo.data.readers.conversations.parse_conversation`.
             max_new_tokens: the limit for an answer without a stop token; see `Decoding`.
             temperature: 0 takes the most likely token; above 0, tokens are drawn.
             top_p: draw from the fewest tokens whose probabilities reach this sum.

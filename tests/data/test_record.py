@@ -5,7 +5,7 @@ import pytest
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from solo.data.record import Image, Record, Turn, blank, encode_png, parse_conversation
+from solo.data.record import Image, Record, Turn, blank, encode_png
 
 RED = encode_png(PillowImage.new("RGB", (5, 3), (255, 0, 0)))
 
@@ -39,60 +39,11 @@ def test_blank_keeps_the_size_alone():
     assert (found == 128).all()
 
 
-def test_parse_conversation(tmp_path):
-    (tmp_path / "red.png").write_bytes(RED.data)
-    pillow = PillowImage.new("RGB", (2, 2))
-    turns = parse_conversation(
-        [
-            {"role": "system", "content": "Be brief."},
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image", "image": str(tmp_path / "red.png")},
-                    {"type": "image", "image": RED.data},
-                    {"type": "image", "image": pillow},
-                    {"type": "text", "text": "Why?"},
-                    "Really?",
-                ],
-            },
-            {"role": "assistant", "content": []},
-        ]
-    )
-    assert turns == (
-        Turn("system", ("Be brief.",)),
-        Turn("user", (RED, RED, encode_png(pillow), "Why?", "Really?")),
-        Turn("assistant", ()),
-    )
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ({"role": "robot", "content": "a"}, r"turn 0: role 'robot' is not one of system, user, assistant, text"),
-        ({"content": "a"}, r"turn 0: role None"),
-        ({"role": "user", "content": 3}, r"turn 0: a part must be a string"),
-        ({"role": "user"}, r"turn 0: a part must be a string"),
-        ({"role": "user", "content": [{"type": "video", "video": "x"}]}, r"turn 0: a part must be a string.*video"),
-        ({"role": "user", "content": [{"type": "image", "image": 3}]}, r"turn 0: an image must be a path.*not int"),
-        ({"role": "user", "content": [{"type": "image", "image": "no.png"}]}, r"turn 0: cannot read image no.png"),
-    ],
-)
-def test_bad_conversations(message, expected):
-    with pytest.raises(ValueError, match=expected):
-        parse_conversation([message])
-
-
 def test_encode_png_is_lossless():
     pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 3), np.uint8)
     encoded = encode_png(PillowImage.fromarray(pixels))
     assert PillowImage.open(io.BytesIO(encoded.data)).format == "PNG"
     assert np.array_equal(np.asarray(encoded.decode()), pixels)
-
-
-def test_a_file_that_is_not_an_image_is_named(tmp_path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ValueError, match=r"turn 0: cannot read image .*notes\.txt: Pillow does not know"):
-        parse_conversation([{"role": "user", "content": [{"type": "image", "image": tmp_path / "notes.txt"}]}])
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

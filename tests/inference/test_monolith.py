@@ -10,7 +10,7 @@ import pytest
 import solo
 from solo.config import Config, MeshConfig, dump_config
 from solo.data.planning.row_shape import RowShape
-from solo.data.record import parse_conversation
+from solo.data.readers.conversations import parse_conversation
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import PATCH, TextRun, encode, runs
 from solo.data.text import Tokenizer, extend_tokenizer
@@ -322,7 +322,7 @@ def test_load_refuses_another_models_weights(run, model, tmp_path) -> None:
 def test_bad_input_is_reported_with_its_place(model, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"conversation 0 is a dict; .*single conversation into a list"):
         model.generate([user("what")][0:1])
-    with pytest.raises(ValueError, match=r"conversation 1: turn 0: cannot read image .*gone\.png"):
+    with pytest.raises(ValueError, match=r"conversation 1: message 1: the file does not exist: .*gone\.png"):
         model.generate([[user("what")], [user({"type": "image", "image": str(tmp_path / "gone.png")})]])
     with pytest.raises(ValueError, match="conversation 1: an image cannot be read"):
         model.generate([[user("what")], [user({"type": "image", "image": b"GIF89a but no more"})]])

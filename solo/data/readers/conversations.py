@@ -99,7 +99,36 @@ def conversation(
     elif places != len(images):
         raise ValueError(f"{places} {placeholder or 'image parts'} in the text for {len(images)} images")
     listed = iter(images)
-    return tuple([Turn(role, tuple(_loaded(parts, listed, load)), learned) for role, parts, learned in turns])
+    found = []
+    for number, (role, parts, learned) in enumerate(turns, start=1):
+        try:
+            found.append(Turn(role, tuple(_loaded(parts, listed, load)), learned))
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+    return tuple(found)
+
+
+def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+    """Parses `[{"role": ..., "content": ...}]` to turns, for a model to answer.
+
+    Content is a string or a list of parts. A part is a string, `{"type": "text", "text": ...}` or
+    `{"type": "image", "image": X}`, where X is a path, a data URI, encoded bytes or a Pillow image; OpenAI's
+    `{"type": "image_url", "image_url": {"url": X}}` is the same. No text stands for an image.
+
+    Raises:
+        ValueError: a role or part is unknown, or an image file cannot be read; the message says which.
+    """
+    return conversation(messages, load=_readable, placeholder=None)
+
+
+def _readable(value: Any) -> Image:
+    image = load_image(value)
+    if image.file is not None:
+        try:
+            image.size()
+        except OSError as error:
+            raise ValueError(f"cannot read image {image.file}: {error}") from None
+    return image
 
 
 def _plain(messages: Sequence[Any]) -> tuple[Turn, ...] | None:

@@ -58,8 +58,9 @@ def _mapping(value: Mapping[Any, Any], folder: str) -> Image:
         return load_image(data)
     for key in ("path", "url", "image", "base64", "data"):
         found = value.get(key)
-        if isinstance(found, str) and found:
-            return Image(_decode_base64(found)) if key in ("base64", "data") else _text(found, folder)
+        if isinstance(found, str | Path) and str(found):
+            text = str(found)
+            return Image(_decode_base64(text)) if key in ("base64", "data") else _text(text, folder)
     raise ValueError(f"an image's mapping must have 'bytes', 'path' or 'url'; it has {sorted(map(str, value))[:8]}")
 
 
@@ -74,7 +75,7 @@ def _text(text: str, folder: str) -> Image:
         raise ValueError(f"an image's path holds a null character: {_shown(text)}")
     if len(text) > 4096 or (text.startswith(_BASE64) and len(text) >= 64 and not os.path.lexists(text)):
         return Image(_decode_base64(text))
-    if text[:7].lower() == "file://":
+    if text[:6].lower() == "file:/":
         text = unquote(urlsplit(text).path)
     if is_remote(text) or is_remote(folder):
         return _read(text if is_remote(text) else f"{folder.rstrip('/')}/{text}")
@@ -99,12 +100,14 @@ def _read(path: str) -> Image:
     try:
         with open_bytes(path) if is_remote(path) else open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"the file does not exist: {_shown(path)}") from None
     except ImportError as error:
         raise ValueError(f"{error}: {_shown(path)}") from None
     except READ_ERRORS as error:
         reason = getattr(error, "strerror", None)
-        said = f"the file cannot be read: {reason.lower()}: {_shown(path)}" if reason else str(error)
-        raise ValueError(said) from None
+        said = f"the file cannot be read: {reason.lower()}" if reason else str(error)
+        raise ValueError(said if path in said else f"{said}: {_shown(path)}") from None
     if len(data) > MAX_BYTES:
         raise ValueError(f"the file has more than {MAX_BYTES >> 30} GiB: {_shown(path)}")
     return Image(data, path)
