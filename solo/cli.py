@@ -101,14 +101,19 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Write a page that shows what a config's run will read."""
+    """Write a page that shows what a config's run will read, or what a source holds."""
     from solo.config import load_config
     from solo.data.inspection.page import write_page
+    from solo.data.inspection.unprepared import write_page_of_source
     from solo.data.store.prepare import open_prepared
 
-    config = load_config(arguments.config, arguments.overrides)
-    write_page(Path(arguments.out), config, open_prepared(config), arguments.samples, arguments.step)
-    print(f"wrote {arguments.out}")
+    out = Path(arguments.out)
+    if arguments.config.endswith((".yaml", ".yml")):
+        config = load_config(arguments.config, arguments.overrides)
+        write_page(out, config, open_prepared(config), arguments.samples, arguments.step)
+    else:
+        write_page_of_source(out, arguments.config, arguments.overrides, arguments.samples)
+    print(f"wrote {out}")
     return 0
 
 
@@ -322,16 +327,17 @@ def _add_inspect(verbs: Any) -> None:
         verbs,
         "inspect",
         inspect,
-        "show what a run will read, as one HTML file",
+        "show what a run will read, or what a file holds, as one HTML file",
         "Writes a page with samples of every source as the model sees them, a packed row, histograms, the shares and"
-        " repeats of the mixture, and what was left out and why. The data must be prepared.",
+        " repeats of the mixture, and what was left out and why. A config's data must be prepared. A file, folder or"
+        " glob that is not a config is read as a source; data.sources.source.options.NAME=VALUE sets an option of its"
+        " reader.",
     )
-    _add_config(added)
+    added.add_argument("config", metavar="CONFIG|SOURCE", help="a YAML file; or a source, such as chats.jsonl")
+    added.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
     added.add_argument("--out", metavar="FILE", default="inspect.html", help="where to; default inspect.html")
     added.add_argument("--samples", type=int, default=3, metavar="N", help="documents of every source; default 3")
-    added.add_argument(
-        "--step", type=int, default=0, metavar="N", help="step of each stage to show a row of; default 0"
-    )
+    added.add_argument("--step", type=int, default=0, metavar="N", help="step whose row is shown; default 0")
 
 
 def _add_train(verbs: Any) -> None:

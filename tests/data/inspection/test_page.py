@@ -98,3 +98,13 @@ def test_the_command_refuses_unprepared_data(folder: Path, capsys: pytest.Captur
     assert out.read_text().startswith("<!doctype html>")
     assert main(["inspect", str(folder / "small.yaml"), f"data.folder={folder}/elsewhere"]) == 2
     assert "solo prepare" in capsys.readouterr().err
+
+
+def test_a_source_is_looked_at_without_a_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "source.html"
+    images = f"data.sources.source.options.images={folder}"
+    assert main(["inspect", str(folder / "chats.json"), images, "--out", str(out), "--samples", "1"]) == 0
+    shown = tokens(out.read_text(), "<h3>Samples</h3>")
+    assert "A deep red." in "".join(text for kind, text in shown if "learned" in kind)
+    assert main(["inspect", str(folder / "nothing.tar")]) == 2
+    assert "nothing.tar does not exist" in capsys.readouterr().err
