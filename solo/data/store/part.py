@@ -272,18 +272,22 @@ class PartWriter:
     def _add(self, record: Record, example: int) -> StoredRecord:
         images = record.images()
         digests = [self._digest(image, place) for place, image in enumerate(images, start=1)]
-        new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in self._numbers}
-        numbers = {digest: len(self._numbers) + place for place, digest in enumerate(new)}
+        new: dict[bytes, Image] = {}
+        if images:
+            new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in self._numbers}
+            later = {digest: len(self._numbers) + place for place, digest in enumerate(new)}
+            record = _with_numbers(record, [self._numbers.get(digest, later.get(digest, -1)) for digest in digests])
+        stored = StoredRecord(record, example)
         try:
-            order = [numbers[digest] if digest in numbers else self._numbers[digest] for digest in digests]
-            stored = StoredRecord(_with_numbers(record, order), example)
             data, content = _encode(stored, digests)
         except UnicodeEncodeError as error:
             raise _RefusedError(f"its text is not valid Unicode: {error}") from None
-        for image in new.values():
+        for digest, image in new.items():
+            self._numbers[digest] = len(self._numbers)
             self._write_image(image)
-        self._numbers |= numbers
-        self._inputs |= {image.file: self._stamp(image.file) for image in images if image.file is not None}
+        for image in images:
+            if image.file is not None:
+                self._inputs[image.file] = self._stamp(image.file)
         if self._records is None:
             self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER}")
         self._records.write(data)
@@ -324,17 +328,12 @@ class PartWriter:
 
 
 def _with_numbers(record: Record, numbers: list[int]) -> Record:
-    if not numbers:
-        return record
     images = iter(numbers)
-    turns = tuple(
-        replace(
-            turn,
-            content=tuple(part if isinstance(part, str) else stored_image(next(images)) for part in turn.content),
-        )
-        for turn in record.turns
-    )
-    return replace(record, turns=turns)
+
+    def numbered(content: tuple[str | Image, ...]) -> tuple[str | Image, ...]:
+        return tuple(part if isinstance(part, str) else stored_image(next(images)) for part in content)
+
+    return replace(record, turns=tuple(replace(turn, content=numbered(turn.content)) for turn in record.turns))
 
 
 def _encode(stored: StoredRecord, digests: list[bytes]) -> tuple[bytes, bytes]:
@@ -345,19 +344,22 @@ def _encode(stored: StoredRecord, digests: list[bytes]) -> tuple[bytes, bytes]:
     """
     record = stored.record
     place = None if record.place is None else [record.place.file, record.place.line]
-    turns = _json([_turn(turn, None) for turn in record.turns])
-    content = turns if not digests else _json([_turn(turn, 0) for turn in record.turns]) + b"".join(digests)
-    rest = _json({"id": record.id, "example": stored.example, "place": place})
-    return rest[:-1] + b',"turns":' + turns + b"}", hashlib.blake2b(content, digest_size=_DIGEST).digest()
+    turns = [_turn(turn) for turn in record.turns]
+    data = _JSON.encode({"id": record.id, "example": stored.example, "place": place, "turns": turns}).encode()
+    content = data[data.index(_TURNS) :]  # JSON escapes quotation marks, so no text holds this
+    if digests:  # images count by their content, not by their number
+        content = _JSON.encode([_turn(turn, numbered=False) for turn in record.turns]).encode() + b"".join(digests)
+    return data, hashlib.blake2b(content, digest_size=_DIGEST).digest()
 
 
-def _turn(turn: Turn, image: int | None) -> dict[str, object]:
-    content = [
-        part if isinstance(part, str) else part.number if isinstance(part, StoredImage) and image is None else image
-        for part in turn.content
-    ]
-    return {"role": turn.role, "content": content} | ({} if turn.learned else {"learned": False})
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_TURNS = b',"turns":'
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def _turn(turn: Turn, numbered: bool = True) -> dict[str, object]:
+    content = [(part.number if numbered else 0) if isinstance(part, StoredImage) else part for part in turn.content]
+    return (
+        {"role": turn.role, "content": content}
+        if turn.learned
+        else {"role": turn.role, "content": content, "learned": False}
+    )

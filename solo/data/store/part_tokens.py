@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -23,7 +22,7 @@ from solo.data.store.index import IMAGE, MOST_TOKENS, SUPERVISED_TEXT, joined_ru
 from solo.data.store.part import StoredImage, StoredRecord
 from solo.data.store.part_files import PartFiles, Quarantine, read_manifest, write_manifest
 from solo.data.text import Tokenizer
-from solo.data.text.templates import Runs, Template, TextRun
+from solo.data.text.templates import Runs, Template
 
 _HELD = 1 << 20  # tokens that are held before they are written
 
@@ -152,10 +151,11 @@ class TokensWriter:
         return manifest
 
     def _add(self, runs: Runs) -> None:
-        if not any(isinstance(run, TextRun) and run.supervised for run in runs):
+        images = ((run.number, False) for run in runs if isinstance(run, StoredImage))
+        found = joined_runs(runs, images)
+        if not any(run >> 30 == SUPERVISED_TEXT for run in found):
             raise ValueError("it has no assistant or text turn to learn from")
-        numbers = [run.number for run in runs if isinstance(run, StoredImage)]
-        self._runs.extend(joined_runs(runs, zip(numbers, repeat(False), strict=False)))
+        self._runs.extend(found)
         for run in runs:
             if not isinstance(run, Image):
                 self._held.extend(run.tokens)
