@@ -271,10 +271,14 @@ def open_table(path: str) -> Table:
     try:
         with open_bytes(path) as file:
             head = file.read(512)
+        table: Table | None = None
         if head.startswith(b"PAR1"):
-            return _Parquet(path)
-        if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-            return _Arrow(path, head.startswith(b"ARROW1"))
+            table = _Parquet(path)
+        elif head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            table = _Arrow(path, head.startswith(b"ARROW1"))
+        if table is not None:
+            _ = table.schema.names, str(table.schema)  # fails if a name is not valid Unicode
+            return table
     except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise DamagedError(f"the file cannot be read: {_say(error)}") from None
     if head.startswith(b"PARE"):

@@ -132,9 +132,8 @@ class WebDataset(Reader):
         if not isinstance(value, str):
             # The members are the images that the JSON names.
             example = {key: item for key, item in value.items() if key not in _NAMES_IMAGES} if pictures else value
-            return read_example(
-                example, sample.key, None, unread.append, images=pictures or None, load=_load
-            ).turns, unread
+            record = read_example(example, sample.key, None, unread.append, images=pictures or None, load=_load)
+            return record.turns, unread
         if not pictures:
             raise ValueError(f"it has no image; {sample}")
         if not value.strip():
@@ -152,8 +151,7 @@ class WebDataset(Reader):
                 found += sorted(matches, key=natural)
             return found
         found = [suffix for suffix in sample.members if self._may_be_image(suffix)]
-        numbered = [_NUMBERED.fullmatch(suffix) for suffix in found]
-        if len(found) > 1 and len({(match[1], int(match[2])) if match else () for match in numbered}) < len(found):
+        if len(found) > 1 and not _are_numbered(found):
             raise ValueError(f"it has several images, {', '.join(found)}: name those to read, in order, with `image`")
         return sorted(found, key=natural)
 
@@ -233,6 +231,13 @@ class Sample:
         return f"its members are {', '.join(self.members)}, and others of its name must follow them in the archive"
 
 
+def _are_numbered(suffixes: list[str]) -> bool:
+    """Returns whether members differ in a number alone: `0.jpg` and `1.png`, or `img0.jpg` and `img1.jpg`."""
+    found = [match for match in map(_NUMBERED.fullmatch, suffixes) if match is not None]
+    numbers = {int(match[2]) for match in found}
+    return len(numbers) == len(suffixes) and len({match[1] for match in found}) == 1
+
+
 def split_name(name: str) -> tuple[str, str] | None:
     """Returns key and suffix of a member, or None for a file that belongs to no example.
 
@@ -255,14 +260,15 @@ def samples(part: Part, wanted: Callable[[str], bool]) -> Iterator[Sample | Unre
     path = part.files[0]
     number, offset, stop = part.span or (1, 0, None)
     sample: Sample | None = None
-    nameless = False
+    nameless: set[str] = set()
     try:
         for member in members(path, wanted, (number, offset), stop):
             named = split_name(member.name)
             if named is None:
-                if not nameless:
-                    yield Ignored(member.name.encode(errors="backslashreplace").decode(), Place(path, member.number))
-                nameless = True
+                kind = "hidden files" if "/." in f"/{member.name}" else "files that belong to no example"
+                if kind not in nameless:
+                    nameless.add(kind)
+                    yield Ignored(kind, Place(path, member.number))
                 continue
             key, suffix = named
             if sample is None or (sample.archive, sample.key) != (member.archive, key):

@@ -413,6 +413,16 @@ def test_an_arrow_file_that_points_outside_its_memory(tmp_path):
     assert [type(example) for example in examples(tmp_path / "a.arrow")] == [Record, Unreadable, Unreadable]
 
 
+def test_an_arrow_file_whose_column_names_are_damaged(tmp_path):
+    batch = pa.record_batch({"text": ["a"], "another": ["b"]})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    data = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(data.replace(b"another", b"an\xff\xffher"))
+    (example,) = examples(tmp_path / "a.arrow")
+    assert example.reason.startswith("the file cannot be read: 'utf-8' codec can't decode")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_remote_tables(tmp_path, saved, kind):
     if kind == "parquet":

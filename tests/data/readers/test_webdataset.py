@@ -150,6 +150,8 @@ def test_samples(tmp_path, sample, options, turns):
         ({"png": RED.data, "txt": "a"}, {"text": "caption"}, "it has no member caption; its members are png, txt"),
         ({"png": RED.data, "txt": "a"}, {"image": "jpg"}, "it has no member jpg; its members are png, txt"),
         ({"png": RED.data, "seg.png": RED.data, "txt": "a"}, {}, "several images, png, seg.png: name those to read"),
+        ({"png": RED.data, "1.png": RED.data, "txt": "a"}, {}, "several images, 1.png, png: name those to read"),
+        ({"a1.png": RED.data, "b2.png": RED.data, "txt": "a"}, {}, "several images, a1.png, b2.png: name those"),
         ({"png": RED.data, "jpg": RED.data, "txt": "a"}, {}, "several images, jpg, png: name those to read"),
         ({"json": SAID}, {}, "1 <image> in the text for 0 images"),
         ({"1.png": RED.data, "2.png": RED.data, "json": SAID}, {}, "1 <image> in the text for 2 images"),
@@ -222,6 +224,18 @@ def test_members_that_do_not_follow_one_another_are_two_samples(tmp_path):
     found = examples(path)
     assert [(e.id, e.place.line) for e in found] == [("a", 1), ("b", 2), ("a", 3)]
     assert all("must follow them in the archive" in e.reason for e in found)
+
+
+def test_files_that_belong_to_no_example_are_named_once(tmp_path):
+    names = ["._a.png", "a.png", "a.txt", "README", ".DS_Store", "__meta__/x.txt", "b.png", "b.txt"]
+    path = write_members(tmp_path / "a.tar", *[(name, RED.data if name.endswith("png") else b"t") for name in names])
+    found = list(read("webdataset", {"path": path}))
+    assert [e.id if isinstance(e, Record) else e.key for e in found] == [
+        "hidden files",
+        "files that belong to no example",
+        "a",
+        "b",
+    ]
 
 
 def test_duplicate_members(tmp_path):
