@@ -39,8 +39,9 @@ class Table(Protocol):
     """An open table file. A group is a row group of parquet, or a batch of an Arrow file."""
 
     schema: pa.Schema
-    group_rows: list[int]
-    damage: str | None  # why not all of the file can be read
+
+    def groups(self) -> tuple[list[int], str | None]:
+        """Returns the rows of each group, and why there are no more if the file is damaged there."""
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the groups `first` to `last - 1`, in batches of limited size."""
@@ -191,11 +192,12 @@ def table_parts(files: Sequence[str], size: int, limit: int | None = None) -> It
         except DamagedError as fault:
             yield Part(name, (path,), ("damaged", str(fault)))
             continue
-        for first, last, skip, count, row in _spans(table.group_rows, size):
+        group_rows, damage = table.groups()
+        for first, last, skip, count, row in _spans(group_rows, size):
             yield Part(f"{name}:{row + 1}-{row + count}", (path,), (first, last, skip, count, row))
             rows += count
-        if table.damage is not None:
-            yield Part(f"{name}:damaged", (path,), ("damaged", table.damage))
+        if damage is not None:
+            yield Part(f"{name}:damaged", (path,), ("damaged", damage))
 
 
 def _spans(group_rows: list[int], size: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -287,42 +289,39 @@ def open_table(path: str) -> Table:
 
 
 class _Parquet:
-    damage: str | None = None
-
     def __init__(self, path: str):
         source = open_bytes(path) if is_remote(path) else path
         # With a buffer, pages are read as they are needed, instead of a whole row group.
         self._file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
         self._footer = self._file.metadata
         self.schema: pa.Schema = self._file.schema_arrow
-        self.group_rows = [self._footer.row_group(group).num_rows for group in range(self._footer.num_row_groups)]
+
+    def groups(self) -> tuple[list[int], str | None]:
+        return [self._footer.row_group(group).num_rows for group in range(self._footer.num_row_groups)], None
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         for group in range(first, last):
-            if self.group_rows[group]:
-                rows = self._batch_rows(group)
+            facts = self._footer.row_group(group)
+            # The size of the wanted columns would be closer, but pyarrow aborts the process where theirs is damaged.
+            rows = max(1, min(_BATCH_ROWS, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1)))
+            if facts.num_rows:
                 yield from self._file.iter_batches(rows, [group], columns, use_threads=False)
-
-    def _batch_rows(self, group: int) -> int:
-        """Returns how many rows of a group have about `_BATCH_BYTES`, all columns together."""
-        # The metadata of single columns would be closer, but pyarrow aborts the process where they are damaged.
-        size = self._footer.row_group(group).total_byte_size
-        return max(1, min(_BATCH_ROWS, self.group_rows[group] * _BATCH_BYTES // max(size, 1)))
 
 
 class _Arrow:
-    damage: str | None = None
-
     def __init__(self, path: str, random_access: bool):
         self._source = pa.PythonFile(open_bytes(path), mode="r") if is_remote(path) else pa.memory_map(path)
         self._random_access = random_access
-        reader = self._open()
-        self.schema: pa.Schema = reader.schema
-        self.group_rows: list[int] = []
+        self.schema: pa.Schema = self._open().schema
+
+    def groups(self) -> tuple[list[int], str | None]:
+        rows: list[int] = []
         try:
-            self.group_rows += (batch.num_rows for batch in self._all(reader))
+            for batch in self._all(self._open()):
+                rows.append(batch.num_rows)
         except (pa.ArrowException, OSError) as error:
-            self.damage = f"what follows row {sum(self.group_rows):,} cannot be read: {_say(error)}"
+            return rows, f"what follows row {sum(rows):,} cannot be read: {_say(error)}"
+        return rows, None
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         for batch in islice(self._all(self._open()), first, last):
