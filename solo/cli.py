@@ -67,7 +67,10 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"solo: {about.filename2 or about.filename}: {about.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR if isinstance(about, _WRONG_PATHS) else EXIT_FAILED
     except KeyboardInterrupt:
-        resumes = "; the same command resumes from the last checkpoint" if parsed.verb is train else ""
+        resumes = {
+            train: "; the same command resumes from the last checkpoint",
+            prepare: "; the same command continues with the parts that are missing",
+        }.get(parsed.verb, "")
         print(f"solo: stopped{resumes}", file=sys.stderr)
         return 130
 
@@ -80,23 +83,44 @@ def _about_a_file(error: BaseException | None) -> OSError | None:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Prepare the sources of a config as shards and indexes."""
+    """Prepare the sources of a config, or check what is prepared."""
     from rich.console import Console
 
     from solo.config import load_config
+    from solo.data.store.prepare import open_prepared
     from solo.data.store.prepare import prepare as prepare_data
+    from solo.data.store.progress import watcher
 
     console = Console()
     config = load_config(arguments.config, arguments.overrides)
-    with console.status("preparing") as status:
-        prepared = prepare_data(config, status.update)
+    shows = watcher(console)
+    if arguments.check:
+        prepared = open_prepared(config)
+        for name, source in prepared.sources.items():
+            source.check(contents=True)
+            shows.say(f"{name}: {len(source):,} records, all checksums are right")
+        return 0
+    if arguments.shard is not None:
+        from solo.data.store.shared import Shard, prepare_shard
+
+        made = prepare_shard(config, Shard.parse(arguments.shard), arguments.workers, shows)
+        if made is None:
+            return 0
+        prepared = made
+    elif arguments.beam or arguments.beam_option:
+        from solo.data.store.shared import prepare_with_beam
+
+        runner = [f"--runner={arguments.runner}"]
+        prepared = prepare_with_beam(config, runner + [f"--{each}" for each in arguments.beam_option], shows)
+    else:
+        prepared = prepare_data(config, workers=arguments.workers, watcher=shows)
     for name, source in prepared.sources.items():
         patches, text, supervised = source.index.counts(config.image).sum(axis=0)
-        console.print(
+        shows.say(
             f"{name}: {len(source):,} records, {patches:,} visual tokens, {text:,} text tokens, {supervised:,} learned"
         )
-    console.print(f"vocabulary {prepared.tokenizer.vocab_size:,}; quarantined {prepared.quarantined:,}")
-    console.print(f"prepared data is in {config.data.folder}", markup=False)
+    shows.say(f"vocabulary {prepared.tokenizer.vocab_size:,}; quarantined {prepared.quarantined:,}")
+    shows.say(f"prepared data is in {config.data.folder}")
     return 0
 
 
@@ -317,9 +341,23 @@ def _add_prepare(verbs: Any) -> None:
         prepare,
         "prepare a config's sources as shards and indexes",
         "Reads every source of the config, trains or extends the tokenizer, and writes ArrayRecord shards with an"
-        " index of counts. Existing parts that are unchanged are kept. `solo train` does this by itself.",
+        " index of counts. Parts whose settings and inputs are unchanged are kept, also after a kill. `solo train` does"
+        " this by itself unless it runs in several processes.",
     )
     _add_config(added)
+    ways = added.add_mutually_exclusive_group()
+    ways.add_argument("--shard", metavar="I/N", help="make the share of host I of N, from 0; the last host joins them")
+    ways.add_argument("--beam", action="store_true", help="make the parts with Apache Beam (extra: beam)")
+    ways.add_argument("--check", action="store_true", help="make nothing, and verify the checksums of all files")
+    added.add_argument("--workers", type=_positive, metavar="N", help="processes; default: one for each core")
+    added.add_argument("--runner", default="DirectRunner", metavar="NAME", help="of Apache Beam, default DirectRunner")
+    added.add_argument(
+        "--beam-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the pipeline, such as project=P; repeatable",
+    )
 
 
 def _add_inspect(verbs: Any) -> None:
@@ -338,6 +376,13 @@ def _add_inspect(verbs: Any) -> None:
     added.add_argument("--out", metavar="FILE", default="inspect.html", help="where to; default inspect.html")
     added.add_argument("--samples", type=int, default=3, metavar="N", help="documents of every source; default 3")
     added.add_argument("--step", type=int, default=0, metavar="N", help="step whose row is shown; default 0")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
 
 
 def _add_train(verbs: Any) -> None:

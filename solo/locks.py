@@ -41,7 +41,7 @@ class Holder:
 
 
 @contextmanager
-def hold(path: Path, shared: bool = False) -> Iterator[bool]:
+def hold(path: Path, shared: bool = False, patience: float = 0.0) -> Iterator[bool]:
     """Holds a lock while the context lasts. Yields False if another process holds it.
 
     Args:
@@ -49,6 +49,7 @@ def hold(path: Path, shared: bool = False) -> Iterator[bool]:
         shared: any number of processes may hold the lock as shared; another one holds it alone. A file that this
             process must not write can be held too, as it is on a read-only disk; if it cannot be created, nothing is
             held.
+        patience: seconds to wait for other processes, on top of the instant that `is_held` takes.
 
     Raises:
         ConfigError: the file system does not support locks.
@@ -59,7 +60,7 @@ def hold(path: Path, shared: bool = False) -> Iterator[bool]:
         yield True
         return
     with file:
-        end = time.monotonic() + _PATIENCE_SECONDS
+        end = time.monotonic() + _PATIENCE_SECONDS + patience
         while not (acquired := _acquire_as(file, shared)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         if acquired:

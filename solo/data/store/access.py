@@ -17,7 +17,12 @@ from solo.config import ConfigError
 from solo.locks import held_by, hold
 
 TOKENIZER = "tokenizer"
+PATIENCE_SECONDS = 60.0  # for what another host writes in an instant
 Report = Callable[[str], None]
+
+
+class BusyError(ConfigError):
+    """Another process holds a lock; the message names it."""
 
 
 def source_content(name: str) -> str:
@@ -35,28 +40,48 @@ def preparing(folder: Path, report: Report, shared: bool = False) -> Iterator[No
         shared: allows others that share the work.
 
     Raises:
-        ConfigError: another process prepares the folder; the message names it.
+        BusyError: another process prepares the folder.
     """
     path = folder / ".locks" / "prepare.lock"
     with _held(path, report, shared) as held:
         if not held:
-            raise ConfigError(
+            raise BusyError(
                 f"{folder} is being prepared by {held_by(path)}; wait for its end, or choose another data.folder"
             )
         yield
 
 
 @contextmanager
-def changing(folder: Path, content: str, report: Report) -> Iterator[None]:
-    """Keeps runs from reading a source or the tokenizer while the context lasts.
+def preparing_shard(folder: Path, shard: str, report: Report) -> Iterator[None]:
+    """Keeps other processes from preparing the same shard while the context lasts.
 
     Raises:
-        ConfigError: a run reads it; the message names the run's process.
+        BusyError: another process prepares it, as when all hosts are given the same number.
     """
-    path = _path(folder, content)
+    path = _path(folder, f"shard-{shard.replace('/', '-of-')}")
     with _held(path, report, shared=False) as held:
         if not held:
-            raise ConfigError(
+            raise BusyError(f"shard {shard} of {folder} is being prepared by {held_by(path)}: give each host its own")
+        yield
+
+
+@contextmanager
+def changing(folder: Path, content: str, report: Report, patience: float = 0.0) -> Iterator[None]:
+    """Keeps runs from reading a source or the tokenizer while the context lasts.
+
+    Args:
+        folder: `data.folder`.
+        content: `TOKENIZER` or a `source_content`.
+        report: called with a line if the file system has no locks.
+        patience: seconds to wait for another process.
+
+    Raises:
+        BusyError: a run reads it; the message names the run's process.
+    """
+    path = _path(folder, content)
+    with _held(path, report, shared=False, patience=patience) as held:
+        if not held:
+            raise BusyError(
                 f"preparing would change {content.replace('-', ' ', 1)} in {folder}, which is in use by"
                 f" {held_by(path)}; wait for its end, or choose another data.folder"
             )
@@ -68,13 +93,13 @@ def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[N
     """Keeps preparations from changing sources or the tokenizer while the context lasts.
 
     Raises:
-        ConfigError: a preparation changes one of them now; the message names its process.
+        BusyError: a preparation changes one of them now; the message names its process.
     """
     with ExitStack() as stack:
         for content in contents:
             path = _path(folder, content)
             if not stack.enter_context(_held(path, report, shared=True)):
-                raise ConfigError(
+                raise BusyError(
                     f"{content.replace('-', ' ', 1)} in {folder} is being changed by {held_by(path)}; wait for its end"
                 )
         yield
@@ -85,10 +110,10 @@ def _path(folder: Path, content: str) -> Path:
 
 
 @contextmanager
-def _held(path: Path, report: Report, shared: bool) -> Iterator[bool]:
+def _held(path: Path, report: Report, shared: bool, patience: float = 0.0) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
-            held = stack.enter_context(hold(path, shared))
+            held = stack.enter_context(hold(path, shared, patience))
         except ConfigError as error:  # no locks on this file system
             report(str(error))
             held = True

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from solo.config import Config, ConfigError
-from solo.data.store.access import TOKENIZER, Report, changing
+from solo.data.store.access import PATIENCE_SECONDS, TOKENIZER, Report, changing
 from solo.data.store.inputs import Check, changed, stamp
 from solo.data.store.part import read_records
 from solo.data.store.part_files import FORMAT
@@ -21,6 +20,7 @@ from solo.data.store.safety import replace_files
 from solo.data.store.work import digest
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
 from solo.data.vocabulary import check_tokens, configured_tokenizer
+from solo.files import write_whole
 
 RECORD = "made_from.json"
 _SUFFIXES = (".json", ".model", ".txt", ".jinja")  # a repository's weights are no part of its tokenizer
@@ -61,7 +61,7 @@ def make_configured(config: Config, report: Report) -> Tokenizer:
         ConfigError: it cannot be read, or lacks a token; or a run uses the prepared one, which would change.
     """
     tokenizer, check = configured_tokenizer(config), config.data.input_check
-    made = {"inputs": {path: stamp(path, check) for path in _files(str(config.data.tokenizer.path))}}
+    made = {"inputs": {path: list(stamp(path, check)) for path in _files(str(config.data.tokenizer.path))}}
     _save(config, tokenizer, made, report)
     return tokenizer
 
@@ -153,11 +153,15 @@ def _record(config: Config) -> dict[str, Any]:
 
 def _save(config: Config, tokenizer: Tokenizer, made: dict[str, Any], report: Report) -> None:
     """Saves the tokenizer. A run that uses the prepared one is in the way only if it would change."""
-    kept = open_made(config)
-    same = kept is not None and kept.fingerprint == tokenizer.fingerprint
+    kept, folder = open_made(config), tokenizer_folder(config)
     made = {"fingerprint": _fingerprint(config, tokenizer), **made}
-    with nullcontext() if same else changing(Path(config.data.folder), TOKENIZER, report):
-        replace_files(tokenizer_folder(config), RECORD, tokenizer.save, made, "the tokenizer")
+    if kept is not None and kept.fingerprint == tokenizer.fingerprint:
+        write_whole(folder / RECORD, json.dumps({**made, "files": _record(config).get("files")}) + "\n")
+        return
+    with changing(Path(config.data.folder), TOKENIZER, report, PATIENCE_SECONDS):
+        if made.items() <= _record(config).items():  # by another host meanwhile
+            return
+        replace_files(folder, RECORD, tokenizer.save, made, "the tokenizer")
 
 
 def _files(path: str) -> list[str]:

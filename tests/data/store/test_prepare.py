@@ -199,6 +199,34 @@ def test_too_many_unreadable_examples_stop_the_source(tmp_path):
     assert len(allowed.sources["chat"]) == 800
 
 
+def test_a_limit_takes_the_first_examples_whatever_the_parts(tmp_path):
+    """Short files, so that parts hold fewer examples than `records_per_shard`, and the limit lies within one."""
+    count = 0
+    for number, length in enumerate([3, 5, 1, 5, 5, 2, 5, 5]):
+        text = "".join(f'{{"conversations": [{{"from": "gpt", "value": "{count + n}"}}]}}\n' for n in range(length))
+        (tmp_path / f"{number}.jsonl").write_text(text + ("" if number else "{broken\n"))
+        count += length
+    source = {"reader": "llava", "options": {"path": str(tmp_path / "*.jsonl")}}
+    for limit in (1, 4, 5, 13, 31, 32, 1000):
+        made = prepare(config(tmp_path, {"chat": source | {"limit": limit}, "topics": TOPICS})).sources["chat"]
+        said = [made.read(number).turns[0].content[0] for number in range(len(made))]
+        assert said == [str(number) for number in range(min(limit, 32))][: len(said)]
+        assert made.description.quarantined == (limit > 3)
+        assert len(made) + made.description.quarantined == min(limit, 32)
+
+
+def test_what_was_left_out_is_summarised(tmp_path, conversations):
+    said: list[str] = []
+    prepare(config(tmp_path, {"chat": conversations, "topics": TOPICS}), said.append)
+    (line,) = (line for line in said if line.startswith("chat: "))
+    assert "2 records" in line
+    assert "6 quarantined of 8 read" in line
+    reasons = [line for line in said if line.startswith("  1 left out, such as ")]
+    assert len(reasons) == 5
+    assert any("gone: " in line and "gone.png" in line and "all.jsonl:4)" in line for line in reasons)
+    assert "  1 left out for other reasons; see " in said[-2]
+
+
 def test_an_own_tokenizer(tmp_path):
     own = train_tokenizer([topics["if"], topics["for"]], TokenizerConfig(vocab_size=350))
     own.save(tmp_path)

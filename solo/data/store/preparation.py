@@ -1,0 +1,185 @@
+"""The steps of a preparation: parts, tokenizer, tokens, index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from solo.config import Config, ConfigError
+from solo.data.store import tokenizer as tokenizers
+from solo.data.store.access import changing, source_content
+from solo.data.store.assemble import assemble
+from solo.data.store.cleaning import remove_partial, remove_unused
+from solo.data.store.description import Description
+from solo.data.store.inputs import Inputs
+from solo.data.store.opened import changed_inputs, fingerprint, source_folder, tokens_fingerprint
+from solo.data.store.progress import Watcher
+from solo.data.store.safety import claim
+from solo.data.store.schedule import SourceSchedule
+from solo.data.store.sharing import LostImagesError
+from solo.data.store.source import PreparedSource
+from solo.data.store.summary import left_aside, quarantine_lines, summary
+from solo.data.store.work import MadePart, PartJob, TokensJob
+from solo.data.text import Tokenizer
+from solo.data.text.templates import make_template
+from solo.data.vocabulary import check_tokens
+from solo.files import write_whole
+
+Make = Callable[[Sequence[PartJob], str], list[MadePart]]
+
+
+class Preparation:
+    """A preparation that has something to do.
+
+    Args:
+        config: of the run.
+        watcher: shows lines.
+        make: makes the parts of jobs that do not depend on each other.
+        stack: keeps the sources from being read until it is closed; None: other processes may work on them, and nothing
+            but parts is made.
+    """
+
+    def __init__(self, config: Config, watcher: Watcher, make: Make, stack: ExitStack | None) -> None:
+        self._config, self._say, self._make, self._stack = config, watcher.say, make, stack
+        self._schedules: dict[str, SourceSchedule] = {}
+        self._inputs: dict[str, Inputs] = {}
+        self._changing: set[str] = set()
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        """Makes everything that is missing."""
+        tokenizer = self.open_tokenizer()
+        trained = tokenizers.training_sources(self._config)
+        unready = [name for name in self._config.data.sources if not self._is_ready(name, tokenizer)]
+        first = (
+            unready
+            if tokenizer is not None
+            else sorted({*unready, *trained}, key=list(self._config.data.sources).index)
+        )
+        self.make_parts(first, tokenizer)
+        if trained and (tokenizer is None or set(first) & set(trained)):
+            before, tokenizer = tokenizer, self._trained(tokenizer, trained)
+            if before is None or before.fingerprint != tokenizer.fingerprint:
+                unready = [name for name in self._config.data.sources if not self._is_ready(name, tokenizer)]
+                self.make_parts(unready, tokenizer)
+        assert tokenizer is not None
+        for name in unready:
+            self._assemble(name, tokenizer)
+        self._write_quarantine()
+
+    def first_round(self) -> list[PartJob]:
+        """Returns jobs that several processes may divide. They are most of the work, and need not be all of it."""
+        tokenizer = self.open_tokenizer()
+        unready = [name for name in self._config.data.sources if not self._is_ready(name, tokenizer)]
+        tokens = None if tokenizer is None else self.tokens(tokenizer)
+        return [job for name in unready for job in self._schedule(name).jobs(tokens)]
+
+    def open_tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer, prepared if it is configured; None if it is still to be trained."""
+        config = self._config
+        kept = tokenizers.open_made(config)
+        if config.data.tokenizer.path is not None:
+            if kept is None or tokenizers.replaced(config, config.data.input_check):
+                kept = tokenizers.make_configured(config, self._say)
+                self._say(f"tokenizer: {kept.vocab_size:,} tokens")
+            else:
+                self._say(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
+        if kept is not None:
+            check_tokens(kept, config)
+            make_template(kept, config.sequence)
+        return kept
+
+    def make_parts(self, names: Iterable[str], tokenizer: Tokenizer | None) -> None:
+        """Makes the parts of sources; their tokens too if the tokenizer is known."""
+        tokens = None if tokenizer is None else self.tokens(tokenizer)
+        schedules = {name: self._schedule(name) for name in names}
+        while True:
+            rounds = {name: jobs for name, each in schedules.items() if (jobs := each.jobs(tokens))}
+            if not rounds:
+                return
+            made = iter(self._make([job for jobs in rounds.values() for job in jobs], "preparing"))
+            for name, jobs in rounds.items():
+                schedules[name].take([next(made) for _ in jobs])
+
+    def tokens(self, tokenizer: Tokenizer) -> TokensJob:
+        """Returns how the records of all sources become tokens."""
+        config = self._config
+        folder = str(tokenizers.tokenizer_folder(config))
+        return TokensJob(folder, config.sequence, tokens_fingerprint(config, tokenizer))
+
+    def _schedule(self, name: str) -> SourceSchedule:
+        """Begins with a source, and keeps runs from reading it."""
+        config, folder = self._config, source_folder(name, self._config)
+        claim(folder, f"source {name!r}")
+        lock = changing(Path(config.data.folder), source_content(name), self._say)
+        if self._stack is None:
+            with lock:  # only to see that no run reads the source
+                pass
+        elif name not in self._changing:
+            self._stack.enter_context(lock)
+            self._changing.add(name)
+            remove_partial(folder)
+        schedule = SourceSchedule(name, config, folder)
+        self._schedules[name] = schedule
+        for note in schedule.notes:
+            self._say(f"{name}: {note}")
+        # Before the files are read: one that changes meanwhile is noticed the next time.
+        self._inputs[name] = Inputs.of(
+            schedule.parts, config.data.sources[name].options, config.data.records_per_shard, config.data.input_check
+        )
+        return schedule
+
+    def _is_ready(self, name: str, tokenizer: Tokenizer | None) -> bool:
+        if tokenizer is None:
+            return False
+        made = Description.read(source_folder(name, self._config))
+        if made is None or made.fingerprint != fingerprint(name, self._config, tokenizer):
+            return False
+        try:
+            PreparedSource(source_folder(name, self._config))
+        except ConfigError as error:
+            self._say(f"{name}: {error}")
+            return False
+        return changed_inputs(name, self._config, made) is None
+
+    def _trained(self, kept: Tokenizer | None, names: Sequence[str]) -> Tokenizer:
+        parts = {name: self._part_names(name) for name in names}
+        if kept is not None and tokenizers.was_trained_on(self._config, parts):
+            self._say(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
+            return kept
+        began = time.monotonic()
+        tokenizer = tokenizers.train(self._config, parts, self._say)
+        make_template(tokenizer, self._config.sequence)
+        self._say(f"tokenizer: {tokenizer.vocab_size:,} tokens ({time.monotonic() - began:.1f} s)")
+        return tokenizer
+
+    def _part_names(self, name: str) -> list[tuple[str, int]]:
+        if name in self._schedules:
+            return [(made.name, made.records.records) for made in self._schedules[name].made]
+        made = Description.read(source_folder(name, self._config))
+        assert made is not None
+        return [(part.name, part.records) for part in made.parts]
+
+    def _assemble(self, name: str, tokenizer: Tokenizer) -> None:
+        config, folder = self._config, source_folder(name, self._config)
+        tokens, made_from = tokens_fingerprint(config, tokenizer), fingerprint(name, config, tokenizer)
+        description = None
+        while description is None:
+            made = self._schedules[name].made
+            try:
+                description = assemble(folder, name, [part.name for part in made], tokens, made_from)
+            except LostImagesError:
+                self.make_parts([name], tokenizer)
+        self._inputs[name].write(folder, description.content)
+        remove_unused(folder, description)
+        source = PreparedSource(folder, check=False)
+        self._say(summary(name, source, config, time.monotonic() - self._started))
+        for line in (*quarantine_lines(source), *left_aside(name, [part.records for part in made])):
+            self._say(line)
+
+    def _write_quarantine(self) -> None:
+        folder = Path(self._config.data.folder)
+        files = [source_folder(name, self._config) / "quarantine.jsonl" for name in self._config.data.sources]
+        write_whole(folder / "quarantine.jsonl", "".join(file.read_text(encoding="utf-8") for file in files))

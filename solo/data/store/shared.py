@@ -1,0 +1,150 @@
+"""A preparation that several machines divide: hosts with a number each, or the workers of Apache Beam.
+
+They share `data.folder`, and each makes parts by itself, with the same function and so with the same bytes as one
+machine alone. What is left is done by a preparation of the usual kind: the tokenizer if it is trained, the parts in
+which limits lie, and the indexes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from solo.config import Config, ConfigError
+from solo.data.store.access import BusyError, preparing, preparing_shard
+from solo.data.store.maker import Maker
+from solo.data.store.opened import Prepared
+from solo.data.store.preparation import Preparation
+from solo.data.store.prepare import check, prepare, ready
+from solo.data.store.progress import Watcher
+from solo.data.store.safety import writing
+from solo.data.store.work import MadePart, PartJob, digest, prepare_part
+
+_WAIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share of one of several hosts: every `count`-th part, from part `index`, which is counted from 0."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Returns the shard of `i/n`, with i from 0. Raises ConfigError if there is no such shard."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or int(found[1]) >= int(found[2]):
+            raise ConfigError(f"--shard {text}: expected i/n, with i from 0 to n - 1, such as 0/8 and 7/8")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Watcher) -> Prepared | None:
+    """Makes the parts of a shard. The host that ends last also does what is left.
+
+    Args:
+        config: of the run, the same on all hosts.
+        shard: of this host.
+        workers: processes at most; None: one for each core.
+        watcher: shows lines and progress.
+
+    Returns:
+        The prepared data, or None if other shards are not done.
+
+    Raises:
+        ConfigError: as `prepare`; also if another process prepares this shard, or the whole folder.
+        PartError: as `prepare`.
+    """
+    check(config)
+    if (found := ready(config, watcher.say)) is not None:
+        return found
+    folder = Path(config.data.folder)
+    with ExitStack() as stack:
+        stack.enter_context(writing(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(preparing(folder, watcher.say, shared=True))
+        stack.enter_context(preparing_shard(folder, str(shard), watcher.say))
+        maker = Maker(workers, 0.0, watcher)
+        jobs = Preparation(config, watcher, maker.make, None).first_round()
+        marks = folder / ".locks" / f"shards-{_digest(jobs)}-{shard.count}"
+        maker.make(jobs[shard.index :: shard.count], f"shard {shard}")
+        marks.mkdir(exist_ok=True)
+        (marks / str(shard.index)).touch()
+        left = shard.count - len(list(marks.iterdir()))
+    if left:
+        watcher.say(f"shard {shard} is done; {left:,} others are not. The last one joins them, as does solo prepare")
+        return None
+    prepared = _finish(config, workers, watcher)
+    if prepared is not None:
+        with suppress(OSError):
+            for mark in marks.iterdir():
+                mark.unlink()
+            marks.rmdir()
+    return prepared
+
+
+def _finish(config: Config, workers: int | None, watcher: Watcher) -> Prepared | None:
+    """Does what is left once all shards are done, unless another host does it."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return prepare(config, workers=workers, watcher=watcher)
+        except BusyError as error:
+            if time.monotonic() > end:
+                watcher.say(f"all shards are done; {error}")
+                return None
+            time.sleep(0.5)
+
+
+def prepare_with_beam(config: Config, options: Sequence[str], watcher: Watcher) -> Prepared:
+    """Makes the parts in an Apache Beam pipeline, and the rest here.
+
+    Args:
+        config: of the run. Its inputs and `data.folder` must be at the same paths on all workers.
+        options: of the pipeline, as on its command line: `--runner=FlinkRunner`.
+        watcher: shows lines and progress.
+
+    Raises:
+        ConfigError: as `prepare`; also if Apache Beam is not installed or an option is unknown.
+        PartError: as `prepare`.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise ConfigError("Apache Beam is not installed: pip install 'solo-vlm[beam]'") from None
+    check(config)
+    if (found := ready(config, watcher.say)) is not None:
+        return found
+    folder = Path(config.data.folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with preparing(folder, watcher.say):
+            jobs = Preparation(config, watcher, _no_parts, None).first_round()
+            watcher.say(f"{len(jobs):,} parts are made by Apache Beam")
+            with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+                _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(_make)
+    return prepare(config, watcher=watcher)
+
+
+def _make(job: PartJob) -> str:
+    """Makes a part. What cannot be made is left for the preparation that follows, which says why."""
+    with suppress(ConfigError, OSError):
+        return prepare_part(job).name
+    return ""
+
+
+def _no_parts(jobs: Sequence[PartJob], what: str) -> list[MadePart]:
+    raise AssertionError("only the jobs are wanted")
+
+
+def _digest(jobs: Sequence[PartJob]) -> str:
+    named = [[job.source, job.reader, job.options, job.part.name, job.limit] for job in jobs]
+    return digest([*named, jobs[0].tokens.fingerprint if jobs and jobs[0].tokens else None])
