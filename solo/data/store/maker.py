@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from solo.config import ConfigError
 from solo.data.store.progress import Amount, Watcher
-from solo.data.store.work import MadePart, PartJob, Tell, prepare_part
+from solo.data.store.work import MadePart, PartJob, prepare_part
 from solo.data.store.workers import Died, available_cores, run_all
 
 
@@ -36,59 +36,65 @@ class Maker:
 
         Raises:
             ConfigError: a part cannot be read.
-            PartError: a process died twice over a part, or a reader raised an error of another kind.
+            PartError: a process died twice over a part, or a reader raised an error of another kind. Other parts are
+            made first.
             OSError: a file cannot be written.
         """
         made: dict[int, MadePart] = {}  # by identity: jobs need not be hashable
-        died: list[PartJob] = []
+        failed: list[tuple[PartJob, Exception | Died]] = []
         self._watcher.begin(what, len(jobs))
         try:
-            self._run(self._first(jobs, made), made, died)
+            self._run(self._first(jobs, made, failed), made, failed)
+            died = [job for job, outcome in failed if isinstance(outcome, Died)]
+            failed = [(job, outcome) for job, outcome in failed if not isinstance(outcome, Died)]
             if died:
                 self._watcher.say(f"{died[0]}: its process died; it is made again, alone")
-                again, died = died, []
-                for job in again:
-                    self._run([job], made, died, final=True)
+                for job in died:
+                    self._run([job], made, failed)
         finally:
             self._watcher.end()
+        if failed:
+            raise _part_error(failed)
         return [made[id(job)] for job in jobs]
 
-    def _first(self, jobs: Sequence[PartJob], made: dict[int, MadePart]) -> Sequence[PartJob]:
+    def _first(self, jobs: Sequence[PartJob], made: _Made, failed: _Failed) -> Sequence[PartJob]:
         """Makes parts in this process for a moment. Returns the jobs that are left."""
         end = time.monotonic() + self._alone
         for number, job in enumerate(jobs):
             several = self._workers > 1 and len(jobs) - number > 1
             if several and time.monotonic() >= end:
                 return jobs[number:]
-            made[id(job)] = _raised(job, _outcome_here(job, self._watcher.advance))
-            self._watcher.advance(Amount(), 1)
+            for _, outcome in run_all(prepare_part, [job], 1, self._advance):
+                self._take(job, outcome, made, failed)
         return []
 
-    def _run(
-        self, jobs: Sequence[PartJob], made: dict[int, MadePart], died: list[PartJob], final: bool = False
-    ) -> None:
-        workers = 2 if final else max(2, min(self._workers, len(jobs)))  # one would be this process itself
-        for job, outcome in run_all(prepare_part, jobs, workers, lambda _, amount: self._watcher.advance(amount)):
-            if isinstance(outcome, Died) and not final:
-                died.append(job)
-                continue
-            made[id(job)] = _raised(job, outcome)
-            self._watcher.advance(Amount(), 1)
+    def _run(self, jobs: Sequence[PartJob], made: _Made, failed: _Failed) -> None:
+        workers = max(2, min(self._workers, len(jobs)))  # one would be this process itself
+        for job, outcome in run_all(prepare_part, jobs, workers, self._advance):
+            self._take(job, outcome, made, failed)
+
+    def _take(self, job: PartJob, outcome: MadePart | Exception | Died, made: _Made, failed: _Failed) -> None:
+        """Keeps what was made, and what failed. Raises errors that other parts would meet too."""
+        if isinstance(outcome, ConfigError | OSError):
+            raise outcome
+        if isinstance(outcome, MadePart):
+            made[id(job)] = outcome
+        else:
+            failed.append((job, outcome))
+        self._watcher.advance(Amount(), 1)
+
+    def _advance(self, job: PartJob, amount: Amount) -> None:
+        self._watcher.advance(amount)
 
 
-def _outcome_here(job: PartJob, tell: Tell) -> MadePart | Exception:
-    try:
-        return prepare_part(job, tell)
-    except Exception as error:
-        return error
+_Made = dict[int, MadePart]
+_Failed = list[tuple[PartJob, Exception | Died]]
 
 
-def _raised(job: PartJob, outcome: MadePart | Exception | Died) -> MadePart:
-    """Returns the part, or raises what went wrong."""
-    if isinstance(outcome, MadePart):
-        return outcome
-    if isinstance(outcome, Died):
-        raise PartError(f"{job}: {outcome}; the finished parts are kept")
-    if isinstance(outcome, ConfigError | OSError):
-        raise outcome
-    raise PartError(f"{job}: {type(outcome).__name__}: {outcome}") from outcome
+def _part_error(failed: _Failed) -> PartError:
+    job, outcome = failed[0]
+    why = str(outcome) if isinstance(outcome, Died) else f"{type(outcome).__name__}: {outcome}"
+    more = f"; {len(failed) - 1:,} more parts failed" if len(failed) > 1 else ""
+    error = PartError(f"{job}: {why}{more}; finished parts are kept")
+    error.__cause__ = outcome if isinstance(outcome, Exception) else None
+    return error

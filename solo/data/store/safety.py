@@ -205,6 +205,19 @@ _CANNOT_WRITE = {
 
 
 @contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns the errors of ArrayRecord's writers that a disk has caused into OSErrors with the file's name."""
+    try:
+        yield
+    except RuntimeError as error:
+        code = next((code for code in _CANNOT_WRITE if os.strerror(code) in str(error)), None)
+        if code is None:
+            raise
+        path = re.search(r"writing (/[^;\n]+)", str(error))
+        raise OSError(code, os.strerror(code), path[1] if path else None) from error
+
+
+@contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turns errors of a disk that cannot be written into ConfigErrors that say so. Finished parts stay."""
     try:

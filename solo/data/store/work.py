@@ -22,6 +22,7 @@ from solo.data.store.inputs import Check, changed, part_key, stamp
 from solo.data.store.part import Header, PartManifest, PartWriter, read_records, read_table
 from solo.data.store.part_tokens import TokensManifest, TokensWriter, token_width
 from solo.data.store.progress import Amount
+from solo.data.store.safety import disk_errors
 from solo.data.text import open_tokenizer
 from solo.data.text.templates import Template, make_template
 
@@ -107,7 +108,8 @@ def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
         if changed(records.inputs, job.check) is None:
             return MadePart(name, records, tokenize_part(job, name) if job.tokens is not None else None)
         _forget(job, name)
-    return _write_part(job, whole, tell or (lambda amount: None))
+    with disk_errors():
+        return _write_part(job, whole, tell or (lambda amount: None))
 
 
 def tokenize_part(job: PartJob, name: str) -> TokensManifest:

@@ -145,7 +145,7 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
         prepare(config(tmp_path, {"topics": TOPICS, "chat": conversations}))
     (tmp_path / "all.jsonl").write_text("")
     with pytest.raises(
-        ConfigError, match=r"source 'chat': no usable record; 1 quarantined\n  all\.jsonl: the file is empty"
+        ConfigError, match=r"source 'chat': no usable record; 1 quarantined\s+all\.jsonl: the file is empty"
     ):
         prepare(config(tmp_path / "empty", {"topics": TOPICS, "chat": conversations}))
     # Parts that were made before the fault stay; nothing of the source itself does.

@@ -14,17 +14,22 @@ from solo.data.store.prepare import open_prepared, prepare
 from solo.data.store.progress import Watcher
 from solo.data.store.shared import Shard, prepare_shard, prepare_with_beam
 from solo.data.text import train_tokenizer
+from tests.data.store import test_restart
 from tests.data.store.test_access import quiet
-from tests.data.store.test_prepare import config, state
+from tests.data.store.test_prepare import state
 
 
 def made(folder: Path, trained: bool) -> Config:
-    sources = {"lines": {"reader": "lines", "limit": 48}, "topics": {"reader": "topics", "limit": 50}}
-    tokenizer: dict = {"vocab_size": 360, "train_on": ["topics"]}
-    if not trained:
-        train_tokenizer([topics["if"], topics["for"]], TokenizerConfig(vocab_size=350)).save(folder)
-        tokenizer = {"path": str(folder / "tokenizer.model")}
-    return config(folder, sources, tokenizer=tokenizer)
+    """One source has a limit, which lies within a part."""
+    if trained:
+        found = test_restart.made(folder)
+    else:
+        if not (folder / "tokenizer.model").exists():
+            train_tokenizer([topics["if"], topics["for"]], TokenizerConfig(vocab_size=350)).save(folder)
+        found = test_restart.made(folder, tokenizer={"path": str(folder / "tokenizer.model")})
+    limited = found.data.sources["chat"].model_copy(update={"limit": 48})
+    data = found.data.model_copy(update={"sources": {**found.data.sources, "chat": limited}})
+    return found.model_copy(update={"data": data})
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -45,7 +50,7 @@ def test_shards_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda index: prepare_shard(shared, Shard(index, 3), 1, Watcher()), range(3)))
     assert any(prepared is not None for prepared in found)
-    assert len(open_prepared(shared, inputs=True).sources["lines"]) == 48
+    assert len(open_prepared(shared, inputs=True).sources["chat"]) == 48
 
 
 def test_a_shard_has_one_host(tmp_path):
@@ -73,7 +78,7 @@ def test_beam_gives_the_bytes_of_local_preparation(tmp_path, trained):
     whole = state(tmp_path / "data")
     (tmp_path / "data").rename(tmp_path / "before")
     prepared = prepare_with_beam(made(tmp_path, trained), ["--runner=DirectRunner"], Watcher())
-    assert len(prepared.sources["lines"]) == 48
+    assert len(prepared.sources["chat"]) == 48
     assert state(tmp_path / "data") == whole
 
 
@@ -84,8 +89,8 @@ def test_checksums_are_verified(tmp_path, capsys):
     assert main(check) == 2
     prepare(shared)
     assert main(check) == 0
-    assert "lines: 48 records, all checksums are right" in capsys.readouterr().out
-    damaged = next((tmp_path / "data" / "sources" / "lines" / "parts").glob("*.images"))
+    assert "chat: 48 records, all checksums are right" in capsys.readouterr().out
+    damaged = next((tmp_path / "data" / "sources" / "chat" / "parts").glob("*.images"))
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(bytes(data))
