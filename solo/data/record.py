@@ -10,28 +10,17 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-Exif = Literal["apply", "ignore"]
+from solo.config import ImageConfig
+from solo.data.images.decoding import Exif, decode, read_header
+
 Role = Literal["system", "user", "assistant", "text"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "text")
-
-
-@contextmanager
-def _only_os_errors() -> Iterator[None]:
-    """Turns every error into an OSError, since Pillow's decoders raise errors of many classes for a bad file."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,55 +41,29 @@ class Image:
             exif: "apply" gives the size after the rotation that the file asks for, "ignore" the stored size.
 
         Raises:
-            OSError: the bytes are not an image.
+            OSError: the bytes are not an image; the message says what they are.
         """
-        width, height, turned = self.header()
-        return (height, width) if turned and exif == "apply" else (width, height)
+        return read_header(self.data).size(exif)
 
     def header(self) -> tuple[int, int, bool]:
         """Returns width and height in pixels as stored, and whether EXIF asks to swap them.
 
         Raises:
-            OSError: the bytes are not an image.
+            OSError: the bytes are not an image; the message says what they are.
         """
-        with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
-            width, height = image.size
-            return width, height, _orientation(image, "apply") > 4
+        header = read_header(self.data)
+        return header.width, header.height, header.swapped
 
     def decode(self, exif: Exif = "apply") -> PillowImage.Image:
-        """Returns the pixels as an RGB Pillow image, without alpha.
+        """Returns the pixels as an RGB Pillow image, with transparent pixels on white.
 
         Args:
             exif: "apply" rotates the image as the file asks for.
 
         Raises:
-            OSError: the image cannot be decoded.
+            OSError: the image cannot be decoded; the message says why.
         """
-        with _only_os_errors(), PillowImage.open(io.BytesIO(self.data)) as image:
-            turned = _TURNS.get(_orientation(image, exif))
-            pixels = image.convert("RGB")
-            return pixels.transpose(turned) if turned is not None else pixels
-
-
-def _orientation(image: PillowImage.Image, exif: Exif) -> int:
-    """Returns the EXIF orientation, 1 to 8, of a file that is open but not decoded."""
-    # Pillow rotates TIFF files by itself, and would decode a whole PNG to look for a header at its end.
-    if exif == "ignore" or image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        return 1
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in _TURNS else 1
-
-
-# The operation that undoes each orientation. Above 4, width and height are swapped.
-_TURNS = {
-    2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
-    3: PillowImage.Transpose.ROTATE_180,
-    4: PillowImage.Transpose.FLIP_TOP_BOTTOM,
-    5: PillowImage.Transpose.TRANSPOSE,
-    6: PillowImage.Transpose.ROTATE_270,
-    7: PillowImage.Transpose.TRANSVERSE,
-    8: PillowImage.Transpose.ROTATE_90,
-}
+        return decode(self.data, ImageConfig(exif=exif))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,5 +147,5 @@ def blank(image: Image) -> Image:
 
     It has the same EXIF orientation, so that its size is the same whether EXIF is applied or not.
     """
-    with _only_os_errors(), PillowImage.open(io.BytesIO(image.data)) as opened:
-        return encode_png(PillowImage.new("RGB", opened.size, (128, 128, 128)), _orientation(opened, "apply"))
+    header = read_header(image.data)
+    return encode_png(PillowImage.new("RGB", (header.width, header.height), (128, 128, 128)), header.orientation)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig
+from solo.data.images.decoding import decode
 from solo.data.images.geometry import patch_grid
 from solo.data.images.patches import decode_patches
 
@@ -79,6 +80,18 @@ def test_pixels_and_places_are_the_same(name):
     per_channel = config.patch_size**2
     again = found["pixel_values"] * np.repeat(config.std, per_channel) + np.repeat(config.mean, per_channel)
     np.testing.assert_allclose(again * 255, raw, atol=0.2)
+
+
+@pytest.mark.parametrize("background", ["white", "#0080ff", "published"])
+def test_transparent_and_deep_images(background):
+    config = ImageConfig(patch_size=8, max_side=64, background=background)
+    deep = PillowImage.fromarray(np.random.default_rng(0).integers(0, 65536, (16, 24)).astype(np.uint16))
+    files = [png(noise(24, 16, "RGBA")), png(noise(24, 16, "RGBA").convert("LA")), png(deep)]
+    files.append(png(noise(24, 16).quantize(8), transparency=3))
+    for data in files:
+        with PillowImage.open(io.BytesIO(data)) as image:
+            found = np.asarray(processor_of(config).open(image))
+        np.testing.assert_array_equal(found, np.asarray(decode(data, config)))
 
 
 @pytest.mark.parametrize("exif", ["apply", "ignore"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PillowImage
 
 from solo.batch import BEGIN_MARKER, ROW_MARKER
-from solo.config import ImageConfig
+from solo.config import ConfigError, ImageConfig
+from solo.data.images.decoding import Header, decode, read_header
 from solo.data.images.geometry import PatchGrid, patch_grid, resized
 from solo.data.images.tiles import tile_grid
-from solo.data.record import Image
 
 _PADDING = 1  # of 255; the value with which Fuyu pads, before it scales pixels to [0, 1]
 _FILTERS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.Resampling.BICUBIC}
@@ -33,8 +34,9 @@ class Patches(NamedTuple):
 def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches:
     """Decodes an image file and cuts it into patches.
 
-    Pixels are RGB without alpha, resized with Pillow's antialiased filters, as in all references. Tiles follow one
-    another; in each, patches are ordered row by row, or column by column with `patch_order: columns`.
+    Pixels are RGB, resized with an antialiased filter: Pillow's, as in all references, or with `decoder: fast` one that
+    comes close to it. Tiles follow one another; in each, patches are ordered row by row, or column by column with
+    `patch_order: columns`.
 
     Args:
         data: content of the file.
@@ -42,18 +44,20 @@ def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches
         images: number of images in its record; see `ImageConfig.share_tiles`.
 
     Raises:
-        OSError: the bytes cannot be decoded as an image.
+        OSError: the bytes cannot be decoded as an image; the message says why.
+        ConfigError: the libraries of `config.decoder` are not installed.
     """
-    image = Image(data).decode(config.exif)
-    width, height = (np.asarray(side) for side in image.size)
+    header = read_header(data, config.max_file_pixels)
+    width, height = (np.asarray(side) for side in header.size(config.exif))
     grid = patch_grid(width, height, config, images)
     if config.geometry == "tiles":
         columns, rows = (int(count) for count in tile_grid(width, height, config, images))
-        wholes = _tiles(image, columns, rows, config)
+        wholes = _tiles(data, header, columns, rows, config)
     else:
         wide, high = (int(side) for side in resized(width, height, config))
-        wholes = [_filled(_resize(image, wide, high, config), config)]
-    pixels = np.concatenate([_cut(whole, config) for whole in wholes])
+        wholes = [_filled(whole, config) for whole in _decode_resized(data, header, [(wide, high)], config)]
+    cuts = [_cut(whole, config) for whole in wholes]
+    pixels = cuts[0] if len(cuts) == 1 else np.concatenate(cuts)
     places = np.indices((int(grid.rows), int(grid.columns)), np.int32)
     order = (2, 1, 0) if config.patch_order == "columns" else (1, 2, 0)
     places = np.tile(places.transpose(order).reshape(-1, 2), (len(wholes), 1))
@@ -70,22 +74,48 @@ def _marked(pixels: np.ndarray, places: np.ndarray, grid: PatchGrid) -> tuple[np
     return np.insert(pixels, at, 0, axis=0), np.insert(places, at, marks, axis=0)
 
 
-def _resize(image: PillowImage.Image, width: int, height: int, config: ImageConfig) -> np.ndarray:
-    """Returns uint8 [height, width, 3]."""
-    size = (width, height)
-    return np.asarray(image if image.size == size else image.resize(size, _FILTERS[config.resample]))
+def require_decoder(config: ImageConfig) -> None:
+    """Raises ConfigError if the libraries of `config.decoder` are not installed."""
+    if config.decoder == "fast":
+        try:
+            import solo.data.images.fast  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                f"image.decoder: fast needs {error.name}, which is not installed; install the extra `fast`"
+                " (pip install 'solo-vlm[fast]') or set image.decoder: pillow"
+            ) from None
 
 
-def _tiles(image: PillowImage.Image, columns: int, rows: int, config: ImageConfig) -> list[np.ndarray]:
+def _decode_resized(
+    data: bytes, header: Header, sizes: Sequence[tuple[int, int]], config: ImageConfig
+) -> list[np.ndarray]:
+    """Returns the image in each size (width, height), uint8 [height, width, 3]."""
+    if config.decoder == "fast":
+        require_decoder(config)
+        from solo.data.images import fast
+
+        return fast.decode_resized(data, header, sizes, config)
+    image = decode(data, config)
+    return [
+        np.asarray(image if image.size == size else image.resize(size, _FILTERS[config.resample])) for size in sizes
+    ]
+
+
+def _tiles(data: bytes, header: Header, columns: int, rows: int, config: ImageConfig) -> list[np.ndarray]:
     """Returns tiles row by row; with `thumbnail` and more than one tile, the whole image comes last."""
     side = config.tile_size
-    whole = _resize(image, side * columns, side * rows, config)
-    found = [
-        whole[side * row : side * (row + 1), side * column : side * (column + 1)]
-        for row in range(rows)
-        for column in range(columns)
+    sizes = [(side * columns, side * rows)]
+    if config.thumbnail and columns * rows > 1:
+        sizes.append((side, side))
+    whole, *thumbnail = _decode_resized(data, header, sizes, config)
+    return [
+        *(
+            whole[side * row : side * (row + 1), side * column : side * (column + 1)]
+            for row in range(rows)
+            for column in range(columns)
+        ),
+        *thumbnail,
     ]
-    return [*found, _resize(image, side, side, config)] if config.thumbnail and len(found) > 1 else found
 
 
 def _filled(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:

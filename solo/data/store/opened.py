@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from solo.config import Config, ConfigError
+from solo.data.images.check import ImageCheck
 from solo.data.store import tokenizer as tokenizers
 from solo.data.store.description import Description
 from solo.data.store.inputs import Inputs, changed, parts_digest
@@ -67,7 +68,7 @@ def _unprepared(what: str, config: Config) -> ConfigError:
 
 def _settings(name: str, config: Config) -> str:
     """Returns a digest of all that the parts of a source depend on, apart from its inputs."""
-    return digest([FORMAT, config.data.sources[name].model_dump(mode="json"), config.data.verify_images])
+    return digest([FORMAT, config.data.sources[name].model_dump(mode="json"), ImageCheck.of(config)])
 
 
 def fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:

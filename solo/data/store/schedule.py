@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from solo.config import Config, ConfigError
+from solo.data.images.check import ImageCheck
 from solo.data.readers import Chosen, Part, Reader, choose_reader, open_reader
 from solo.data.store.safety import refuse_inside
 from solo.data.store.work import MadePart, PartJob, TokensJob
@@ -50,7 +51,7 @@ class SourceSchedule:
             reader=chosen.reader,
             options=json.dumps(chosen.options, sort_keys=True),
             part=Part(""),
-            verify_images=config.data.verify_images,
+            images=ImageCheck.of(config),
             check=config.data.input_check,
         )
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, SequenceConfig
+from solo.data.images.check import ALL_IMAGES, ImageCheck
 from solo.data.readers import Ignored, Part, Unreadable, open_reader
 from solo.data.record import Image, Record
-from solo.data.store.index import check_sides
 from solo.data.store.inputs import Check, changed, part_key, stamp
 from solo.data.store.part import Header, PartManifest, PartWriter, read_records, read_table
 from solo.data.store.part_tokens import TokensManifest, TokensWriter, token_width
@@ -55,7 +55,7 @@ class PartJob:
     options        its options, as JSON, so that the job is hashable
     part           what to read
     limit          examples to take at most
-    verify_images  decode every image; otherwise read its header alone
+    images         what is required of images
     check          how a changed input is noticed
     tokens         None while the tokenizer is not known: it may be trained on the records
     """
@@ -66,7 +66,7 @@ class PartJob:
     options: str
     part: Part
     limit: int | None = None
-    verify_images: bool = True
+    images: ImageCheck = ALL_IMAGES
     check: Check = "time"
     tokens: TokensJob | None = None
 
@@ -135,7 +135,7 @@ def tokenize_part(job: PartJob, name: str) -> TokensManifest:
 def _fingerprint(job: PartJob) -> str:
     """Names the files of a part that is read to its end: it differs if the first layer could."""
     part, options = job.part, json.loads(job.options)
-    return digest([job.reader, options, part.name, part.span, part_key(part, options, job.check), job.verify_images])
+    return digest([job.reader, options, part.name, part.span, part_key(part, options, job.check), job.images])
 
 
 def _cut(whole: str, limit: int | None) -> str:
@@ -154,7 +154,7 @@ def _write_part(job: PartJob, whole: str, tell: Tell) -> MadePart:
     job.parts.mkdir(parents=True, exist_ok=True)
     examples = _Examples(job)
     with ExitStack() as stack:
-        check = partial(check_image, verify=job.verify_images)
+        check = partial(check_image, images=job.images)
         writer = stack.enter_context(
             PartWriter(job.parts, whole, job.part.name, check, partial(stamp, check=job.check))
         )
@@ -199,21 +199,14 @@ class _Examples:
             raise ConfigError(f"source {job.source!r}: {error}") from None
 
 
-def check_image(image: Image, verify: bool) -> Header:
+def check_image(image: Image, images: ImageCheck) -> Header:
     """Returns (width, height, turned) of an image.
 
-    Args:
-        image: the encoded file.
-        verify: decode it, to be sure that it can be.
-
     Raises:
-        OSError: it cannot be read, or is too large.
+        OSError: it does not meet the requirements; the message says why.
     """
-    width, height, turned = image.header()
-    check_sides(width, height)
-    if verify:
-        image.decode("ignore")
-    return width, height, turned
+    header = images.header(image.data)
+    return header.width, header.height, header.swapped
 
 
 def _tokens_writer(job: PartJob, tokens: TokensJob, name: str) -> TokensWriter:

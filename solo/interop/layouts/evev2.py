@@ -63,6 +63,7 @@ class EVEv2(Layout):
             "max_pixels": _MAX_SIZE**2,
             "rounding": "up",
             "exif": "ignore",
+            "background": "published",
             "begin_token": None,
             "end_token": None,
             "row_token": None,

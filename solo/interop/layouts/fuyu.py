@@ -131,6 +131,7 @@ class Fuyu(Layout):
         found["image"] |= {
             "patch_size": config_json.get("patch_size", 30),
             "exif": "ignore",
+            "background": "published",
             "begin_token": None,
             "end_token": None,
             "row_token": "|NEWLINE|",

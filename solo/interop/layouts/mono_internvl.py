@@ -152,6 +152,7 @@ def _image(config_json: Mapping[str, Any], inner: int, vision: Mapping[str, Any]
         "max_tiles": config_json.get("max_dynamic_patch", 6),
         "thumbnail": bool(config_json.get("use_thumbnail", True)),
         "exif": "ignore",
+        "background": "published",
         "patch_order": _ORDERS[version],
         "begin_token": "<img>",
         "end_token": "</img>",

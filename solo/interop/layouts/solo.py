@@ -66,6 +66,7 @@ class Solo(LlamaLike):
         found["image"] |= {
             "patch_size": side,
             "exif": "ignore",
+            "background": "published",
             "begin_token": "<vision>",
             "end_token": "</vision>" if self.sail else "<vision>",  # SOLO as released
             "row_token": None if self.sail else "<vrow_sep>",

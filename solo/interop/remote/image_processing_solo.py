@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import make_flat_list_of_images
@@ -84,7 +84,7 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return feature
 
     def open(self, image: Any) -> Image.Image:
-        """Returns an RGB Pillow image without alpha, rotated by its EXIF orientation if training did so."""
+        """Returns an RGB Pillow image, rotated by its EXIF orientation if training did so."""
         if not isinstance(image, Image.Image):
             array = np.asarray(image)
             channels_first = array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3)
@@ -94,7 +94,7 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
         if self.image["exif"] == "apply":
             image = ImageOps.exif_transpose(image)
-        return image.convert("RGB")
+        return to_rgb(image, self.image.get("background", "published"))
 
     def grid(self, width: int, height: int, images: int = 1, max_tiles: int | None = None) -> Grid:
         """Returns the grid of an image of this size whose text has `images` images."""
@@ -142,6 +142,26 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
     def _filled(self, pixels: np.ndarray) -> np.ndarray:
         below, right = (-side % self.image["patch_size"] for side in pixels.shape[:2])
         return np.pad(pixels, ((0, below), (0, right), (0, 0)), constant_values=_PADDING)
+
+
+def to_rgb(image: Image.Image, background: str) -> Image.Image:
+    """Returns an RGB image, with transparent pixels composited on `background` and 16-bit grey reduced to 8 bits.
+
+    "published" returns `image.convert("RGB")`.
+    """
+    if background == "published":
+        return image.convert("RGB")
+    if image.mode.startswith("I;16"):
+        values, transparent = np.asarray(image), image.info.get("transparency")
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+        image = grey if transparent is None else Image.merge("LA", [grey, alpha])
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    found = Image.new("RGB", layer.size, ImageColor.getrgb(background))
+    found.paste(layer, mask=layer.getchannel("A"))
+    return found
 
 
 def patches_of(pixels: np.ndarray, side: int, by_column: bool) -> np.ndarray:

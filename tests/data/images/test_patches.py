@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig
 from solo.data.images.patches import decode_patches
-from solo.data.record import Image, encode_png
+from solo.data.record import encode_png
 
 NOISE = np.random.default_rng(0)
 
@@ -80,7 +80,7 @@ def test_solo(name):
     blocks = tensor.unfold(1, 32, 32).unfold(2, 32, 32).permute(1, 2, 0, 3, 4)
     expected = blocks.reshape(-1, 3072)
 
-    found = decode_patches(FILES[name], ImageConfig(exif="ignore"))
+    found = decode_patches(FILES[name], ImageConfig(exif="ignore", background="published"))
     ours = torch.from_numpy(normalised(found.pixels, MEAN, STD).reshape(-1, 3072))
     assert torch.equal(ours, expected)
     assert torch.equal(ours.half().bfloat16(), expected.half().bfloat16())
@@ -118,6 +118,7 @@ def test_mono_internvl(name, order):
         max_tiles=6,
         resample="bicubic",
         exif="ignore",
+        background="published",
         patch_order=order,
     )
     image = opened(name)
@@ -209,31 +210,6 @@ def test_tiles_are_shared_among_the_images_of_a_record():
     config = ImageConfig(geometry="tiles", patch_size=16, tile_size=32, max_tiles=6, share_tiles=True)
     data = encoded(noise(300, 200), "PNG")
     assert [len(decode_patches(data, config, images).pixels) for images in (1, 3, 9)] == [28, 12, 4]
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA", "CMYK"])
-def test_every_mode_becomes_rgb(mode):
-    data = encoded(PillowImage.new("RGB", (16, 8), (255, 255, 255)).convert(mode), "TIFF")
-    found = decode_patches(data, ImageConfig(patch_size=8, max_side=16))
-    assert found.grid == (1, 1, 2)
-    assert found.pixels.min() >= 254
-
-
-def test_alpha_is_dropped_not_blended():
-    data = encode_png(PillowImage.fromarray(np.full((8, 8, 4), (10, 20, 30, 0), np.uint8))).data
-    found = decode_patches(data, ImageConfig(patch_size=8, max_side=8))
-    assert found.pixels.reshape(3, 64)[:, 0].tolist() == [10, 20, 30]
-
-
-def test_unreadable_images_are_os_errors(monkeypatch):
-    config = ImageConfig(patch_size=8, max_side=64)
-    good = encoded(noise(40, 40), "PNG")
-    for data in (b"", b"no image", good[:60], good[:-60], good[:100] + b"\0" * 50 + good[150:]):
-        with pytest.raises(OSError, match=r".+"):
-            decode_patches(data, config)
-    monkeypatch.setattr(PillowImage, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(OSError, match="DecompressionBomb"):
-        Image(good).decode()
 
 
 def test_markers_stand_before_an_image_and_after_each_row() -> None:

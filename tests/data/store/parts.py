@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from solo.config import SequenceConfig
+from solo.data.images.check import ALL_IMAGES
 from solo.data.readers import Ignored, Unreadable
 from solo.data.record import Record
 from solo.data.store.assemble import assemble
@@ -29,7 +30,7 @@ def write_part(
     parts.mkdir(parents=True, exist_ok=True)
     template = make_template(CharacterTokenizer(), sequence or SequenceConfig())
     with (
-        PartWriter(parts, name, f"all:{name}", lambda image: check_image(image, True)) as writer,
+        PartWriter(parts, name, f"all:{name}", lambda image: check_image(image, ALL_IMAGES)) as writer,
         TokensWriter(parts, name, "tok", template, width) as tokens,
     ):
         for example in examples:

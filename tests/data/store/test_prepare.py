@@ -123,7 +123,7 @@ def test_quarantine(tmp_path, conversations):
     ]
     reasons = [entry["reason"] for entry in found]
     assert "image 1 cannot be read" in reasons[0]
-    assert "cannot identify image" in reasons[1]
+    assert "it is an HTML page" in reasons[1]
     assert "gone.png" in reasons[2]
     assert "not valid Unicode" in reasons[3]
     assert "no assistant or text turn" in reasons[4]

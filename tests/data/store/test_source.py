@@ -212,7 +212,7 @@ def test_a_record_of_which_an_image_is_bad_is_left_out_whole(tmp_path):
     assert source.description.distinct_images == 1
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["bad", "surrogate", "silent"]
-    assert lines[0]["reason"].startswith("image 2 cannot be read: cannot identify image")
+    assert lines[0]["reason"].startswith("image 2 cannot be read: it is a text file")
     assert "not valid Unicode" in lines[1]["reason"]
     assert "no assistant or text turn" in lines[2]["reason"]
 

@@ -1,0 +1,73 @@
+"""Pixels of every kind to 8-bit RGB: deep grey, floating point, palettes, transparency, CMYK."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageColor
+
+from solo.data.images.reasons import ImageError
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_WHITE_IS_ZERO = 0
+
+
+def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
+    """Returns an open image as RGB, decoding it if needed.
+
+    Grey of 9 to 16 bits keeps its 8 highest bits, as Pillow does with 16-bit colour. Pixels of 32 bits, integer or
+    floating point, have no range of their own: values up to 255 are taken as they are, and floating-point images whose
+    values all lie between 0 and 1 are multiplied by 255. Transparent pixels are composited on `background`. CMYK is
+    converted without a colour profile, and embedded profiles are not applied.
+
+    Args:
+        image: an image that Pillow opened.
+        background: "white" or "#rrggbb"; "published" returns `image.convert("RGB")`, whatever the image.
+
+    Raises:
+        ImageError: the pixels are NaN or infinite, or of an unknown range.
+    """
+    if background == "published":
+        return image.convert("RGB")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Pillow converts La to nothing but LA.
+    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    found = PillowImage.new("RGB", layer.size, ImageColor.getrgb(background))
+    found.paste(layer, mask=layer.getchannel("A"))
+    return found
+
+
+def _eight_bits(image: PillowImage.Image) -> PillowImage.Image:
+    """Returns a grey image of more than 8 bits as L, or as LA if a value of it means transparent."""
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        found = values >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)
+    elif image.format == "PPM" and image.mode == "I":  # Pillow has scaled it to 16 bits
+        found = values >> 8
+    else:
+        found = np.rint(values * _scale(values))
+    found = found.astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        found = 255 - found
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+        return PillowImage.merge("LA", [PillowImage.fromarray(found), PillowImage.fromarray(alpha)])
+    return PillowImage.fromarray(found)
+
+
+def _scale(values: np.ndarray) -> float:
+    """Returns the factor that maps values of 32 bits to 0..255."""
+    least, most = values.min(), values.max()
+    if not np.isfinite([least, most]).all():
+        raise ImageError("its pixels include NaN or infinity")
+    if least < 0 or most > 255:
+        raise ImageError(
+            f"its pixels are numbers from {least:g} to {most:g}, of which none is known to be black or white;"
+            " 0 to 1 and 0 to 255 can be read"
+        )
+    return 255.0 if values.dtype.kind == "f" and most <= 1 else 1.0
