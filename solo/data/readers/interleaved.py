@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -68,8 +68,12 @@ class Interleaved(Reader):
 
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
         """Returns the parts of tables, then archives, one part each, then the parts of JSON files."""
-        if self.urls is not None:
-            expand(self.urls, f"{_WHAT}: option 'urls'")
+        # A part is made again if the addresses change.
+        beside = () if self.urls is None else tuple(expand(self.urls, f"{_WHAT}: option 'urls'"))
+        for part in self._parts(size, limit):
+            yield replace(part, files=(*part.files, *beside))
+
+    def _parts(self, size: int, limit: int | None) -> Iterator[Part]:
         files = [path for found in expand(self.path, _WHAT) for path in self._files(found)]
         kinds = {path: _kind(path) for path in files}
         yield from table_parts([path for path in files if kinds[path] == "table"], size, limit)
@@ -85,7 +89,7 @@ class Interleaved(Reader):
     def read(self, part: Part) -> Examples:
         """Yields a document per row or JSON value."""
         ignored: set[str] = set()
-        for where, example in self._examples(part):
+        for where, example in self._examples(replace(part, files=part.files[:1])):
             if isinstance(example, Unreadable | Ignored):
                 yield example
                 continue

@@ -173,6 +173,21 @@ def test_obelics_in_parquet_as_datasets_writes_it(folder):
     assert [record.place for record in records] == [Place(str(folder / "a.parquet"), row) for row in (1, 2)]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+def test_parts_depend_on_the_file_of_addresses(folder, kind):
+    document = {"texts": ["One.", None], "images": [None, WEB]}
+    write(folder / "a.jsonl", document)
+    with webdataset.TarWriter(str(folder / "a.tar")) as writer:
+        writer.write({"__key__": "a", "json": document})
+    options = {"path": str(folder / f"a.{kind}"), "images": str(folder), "urls": str(folder / "urls.json")}
+    opened = open_reader("interleaved", options)
+    (part,) = opened.parts(9, None)
+    assert part.files == (str(folder / f"a.{kind}"), str(folder / "urls.json"))
+    (folder / "urls.json").write_text(json.dumps({WEB: "blue.png", "http://y": "red.png"}))
+    (record,) = opened.read(part)
+    assert record.turns[0].content == ("One.", BLUE)
+
+
 def test_obelics_with_addresses_in_parquet(folder):
     pq.write_table(pa.table({"texts": [["One.", None]], "images": [[None, WEB]]}), folder / "a.parquet")
     pq.write_table(pa.table({"url": [WEB, "http://y"], "path": ["blue.png", None]}), folder / "urls.parquet")
