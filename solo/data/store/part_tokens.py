@@ -25,6 +25,7 @@ from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template
 
 _HELD = 1 << 20  # tokens that are held before they are written
+_BATCH, _BATCH_CHARACTERS = 256, 1 << 20  # records that are tokenized together, at most
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class TokensWriter:
         self._file: IO[bytes] | None = None
         self._quarantine = Quarantine(self._files)
         self._held, self._sums = array("I"), BlockSums()
+        self._waiting: list[StoredRecord] = []
+        self._characters = 0
         self._runs, self._ends = array("I"), array("q", [0])
         self._tokens = 0
 
@@ -111,13 +114,27 @@ class TokensWriter:
 
     def add(self, stored: StoredRecord) -> None:
         """Takes the part's next record. One that the template refuses is quarantined, and has no runs."""
-        try:
-            self._add(self._template.runs(stored.record.turns))
-        except ValueError as error:
-            reason = f"its text is not valid Unicode: {error}" if isinstance(error, UnicodeError) else str(error)
-            record = stored.record
-            self._quarantine.add(Unreadable(record.id, reason, record.place), stored.example)
-        self._ends.append(len(self._runs))
+        self._waiting.append(stored)
+        self._characters += sum(
+            len(part) for turn in stored.record.turns for part in turn.content if isinstance(part, str)
+        )
+        if len(self._waiting) == _BATCH or self._characters >= _BATCH_CHARACTERS:
+            self._tokenize()
+
+    def _tokenize(self) -> None:
+        """Tokenizes the records that wait."""
+        waiting, self._waiting, self._characters = self._waiting, [], 0
+        batch = self._template.batch_runs([stored.record.turns for stored in waiting])
+        for stored, runs in zip(waiting, batch, strict=True):
+            try:
+                if isinstance(runs, ValueError):
+                    raise runs
+                self._add(runs)
+            except ValueError as error:
+                reason = f"its text is not valid Unicode: {error}" if isinstance(error, UnicodeError) else str(error)
+                record = stored.record
+                self._quarantine.add(Unreadable(record.id, reason, record.place), stored.example)
+            self._ends.append(len(self._runs))
 
     def finish(self, turned: np.ndarray, part: str | None = None) -> TokensManifest:
         """Writes the runs and then the manifest, which marks the layer as complete.
@@ -126,6 +143,7 @@ class TokensWriter:
             turned: bool [m], of the part's image table.
             part: another fingerprint of the part, which names the files.
         """
+        self._tokenize()
         self._files.stem = f"{part}.{self._tokens_name}" if part else self._files.stem
         self._write()
         runs = np.array(self._runs, np.uint32)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from solo.data.text.repository import CONFIG_FILE, AddedToken, RepositoryTokens
 from solo.data.text.tokenizer import SpecialTokens, Tokenizer
 
 FILE = "tokenizer.json"
+_BATCH = 128  # texts of one call; the encodings of a larger batch leave the processor's cache
+_SHOWN = 5
+_STAND_IN = "\U0010ffff unknown"
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -35,19 +41,33 @@ class HuggingFaceTokenizer(Tokenizer):
         self._text, self._names = text, (bos, eos, pad)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            tree = json.loads(text)
+            ids = self._tokenizer.get_vocab(with_added_tokens=True)
+            whole, stand_in = _with_unknown(tree, ids)
+            if whole is not tree:
+                self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(whole))
         except Exception as error:  # the binding raises Exception itself
             raise ValueError(f"not a tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # encodes them as plain text
-        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None  # random merges
         if missing := [name for name in self._names if name is not None and name not in ids]:
             raise ValueError(f"it does not have the tokens {', '.join(missing)} that {CONFIG_FILE} names")
         self._vocab_size = max(ids.values()) + 1
         self.special = SpecialTokens(ids[bos] if bos is not None else None, ids[eos], ids[pad or eos])
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {token_id: token.content for token_id, token in added.items() if token.special}
-        self.special_ids = frozenset(self._special) | _unknown(json.loads(text)["model"], ids)
+        unknown = _unknown(tree["model"], ids)
+        unknowns = {token for token in (unknown, stand_in) if token is not None}
+        special = {token_id for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset(special | ({unknown} if unknown is not None else set()))
+        # A vocabulary whose unknown token ends a text, as in CLIP, has none that can stand within one.
+        self.unknown = unknown if unknown not in (self.special.bos, self.special.eos) else None
+        self._refused = unknowns - {self.unknown}
+        self._special = special - unknowns
+        self._suspects = frozenset(special | unknowns)
+        self._unknown_text = (unknown is not None and self._tokenizer.id_to_token(unknown)) or ""
 
     @property
     def vocab_size(self) -> int:
@@ -61,23 +81,55 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
-        try:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            text.encode()  # Raises an error that names the character; the binding's error names its types.
-            raise
-        # A Unigram vocabulary holds its special tokens like any others, so that text can encode to them.
-        return list(ids) if self._special.keys().isdisjoint(ids) else self._encode_apart(text)
+        found = self._encode(text)
+        ids = list(found.ids)
+        return ids if self._suspects.isdisjoint(ids) else self._apart(text, found)
 
-    def _encode_apart(self, text: str) -> list[int]:
-        """Encodes text that spells special tokens: splits it after the first character of each."""
-        whole = "|".join(map(re.escape, sorted(self._special.values(), key=len, reverse=True)))
-        cuts = [match.start() + 1 for match in re.finditer(f"(?={whole})", text)]
-        parts = [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        ids = [token for part in parts for token in self._tokenizer.encode(part, add_special_tokens=False).ids]
-        if found := self._special.keys() & set(ids):
-            raise ValueError(f"text encodes to the special token {self._special[min(found)]!r}, wherever it is split")
-        return ids
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        """See `Tokenizer`."""
+        found: list[list[int] | ValueError] = []
+        for start in range(0, len(texts), _BATCH):
+            found += self._together(texts[start : start + _BATCH])
+        return found
+
+    def _together(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        with suppress(ValueError), _errors():  # one of the texts cannot be encoded
+            encoded = [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                ids if self._suspects.isdisjoint(ids) else self._attempt(text)
+                for text, ids in zip(texts, encoded, strict=True)
+            ]
+        return super().encode_batch(texts)
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        with _errors(text):
+            return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _apart(self, text: str, found: tokenizers.Encoding) -> list[int]:
+        """Returns ids without special tokens: splits the text after the first character of each that it spells.
+
+        A Unigram vocabulary holds its special tokens like any others, so that text can encode to them.
+
+        Args:
+            text: what was encoded.
+            found: its encoding, which may hold special tokens.
+        """
+        spans = list(zip(found.ids, found.offsets, strict=True))
+        if missing := {text[slice(*span)] for token, span in spans if token in self._refused}:
+            raise ValueError(f"the vocabulary has no token for {_listed(missing)}, and none for unknown characters")
+        cuts = {start + 1 for token, (start, stop) in spans if token in self._special and stop - start > 1}
+        if not cuts and (special := self._special & set(found.ids)):
+            name = self._tokenizer.id_to_token(min(special))
+            raise ValueError(f"text encodes to the special token {name!r}, wherever it is split")
+        if len(self._unknown_text) > 1:
+            for start, stop in (span for token, span in spans if token == self.unknown):
+                # Neighbouring unknown characters may share a token.
+                hits = re.finditer(re.escape(self._unknown_text), text[start:stop])
+                cuts |= {start + hit.start() + 1 for hit in hits}
+        if not cuts:
+            return list(found.ids)
+        parts = [text[start:stop] for start, stop in pairwise([0, *sorted(cuts), len(text)])]
+        return [token for part in parts for token in self._apart(part, self._encode(part))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
@@ -180,6 +232,42 @@ def _rename(model: dict[str, Any], token_id: int, text: str) -> None:
         model["vocab"] = {(text if number == token_id else name): number for name, number in model["vocab"].items()}
 
 
-def _unknown(model: Mapping[str, Any], ids: Mapping[str, int]) -> frozenset[int]:
-    token = model["unk_id"] if "unk_id" in model else ids.get(model.get("unk_token") or "")
-    return frozenset() if token is None else frozenset([token])
+@contextmanager
+def _errors(text: str = "") -> Iterator[None]:
+    """Turns every error of the binding into a ValueError. It raises Exception itself, and panics of its own class."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        text.encode()  # raises an error that names a lone surrogate; the binding's error names its types
+        raise ValueError(f"the tokenizer cannot encode the text: {error}") from None
+
+
+def _unknown(model: Mapping[str, Any], ids: Mapping[str, int]) -> int | None:
+    """Returns the id of the model's token for unknown characters."""
+    found = model["unk_id"] if "unk_id" in model else ids.get(model.get("unk_token") or "")
+    return None if found is None else int(found)
+
+
+def _with_unknown(tree: dict[str, Any], ids: Mapping[str, int]) -> tuple[dict[str, Any], int | None]:
+    """Gives a BPE model without a token for unknown characters one outside its vocabulary, and returns the token's id.
+
+    Without it, the model leaves such characters out and says nothing. Returns the same tree and None for other models.
+    """
+    model = tree["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback") or (model.get("unk_token") or "") in ids:
+        return tree, None
+    if '"ByteLevel"' in json.dumps(tree.get("pre_tokenizer")) and ids.keys() >= set(ByteLevel.alphabet()):
+        return tree, None  # there is a token for every byte
+    stand_in = max(ids.values()) + 1
+    # Added tokens get their ids from their place in the vocabulary, so all of them have to be in it.
+    model = model | {"unk_token": _STAND_IN, "fuse_unk": False, "vocab": {**ids, _STAND_IN: stand_in}}
+    return tree | {"model": model}, stand_in
+
+
+def _listed(characters: set[str]) -> str:
+    """Returns a few characters with their code points."""
+    shown = sorted(characters)
+    named = ", ".join(f"{one!r} ({' '.join(f'U+{ord(part):04X}' for part in one)})" for one in shown[:_SHOWN])
+    return named + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")

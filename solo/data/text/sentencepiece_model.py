@@ -43,6 +43,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.special_ids = frozenset(
             token for token in range(self.vocab_size) if processor.IsControl(token) or processor.IsUnknown(token)
         )
+        self.unknown = processor.unk_id()
 
     @property
     def vocab_size(self) -> int:
@@ -61,6 +62,13 @@ class SentencePieceTokenizer(Tokenizer):
         except RuntimeError:
             text.encode()  # Raises an error that names the character; the binding's error names C++ types.
             raise
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        """See `Tokenizer`."""
+        try:
+            return list(self._processor.EncodeAsIds(list(texts), num_threads=1))
+        except (RuntimeError, TypeError):  # it does not say which text it cannot encode
+            return super().encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""

@@ -8,10 +8,10 @@ only read. No template adds markup to a `text` turn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,15 @@ class TextRun:
     supervised: bool
 
 
+class _Text(NamedTuple):
+    """A text run before tokenization."""
+
+    text: str
+    supervised: bool
+
+
 Runs = list[TextRun | Image]
+_Layout = list[TextRun | Image | _Text]
 
 
 class Template(ABC):
@@ -64,8 +72,38 @@ class Template(ABC):
             continued: the turns continue a document whose beginning was already read.
 
         Raises:
-            ValueError: the template has no place for a turn.
+            ValueError: the template has no place for a turn, or a text cannot be encoded.
         """
+        return _filled(self._layout(turns, open_turn, continued), self._tokenizer.encode)
+
+    def batch_runs(self, documents: Sequence[Sequence[Turn]]) -> list[Runs | ValueError]:
+        """Tokenizes many documents in one call of the tokenizer, each text once.
+
+        Returns:
+            for each document, what `runs` returns or raises.
+        """
+        layouts = [self._try_layout(turns) for turns in documents]
+        texts = dict.fromkeys(
+            part.text for layout in layouts if isinstance(layout, list) for part in layout if isinstance(part, _Text)
+        )
+        ids = dict(zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True))
+
+        def encoded(text: str) -> list[int]:
+            found = ids[text]
+            if isinstance(found, ValueError):
+                raise found
+            return found
+
+        return [layout if isinstance(layout, ValueError) else _try_filled(layout, encoded) for layout in layouts]
+
+    def _try_layout(self, turns: Sequence[Turn]) -> _Layout | ValueError:
+        try:
+            return self._layout(turns, False, False)
+        except ValueError as error:
+            return error
+
+    def _layout(self, turns: Sequence[Turn], open_turn: bool, continued: bool) -> _Layout:
+        """Returns the runs with their texts still as text."""
         speakers = {turn.role for turn in turns} - {"text"}
         if self._system is not None and speakers and "system" not in speakers and not continued:
             turns = [Turn("system", (self._system,)), *turns]
@@ -74,30 +112,30 @@ class Template(ABC):
             is_open = open_turn and number == len(turns) - 1
             first = number == 0 and not continued
             found += self._text(turn, first, is_open) if turn.role == "text" else self._turn(turn, first, is_open)
-        return [run for run in found if isinstance(run, Image) or len(run.tokens)]
+        return found
 
-    def _opening(self) -> Runs:
+    def _opening(self) -> _Layout:
         """Returns the runs before the first turn."""
         bos = self._tokenizer.special.bos
         return [] if bos is None else [TextRun((bos,), False)]
 
     @abstractmethod
-    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         """Returns the runs of a speaker's turn. `first`: it is the first turn of its document."""
 
-    def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _text(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         return [*self._parts(_unbroken(turn.content), turn.supervised), *self._closing(turn, is_open)]
 
-    def _closing(self, turn: Turn, is_open: bool) -> Runs:
+    def _closing(self, turn: Turn, is_open: bool) -> _Layout:
         """Returns the runs that end an answer or a text."""
         return [] if is_open else [TextRun((self._tokenizer.special.eos,), turn.supervised)]
 
-    def _parts(self, content: Iterable[str | Image], supervised: bool) -> Runs:
-        """Tokenizes every text by itself."""
+    def _parts(self, content: Iterable[str | Image], supervised: bool) -> _Layout:
+        """Returns every text as a run of its own."""
         return [part if isinstance(part, Image) else self._run(part, supervised) for part in content]
 
-    def _run(self, text: str, supervised: bool) -> TextRun:
-        return TextRun(tuple(self._tokenizer.encode(text)), supervised)
+    def _run(self, text: str, supervised: bool) -> _Text:
+        return _Text(text, supervised)
 
 
 class Roles(Template):
@@ -105,7 +143,7 @@ class Roles(Template):
 
     special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
-    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         found = [self._role(turn.role), *self._parts(_unbroken(turn.content), turn.supervised)]
         if turn.role == "assistant":
             return [*found, *self._closing(turn, is_open)]
@@ -128,10 +166,10 @@ class SoloPretrain(Template):
         super().__init__(tokenizer, system)
         self.closing = ()
 
-    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         return self._parts(_unbroken(turn.content), turn.supervised)
 
-    def _closing(self, turn: Turn, is_open: bool) -> Runs:
+    def _closing(self, turn: Turn, is_open: bool) -> _Layout:
         return []
 
 
@@ -144,7 +182,7 @@ class SoloChat(Template):
 
     takes_system = False
 
-    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         opening = super()._opening() if first else []
         content = _unbroken(turn.content)
         if turn.role == "assistant":
@@ -155,13 +193,13 @@ class SoloChat(Template):
         question = "".join(part for part in content if isinstance(part, str))
         return [*images, *opening, *self._question(question)]
 
-    def _question(self, question: str) -> Runs:
+    def _question(self, question: str) -> _Layout:
         return [self._run(f"[INST] {question} [/INST]", False)]
 
-    def _opening(self) -> Runs:
+    def _opening(self) -> _Layout:
         return []
 
-    def _text(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _text(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         return [*(super()._opening() if first else []), *super()._text(turn, first, is_open)]
 
 
@@ -178,10 +216,10 @@ class Fuyu(SoloChat):
             raise ConfigError("sequence.template needs the token '<0x04>', which the tokenizer does not have")
         self._answer = TextRun((found,), False)
 
-    def _question(self, question: str) -> Runs:
+    def _question(self, question: str) -> _Layout:
         return [self._run(question, False), self._answer]
 
-    def _run(self, text: str, supervised: bool) -> TextRun:
+    def _run(self, text: str, supervised: bool) -> _Text:
         return super()._run(text.replace("\x04", ""), supervised)
 
 
@@ -206,7 +244,7 @@ class InternLM2Chat(Template):
         """`<|im_end|>`, the end-of-text token and `<|im_start|>`."""
         return (*super().stops, self._ids["<|im_start|>"])
 
-    def _turn(self, turn: Turn, first: bool, is_open: bool) -> Runs:
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         content = _strip(turn.content) if self._stripped else turn.content
         answers = turn.role == "assistant"
         body = (
@@ -224,8 +262,8 @@ class InternLM2Chat(Template):
     def _start(self) -> TextRun:
         return TextRun((self._ids["<|im_start|>"],), False)
 
-    def _joined(self, content: Iterable[str | Image], supervised: bool) -> Runs:
-        """Joins neighbouring texts and tokenizes them."""
+    def _joined(self, content: Iterable[str | Image], supervised: bool) -> _Layout:
+        """Joins neighbouring texts."""
         joined: list[str | Image] = []
         for part in content:
             if isinstance(part, str) and joined and isinstance(joined[-1], str):
@@ -250,6 +288,23 @@ TEMPLATES: dict[str, type[Template]] = {
     "chatml": ChatML,
     "fuyu": Fuyu,
 }
+
+
+def _filled(layout: _Layout, encode: Callable[[str], list[int]]) -> Runs:
+    """Tokenizes the texts of a layout. Leaves out runs without tokens."""
+    found: Runs = []
+    for part in layout:
+        run = TextRun(tuple(encode(part.text)), part.supervised) if isinstance(part, _Text) else part
+        if isinstance(run, Image) or len(run.tokens):
+            found.append(run)
+    return found
+
+
+def _try_filled(layout: _Layout, encode: Callable[[str], list[int]]) -> Runs | ValueError:
+    try:
+        return _filled(layout, encode)
+    except ValueError as error:
+        return error
 
 
 def make_template(tokenizer: Tokenizer, config: SequenceConfig) -> Template:

@@ -31,11 +31,19 @@ class Tokenizer(ABC):
     """Text to token ids and back. Picklable, so that worker processes can have it.
 
     Special tokens (delimiters, roles, ...) are in the vocabulary, but text never encodes to one: "</vision>" in a
-    caption becomes plain characters.
+    caption becomes plain characters. The one exception is `unknown`, which stands for characters that the vocabulary
+    lacks.
+
+    Attributes:
+        special: ids that every template needs.
+        special_ids: ids of all special tokens, `unknown` included.
+        unknown: id of the token for unknown characters; None if there is none (a vocabulary of bytes needs none), or
+            if it also begins or ends a text.
     """
 
     special: SpecialTokens
     special_ids: frozenset[int]
+    unknown: int | None = None
 
     @property
     @abstractmethod
@@ -52,8 +60,19 @@ class Tokenizer(ABC):
         """Returns the ids of a text. Adds no special tokens and recognises none.
 
         Raises:
-            ValueError: the text holds a lone surrogate.
+            ValueError: the text holds a lone surrogate, or characters for which the vocabulary has no token, not even
+                `unknown`; the message names them.
         """
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        """Returns for each text what `encode` returns or raises. Faster than `encode` for many short texts."""
+        return [self._attempt(text) for text in texts]
+
+    def _attempt(self, text: str) -> list[int] | ValueError:
+        try:
+            return self.encode(text)
+        except ValueError as error:
+            return error
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -3,9 +3,9 @@ import pickle
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
 from solo.config import ConfigError
 from solo.data.text import Tokenizer, extend_tokenizer, open_tokenizer
@@ -87,6 +87,142 @@ def test_a_special_token_of_one_letter_cannot_be_split():
     library.add_special_tokens(["|"])
     with pytest.raises(ValueError, match=r"text encodes to the special token '\|'"):
         HuggingFaceTokenizer(library.to_str(), None, "|", None).encode("a|a")
+
+
+def _library(model: models.Model, pre_tokenizer=None, normalizer=None, *added: AddedToken) -> HuggingFaceTokenizer:
+    library = tokenizers.Tokenizer(model)
+    if pre_tokenizer is not None:
+        library.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        library.normalizer = normalizer
+    library.add_special_tokens(["<s>", "</s>"])
+    library.add_tokens(list(added))
+    return HuggingFaceTokenizer(library.to_str(), "<s>", "</s>", None)
+
+
+LETTERS = {"<unk>": 0, "a": 1, "b": 2, "ab": 3}
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_unknown_characters_become_the_unknown_token(special):
+    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("ab", -1.0)]
+    words = {"<unk>": 0, "a": 1, "##b": 2, "ab": 3}
+    made = [
+        (models.BPE(LETTERS, [("a", "b")], unk_token="<unk>"), "abжa", [3, 0, 1]),
+        (models.Unigram(pieces, 0), "abжa", [3, 0, 1]),
+        (models.WordPiece(words, unk_token="<unk>"), "ab abжa ab", [3, 0, 3]),
+        (models.WordLevel({"<unk>": 0, "ab": 1}, unk_token="<unk>"), "ab ж ab", [1, 0, 1]),
+    ]
+    for model, text, ids in made:
+        library = tokenizers.Tokenizer(model)
+        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        library.add_special_tokens(["</s>", *(["<unk>"] if special else [])])
+        found = HuggingFaceTokenizer(library.to_str(), None, "</s>", "<unk>")
+        assert found.encode(text) == ids
+        assert found.encode_batch([text, "ab"]) == [ids, found.encode("ab")]
+        assert found.unknown == 0
+        assert 0 in found.special_ids
+
+
+def test_text_that_spells_the_unknown_token_is_not_unknown():
+    scores = [("<unk>", 0.0), *((letter, -2.0) for letter in "abkn<>u")]
+    found = _library(models.Unigram(scores, 0))
+    assert found.encode("a<unk>b") == [found.find(letter) for letter in "a<unk>b"]
+    assert found.encode("ж<unk>") == [0, *(found.find(letter) for letter in "<unk>")]
+
+
+@pytest.mark.parametrize("unk_token", [None, "[UNK]", "</s>"])
+def test_without_an_unknown_token_the_characters_are_named(unk_token):
+    # `tokenizers` leaves them out and says nothing, or fails without naming them; CLIP's unknown token ends a text.
+    vocabulary = {"a": 0, "b": 1, "ab": 2, **({"</s>": 3} if unk_token == "</s>" else {})}
+    found = _library(models.BPE(vocabulary, [("a", "b")], unk_token=unk_token))
+    assert found.unknown is None
+    assert found.encode("abba") == [2, 1, 0]
+    first, second, third = found.encode_batch(["ab", "aжb😀ж", "ba"])
+    assert (first, third) == ([2], [1, 0])
+    assert str(second) == (
+        "the vocabulary has no token for 'ж' (U+0436), '😀' (U+1F600), and none for unknown characters"
+    )
+    assert found.vocab_size == (4 if unk_token == "</s>" else 5) + (unk_token == "</s>")
+    assert found.find("</s>") == (3 if unk_token == "</s>" else 4)
+
+
+def test_bytes_that_a_byte_level_vocabulary_lacks_are_named():
+    # A vocabulary trained without the alphabet of bytes has only those that it saw.
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.train_from_iterator(["plain words", "are plain"], trainers.BpeTrainer(vocab_size=40))
+    library.add_special_tokens(["</s>"])
+    library.add_tokens(["<tool>"])
+    found = HuggingFaceTokenizer(library.to_str(), None, "</s>", None)
+    assert found.encode("plain <tool>words") == library.encode("plain <tool>words").ids
+    with pytest.raises(ValueError, match=r"no token for 'é' \(U\+00E9\), and none for unknown characters"):
+        found.encode("plain é")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordPiece({"a": 0, "##b": 1}, unk_token="[UNK]"),
+        models.WordLevel({"a": 0}, unk_token="[UNK]"),
+        models.Unigram([("a", -1.0), ("b", -1.0)], None),
+    ],
+)
+def test_errors_of_the_library_are_those_of_one_text(model):
+    found = _library(model)
+    good, bad = found.encode_batch(["a", "ж"])
+    assert good == [0] or "unk" in str(good)
+    assert isinstance(bad, ValueError)
+    assert "the tokenizer cannot encode the text" in str(bad)
+
+
+def test_a_panic_of_the_library_is_the_error_of_one_text(tokenizer, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    class Panicking:
+        def encode(self, text: str, **_: bool) -> None:
+            raise PanicException("index out of bounds")
+
+        def encode_batch_fast(self, texts: list[str], **_: bool) -> None:
+            raise PanicException("index out of bounds")
+
+    found = HuggingFaceTokenizer(byte_level_json(), *NAMES)
+    monkeypatch.setattr(found, "_tokenizer", Panicking())
+    (error,) = found.encode_batch(["a"])
+    assert str(error) == "the tokenizer cannot encode the text: index out of bounds"
+
+
+def test_normalisers_and_added_tokens_make_no_special_token():
+    scores = [("<unk>", 0.0), ("</s>", 0.0), ("<s>", 0.0), *((letter, -2.0) for letter in "abs</>▁")]
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tool = AddedToken("<a>", lstrip=True, rstrip=True, normalized=True, special=False)
+    found = _library(models.Unigram(scores, 0), pre_tokenizers.Metaspace(), normalizer, tool)
+    for text in ("a</S>b", "＜/s＞", "<S></S>", " </s> ", "＜ｓ＞"):
+        assert found.special_ids.isdisjoint(found.encode(text)), text
+    space, letter = found.find("▁"), found.find("b")
+    assert found.encode("b <A> b") == [space, letter, found.find("<a>"), space, letter], (
+        "the spaces belong to the token"
+    )
+
+
+def test_merges_are_not_random():
+    found = _library(models.BPE(LETTERS, [("a", "b")], unk_token="<unk>", dropout=0.9))
+    assert found.encode("ab" * 50) == [3] * 50
+    assert found.encode_batch(["ab" * 50]) == [[3] * 50]
+
+
+@given(texts=st.lists(st.text(max_size=20), max_size=6))
+@settings(deadline=None)
+def test_a_batch_equals_its_texts_one_by_one(tokenizer, texts):
+    def alone(text: str) -> object:
+        try:
+            return tokenizer.encode(text)
+        except ValueError as error:
+            return str(error)
+
+    batch = [str(ids) if isinstance(ids, ValueError) else ids for ids in tokenizer.encode_batch(texts)]
+    assert batch == [alone(text) for text in texts]
 
 
 def test_extending_appends_and_keeps_ids(tokenizer):

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import cache
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from solo.config import ConfigError, ImageConfig, SequenceConfig
@@ -12,10 +15,11 @@ from solo.data.rows.document import PATCH, encode
 from solo.data.text import Tokenizer, extend_tokenizer
 from solo.data.text.huggingface import HuggingFaceTokenizer
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer
-from solo.data.text.templates import TextRun, make_template, runs
+from solo.data.text.templates import Template, TextRun, make_template, runs
 from tests.data.vocabularies import byte_level_json, foreign_model
 
 PICTURE, OTHER = (encode_png(PillowImage.new("RGB", (64, 32), shade)) for shade in ("red", "blue"))
+NAMES = ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"]
 SOLO_TOKENS = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_1>", "<loc_2>"]
 
 CHAT = [
@@ -306,7 +310,7 @@ def test_chatml_equals_qwen(qwen):
 # ---------------------------------------------------------------------------------------- all of them
 
 
-@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
+@pytest.mark.parametrize("name", NAMES)
 def test_text_never_becomes_markup(name, ours):
     markup = ["<|im_start|>", "<|im_end|>", "<img>"]
     tokenizer = extend_tokenizer(ours, markup)
@@ -321,7 +325,7 @@ def test_text_never_becomes_markup(name, ours):
     assert special(dirty) == special(clean)
 
 
-@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_session_reads_the_tokens_of_one_document(name, ours):
     """Turns one by one, with each answer and its closing tokens in between, equal the whole conversation."""
     tokenizer = extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"])
@@ -333,7 +337,7 @@ def test_a_session_reads_the_tokens_of_one_document(name, ours):
     assert whole == [*read, *tokenizer.encode(answer), *chat.closing]
 
 
-@pytest.mark.parametrize("name", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_turn_that_is_not_learned_is_read_all_the_same(name, ours):
     chat = template(extend_tokenizer(ours, ["<|im_start|>", "<|im_end|>"]), name)
     turns = [*CHAT[:2], Turn("user", ("why",)), Turn("assistant", ("then",)), Turn("text", ("if so",))]
@@ -351,6 +355,55 @@ def test_a_turn_that_is_not_learned_is_read_all_the_same(name, ours):
     assert targets() == [*first, *second, *third]
     assert targets(1, 3, 4) == []
     assert targets(0, 2) == targets()
+
+
+TEXT = st.lists(st.sampled_from([*"abz é漢\n\t", "</s>", "<|im_end|>", "<s>", "\x04", "the ", "\ud83d"]), max_size=6)
+TURN = st.builds(
+    Turn,
+    st.sampled_from(["system", "user", "assistant", "text"]),
+    st.lists(st.one_of(TEXT.map("".join), st.just(PICTURE)), max_size=3).map(tuple),
+    st.booleans(),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["sentencepiece", "huggingface"])
+@given(documents=st.lists(st.lists(TURN, max_size=4), max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_a_batch_equals_its_documents_one_by_one(name, kind, documents):
+    chat = _markup_template(name, kind)
+
+    def alone(turns: list[Turn]) -> object:
+        try:
+            return chat.runs(turns)
+        except ValueError as error:
+            return type(error), str(error)
+
+    batch = chat.batch_runs(documents)
+    found = [(type(one), str(one)) if isinstance(one, ValueError) else one for one in batch]
+    assert found == [alone(turns) for turns in documents]
+
+
+@cache
+def _markup_template(name: str, kind: str) -> Template:
+    base: Tokenizer = SentencePieceTokenizer(foreign_model())
+    if kind == "huggingface":
+        base = HuggingFaceTokenizer(byte_level_json(), None, "<|im_end|>", "<|endoftext|>")
+    markup = ["<|im_start|>", "<|im_end|>", "<0x04>"] if kind == "huggingface" else ["<|im_start|>", "<|im_end|>"]
+    tokenizer = extend_tokenizer(base, [*markup, "<|system|>", "<|user|>", "<|assistant|>"])
+    return template(tokenizer, name, **({"system": "Be brief."} if name in ("roles", "chatml") else {}))
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "huggingface"])
+def test_a_bad_document_fails_alone_in_its_batch(kind):
+    chat = _markup_template("roles", kind)
+    good, bad = [Turn("text", ("so it is",))], [Turn("text", ("so it is",)), Turn("text", ("a\ud83d",))]
+    first, second, third = chat.batch_runs([good, bad, good])
+    assert first == third == chat.runs(good)
+    assert isinstance(second, UnicodeEncodeError)
+    refused = _markup_template("solo_chat", kind).batch_runs([[Turn("system", ("a",))], good])
+    assert str(refused[0]) == "the template has no place for a system turn"
+    assert isinstance(refused[1], list)
 
 
 def test_missing_tokens_are_named(ours):
