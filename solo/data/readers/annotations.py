@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from solo.config import ConfigError
+from solo.data.readers import json_files
 from solo.data.readers.image_files import load_image
 from solo.data.readers.paths import READ_ERRORS, Paths, expand, open_bytes
 from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable
@@ -48,6 +49,8 @@ class Keys:
 
     def check(self, example: Mapping[str, Any], line: int) -> None:
         """Notes the unknown keys of an example."""
+        if example.keys() <= self.known:
+            return
         for key in example.keys() - self.known:
             self.found.setdefault(key, line)
 
@@ -109,21 +112,44 @@ class AnnotationReader(Reader):
                 yield Unreadable(id, str(error), place)
 
 
+BLANK = object()
+"""Stands for a line without content, so that the position in a list is the number of the line."""
+
+
 def read_json(path: str, what: str) -> Any:
-    """Returns a parsed JSON file, which takes about ten times its size in memory.
+    """Returns a parsed JSON file, which takes several times its size in memory.
+
+    A file with an example per line becomes a list. A line that cannot be read is an `Unreadable`, an empty one `BLANK`.
 
     Raises:
         ConfigError: it cannot be read, or is not JSON.
     """
     try:
         with open_bytes(path) as file:
-            return json.loads(file.read())
+            data = file.read()
+        try:
+            return json.loads(data)
+        except json.JSONDecodeError as error:
+            # Another example may follow, or the first line is damaged.
+            if error.msg != "Extra data" and not data.lstrip().partition(b"\n")[0].rstrip().endswith(b"}"):
+                raise
+        return _lines(path, what)
     except RecursionError:
         raise ConfigError(f"{what}: cannot read {path}: it is nested too deeply") from None
     except READ_ERRORS as error:
         raise ConfigError(f"{what}: cannot read {path}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{what}: {path} is not one JSON document: {error}") from None
+
+
+def _lines(path: str, what: str) -> list[Any]:
+    found: list[Any] = []
+    for part in json_files.parts(path, 1 << 30, what):
+        for element in json_files.elements(part):
+            place, value = (element.place, element) if isinstance(element, Unreadable) else element
+            found += [BLANK] * ((place.line or 1 if place else 1) - 1 - len(found))
+            found.append(value)
+    return found
 
 
 def mappings(content: Any, key: str, path: str, what: str) -> list[Any]:

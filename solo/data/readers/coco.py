@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.config import ConfigError
-from solo.data.readers.annotations import Annotated, AnnotationReader, Keys, mappings
+from solo.data.readers.annotations import BLANK, Annotated, AnnotationReader, Keys, mappings
 from solo.data.readers.captions import Captions, caption_records
 from solo.data.readers.paths import Paths
-from solo.data.readers.registry import Examples, reader
+from solo.data.readers.registry import Examples, Unreadable, reader
 from solo.data.readers.wording import kind, shown
 from solo.data.record import Image, Place
 
+_PAIR_IMAGES = ("image", "file_name", "image_path")
+_PAIR_CAPTIONS = ("caption", "captions", "text")
 _OTHER_TASKS = {
     "keypoints": "keypoints",
     "segments_info": "panoptic segments",
@@ -31,7 +33,8 @@ class CocoCaptions(AnnotationReader):
 
     path      `captions_train2017.json`: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`;
               Karpathy's `dataset_coco.json`: `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`;
-              or a list of pairs, `[{"image": "a.jpg", "caption": "..." or ["...", "..."]}]`, as BLIP has it
+              or pairs, in a list or one per line, `{"image": "a.jpg", "caption": "..." or ["...", "..."]}`, as BLIP
+              has them; `text` is read like `caption`
     images    the folder that file names are relative to
     captions  each: a record per caption; all: one record per image, a caption per line; first: the first caption
     split     of Karpathy's file: train, restval, val or test; `train,restval` for both
@@ -47,7 +50,7 @@ class CocoCaptions(AnnotationReader):
         (
             *("id", "image_id", "caption", "captions", "image", "file_name", "filename", "filepath", "sentences"),
             *("split", "width", "height", "license", "coco_url", "flickr_url", "date_captured", "cocoid", "imgid"),
-            "sentids",
+            *("sentids", "image_path", "text"),
         )
     )
 
@@ -118,14 +121,19 @@ class CocoCaptions(AnnotationReader):
 
     def _pairs(self, pairs: list[Any], keys: Keys) -> Iterator[Annotated]:
         for line, pair in enumerate(pairs, start=1):
+            if pair is BLANK:
+                continue
+            if isinstance(pair, Unreadable):
+                yield Annotated(pair.id, line, fault=pair.reason)
+                continue
             try:
                 keys.check(pair, line)
-                file = _text(pair.get("image", pair.get("file_name")))
-                found = pair.get("caption", pair.get("captions"))
+                file = _text(next((pair[key] for key in _PAIR_IMAGES if key in pair), None))
+                found = next((pair[key] for key in _PAIR_CAPTIONS if key in pair), None)
                 texts = tuple(map(_text, found if isinstance(found, list) else [found]))
                 yield Annotated(str(pair.get("id", f"{file}:{line}")), line, (self._file(file),), texts)
             except (AttributeError, TypeError, ValueError):
-                yield Annotated(str(line), line, fault="a pair must have 'image', a file name, and 'caption', a text")
+                yield Annotated(str(line), line, fault="a pair must have 'image', a file name, and 'caption' or 'text'")
 
     def _file(self, name: str) -> str:
         return os.path.join(self.images, name)

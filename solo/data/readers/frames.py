@@ -15,7 +15,7 @@ from solo.data.readers.conversations import PLACEHOLDER, conversation
 from solo.data.readers.image_files import load_image
 from solo.data.readers.imagefolder import IMAGE_SUFFIXES
 from solo.data.readers.listing import Entry, list_folder
-from solo.data.readers.paths import READ_ERRORS, Paths, expand, natural, open_bytes, suffix
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, natural, open_bytes, suffix
 from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
 from solo.data.readers.wording import kind, shown
 from solo.data.record import Image, Place, Record, Turn
@@ -231,9 +231,10 @@ def _image_names(entries: list[Entry]) -> list[str]:
 
 
 def _read_caption(folder: str, inside: list[str]) -> str:
-    paths = [f"{folder}.txt"] if os.path.exists(f"{folder}.txt") else [f"{folder}/{name}" for name in inside]
-    if len(paths) != 1:
-        raise ValueError(f"it has {len(paths)} captions: there must be {folder}.txt, or one .txt in the folder")
+    beside = f"{folder}.txt"
+    paths = [beside] if not inside or os.path.exists(beside) else [f"{folder}/{name}" for name in inside]
+    if len(paths) != 1 or not (is_remote(beside) or os.path.exists(paths[0])):
+        raise ValueError(f"it has {len(inside)} captions: there must be {folder}.txt, or one .txt in the folder")
     try:
         with open_bytes(paths[0]) as file:
             text = file.read().decode("utf-8-sig").strip()

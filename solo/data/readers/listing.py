@@ -20,6 +20,16 @@ class Entry:
     is_folder: bool = False
 
 
+def is_folder(path: str) -> bool:
+    """Returns whether a local or remote path is a folder."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    import fsspec
+
+    system, inside = fsspec.core.url_to_fs(path)
+    return bool(system.isdir(inside))
+
+
 def list_folder(path: str, name: str, what: str) -> list[Entry]:
     """Returns the entries of a local or remote folder, sorted by name, without hidden ones.
 

@@ -14,8 +14,8 @@ from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.folder import SPLITS
 from solo.data.readers.frames import CONTAINERS
 from solo.data.readers.imagefolder import IMAGE_SUFFIXES, METADATA
-from solo.data.readers.listing import Entry, list_folder
-from solo.data.readers.paths import READ_ERRORS, expand, is_remote, open_bytes, suffix
+from solo.data.readers.listing import Entry, is_folder, list_folder
+from solo.data.readers.paths import READ_ERRORS, expand, open_bytes, suffix
 from solo.data.readers.registry import Reader, Registered, find_reader, reader_names, register
 from solo.data.readers.tables import open_table, table_files
 from solo.data.readers.text_files import DamagedError
@@ -26,6 +26,7 @@ _HEAD = 1 << 20  # bytes of a file that are looked at
 _EXAMPLES = 20  # examples whose keys are looked at
 _TEXTS = (".txt", ".md", ".text")
 _TABLES = (".json", ".jsonl", ".ndjson")
+_PAIR_IMAGES = ("image", "file_name", "image_path")
 _IMAGES = frozenset(("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "file_name"))
 _ARCHIVES = (".tar", ".tgz", ".tbz", ".txz")
 # What no reader reads, and what to do about it.
@@ -97,7 +98,7 @@ register(_Auto(AUTO, _Auto, endless=False))
 
 
 def _choose(path: str, split: str | None) -> Chosen:
-    return _folder(path, split) if not is_remote(path) and os.path.isdir(path) else _file(path)
+    return _folder(path, split) if is_folder(path) else _file(path)
 
 
 def _unknown(path: str, seen: str) -> ConfigError:
@@ -120,6 +121,13 @@ def _folder(path: str, split: str | None) -> Chosen:
         return Chosen("imagefolder", {}, f"it holds {metadata}")
     suffixes = {suffix(entry.name) for entry in entries if not entry.is_folder}
     if archives := suffixes.intersection(_ARCHIVES):
+        # img2dataset writes 00000.parquet and 00000_stats.json beside 00000.tar.
+        stems = {name[: -len(suffix(name))] for name in names if suffix(name) in archives}
+        data = [name for name in names if suffix(name) in (".parquet", ".arrow", *_TABLES)]
+        if other := [name for name in data if name[: -len(suffix(name))].removesuffix("_stats") not in stems]:
+            raise _unknown(
+                path, f"it holds {min(archives)} archives, but also {other[0]}; set path to one kind of them"
+            )
         return Chosen("webdataset", {}, f"it holds {min(archives)} archives")
     if ".parquet" in suffixes or any(_holds_tables(f"{path}/{name}") for name in folders[:3]):
         return _table(table_files(path, split, _WHAT)[0], "it is a folder of tables: ")
@@ -318,12 +326,14 @@ def _example(keys: Mapping[str, Any]) -> Chosen | None:
         return Chosen("frames", {}, f"{shown} lists of frames")
     if "conversations" in keys:
         return Chosen("llava", {}, f"{shown} 'conversations'")
-    if "messages" in keys:
-        return Chosen("messages", {}, f"{shown} 'messages'")
+    if "messages" in keys or {"query", "response"} <= keys.keys():
+        return Chosen(
+            "messages", {}, f"{shown} 'messages'" if "messages" in keys else f"{shown} 'query' and 'response'"
+        )
     if "question" in keys and ("answer" in keys or "answers" in keys or "question_id" in keys):
         return Chosen("vqa", {}, f"{shown} 'question'")
-    if "caption" in keys and ("image" in keys or "file_name" in keys):
-        return Chosen("coco", {}, f"{shown} 'image' and 'caption'")
+    if ("caption" in keys or "text" in keys) and any(isinstance(keys.get(key), str) for key in _PAIR_IMAGES):
+        return Chosen("coco", {}, f"{shown} an image and a caption each")
     if {"role", "content"} <= keys.keys():
         return Chosen("solo", {}, f"{shown} are messages, in lists or alone")
     if "text" in keys and not _IMAGES.intersection(keys):

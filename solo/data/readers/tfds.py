@@ -10,6 +10,7 @@ from typing import Any
 from solo.config import ConfigError, nearest
 from solo.data.readers.captions import Captions, caption_records
 from solo.data.readers.class_names import ClassNames, read_class_names
+from solo.data.readers.paths import is_remote
 from solo.data.readers.pixels import check_pixels, encode_pixels
 from solo.data.readers.registry import Examples, Part, Reader, Unreadable, reader
 from solo.data.record import Image, Place
@@ -50,7 +51,7 @@ class TensorFlowDataset(Reader):
         """Splits the shards into ranges of examples."""
         dataset = _Dataset(self)
         for number, shard in enumerate(dataset.shards):
-            if not os.path.isfile(shard.filename):
+            if not is_remote(shard.filename) and not os.path.isfile(shard.filename):
                 raise ConfigError(f"{_WHAT}: {shard.filename} does not exist")
             before = sum(shard.take for shard in dataset.shards[:number])
             for start in range(0, shard.take, size):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from solo.config import ConfigError
-from solo.data.readers.annotations import Annotated, AnnotationReader, Keys, mappings, read_json
+from solo.data.readers.annotations import BLANK, Annotated, AnnotationReader, Keys, mappings, read_json
 from solo.data.readers.paths import Paths, expand
-from solo.data.readers.registry import Examples, reader
+from solo.data.readers.registry import Examples, Unreadable, reader
 from solo.data.readers.wording import kind, shown
 from solo.data.record import Image, Place, Record, Turn
 
@@ -35,9 +35,9 @@ _ANSWERS = ("multiple_choice_answer", "answers", "direct_answers", "answer")
 class VisualQuestions(AnnotationReader):
     """A question about an image, answered.
 
-    path         the questions: a list, `{"questions": [...]}`, `{"data": [...]}` or a mapping from ids. A question has
-                 `question`, an image (`image`, `image_id`, `imageId`) and, unless `annotations` has them, `answers` or
-                 `answer`
+    path         the questions: a list or one per line, `{"questions": [...]}`, `{"data": [...]}` or a mapping from ids.
+                 A question has `question`, an image (`image`, `image_id`, `imageId`) and, unless `annotations` has
+                 them, `answers` or `answer`
     annotations  a file of answers by `question_id`: `{"annotations": [{"question_id", "answers": [{"answer"}]}]}`
     images       the folder of the images
     image_name   name of an image's file, such as `COCO_train2014_{image_id:012d}.jpg`. Left out, it is VQA v2's for
@@ -122,7 +122,11 @@ class VisualQuestions(AnnotationReader):
         unused = dict.fromkeys(answers or ())
         for line, question in enumerate(questions, start=1):
             name = f"{os.path.basename(path)}:{line}"
+            if question is BLANK:
+                continue
             try:
+                if isinstance(question, Unreadable):
+                    raise ValueError(question.reason)
                 if not isinstance(question, dict):
                     raise ValueError(f"a question must be a mapping, not {kind(question)}")
                 keys.check(question, line)

@@ -111,6 +111,17 @@ def test_pairs_in_compressed_files(tmp_path):
     assert list(unreadable) == ["3", "4"]
 
 
+def test_pairs_in_lines(tmp_path):
+    lines = ['{"image": "a.png", "text": "one"}', "", "{oops", '{"image_path": "b.png", "caption": "two"}']
+    write(tmp_path, {"a.png": RED, "b.png": BLUE, "p.jsonl": "\n".join(lines)})
+    options = {"path": str(tmp_path / "p.jsonl"), "images": str(tmp_path)}
+    records, unreadable, ignored = read_source("coco", **options)
+    assert records == {"a.png:1": (RED, "one"), "b.png:4": (BLUE, "two")}
+    assert "not valid JSON" in unreadable["p.jsonl:3"]
+    assert not ignored
+    assert [example.place.line for example in read("coco", options)] == [1, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -2,6 +2,7 @@
 
 import os
 
+import fsspec
 import pytest
 
 from solo.config import ConfigError
@@ -164,3 +165,15 @@ def test_a_file_of_names_that_is_none(tmp_path, names):
     write(tmp_path, {"names": names, "data/cat/1.png": RED})
     with pytest.raises(ConfigError, match="names: "):
         list(read("folder", {"path": str(tmp_path / "data"), "names": str(tmp_path / "names")}))
+
+
+def test_a_folder_in_an_object_store():
+    """Any store that fsspec knows; here one in memory."""
+    store = fsspec.filesystem("memory")
+    for name in ("cat/1.png", "cat/deep/2.png", "dog/.hidden", "dog/3.png", "a.md"):
+        store.pipe(f"/pets/{name}", RED.data)
+    records, unreadable, _ = read_source("auto", path="memory://pets")
+    names = {name: content[1] for name, content in records.items()}
+    assert names == {"cat/1.png": "cat", "cat/deep/2.png": "cat", "dog/3.png": "dog"}
+    assert unreadable == {"a.md": "it is in no class folder"}
+    store.rm("/pets", recursive=True)

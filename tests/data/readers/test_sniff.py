@@ -67,6 +67,7 @@ FILES = [
     ("a.jsonl", jsonl({**CHAT, "conversations": [{"value": "x" * 2_000_000}]}, CHAT)[:2_500_000], "llava"),
     ("a.jsonl", "{oops\n" + jsonl(CHAT), "llava"),
     ("a.jsonl", jsonl(MESSAGES), "messages"),
+    ("a.jsonl", jsonl({"query": "a", "response": "b", "images": ["c.png"]}), "messages"),
     ("a.jsonl", jsonl({"messages": SOLO}, {"messages": SOLO}), "solo"),
     ("a.jsonl", jsonl({"messages": SOLO}, MESSAGES), "messages"),
     ("a.jsonl", jsonl(SOLO, SOLO), "solo"),
@@ -79,6 +80,7 @@ FILES = [
     ("a.json", json.dumps({"annotations": LONG, "images": IMAGES}), None),
     ("a.json", json.dumps({"images": [{"filename": "a", "sentences": []}], "dataset": "coco"}), "coco"),
     ("a.json", json.dumps([{"image": "a.jpg", "caption": "b", "image_id": "c"}]), "coco"),
+    ("a.jsonl", jsonl({"image": "a.jpg", "text": "b"}), "coco"),
     ("a.json", json.dumps({"info": {}, "questions": [{"question": "?", "image_id": 1, "question_id": 1}]}), "vqa"),
     ("a.json", json.dumps({"data": [{"question": "?", "answers": ["a"]}]}), "vqa"),
     ("a.json", json.dumps({"1": {"question": "?", "imageId": "2", "answer": "a"}}), "vqa"),
@@ -106,7 +108,7 @@ FOLDERS = [
     (["a.png", "a.txt"], "imagefolder", {"beside": ".txt"}),
     (["1/frame_1.jpg", "1.txt"], "frames", {}),
     (["1/frame_1.jpg", "1/caption.txt"], "frames", {}),
-    (["0.tar", "1.tar"], "webdataset", {}),
+    (["0.tar", "1.tar", "0.parquet", "0_stats.json"], "webdataset", {}),
     (["dataset_info.json", "features.json", "x-train.array_record-00000-of-00001"], "tfds", {}),
 ]
 
@@ -143,6 +145,7 @@ REFUSED = [
     ({"train/metadata.csv": "", "train/1.png": RED}, "", "train is a source of its own; set path to"),
     ({"mnist/1.0.0/features.json": "", "mnist/1.0.0/dataset_info.json": ""}, "", "it holds datasets of TFDS"),
     ({"train.parquet": PHOTO, "test.parquet": PHOTO}, "", "holds the splits test, train; choose one with `split`"),
+    ({"0.tar": "", "0.parquet": "", "chats.json": ""}, "", "it holds .tar archives, but also chats.json; set path"),
     ({"docs/a.md": "x"}, "", "its folders hold no images; docs holds .md"),
 ]
 

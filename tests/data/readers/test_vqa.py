@@ -119,6 +119,19 @@ def test_unknown_keys_are_named_and_bad_questions_set_aside(tmp_path):
     assert ignored == {"mood"}
 
 
+def test_questions_in_lines(tmp_path):
+    lines = [
+        '{"image": "a.jpg", "question": "Q?", "answer": "A"}',
+        "",
+        '{"image": "a.jpg", "question": "R?", "answer": 2}',
+    ]
+    write(tmp_path, {"a.jpg": RED, "q.jsonl": "\n".join([*lines, "{"])})
+    records, unreadable, _ = read_source("vqa", path=str(tmp_path / "q.jsonl"), images=str(tmp_path))
+    assert records == {"q.jsonl:1": (RED, "\n", "Q?", "A"), "q.jsonl:3": (RED, "\n", "R?", "2")}
+    assert list(unreadable) == ["q.jsonl:4"]
+    assert "not valid JSON" in unreadable["q.jsonl:4"]
+
+
 def test_parts(v2):
     parts = list(open_reader("vqa", v2).parts(2, 5))
     assert [len(part.span[0]) for part in parts] == [2, 2, 1]
