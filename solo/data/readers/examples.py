@@ -6,11 +6,12 @@ by every part of a source.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from solo.data.readers.conversations import Ignore, conversation
+from solo.data.readers.conversations import PLACEHOLDER, Ignore, conversation
 from solo.data.readers.image_files import load_image
 from solo.data.readers.registry import Ignored
 from solo.data.readers.wording import kind, shown
@@ -33,6 +34,7 @@ TELLING = _MEDIA | _CHANGING | _WEIGHTS | {*SYSTEM}
 
 _HINTS = ("image", "img", "picture", "photo", "pixel", "video", "audio")
 _MOST_KEYS = 100
+_NAME = re.compile(r"<image_\d+>")
 
 
 class IgnoredKeys:
@@ -101,6 +103,8 @@ def read_example(
     if messages is None:
         raise ValueError(_absence(example, message_keys))
     found, hint = _check(example, used, ignore)
+    if len(found) == 1 and isinstance(found[0], Mapping) and found[0] and all(map(_NAME.fullmatch, found[0])):
+        messages, found = _place_named(messages, found[0])
     if images is not None and found:
         raise ValueError("it names images, and there are others beside it")
     turns = conversation(messages, found or images or [], load or partial(load_image, folder=folder), ignore)
@@ -222,13 +226,35 @@ def _system(example: Mapping[str, Any]) -> str | None:
     return found[0]
 
 
+def _place_named(messages: Any, named: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    """Returns messages with `<image>` in place of the images' names, and the images in order (MiniCPM-V)."""
+    order: list[str] = []
+
+    def place(match: re.Match[str]) -> str:
+        if match[0] not in named:
+            raise ValueError(f"there is no image {match[0]}")
+        order.append(match[0])
+        return PLACEHOLDER
+
+    placed = []
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise ValueError("images with names need messages with text as their content")
+        placed.append({**message, "content": _NAME.sub(place, message["content"])})
+    unplaced = [name for name in named if name not in order]
+    if order and unplaced:
+        raise ValueError(f"the text does not place image {unplaced[0]}")
+    return placed, [named[name] for name in order or named]
+
+
 def _question_and_answer(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """Returns the messages of `{"query", "response", "history"}`, an older form of ms-swift, if it is that."""
     if example.get("response") is None:
         return None
-    turns = [*(example.get("history") or ()), (example.get("query"), example["response"])]
-    if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
+    history = example.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in history):
         raise ValueError("'history' must be a list of pairs, a question and its answer")
+    turns = [*history, (example.get("query"), example["response"])]
     pairs = [({"role": "user", "content": query}, {"role": "assistant", "content": answer}) for query, answer in turns]
     return [message for pair in pairs for message in pair if message["content"] is not None]
 

@@ -127,7 +127,7 @@ class Text(Reader):
                 found = ((number, line) for number, line in lines(file.blocks(start, stop), first) if line.strip())
             for number, text in found:
                 yield _record(f"{name}:{number}", text.rstrip(b"\r\n"), Place(path, number))
-            if first == 1 and number == 0 and stop is None:
+            if first == 1 and number == 0 and not any(block.strip() for block in file.blocks()):
                 raise DamagedError("the file is empty")
         except DamagedError as error:
             yield Unreadable(f"{name}:{number + 1}", str(error), Place(path, number + 1))

@@ -91,7 +91,8 @@ UNREADABLE = [
     ({"loss": False, "conversations": said("a", "b")}, "its 'loss' is False"),
     ({"chosen": "c", "rejected": "d", "conversations": said("a")}, "its key 'chosen' is not supported"),
     ({"image": "red.png", "conversations": said("<|image_pad|>a", "b")}, r"message 1: .*<\|image_pad\|>"),
-    ({"image": {"<image_00>": "red.png"}, "conversations": said("a", "b")}, "must have 'bytes', 'path' or 'url'"),
+    ({"image": {"<image_00>": "red.png"}, "conversations": said("a", "b")}, "images with names need messages"),
+    ({"image": {"name": "red.png"}, "conversations": said("a", "b")}, "must have 'bytes', 'path' or 'url'"),
     ({"conversations": said("<img>green.png</img>a", "b")}, "the file does not exist: .*green.png"),
     ({"set": {"root": "imgs/", "annotation": "a.jsonl"}}, r"InternVL's meta file.*path: 'a.jsonl', images: 'imgs/'"),
 ]
@@ -231,6 +232,12 @@ WHY = {"type": "text", "text": "Why?"}
         ({"messages": asked("<image>Why?"), "images": [{"bytes": None, "path": "red.png"}]}, (RED, "Why?")),
         ({"conversations": asked("Why?"), "images": []}, ("Why?",)),
         ({"query": "<image>Why?", "response": "A", "images": ["red.png"]}, (RED, "Why?")),
+        # MiniCPM-V
+        (
+            {"image": {"<image_00>": "red.png", "<image_01>": "blue.png"}, "messages": asked("<image_01>a<image_00>")},
+            (BLUE, "a", RED),
+        ),
+        ({"image": {"<image_00>": "red.png"}, "messages": asked("a")}, (RED, "\na")),
     ],
 )
 def test_messages(pictures, example, expected):
@@ -252,6 +259,12 @@ def test_messages(pictures, example, expected):
         ({"messages": [{"role": "tool", "content": "a"}]}, "calls of tools are not supported"),
         ({"messages": asked([{"type": "image_url", "image_url": {"url": "https://a/b"}}])}, "it is a web address"),
         ({"query": "a", "response": "b", "history": ["c"]}, "'history' must be a list of pairs"),
+        ({"query": "a", "response": "b", "history": True}, "'history' must be a list of pairs"),
+        ({"image": {"<image_0>": "red.png"}, "messages": asked("<image_1>")}, "there is no image <image_1>"),
+        (
+            {"image": {"<image_0>": "red.png", "<image_1>": "red.png"}, "messages": asked("<image_1>")},
+            "the text does not place image <image_0>",
+        ),
         ({"instruction": "a"}, "it has no 'messages' or 'conversations'.*'instruction'"),
     ],
 )
