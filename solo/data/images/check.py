@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from solo.config import Config
+from solo.config import Config, ImageConfig
 from solo.data.images.decoding import MAX_FILE_PIXELS, Header, read_header, verify
+from solo.data.images.patches import require_decoder
+
+_FAST = ImageConfig(decoder="fast")
 
 
 class ImageCheck(NamedTuple):
@@ -14,26 +17,37 @@ class ImageCheck(NamedTuple):
     decoded     they can be decoded; otherwise their headers alone are read (`DataConfig.verify_images`)
     background  see `ImageConfig.background`: "published" takes pixels of an unknown range
     max_pixels  see `ImageConfig.max_file_pixels`
+    strict      JPEG files are decoded by libjpeg-turbo, which tells of missing data that Pillow fills up with grey
     """
 
     decoded: bool
     background: str
     max_pixels: int
+    strict: bool = False
 
     @classmethod
     def of(cls, config: Config) -> ImageCheck:
         """Returns the requirements of a config."""
-        return cls(config.data.verify_images, config.image.background, config.image.max_file_pixels)
+        image = config.image
+        return cls(config.data.verify_images, image.background, image.max_file_pixels, image.decoder == "fast")
 
     def header(self, data: bytes) -> Header:
         """Returns the header of an image file that meets the requirements.
 
         Raises:
             ImageError: it does not.
+            ConfigError: `strict` needs libraries that are not installed.
         """
-        if self.decoded:
-            return verify(data, self.background, self.max_pixels)
-        return read_header(data, self.max_pixels)
+        if not self.decoded:
+            return read_header(data, self.max_pixels)
+        if self.strict:
+            require_decoder(_FAST)
+            from solo.data.images import fast
+
+            header = read_header(data, self.max_pixels)
+            if fast.is_sound_jpeg(data, header):
+                return header
+        return verify(data, self.background, self.max_pixels)
 
 
 ALL_IMAGES = ImageCheck(True, "white", MAX_FILE_PIXELS)

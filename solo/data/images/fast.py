@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 
 from solo.config import ImageConfig
 from solo.data.images.decoding import Header, decode, turn
+from solo.data.images.reasons import ImageError
 
 # OpenCV would use all cores for each image, in each of the loader's workers.
 cv2.setNumThreads(1)
@@ -63,14 +64,45 @@ def _scale(header: Header, sizes: Sequence[tuple[int, int]]) -> int:
     return next((n for n in _EIGHTHS if header.width * n >= 8 * wide and header.height * n >= 8 * high), 8)
 
 
+def is_sound_jpeg(data: bytes, header: Header) -> bool:
+    """Returns whether a file is a JPEG that decodes without a warning. All of its data is read, few pixels computed.
+
+    Raises:
+        ImageError: a part of its data is missing.
+    """
+    if not _reads(header):
+        return False
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_width=1, min_height=1)
+    except ValueError as error:
+        _refuse_missing_data(error)
+        return False
+    return True
+
+
+def _reads(header: Header) -> bool:
+    return header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
+
+
+def _refuse_missing_data(error: ValueError) -> None:
+    # Other warnings are harmless, such as those of bytes that no pixel needs.
+    if "premature end of data segment" in str(error) or "bad Huffman code" in str(error):
+        raise ImageError("it is a JPEG file of which a part is missing or damaged") from error
+
+
 def _decode_jpeg(data: bytes, header: Header, eighths: int) -> np.ndarray | None:
-    """Returns the pixels at a scale, rounded up to whole ones; None if Pillow should decode the file."""
-    if header.format not in ("JPEG", "MPO") or header.mode not in ("L", "RGB"):
+    """Returns the pixels at a scale, rounded up to whole ones; None if Pillow should decode the file.
+
+    Raises:
+        ImageError: a part of the data is missing.
+    """
+    if not _reads(header):
         return None
     wide, high = (-(-side * eighths // 8) for side in (header.width, header.height))
     try:
         pixels = simplejpeg.decode_jpeg(data, min_width=wide, min_height=high)
-    except ValueError:
+    except ValueError as error:
+        _refuse_missing_data(error)
         return None
     return pixels if pixels.shape == (high, wide, 3) else None
 

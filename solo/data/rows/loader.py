@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
+from solo.data.images.patches import require_decoder
 from solo.data.planning.stage_plan import Chunk, StagePlan
 from solo.data.record import Image
 from solo.data.rows.assembly import assemble_row, stack
@@ -60,6 +61,9 @@ class RowSource:
         quarantine: file to which one JSON line is appended for every document that cannot be read.
         sequence: positions and sliding window.
         steps_before: steps of the run before this stage; lines of `quarantine` hold the run's step, from 1.
+
+    Raises:
+        ConfigError: the libraries of `image.decoder` are not installed.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class RowSource:
         sequence: SequenceConfig = _PLAIN,
         steps_before: int = 0,
     ) -> None:
+        require_decoder(image)
         self._steps_before = steps_before
         self._sequence = sequence
         self._plan, self._sources, self._tokenizer, self._image = plan, dict(sources), tokenizer, image

@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 
 from solo.config import ConfigError, ImageConfig
 from solo.data.images import fast
+from solo.data.images.check import ImageCheck
 from solo.data.images.decoding import read_header
 from solo.data.images.patches import decode_patches
 from tests.data.images.files import encoded, jpeg, photograph
@@ -119,6 +120,21 @@ def test_a_file_with_warnings_is_left_to_pillow():
     assert np.abs(slow - quick).mean() < 0.3
     with pytest.raises(OSError, match="cut off"):
         decode_patches(data[:-200], ImageConfig(decoder="fast", max_side=64))
+
+
+def test_missing_data_is_found_even_before_an_end_marker():
+    """Pillow fills up such a file with grey, without a word."""
+    whole, check = jpeg(160, 120), ImageCheck(True, "white", 10**6, strict=True)
+    start = whole.index(b"\xff\xda") + 20
+    assert check.header(whole)[:2] == (160, 120)
+    for end in range(start, len(whole) - 40, 97):
+        cut = whole[:end] + b"\xff\xd9"
+        with pytest.raises(OSError, match=r"a part is missing or damaged|was cut off"):
+            check.header(cut)
+        with pytest.raises(OSError, match=r"a part is missing or damaged|was cut off"):
+            decode_patches(cut, ImageConfig(decoder="fast"))
+    for harmless in (whole + b"trailing", whole[:-2] + bytes(4) + whole[-2:]):
+        check.header(harmless)
 
 
 def test_the_scale_is_the_smallest_that_is_large_enough():
