@@ -1,1 +1,1 @@
-"""Prepared data on disk: shards of records, an index of their lengths, and the tokenizer."""
+"""Prepared data on disk: parts with records, images and tokens, an index of their lengths, and the tokenizer."""
