@@ -12,6 +12,7 @@ from typing import NamedTuple
 from solo.config import Config, ConfigError
 from solo.data.store.access import TOKENIZER, reading, source_content
 from solo.data.store.prepare import Prepared, open_prepared, prepare
+from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
 from solo.files import read_json_lines
@@ -84,7 +85,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         run = RunFolder.open(config, tell)
         ledger.open(run.goodput_file)
         prepared = _data(config, run, observer, stack, tell)
-        prepared.tokenizer.save(run.path)
+        _keep_tokenizer(run, prepared)
         return run, prepared
 
     run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
@@ -121,6 +122,21 @@ def _data(
             f"{error}\nseveral processes train this run, and none of them waits for another to prepare; first run\n"
             f"  solo prepare {run.config_file}"
         ) from None
+
+
+def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
+    """Saves the tokenizer in the run's folder. Raises ConfigError if the run has trained with another one."""
+    if run.newest_step() is not None:
+        try:
+            before = open_tokenizer(run.path)
+        except (OSError, ValueError):
+            before = None  # the folder was copied without it
+        if before is not None and before.fingerprint != prepared.tokenizer.fingerprint:
+            raise ConfigError(
+                f"{run.path} was trained with another tokenizer than that of the prepared data, which has been made"
+                " anew: prepare the data that the run began with, or choose another name (name=...)"
+            )
+    prepared.tokenizer.save(run.path)
 
 
 def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> None:

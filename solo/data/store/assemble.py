@@ -23,9 +23,11 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,7 @@ from solo.data.store.checksums import BLOCK, file_sum
 from solo.data.store.description import Description, PartEntry
 from solo.data.store.index import IMAGE, MOST_IMAGES, MOST_TOKENS, SUPERVISED_TEXT, SourceIndex
 from solo.data.store.part import ImageTable, PartManifest, read_table
-from solo.data.store.part_files import PARTIAL
+from solo.data.store.part_files import PARTIAL, reason_kind
 from solo.data.store.part_tokens import PartRuns, TokensManifest, read_runs
 from solo.data.store.sharing import SharedImages, remove_copies, share_images
 from solo.files import json_line, write_whole
@@ -79,15 +81,17 @@ def assemble(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     quarantined = sum(part.first.quarantined + part.second.quarantined for part in made)
-    _write_quarantine(folder, source, made)
+    reasons = _write_quarantine(folder, source, made)
     images, text, supervised = _totals(index)
     description = Description(
         fingerprint=fingerprint,
         content=content,
         tokens=tokens,
         width=max(part.second.width for part in made),
+        examples=sum(part.first.examples for part in made),
         records=len(index),
         quarantined=quarantined,
+        reasons=reasons,
         excluded=left_out,
         images=images,
         distinct_images=len(index.image_size),
@@ -242,12 +246,18 @@ def _replace(partial: Path, final: Path) -> None:
     partial.rename(final)
 
 
-def _write_quarantine(folder: Path, source: str, parts: Sequence[_Part]) -> None:
-    lines = (line for part in parts for line in _quarantine_lines(part, source))
+def _write_quarantine(folder: Path, source: str, parts: Sequence[_Part]) -> dict[str, int]:
+    """Writes what was left out. Returns how many examples for each kind of reason, the most frequent one first."""
+    lines, reasons = [], Counter[str]()
+    for part in parts:
+        for line in _quarantine_lines(part):
+            reasons[reason_kind(line["reason"])] += 1
+            lines.append(json_line({"source": source, **line}))
     write_whole(folder / "quarantine.jsonl", "".join(lines))
+    return dict(reasons.most_common())
 
 
-def _quarantine_lines(part: _Part, source: str) -> Iterator[str]:
+def _quarantine_lines(part: _Part) -> Iterator[dict[str, Any]]:
     """Yields the lines of both layers in the order of the examples."""
     layers = (
         (part.first.quarantined, part.name),
@@ -260,7 +270,7 @@ def _quarantine_lines(part: _Part, source: str) -> Iterator[str]:
     ]
     for line in heapq.merge(*read, key=lambda line: line["example"]):
         del line["example"]
-        yield json_line({"source": source, **line})
+        yield line
 
 
 def _nothing(source: str, parts: Sequence[_Part]) -> str:

@@ -35,8 +35,10 @@ class Description:
     content           of the parts, the tokens and the excluded records; names the folder of the index
     tokens            of tokenizer and template; part of the names of token files
     width             bytes of a stored token
+    examples          examples that were read: records, quarantined and excluded ones
     records           records that can be drawn
     quarantined       examples that were left out because they cannot be used
+    reasons           how many of them for each kind of reason
     excluded          records that were left out although they can be used
     images            images of all records
     distinct_images   different images of all parts
@@ -50,8 +52,10 @@ class Description:
     content: str
     tokens: str
     width: int
+    examples: int
     records: int
     quarantined: int
+    reasons: dict[str, int]
     excluded: int
     images: int
     distinct_images: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +85,12 @@ class Quarantine:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
+
+
+def reason_kind(reason: str) -> str:
+    """Returns a reason without what differs from one example to the next: names, quotations and numbers."""
+    kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "...", reason)
+    return re.sub(r"\d[\d,.]*", "0", kind)
 
 
 def place_text(place: Place | None) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from solo.config import Config
 from solo.data.images.geometry import too_thin
 from solo.data.store.part import PartManifest
+from solo.data.store.part_files import reason_kind
 from solo.data.store.source import PreparedSource
 
 _REASONS_SHOWN = 5
@@ -20,11 +20,10 @@ def summary(name: str, source: PreparedSource, config: Config, seconds: float | 
     made = source.description
     if seconds is None:
         return f"{name}: {made.records:,} records, already prepared{_thin_images(source, config)}"
-    read = made.records + made.quarantined + made.excluded
     left_out = f"{made.quarantined:,} quarantined" + (f", {made.excluded:,} filtered" if made.excluded else "")
     return (
         f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, {left_out} of"
-        f" {read:,} read ({seconds:.1f} s){_thin_images(source, config)}"
+        f" {made.examples:,} read ({seconds:.1f} s){_thin_images(source, config)}"
     )
 
 
@@ -45,12 +44,6 @@ def quarantine_lines(source: PreparedSource) -> Iterator[str]:
     if len(counts) > _REASONS_SHOWN:
         rest = sum(count for _, count in counts.most_common()[_REASONS_SHOWN:])
         yield f"  {rest:,} left out for other reasons; see {source.folder}/quarantine.jsonl"
-
-
-def reason_kind(reason: str) -> str:
-    """Returns a reason without what differs from one example to the next: names, quotations and numbers."""
-    kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "...", reason)
-    return re.sub(r"\d[\d,.]*", "0", kind)
 
 
 def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
