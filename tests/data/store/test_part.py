@@ -4,6 +4,7 @@ import json
 
 from PIL import Image as PillowImage
 
+from solo.data.images.check import ALL_IMAGES
 from solo.data.readers import Ignored
 from solo.data.record import Image, Place, Record, Turn, encode_png
 from solo.data.store.part import PartManifest, PartWriter, StoredImage, read_record_digests, read_records, read_table
@@ -56,7 +57,7 @@ def test_a_damaged_image_is_checked_once(tmp_path):
 
     def check(image: Image) -> tuple[int, int, bool]:
         checked.append(image)
-        return check_image(image, verify=True)
+        return check_image(image, ALL_IMAGES)
 
     bad = Image(RED.data[:-30])
     with PartWriter(tmp_path, "p", "all", check) as writer:
@@ -95,7 +96,7 @@ def test_tokens_lie_one_after_another(tmp_path):
 
 
 def test_a_part_that_is_not_finished_leaves_nothing(tmp_path):
-    with PartWriter(tmp_path, "p", "all", lambda image: check_image(image, verify=True)) as writer:
+    with PartWriter(tmp_path, "p", "all", lambda image: check_image(image, ALL_IMAGES)) as writer:
         writer.add(text("a", RED, "x"))
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
