@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solo.config import Config, ConfigError
-from solo.data.store.access import TOKENIZER, reading, source_content
+from solo.data.store.access import contents, reading
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
@@ -109,12 +109,12 @@ def _data(
     Raises:
         ConfigError: it cannot be prepared, or it is not prepared and other processes would wait for it.
     """
-    folder, contents = Path(config.data.folder), [TOKENIZER, *map(source_content, config.data.sources)]
+    folder = Path(config.data.folder)
     if not among_others():
         prepare(config, observer.note)
-        stack.enter_context(reading(folder, contents, tell))
+        stack.enter_context(reading(folder, contents(config), tell))
         return open_prepared(config)
-    stack.enter_context(reading(folder, contents, tell))
+    stack.enter_context(reading(folder, contents(config), tell))
     try:
         return open_prepared(config, inputs=True)
     except ConfigError as error:

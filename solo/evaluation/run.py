@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from solo.config import Config, ConfigError, load_config
+from solo.data.store.access import contents, reading
 from solo.data.store.prepare import Prepared, open_prepared
 from solo.evaluation.losses import held_out_losses
 from solo.evaluation.report import write_report
@@ -55,7 +56,9 @@ def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
     if not run.config_file.is_file():
         raise ConfigError(f"{run.path} is not a run of solo: it has no {run.config_file.name}")
     config = load_config(run.config_file)
-    return evaluate_run(run, config, open_prepared(config), observer)
+    prepared = open_prepared(config)
+    with reading(Path(config.data.folder), contents(config), observer.note):
+        return evaluate_run(run, config, prepared, observer)
 
 
 def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from solo.config import ConfigError
+from solo.config import Config, ConfigError
 from solo.locks import held_by, hold
 
 TOKENIZER = "tokenizer"
@@ -28,6 +28,11 @@ class BusyError(ConfigError):
 def source_content(name: str) -> str:
     """Returns the name under which a source is locked."""
     return f"source-{name}"
+
+
+def contents(config: Config) -> list[str]:
+    """Returns the names under which all data of a run is locked."""
+    return [TOKENIZER, *map(source_content, config.data.sources)]
 
 
 @contextmanager
