@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from solo.config import ConfigError
@@ -210,7 +213,7 @@ def _file(path: str) -> Chosen:
     if kind in ("a Parquet file", "an Arrow file", "an Arrow stream"):
         return _table(path, "")
     if kind == "a tar archive" or (end in _ARCHIVES and kind is None):
-        return Chosen("webdataset", {}, "it is a tar archive")
+        return _archive(head)
     if end in (".parquet", ".arrow"):
         raise _unknown(path, f"it is {kind or 'no table, though its name ends in ' + end}")
     file_name = os.path.basename(path)
@@ -228,6 +231,21 @@ def _file(path: str) -> Chosen:
     if end in _TEXTS:
         return Chosen("text", {}, f"it is a {end} file")
     raise _unknown(path, "it is a text file of an unknown kind")
+
+
+def _archive(head: bytes) -> Chosen:
+    """Returns the reader of a tar archive: its first JSON member may be a document of texts and images."""
+    cut_off = (tarfile.TarError, ValueError, EOFError, OSError, RecursionError)
+    with suppress(*cut_off), tarfile.open(fileobj=io.BytesIO(head), mode="r|") as archive:
+        for member in islice(archive, _EXAMPLES):
+            file = archive.extractfile(member) if member.isfile() and suffix(member.name) == ".json" else None
+            if file is None:
+                continue
+            value = json.loads(file.read())
+            if isinstance(value, dict) and (found := _example(value)) and found.reader == "interleaved":
+                return Chosen("interleaved", {}, "it is a tar archive of documents of texts and images")
+            break
+    return Chosen("webdataset", {}, "it is a tar archive")
 
 
 def _decode(head: bytes) -> str | None:
@@ -318,7 +336,8 @@ def _has(value: Any, *keys: str) -> bool:
 def _example(keys: Mapping[str, Any]) -> Chosen | None:
     """Returns the reader of examples with these keys."""
     shown = "its examples have"
-    if "text_list" in keys or "image_info" in keys or ("texts" in keys and "images" in keys):
+    # MMC4, OBELICS and mOSCAR.
+    if "text_list" in keys or ("texts" in keys and "images" in keys) or isinstance(keys.get("text"), list):
         return Chosen("interleaved", {}, f"{shown} texts and images in turn")
     if isinstance(keys.get("text"), list) and "metadata" in keys:
         return Chosen("interleaved", {}, f"{shown} texts and images in the order of mOSCAR")

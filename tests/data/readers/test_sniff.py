@@ -17,12 +17,12 @@ from solo.data.readers.folder import Folder
 from tests.data.readers.pictures import RED, read_source, write
 
 
-def tar(name: str) -> bytes:
+def tar(name: str, data: bytes = RED.data) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         member = tarfile.TarInfo(name)
-        member.size = len(RED.data)
-        archive.addfile(member, io.BytesIO(RED.data))
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -44,6 +44,8 @@ IMAGES = [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)]
 PHOTO = parquet(image=[b"x"], caption=["y"])
 FILES = [
     ("a.tar", tar("1.png"), "webdataset"),
+    ("a.tar", tar("1.json", b'{"text_list": ["a"], "image_info": []}'), "interleaved"),
+    ("a.tar", tar("1.json", b'{"caption": "a"}'), "webdataset"),
     ("a.tar.gz", gzip.compress(tar("1.png")), "webdataset"),
     ("named_wrongly.json", tar("1.png"), "webdataset"),
     ("a.parquet", PHOTO, "parquet"),
@@ -74,6 +76,7 @@ FILES = [
     ("a.jsonl", jsonl(*SOLO), "solo"),
     ("a.parquet", parquet(text=["a"], url=["b"]), "text"),
     ("a.jsonl", jsonl({"text": "a"}, {"text": "b", "url": "c"}), "text"),
+    ("a.jsonl", jsonl({"text": [{"text": "a"}], "images": [], "metadata": []}), "interleaved"),
     ("a.jsonl", jsonl({"text_list": ["a"], "image_info": []}), "interleaved"),
     ("a.jsonl", jsonl({"frames": ["1.jpg"], "text": "a"}), "frames"),
     ("a.json", json.dumps({"info": {}, "images": IMAGES, "annotations": LONG}), "coco"),
