@@ -9,10 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -141,7 +142,8 @@ class _Worker:
     def __init__(self, context: Any, task: Task[Any, Any]) -> None:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        self._process.start()
+        with _without_main():
+            self._process.start()
         theirs.close()  # or the pipe would outlive the process
 
     def end(self) -> int:
@@ -155,6 +157,21 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self.connection.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keeps new processes from importing the main module, which they do not need.
+
+    A script would run once more in each of them, and fail, unless it guards itself with `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _serve(connection: Connection, task: Task[Any, Any]) -> None:

@@ -93,6 +93,23 @@ def is_running(pid: int) -> bool:
         return False
 
 
+SCRIPT = """
+from solo.data.store.workers import run_all
+from tests.data.store.test_workers import act
+print("begins")
+print(sorted(answer for _, (answer, pid) in run_all(act, [("square", 2), ("square", 3)], 2, lambda job, value: None)))
+"""
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("begins\n[4, 9]\n", "")
+
+
 def has_jax(job, tell):
     """Whether the process has loaded jax, once it has loaded all that makes a part."""
     import solo.data.store.maker  # noqa: F401
