@@ -122,9 +122,10 @@ class Preparation:
             self._changing.add(name)
             remove_partial(folder)
         schedule = SourceSchedule(name, config, folder)
+        if name not in self._schedules:
+            for note in schedule.notes:
+                self._say(f"{name}: {note}")
         self._schedules[name] = schedule
-        for note in schedule.notes:
-            self._say(f"{name}: {note}")
         # Before the files are read: one that changes meanwhile is noticed the next time.
         self._inputs[name] = Inputs.of(
             schedule.parts, config.data.sources[name].options, config.data.records_per_shard, config.data.input_check
