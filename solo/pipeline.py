@@ -23,6 +23,7 @@ from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
 from solo.training.distributed import among_others, first_then_others
 from solo.training.ledger import Ledger
+from solo.training.mixture import mixture_notes
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.trainer import Interrupted, Trainer
@@ -92,6 +93,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     observer.note("planning")
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)
+    for text in mixture_notes(trainer.plans):
+        tell(text)
     doubts = check_memory(trainer)
     observer.start(trainer.num_steps)
     trainer.train()

@@ -144,7 +144,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(fault: Any, kind: Any, what: str) -> str:
-    location = [str(part) for part in fault["loc"]]
+    # Without what pydantic adds for the keys of mappings and for the two forms of `max_epochs`.
+    location = [str(part) for part in fault["loc"] if str(part) not in ("[key]", "(one)", "(each)")]
     where = ".".join(location) or "(top)"
     if fault["type"] == "extra_forbidden":
         if renamed := new_key(where, what):
@@ -170,4 +171,5 @@ def _fields_at(location: list[str], kind: Any) -> list[str]:
         else:
             arguments = [a for a in typing.get_args(kind) if a not in (Ellipsis, types.NoneType, str)]
             kind = arguments[-1] if arguments else None
-    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+    kind = next((each for each in (kind, *typing.get_args(kind)) if isinstance(each, type)), None)
+    return list(kind.model_fields) if kind is not None and issubclass(kind, BaseModel) else []

@@ -14,6 +14,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "model.attention": "model.attention_implementation",
     "model.learned_experts": "model.moe",
     "sequence.window": "sequence.sliding_window (which counts the slot itself: add 1)",
+    "stages.*.max_tiles": "stages.*.image.max_tiles",
     "stages.*.loss.chunk": "stages.*.loss.chunk_size (of a device, not of all)",
     "stages.*.optimizer.decayed": "stages.*.optimizer.weight_decay_mask",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from solo.config.base import ConfigError, Section, decides, nearest
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig
@@ -47,7 +47,7 @@ class Config(Section):
                 raise ValueError(f"{where}: no source {name!r} in data.sources{nearest(name, known)}")
 
         for stage in self.stages:
-            for name in stage.mixture:
+            for name in stage.sources:
                 check(name, f"stage {stage.name!r}, mixture")
         for title, task in self.evaluation.tasks.items():
             check(task.source, f"evaluation task {title!r}")
@@ -55,6 +55,12 @@ class Config(Section):
             check(loss.source, f"evaluation loss {title!r}")
         for name in self.data.tokenizer.train_on:
             check(name, "data.tokenizer.train_on")
+        for number, stage in enumerate(self.stages):
+            try:
+                self.image_in(stage)
+            except ValidationError as error:
+                fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"stages.{number}.image: {fault}") from None
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names repeat: {names}")
@@ -69,7 +75,9 @@ class Config(Section):
 
     def image_in(self, stage: StageConfig) -> ImageConfig:
         """Returns the image section as it applies in a stage."""
-        return self.image if stage.max_tiles is None else self.image.model_copy(update={"max_tiles": stage.max_tiles})
+        if stage.image is None:
+            return self.image
+        return ImageConfig.model_validate({**self.image.model_dump(), **stage.image.model_dump(exclude_none=True)})
 
     def check_runnable(self) -> None:
         """Raises ConfigError if the config describes a model but no run: it has no sources or no stages."""

@@ -115,7 +115,7 @@ def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig
             "batch_rows": settings.batch_rows,
             "row_slots": last.row_slots,
             "slot_multiple": last.slot_multiple,
-            "max_tiles": last.max_tiles,
+            "image": last.image,
             "optimizer": last.optimizer,
         }
     )

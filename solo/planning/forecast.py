@@ -241,6 +241,7 @@ def chosen_stages(config: Config, name: str | None) -> list[StageConfig]:
 def _again(earlier: Sequence[Forecast], stage: StageConfig) -> Forecast | None:
     """Returns an earlier forecast for this stage, if they differ only in name, mixture and number of steps."""
     neutral = {"name": "", "mixture": {"": 1.0}, "steps": 1, "optimizer_state": "reset"}
+    neutral |= {"mixture_schedule": {}, "mixture_changes": {}, "max_epochs": None, "mixture_learning": None}
     for each in earlier:
         same = stage.model_copy(update=neutral) == each.stage.model_copy(update=neutral)
         if stage == each.stage or (same and not each.rows.measured):

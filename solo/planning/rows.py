@@ -79,7 +79,7 @@ def planned_rows(config: Config, stage: StageConfig) -> Rows:
         ConfigError: the data is not prepared, or it does not fit the rows.
     """
     prepared = open_prepared(config)
-    indexes = {name: prepared.sources[name].index for name in stage.mixture}
+    indexes = {name: prepared.sources[name].index for name in stage.sources}
     plan = StagePlan(stage, indexes, config.image_in(stage), config.data, config.seed)
     documents = tuple(
         tuple(Document(*chunk.needs) for chunk in row)

@@ -123,7 +123,7 @@ def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]
 
 
 def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
-    """Returns the line that precedes a stage's first step: its row shape, and counts of its documents."""
+    """Returns the line that precedes a stage's first step: its row shape, its documents and their repetitions."""
     return {
         "kind": "plan",
         "step": step,
@@ -132,7 +132,12 @@ def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
         "text_slots": plan.shape.text_slots,
         "target_slots": plan.shape.target_slots,
         "sources": {
-            name: {"documents": found.documents, "split": found.split, "dropped": dict(found.dropped)}
+            name: {
+                "documents": found.documents,
+                "split": found.split,
+                "dropped": dict(found.dropped),
+                "expected_passes": plan.expected_passes[name],
+            }
             for name, found in plan.chunks.items()
         },
     }

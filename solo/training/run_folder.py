@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from solo.config import Config, ConfigError, differences, dump_config, load_config
+from solo.config import Config, ConfigError, Difference, differences, dump_config, load_config
 from solo.files import complete_checkpoints, is_complete, write_whole
+from solo.training.amendments import amendable, is_amendable
 
 _CHANGES_SHOWN = 10
+
+
+def _hint(refused: Sequence[Difference], steps_done: int) -> str:
+    """Returns how to change a mixture, if that was the aim."""
+    if not any(".mixture" in change.key for change in refused):
+        return ""
+    return (
+        f"\nthe weights of this run can be changed from step {steps_done} on, with stages.N.mixture_changes: "
+        "{step of the stage: {source: weight}}"
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class RunFolder:
         """Creates the folder, or opens that of a run that this config may resume.
 
         A resumed run may change the keys that do not decide its result, such as `mesh` or `model.remat`: its
-        `config.yaml` is rewritten, and `report` is called with a line for every changed key.
+        `config.yaml` is rewritten, and `report` is called with a line for every changed key. The same holds for
+        entries of `mixture_changes` at steps that the newest checkpoint has not passed.
 
         Raises:
             ConfigError: the folder holds a run with another result; the message names the keys that differ. It
@@ -81,12 +93,16 @@ class RunFolder:
             write_whole(run.config_file, dump_config(config))
             run._set_aside_incomplete(report)
             return run
-        changes = differences(run._stored_config(), config)
-        if refused := [change for change in changes if change.decides_at("result")]:
+        stored = run._stored_config()
+        changes = differences(stored, config)
+        allowed = amendable(stored, config, run.newest_step() or 0) if changes else []
+        decisive = [change for change in changes if change.decides_at("result")]
+        if refused := [change for change in decisive if not is_amendable(change.key, allowed)]:
             raise ConfigError(
                 f"{run.path} was made by another config:\n"
                 + "\n".join(f"  {change}" for change in refused[:_CHANGES_SHOWN])
                 + ("\n  ..." if len(refused) > _CHANGES_SHOWN else "")
+                + _hint(refused, run.newest_step() or 0)
                 + "\nchoose another name (name=...), or delete that folder"
             )
         if changes:

@@ -89,7 +89,7 @@ def loss_and_grads(
             {**trainable, **frozen},
             micro,
             stage.loss,
-            sources=tuple(stage.mixture),
+            sources=stage.sources,
             share=1 / stage.accumulate,
         )
         return found[0], found

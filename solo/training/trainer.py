@@ -35,8 +35,10 @@ from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger, began_after
 from solo.training.losses import Measured, means
 from solo.training.metrics import Metrics, MetricsStream, drop_quarantined_after, plan_line
+from solo.training.mixture import MixtureLearner, MixtureMeter, changed_weights
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, trainable_paths
+from solo.training.program import program_of
 from solo.training.run_folder import RunFolder
 from solo.training.step import Stage, TrainState, make_stage
 
@@ -108,6 +110,10 @@ class Trainer:
         self._trained = [frozenset(trainable_paths(self.definition.specs, stage)) for stage in config.stages]
         self._metrics = Metrics()
         self._guard = DataGuard(config.data.max_unreadable, run.quarantine_file)
+        self._meter = MixtureMeter(self.plans)
+        self._learner: MixtureLearner | None = None
+        self._stages: dict[str, Stage] = {}
+        self._compiled: dict[str, Any] = {}
 
     @property
     def num_steps(self) -> int:
@@ -144,12 +150,13 @@ class Trainer:
         stage, plan = self._make_stage(start.stage), self.plans[start.stage]
         if start.stage_step == 0:
             self._metrics.write(plan_line(plan, start.step + 1))
+        self._learner = self._continue_plan(start)
         state = self._enter(stage, start, state, checkpoints)
         step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         pending: tuple[StepInfo, Measured] | None = None
         for info, host_batch in self._batches(start):
             batch = device_batch(host_batch, self.mesh, self._share.count)
-            step = step or self._compile(stage, state, batch)
+            step = step or self._compile(start.stage, stage, state, batch)
             state, measured = step(state, batch)
             self._idle.given(measured["loss"])
             if pending:  # the previous step is read while this one runs
@@ -157,10 +164,15 @@ class Trainer:
             pending = info, measured
             stopping = stop_agreed(info.step, self.observer.stop_requested)
             last = info.stage_step == plan.num_steps
-            if last or stopping or self.config.checkpoint.saves_at(info.step):
+            saving = last or stopping or self.config.checkpoint.saves_at(info.step)
+            learning = self._learner is not None and self._learner.due(info.stage_step) and not last
+            if saving or learning:
                 self._finish(*pending)
                 pending = None
-                snapshot = {} if last else plan.snapshot(info.stage_step)
+            if learning:
+                self._learn(info)
+            if saving:
+                snapshot = {} if last else self._snapshot(info)
                 self._save(state, Progress(info.step, info.stage, info.stage_step, snapshot, self.totals), checkpoints)
             if stopping:
                 checkpoints.wait()
@@ -168,6 +180,30 @@ class Trainer:
                 wait_for_all()  # before the first process ends and takes the others with it
                 raise Interrupted
         return state
+
+    def _continue_plan(self, start: Progress) -> MixtureLearner | None:
+        """Brings a stage's plan to where it starts, and returns what learns its weights, if anything does."""
+        plan, learner = self.plans[start.stage], None
+        if plan.stage.mixture_learning is not None:
+            learner = MixtureLearner(plan.stage.mixture_learning, plan.stage.mixture)
+            if "learned" in start.plan:
+                learner.restore(start.plan["learned"])
+            for step, weights in learner.history.items():
+                plan.change_weights(step, weights)
+        if start.plan:
+            plan.seek(start.plan)
+        return learner
+
+    def _learn(self, info: StepInfo) -> None:
+        """Updates the weights of the steps that follow. Batches that were read ahead are read again."""
+        assert self._learner is not None
+        weights = self._learner.update()
+        step = self.plans[info.stage].change_weights(info.stage_step, weights)
+        self._learner.history[step] = weights
+
+    def _snapshot(self, info: StepInfo) -> dict[str, Any]:
+        snapshot = self.plans[info.stage].snapshot(info.stage_step)
+        return snapshot if self._learner is None else {**snapshot, "learned": self._learner.state()}
 
     def _enter(self, stage: Stage, start: Progress, before: TrainState | None, checkpoints: Checkpoints) -> TrainState:
         """Returns the initial state of a stage: restored, drawn, or carried over from the previous stage."""
@@ -182,65 +218,92 @@ class Trainer:
 
     def _batches(self, start: Progress) -> Iterator[tuple[StepInfo, Batch]]:
         """Yields this host's numpy batches with their `StepInfo`, from the step after `start` to the stage's end."""
-        plan, stage = self.plans[start.stage], self.config.stages[start.stage]
-        if start.plan:
-            plan.seek(start.plan)
-        loader = Loader(
-            plan,
+        plan, before = self.plans[start.stage], start.step - start.stage_step
+        stage_step = start.stage_step
+        while stage_step < plan.num_steps:
+            known = len(self._learner.history) if self._learner else 0
+            with self._loader(start.stage, stage_step, before) as loader:
+                batches = iter(loader)
+                # New weights end the loader, which has read ahead.
+                while stage_step < plan.num_steps and (not self._learner or known == len(self._learner.history)):
+                    asked = time.perf_counter()
+                    batch = next(batches)
+                    got = time.perf_counter()
+                    stage_step += 1
+                    if stage_step > start.stage_step + 1:  # the first wait is part of starting
+                        self.ledger.waited(self._idle.idle(asked, got))
+                    slots = batch.attend.shape[0] * batch.attend.shape[1] * self._share.count
+                    planned = plan.statistics(stage_step - 1, stage_step)
+                    counts = planned, self._stats(batch), slots
+                    yield StepInfo(before + stage_step, start.stage, stage_step, *counts, got - asked), batch
+
+    def _loader(self, number: int, start_step: int, steps_before: int) -> Loader:
+        stage = self.config.stages[number]
+        return Loader(
+            self.plans[number],
             self._sources(stage),
             self.prepared.tokenizer,
             self.config.image_in(stage),
             self.config.data,
             process_index=self._share.index,
             process_count=self._share.count,
-            start_step=start.stage_step,
+            start_step=start_step,
             quarantine=self.run.quarantine_file if self._share.first else None,
             sequence=self.config.sequence,
-            steps_before=start.step - start.stage_step,
+            steps_before=steps_before,
         )
-        with loader:
-            batches = iter(loader)
-            for stage_step in range(start.stage_step + 1, plan.num_steps + 1):
-                asked = time.perf_counter()
-                batch = next(batches)
-                got = time.perf_counter()
-                if stage_step > start.stage_step + 1:  # the first wait is part of starting
-                    self.ledger.waited(self._idle.idle(asked, got))
-                step = start.step - start.stage_step + stage_step
-                slots = batch.attend.shape[0] * batch.attend.shape[1] * self._share.count
-                planned = plan.statistics(stage_step - 1, stage_step)
-                yield StepInfo(step, start.stage, stage_step, planned, self._stats(batch), slots, got - asked), batch
 
     def _stats(self, batch: Batch) -> Callable[[], BatchStats]:
         total = summed(dataclasses.astuple(batch_stats(batch)), self._share, self.mesh)
         return lambda: BatchStats(*total())
 
-    def _compile(self, stage: Stage, state: TrainState, batch: Batch) -> Any:
+    def _compile(self, number: int, stage: Stage, state: TrainState, batch: Batch) -> Any:
+        """Returns a stage's compiled step; stages of the same program, such as those of a curriculum, share it."""
         self.ledger.spent("start-up")
-        compiled = compile_lowered(stage.step.lower(state, batch), self.mesh, self.config.compiler_options)
+        key = program_of(self.plans[number])
+        if key not in self._compiled:
+            self._compiled[key] = compile_lowered(
+                stage.step.lower(state, batch), self.mesh, self.config.compiler_options
+            )
         self.ledger.spent("compile")
-        return compiled
+        return self._compiled[key]
 
     def _finish(self, info: StepInfo, measured: Measured) -> None:
         """Waits for a step, writes its line, and stops the run if the step or its data was bad."""
         where = f"step {info.step} of stage {self.config.stages[info.stage].name!r}"
         self._guard.check(where, info.planned, info.stats())
-        values = means(jax.device_get(measured))
+        measured = jax.device_get(measured)
+        if self._learner is not None:
+            self._learner.add(measured["loss_by_source"])
+        values = means(measured)
         # Since the last reading of the ledger: the end of the previous step, or of a save or a compilation.
         seconds = self.ledger.spent("step", info.step)
         bad_run = values.pop("bad_run")
+        if weights := changed_weights(self.plans[info.stage], info.stage_step):
+            self._tell_of_weights(info, weights)
         line = self._line(info, values, seconds)
         self._metrics.write(line)
         self.observer.step(line, self.num_steps)
         if not values["applied"]:
             self._quarantine(info, values, bad_run)
 
+    def _tell_of_weights(self, info: StepInfo, weights: Mapping[str, float]) -> None:
+        stage = self.config.stages[info.stage]
+        line = {"kind": "mixture", "step": info.step, "stage": stage.name, "stage_step": info.stage_step}
+        self._metrics.write({**line, "weights": weights})
+        if stage.mixture_learning is None:
+            shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+            self.notes.append(f"stage {stage.name}: from step {info.step} on the weights are {shown}")
+            _log.info("%s", self.notes[-1])
+
     def _line(self, info: StepInfo, values: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Returns the line of a step in `metrics.jsonl`, with device measurements and host counts."""
         stats = info.stats()
         flops = sum(step_flops(self.definition, stats, self._trained[info.stage]).values())
         tokens = stats.patches + stats.text
-        self.totals = {"tokens": self.totals["tokens"] + tokens, "flops": self.totals["flops"] + flops}
+        summed_up = {"tokens": self.totals["tokens"] + tokens, "flops": self.totals["flops"] + flops}
+        self.totals = {**self.totals, **summed_up}
+        mixture = self._meter.fields(info.stage, info.planned, self.totals)
         peak = peak_flops(jax.devices()[0].device_kind)
         return {
             "kind": "train",
@@ -253,6 +316,7 @@ class Trainer:
             "visual_tokens": stats.patches,
             "targets": stats.targets,
             "useful_share": tokens / info.slots,
+            **mixture,
             "flops": flops,
             "total_tokens": self.totals["tokens"],
             "total_flops": self.totals["flops"],
@@ -314,15 +378,19 @@ class Trainer:
 
     def _make_stage(self, number: int) -> Stage:
         config, num_steps = self.config, self.plans[number].num_steps
-        stage = config.stages[number]
-        return make_stage(self.definition, stage, num_steps, config.safety, self.mesh, config.compiler_options)
+        stage, key = config.stages[number], program_of(self.plans[number])
+        if key not in self._stages:
+            self._stages[key] = make_stage(
+                self.definition, stage, num_steps, config.safety, self.mesh, config.compiler_options
+            )
+        return self._stages[key]
 
     def _plan(self, stage: StageConfig) -> StagePlan:
         indexes = {name: source.index for name, source in self._sources(stage).items()}
         return StagePlan(stage, indexes, self.config.image_in(stage), self.config.data, self.config.seed)
 
     def _sources(self, stage: StageConfig) -> dict[str, Any]:
-        return {name: self.prepared.sources[name] for name in stage.mixture}
+        return {name: self.prepared.sources[name] for name in stage.sources}
 
     def _steps_before(self, number: int) -> int:
         return sum(plan.num_steps for plan in self.plans[:number])

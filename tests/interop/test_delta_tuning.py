@@ -52,7 +52,7 @@ def batch(model):
 
 def test_stages_of_the_recipe() -> None:
     assert [stage["name"] for stage in RECIPE["stages"]] == list(FROZEN)
-    assert [stage.get("max_tiles") for stage in RECIPE["stages"]] == [4, 6, 12, 24]
+    assert [stage["image"]["max_tiles"] for stage in RECIPE["stages"]] == [4, 6, 12, 24]
 
 
 def test_experts_of_an_upcycled_model_start_as_copies(model) -> None:

@@ -89,7 +89,8 @@ def test_a_run_whose_documents_cannot_be_read_ends_with_status_2(tmp_path: Path,
     def unreadable(self, *args):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(PreparedSource, "chunk", unreadable)
+    for method in ("whole", "chunk"):
+        monkeypatch.setattr(PreparedSource, method, unreadable)
     assert main(["train", str(tmp_path / "config.yaml")]) == 2
     said = capsys.readouterr().err
     assert "step 1 of stage 'second' has no target to learn from" in said

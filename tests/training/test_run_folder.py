@@ -87,3 +87,23 @@ def test_a_run_is_trained_by_one_process(tmp_path: Path) -> None:
     ):
         train(config)
     assert not (config.run_folder / "config.yaml").exists()
+
+
+def test_only_entries_that_have_not_taken_effect_may_change(tmp_path: Path) -> None:
+    trained_on_all = "data.tokenizer.train_on=[]"
+    run, _ = opened(tmp_path, trained_on_all)
+    sources = ", ".join(load_config(run.config_file).data.sources)
+    _, notes = opened(tmp_path, trained_on_all, "stages.0.mixture_changes={20: {digits: 0.5}}")
+    assert notes == ["resumed with stages.0.mixture_changes.20.digits=0.5, before None"]
+    checkpoint = run.checkpoints / "30"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / COMMIT_MARKER).touch()
+    for refused in ("{}", "{20: {digits: 0.7}}", "{20: {digits: 0.5}, 29: {digits: 0.6}}"):
+        with pytest.raises(ConfigError, match="can be changed from step 30 on"):
+            opened(tmp_path, trained_on_all, f"stages.0.mixture_changes={refused}")
+    added = ["stages.0.mixture_changes={20: {digits: 0.5}, 30: {more: 0.6}}", "data.sources.more={reader: digits}"]
+    with pytest.raises(ConfigError, match=r"the run's tokenizer was trained .* data\.tokenizer\.train_on=\["):
+        opened(tmp_path, trained_on_all, *added)
+    opened(tmp_path, *added, f"data.tokenizer.train_on=[{sources}]")
+    with pytest.raises(ConfigError, match=r"data\.sources\.other"):
+        opened(tmp_path, *added, f"data.tokenizer.train_on=[{sources}]", "data.sources.other={reader: digits}")

@@ -103,7 +103,7 @@ def test_metrics_count_what_the_plan_holds(prepared_folder: Path) -> None:
     config = make(prepared_folder, name="plain")
     trainer = train(config)
     plan, *_ = read_metrics(config.run_folder / "metrics.jsonl")
-    assert plan["sources"]["digits"] == {"documents": 200, "split": 0, "dropped": {}}
+    assert plan["sources"]["digits"].items() >= {"documents": 200, "split": 0, "dropped": {}}.items()
     lines = steps(RunFolder(config.run_folder))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     statistics = trainer.plans[0].statistics(0, 4)

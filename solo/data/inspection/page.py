@@ -171,7 +171,7 @@ def _sample(source: PreparedSource, number: int, config: Config, prepared: Prepa
 def _stage(stage: StageConfig, config: Config, prepared: Prepared, step: int) -> StageView:
     from solo.data.inspection.figures import shares
 
-    sources = {name: prepared.sources[name] for name in stage.mixture}
+    sources = {name: prepared.sources[name] for name in stage.sources}
     image = config.image_in(stage)
     plan = StagePlan(stage, {name: source.index for name, source in sources.items()}, image, config.data, config.seed)
     planned = max(1, min(plan.num_steps, -(-_PLANNED_ROWS // stage.batch_rows)))
@@ -199,7 +199,7 @@ def _stage(stage: StageConfig, config: Config, prepared: Prepared, step: int) ->
 
 def _uses(stage: StageConfig, plan: StagePlan, drawn: np.ndarray, planned: int) -> Sequence[Use]:
     found = []
-    for (name, weight), count in zip(stage.mixture.items(), drawn, strict=True):
+    for (name, weight), count in zip(plan.weights(0).items(), drawn, strict=True):
         chunks = plan.chunks[name]
         notes = [f"{chunks.split:,} documents cut to fit a row"] if chunks.split else []
         notes += [f"{number:,} left out: {reason}" for reason, number in chunks.dropped.items()]

@@ -2,14 +2,14 @@
 
 A window draws from the stream until its documents fill both regions of its rows, with some to spare: even the last row
 has a choice, and a surplus of patches or text waits for its counterpart. Documents that are left over are carried to
-the next window. The state between two windows is the position in the stream and the carried documents.
+the next window. The state between two windows is that of drawing and the carried documents.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from solo.data.planning import tuning
 from solo.data.planning.chunks import Chunks
-from solo.data.planning.mixture import MixtureStream
+from solo.data.planning.draws import Draws, DrawState
 from solo.data.planning.packing import pack
 from solo.data.planning.permutation import derive_key, permute
 from solo.data.planning.row_shape import RowShape
@@ -26,11 +26,11 @@ from solo.data.planning.row_shape import RowShape
 class PackingState(NamedTuple):
     """The state of planning before a window.
 
-    cursor  number of positions of the stream that have been drawn
-    carry   int64 [c]: positions of the documents that were drawn but not placed, oldest first
+    drawn  what has been drawn
+    carry  int64 [c]: chunks that were drawn but not placed, oldest first, counted over all sources
     """
 
-    cursor: int
+    drawn: DrawState
     carry: np.ndarray
 
 
@@ -71,25 +71,25 @@ class PackingPlanner:
     Thread-safe. Pickles without the windows that were planned.
 
     Args:
-        stream: the order in which chunks are drawn.
-        chunks: chunks of every source, in the stream's order; each fits an empty row.
+        draws: the order in which chunks are drawn.
+        chunks: chunks of every source, in the order of `draws`; each fits an empty row.
         shape: slots of a row.
         rows: R, rows of a window.
         key: selects the shuffles of the rows.
     """
 
-    def __init__(self, stream: MixtureStream, chunks: Sequence[Chunks], shape: RowShape, rows: int, key: int) -> None:
+    def __init__(self, draws: Draws, chunks: Sequence[Chunks], shape: RowShape, rows: int, key: int) -> None:
         self.rows = rows
         self._chunks = list(chunks)
         self.first_chunk = np.cumsum([0, *(len(table) for table in chunks)])
-        self._stream, self._shape, self._key = stream, shape, key
-        sampled = min(tuning.SPARE_DOCUMENTS, stream.length or tuning.SPARE_DOCUMENTS)
-        first_drawn = self._lookup(np.arange(sampled))
+        self.draws, self._shape, self._key = draws, shape, key
+        sampled = min(tuning.SPARE_DOCUMENTS, draws.length or tuning.SPARE_DOCUMENTS)
+        first_drawn = self.numbers(*draws.stream.lookup(np.arange(sampled)))
         self._documents_per_row = shape.slots / float(self.needs(first_drawn)[:, :2].sum(axis=1).mean())
         self._spare_rows = min(tuning.SPARE_ROWS, 2 + int(tuning.SPARE_DOCUMENTS / self._documents_per_row))
         self._windows: OrderedDict[int, PackingWindow] = OrderedDict()
         self._sums: OrderedDict[int, RowSums] = OrderedDict()
-        self._states: dict[int, PackingState] = {0: PackingState(0, np.zeros(0, np.int64))}
+        self._states: dict[int, PackingState] = {0: PackingState(DrawState(), np.zeros(0, np.int64))}
         self._lock = threading.RLock()
 
     def window(self, number: int) -> PackingWindow:
@@ -123,6 +123,16 @@ class PackingPlanner:
                     self._remember(before + 1, state)
             return self._states[number]
 
+    def change_weights(self, number: int, weights: Mapping[str, float]) -> None:
+        """Changes the weights from window `number` on, and forgets these windows."""
+        with self._lock:
+            self.draws.weights.change(number * self.draws.window_steps, weights)
+            for known in (self._windows, self._sums):
+                for later in [window for window in known if window >= number]:
+                    del known[later]
+            for later in [window for window in self._states if window > number]:
+                del self._states[later]
+
     def set_state(self, number: int, state: PackingState) -> None:
         """Stores the state before a window."""
         with self._lock:
@@ -130,7 +140,7 @@ class PackingPlanner:
 
     def is_end(self, state: PackingState) -> bool:
         """Returns whether every document of a finite stream has been drawn and placed."""
-        return state.cursor == self._stream.length and not len(state.carry)
+        return state.drawn.cursor == self.draws.length and not len(state.carry)
 
     def needs(self, chunks: np.ndarray) -> np.ndarray:
         """Returns patch, text and target slots of each chunk, int64 [n, 3]. Chunks are counted over all sources."""
@@ -154,16 +164,16 @@ class PackingPlanner:
                     del self._states[known]
 
     def _plan(self, number: int, state: PackingState) -> PackingWindow:
-        positions, chunks, needs, cursor = self._draw(state)
+        chunks, needs, drawn = self._draw(number, state)
         rows = [np.sort(row) for row in pack(needs, self._shape, self.rows) if len(row)]
         # The rows of a batch must not depend on the order of packing. Empty rows, at the end of a stage counted in
         # epochs, stay last.
         order = permute(np.arange(len(rows)), max(len(rows), 1), derive_key(self._key, number))
         placed = np.concatenate([np.zeros(0, np.int64), *(rows[place] for place in order)])
         ends = np.cumsum([len(rows[place]) for place in order] + [0] * (self.rows - len(rows)))
-        left = np.ones(len(positions), bool)
+        left = np.ones(len(chunks), bool)
         left[placed] = False
-        return PackingWindow(chunks[placed], needs[placed], ends, PackingState(cursor, positions[left]))
+        return PackingWindow(chunks[placed], needs[placed], ends, PackingState(drawn, chunks[left]))
 
     def _sum(self, window: PackingWindow) -> RowSums:
         row = np.repeat(np.arange(self.rows), np.diff(window.ends, prepend=0))
@@ -173,32 +183,31 @@ class PackingPlanner:
         found = np.bincount(row * sources + self.source(window.chunks), minlength=self.rows * sources)
         return RowSums(needs, found.reshape(self.rows, sources))
 
-    def _draw(self, state: PackingState) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Returns positions, chunks and needs of the documents to pack, oldest first, and the cursor after them."""
+    def _draw(self, number: int, state: PackingState) -> tuple[np.ndarray, np.ndarray, DrawState]:
+        """Returns chunks and needs of the documents to pack, oldest first, and the state of drawing after them."""
         wanted = self.rows + self._spare_rows
         enough = np.asarray([self._shape.patch_slots, self._shape.text_slots]) * wanted
         most = self._shape.slots * (wanted + tuning.MOST_SPARE_ROWS)
-        positions, chunks, cursor = [state.carry], [self._lookup(state.carry)], state.cursor
-        needs = [self.needs(chunks[0])]
+        chunks, drawn = [state.carry], state.drawn
+        needs = [self.needs(state.carry)]
         total = needs[0][:, :2].sum(axis=0)
-        while (total < enough).any() and total.sum() < most and cursor != self._stream.length:
-            stop = cursor + tuning.LOOKED_UP
-            ahead = np.arange(cursor, min(stop, self._stream.length or stop))
-            drawn = self._lookup(ahead)
-            wants = self.needs(drawn)
+        while (total < enough).any() and total.sum() < most:
+            source, chunk = self.draws.ahead(drawn, number)
+            if not len(source):
+                break
+            ahead = self.numbers(source, chunk)
+            wants = self.needs(ahead)
             totals = total + np.cumsum(wants[:, :2], axis=0)
             stops = (totals >= enough).all(axis=1) | (totals.sum(axis=1) >= most)
             # Takes exactly as many as needed, however many were looked up.
             taken = int(np.argmax(stops)) + 1 if stops.any() else len(ahead)
-            positions.append(ahead[:taken])
-            chunks.append(drawn[:taken])
+            chunks.append(ahead[:taken])
             needs.append(wants[:taken])
-            total, cursor = totals[taken - 1], cursor + taken
-        return np.concatenate(positions), np.concatenate(chunks), np.concatenate(needs), cursor
+            total, drawn = totals[taken - 1], self.draws.after(drawn, number, source[:taken])
+        return np.concatenate(chunks), np.concatenate(needs), drawn
 
-    def _lookup(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the chunks drawn at these positions, int64 [n], counted over all sources."""
-        source, chunk = self._stream.lookup(positions)
+    def numbers(self, source: np.ndarray, chunk: np.ndarray) -> np.ndarray:
+        """Returns the numbers of chunks, int64 [n], counted over all sources."""
         return self.first_chunk[source] + chunk
 
     def __getstate__(self) -> dict[str, Any]:

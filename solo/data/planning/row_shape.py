@@ -147,7 +147,8 @@ def _whole(indexes: Mapping[str, SourceIndex], needs: Sequence[np.ndarray]) -> l
     found = []
     for index, need in zip(indexes.values(), needs, strict=True):
         documents = len(need) * len(index) // max(min(len(index), tuning.MEASURED_RECORDS), 1)
-        found.append(SourceSize(documents, documents, int(need[:, :2].sum()) * documents // max(len(need), 1)))
+        slots, targets = (int(sums) * documents // max(len(need), 1) for sums in (need[:, :2].sum(), need[:, 2].sum()))
+        found.append(SourceSize(documents, documents, slots, targets))
     return found
 
 

@@ -16,9 +16,11 @@ import numpy as np
 from solo.config import ConfigError, DataConfig, ImageConfig, StageConfig
 from solo.data.planning import tuning
 from solo.data.planning.chunks import Chunks, make_chunks
-from solo.data.planning.mixture import MixtureStream, SourceSize
+from solo.data.planning.draws import Draws, DrawState
+from solo.data.planning.mixture import SourceSize, draw_weights
 from solo.data.planning.packing import MAX_SLOTS
 from solo.data.planning.packing_windows import PackingPlanner, PackingState
+from solo.data.planning.passes import check_passes, documents_per_row
 from solo.data.planning.permutation import derive_key
 from solo.data.planning.row_shape import RowShape, mean_needs, row_shapes, sample_index, text_per_patch
 from solo.data.store.index import SourceIndex
@@ -69,7 +71,7 @@ class StagePlan:
 
     Args:
         stage: mixture, rows and length.
-        indexes: sources of `stage.mixture`, in its order.
+        indexes: sources of the stage (`stage.sources`), in that order.
         image: how images become patches.
         data: rows of a packing window, and what to do with documents that are too long.
         seed: seed of the run.
@@ -77,24 +79,29 @@ class StagePlan:
     Attributes:
         shape: slots of a row, given in the stage or chosen so that the data fills them.
         chunks: the chunks of each source, and how many of its records were split or dropped.
+        expected_passes: how often the stage is expected to read each source, to about 1%.
 
     Raises:
-        ConfigError: no record of a source fits a row, or no shape can be found.
+        ConfigError: no record of a source fits a row, no shape can be found, or a source would pass `max_epochs`.
     """
 
     def __init__(
         self, stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, seed: int
     ) -> None:
-        if list(indexes) != list(stage.mixture):
-            raise ConfigError(f"stage {stage.name!r} mixes {list(stage.mixture)}, but was given {list(indexes)}")
+        if tuple(indexes) != stage.sources:
+            raise ConfigError(f"stage {stage.name!r} mixes {list(stage.sources)}, but was given {list(indexes)}")
         self.stage = stage
-        self.shape = choose_row_shape(stage, indexes, image, data)
+        # What is decided during the run must not touch the steps before it.
+        planned, first = stage.planned(), {name: indexes[name] for name in stage.mixture}
+        self.shape = choose_row_shape(planned, first, image, data)
         if max(astuple(self.shape)) > MAX_SLOTS:
             raise ConfigError(f"stage {stage.name!r}: {self.shape} has more than {MAX_SLOTS:,} slots of a kind")
-        self.chunks = _chunks(stage, indexes, image, data, self.shape)
+        self.chunks = _chunks(planned, indexes, image, data, self.shape)
         # A batch must not span two windows.
         window_rows = -(-data.packing_window // stage.batch_rows) * stage.batch_rows
         self._planner, self._key = _planner(stage, self.chunks, self.shape, window_rows, seed)
+        self._means = np.asarray([table.totals / len(table) for table in self.chunks.values()])
+        self.expected_passes = check_passes(stage, self._planner.draws, _sizes(self.chunks), self._means, self.shape)
 
     @cached_property
     def num_steps(self) -> int:
@@ -130,7 +137,12 @@ class StagePlan:
         """Returns the planner's state before a step as a small JSON mapping, from which `seek` continues."""
         number = step * self.stage.batch_rows // self._planner.rows
         state = self._planner.state(number)
-        return {"plan": f"{self._key:016x}", "window": number, "cursor": state.cursor, "carry": state.carry.tolist()}
+        return {
+            "plan": f"{self._key:016x}",
+            "window": number,
+            "drawn": state.drawn._asdict(),
+            "waiting": state.carry.tolist(),
+        }
 
     def seek(self, snapshot: Mapping[str, Any]) -> None:
         """Continues from a snapshot.
@@ -143,8 +155,61 @@ class StagePlan:
                 f"the snapshot of stage {self.stage.name!r} comes from another plan: its sources, row shape, packing "
                 "window, batch_rows or seed have changed since"
             )
-        state = PackingState(int(snapshot["cursor"]), np.asarray(snapshot["carry"], np.int64))
-        self._planner.set_state(int(snapshot["window"]), state)
+        if "carry" in snapshot:  # written by an earlier version, which knew only constant mixtures
+            drawn = DrawState(int(snapshot["cursor"]))
+            waiting = self._planner.numbers(*self._planner.draws.stream.lookup(np.asarray(snapshot["carry"], np.int64)))
+        else:
+            state = snapshot["drawn"]
+            drawn = DrawState(int(state["cursor"]), tuple(state["counts"]), tuple(state["credit"]))
+            waiting = np.asarray(snapshot["waiting"], np.int64)
+        self._planner.set_state(int(snapshot["window"]), PackingState(drawn, waiting))
+
+    @property
+    def rounded_up(self) -> dict[str, float]:
+        """The sources that are drawn at least twice as often as their weight says, because they are in every block."""
+        if self.stage.steps is None:
+            return {}
+        drawn = self._planner.draws.shares(0)
+        wanted = draw_weights(self.stage, _sizes(self.chunks))
+        return {
+            name: float(drawn[number] / wanted[number])
+            for number, name in enumerate(self.stage.sources)
+            if drawn[number] > 2 * wanted[number] > 0
+        }
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Returns the weights with which the documents of a step's packing window are drawn."""
+        draws = self._planner.draws
+        found = draws.weights.at(step - step % draws.window_steps)
+        return dict(zip(self.stage.sources, found.tolist(), strict=True))
+
+    @property
+    def weight_steps(self) -> list[int]:
+        """The steps at which other weights are given than before, without those that are learned; empty if none are."""
+        return self._planner.draws.weights.steps
+
+    def expected_fill(self, step: int) -> float:
+        """Returns the largest share of slots that rows can fill in the long run with the weights of a step.
+
+        Rows that suit one mixture of patches and text leave slots of another one empty.
+        """
+        draws = self._planner.draws
+        means = draws.shares(step // draws.window_steps) @ self._means
+        return documents_per_row(means, self.shape) * float(means[:2].sum()) / self.shape.slots
+
+    def change_weights(self, step: int, weights: Mapping[str, float]) -> int:
+        """Changes the weights from a step on, and forgets what was planned after it.
+
+        Returns:
+            The step from which they hold; see `takes_effect`.
+        """
+        held_from = self.takes_effect(step)
+        self._planner.change_weights(held_from // self._planner.draws.window_steps, weights)
+        return held_from
+
+    def takes_effect(self, step: int) -> int:
+        """Returns the step from which weights given for a step hold: the first one of a packing window."""
+        return -(-step // self._planner.draws.window_steps) * self._planner.draws.window_steps
 
     def statistics(self, start: int, stop: int) -> PlanStatistics:
         """Returns sums over the steps [start, stop), which it plans if necessary."""
@@ -217,7 +282,7 @@ def _try_shape(
 def _chunks(
     stage: StageConfig, indexes: Mapping[str, SourceIndex], image: ImageConfig, data: DataConfig, shape: RowShape
 ) -> dict[str, Chunks]:
-    reserved = text_per_patch(stage, indexes, image)
+    reserved = text_per_patch(stage, {name: indexes[name] for name in stage.mixture}, image)
     chunks = {name: make_chunks(index, image, shape, data.overlong, reserved) for name, index in indexes.items()}
     for name, found in chunks.items():
         if not len(found):
@@ -233,14 +298,20 @@ def _planner(
 ) -> tuple[PackingPlanner, int]:
     """Returns the planner, and a key that identifies the plan: it depends on config, data and seed."""
     sizes = _sizes(chunks)
-    counts = [number for size in sizes for number in astuple(size)]
-    key = derive_key(seed, stage.name, repr(stage.mixture), window_rows, *astuple(shape), *counts)
-    return PackingPlanner(MixtureStream(stage, sizes, seed), list(chunks.values()), shape, window_rows, key), key
+    # Sources that a change adds, and changes themselves, leave the key as it is.
+    counts = [number for size in sizes[: len(stage.mixture)] for number in (size.documents, size.chunks, size.slots)]
+    parts = [stage.mixture_schedule, stage.mixture_between, stage.max_epochs, stage.mixture_learning]
+    further = [repr(parts)] if any(part not in ({}, None, "step") for part in parts) else []
+    key = derive_key(seed, stage.name, repr(stage.mixture), window_rows, *astuple(shape), *counts, *further)
+    draws = Draws(stage, sizes, max(window_rows // stage.batch_rows, 1), seed)
+    return PackingPlanner(draws, list(chunks.values()), shape, window_rows, key), key
 
 
 def _sizes(chunks: Mapping[str, Chunks]) -> list[SourceSize]:
     return [
-        SourceSize(found.documents - sum(found.dropped.values()), len(found), int(found.totals[:2].sum()))
+        SourceSize(
+            found.documents - sum(found.dropped.values()), len(found), int(found.totals[:2].sum()), int(found.totals[2])
+        )
         for found in chunks.values()
     ]
 

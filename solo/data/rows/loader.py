@@ -193,9 +193,9 @@ class Loader:
         sequence: SequenceConfig = _PLAIN,
         steps_before: int = 0,
     ) -> None:
-        if list(sources) != list(plan.stage.mixture):
+        if tuple(sources) != plan.stage.sources:
             raise ConfigError(
-                f"stage {plan.stage.name!r} mixes {list(plan.stage.mixture)}, but was given {list(sources)}"
+                f"stage {plan.stage.name!r} mixes {list(plan.stage.sources)}, but was given {list(sources)}"
             )
         local, left = divmod(plan.stage.batch_rows, process_count)
         if left:

@@ -100,7 +100,7 @@ class MeasuredStatistics:
 def endless_plan(config: Config, prepared: Prepared) -> StagePlan:
     """Returns the data plan of a run's stage, without an end."""
     stage = config.stages[0]
-    indexes = {name: prepared.sources[name].index for name in stage.mixture}
+    indexes = {name: prepared.sources[name].index for name in stage.sources}
     endless = stage.model_copy(update={"steps": 10**9})
     return StagePlan(endless, indexes, config.image_in(stage), config.data, config.seed)
 
@@ -108,7 +108,7 @@ def endless_plan(config: Config, prepared: Prepared) -> StagePlan:
 def first_batches(config: Config, prepared: Prepared, plan: StagePlan, count: int) -> list[Batch]:
     """Returns the first batches that a run of this config trains on."""
     stage = config.stages[0]
-    sources = {name: prepared.sources[name] for name in stage.mixture}
+    sources = {name: prepared.sources[name] for name in stage.sources}
     data = config.data.model_copy(update={"worker_processes": 0})
     loader = Loader(plan, sources, prepared.tokenizer, config.image_in(stage), data, sequence=config.sequence)
     with loader:

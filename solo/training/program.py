@@ -1,0 +1,28 @@
+"""What decides a stage's compiled step: stages of equal programs, such as those of a curriculum, share one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solo.data.planning.stage_plan import StagePlan
+
+# The keys of a stage that decide its data alone.
+_DATA: dict[str, Any] = {
+    "name": "",
+    "mixture_by": "documents",
+    "mixture_schedule": {},
+    "mixture_changes": {},
+    "max_epochs": None,
+    "mixture_learning": None,
+    "image": None,
+}
+
+
+def program_of(plan: StagePlan) -> str:
+    """Returns a text that is equal for stages of equal programs, given the same model and machine."""
+    stage = plan.stage
+    mixture = dict.fromkeys(stage.sources, 1.0)  # their names are in the program's output
+    # A constant rate does not depend on the number of steps.
+    steps = 1 if stage.optimizer.schedule == "constant" else plan.num_steps
+    neutral = stage.model_copy(update={**_DATA, "mixture": mixture, "steps": steps, "epochs": None})
+    return f"{plan.shape} {neutral.model_dump_json()}"
