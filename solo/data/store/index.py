@@ -23,7 +23,6 @@ TEXT, SUPERVISED_TEXT, IMAGE, TURNED_IMAGE = 0, 1, 2, 3
 # A run is one uint32: two bits of kind, and 30 bits of tokens or of an image's number.
 _VALUE_BITS = 30
 MOST_TOKENS = MOST_IMAGES = (1 << _VALUE_BITS) - 1
-MOST_SIDE = 0xFFFF
 _BLOCK = 1 << 16  # records of which counts are computed at once
 
 
@@ -210,12 +209,6 @@ def joined_runs(parts: Sequence[TextRun | Image], images: Iterator[tuple[int, bo
     return found
 
 
-def check_sides(width: int, height: int) -> None:
-    """Raises OSError if an image has a side that the index cannot hold."""
-    if max(width, height) > MOST_SIDE:
-        raise OSError(f"it has {width:,} x {height:,} pixels; a side of at most {MOST_SIDE:,} is read")
-
-
 class IndexBuilder:
     """Collects the runs of one record after another, in memory."""
 
@@ -232,8 +225,6 @@ class IndexBuilder:
             OSError: the header of an image cannot be read, or it is too large; nothing is added.
         """
         headers = [part.header() for part in parts if isinstance(part, Image)]
-        for width, height, _ in headers:
-            check_sides(width, height)
         first = len(self._sizes) // 2
         numbers = ((first + number, turned) for number, (_, _, turned) in enumerate(headers))
         self._runs.extend(joined_runs(parts, numbers))
