@@ -10,6 +10,7 @@ from solo.config.base import ConfigError, Section, nearest
 from solo.config.compare import Difference, differences, identity, keys_deciding
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
+from solo.config.filters import FilterConfig
 from solo.config.model import (
     ExpertsConfig,
     MeshConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "Difference",
     "EvaluationConfig",
     "ExpertsConfig",
+    "FilterConfig",
     "HeldOutConfig",
     "ImageConfig",
     "LossConfig",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from solo.config.base import Section, decides
+from solo.config.filters import FilterConfig
 
 
 class TokenizerConfig(Section):
@@ -161,6 +162,36 @@ class SourceConfig(Section):
     reader: str = Field("auto", description="auto: chosen from the path and what is there")
     options: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=1, description="records to take; required by endless readers")
+    filters: FilterConfig = FilterConfig()
+    empty_answers: Literal["set_aside", "read", "learn"] = Field(
+        "set_aside",
+        description="an assistant or text turn without any text: set_aside: its record is quarantined; read: the turn"
+        " is not learned; learn: the model learns to end the turn at once",
+    )
+    held_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the records that take: train leaves out and take: held_out takes; chosen by their images,"
+        " or by their text if they have none",
+    )
+    take: Literal["all", "train", "held_out"] = "all"
+    deduplicate: Literal["none", "exact", "images", "similar_images"] = Field(
+        "none",
+        description="keep the first of the records with the same turns (exact), the same image files (images) or images"
+        " that look alike (similar_images, extra: dedup); records without images by their turns",
+    )
+    similar_bits: int = Field(
+        0, ge=0, le=7, description="similar_images: bits of 64 in which the perceptual hashes of two images may differ"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SourceConfig:
+        if (self.held_out > 0) != (self.take != "all"):
+            raise ValueError("held_out and take go together: a share above 0, and take: train or held_out")
+        if self.similar_bits and self.deduplicate != "similar_images":
+            raise ValueError("similar_bits goes with deduplicate: similar_images")
+        return self
 
     @model_validator(mode="before")
     @classmethod

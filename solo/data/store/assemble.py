@@ -10,6 +10,7 @@ Reads no token, and no image unless parts share some (`solo.data.store.sharing`)
     index/<content>/excluded.npy       int64 [E, 2]          number of each record of the parts that is left out, in
                                                              order; tokens of it and of those before it
     quarantine.jsonl                   one line per example that was left out, with its source
+    filtered.jsonl                     some of the records that each setting left out, up to 100 for a part and setting
     source.json                        `Description`, written last
 
 The same parts give the same bytes.
@@ -82,6 +83,7 @@ def assemble(
         shutil.rmtree(partial, ignore_errors=True)
     quarantined = sum(part.first.quarantined + part.second.quarantined for part in made)
     reasons = _write_quarantine(folder, source, made)
+    _write_filtered(folder, source, made)
     images, text, supervised = _totals(index)
     description = Description(
         fingerprint=fingerprint,
@@ -92,7 +94,7 @@ def assemble(
         records=len(index),
         quarantined=quarantined,
         reasons=reasons,
-        excluded=left_out,
+        filtered=_filtered(made, left_out),
         images=images,
         distinct_images=len(index.image_size),
         text_tokens=text,
@@ -244,6 +246,26 @@ def _replace(partial: Path, final: Path) -> None:
             path.replace(final / path.name)
         return
     partial.rename(final)
+
+
+def _filtered(parts: Sequence[_Part], excluded: int) -> dict[str, int]:
+    """Returns how many records are left out, by setting."""
+    counts = Counter({"deduplicate": excluded} if excluded else {})
+    for part in parts:
+        counts.update(part.first.filtered)
+    return dict(sorted(counts.items()))
+
+
+def _write_filtered(folder: Path, source: str, parts: Sequence[_Part]) -> None:
+    lines = []
+    for part in parts:
+        if part.first.filtered:
+            text = (part.folder / f"{part.name}.filtered.jsonl").read_text(encoding="utf-8")
+            lines += [json_line({"source": source} | json.loads(line)) for line in text.splitlines()]
+    if lines:
+        write_whole(folder / "filtered.jsonl", "".join(lines))
+    else:
+        (folder / "filtered.jsonl").unlink(missing_ok=True)
 
 
 def _write_quarantine(folder: Path, source: str, parts: Sequence[_Part]) -> dict[str, int]:

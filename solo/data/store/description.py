@@ -35,11 +35,11 @@ class Description:
     content           of the parts, the tokens and the excluded records; names the folder of the index
     tokens            of tokenizer and template; part of the names of token files
     width             bytes of a stored token
-    examples          examples that were read: records, quarantined and excluded ones
+    examples          examples that were read: records, quarantined and filtered ones
     records           records that can be drawn
     quarantined       examples that were left out because they cannot be used
     reasons           how many of them for each kind of reason
-    excluded          records that were left out although they can be used
+    filtered          records that the source's settings left out, by setting; `deduplicate` for duplicates
     images            images of all records
     distinct_images   different images of all parts
     text_tokens       text tokens of all records
@@ -56,7 +56,7 @@ class Description:
     records: int
     quarantined: int
     reasons: dict[str, int]
-    excluded: int
+    filtered: dict[str, int]
     images: int
     distinct_images: int
     text_tokens: int

@@ -9,6 +9,7 @@ two layers, each complete once its manifest exists, which is written last:
                                       its name is <part>.<mask>.images
     <part>.table.npz                  `ImageTable`, and a digest of the content of every record
     <part>.quarantine.jsonl           examples that cannot be read
+    <part>.filtered.jsonl             some of the records that the source's settings leave out
     <part>.<tokens>.*                 see `solo.data.store.part_tokens`
 
 The first layer, here, does not depend on the tokenizer. Files without content are not written.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,16 +28,19 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from solo.data.filters.duplicates import key_of, perceptual_hash
+from solo.data.filters.selection import EmptyAnswerError, Filtered
 from solo.data.readers import Ignored, Omitted, Unreadable
 from solo.data.readers.paths import stamp
 from solo.data.record import Image, Place, Record, Turn
 from solo.data.store.checksums import FileSum
-from solo.data.store.part_files import PartFiles, Quarantine, place_text, read_manifest, write_manifest
+from solo.data.store.part_files import FilteredFile, PartFiles, Quarantine, place_text, read_manifest, write_manifest
 
 _DIGEST = 16  # bytes
 _RECORDS_TOGETHER = 16  # records that ArrayRecord compresses, and so reads, together
 
 Header = tuple[int, int, bool]
+Select = Callable[[Record, Sequence[bytes], Sequence[tuple[int, int]]], Record | Filtered]
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,13 @@ class PartManifest:
     """What the first layer of a part holds.
 
     part         name of the reader's part
-    examples     records and quarantined examples
+    examples     records, quarantined examples and filtered records
     records      records in `.records`
     images       entries of the image table
     dropped      which of them earlier parts hold, as packed bits in hexadecimal; "" if this part holds all of them
     quarantined  examples that cannot be read
     refused      the first few of them, for messages
+    filtered     records that the source's settings leave out, by setting
     omitted      how many pieces of records the reader has left out, by what they are
     ignored      the first place of each key that the reader ignores
     inputs       stamp of every file from which an image was read (`solo.data.store.inputs`)
@@ -63,6 +68,7 @@ class PartManifest:
     dropped: str
     quarantined: int
     refused: list[str]
+    filtered: dict[str, int]
     omitted: dict[str, int]
     ignored: dict[str, str]
     inputs: dict[str, tuple[int, int]]
@@ -111,6 +117,31 @@ def read_record_digests(folder: Path, part: str) -> np.ndarray:
     with np.load(folder / f"{part}.table.npz") as arrays:
         found: np.ndarray = arrays["records"]
         return found
+
+
+class RecordKeys(NamedTuple):
+    """What tells duplicates among the n records of a part (`solo.data.filters.duplicates`).
+
+    exact    uint64 [n]   of the turns, images by their content
+    images   uint64 [n]   of the image files; equals `exact` for a record without images
+    similar  uint64 [n]   perceptual hash of the only image, or a key of those of several; empty unless asked for
+    single   bool [n]     whether the record has one image; empty as `similar`
+    """
+
+    exact: np.ndarray
+    images: np.ndarray
+    similar: np.ndarray
+    single: np.ndarray
+
+
+def read_keys(folder: Path, part: str) -> RecordKeys:
+    """Returns the keys of a part's records."""
+    with np.load(folder / f"{part}.table.npz") as arrays:
+        exact = arrays["records"][:, :8].copy().view(">u8").astype(np.uint64).ravel()
+        images = arrays.get("record_images", exact)
+        return RecordKeys(
+            exact, images, arrays.get("similar", np.zeros(0, np.uint64)), arrays.get("single", np.zeros(0, bool))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +219,8 @@ class PartWriter:
         check: returns (width, height, turned) of an image, or raises an OSError that says why it cannot be used. It is
             called once for each distinct image.
         stamp: returns what identifies the content of an image's file.
+        select: returns the record to store, or why it is left out; see `solo.data.filters.Selection`.
+        similar: keep perceptual hashes of images.
     """
 
     def __init__(
@@ -197,6 +230,8 @@ class PartWriter:
         part: str,
         check: Callable[[Image], Header],
         stamp: Callable[[str], tuple[int, int]] = stamp,
+        select: Select | None = None,
+        similar: bool = False,
     ) -> None:
         self._files = PartFiles(folder, fingerprint)
         self._part, self._check, self._stamp = part, check, stamp
@@ -205,7 +240,11 @@ class PartWriter:
         self._headers: dict[bytes, Header | str] = {}  # or why the image cannot be used
         self._numbers: dict[bytes, int] = {}
         self._digests: list[bytes] = []
-        self._quarantine = Quarantine(self._files)
+        self._select = select or (lambda record, digests, sizes: record)
+        self._similar = similar
+        self._looks: dict[bytes, int] = {}
+        self._keys: list[tuple[int, int, bool]] = []
+        self._quarantine, self._filtered = Quarantine(self._files), FilteredFile(self._files)
         self._omitted = Counter[str]()
         self._ignored: dict[str, str] = {}
         self._inputs: dict[str, tuple[int, int]] = {}
@@ -230,7 +269,7 @@ class PartWriter:
         if isinstance(example, Record):
             try:
                 return self._add(example, number)
-            except _RefusedError as error:
+            except (_RefusedError, EmptyAnswerError) as error:
                 example = Unreadable(example.id, str(error), example.place)
         self._quarantine.add(example, number)
         return None
@@ -246,7 +285,8 @@ class PartWriter:
         digests = np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST)
         if self._digests:
             with self._files.new("table.npz").open("wb") as file:
-                np.savez(file, records=digests, **table._asdict())
+                arrays = {"records": digests, **self._key_arrays(), **table._asdict()}
+                np.savez(file, allow_pickle=False, **arrays)
         self._close()
         manifest = PartManifest(
             part=self._part,
@@ -256,6 +296,7 @@ class PartWriter:
             dropped="",
             quarantined=self._quarantine.count,
             refused=self._quarantine.shown,
+            filtered=self._filtered.counts,
             omitted=dict(self._omitted),
             ignored=self._ignored,
             inputs=self._inputs,
@@ -269,9 +310,19 @@ class PartWriter:
         """Whether EXIF asks to swap the sides of each image so far, bool [m]."""
         return self._table().turned
 
-    def _add(self, record: Record, example: int) -> StoredRecord:
+    @property
+    def quarantined(self) -> int:
+        """Examples that cannot be used, so far."""
+        return self._quarantine.count
+
+    def _add(self, record: Record, example: int) -> StoredRecord | None:
         images = record.images()
         digests = [self._digest(image, place) for place, image in enumerate(images, start=1)]
+        chosen = self._select(record, digests, [self._size(digest) for digest in digests])
+        if isinstance(chosen, Filtered):
+            self._filtered.add(record.id, record.place, chosen.key, chosen.reason)
+            return None
+        record = chosen
         new: dict[bytes, Image] = {}
         if images:
             new = {digest: image for digest, image in zip(digests, images, strict=True) if digest not in self._numbers}
@@ -292,7 +343,37 @@ class PartWriter:
             self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER}")
         self._records.write(data)
         self._digests.append(content)
+        self._keys.append(self._key(digests, images, content))
         return stored
+
+    def _size(self, digest: bytes) -> tuple[int, int]:
+        header = self._headers[digest]
+        assert not isinstance(header, str)
+        return header[:2]
+
+    def _key(self, digests: list[bytes], images: list[Image], content: bytes) -> tuple[int, int, bool]:
+        """Returns a record's entries in `RecordKeys`: images, similar, single."""
+        if not digests:
+            return key_of(content), key_of(content), False
+        pictures = _combined(digests)
+        if not self._similar:
+            return pictures, 0, False
+        for digest, image in zip(digests, images, strict=True):
+            if digest not in self._looks:
+                self._looks[digest] = perceptual_hash(image)
+        looks = [self._looks[digest] for digest in digests]
+        if len(looks) == 1:
+            return pictures, looks[0], True
+        return pictures, _combined([look.to_bytes(8, "big") for look in looks]), False
+
+    def _key_arrays(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        if self._numbers:
+            found["record_images"] = np.asarray([key[0] for key in self._keys], np.uint64)
+        if self._similar:
+            found["similar"] = np.asarray([key[1] for key in self._keys], np.uint64)
+            found["single"] = np.asarray([key[2] for key in self._keys], bool)
+        return found
 
     def _digest(self, image: Image, place: int) -> bytes:
         digest = hashlib.blake2b(image.data, digest_size=_DIGEST).digest()
@@ -325,6 +406,12 @@ class PartWriter:
             if writer is not None and writer.is_open():
                 writer.close()
         self._quarantine.close()
+        self._filtered.close()
+
+
+def _combined(digests: Sequence[bytes]) -> int:
+    """Returns one key for several digests."""
+    return key_of(hashlib.blake2b(b"".join(digests), digest_size=8).digest())
 
 
 def _with_numbers(record: Record, numbers: list[int]) -> Record:

@@ -15,7 +15,7 @@ from solo.data.record import Place
 from solo.data.store.checksums import FileSum, file_sum
 from solo.files import json_line, write_whole
 
-FORMAT = 3  # of parts; raise it to make older ones again
+FORMAT = 4  # of parts; raise it to make older ones again
 SHOWN = 3  # quarantined examples that a manifest repeats, for messages
 PARTIAL = ".partial"
 
@@ -91,6 +91,34 @@ def reason_kind(reason: str) -> str:
     """Returns a reason without what differs from one example to the next: names, quotations and numbers."""
     kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "...", reason)
     return re.sub(r"\d[\d,.]*", "0", kind)
+
+
+class FilteredFile:
+    """Writes lines as `Quarantine` does for records that a setting leaves out; at most `most` for each setting.
+
+    Attributes:
+        counts: records by the setting that leaves them out.
+    """
+
+    def __init__(self, files: PartFiles, most: int = 100) -> None:
+        self._files, self._most = files, most
+        self._file: IO[str] | None = None
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, place: Place | None, key: str, reason: str) -> None:
+        """Counts a record, and writes its line."""
+        self.counts[key] = self.counts.get(key, 0) + 1
+        if self.counts[key] > self._most:
+            return
+        if self._file is None:
+            self._file = self._files.new("filtered.jsonl").open("w", encoding="utf-8")
+        file, line = (None, None) if place is None else (place.file or None, place.line)
+        self._file.write(json_line({"id": name, "filter": key, "reason": reason, "file": file, "line": line}))
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def place_text(place: Place | None) -> str:

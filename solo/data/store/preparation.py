@@ -13,6 +13,7 @@ from solo.data.store.access import changing, source_content
 from solo.data.store.assemble import assemble
 from solo.data.store.cleaning import remove_partial, remove_unused
 from solo.data.store.description import Description
+from solo.data.store.duplicates import duplicates
 from solo.data.store.inputs import Inputs
 from solo.data.store.opened import changed_inputs, fingerprint, source_folder, tokens_fingerprint
 from solo.data.store.progress import Watcher
@@ -170,7 +171,9 @@ class Preparation:
         while description is None:
             made = self._schedules[name].made
             try:
-                description = assemble(folder, name, [part.name for part in made], tokens, made_from)
+                parts = [part.name for part in made]
+                excluded = duplicates(folder, parts, tokens, config.data.sources[name])
+                description = assemble(folder, name, parts, tokens, made_from, excluded)
             except LostImagesError:
                 self.make_parts([name], tokenizer)
         self._inputs[name].write(folder, description.content)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from solo.config import Config, ConfigError
+from solo.data.filters import Selection
 from solo.data.images.check import ImageCheck
 from solo.data.readers import Chosen, Part, Reader, choose_reader, open_reader
 from solo.data.store.safety import refuse_inside
@@ -53,6 +54,8 @@ class SourceSchedule:
             part=Part(""),
             images=ImageCheck.of(config),
             check=config.data.input_check,
+            selection=Selection.of(source),
+            similar=source.deduplicate == "similar_images",
         )
 
     def jobs(self, tokens: TokensJob | None) -> list[PartJob]:

@@ -20,7 +20,9 @@ def summary(name: str, source: PreparedSource, config: Config, seconds: float | 
     made = source.description
     if seconds is None:
         return f"{name}: {made.records:,} records, already prepared{_thin_images(source, config)}"
-    left_out = f"{made.quarantined:,} quarantined" + (f", {made.excluded:,} filtered" if made.excluded else "")
+    filtered = sum(made.filtered.values())
+    by_setting = ", ".join(f"{key} {count:,}" for key, count in sorted(made.filtered.items()))
+    left_out = f"{made.quarantined:,} quarantined" + (f", {filtered:,} filtered ({by_setting})" if filtered else "")
     return (
         f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, {left_out} of"
         f" {made.examples:,} read ({seconds:.1f} s){_thin_images(source, config)}"

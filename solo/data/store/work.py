@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo.config import ConfigError, SequenceConfig
+from solo.data.filters import Selection
 from solo.data.images.check import ALL_IMAGES, ImageCheck
 from solo.data.readers import Ignored, Part, Unreadable, open_reader
 from solo.data.record import Image, Record
@@ -57,6 +58,8 @@ class PartJob:
     limit          examples to take at most
     images         what is required of images
     check          how a changed input is noticed
+    selection      which records are taken
+    similar        keep perceptual hashes of images
     tokens         None while the tokenizer is not known: it may be trained on the records
     """
 
@@ -68,6 +71,8 @@ class PartJob:
     limit: int | None = None
     images: ImageCheck = ALL_IMAGES
     check: Check = "time"
+    selection: Selection = Selection()  # noqa: RUF009 - frozen
+    similar: bool = False
     tokens: TokensJob | None = None
 
     @property
@@ -135,7 +140,8 @@ def tokenize_part(job: PartJob, name: str) -> TokensManifest:
 def _fingerprint(job: PartJob) -> str:
     """Names the files of a part that is read to its end: it differs if the first layer could."""
     part, options = job.part, json.loads(job.options)
-    return digest([job.reader, options, part.name, part.span, part_key(part, options, job.check), job.images])
+    chosen = [job.images, job.similar, job.selection.as_json()]
+    return digest([job.reader, options, part.name, part.span, part_key(part, options, job.check), *chosen])
 
 
 def _cut(whole: str, limit: int | None) -> str:
@@ -156,18 +162,27 @@ def _write_part(job: PartJob, whole: str, tell: Tell) -> MadePart:
     with ExitStack() as stack:
         check = partial(check_image, images=job.images)
         writer = stack.enter_context(
-            PartWriter(job.parts, whole, job.part.name, check, partial(stamp, check=job.check))
+            PartWriter(
+                job.parts,
+                whole,
+                job.part.name,
+                check,
+                partial(stamp, check=job.check),
+                job.selection.opened(),
+                job.similar,
+            )
         )
         tokens = None if job.tokens is None else stack.enter_context(_tokens_writer(job, job.tokens, whole))
         amount, told = Amount(), time.monotonic()
         for example in examples:
+            before = writer.quarantined
             stored = writer.add(example)
             if stored is not None:
                 amount = amount.plus(Amount(1, len(stored.record.images()), 0))
                 if tokens is not None:
                     tokens.add(stored)
-            elif not isinstance(example, Ignored):
-                amount = amount.plus(Amount(0, 0, 1))
+            else:
+                amount = amount.plus(Amount(0, 0, writer.quarantined - before))
             if time.monotonic() - told > _TELL_SECONDS:
                 tell(amount)
                 amount, told = Amount(), time.monotonic()

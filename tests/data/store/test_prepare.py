@@ -226,7 +226,7 @@ def test_what_was_left_out_is_summarised(tmp_path, conversations):
     assert any("gone: " in line and "gone.png" in line and "all.jsonl:4)" in line for line in reasons)
     assert "  1 left out for other reasons; see " in said[-2]
     made = Description.read(tmp_path / "data" / "sources" / "chat")
-    assert (made.examples, made.records, made.quarantined, made.excluded) == (8, 2, 6, 0)
+    assert (made.examples, made.records, made.quarantined, made.filtered) == (8, 2, 6, {})
     assert sum(made.reasons.values()) == 6
     assert made.reasons["it has no assistant or text turn to learn from"] == 1
 

@@ -52,12 +52,12 @@ def test_description(tmp_path):
     source = write_source(tmp_path, examples, [record(2)])
     found = source.description
     assert Description.read(tmp_path) == found
-    assert (found.fingerprint, found.tokens, found.records, found.quarantined, found.excluded) == (
+    assert (found.fingerprint, found.tokens, found.records, found.quarantined, found.filtered) == (
         "settings",
         "tok",
         3,
         1,
-        0,
+        {},
     )
     # <s> and three role tokens; "question n", n times é, </s>, "end" and </s>
     assert (found.images, found.distinct_images) == (3, 3)

@@ -1,0 +1,116 @@
+"""Decides for each record of a source whether it is taken, from the record alone.
+
+So the choice depends neither on the order of the records nor on how they are divided into parts, and stays the same
+when a source grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from solo.config import FilterConfig, SourceConfig
+from solo.data.filters.conditions import Conditions, Refusal
+from solo.data.record import Record, Turn
+
+
+class EmptyAnswerError(ValueError):
+    """A record has a turn to learn in which nothing is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The settings of a source that decide which of its records are taken. See `SourceConfig` for their meaning."""
+
+    filters: FilterConfig = FilterConfig()  # noqa: RUF009 - frozen
+    empty_answers: Literal["set_aside", "read", "learn"] = "set_aside"
+    held_out: float = 0.0
+    take: Literal["all", "train", "held_out"] = "all"
+
+    @classmethod
+    def of(cls, source: SourceConfig) -> Selection:
+        """Returns the selection of a source."""
+        return cls(source.filters, source.empty_answers, source.held_out, source.take)
+
+    def as_json(self) -> list[object]:
+        """Returns the settings as JSON values, for fingerprints."""
+        return [self.filters.model_dump(mode="json"), self.empty_answers, self.held_out, self.take]
+
+    def opened(self) -> Selector:
+        """Returns the function that selects. Raises ConfigError if a filter needs a package that is missing."""
+        return Selector(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """Says that a record is left out: the key of the setting that leaves it out, and why."""
+
+    key: str
+    reason: str
+
+
+class Selector:
+    """Selects records; see `Selection`."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection, self._conditions = selection, Conditions(selection.filters)
+
+    def __call__(self, record: Record, digests: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> Record | Filtered:
+        """Returns the record to store, or why it is left out.
+
+        Args:
+            record: the record.
+            digests: of the files of its images, in order.
+            sizes: width and height of its images, in order.
+
+        Raises:
+            EmptyAnswerError: an answer is empty, and such records are set aside.
+        """
+        selection = self._selection
+        refusal = self._share(record, digests) or self._conditions.refusal(record, sizes)
+        if refusal is not None:
+            return Filtered(*refusal)
+        if selection.empty_answers == "learn" or not any(map(_is_empty, record.turns)):
+            return record
+        if selection.empty_answers == "read":
+            return replace(record, turns=tuple(replace(turn, learned=not _is_empty(turn)) for turn in record.turns))
+        number = next(number for number, turn in enumerate(record.turns, start=1) if _is_empty(turn))
+        raise EmptyAnswerError(f"turn {number} is to be learned, but has no text (empty_answers: set_aside)")
+
+    def _share(self, record: Record, digests: Sequence[bytes]) -> Refusal | None:
+        take = self._selection.take
+        if take == "all":
+            return None
+        held_out = is_held_out(record, digests, self._selection.held_out)
+        return (
+            None
+            if held_out == (take == "held_out")
+            else ("take", "it is held out" if held_out else "it is not held out")
+        )
+
+
+def is_held_out(record: Record, digests: Sequence[bytes], share: float) -> bool:
+    """Returns whether a record belongs to the held-out share.
+
+    Records with the same image, if it is their only one, are on the same side, whatever their texts. Of several images,
+    the one with the smallest digest decides: two records of which a share `s` of the images is the same are on the same
+    side with a probability of at least `s`. Records without images are told by their texts, white space aside.
+
+    Args:
+        record: the record.
+        digests: of the files of its images.
+        share: of all records, 0 to 1.
+    """
+    if digests:
+        content = min(digests)
+    else:
+        texts = (part for turn in record.turns for part in turn.content if isinstance(part, str))
+        content = " ".join(" ".join(texts).split()).encode(errors="surrogatepass")
+    drawn = hashlib.blake2b(content, digest_size=8, person=b"held_out").digest()
+    return int.from_bytes(drawn, "big") < share * 2.0**64
+
+
+def _is_empty(turn: Turn) -> bool:
+    return turn.supervised and not any(isinstance(part, str) and part.strip() for part in turn.content)
