@@ -99,6 +99,7 @@ def assemble(
         distinct_images=len(index.image_size),
         text_tokens=text,
         supervised_tokens=supervised,
+        unknown_tokens=sum(part.second.unknown_tokens for part in made),
         parts=[part.entry(tokens) for part in made],
         index=sums,
     )

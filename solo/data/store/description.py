@@ -44,6 +44,7 @@ class Description:
     distinct_images   different images of all parts
     text_tokens       text tokens of all records
     supervised_tokens text tokens that the model learns to predict
+    unknown_tokens    text tokens of all parts that stand for characters unknown to the tokenizer
     parts             parts in the order of their records
     index             size and checksum of every file of the index
     """
@@ -61,6 +62,7 @@ class Description:
     distinct_images: int
     text_tokens: int
     supervised_tokens: int
+    unknown_tokens: int
     parts: list[PartEntry]
     index: dict[str, FileSum]
 

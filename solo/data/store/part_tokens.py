@@ -37,6 +37,7 @@ class TokensManifest:
     images             those that are images
     text_tokens        tokens in `.tokens`
     supervised_tokens  those that the model learns to predict
+    unknown_tokens     those that stand for unknown characters
     width              bytes of a token
     quarantined        records that the template refuses
     refused            the first few of them, for messages
@@ -48,6 +49,7 @@ class TokensManifest:
     images: int
     text_tokens: int
     supervised_tokens: int
+    unknown_tokens: int
     width: int
     quarantined: int
     refused: list[str]
@@ -103,7 +105,7 @@ class TokensWriter:
         self._waiting: list[StoredRecord] = []
         self._characters = 0
         self._runs, self._ends = array("I"), array("q", [0])
-        self._tokens = 0
+        self._tokens = self._unknown = 0
 
     def __enter__(self) -> TokensWriter:
         return self
@@ -160,6 +162,7 @@ class TokensWriter:
             images=int(image.sum()),
             text_tokens=self._tokens,
             supervised_tokens=int(values[kinds == SUPERVISED_TEXT].sum()),
+            unknown_tokens=self._unknown,
             width=self._width,
             quarantined=self._quarantine.count,
             refused=self._quarantine.shown,
@@ -185,7 +188,10 @@ class TokensWriter:
             return
         if self._file is None:
             self._file = self._files.new("tokens").open("wb")
-        data = np.array(self._held, f"<u{self._width}").tobytes()
+        tokens = np.array(self._held, f"<u{self._width}")
+        if self._template.unknown is not None:
+            self._unknown += int(np.count_nonzero(tokens == self._template.unknown))
+        data = tokens.tobytes()
         self._sums.add(data)
         self._file.write(data)
         self._tokens += len(self._held)

@@ -23,9 +23,10 @@ def summary(name: str, source: PreparedSource, config: Config, seconds: float | 
     filtered = sum(made.filtered.values())
     by_setting = ", ".join(f"{key} {count:,}" for key, count in sorted(made.filtered.items()))
     left_out = f"{made.quarantined:,} quarantined" + (f", {filtered:,} filtered ({by_setting})" if filtered else "")
+    unknown = f" ({made.unknown_tokens:,} for unknown characters)" if made.unknown_tokens else ""
     return (
-        f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens, {left_out} of"
-        f" {made.examples:,} read ({seconds:.1f} s){_thin_images(source, config)}"
+        f"{name}: {made.records:,} records, {made.images:,} images, {made.text_tokens:,} text tokens{unknown},"
+        f" {left_out} of {made.examples:,} read ({seconds:.1f} s){_thin_images(source, config)}"
     )
 
 

@@ -58,6 +58,11 @@ class Template(ABC):
         self.closing = (tokenizer.special.eos,)
 
     @property
+    def unknown(self) -> int | None:
+        """The token for unknown characters, if the vocabulary has one."""
+        return self._tokenizer.unknown
+
+    @property
     def stops(self) -> tuple[int, ...]:
         """Tokens that end a generated answer: the first of `closing`, and the end-of-text token."""
         return tuple(dict.fromkeys([*self.closing[:1], self._tokenizer.special.eos]))
