@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from solo.config import ConfigError
 from solo.data.store.progress import Amount, Watcher
 from solo.data.store.work import MadePart, PartJob, prepare_part
-from solo.data.store.workers import Died, available_cores, run_all
+from solo.data.store.workers import Died, Pool, available_cores, run_all
 
 
 class PartError(RuntimeError):
@@ -16,7 +16,7 @@ class PartError(RuntimeError):
 
 
 class Maker:
-    """Makes parts, on one core for a moment and then on all.
+    """Makes parts, on one core for a moment and then on all. Use it as a context manager, which ends its processes.
 
     Args:
         workers: processes at most; None: one for each core.
@@ -27,7 +27,15 @@ class Maker:
 
     def __init__(self, workers: int | None, alone: float, watcher: Watcher) -> None:
         self._workers = workers or available_cores()
+        # One process would be this one itself, but a part whose process died needs another.
+        self._pool: Pool[PartJob, MadePart] = Pool(prepare_part, max(2, self._workers))
         self._alone, self._watcher = alone, watcher
+
+    def __enter__(self) -> Maker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(*error)
 
     def make(self, jobs: Sequence[PartJob], what: str) -> list[MadePart]:
         """Returns the part of every job.
@@ -69,8 +77,7 @@ class Maker:
         return []
 
     def _run(self, jobs: Sequence[PartJob], made: _Made, failed: _Failed) -> None:
-        workers = max(2, min(self._workers, len(jobs)))  # one would be this process itself
-        for job, outcome in run_all(prepare_part, jobs, workers, self._advance):
+        for job, outcome in self._pool.run(jobs, self._advance):
             self._take(job, outcome, made, failed)
 
     def _take(self, job: PartJob, outcome: MadePart | Exception | Died, made: _Made, failed: _Failed) -> None:

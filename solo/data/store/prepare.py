@@ -69,7 +69,8 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(preparing(folder, watcher.say))
         alone = 0.0 if workers else ALONE_SECONDS
-        Preparation(config, watcher, Maker(workers, alone, watcher).make, stack).run()
+        maker = stack.enter_context(Maker(workers, alone, watcher))
+        Preparation(config, watcher, maker.make, stack).run()
     return open_prepared(config)
 
 

@@ -71,7 +71,7 @@ def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Wa
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(preparing(folder, watcher.say, shared=True))
         stack.enter_context(preparing_shard(folder, str(shard), watcher.say))
-        maker = Maker(workers, 0.0, watcher)
+        maker = stack.enter_context(Maker(workers, 0.0, watcher))
         jobs = Preparation(config, watcher, maker.make, None).first_round()
         marks = folder / ".locks" / f"shards-{_digest(jobs)}-{shard.count}"
         maker.make(jobs[shard.index :: shard.count], f"shard {shard}")

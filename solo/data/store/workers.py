@@ -71,7 +71,7 @@ def run_all(
         for job in jobs:
             yield job, _run_here(task, job, partial(progress, job))
         return
-    with _Pool(task, workers) as pool:
+    with Pool(task, workers) as pool:
         yield from pool.run(jobs, progress)
 
 
@@ -82,8 +82,13 @@ def _run_here(task: Task[Job, Result], job: Job, tell: Tell) -> Result | Excepti
         return error
 
 
-class _Pool(Generic[Job, Result]):
-    """Processes with a pipe each. A process that died is replaced when there is another job for it."""
+class Pool(Generic[Job, Result]):
+    """Processes with a pipe each, which start when they are first needed. One that died is replaced likewise.
+
+    Args:
+        task: as in `run_all`.
+        workers: processes at most.
+    """
 
     def __init__(self, task: Task[Job, Result], workers: int) -> None:
         self._task, self._workers = task, workers
@@ -91,14 +96,16 @@ class _Pool(Generic[Job, Result]):
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, Job]] = {}
 
-    def __enter__(self) -> _Pool[Job, Result]:
+    def __enter__(self) -> Pool[Job, Result]:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Ends all processes, whatever they do."""
         for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
             worker.stop()
 
     def run(self, jobs: Iterable[Job], progress: Callable[[Job, Any], None]) -> Iterator[Outcome[Job, Result]]:
+        """Yields each job with its outcome, as `run_all` does. One call must end before the next."""
         waiting = iter(jobs)
         more = True
         while more or self._busy:
