@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -180,9 +180,9 @@ def new_image_file(path: Path) -> ArrayRecordWriter:
     return ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # JPEG and PNG do not become smaller
 
 
-def image_file(files: Iterable[str]) -> str:
-    """Returns the end of the name of a part's image file; see `solo.data.store.sharing`."""
-    return next(end for end in files if end.endswith("images"))
+def is_image_file(name: str) -> bool:
+    """Returns whether a part's file, by its name or the end of it, holds images; see `solo.data.store.sharing`."""
+    return name.endswith("images")
 
 
 def stored_image(number: int) -> Image:

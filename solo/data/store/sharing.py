@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from solo.data.store.part import PartManifest, image_file, new_image_file, open_array_record, read_table
+from solo.data.store.part import PartManifest, is_image_file, new_image_file, open_array_record, read_table
 from solo.data.store.part_files import PartFiles, write_manifest
 
 
@@ -127,7 +127,7 @@ class _Entries:
                 for entry in (entries.start + np.flatnonzero(mask)).tolist():
                     writer.write(self._image(entry))
                 writer.close()
-            others = {end: found for end, found in manifest.files.items() if not end.endswith("images")}
+            others = {end: found for end, found in manifest.files.items() if not is_image_file(end)}
             made = manifest.with_images(mask, others | files.keep())
             write_manifest(files.path("json"), made)
         finally:
@@ -145,8 +145,8 @@ class _Entries:
 
     def _opened(self, part: int) -> tuple[Any, np.ndarray]:
         manifest = self._manifests[part]
-        path = self._folder / f"{self._names[part]}.{image_file(manifest.files)}"
-        return open_array_record(path), np.cumsum(manifest.stored) - 1
+        end = next(filter(is_image_file, manifest.files))
+        return open_array_record(self._folder / f"{self._names[part]}.{end}"), np.cumsum(manifest.stored) - 1
 
     def _part(self, entry: int | np.ndarray) -> np.ndarray:
         found: np.ndarray = np.searchsorted(self.first, entry, side="right") - 1

@@ -17,7 +17,7 @@ from solo.data.store.assemble import TOKENS_EVERY
 from solo.data.store.checksums import fault, read_checked
 from solo.data.store.description import Description
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex, open_array, open_index
-from solo.data.store.part import decode_record, image_file, open_array_record, stored_image
+from solo.data.store.part import decode_record, is_image_file, open_array_record, stored_image
 from solo.data.store.part_tokens import as_tokens
 from solo.data.text.templates import TextRun
 
@@ -221,10 +221,9 @@ class PreparedSource:
 
     def _image(self, number: int) -> Image:
         part = bisect_right(self._before[2], number) - 1
-        path = self.folder / "parts" / image_file(self.description.parts[part].files)
-        return Image(self._entry(path, number - self._before[2][part]))
+        return Image(self._entry(self._image_paths[part], number - self._before[2][part]))
 
-    def _entry(self, path: Path, number: int) -> bytes:
+    def _entry(self, path: str, number: int) -> bytes:
         data: bytes = _shard(self._owner, path).read([number])[0]
         if not data:  # what ArrayRecord returns if a file was cut after it was opened
             raise OSError(f"{path} is cut or damaged")
@@ -239,18 +238,26 @@ class PreparedSource:
         sums = self._sums[self._before[3][at.part] : self._before[3][at.part + 1]]
         return as_tokens(read_checked(file, (at.token + start) * width, (at.token + stop) * width, sums), width)
 
-    def _path(self, part: int, end: str) -> Path:
-        return self.folder / "parts" / f"{self.description.parts[part].name}.{end}"
+    # Paths are text, because joining a Path costs as much as finding a record.
+
+    def _path(self, part: int, end: str) -> str:
+        return f"{self.folder}/parts/{self.description.parts[part].name}.{end}"
+
+    @cached_property
+    def _image_paths(self) -> list[str]:
+        """The image file of each part; "" if it has none."""
+        found = [next(filter(is_image_file, part.files), "") for part in self.description.parts]
+        return [name and f"{self.folder}/parts/{name}" for name in found]
 
 
 # Files that are open, of all sources. `owner` tells sources apart that are opened again after their files changed.
 
 
 @lru_cache(_OPEN_FILES)
-def _shard(owner: object, path: Path) -> Any:
-    return open_array_record(path)
+def _shard(owner: object, path: str) -> Any:
+    return open_array_record(Path(path))
 
 
 @lru_cache(_OPEN_FILES)
-def _token_file(owner: object, path: Path) -> IO[bytes]:
-    return path.open("rb", buffering=0)
+def _token_file(owner: object, path: str) -> IO[bytes]:
+    return open(path, "rb", buffering=0)
