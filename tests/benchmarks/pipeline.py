@@ -103,9 +103,8 @@ def main(count: int) -> None:
         medians = {name: statistics.median(times) for name, times in zip(names, zip(*parts, strict=True), strict=True)}
         share = statistics.median(sum(part) / loader for part, loader in zip(parts, whole, strict=True))
         print(", ".join(f"{name} {1e3 * taken / STEPS:.2f} ms a row" for name, taken in medians.items()))
-        print(
-            f"the loader takes {1e3 * statistics.median(whole) / STEPS:.2f} ms a row: {share:.0%} of the speed of its parts"
-        )
+        alone = 1e3 * statistics.median(whole) / STEPS
+        print(f"the loader takes {alone:.2f} ms a row: {share:.0%} of the speed of its parts")
         os.sched_setaffinity(0, cores)
         threads = 0.0
         for workers in (0, 1, 2, 4):
@@ -115,9 +114,8 @@ def main(count: int) -> None:
             took, memory = time_loader(config.model_copy(update={"data": data}), prepared, 0, 4 * STEPS)
             threads = threads or took
             held = f", {max(memory):.0f} MiB of its own in each" if memory else ""
-            print(
-                f"{workers} worker processes: {1e3 * took / 4 / STEPS:.2f} ms a row, {alone / took:.2f} times threads{held}"
-            )
+            row = 1e3 * took / 4 / STEPS
+            print(f"{workers} worker processes: {row:.2f} ms a row, {threads / took:.2f} times threads{held}")
 
 
 if __name__ == "__main__":
