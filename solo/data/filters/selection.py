@@ -13,7 +13,7 @@ from typing import Literal
 
 from solo.config import FilterConfig, SourceConfig
 from solo.data.filters.conditions import Conditions, Refusal
-from solo.data.record import Record, Turn
+from solo.data.record import Image, Record, Turn
 
 
 class EmptyAnswerError(ValueError):
@@ -113,4 +113,8 @@ def is_held_out(record: Record, digests: Sequence[bytes], share: float) -> bool:
 
 
 def _is_empty(turn: Turn) -> bool:
-    return turn.supervised and not any(isinstance(part, str) and part.strip() for part in turn.content)
+    return turn.supervised and not any(map(_is_written, turn.content))
+
+
+def _is_written(part: str | Image) -> bool:
+    return isinstance(part, str) and part != "" and not part.isspace()

@@ -6,7 +6,7 @@ Image sizes are stored in pixels, as the files have them, so one index serves ev
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,12 @@ def open_array(folder: Path, name: str) -> np.ndarray:
     return found.view(np.ndarray)  # slices of the subclass are several times slower
 
 
-def joined_runs(parts: Sequence[TextRun | Image], images: Iterator[tuple[int, bool]]) -> list[int]:
+def joined_runs(parts: Sequence[TextRun | Image], number: Callable[[Image], tuple[int, bool]]) -> list[int]:
     """Returns the `SourceIndex.runs` of one record.
 
     Args:
         parts: its runs.
-        images: number of each of its images, and whether it is turned.
+        number: returns the number of an image, and whether it is turned. It is called in the order of the images.
 
     Raises:
         ValueError: a text has too many tokens.
@@ -196,9 +196,9 @@ def joined_runs(parts: Sequence[TextRun | Image], images: Iterator[tuple[int, bo
     kind = -1
     for part in parts:
         if isinstance(part, Image):
-            number, turned = next(images)
+            value, turned = number(part)
             kind = TURNED_IMAGE if turned else IMAGE
-            found.append(kind << _VALUE_BITS | number)
+            found.append(kind << _VALUE_BITS | value)
             continue
         joined = kind == part.supervised  # TEXT is 0, SUPERVISED_TEXT is 1
         kind = SUPERVISED_TEXT if part.supervised else TEXT
@@ -226,8 +226,8 @@ class IndexBuilder:
         """
         headers = [part.header() for part in parts if isinstance(part, Image)]
         first = len(self._sizes) // 2
-        numbers = ((first + number, turned) for number, (_, _, turned) in enumerate(headers))
-        self._runs.extend(joined_runs(parts, numbers))
+        numbers = iter([(first + number, turned) for number, (_, _, turned) in enumerate(headers)])
+        self._runs.extend(joined_runs(parts, lambda _: next(numbers)))
         for width, height, _ in headers:
             self._sizes.extend((width, height))
         self._ends.append(len(self._runs))

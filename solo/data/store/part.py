@@ -35,6 +35,7 @@ from solo.data.readers.paths import stamp
 from solo.data.record import Image, Place, Record, Turn
 from solo.data.store.checksums import FileSum
 from solo.data.store.part_files import FilteredFile, PartFiles, Quarantine, place_text, read_manifest, write_manifest
+from solo.data.store.progress import Amount
 
 _DIGEST = 16  # bytes
 _RECORDS_TOGETHER = 16  # records that ArrayRecord compresses, and so reads, together
@@ -137,7 +138,7 @@ class RecordKeys(NamedTuple):
 def read_keys(folder: Path, part: str) -> RecordKeys:
     """Returns the keys of a part's records."""
     with np.load(folder / f"{part}.table.npz") as arrays:
-        exact = arrays["records"][:, :8].copy().view(">u8").astype(np.uint64).ravel()
+        exact = _exact(arrays["records"])
         images = arrays.get("record_images", exact)
         return RecordKeys(
             exact, images, arrays.get("similar", np.zeros(0, np.uint64)), arrays.get("single", np.zeros(0, bool))
@@ -243,7 +244,8 @@ class PartWriter:
         self._select = select or (lambda record, digests, sizes: record)
         self._similar = similar
         self._looks: dict[bytes, int] = {}
-        self._keys: list[tuple[int, int, bool]] = []
+        self._keys: dict[int, tuple[int, int, bool]] = {}  # of the records with images
+        self._images_read = 0
         self._quarantine, self._filtered = Quarantine(self._files), FilteredFile(self._files)
         self._omitted = Counter[str]()
         self._ignored: dict[str, str] = {}
@@ -285,7 +287,7 @@ class PartWriter:
         digests = np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST)
         if self._digests:
             with self._files.new("table.npz").open("wb") as file:
-                arrays = {"records": digests, **self._key_arrays(), **table._asdict()}
+                arrays = {"records": digests, **self._key_arrays(digests), **table._asdict()}
                 np.savez(file, allow_pickle=False, **arrays)
         self._close()
         manifest = PartManifest(
@@ -311,14 +313,14 @@ class PartWriter:
         return self._table().turned
 
     @property
-    def quarantined(self) -> int:
-        """Examples that cannot be used, so far."""
-        return self._quarantine.count
+    def amount(self) -> Amount:
+        """What was taken so far."""
+        return Amount(len(self._digests), self._images_read, self._quarantine.count)
 
     def _add(self, record: Record, example: int) -> StoredRecord | None:
         images = record.images()
-        digests = [self._digest(image, place) for place, image in enumerate(images, start=1)]
-        chosen = self._select(record, digests, [self._size(digest) for digest in digests])
+        digests = [self._digest(image, place) for place, image in enumerate(images, start=1)] if images else []
+        chosen = self._select(record, digests, [self._size(digest) for digest in digests] if images else [])
         if isinstance(chosen, Filtered):
             self._filtered.add(record.id, record.place, chosen.key, chosen.reason)
             return None
@@ -340,10 +342,12 @@ class PartWriter:
             if image.file is not None:
                 self._inputs[image.file] = self._stamp(image.file)
         if self._records is None:
-            self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER}")
+            self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER},zstd:1")
         self._records.write(data)
+        if images:
+            self._images_read += len(images)
+            self._keys[len(self._digests)] = self._key(digests, images)
         self._digests.append(content)
-        self._keys.append(self._key(digests, images, content))
         return stored
 
     def _size(self, digest: bytes) -> tuple[int, int]:
@@ -351,10 +355,8 @@ class PartWriter:
         assert not isinstance(header, str)
         return header[:2]
 
-    def _key(self, digests: list[bytes], images: list[Image], content: bytes) -> tuple[int, int, bool]:
-        """Returns a record's entries in `RecordKeys`: images, similar, single."""
-        if not digests:
-            return key_of(content), key_of(content), False
+    def _key(self, digests: list[bytes], images: list[Image]) -> tuple[int, int, bool]:
+        """Returns the entries in `RecordKeys` of a record with images: images, similar, single."""
         pictures = _combined(digests)
         if not self._similar:
             return pictures, 0, False
@@ -366,13 +368,18 @@ class PartWriter:
             return pictures, looks[0], True
         return pictures, _combined([look.to_bytes(8, "big") for look in looks]), False
 
-    def _key_arrays(self) -> dict[str, np.ndarray]:
+    def _key_arrays(self, digests: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns what the table holds of `RecordKeys`; records without images are told by their content."""
+        exact, records, keys = _exact(digests), list(self._keys), list(zip(*self._keys.values(), strict=True))
         found: dict[str, np.ndarray] = {}
-        if self._numbers:
-            found["record_images"] = np.asarray([key[0] for key in self._keys], np.uint64)
+        if keys:
+            found["record_images"] = exact.copy()
+            found["record_images"][records] = np.asarray(keys[0], np.uint64)
         if self._similar:
-            found["similar"] = np.asarray([key[1] for key in self._keys], np.uint64)
-            found["single"] = np.asarray([key[2] for key in self._keys], bool)
+            found["similar"], found["single"] = exact.copy(), np.zeros(len(exact), bool)
+        if self._similar and keys:
+            found["similar"][records] = np.asarray(keys[1], np.uint64)
+            found["single"][records] = keys[2]
         return found
 
     def _digest(self, image: Image, place: int) -> bytes:
@@ -409,6 +416,11 @@ class PartWriter:
         self._filtered.close()
 
 
+def _exact(digests: np.ndarray) -> np.ndarray:
+    """Returns the first 64 bits of digests, uint64 [n]; see `key_of`."""
+    return digests[:, :8].copy().view(">u8").astype(np.uint64).ravel()
+
+
 def _combined(digests: Sequence[bytes]) -> int:
     """Returns one key for several digests."""
     return key_of(hashlib.blake2b(b"".join(digests), digest_size=8).digest())
@@ -429,24 +441,31 @@ def _encode(stored: StoredRecord, digests: list[bytes]) -> tuple[bytes, bytes]:
     Raises:
         UnicodeEncodeError: a text has lone surrogates.
     """
-    record = stored.record
-    place = None if record.place is None else [record.place.file, record.place.line]
-    turns = [_turn(turn) for turn in record.turns]
-    data = _JSON.encode({"id": record.id, "example": stored.example, "place": place, "turns": turns}).encode()
-    content = data[data.index(_TURNS) :]  # JSON escapes quotation marks, so no text holds this
-    if digests:  # images count by their content, not by their number
-        content = _JSON.encode([_turn(turn, numbered=False) for turn in record.turns]).encode() + b"".join(digests)
+    record, place = stored.record, stored.record.place
+    turns = _turns(record.turns)
+    at = "null" if place is None else f"[{_json(place.file)},{'null' if place.line is None else place.line}]"
+    data = f'{{"id":{_json(record.id)},"example":{stored.example},"place":{at},"turns":{turns}}}'.encode()
+    # Images count by their content, not by their number.
+    content = b"".join([_turns(record.turns, numbered=False).encode(), *digests]) if digests else turns.encode()
     return data, hashlib.blake2b(content, digest_size=_DIGEST).digest()
 
 
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_TURNS = b',"turns":'
+# The encoder is several times slower with lists and mappings than with the texts in them.
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def _turn(turn: Turn, numbered: bool = True) -> dict[str, object]:
-    content = [(part.number if numbered else 0) if isinstance(part, StoredImage) else part for part in turn.content]
-    return (
-        {"role": turn.role, "content": content}
-        if turn.learned
-        else {"role": turn.role, "content": content, "learned": False}
-    )
+def _turns(turns: Sequence[Turn], numbered: bool = True) -> str:
+    """Returns turns as JSON, with a number in place of each image: its own, or 0."""
+    found = []
+    for turn in turns:
+        content = [
+            _json(part) if isinstance(part, str) else _number(part) if numbered else "0" for part in turn.content
+        ]
+        learned = "" if turn.learned else ',"learned":false'
+        found.append(f'{{"role":{_json(turn.role)},"content":[{",".join(content)}]{learned}}}')
+    return f"[{','.join(found)}]"
+
+
+def _number(image: Image) -> str:
+    assert isinstance(image, StoredImage)
+    return str(image.number)

@@ -15,7 +15,7 @@ from solo.data.record import Place
 from solo.data.store.checksums import FileSum, file_sum
 from solo.files import json_line, write_whole
 
-FORMAT = 4  # of parts; raise it to make older ones again
+FORMAT = 5  # of parts; raise it to make older ones again
 SHOWN = 3  # quarantined examples that a manifest repeats, for messages
 PARTIAL = ".partial"
 

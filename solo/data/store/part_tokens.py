@@ -24,7 +24,6 @@ from solo.data.store.part_files import PartFiles, Quarantine, read_manifest, wri
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template
 
-_HELD = 1 << 20  # tokens that are held before they are written
 _BATCH, _BATCH_CHARACTERS = 256, 1 << 20  # records that are tokenized together, at most
 
 
@@ -101,7 +100,7 @@ class TokensWriter:
         self._template, self._width, self._tokens_name = template, width, tokens
         self._file: IO[bytes] | None = None
         self._quarantine = Quarantine(self._files)
-        self._held, self._sums = array("I"), BlockSums()
+        self._sums = BlockSums()
         self._waiting: list[StoredRecord] = []
         self._characters = 0
         self._runs, self._ends = array("I"), array("q", [0])
@@ -117,26 +116,29 @@ class TokensWriter:
     def add(self, stored: StoredRecord) -> None:
         """Takes the part's next record. One that the template refuses is quarantined, and has no runs."""
         self._waiting.append(stored)
-        self._characters += sum(
-            len(part) for turn in stored.record.turns for part in turn.content if isinstance(part, str)
-        )
+        for turn in stored.record.turns:
+            for part in turn.content:
+                if isinstance(part, str):
+                    self._characters += len(part)
         if len(self._waiting) == _BATCH or self._characters >= _BATCH_CHARACTERS:
             self._tokenize()
 
     def _tokenize(self) -> None:
-        """Tokenizes the records that wait."""
+        """Tokenizes the records that wait, and writes their tokens."""
         waiting, self._waiting, self._characters = self._waiting, [], 0
         batch = self._template.batch_runs([stored.record.turns for stored in waiting])
+        tokens: list[int] = []
         for stored, runs in zip(waiting, batch, strict=True):
             try:
                 if isinstance(runs, ValueError):
                     raise runs
-                self._add(runs)
+                tokens += self._add(runs)
             except ValueError as error:
                 reason = f"its text is not valid Unicode: {error}" if isinstance(error, UnicodeError) else str(error)
                 record = stored.record
                 self._quarantine.add(Unreadable(record.id, reason, record.place), stored.example)
             self._ends.append(len(self._runs))
+        self._write(tokens)
 
     def finish(self, turned: np.ndarray, part: str | None = None) -> TokensManifest:
         """Writes the runs and then the manifest, which marks the layer as complete.
@@ -147,7 +149,6 @@ class TokensWriter:
         """
         self._tokenize()
         self._files.stem = f"{part}.{self._tokens_name}" if part else self._files.stem
-        self._write()
         runs = np.array(self._runs, np.uint32)
         kinds, values = runs >> 30, runs & MOST_TOKENS
         image = kinds == IMAGE
@@ -171,36 +172,41 @@ class TokensWriter:
         write_manifest(self._files.path("json"), manifest)
         return manifest
 
-    def _add(self, runs: Runs) -> None:
-        images = ((run.number, False) for run in runs if isinstance(run, StoredImage))
-        found = joined_runs(runs, images)
-        if not any(run >> 30 == SUPERVISED_TEXT for run in found):
-            raise ValueError("it has no assistant or text turn to learn from")
-        self._runs.extend(found)
+    def _add(self, runs: Runs) -> list[int]:
+        """Adds the runs of a record. Returns its tokens."""
+        found, tokens, learned = joined_runs(runs, _stored), list[int](), False
         for run in runs:
             if not isinstance(run, Image):
-                self._held.extend(run.tokens)
-        if len(self._held) >= _HELD:
-            self._write()
+                tokens += run.tokens
+                learned = learned or run.supervised
+        if not learned:
+            raise ValueError("it has no assistant or text turn to learn from")
+        self._runs.extend(found)
+        return tokens
 
-    def _write(self) -> None:
-        if not self._held:
+    def _write(self, tokens: list[int]) -> None:
+        if not tokens:
             return
         if self._file is None:
             self._file = self._files.new("tokens").open("wb")
-        tokens = np.array(self._held, f"<u{self._width}")
+        held = np.array(tokens, f"<u{self._width}")
         if self._template.unknown is not None:
-            self._unknown += int(np.count_nonzero(tokens == self._template.unknown))
-        data = tokens.tobytes()
+            self._unknown += int(np.count_nonzero(held == self._template.unknown))
+        data = held.tobytes()
         self._sums.add(data)
         self._file.write(data)
-        self._tokens += len(self._held)
-        del self._held[:]
+        self._tokens += len(tokens)
 
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
         self._quarantine.close()
+
+
+def _stored(image: Image) -> tuple[int, bool]:
+    """Returns an image's number in the part's table. Whether it is turned follows when the part is complete."""
+    assert isinstance(image, StoredImage)
+    return image.number, False
 
 
 def as_tokens(data: bytes, width: int) -> np.ndarray:

@@ -173,20 +173,15 @@ def _write_part(job: PartJob, whole: str, tell: Tell) -> MadePart:
             )
         )
         tokens = None if job.tokens is None else stack.enter_context(_tokens_writer(job, job.tokens, whole))
-        amount, told = Amount(), time.monotonic()
+        told, next_time = Amount(), time.monotonic() + _TELL_SECONDS
         for example in examples:
-            before = writer.quarantined
             stored = writer.add(example)
-            if stored is not None:
-                amount = amount.plus(Amount(1, len(stored.record.images()), 0))
-                if tokens is not None:
-                    tokens.add(stored)
-            else:
-                amount = amount.plus(Amount(0, 0, writer.quarantined - before))
-            if time.monotonic() - told > _TELL_SECONDS:
-                tell(amount)
-                amount, told = Amount(), time.monotonic()
-        tell(amount)
+            if stored is not None and tokens is not None:
+                tokens.add(stored)
+            if time.monotonic() > next_time:
+                tell(writer.amount.minus(told))
+                told, next_time = writer.amount, time.monotonic() + _TELL_SECONDS
+        tell(writer.amount.minus(told))
         name = _cut(whole, job.limit) if examples.goes_on else whole
         turned = writer.turned
         made = writer.finish(name)

@@ -56,6 +56,9 @@ class Template(ABC):
         self._tokenizer, self._system = tokenizer, system
         self._ids = {token: tokenizer.id(token, "sequence.template") for token in self.special_tokens}
         self.closing = (tokenizer.special.eos,)
+        bos, eos = tokenizer.special.bos, tokenizer.special.eos
+        self._begin: _Layout = [] if bos is None else [TextRun((bos,), False)]
+        self._end = {learned: TextRun((eos,), learned) for learned in (False, True)}
 
     @property
     def unknown(self) -> int | None:
@@ -91,14 +94,7 @@ class Template(ABC):
         texts = dict.fromkeys(
             part.text for layout in layouts if isinstance(layout, list) for part in layout if isinstance(part, _Text)
         )
-        ids = dict(zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True))
-
-        def encoded(text: str) -> list[int]:
-            found = ids[text]
-            if isinstance(found, ValueError):
-                raise found
-            return found
-
+        encoded = dict(zip(texts, self._tokenizer.encode_batch(list(texts)), strict=True)).__getitem__
         return [layout if isinstance(layout, ValueError) else _try_filled(layout, encoded) for layout in layouts]
 
     def _try_layout(self, turns: Sequence[Turn]) -> _Layout | ValueError:
@@ -109,9 +105,10 @@ class Template(ABC):
 
     def _layout(self, turns: Sequence[Turn], open_turn: bool, continued: bool) -> _Layout:
         """Returns the runs with their texts still as text."""
-        speakers = {turn.role for turn in turns} - {"text"}
-        if self._system is not None and speakers and "system" not in speakers and not continued:
-            turns = [Turn("system", (self._system,)), *turns]
+        if self._system is not None and not continued:
+            speakers = {turn.role for turn in turns} - {"text"}
+            if speakers and "system" not in speakers:
+                turns = [Turn("system", (self._system,)), *turns]
         found = [] if continued else self._opening()
         for number, turn in enumerate(turns):
             is_open = open_turn and number == len(turns) - 1
@@ -121,8 +118,7 @@ class Template(ABC):
 
     def _opening(self) -> _Layout:
         """Returns the runs before the first turn."""
-        bos = self._tokenizer.special.bos
-        return [] if bos is None else [TextRun((bos,), False)]
+        return list(self._begin)
 
     @abstractmethod
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
@@ -133,7 +129,7 @@ class Template(ABC):
 
     def _closing(self, turn: Turn, is_open: bool) -> _Layout:
         """Returns the runs that end an answer or a text."""
-        return [] if is_open else [TextRun((self._tokenizer.special.eos,), turn.supervised)]
+        return [] if is_open else [self._end[turn.supervised]]
 
     def _parts(self, content: Iterable[str | Image], supervised: bool) -> _Layout:
         """Returns every text as a run of its own."""
@@ -295,17 +291,25 @@ TEMPLATES: dict[str, type[Template]] = {
 }
 
 
-def _filled(layout: _Layout, encode: Callable[[str], list[int]]) -> Runs:
-    """Tokenizes the texts of a layout. Leaves out runs without tokens."""
+_Encode = Callable[[str], list[int]] | Callable[[str], list[int] | ValueError]
+
+
+def _filled(layout: _Layout, encode: _Encode) -> Runs:
+    """Tokenizes the texts of a layout. Leaves out runs without tokens, and raises what `encode` returns as errors."""
     found: Runs = []
     for part in layout:
-        run = TextRun(tuple(encode(part.text)), part.supervised) if isinstance(part, _Text) else part
-        if isinstance(run, Image) or len(run.tokens):
-            found.append(run)
+        if isinstance(part, _Text):
+            tokens = encode(part.text)
+            if isinstance(tokens, ValueError):
+                raise tokens
+            if tokens:
+                found.append(TextRun(tuple(tokens), part.supervised))
+        elif isinstance(part, Image) or len(part.tokens):
+            found.append(part)
     return found
 
 
-def _try_filled(layout: _Layout, encode: Callable[[str], list[int]]) -> Runs | ValueError:
+def _try_filled(layout: _Layout, encode: _Encode) -> Runs | ValueError:
     try:
         return _filled(layout, encode)
     except ValueError as error:
@@ -337,6 +341,8 @@ def runs(
 def _unbroken(content: Sequence[str | Image]) -> list[str | Image]:
     """Removes the line breaks between texts and images, as SOLO does; LLaVA writes them."""
     found = list(content)
+    if len(found) == 1:
+        return found
     for place, part in enumerate(found):
         if isinstance(part, str):
             if place and isinstance(found[place - 1], Image):
