@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from solo.data.readers.image_files import load_image
 from solo.data.readers.wording import kind, shown
@@ -36,22 +36,20 @@ _REFUSED = frozenset(
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source")
-_PART_READ = frozenset(("type", "text", *_IMAGE_KEYS))
-# What other packages write in the place of an image.
-_FOREIGN = (
-    *("<|image|>", "<|image_pad|>", "<|vision_start|>", "<|image_1|>", "<image_0>", "<image_1>", "<image_00>"),
-    *("<img>", "<IMG>", "[IMG]", "<ImageHere>"),
+_PART_READ = frozenset(("type", "text", "index", *_IMAGE_KEYS))
+# What other packages write in the place of an image, such as <|image_1|>, <image 1>, <Image> and <IMG_CONTEXT>.
+_FOREIGN = re.compile(
+    r"<\|?ima?ge?(?:[ _-]?(?:\d+|pad|placeholder|token|soft_token|context|here))?\|?>|<\|vision_start\|>|\[ima?ge?\]",
+    re.IGNORECASE,
 )
-
-
 _PATH = re.compile(r"<img>([^<>\n]+)</img>")
 
 
 class _Given:
-    """An image that stands in the content itself. `_NEXT` stands for the next image of the list."""
+    """An image that stands in the content itself, or, if `value` is None, one of the list: by default the next."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, value: Any, index: int | None = None) -> None:
+        self.value, self.index = value, index
 
 
 _NEXT = _Given(None)
@@ -93,12 +91,12 @@ def conversation(
             turns.append(_parse(message, ignore, placeholder))
         except ValueError as error:
             raise ValueError(f"message {number}: {error}") from None
-    places = sum(part is _NEXT for _, parts, _ in turns for part in parts)
+    places = [part for _, parts, _ in turns for part in parts if _is_listed(part)]
     if images and not places:
         _begin_with_images(turns, len(images))
-    elif places != len(images):
-        raise ValueError(f"{places} {placeholder or 'image parts'} in the text for {len(images)} images")
-    listed = iter(images)
+    elif len(places) != len(images):
+        raise ValueError(f"{len(places)} {placeholder or 'image parts'} in the text for {len(images)} images")
+    listed = iter(_in_order(images, [place.index for place in places]))
     found = []
     for number, (role, parts, learned) in enumerate(turns, start=1):
         try:
@@ -149,8 +147,22 @@ def _plain(messages: Sequence[Any]) -> tuple[Turn, ...] | None:
     return tuple(turns)
 
 
+def _is_listed(part: str | _Given) -> TypeGuard[_Given]:
+    return isinstance(part, _Given) and part.value is None
+
+
+def _in_order(images: Sequence[Any], indexes: Sequence[int | None]) -> Sequence[Any]:
+    """Returns the images in the order of their places, which may have indexes (`{"type": "image", "index": 0}`)."""
+    if all(index is None for index in indexes):
+        return images
+    if sorted(-1 if index is None else index for index in indexes) != list(range(len(images))):
+        shown = ", ".join("none" if index is None else str(index) for index in indexes)
+        raise ValueError(f"its image parts have the indexes {shown} for {len(images)} images")
+    return [images[index] for index in indexes if index is not None]
+
+
 def _loaded(parts: _Parts, listed: Iterator[Any], load: Callable[[Any], Image]) -> list[str | Image]:
-    return [part if isinstance(part, str) else load(next(listed) if part is _NEXT else part.value) for part in parts]
+    return [part if isinstance(part, str) else load(next(listed) if _is_listed(part) else part.value) for part in parts]
 
 
 def _begin_with_images(turns: list[tuple[Role, _Parts, bool]], count: int) -> None:
@@ -158,10 +170,10 @@ def _begin_with_images(turns: list[tuple[Role, _Parts, bool]], count: int) -> No
         if role == "system":
             continue
         for part in parts:
-            foreign = next((mark for mark in _FOREIGN if isinstance(part, str) and mark in part), None)
-            if foreign is not None and role == "user":
+            foreign = _FOREIGN.search(part) if isinstance(part, str) and role == "user" else None
+            if foreign is not None:
                 raise ValueError(
-                    f"message {number}: {foreign!r} is there, where {PLACEHOLDER!r} must stand for an image"
+                    f"message {number}: {foreign[0]!r} is there, where {PLACEHOLDER!r} must stand for an image"
                 )
         first = parts.pop(0) if parts and isinstance(parts[0], str) else ""
         opening: _Parts = ["\n", _NEXT] * count
@@ -262,5 +274,8 @@ def _part(part: Any, ignore: Ignore, placeholder: str | None) -> _Parts:
         found = [held[key] for key in _IMAGE_KEYS if key in held]
         if len(found) > 1:
             raise ValueError("an image part holds two images")
-        return [_Given({"base64": found[0]} if "base64" in held else found[0])] if found else [_NEXT]
+        if found:
+            return [_Given({"base64": found[0]} if "base64" in held else found[0])]
+        index = held.get("index")
+        return [_Given(None, index) if isinstance(index, int) else _NEXT]
     raise ValueError(f"a part of type {shown(sort)} is not supported")

@@ -1,13 +1,15 @@
 """Tables of images and text: parquet and Arrow files, as Hugging Face datasets are published and saved.
 
-A row holds images and a caption, a question with its answer, a conversation, or turns with ratings as in FineVision and
-The Cauldron: `texts: [{"user", "assistant"}]` beside `relevance_ratings: [4, 2, ...]`.
+A row holds images and a caption or several, a question with its answers, a conversation, or turns with ratings as in
+FineVision and The Cauldron: `texts: [{"user", "assistant"}]` beside `relevance_ratings: [4, 2, ...]`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from solo.config import ConfigError
+from solo.data.readers.captions import caption_records
 from solo.data.readers.examples import TELLING, read_example, record_id, refuse
 from solo.data.readers.image_files import load_image
 from solo.data.readers.json_files import parse
@@ -26,11 +29,13 @@ from solo.data.readers.text_files import DamagedError
 from solo.data.record import Image, Place, Record, Turn
 
 Rating = Literal["relevance", "image_correspondence", "visual_dependency", "formatting"]
+Form = Literal["caption", "captions", "label", "answers", "conversation", "turns"]
 _WHAT = "reader 'parquet'"
 _IMAGES = ("images", "image", "img", "jpg", "jpeg", "png", "webp")
 _CONVERSATIONS = ("conversations", "messages", "texts", "conversation")
 _CAPTIONS = ("text", "caption", "TEXT", "txt", "label", "labels")
-_ANSWERS = ("answer", "answers")
+_ANSWERS = ("answer", "multiple_choice_answer", "answers")
+_URL = re.compile(r"(ima?ge?[_-]?)?ur[li]s?", re.IGNORECASE)
 _QUIET = ("id", "width", "height", "__index_level_0__")
 
 
@@ -39,7 +44,7 @@ class _Layout:
     """The columns of a table that are read, and what the text column holds."""
 
     text: str
-    form: Literal["caption", "label", "conversation", "turns"]
+    form: Form
     image: str | None
     question: str | None
     class_names: list[str] | None
@@ -59,10 +64,12 @@ class _Layout:
 class Parquet(Reader):
     """Parquet files, Arrow files, or a folder of them: `save_to_disk`, or a dataset as it was downloaded.
 
+    A list of captions makes a record of each, and a list of answers gives the one that is there most often.
+
     split        the split to read of a folder that has several
     image        column of the image or images; by default images or image
     text         column of the caption, class label, answer, conversation or turns; by default conversations, messages,
-                 texts, text, caption, answer or label, whichever is there first
+                 texts, text, caption, label, answer or answers, whichever is there first
     question     column of a question that the text answers; by default question, if text is answer
     images       folder of images that are stored as relative paths
     min_ratings  turns that are rated lower are left out, such as {relevance: 3}; turns without a rating are kept
@@ -108,7 +115,10 @@ class Parquet(Reader):
             keys: list[str] = []
             omitted: list[str] = []
             try:
-                turns = self._turns(row, layout, keys.append, omitted.append)
+                if layout.form == "captions":
+                    records = self._captioned(row, layout, row_id, place)
+                else:
+                    records = [Record(row_id, self._turns(row, layout, keys.append, omitted.append), place)]
             except ValueError as error:
                 yield Unreadable(row_id, str(error), place)
                 continue
@@ -117,7 +127,7 @@ class Parquet(Reader):
                     ignored.add(key)
                     yield Ignored(key, place)
             yield from (Omitted(what, place) for what in omitted)
-            yield Record(row_id, turns, place)
+            yield from records
 
     # ----------------------------------------------------------------------------------------- columns
 
@@ -137,14 +147,22 @@ class Parquet(Reader):
         if text is None:
             raise ConfigError(f"{what}: name the column of the text with `text`\n{columns}")
         form = _form(columns, text)
-        if form is None:
-            raise ConfigError(f"{what}: column {text!r} holds {columns.type(text)}, not text\n{columns}")
-        if asked is None and self.text is None and text in _ANSWERS:
+        if text in _ANSWERS and asked is None and self.text is None:
             asked = columns.find(None, ("question",), "question", what)
+        if form == "captions" and asked is not None:
+            form = "answers"
+        if form is None or (form == "captions" and image is None):
+            raise ConfigError(f"{what}: column {text!r} holds {columns.type(text)}, not text\n{columns}")
         if image is None and form in ("caption", "label") and self.image is None and asked is None:
             unsure = [name for name in columns.schema.names if _holds_images(columns.type(name), sure=True)]
             if unsure:
                 raise ConfigError(f"{what}: name the column of the images with `image`\n{columns}")
+            urls = [name for name in columns.schema.names if _URL.fullmatch(name)]
+            if urls and text not in ("text", "txt") and self.text is None:
+                raise ConfigError(
+                    f"{what}: column {urls[0]!r} names images on the web, and nothing is fetched from the network; load"
+                    f" them first, for example with img2dataset, or set `text: {text}` to learn the captions alone"
+                )
         ratings = {str(rating): f"{rating}_ratings" for rating in self.min_ratings or ()}
         for rating, column in ratings.items():
             if column not in columns.schema.names or form != "turns":
@@ -176,7 +194,10 @@ class Parquet(Reader):
         refuse(beside)
         if layout.image is not None and not images:
             raise ValueError(f"its {layout.image} is null")
-        text = _class_name(value, layout) if layout.form == "label" else str(value)
+        if layout.form == "label":
+            text = _class_name(value, layout)
+        else:
+            text = _most_common(_texts(value, layout.text)) if layout.form == "answers" else str(value)
         if not text.strip():
             raise ValueError(f"its {layout.text} is empty")
         loaded: list[str | Image] = [load(image) for image in images]
@@ -185,6 +206,12 @@ class Parquet(Reader):
         if not isinstance(row[layout.question], str):
             raise ValueError(f"its {layout.question} is not a text")
         return Turn("user", (*loaded, row[layout.question])), Turn("assistant", (text,))
+
+    def _captioned(self, row: Mapping[str, Any], layout: _Layout, row_id: str, place: Place) -> list[Record]:
+        refuse({column: row[column] for column in layout.others if column != "id"})
+        captions = _texts(row[layout.text], layout.text)
+        images = [load_image(image, folder=self.images) for image in _listed(row[str(layout.image)])]
+        return list(caption_records(row_id, images, captions, "each", place))
 
     def _rated(
         self, texts: Sequence[Any], row: Mapping[str, Any], layout: _Layout, omitted: Callable[[str], None]
@@ -238,7 +265,7 @@ def _holds_images(kind: pa.DataType, sure: bool = False) -> bool:
     return _is_binary(kind) or (pa.types.is_null(kind) and not sure) or (_is_text(kind) and not sure)
 
 
-def _form(columns: Columns, column: str) -> Literal["caption", "label", "conversation", "turns"] | None:
+def _form(columns: Columns, column: str) -> Form | None:
     kind = columns.type(column)
     if pa.types.is_integer(kind) and columns.class_names(column):
         return "label"
@@ -246,8 +273,28 @@ def _form(columns: Columns, column: str) -> Literal["caption", "label", "convers
         return "conversation" if column in _CONVERSATIONS else "caption"
     if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type):
         names = {item.name for item in kind.value_type}
-        return "turns" if {"user", "assistant"} <= names else "conversation"
-    return None
+        if {"user", "assistant"} <= names:
+            return "turns"
+        if names & {"role", "from"}:
+            return "conversation"
+        return "captions" if "answer" in names else None
+    is_texts = (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type)
+    return "captions" if is_texts and column not in _CONVERSATIONS else None
+
+
+def _texts(value: Any, column: str) -> list[str]:
+    """Returns the texts of a list, which VQA v2 keeps as `{"answer": text}`."""
+    if value is None:
+        raise ValueError(f"its {column} is null")
+    texts = [each["answer"] if isinstance(each, Mapping) else each for each in value]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its {column} holds something that is not a text")
+    return texts
+
+
+def _most_common(texts: Sequence[str]) -> str:
+    counts = Counter(text for text in texts if text.strip())
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -122,7 +122,9 @@ def _folder(path: str, split: str | None) -> Chosen:
         return _table(table_files(path, split, _WHAT)[0], "it is a dataset that `datasets` saved: ")
     if metadata := next((name for name in METADATA if name in names), None):
         return Chosen("imagefolder", {}, f"it holds {metadata}")
-    suffixes = {suffix(entry.name) for entry in entries if not entry.is_folder}
+    # img2dataset writes 00000.parquet and 00000_stats.json beside the folder 00000.
+    shards = {f"{name}{end}" for name in folders if name.isdigit() for end in (".parquet", "_stats.json")}
+    suffixes = {suffix(entry.name) for entry in entries if not entry.is_folder and entry.name not in shards}
     if archives := suffixes.intersection(_ARCHIVES):
         # img2dataset writes 00000.parquet and 00000_stats.json beside 00000.tar.
         stems = {name[: -len(suffix(name))] for name in names if suffix(name) in archives}
@@ -169,6 +171,8 @@ def _folder_of_folders(path: str, folders: list[str]) -> Chosen:
         e.is_folder for es in inside.values() for e in es
     ):
         raise _unknown(path, f"its folders hold no images; {first} holds {_kinds(files)}")
+    if any(_are_pairs([entry.name for entry in entries]) for entries in inside.values()):
+        return Chosen("imagefolder", {"beside": ".txt"}, "its folders hold images with text files beside them")
     if os.path.isfile(f"{path}/{first}.txt") or _are_frames(inside):
         return Chosen("frames", {}, "it holds a folder of frames per video, with captions")
     return Chosen("folder", {}, f"it holds {len(folders):,} folders of images, such as {first}")
@@ -180,6 +184,13 @@ def _inside(path: str) -> list[Entry]:
         return list_folder(path, "", _WHAT)
     except ConfigError:
         return []
+
+
+def _are_pairs(names: list[str]) -> bool:
+    """Returns whether half of the images of a folder or more have a text file of their name."""
+    stems = [os.path.splitext(name)[0] for name in names if suffix(name) in IMAGE_SUFFIXES]
+    texts = {os.path.splitext(name)[0] for name in names if suffix(name) == ".txt"}
+    return bool(stems) and 2 * len(texts.intersection(stems)) >= len(stems)
 
 
 def _are_frames(inside: Mapping[str, list[Entry]]) -> bool:

@@ -228,7 +228,9 @@ class Sample:
         return exact or (ending[0] if len(ending) == 1 else None)
 
     def __str__(self) -> str:
-        return f"its members are {', '.join(self.members)}, and others of its name must follow them in the archive"
+        shown = [*self.members][:6] + ["..."] * (len(self.members) > 6)
+        note = "; a name ends at its first dot" if any(suffix.count(".") for suffix in self.members) else ""
+        return f"its members are {', '.join(shown)}, and others of its name must follow them in the archive{note}"
 
 
 def _are_numbered(suffixes: list[str]) -> bool:

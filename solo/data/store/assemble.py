@@ -38,7 +38,7 @@ from solo.data.store.description import Description, PartEntry
 from solo.data.store.index import IMAGE, MOST_IMAGES, MOST_TOKENS, SUPERVISED_TEXT, SourceIndex
 from solo.data.store.part import ImageTable, PartManifest, read_table
 from solo.data.store.part_files import PARTIAL, reason_kind
-from solo.data.store.part_tokens import PartRuns, TokensManifest, read_runs
+from solo.data.store.part_tokens import PartRuns, TokensManifest, no_record, read_runs
 from solo.data.store.sharing import SharedImages, remove_copies, share_images
 from solo.files import json_line, write_whole
 
@@ -158,7 +158,7 @@ def _write_index(
     kept = [_kept(part, drop) for part, drop in zip(parts, dropped, strict=True)]
     records, runs = (sum(column) for column in zip((0, 0), *kept, strict=True))
     if not records:
-        raise ConfigError(_nothing(source, parts))
+        raise ConfigError(no_record(source, [layer for part in parts for layer in (part.first, part.second)]))
     index = SourceIndex(
         _new(folder / "runs.npy", (runs,), np.uint32),
         _new(folder / "record_run.npy", (records + 1,), np.uint32 if runs < 1 << 32 else np.int64),
@@ -294,12 +294,6 @@ def _quarantine_lines(part: _Part) -> Iterator[dict[str, Any]]:
     for line in heapq.merge(*read, key=lambda line: line["example"]):
         del line["example"]
         yield line
-
-
-def _nothing(source: str, parts: Sequence[_Part]) -> str:
-    count = sum(part.first.quarantined + part.second.quarantined for part in parts)
-    shown = [reason for part in parts for reason in (*part.first.refused, *part.second.refused)][:3]
-    return f"source {source!r}: no usable record; {count:,} quarantined" + "".join(f"\n  {line}" for line in shown)
 
 
 def _digest(names: Sequence[str], excluded: np.ndarray) -> str:

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,7 +21,7 @@ from solo.data.readers import Unreadable
 from solo.data.record import Image
 from solo.data.store.checksums import BlockSums, FileSum
 from solo.data.store.index import IMAGE, MOST_TOKENS, SUPERVISED_TEXT, joined_runs
-from solo.data.store.part import StoredImage, StoredRecord
+from solo.data.store.part import PartManifest, StoredImage, StoredRecord
 from solo.data.store.part_files import PartFiles, Quarantine, read_manifest, write_manifest
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template
@@ -58,6 +60,17 @@ class TokensManifest:
     def read(cls, folder: Path, part: str, tokens: str) -> TokensManifest | None:
         """Returns the manifest of a part's tokens; None if there is none, or it has another format."""
         return read_manifest(cls, folder / f"{part}.{tokens}.json")
+
+
+def no_record(source: str, layers: Sequence[PartManifest | TokensManifest]) -> str:
+    """Returns in words why no record of a source is left."""
+    filtered = Counter[str]()
+    for layer in layers:
+        filtered.update(layer.filtered if isinstance(layer, PartManifest) else {})
+    counts = [f"{sum(layer.quarantined for layer in layers):,} quarantined"]
+    counts += [f"{count:,} filtered by {key}" for key, count in filtered.most_common()]
+    shown = [reason for layer in layers for reason in layer.refused][:3]
+    return f"source {source!r}: no usable record; {', '.join(counts)}" + "".join(f"\n  {line}" for line in shown)
 
 
 class PartRuns(NamedTuple):

@@ -151,6 +151,8 @@ class Preparation:
         if kept is not None and tokenizers.was_trained_on(self._config, parts):
             self._say(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
             return kept
+        if not any(records for each in parts.values() for _, records in each):
+            raise ConfigError("\n".join(self._schedules[name].emptiness() for name in names))
         began = time.monotonic()
         tokenizer = tokenizers.train(self._config, parts, self._say)
         make_template(tokenizer, self._config.sequence)

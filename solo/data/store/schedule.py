@@ -11,6 +11,7 @@ from solo.config import Config, ConfigError
 from solo.data.filters import Selection
 from solo.data.images.check import ImageCheck
 from solo.data.readers import Chosen, Part, Reader, choose_reader, open_reader
+from solo.data.store.part_tokens import no_record
 from solo.data.store.safety import refuse_inside
 from solo.data.store.work import MadePart, PartJob, TokensJob
 
@@ -82,6 +83,10 @@ class SourceSchedule:
                 break  # the next round makes this part with what is left
             self.made.append(made)
         self._check_quarantined()
+
+    def emptiness(self) -> str:
+        """Returns why no record is left of the parts so far, in words."""
+        return no_record(self.name, [made.records for made in self.made])
 
     def _left(self) -> int | None:
         return None if self._limit is None else self._limit - sum(made.records.examples for made in self.made)

@@ -89,3 +89,18 @@ def test_images_are_loaded_last_and_in_order():
     inline = {"role": "user", "content": [{"type": "image", "image": "b.png"}, "<image>x<image>"]}
     assert conversation([inline], ["a.png", "c.png"], load) == (Turn("user", (RED, RED, "x", RED)),)
     assert loaded == ["b.png", "a.png", "c.png"]
+
+
+def test_image_parts_may_have_the_index_of_their_image():
+    """As `HuggingFaceH4/llava-instruct-mix-vsft` has them, with null keys of the parts' common type."""
+    blue = encode_png(PillowImage.new("RGB", (5, 3), (0, 0, 255)))
+
+    def said(*indexes: int | None) -> list[dict]:
+        parts = [{"type": "image", "text": None, "index": index} for index in indexes]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": "a", "index": None}]}]
+
+    for indexes, images in (((1, 0), (blue, RED)), ((0, 1), (RED, blue)), ((None, None), (RED, blue))):
+        assert conversation(said(*indexes), [RED, blue]) == (Turn("user", (*images, "a")),)
+    for indexes in ((0, 0), (1, 2), (0, None)):
+        with pytest.raises(ValueError, match=r"its image parts have the indexes [01], (0|2|none) for 2 images"):
+            conversation(said(*indexes), [RED, blue])

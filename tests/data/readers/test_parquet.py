@@ -177,7 +177,14 @@ def test_unreadable_rows(tmp_path, row, options, reason):
         ({"text": [decimal.Decimal("1.5")]}, {}, r"column 'text' holds decimal128\(2, 1\), not text"),
         ({"label": [3], "image": [RED.data]}, {}, "column 'label' holds int64, not text"),
         ({"text": [["a", "b"]]}, {}, "column 'text' holds list<.*string>, not text"),
+        ({"question": ["a"], "answers": [[{"said": "b"}]]}, {}, "column 'answers' holds list<.*said.*, not text"),
         ({"photo": [RED.data], "text": ["a"]}, {}, "name the column of the images with `image`"),
+        (
+            {"URL": ["http://a/b.jpg"], "TEXT": ["a"]},
+            {},
+            "column 'URL' names images on the web.*`text: TEXT`",
+        ),
+        ({"image_url": ["http://a/b.jpg"], "caption": ["a"]}, {}, "column 'image_url' names images on the web"),
         ({"text": ["a"]}, {"min_ratings": {"relevance": 3}}, "relevance needs turns and relevance_ratings"),
         ({"text": ["a"]}, {"min_ratings": {"relevence": 3}}, "min_ratings"),
         ({"text": ["a"]}, {"split": "train"}, "option 'split' chooses files of a folder"),
@@ -188,6 +195,43 @@ def test_tables_that_cannot_be_read(tmp_path, columns, options, message):
     write(tmp_path / "a.parquet", columns)
     with pytest.raises(ConfigError, match=message):
         examples(tmp_path / "a.parquet", **options)
+
+
+def test_captions_without_their_images_are_learned_if_they_are_asked_for(tmp_path):
+    write(tmp_path / "a.parquet", {"URL": ["http://a/b.jpg"], "TEXT": ["a"]})
+    assert [e.turns for e in examples(tmp_path / "a.parquet", text="TEXT")] == [caption("a")]
+    write(tmp_path / "b.parquet", {"url": ["http://a"], "text": ["a"]})  # a page of a crawl
+    assert [e.turns for e in examples(tmp_path / "b.parquet")] == [caption("a")]
+
+
+def test_a_list_of_captions_gives_a_record_of_each(tmp_path):
+    columns = {"image": [RED.data, BLUE.data, None, RED.data], "caption": [["a", "b"], ["c"], ["d"], []]}
+    found = examples(write(tmp_path / "a.parquet", columns))
+    places = [Place(str(tmp_path / "a.parquet"), line) for line in (1, 1, 2, 3, 4)]
+    assert [e.place for e in found] == places
+    assert [e.turns for e in found[:3]] == [caption(RED, "a"), caption(RED, "b"), caption(BLUE, "c")]
+    assert [e.id for e in found[:3]] == ["a.parquet:1/1", "a.parquet:1/2", "a.parquet:2"]
+    assert [e.reason for e in found[3:]] == ["it has no image", "it has no caption"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"answers": ["b", "c", "b"]},  # DocVQA, TextVQA
+        {
+            "answers": [
+                {"answer": "c", "answer_id": 1},
+                {"answer": "b", "answer_id": 2},
+                {"answer": "b", "answer_id": 3},
+            ]
+        },
+        {"answers": ["x"], "multiple_choice_answer": "b"},  # VQA v2
+    ],
+)
+def test_questions_with_several_answers(tmp_path, columns):
+    rows = {"question": ["a"], "image": [RED.data]} | {name: [value] for name, value in columns.items()}
+    (record,) = examples(write(tmp_path / "a.parquet", rows))
+    assert record.turns == said((RED, "a"), "b")
 
 
 def test_dictionary_encoded_and_large_columns(tmp_path):

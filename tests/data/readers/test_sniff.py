@@ -112,6 +112,8 @@ FOLDERS = [
     (["1/frame_1.jpg", "1.txt"], "frames", {}),
     (["1/frame_1.jpg", "1/caption.txt"], "frames", {}),
     (["0.tar", "1.tar", "0.parquet", "0_stats.json"], "webdataset", {}),
+    (["0/1.jpg", "0/1.txt", "0/1.json", "0/2.jpg", "0/2.txt"], "imagefolder", {"beside": ".txt"}),
+    (["0/1.jpg", "0/1.txt", "0.parquet", "0_stats.json"], "imagefolder", {"beside": ".txt"}),
     (["dataset_info.json", "features.json", "x-train.array_record-00000-of-00001"], "tfds", {}),
 ]
 

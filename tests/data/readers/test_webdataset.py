@@ -140,6 +140,11 @@ def test_samples(tmp_path, sample, options, turns):
         ({"txt": "A dog."}, {}, "it has no image; its members are txt, and others of its name must follow"),
         ({"png": RED.data}, {}, "it has no text; its members are png"),
         ({"png": RED.data, "cls": 3}, {}, "it has no text; its members are cls, png"),
+        (
+            {"0.png": RED.data, "0.txt": "a", "1.png": RED.data, "1.txt": "b"},
+            {},
+            "no text.*a name ends at its first dot",
+        ),
         ({"png": RED.data, "txt": " \n"}, {}, "its text txt is empty"),
         ({"png": RED.data, "txt": b"caf\xe9"}, {}, "its txt is not valid UTF-8"),
         ({"png": RED.data, "json": b'{"caption": '}, {}, "its json: it is not valid JSON"),

@@ -148,6 +148,14 @@ def test_a_source_without_a_usable_record(tmp_path, conversations):
         ConfigError, match=r"source 'chat': no usable record; 1 quarantined\s+all\.jsonl: the file is empty"
     ):
         prepare(config(tmp_path / "empty", {"topics": TOPICS, "chat": conversations}))
+    # Also if there is no text of other sources to train a tokenizer on.
+    with pytest.raises(ConfigError, match=r"source 'chat': no usable record; 1 quarantined\s+all\.jsonl: the file is"):
+        prepare(config(tmp_path / "alone", {"chat": conversations}))
+    filtered = TOPICS | {"filters": {"must_match": ["no text has this"]}}
+    with pytest.raises(
+        ConfigError, match=r"source 'topics': no usable record; 0 quarantined, 20 filtered by must_match"
+    ):
+        prepare(config(tmp_path / "filtered", {"topics": filtered}))
     # Parts that were made before the fault stay; nothing of the source itself does.
     assert not (tmp_path / "data" / "sources" / "chat" / "source.json").exists()
     assert (tmp_path / "data" / "sources" / "topics" / "source.json").exists()
