@@ -161,7 +161,7 @@ class SourceConfig(Section):
 
     reader: str = Field("auto", description="auto: chosen from the path and what is there")
     options: dict[str, Any] = Field(default_factory=dict)
-    limit: int | None = Field(None, ge=1, description="records to take; required by endless readers")
+    limit: int | None = Field(None, ge=1, description="records to read, before filters; required by endless readers")
     filters: FilterConfig = FilterConfig()
     empty_answers: Literal["set_aside", "read", "learn"] = Field(
         "set_aside",

@@ -7,6 +7,7 @@ when a source grows.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -75,7 +76,8 @@ class Selector:
         if selection.empty_answers == "learn" or not any(map(_is_empty, record.turns)):
             return record
         if selection.empty_answers == "read":
-            return replace(record, turns=tuple(replace(turn, learned=not _is_empty(turn)) for turn in record.turns))
+            turns = (replace(turn, learned=False) if _is_empty(turn) else turn for turn in record.turns)
+            return replace(record, turns=tuple(turns))
         number = next(number for number, turn in enumerate(record.turns, start=1) if _is_empty(turn))
         raise EmptyAnswerError(f"turn {number} is to be learned, but has no text (empty_answers: set_aside)")
 
@@ -117,4 +119,7 @@ def _is_empty(turn: Turn) -> bool:
 
 
 def _is_written(part: str | Image) -> bool:
-    return isinstance(part, str) and part != "" and not part.isspace()
+    """Returns whether a part has more than white space, control characters and such as U+200B and U+FEFF."""
+    return isinstance(part, str) and any(
+        not one.isspace() and unicodedata.category(one) not in ("Cc", "Cf") for one in part
+    )

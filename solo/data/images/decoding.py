@@ -15,7 +15,7 @@ from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from solo.config import ImageConfig
-from solo.data.images.metadata import without_metadata
+from solo.data.images.metadata import jpeg2000_bits, without_metadata
 from solo.data.images.reasons import ImageError, reason
 from solo.data.images.rgb import to_rgb
 
@@ -93,7 +93,7 @@ def decode(data: bytes, config: ImageConfig) -> PillowImage.Image:
     """
 
     def decoded(image: PillowImage.Image, header: Header) -> PillowImage.Image:
-        pixels = to_rgb(image, config.background)
+        pixels = _rgb(image, data, config.background)
         if pixels.size != (header.width, header.height):
             raise ImageError(
                 f"its header says {header.width} x {header.height} pixels, its content {pixels.width} x {pixels.height}"
@@ -121,10 +121,20 @@ def verify(data: bytes, background: str = "white", max_pixels: int = MAX_FILE_PI
             image.draft("L", (1, 1))
             image.load()
         else:
-            to_rgb(image, background)
+            _rgb(image, data, background)
         return header
 
     return _work(data, max_pixels, checked)
+
+
+def _rgb(image: PillowImage.Image, data: bytes, background: str) -> PillowImage.Image:
+    """Returns an open image as RGB; see `to_rgb`."""
+    # Pillow rounds these to 8 bits without a bound, so that white becomes black.
+    if image.format == "JPEG2000" and image.mode != "I;16" and background != "published":
+        bits = jpeg2000_bits(data) or 8
+        if bits > 8:
+            raise ImageError(f"it is a JPEG 2000 file with colours of {bits} bits per value; 8 can be read")
+    return to_rgb(image, background)
 
 
 def turn(image: PillowImage.Image, orientation: int) -> PillowImage.Image:

@@ -64,6 +64,15 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at += 2 + length
 
 
+def jpeg2000_bits(data: bytes) -> int | None:
+    """Returns the most bits that a value of a JPEG 2000 file has; None if it does not say."""
+    at = data.find(b"\xff\x4f\xff\x51")  # the beginning of the codestream and of its SIZ segment
+    if at < 0 or len(data) < at + 45:
+        return None
+    (components,) = struct.unpack_from(">H", data, at + 40)
+    return max((bits & 0x7F) + 1 for bits in data[at + 42 : at + 42 + 3 * max(components, 1) : 3])
+
+
 def _is_metadata(marker: int, content: bytes) -> bool:
     if marker == _JFIF:
         return not content.startswith(b"JFIF\0") or len(content) < 14

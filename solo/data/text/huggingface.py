@@ -60,7 +60,9 @@ class HuggingFaceTokenizer(Tokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         unknown = _unknown(tree["model"], ids)
         unknowns = {token for token in (unknown, stand_in) if token is not None}
-        special = {token_id for token_id, token in added.items() if token.special}
+        # Some vocabularies name the bytes among their special tokens, which only keeps text from spelling them.
+        of_bytes = _byte_tokens(tree["model"], ids)
+        special = {token_id for token_id, token in added.items() if token.special} - of_bytes
         self.special_ids = frozenset(special | ({unknown} if unknown is not None else set()))
         # A vocabulary whose unknown token ends a text, as in CLIP, has none that can stand within one.
         self.unknown = unknown if unknown not in (self.special.bos, self.special.eos) else None
@@ -102,8 +104,22 @@ class HuggingFaceTokenizer(Tokenizer):
         return super().encode_batch(texts)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
-        with _errors(text):
-            return self._tokenizer.encode(text, add_special_tokens=False)
+        try:
+            with _errors(text):
+                return self._tokenizer.encode(text, add_special_tokens=False)
+        except ValueError as error:
+            if "unk_id" in str(error) and (missing := {one for one in set(text) if not self._has(one)}):
+                raise ValueError(_without_token(missing)) from None
+            raise
+
+    def _has(self, character: str) -> bool:
+        """Returns whether a Unigram vocabulary without a token for unknown characters can encode a character."""
+        try:
+            with _errors():
+                self._tokenizer.encode(character, add_special_tokens=False)
+        except ValueError:
+            return False
+        return True
 
     def _apart(self, text: str, found: tokenizers.Encoding) -> list[int]:
         """Returns ids without special tokens: splits the text after the first character of each that it spells.
@@ -116,7 +132,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         spans = list(zip(found.ids, found.offsets, strict=True))
         if missing := {text[slice(*span)] for token, span in spans if token in self._refused}:
-            raise ValueError(f"the vocabulary has no token for {_listed(missing)}, and none for unknown characters")
+            raise ValueError(_without_token(missing))
         cuts = {start + 1 for token, (start, stop) in spans if token in self._special and stop - start > 1}
         if not cuts and (special := self._special & set(found.ids)):
             name = self._tokenizer.id_to_token(min(special))
@@ -248,6 +264,17 @@ def _unknown(model: Mapping[str, Any], ids: Mapping[str, int]) -> int | None:
     """Returns the id of the model's token for unknown characters."""
     found = model["unk_id"] if "unk_id" in model else ids.get(model.get("unk_token") or "")
     return None if found is None else int(found)
+
+
+def _byte_tokens(model: Mapping[str, Any], ids: Mapping[str, int]) -> set[int]:
+    """Returns the ids of the tokens for single bytes, to which a model falls back for characters that it lacks."""
+    if not model.get("byte_fallback"):
+        return set()
+    return {ids[name] for byte in range(256) if (name := f"<0x{byte:02X}>") in ids}
+
+
+def _without_token(characters: set[str]) -> str:
+    return f"the vocabulary has no token for {_listed(characters)}, and none for unknown characters"
 
 
 def _with_unknown(tree: dict[str, Any], ids: Mapping[str, int]) -> tuple[dict[str, Any], int | None]:

@@ -90,7 +90,7 @@ def test_settings_that_mean_nothing_are_refused(section, message):
 # ----------------------------------------------------------------------------------------- answers
 
 
-@pytest.mark.parametrize("answer", ["", " \n\t", "\u3000"])
+@pytest.mark.parametrize("answer", ["", " \n\t", "\u3000", "\u200b\ufeff", "\0"])
 def test_empty_answers(answer):
     record = chat("why?", "so", "and?", answer)
     with pytest.raises(ValueError, match=r"turn 4 is to be learned, but has no text \(empty_answers: set_aside\)"):
@@ -99,6 +99,12 @@ def test_empty_answers(answer):
     read = select(record, empty_answers="read")
     assert [turn.learned for turn in read.turns] == [True, True, True, False]
     assert [turn.content for turn in read.turns] == [turn.content for turn in record.turns]
+
+
+def test_reading_empty_answers_leaves_other_turns_as_they_are():
+    turns = (Turn("assistant", ("no",), learned=False), Turn("assistant", ("",)), Turn("assistant", ("\u200byes",)))
+    read = select(Record("r", turns), empty_answers="read")
+    assert [turn.learned for turn in read.turns] == [False, False, True]
 
 
 def test_only_what_is_learned_needs_text():

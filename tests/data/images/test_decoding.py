@@ -75,6 +75,19 @@ def test_deep_grey_keeps_its_brightness(name):
     np.testing.assert_array_equal(grey(SIXTEEN_BITS[name]()), RAMP)
 
 
+@pytest.mark.parametrize("background", ["white", "#102030"])
+def test_deep_colour_in_jpeg_2000_is_refused(background):
+    # Pillow makes white of it black.
+    ramp, deep = (np.kron(values, np.ones((4, 4), values.dtype)) for values in (RAMP, DEEP))
+    data = opencv(".jp2", np.stack([deep] * 3, axis=-1))
+    for read in (lambda: decode(data, ImageConfig(background=background)), lambda: verify(data, background)):
+        with pytest.raises(ImageError, match="JPEG 2000 file with colours of 16 bits per value; 8 can be read"):
+            read()
+    np.testing.assert_array_equal(pixels(data, PUBLISHED), np.asarray(opened(data).convert("RGB")))
+    np.testing.assert_array_equal(grey(opencv(".jp2", deep)), ramp)
+    np.testing.assert_array_equal(grey(opencv(".jp2", np.stack([ramp] * 3, axis=-1))), ramp)
+
+
 def test_white_may_be_zero():
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[262] = 0

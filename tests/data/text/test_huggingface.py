@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from solo.config import ConfigError
 from solo.data.text import Tokenizer, extend_tokenizer, open_tokenizer
@@ -160,20 +160,34 @@ def test_bytes_that_a_byte_level_vocabulary_lacks_are_named():
         found.encode("plain é")
 
 
+def test_bytes_may_be_among_the_special_tokens():
+    # As people train such vocabularies: the alphabet of bytes cannot be given to the trainer in another way.
+    pieces = {"a": 0, "<": 1, "0": 2, "x": 3, "4": 4, "1": 5, ">": 6}
+    pieces |= {f"<0x{byte:02X}>": 7 + byte for byte in range(256)}
+    library = tokenizers.Tokenizer(models.BPE(pieces, [], byte_fallback=True))
+    library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    library.add_special_tokens([*(f"<0x{byte:02X}>" for byte in range(256)), "</s>"])
+    found = HuggingFaceTokenizer(library.to_str(), None, "</s>", None)
+    assert found.special_ids == {found.find("</s>")}
+    assert found.encode("aж") == [0, 7 + 0xD0, 7 + 0xB6]
+    assert found.decode(found.encode("aж<0x41>")) == "aж<0x41>"
+    assert found.encode("<0x41>") == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(
-    "model",
+    ("model", "message"),
     [
-        models.WordPiece({"a": 0, "##b": 1}, unk_token="[UNK]"),
-        models.WordLevel({"a": 0}, unk_token="[UNK]"),
-        models.Unigram([("a", -1.0), ("b", -1.0)], None),
+        (models.WordPiece({"a": 0, "##b": 1}, unk_token="[UNK]"), "the tokenizer cannot encode the text"),
+        (models.WordLevel({"a": 0}, unk_token="[UNK]"), "the tokenizer cannot encode the text"),
+        (models.Unigram([("a", -1.0), ("b", -1.0)], None), "the vocabulary has no token for 'ж' (U+0436), and none"),
     ],
 )
-def test_errors_of_the_library_are_those_of_one_text(model):
+def test_errors_of_the_library_are_those_of_one_text(model, message):
     found = _library(model)
     good, bad = found.encode_batch(["a", "ж"])
     assert good == [0] or "unk" in str(good)
     assert isinstance(bad, ValueError)
-    assert "the tokenizer cannot encode the text" in str(bad)
+    assert str(bad).startswith(message)
 
 
 def test_a_panic_of_the_library_is_the_error_of_one_text(tokenizer, monkeypatch):
