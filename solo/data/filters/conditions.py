@@ -16,6 +16,9 @@ Refusal = tuple[str, str]
 class Conditions:
     """The conditions of a config, ready to be applied.
 
+    Attributes:
+        any: whether there are conditions.
+
     Raises:
         ConfigError: a language is named, and the package that tells languages is missing or does not know it.
     """
@@ -24,7 +27,7 @@ class Conditions:
         self._config = config
         self._must = [re.compile(pattern) for pattern in config.must_match]
         self._must_not = [re.compile(pattern) for pattern in config.must_not_match]
-        self._any = config != FilterConfig(language_min_letters=config.language_min_letters)
+        self.any = config != FilterConfig(language_min_letters=config.language_min_letters)
         if unknown := set(config.languages) - (_languages() if config.languages else set()):
             raise ConfigError(f"filters.languages: py3langid does not know {', '.join(sorted(unknown))}")
 
@@ -35,7 +38,7 @@ class Conditions:
             record: the record.
             sizes: width and height of its images, in order.
         """
-        return next(self._refusals(record, sizes), None) if self._any else None
+        return next(self._refusals(record, sizes), None) if self.any else None
 
     def _refusals(self, record: Record, sizes: Sequence[tuple[int, int]]) -> Iterator[Refusal]:
         config = self._config

@@ -57,6 +57,7 @@ class Selector:
 
     def __init__(self, selection: Selection) -> None:
         self._selection, self._conditions = selection, Conditions(selection.filters)
+        self._takes_all = selection.take == "all" and not self._conditions.any
 
     def __call__(self, record: Record, digests: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> Record | Filtered:
         """Returns the record to store, or why it is left out.
@@ -70,9 +71,10 @@ class Selector:
             EmptyAnswerError: an answer is empty, and such records are set aside.
         """
         selection = self._selection
-        refusal = self._share(record, digests) or self._conditions.refusal(record, sizes)
-        if refusal is not None:
-            return Filtered(*refusal)
+        if not self._takes_all:
+            refusal = self._share(record, digests) or self._conditions.refusal(record, sizes)
+            if refusal is not None:
+                return Filtered(*refusal)
         if selection.empty_answers == "learn" or not any(map(_is_empty, record.turns)):
             return record
         if selection.empty_answers == "read":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from solo.data.readers import json_files
-from solo.data.readers.examples import MEDIA, IgnoredKeys, check_text_only, example_id
+from solo.data.readers.examples import MEDIA, IgnoredKeys, check_text_only, record_id
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.paths import READ_ERRORS, Paths, expand, open_bytes, suffix
 from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
@@ -170,7 +170,7 @@ class Text(Reader):
             return _text(name, example, place)
         if not isinstance(example, dict):
             return Unreadable(name, f"an example must be a mapping or a string, not {kind(example)}", place)
-        name = example_id(example, name)
+        name = record_id(example.get("id"), name)
         text = example.get(self.field)
         if not isinstance(text, str):
             keys = ", ".join(shown(str(key)) for key in list(example)[:8])

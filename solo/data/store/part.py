@@ -261,19 +261,20 @@ class PartWriter:
 
     def add(self, example: Record | Unreadable | Ignored) -> StoredRecord | None:
         """Takes the reader's next example. Returns the record, if it can be used."""
-        if isinstance(example, Omitted):
-            self._omitted[example.key] += 1
-            return None
-        if isinstance(example, Ignored):
-            self._ignored.setdefault(example.key, place_text(example.place))
-            return None
-        number, self._examples = self._examples, self._examples + 1
+        number = self._examples
         if isinstance(example, Record):
+            self._examples += 1
             try:
                 return self._add(example, number)
             except (_RefusedError, EmptyAnswerError) as error:
-                example = Unreadable(example.id, str(error), example.place)
-        self._quarantine.add(example, number)
+                self._quarantine.add(Unreadable(example.id, str(error), example.place), number)
+        elif isinstance(example, Unreadable):
+            self._examples += 1
+            self._quarantine.add(example, number)
+        elif isinstance(example, Omitted):
+            self._omitted[example.key] += 1
+        else:
+            self._ignored.setdefault(example.key, place_text(example.place))
         return None
 
     def finish(self, fingerprint: str | None = None) -> PartManifest:

@@ -26,7 +26,7 @@ from solo.data.store.part_files import PartFiles, Quarantine, read_manifest, wri
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template
 
-_BATCH, _BATCH_CHARACTERS = 256, 1 << 20  # records that are tokenized together, at most
+_BATCH, _BATCH_CHARACTERS = 64, 1 << 20  # records that are tokenized together, at most
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ Tell = Callable[[Any], None]
 Task = Callable[[Job, Tell], Result]
 
 # Each process uses one core: threads of libraries would only compete with the other processes.
-_THREADS = ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_ONE_CORE = {
+    **dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+}
 _PROGRESS, _RESULT, _ERROR = range(3)
 
 
@@ -185,8 +188,8 @@ def _serve(connection: Connection, task: Task[Any, Any]) -> None:
     """Runs jobs until the pipe is closed. Ctrl-C is the business of the process at the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for name in _THREADS:
-        os.environ.setdefault(name, "1")
+    for name, value in _ONE_CORE.items():
+        os.environ.setdefault(name, value)
 
     def tell(value: Any) -> None:
         connection.send((_PROGRESS, value))
