@@ -87,6 +87,5 @@ class DataGuard:
             for kind, count in counts.most_common(_REASONS_SHOWN)
         ]
         more = f"\n  and {len(counts) - len(shown):,} other reasons" if len(counts) > len(shown) else ""
-        return (
-            f"; see {self._quarantine}:{''.join(shown)}{more}\nIf files are missing or changed, prepare the data again"
-        )
+        check = "If files are missing or damaged, this names them: solo prepare CONFIG --check"
+        return f"; see {self._quarantine}:{''.join(shown)}{more}\n{check}"

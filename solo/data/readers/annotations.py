@@ -109,7 +109,7 @@ class AnnotationReader(Reader):
                 image = _first_image(images)
                 yield from self.records(Annotated(id, line, tuple(images), tuple(texts)), image, place)
             except ValueError as error:
-                yield Unreadable(id, str(error), place)
+                yield Unreadable.because(error, id, place)
 
 
 BLANK = object()
@@ -161,10 +161,10 @@ def mappings(content: Any, key: str, path: str, what: str) -> list[Any]:
 
 
 def _first_image(paths: Sequence[str]) -> Image:
-    reasons = []
+    errors = []
     for path in paths:
         try:
             return load_image(path)
         except ValueError as error:
-            reasons.append(str(error))
-    raise ValueError(reasons[0] if reasons else "it has no image")
+            errors.append(error)
+    raise errors[0] if errors else ValueError("it has no image")

@@ -75,7 +75,7 @@ class Folder(Reader):
                     raise ValueError(fault)
                 image = load_image(place.file)
             except ValueError as error:
-                yield Unreadable(name, str(error), place)
+                yield Unreadable.because(error, name, place)
                 continue
             text = self.template.replace("{name}", str(class_name))
             yield Record(name, labelled(image, text, self.form, self.question), place)

@@ -94,7 +94,7 @@ class VideoFrames(Reader):
                 images = self._sample(_image_names(entries), None, self.source_fps)
                 yield Record(name, (Turn("text", (*self._content(images, place.file), caption)),), place)
             except ValueError as error:
-                yield Unreadable(name, str(error), place)
+                yield Unreadable.because(error, name, place)
 
     def _table(self, part: Part) -> Examples:
         ignored: set[str] = set()
@@ -112,7 +112,7 @@ class VideoFrames(Reader):
                 name = str(example["id"]) if isinstance(example.get("id"), str | int) else name
                 yield Record(name, self._turns(example), place)
             except ValueError as error:
-                yield Unreadable(name, str(error), place)
+                yield Unreadable.because(error, name, place)
 
     def _turns(self, example: dict[str, Any]) -> tuple[Turn, ...]:
         names, folder = self._frame_names(example)

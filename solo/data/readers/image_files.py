@@ -14,6 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from PIL import Image as PillowImage
 
 from solo.data.readers.paths import READ_ERRORS, is_remote, open_bytes, open_regular
+from solo.data.readers.registry import UnreadableFileError
 from solo.data.readers.wording import kind
 from solo.data.record import Image, encode_png
 
@@ -82,7 +83,8 @@ def _text(text: str, folder: str) -> Image:
     for path in _spellings(os.path.join(folder, text)):
         if os.path.lexists(path):
             return _read(path)
-    raise ValueError(f"the file does not exist: {_shown(os.path.join(folder, text))}")
+    path = os.path.join(folder, text)
+    raise UnreadableFileError(f"the file does not exist: {_shown(path)}", path)
 
 
 def _spellings(path: str) -> Iterator[str]:
@@ -101,13 +103,13 @@ def _read(path: str) -> Image:
         with open_bytes(path) if is_remote(path) else open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ValueError(f"the file does not exist: {_shown(path)}") from None
+        raise UnreadableFileError(f"the file does not exist: {_shown(path)}", path) from None
     except ImportError as error:
         raise ValueError(f"{error}: {_shown(path)}") from None
     except READ_ERRORS as error:
         reason = getattr(error, "strerror", None)
         said = f"the file cannot be read: {reason.lower()}" if reason else str(error)
-        raise ValueError(said if path in said else f"{said}: {_shown(path)}") from None
+        raise UnreadableFileError(said if path in said else f"{said}: {_shown(path)}", path) from None
     if len(data) > MAX_BYTES:
         raise ValueError(f"the file has more than {MAX_BYTES >> 30} GiB: {_shown(path)}")
     return Image(data, path)

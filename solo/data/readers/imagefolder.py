@@ -71,7 +71,7 @@ class CaptionedImages(Reader):
                 texts = [self._read_text(name)] if self.beside else captions
                 yield from caption_records(name, images, texts, self.captions, place)
             except ValueError as error:
-                yield Unreadable(name, str(error), place)
+                yield Unreadable.because(error, name, place)
 
     def _open(self) -> tuple[tuple[str, ...], Iterable[_Found]]:
         """Returns the files of captions, and the examples."""

@@ -101,7 +101,7 @@ class Interleaved(Reader):
                     raise ValueError("it is not a JSON object")
                 turn = Turn("text", self._content(example, keys.append, omitted.append))
             except ValueError as error:
-                yield Unreadable(name, str(error), where)
+                yield Unreadable.because(error, name, where)
                 continue
             for key in keys:
                 if key not in ignored:

@@ -64,7 +64,7 @@ class Conversations(Reader):
             try:
                 yield self.example(example, name, place, ignore)
             except ValueError as error:
-                yield Unreadable(example_id(example, name), str(error), place)
+                yield Unreadable.because(error, example_id(example, name), place)
             if ignore.has_new:
                 yield from ignore.take(place)
 

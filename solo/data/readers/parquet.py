@@ -120,7 +120,7 @@ class Parquet(Reader):
                 else:
                     records = [Record(row_id, self._turns(row, layout, keys.append, omitted.append), place)]
             except ValueError as error:
-                yield Unreadable(row_id, str(error), place)
+                yield Unreadable.because(error, row_id, place)
                 continue
             for key in keys:
                 if key not in ignored:

@@ -38,11 +38,28 @@ DEFAULT_PART_SIZE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An example that cannot be read, and why."""
+    """An example that cannot be read, and why. Its part is read again once `file` has changed or appeared."""
 
     id: str
     reason: str
     place: Place | None = field(default=None, compare=False)
+    file: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def because(cls, error: ValueError, id: str, place: Place | None) -> Unreadable:
+        """Returns the example that an error is about."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UnreadableFileError):
+            cause = cause.__context__  # a reader may have said more about the error of a file
+        return cls(id, str(error), place, None if cause is None else cause.file)
+
+
+class UnreadableFileError(ValueError):
+    """A file beside the part's own, such as an image, is missing or cannot be read."""
+
+    def __init__(self, reason: str, file: str) -> None:
+        super().__init__(reason)
+        self.file = file
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class WebDataset(Reader):
             try:
                 turns, unread = self._turns(sample)
             except ValueError as error:
-                yield Unreadable(sample.id, str(error), place)
+                yield Unreadable.because(error, sample.id, place)
                 continue
             for kind in unread:
                 if kind not in ignored and len(ignored) < _MOST_IGNORED:

@@ -21,12 +21,11 @@ def remove_partial(source: Path) -> None:
 
 
 def remove_unused(source: Path, description: Description) -> None:
-    """Removes parts and indexes that a prepared source does not use any more. No run may read it."""
-    used = {part.name for part in description.parts}
+    """Removes files of parts, and indexes, that a prepared source does not use any more. No run may read it."""
+    used = {file for part in description.parts for file in part.files}
+    used |= {f"{part.name}.{end}" for part in description.parts for end in ("json", f"{description.tokens}.json")}
     for path in (source / "parts").iterdir():
-        name, _, end = path.name.partition(".")
-        other_tokens = re.match(r"[0-9a-f]{16}\.", end) is not None and not end.startswith(description.tokens)
-        if _PART_FILE.fullmatch(path.name) and (name not in used or other_tokens):
+        if _PART_FILE.fullmatch(path.name) and path.name not in used:
             path.unlink()
     for path in (source / "index").iterdir():
         if _INDEX.fullmatch(path.name) and path.name != description.content:

@@ -98,6 +98,8 @@ def changed_inputs(name: str, config: Config, made: Description) -> str | None:
         return "files were added, removed or renamed"
     for part in made.parts:
         manifest = PartManifest.read(folder / "parts", part.name)
-        if manifest is not None and (why := changed(manifest.inputs, mode)):
+        if manifest is None:
+            return f"the description of part {part.part} was lost"
+        if why := changed(manifest.inputs, mode):
             return why
     return None

@@ -58,7 +58,7 @@ class PartManifest:
     filtered     records that the source's settings leave out, by setting
     omitted      how many pieces of records the reader has left out, by what they are
     ignored      the first place of each key that the reader ignores
-    inputs       stamp of every file from which an image was read (`solo.data.store.inputs`)
+    inputs       stamp of every file of an image, also of one that is missing (`solo.data.store.inputs`)
     files        size and checksum of every file, by the end of its name
     """
 
@@ -256,8 +256,10 @@ class PartWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
-        self._files.discard()
+        try:
+            self._close()
+        finally:  # a full disk is an error of closing
+            self._files.discard()
 
     def add(self, example: Record | Unreadable | Ignored) -> StoredRecord | None:
         """Takes the reader's next example. Returns the record, if it can be used."""
@@ -271,6 +273,8 @@ class PartWriter:
         elif isinstance(example, Unreadable):
             self._examples += 1
             self._quarantine.add(example, number)
+            if example.file is not None:
+                self._reads(example.file)
         elif isinstance(example, Omitted):
             self._omitted[example.key] += 1
         else:
@@ -320,6 +324,9 @@ class PartWriter:
 
     def _add(self, record: Record, example: int) -> StoredRecord | None:
         images = record.images()
+        for image in images:
+            if image.file is not None:
+                self._reads(image.file)
         digests = [self._digest(image, place) for place, image in enumerate(images, start=1)] if images else []
         chosen = self._select(record, digests, [self._size(digest) for digest in digests] if images else [])
         if isinstance(chosen, Filtered):
@@ -339,9 +346,6 @@ class PartWriter:
         for digest, image in new.items():
             self._numbers[digest] = len(self._numbers)
             self._write_image(image)
-        for image in images:
-            if image.file is not None:
-                self._inputs[image.file] = self._stamp(image.file)
         if self._records is None:
             self._records = ArrayRecordWriter(str(self._files.new("records")), f"group_size:{_RECORDS_TOGETHER},zstd:1")
         self._records.write(data)
@@ -382,6 +386,10 @@ class PartWriter:
             found["similar"][records] = np.asarray(keys[1], np.uint64)
             found["single"][records] = keys[2]
         return found
+
+    def _reads(self, file: str) -> None:
+        if file not in self._inputs:
+            self._inputs[file] = self._stamp(file)
 
     def _digest(self, image: Image, place: int) -> bytes:
         digest = hashlib.blake2b(image.data, digest_size=_DIGEST).digest()

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from solo.data.readers import Unreadable
 from solo.data.record import Place
-from solo.data.store.checksums import FileSum, file_sum
+from solo.data.store.checksums import FileSum, fault, file_sum
 from solo.files import json_line, write_whole
 
 FORMAT = 5  # of parts; raise it to make older ones again
@@ -138,6 +139,11 @@ def read_manifest(kind: type[_Manifest], path: Path) -> _Manifest | None:
         return kind(**found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def are_whole(folder: Path, stem: str, files: Mapping[str, FileSum]) -> bool:
+    """Returns whether the files that a manifest names are there and have the sizes that were written."""
+    return all(fault(folder / f"{stem}.{end}", found) is None for end, found in files.items())
 
 
 def write_manifest(path: Path, manifest: Any) -> None:

@@ -147,7 +147,7 @@ class Preparation:
         return changed_inputs(name, self._config, made) is None
 
     def _trained(self, kept: Tokenizer | None, names: Sequence[str]) -> Tokenizer:
-        parts = {name: self._part_names(name) for name in names}
+        parts = {name: self._training_parts(name) for name in names}
         if kept is not None and tokenizers.was_trained_on(self._config, parts):
             self._say(f"tokenizer: {kept.vocab_size:,} tokens, already prepared")
             return kept
@@ -159,12 +159,13 @@ class Preparation:
         self._say(f"tokenizer: {tokenizer.vocab_size:,} tokens ({time.monotonic() - began:.1f} s)")
         return tokenizer
 
-    def _part_names(self, name: str) -> list[tuple[str, int]]:
+    def _training_parts(self, name: str) -> list[tokenizers.TrainingPart]:
         if name in self._schedules:
-            return [(made.name, made.records.records) for made in self._schedules[name].made]
+            found = self._schedules[name].made
+            return [tokenizers.TrainingPart(made.name, made.records.files.get("records")) for made in found]
         made = Description.read(source_folder(name, self._config))
         assert made is not None
-        return [(part.name, part.records) for part in made.parts]
+        return [tokenizers.TrainingPart(part.name, part.files.get(f"{part.name}.records")) for part in made.parts]
 
     def _assemble(self, name: str, tokenizer: Tokenizer) -> None:
         config, folder = self._config, source_folder(name, self._config)

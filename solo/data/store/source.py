@@ -96,6 +96,9 @@ class PreparedSource:
         for part in self.description.parts:
             faults += [fault(parts / name, found, whole=contents) for name, found in part.files.items()]
         if found := [each for each in faults if each is not None]:
+            if contents:  # preparing does not compare checksums, which would read all of the data
+                shown = "".join(f"\n  {each}" for each in found)
+                raise ConfigError(f"prepared data is damaged; remove these files and run: solo prepare CONFIG{shown}")
             more = f" (and {len(found) - 1:,} more files)" if len(found) > 1 else ""
             raise ConfigError(f"prepared data is damaged: {found[0]}{more}; run: solo prepare CONFIG")
 

@@ -9,10 +9,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from solo.config import Config, ConfigError
 from solo.data.store.access import PATIENCE_SECONDS, TOKENIZER, Report, changing
+from solo.data.store.checksums import FileSum
 from solo.data.store.inputs import Check, changed, stamp
 from solo.data.store.part import read_records
 from solo.data.store.part_files import FORMAT
@@ -25,7 +26,23 @@ from solo.files import write_whole
 RECORD = "made_from.json"
 _SUFFIXES = (".json", ".model", ".txt", ".jinja")  # a repository's weights are no part of its tokenizer
 
-Parts = Mapping[str, Sequence[tuple[str, int]]]  # of each source: fingerprint and number of records of every part
+
+class TrainingPart(NamedTuple):
+    """A part whose text may train the tokenizer: its fingerprint, and size and checksum of its records, if it has any.
+
+    The fingerprint alone does not tell whether an image was missing, for which a record is left out.
+    """
+
+    name: str
+    records: FileSum | None
+
+    @property
+    def key(self) -> str:
+        """Identifies the records."""
+        return self.name if self.records is None else f"{self.name}-{self.records.crc:08x}"
+
+
+Parts = Mapping[str, Sequence[TrainingPart]]  # of each source
 
 
 def tokenizer_folder(config: Config) -> Path:
@@ -72,7 +89,7 @@ def was_trained_on(config: Config, parts: Parts) -> bool:
     if not isinstance(found, dict) or set(found) != set(parts):
         return False
     for name, used in found.items():
-        names = [part for part, _ in parts[name]]
+        names = [part.key for part in parts[name]]
         if names[: len(used["parts"])] != used["parts"] or (used["all"] and len(names) > len(used["parts"])):
             return False
     return True
@@ -123,15 +140,15 @@ class Texts:
     def used(self) -> dict[str, Any]:
         """Returns, for each source, the parts that were read, and whether these are all."""
         return {
-            name: {"parts": [part for part, _ in parts[: self._opened[name]]], "all": self._ended[name]}
+            name: {"parts": [part.key for part in parts[: self._opened[name]]], "all": self._ended[name]}
             for name, parts in self._parts.items()
         }
 
     def _records(self, name: str) -> Iterator[list[str]]:
         folder = Path(self._config.data.folder) / "sources" / name / "parts"
-        for part, records in self._parts[name]:
+        for part in self._parts[name]:
             self._opened[name] += 1
-            for stored in read_records(folder, part) if records else ():
+            for stored in read_records(folder, part.name) if part.records else ():
                 yield [text for turn in stored.record.turns for text in turn.content if isinstance(text, str)]
 
 

@@ -21,6 +21,7 @@ from solo.data.readers import Ignored, Part, Unreadable, open_reader
 from solo.data.record import Image, Record
 from solo.data.store.inputs import Check, changed, part_key, stamp
 from solo.data.store.part import Header, PartManifest, PartWriter, read_records, read_table
+from solo.data.store.part_files import are_whole
 from solo.data.store.part_tokens import TokensManifest, TokensWriter, token_width
 from solo.data.store.progress import Amount
 from solo.data.store.safety import disk_errors
@@ -110,7 +111,7 @@ def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
         records = PartManifest.read(job.parts, name)
         if records is None or (job.limit is not None and records.examples > job.limit):
             continue
-        if changed(records.inputs, job.check) is None:
+        if are_whole(job.parts, name, records.files) and changed(records.inputs, job.check) is None:
             return MadePart(name, records, tokenize_part(job, name) if job.tokens is not None else None)
         _forget(job, name)
     with disk_errors():
@@ -118,7 +119,7 @@ def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
 
 
 def tokenize_part(job: PartJob, name: str) -> TokensManifest:
-    """Makes the tokens of a part from its stored records, if they are missing.
+    """Makes the tokens of a part from its stored records, if they are missing or cut.
 
     Args:
         job: the part, and how to make tokens.
@@ -126,7 +127,7 @@ def tokenize_part(job: PartJob, name: str) -> TokensManifest:
     """
     assert job.tokens is not None
     found = TokensManifest.read(job.parts, name, job.tokens.fingerprint)
-    if found is not None:
+    if found is not None and are_whole(job.parts, f"{name}.{job.tokens.fingerprint}", found.files):
         return found
     with _tokens_writer(job, job.tokens, name) as writer:
         manifest = PartManifest.read(job.parts, name)
@@ -150,7 +151,7 @@ def _cut(whole: str, limit: int | None) -> str:
 
 
 def _forget(job: PartJob, name: str) -> None:
-    """Marks a part as missing, since an image that it holds was replaced. Its source is then not complete either."""
+    """Marks a part as missing: it is damaged, or an image was replaced. Its source is then not complete either."""
     (Path(job.folder) / "source.json").unlink(missing_ok=True)
     for manifest in job.parts.glob(f"{name}*.json"):
         manifest.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -152,7 +153,7 @@ class _Worker:
     def __init__(self, context: Any, task: Task[Any, Any]) -> None:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        with _without_main():
+        with _without_main(), _without_interrupts():
             self._process.start()
         theirs.close()  # or the pipe would outlive the process
 
@@ -184,9 +185,19 @@ def _without_main() -> Iterator[None]:
         vars(main).update(hidden)
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keeps Ctrl-C from new processes, also before they can ignore it. Only the process that starts them hears it."""
+    resource_tracker.ensure_running()  # its own start would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, task: Task[Any, Any]) -> None:
-    """Runs jobs until the pipe is closed. Ctrl-C is the business of the process at the other end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Runs jobs until the pipe is closed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name, value in _ONE_CORE.items():
         os.environ.setdefault(name, value)

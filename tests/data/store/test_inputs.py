@@ -119,6 +119,21 @@ def test_an_image_is_removed(made, tmp_path):
     assert (len(source), source.description.quarantined) == (22, 1)
 
 
+@pytest.mark.parametrize("before", [None, b"", b"not a picture"])
+def test_an_image_that_could_not_be_read_is_repaired(made, tmp_path, before):
+    """It was missing, or damaged."""
+    path = tmp_path / "images" / "12.png"
+    path.unlink()
+    if before is not None:
+        path.write_bytes(before)
+    assert prepare(made).quarantined == 1
+    path.write_bytes(picture(12))
+    said, parts = changed(made)
+    assert "12.png has changed" in said
+    assert parts == {"chat.jsonl:11-15", "chat.jsonl:11-15 tokens"}
+    assert prepare(made).quarantined == 0
+
+
 def test_the_tokenizer_is_replaced(made, tmp_path):
     """Its records and images are kept."""
     before = open_prepared(made).tokenizer.fingerprint
@@ -210,3 +225,17 @@ def test_a_trained_tokenizer_follows_the_text_that_it_was_trained_on(tmp_path):
     assert prepare(made).tokenizer.fingerprint == before  # only the first parts were read
     path.write_text(text.replace("if", "while") * 10)
     assert prepare(made).tokenizer.fingerprint != before
+
+
+def test_a_trained_tokenizer_follows_records_that_an_image_brings_back(made, tmp_path):
+    """The annotations, and so the names of the parts, stay the same."""
+    tokenizer = TokenizerConfig(vocab_size=296)
+    trained = made.model_copy(update={"data": made.data.model_copy(update={"tokenizer": tokenizer})})
+    (tmp_path / "images" / "12.png").unlink()
+    prepare(trained)
+    (tmp_path / "images" / "12.png").write_bytes(picture(12))
+    prepare(trained)
+    updated = state(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    prepare(trained)
+    assert updated == state(tmp_path / "data")

@@ -10,7 +10,7 @@ from solo.data.readers import read
 from solo.data.record import encode_png
 from solo.data.store.description import Description
 from solo.data.store.prepare import open_prepared, prepare
-from solo.data.store.tokenizer import Texts
+from solo.data.store.tokenizer import Texts, TrainingPart
 from solo.data.text import train_tokenizer
 from tests.data.readers.pictures import BLUE, RED, write
 from tests.data.vocabularies import byte_level_json, write_repository
@@ -187,7 +187,10 @@ def test_training_text_comes_evenly_from_the_sources(tmp_path):
     made = config(tmp_path, sources, tokenizer={"max_characters": 8000})
     prepare(config(tmp_path, sources, verify_images=False))
     folders = {name: tmp_path / "data" / "sources" / name for name in ("lines", "topics")}
-    parts = {name: [(part.name, part.records) for part in Description.read(folders[name]).parts] for name in folders}
+    parts = {
+        name: [TrainingPart(part.name, part.files[f"{part.name}.records"]) for part in Description.read(folder).parts]
+        for name, folder in folders.items()
+    }
     texts = list(Texts(made, parts))
     assert sum(map(len, texts)) == 8000
     long = [len(text) for text in texts if len(text) > 20]

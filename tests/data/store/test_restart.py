@@ -99,6 +99,21 @@ def test_a_killed_preparation_is_continued(tmp_path, whole, parts):
     assert {path: after[path] for path in kept} == kept
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 3)], ids=["lost", "cut"])
+@pytest.mark.parametrize("end", ["records", "images", "table.npz", "tokens", "runs.npz", "json"])
+def test_files_that_are_lost_or_cut_are_made_again(tmp_path, whole, end, damage):
+    """Of the first and the last part, which shares images with it."""
+    prepare(made(tmp_path), workers=1)
+    parts = json.loads((tmp_path / "data" / "sources" / "chat" / "source.json").read_text())["parts"]
+    names = {parts[0]["name"], parts[-1]["name"]}
+    found = [path for path in (tmp_path / "data" / "sources" / "chat" / "parts").glob(f"*.{end}")]
+    for path in found:
+        if path.name.partition(".")[0] in names:
+            damage(path)
+    prepare(made(tmp_path), workers=1)
+    assert state(tmp_path / "data") == whole
+
+
 def children_of(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -95,4 +95,9 @@ def test_checksums_are_verified(tmp_path, capsys):
     data[len(data) // 2] ^= 1
     damaged.write_bytes(bytes(data))
     assert main(check) == 2
-    assert f"prepared data is damaged: {damaged}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "prepared data is damaged; remove these files and run: solo prepare CONFIG\n" in said
+    assert f"{damaged} is damaged: its checksum differs" in said
+    damaged.unlink()
+    prepare(shared)
+    assert main(check) == 0
