@@ -75,7 +75,11 @@ class DataGuard:
         """Returns lines with the most frequent reasons, by source."""
         lines = read_json_lines(self._quarantine)[0] if self._quarantine else []
         # Reasons that differ only in numbers or names of parts are one reason.
-        kinds = [(line["source"], re.sub(r"[0-9a-f]{16}|\d+", "#", str(line.get("reason")))) for line in lines if "source" in line]
+        kinds = [
+            (line["source"], re.sub(r"[0-9a-f]{16}|\d+", "#", str(line.get("reason"))))
+            for line in lines
+            if "source" in line
+        ]
         if not kinds:
             return ""
         first = {

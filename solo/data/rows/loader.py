@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
 _PLAIN = SequenceConfig()
+_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")  # in the words of Grain
 
 
 class Source(Protocol):
@@ -157,6 +159,10 @@ def _check(length: int, document: Document, chunk: Chunk) -> None:
         )
 
 
+class WorkerError(RuntimeError):
+    """A worker process of the loader was killed or crashed."""
+
+
 class Loader:
     """Iterates over a host's batches of the steps start_step .. num_steps - 1. Close it, or use `with`.
 
@@ -211,7 +217,17 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        batch: Batch = next(self._batches)
+        try:
+            batch: Batch = next(self._batches)
+        except RuntimeError as error:
+            found = _DIED.search(str(error))
+            if found is None:
+                raise
+            raise WorkerError(
+                f"a process that reads data ended unexpectedly, with exit code {found[1]}. Systems kill processes when"
+                " they run out of memory: lower data.worker_processes or data.prefetch_batches. The same command"
+                " resumes from the last checkpoint"
+            ) from None
         return batch
 
     def close(self) -> None:

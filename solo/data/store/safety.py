@@ -38,6 +38,8 @@ def check_folders(config: Config) -> None:
     if same:
         raise ConfigError(f"sources {same}: their folders would be the same on disks that ignore case; rename one")
     check_inputs(config)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"data.folder: {folder} is not a folder; move it, or choose another data.folder")
     places = {"the tokenizer": folder / "tokenizer"}
     places |= {f"source {name!r}": folder / "sources" / name for name in names}
     for what, place in places.items():

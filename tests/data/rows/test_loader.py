@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, SequenceConfig, StageConfig
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.record import Image, Record, Turn
-from solo.data.rows.loader import Loader, batch_record_ids
+from solo.data.rows.loader import Loader, WorkerError, batch_record_ids
 from tests.benchmarks.mixtures import data_config, stage
 from tests.data.fakes import IMAGE, CharacterTokenizer, MemorySource, image_records, text_records, two_sources
 
@@ -84,6 +85,17 @@ def test_it_resumes_from_a_snapshot(expected: list[Batch]) -> None:
 
 def test_worker_processes_give_the_same_batches(expected: list[Batch]) -> None:
     assert same(batches(plan_of(), workers=1), expected)
+
+
+def test_a_worker_process_that_is_killed_is_named() -> None:
+    plan = plan_of(STAGE.model_copy(update={"steps": 100_000}))
+    data: DataConfig = data_config(SOURCES, worker_processes=1)
+    with Loader(plan, SOURCES, CharacterTokenizer(), IMAGE, data) as loader:
+        next(loader)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(WorkerError, match=r"ended unexpectedly, with exit code -9\..*data\.worker_processes"):
+            list(loader)
 
 
 def test_rows_follow_the_sequence_config() -> None:

@@ -73,6 +73,8 @@ def test_folders_and_files_of_the_users_are_in_the_way(tmp_path):
     with pytest.raises(ConfigError, match=r"lines is in the way: a file that solo did not make"):
         prepare(made)
     assert foreign.read_text() == "a file"
+    with pytest.raises(ConfigError, match=r"data\.folder: .*lines is not a folder; move it"):
+        prepare(made.model_copy(update={"data": made.data.model_copy(update={"folder": str(foreign)})}))
 
 
 def test_names_that_differ_in_case_alone_are_refused(tmp_path):
