@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from solo.config import ConfigError
 from solo.data.readers.paths import is_remote
@@ -59,6 +60,11 @@ def walk(path: str, name: str) -> Iterator[Entry]:
     yield from _walk(path, name, ())
 
 
+def is_hidden(path: PurePath) -> bool:
+    """Returns whether a part of a path begins with a dot, or is the folder that macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def _walk(path: str, name: str, above: tuple[str, ...]) -> Iterator[Entry]:
     real = path if is_remote(path) else os.path.realpath(path)
     if real in above:
@@ -83,7 +89,7 @@ def _list(path: str, name: str) -> list[Entry]:
         with os.scandir(path or ".") as entries:
             found = sorted((entry.name, *_kind(entry)) for entry in entries)
     prefix = f"{name}/" if name else ""
-    return [Entry(prefix + title, fault, folder) for title, fault, folder in found if not title.startswith(".")]
+    return [Entry(prefix + title, fault, folder) for title, fault, folder in found if not is_hidden(PurePath(title))]
 
 
 def _remote(path: str) -> Iterator[tuple[str, str, bool]]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from solo.config import ConfigError, nearest
 from solo.data.readers.file_kinds import file_kind
+from solo.data.readers.listing import is_hidden
 from solo.data.readers.paths import Paths, expand, is_remote, natural, open_bytes
 from solo.data.readers.registry import Part
 from solo.data.readers.text_files import DamagedError, short_names
@@ -125,7 +126,7 @@ def _folder(folder: Path, split: str | None, what: str) -> list[str]:
         return _saved(folder / _choose(split, splits, folder, what), what)
     if (folder / "state.json").is_file():
         return _saved(folder, what)
-    files = [path for path in folder.rglob("*.parquet") if not any(part.startswith(".") for part in path.parts)]
+    files = [path for path in folder.rglob("*.parquet") if not is_hidden(path.relative_to(folder))]
     if not files:
         raise ConfigError(f"{what}: {folder} holds neither parquet files nor a dataset of `save_to_disk`")
     of = {path: _split_of(path, folder) for path in files}

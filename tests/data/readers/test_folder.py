@@ -15,7 +15,16 @@ def test_captions_and_questions(tmp_path):
     write(
         tmp_path, {name: RED for name in ("tabby_cat/2.png", "tabby_cat/10.png", "tabby_cat/deep/3.png", "a-dog/1.png")}
     )
-    write(tmp_path, {"README": "hello", "tabby_cat/.hidden": RED, ".cache/1.png": RED, "a-dog/.git/1.png": RED})
+    write(
+        tmp_path,
+        {
+            "README": "hello",
+            "tabby_cat/.hidden": RED,
+            ".cache/1.png": RED,
+            "__MACOSX/._1.png": RED,
+            "a-dog/.git/1.png": RED,
+        },
+    )
     records, unreadable, _ = read_source("folder", path=str(tmp_path), template="a photo of a {name}")
     assert records == {
         "a-dog/1.png": (RED, "a photo of a a dog"),

@@ -417,6 +417,19 @@ def test_folders_as_they_are_downloaded(tmp_path, saved, names, split, chosen):
     assert [record.turns[0].content[1] for record in found] == [str(number) for number in chosen]
 
 
+def test_a_downloaded_folder_below_a_hidden_one(tmp_path, monkeypatch):
+    """Hugging Face's cache is ~/.cache/huggingface; hidden folders below the source's own are left out."""
+    folder = tmp_path / ".cache/hub/snapshots/a"
+    for name in ("data/train-00000-of-00001.parquet", ".cache/old.parquet"):
+        (folder / name).parent.mkdir(parents=True)
+        write(folder / name, {"text": [name]})
+    expected = [caption("data/train-00000-of-00001.parquet")]
+    assert [e.turns for e in examples(folder)] == expected
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert [e.turns for e in examples("../.cache/hub/snapshots/a")] == expected
+
+
 def test_a_folder_with_several_splits_needs_a_choice(tmp_path, saved):
     for name in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"):
         saved("a").to_parquet(tmp_path / name)
