@@ -63,8 +63,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 def _split(texts: Iterable[str]) -> Iterable[str]:
     for text in texts:
-        for start in range(0, len(text), _LONGEST_TEXT):
-            yield text[start : start + _LONGEST_TEXT]
+        pieces = (text[start : start + _LONGEST_TEXT] for start in range(0, len(text), _LONGEST_TEXT))
+        # Once each, because a megabyte of one letter would take a quarter of an hour.
+        yield from dict.fromkeys(pieces)
 
 
 def _explain(error: str, vocab_size: int, added: int) -> str:

@@ -1,4 +1,5 @@
 import pytest
+import sentencepiece
 
 from solo.config import TokenizerConfig
 from solo.data.text import SPECIAL_TOKENS, train_tokenizer
@@ -40,6 +41,15 @@ def test_long_texts_are_learned_from():
     # SentencePiece silently skips sentences above its limit, and takes minutes for long repetitive ones.
     learned = train_tokenizer(["😀 漢字 zebra " * 20_000], TokenizerConfig(vocab_size=285))
     assert len(learned.encode("zebra zebra ")) < 6
+
+
+def test_long_repetitive_texts_cost_little(monkeypatch):
+    given = []
+    trainer = sentencepiece.SentencePieceTrainer
+    monkeypatch.setattr(trainer, "Train", lambda sentence_iterator, **_: given.extend(sentence_iterator))
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
+        train_tokenizer(["ab" * 100_000, "ab", "ab"], TokenizerConfig(vocab_size=400))
+    assert [len(text) for text in given] == [4096, 200_000 % 4096, 2, 2]
 
 
 @pytest.mark.parametrize(
