@@ -92,7 +92,9 @@ def mixture_faults(stage: Any) -> Iterator[str]:
 
 def _weight_faults(mixture: Weights, schedule: WeightsAtSteps, changes: WeightsAtSteps) -> Iterator[str]:
     later = [entry for entries in (schedule, changes) for entry in entries.values()]
-    for where, entry in (("mixture", mixture), *((f"mixture_schedule.{step}", e) for step, e in schedule.items())):
+    named = (("mixture_schedule", schedule), ("mixture_changes", changes))
+    entries = [(f"{key}.{step}", entry) for key, steps in named for step, entry in steps.items()]
+    for where, entry in (("mixture", mixture), *entries):
         for name, weight in entry.items():
             if weight > LARGEST_WEIGHT:
                 yield f"{where}: the weight of {name!r} is {weight:g}, above {LARGEST_WEIGHT:g}"

@@ -73,6 +73,13 @@ def _notes(plan: StagePlan) -> Iterator[str]:
         times = ", ".join(f"{name} {passes:.3g} times" for name, passes in plan.expected_passes.items())
         yield f"stage {stage} reads {times}"
     for step in plan.weight_steps:
+        if plan.takes_effect(step) >= plan.num_steps:
+            yield (
+                f"stage {stage}: the weights of step {step} never hold, because documents are drawn for a whole packing"
+                f" window, the next one would begin at step {plan.takes_effect(step)}, and the stage ends before; give"
+                " an earlier step, or lower data.packing_window"
+            )
+            continue
         fill = plan.expected_fill(plan.takes_effect(step))
         if fill < _POOR_FILL:
             yield (

@@ -109,6 +109,15 @@ def test_rows_that_a_later_mixture_leaves_empty_are_named() -> None:
     assert found.statistics(60, 100).fill == pytest.approx(0.5, abs=0.02)
 
 
+def test_weights_that_never_hold_are_named() -> None:
+    sources = quickstart(400)
+    settings = {"mixture_schedule": {16: {"text": 0.5}, 30: {"text": 2.0}}, "steps": 31, "batch_rows": 32}
+    found = plan({"digits": 1.0, "text": 1.0}, {name: sources[name] for name in ("digits", "text")}, **settings)
+    (note,) = [note for note in mixture_notes([found]) if "never hold" in note]
+    assert "the weights of step 30 never hold" in note
+    assert found.weights(30)["text"] == 0.5
+
+
 def test_sources_without_targets_are_named_and_a_stage_of_them_is_refused() -> None:
     silent = make_index(
         np.full(40, TEXT, np.uint8), np.tile([[30, 0]], (40, 1)).astype(np.int32), np.arange(41, dtype=np.int64)

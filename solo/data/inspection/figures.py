@@ -13,6 +13,8 @@ from solo.data.store.index import SourceIndex
 from solo.drawing import ACCENT, Drawing, shades, styled
 
 _RECORDS = 100_000  # of a source; a larger one is sampled
+_RATIOS = 6  # labels of aspect ratios that stand side by side
+_LEGEND = 0.2  # inches for each source
 
 
 @styled
@@ -28,10 +30,10 @@ def histograms(name: str, index: SourceIndex, image: ImageConfig) -> Markup:
         _histogram(plots[1], counts[:, 0], "patches per record")
         aspect = sizes[:, 0] / np.maximum(sizes[:, 1], 1)
         plots[2].hist(np.log2(aspect), bins=40, color=ACCENT)
-        ticks = np.asarray([-3, -2, -1, 0, 1, 2, 3])
-        low, high = np.log2(aspect).min() - 0.5, np.log2(aspect).max() + 0.5
-        chosen = ticks[(ticks >= low) & (ticks <= high)]
-        plots[2].set_xticks(chosen, [f"{2**tick}:1" if tick >= 0 else f"1:{2**-tick}" for tick in chosen.tolist()])
+        low, high = int(np.floor(np.log2(aspect).min())), int(np.ceil(np.log2(aspect).max()))
+        apart = max(1, -(-(high - low) // _RATIOS))
+        ticks = [tick for tick in range(low, high + 1) if tick % apart == 0]
+        plots[2].set_xticks(ticks, [f"{2**tick}:1" if tick >= 0 else f"1:{2**-tick}" for tick in ticks])
         plots[2].set_title("width : height")
         plots[2].set_yticks([])
     return drawing.svg(f"Histograms of {name}: text tokens and patches per record, aspect ratios of images")
@@ -41,18 +43,22 @@ def _histogram(axes: object, values: np.ndarray, title: str) -> None:
     plot: object = axes
     top = float(np.quantile(values, 0.995)) if len(values) else 1.0
     plot.hist(np.minimum(values, top), bins=40, color=ACCENT)  # type: ignore[attr-defined]
+    plot.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
     plot.set_title(title)  # type: ignore[attr-defined]
     plot.set_yticks([])  # type: ignore[attr-defined]
 
 
 @styled
-def shares(stage: str, steps: Sequence[int], drawn: Mapping[str, Sequence[float]]) -> Markup:
-    """Draws the share of slots that each source has, in windows of steps."""
-    drawing = Drawing(f"shares-{stage}", height=2.4)
+def shares(stage: str, title: str, edges: Sequence[int], drawn: Mapping[str, Sequence[float]]) -> Markup:
+    """Draws the share of documents that each source has between every two `edges`, which are steps."""
+    drawing = Drawing(f"shares-{stage}", height=max(2.4, _LEGEND * len(drawn) + 0.4))
     axes = drawing.first
-    axes.stackplot(steps, np.asarray(list(drawn.values())), labels=list(drawn), colors=shades(len(drawn)))
+    steps, values = np.repeat(edges, 2)[1:-1], np.repeat(np.asarray(list(drawn.values())), 2, axis=1)
+    axes.stackplot(steps, values, labels=list(drawn), colors=shades(len(drawn)))
     axes.set_ylim(0, 1)
+    axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel("step")
-    axes.set_title("share of documents")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title(title)
+    # In the order of the areas, from the top.
+    axes.legend(*(each[::-1] for each in axes.get_legend_handles_labels()), loc="center left", bbox_to_anchor=(1, 0.5))
     return drawing.svg(f"Share of documents of each source over the steps of stage {stage}")

@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 
 from solo.batch import Batch
 from solo.config import ImageConfig
+from solo.data.inspection.samples import visible
 from solo.data.planning.row_shape import RowShape
 from solo.data.planning.stage_plan import Chunk
 from solo.data.rows.document import PATCH, Document
@@ -77,7 +78,7 @@ def packed_row(
     if int(flags.sum()) != int((np.asarray(row.target_weights) > 0).sum()):
         raise AssertionError("the row's targets are not those of its documents")
     slots = tuple(
-        Slot(tokenizer.token(int(token)) if owner >= 0 else "", int(owner), bool(taught))
+        Slot(visible(tokenizer.token(int(token))) if owner >= 0 else "", int(owner), bool(taught))
         for token, owner, taught in zip(row.text, text_owner, learned, strict=True)
     )
     picture, width, height = _region(row.patches, patch_owner, image)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
@@ -24,18 +24,22 @@ from solo.data.planning.permutation import permute
 from solo.data.planning.row_shape import record_needs
 from solo.data.planning.stage_plan import Chunk, StagePlan
 from solo.data.rows.loader import RowSource, read_document
+from solo.data.store.part import PartManifest
+from solo.data.store.part_files import reason_kind
 from solo.data.store.prepare import Prepared
 from solo.data.store.source import PreparedSource
+from solo.data.store.summary import left_aside
 from solo.files import read_json_lines, write_whole
 
 _PLANNED_ROWS = 4096  # of a stage, for its figures
 _WINDOWS = 24
+_WEIGHT_STEPS = 200  # at which changing weights are drawn
 _LEFT_OUT_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Examples of a source that were left out for one reason, and the first of them."""
+    """Examples of a source that were left out for one reason or by one filter, and the first of them."""
 
     reason: str
     count: int
@@ -51,14 +55,15 @@ class SourceView:
     options: str
     figures: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
-    left_out: tuple[LeftOut, ...]
+    quarantined: tuple[LeftOut, ...]
+    filtered: tuple[LeftOut, ...]
     histograms: Markup
     samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
 class Use:
-    """How a stage uses a source: shares of documents and slots, and how often the stage repeats it."""
+    """How a stage uses a source: its weight over the steps, its share of the documents, its passes in the stage."""
 
     name: str
     weight: str
@@ -120,10 +125,10 @@ def _source(name: str, config: Config, prepared: Prepared, samples: int) -> Sour
         ("patches", f"{patches:,}"),
         ("text tokens", f"{text:,}"),
         ("learned", f"{learned:,}"),
-        ("left out", f"{made.quarantined:,}"),
+        ("quarantined", f"{made.quarantined:,}"),
+        ("filtered", f"{sum(made.filtered.values()):,}"),
     )
-    thin = int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())
-    notes = (f"{thin:,} images are so thin that resizing leaves one row of patches.",) if thin else ()
+    notes = tuple(_notes(name, source, int(too_thin(sizes[:, 0], sizes[:, 1], config.image).sum())))
     count = min(samples, len(source))
     chosen = np.sort(permute(np.arange(count), len(source), key=0)).tolist() if count else []
     return SourceView(
@@ -132,28 +137,46 @@ def _source(name: str, config: Config, prepared: Prepared, samples: int) -> Sour
         json.dumps(settings.options, ensure_ascii=False),
         figures,
         notes,
-        left_out(source),
+        quarantined(source),
+        filtered(source),
         histograms(name, index, config.image),
         tuple(_sample(source, number, config, prepared) for number in chosen),
     )
 
 
-def left_out(source: PreparedSource) -> tuple[LeftOut, ...]:
-    """Returns the reasons for which examples of a source were left out, the most frequent first."""
-    lines, _ = read_json_lines(source.folder / "quarantine.jsonl")
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for line in lines:
-        found.setdefault(_kind(str(line["reason"])), []).append(line)
-    ordered = sorted(found.items(), key=lambda entry: -len(entry[1]))
-    return tuple(
-        LeftOut(kind, len(all_of_kind), tuple(_where(line) for line in all_of_kind[:_LEFT_OUT_SHOWN]))
-        for kind, all_of_kind in ordered
-    )
+def _notes(name: str, source: PreparedSource, thin: int) -> Iterator[str]:
+    made = source.description
+    if thin:
+        yield f"{thin:,} images are so thin that resizing leaves one row of patches."
+    if made.unknown_tokens:
+        yield f"{made.unknown_tokens:,} text tokens stand for characters that the tokenizer lacks."
+    parts = (PartManifest.read(source.folder / "parts", part.name) for part in made.parts)
+    for line in left_aside(name, [part for part in parts if part]):
+        yield line.strip() + "."
 
 
-def _kind(reason: str) -> str:
-    """Returns a reason without the numbers and names in which examples differ."""
-    return re.sub(r"\d[\d,]*", "N", re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S+", "…", reason))[:160]
+def quarantined(source: PreparedSource) -> tuple[LeftOut, ...]:
+    """Returns the reasons for which examples of a source cannot be used, the most frequent first."""
+    counts, examples = _grouped(source.folder / "quarantine.jsonl", lambda line: reason_kind(str(line["reason"]))[:160])
+    return tuple(LeftOut(kind, count, tuple(examples[kind])) for kind, count in counts.most_common())
+
+
+def filtered(source: PreparedSource) -> tuple[LeftOut, ...]:
+    """Returns the settings that left records of a source out, the most frequent first, with some of the records."""
+    _, examples = _grouped(source.folder / "filtered.jsonl", lambda line: str(line["filter"]))
+    counts = Counter(source.description.filtered)
+    return tuple(LeftOut(key, count, tuple(examples.get(key, ()))) for key, count in counts.most_common() if count)
+
+
+def _grouped(path: Path, kind_of: Callable[[Mapping[str, Any]], str]) -> tuple[Counter[str], dict[str, list[str]]]:
+    """Returns how many lines of a file there are of each kind, and the first of each in words."""
+    counts, examples = Counter[str](), dict[str, list[str]]()
+    for line in read_json_lines(path)[0]:
+        kind = kind_of(line)
+        counts[kind] += 1
+        if counts[kind] <= _LEFT_OUT_SHOWN:
+            examples.setdefault(kind, []).append(_where(line))
+    return counts, examples
 
 
 def _where(line: Mapping[str, Any]) -> str:
@@ -169,8 +192,6 @@ def _sample(source: PreparedSource, number: int, config: Config, prepared: Prepa
 
 
 def _stage(stage: StageConfig, config: Config, prepared: Prepared, step: int) -> StageView:
-    from solo.data.inspection.figures import shares
-
     sources = {name: prepared.sources[name] for name in stage.sources}
     image = config.image_in(stage)
     plan = StagePlan(stage, {name: source.index for name, source in sources.items()}, image, config.data, config.seed)
@@ -189,23 +210,50 @@ def _stage(stage: StageConfig, config: Config, prepared: Prepared, step: int) ->
     return StageView(
         stage.name,
         f"{plan.num_steps:,} steps of {stage.batch_rows:,} rows; {slots[0]:,} patch, {slots[1]:,} text and"
-        f" {slots[2]:,} target slots in each; figures of the first {planned:,} steps",
+        f" {slots[2]:,} target slots in each"
+        + ("; weights move on a line between their steps" if stage.mixture_between == "linear" else "")
+        + ("; weights are learned" if stage.mixture_learning else "")
+        + (f"; figures of the first {planned:,} steps" if planned < plan.num_steps else ""),
         fill,
         tuple(_uses(stage, plan, total, planned)),
-        shares(stage.name, edges[1:], dict(zip(sources, (drawn / drawn.sum(axis=1, keepdims=True)).T, strict=True))),
+        _shares(plan, edges, drawn),
         _row(plan, sources, config, prepared, min(step, plan.num_steps - 1)),
     )
 
 
+def _shares(plan: StagePlan, edges: list[int], drawn: np.ndarray) -> Markup:
+    """Draws the shares of the planned steps, or of the whole stage as the weights give them if they change later."""
+    from solo.data.inspection.figures import shares
+
+    title = "share of documents"
+    if plan.weight_steps and edges[-1] < plan.num_steps:
+        title = "share of documents, from the weights"
+        edges = np.unique(np.linspace(0, plan.num_steps, min(_WEIGHT_STEPS, plan.num_steps) + 1).astype(int)).tolist()
+        drawn = np.asarray([list(plan.shares(step).values()) for step in edges[:-1]])
+    drawn = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1e-9)
+    return shares(plan.stage.name, title, edges, dict(zip(plan.stage.sources, drawn.T, strict=True)))
+
+
 def _uses(stage: StageConfig, plan: StagePlan, drawn: np.ndarray, planned: int) -> Sequence[Use]:
     found = []
-    for (name, weight), count in zip(plan.weights(0).items(), drawn, strict=True):
+    for name, count in zip(stage.sources, drawn, strict=True):
         chunks = plan.chunks[name]
         notes = [f"{chunks.split:,} documents cut to fit a row"] if chunks.split else []
         notes += [f"{number:,} left out: {reason}" for reason, number in chunks.dropped.items()]
-        repeats = count * plan.num_steps / planned / len(chunks)
-        found.append(Use(name, f"{weight}", f"{count / drawn.sum():.1%}", f"{repeats:.3g}", "; ".join(notes)))
+        # What was planned is exact; the estimate takes rows to be full.
+        passes = count / len(chunks) if planned == plan.num_steps else plan.expected_passes[name]
+        share = f"{count / max(drawn.sum(), 1):.1%}"
+        found.append(Use(name, _weight(stage, name), share, f"{passes:,.3g}", "; ".join(notes)))
     return found
+
+
+def _weight(stage: StageConfig, name: str) -> str:
+    """Returns the weight of a source in words, with the steps at which it changes."""
+    points = {0: stage.mixture.get(name, 0.0)}
+    for entries in (stage.mixture_schedule, stage.mixture_changes):
+        points |= {step: entry[name] for step, entry in entries.items() if name in entry}
+    first, *later = [(step, f"{points[step]:g}") for step in sorted(points)]
+    return " → ".join([first[1], *(f"{weight} at step {step:,}" for step, weight in later)])
 
 
 def _row(plan: StagePlan, sources: Mapping[str, PreparedSource], config: Config, prepared: Prepared, step: int) -> Row:

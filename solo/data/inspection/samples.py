@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -71,9 +72,21 @@ def sample(name: str, document: Document, tokenizer: Tokenizer, image: ImageConf
     return Sample(name, facts, tuple(parts), _outside(document) - shown)
 
 
+def visible(text: str) -> str:
+    """Returns a token's text with the characters that show nothing, or turn others round, as `<U+202E>`."""
+    return "".join(
+        f"<U+{ord(character):04X}>"
+        if unicodedata.category(character) in ("Cc", "Cf") and character != "\n"
+        else character
+        for character in text
+    )
+
+
 def _token(document: Document, at: int, tokenizer: Tokenizer) -> Token:
     token = int(document.tokens[at])
-    return Token(tokenizer.token(token), bool(document.supervised[at]) and at > 0, token in tokenizer.special_ids)
+    return Token(
+        visible(tokenizer.token(token)), bool(document.supervised[at]) and at > 0, token in tokenizer.special_ids
+    )
 
 
 def _outside(document: Document) -> int:

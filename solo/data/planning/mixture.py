@@ -75,7 +75,7 @@ class MixtureStream:
         length: chunks in the stream; None if it is endless (a stage counted in steps).
 
     Raises:
-        ConfigError: there are more sources than a block has places.
+        ConfigError: there are more sources than a block has places, or `epochs` does not come to one document.
     """
 
     def __init__(self, stage: StageConfig, sizes: Sequence[SourceSize], seed: int) -> None:
@@ -88,6 +88,11 @@ class MixtureStream:
             weights = np.asarray(list(stage.mixture.values()))
             counts = np.rint(weights * stage.epochs * self._chunks).astype(np.int64)
             self.length = int(counts.sum())
+            if not self.length:
+                raise ConfigError(
+                    f"stage {stage.name!r}: epochs {stage.epochs:g} of these weights is less than one document of each"
+                    " source; raise epochs"
+                )
         # An endless stream is one shuffled block after another; a finite one is a single shuffled block.
         self._counts = counts
         self._ends = np.cumsum(counts)

@@ -183,6 +183,11 @@ class StagePlan:
         found = draws.weights.at(step - step % draws.window_steps)
         return dict(zip(self.stage.sources, found.tolist(), strict=True))
 
+    def shares(self, step: int) -> dict[str, float]:
+        """Returns each source's share of the documents drawn for a step's packing window, before any cap."""
+        draws = self._planner.draws
+        return dict(zip(self.stage.sources, draws.shares(step // draws.window_steps).tolist(), strict=True))
+
     @property
     def weight_steps(self) -> list[int]:
         """The steps at which other weights are given than before, without those that are learned; empty if none are."""

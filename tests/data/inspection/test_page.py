@@ -13,7 +13,7 @@ from solo.cli import main
 from solo.config import ImageConfig, load_config
 from solo.data.images.patches import decode_patches
 from solo.data.inspection.page import render
-from solo.data.inspection.samples import unpatched
+from solo.data.inspection.samples import unpatched, visible
 from solo.data.record import encode_png
 from solo.data.store.prepare import prepare
 
@@ -82,6 +82,29 @@ def test_what_was_left_out_is_told(page: str) -> None:
     assert "<td>5</td>" in page, "records"
     assert "chat-3" in page
     assert "lost.png" in page
+
+
+def test_weights_that_change_and_filtered_records_are_shown(folder: Path) -> None:
+    settings = [
+        "stages.0.mixture_schedule={2: {chats: 3.0}}",
+        "data.packing_window=2",
+        "data.tokenizer.vocab_size=279",
+        "data.sources.chats.filters.max_characters=60",
+        f"data.folder={folder}/filtered",
+    ]
+    turns = [[{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "A deep red. " * n}] for n in range(1, 9)]
+    lines = [{"id": f"c{n}", "conversations": conversation} for n, conversation in enumerate(turns, 1)]
+    (folder / "lengths.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    config = load_config(folder / "small.yaml", [*settings, f"data.sources.chats.options.path={folder}/lengths.jsonl"])
+    page = render(config, prepare(config), samples=1)
+    assert "1 → 3 at step 2" in page
+    told = page[page.index("Filtered</h3>") :]
+    assert '<td class="words">max_characters</td><td>4</td><td class="words"><ul><li>c5 (' in told
+    assert "Quarantined</h3>" not in page
+
+
+def test_characters_that_turn_others_round_are_shown_as_numbers() -> None:
+    assert visible("a\u202eb\u200b\n") == "a<U+202E>b<U+200B>\n"
 
 
 def test_a_picture_is_put_together_from_its_patches() -> None:

@@ -95,6 +95,11 @@ def test_epochs_draw_each_source_that_many_times() -> None:
     assert len(set(np.flatnonzero(source == 0) // 152)) == 10, "the stream is shuffled as a whole"
 
 
+def test_epochs_that_draw_no_document_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"epochs 0\.0001 of these weights is less than one document"):
+        MixtureStream(stage(epochs=0.0001, mixture={"a": 1.0, "b": 0.5, "c": 1.25}), SIZES, seed=0)
+
+
 def test_too_many_sources_are_refused() -> None:
     names = {str(number): 1.0 for number in range(BLOCK + 1)}
     with pytest.raises(ConfigError, match="sources"):

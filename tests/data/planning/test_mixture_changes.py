@@ -147,6 +147,7 @@ def test_a_stage_that_exhausts_every_source_is_refused() -> None:
     [
         ({"mixture": {"a": 0.0, "b": 1.0}}, "the weight of 'a' is 0; it must be above 0, or leave it out"),
         ({"mixture": {"a": 1e12}}, "the weight of 'a' is 1e\\+12, above 1e\\+09"),
+        ({"mixture_changes": {50: {"a": 1e12}}}, "mixture_changes.50: the weight of 'a' is 1e\\+12, above 1e\\+09"),
         ({"mixture_schedule": {5000: {"a": 1.0}}}, "mixture_schedule: step 5000 is not reached"),
         ({"mixture_schedule": {50: {"c": 1.0}}}, "mixture_schedule.50: 'c' is not a source"),
         ({"mixture_schedule": {50: {"a": 0.0, "b": 0.0}}}, "at every step some source needs a weight above 0"),
