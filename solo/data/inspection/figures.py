@@ -58,6 +58,7 @@ def shares(stage: str, title: str, edges: Sequence[int], drawn: Mapping[str, Seq
     axes.set_ylim(0, 1)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel("step")
+    axes.locator_params(axis="x", integer=True)
     axes.set_title(title)
     # In the order of the areas, from the top.
     axes.legend(*(each[::-1] for each in axes.get_legend_handles_labels()), loc="center left", bbox_to_anchor=(1, 0.5))
