@@ -152,8 +152,8 @@ class StagePlan:
         """
         if snapshot["plan"] != f"{self._key:016x}":
             raise ValueError(
-                f"the snapshot of stage {self.stage.name!r} comes from another plan: its sources, row shape, packing "
-                "window, batch_rows or seed have changed since"
+                f"the snapshot of stage {self.stage.name!r} comes from another plan: its prepared data, mixture, row "
+                "shape, packing window, batch_rows or seed have changed since"
             )
         if "carry" in snapshot:  # written by an earlier version, which knew only constant mixtures
             drawn = DrawState(int(snapshot["cursor"]))
