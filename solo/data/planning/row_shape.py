@@ -78,12 +78,15 @@ def row_shapes(
         if not len(need):
             raise ConfigError(f"stage {stage.name!r}: source {name!r} holds no record")
     largest = _largest_image(measured, image)
-    regions = _regions(stage, _record_means(stage, indexes, needs), largest)
+    means = _record_means(stage, indexes, needs)
+    if not means[:2].any():
+        raise ConfigError(f"stage {stage.name!r}: the records of its sources hold neither text nor images")
+    regions = _regions(stage, means, largest)
     if data.overlong == "drop":
         # Records that will be dropped do not count towards the ratio.
         patch_slots, text_slots = regions[0]
         kept = {name: need[(need[:, 0] <= patch_slots) & (need[:, 1] <= text_slots)] for name, need in needs.items()}
-        if all(len(need) for need in kept.values()):
+        if all(len(need) for need in kept.values()) and any(need.any() for need in kept.values()):
             needs = kept
             regions = _regions(stage, _record_means(stage, indexes, needs), (0, 0))
     means = _record_means(stage, indexes, needs)
@@ -156,7 +159,7 @@ def _target_slots(stage: StageConfig, means: np.ndarray, needs: Sequence[np.ndar
     if stage.target_slots is not None:
         return stage.target_slots
     most = max(int(np.minimum(need[:, 2], text_slots).max()) for need in needs)
-    targets = max(tuning.TARGET_MARGIN * text_slots * means[2] / means[1], most)
+    targets = max(tuning.TARGET_MARGIN * text_slots * means[2] / max(means[1], 1e-9), most)
     return min(text_slots, int(-(-targets // stage.slot_multiple) * stage.slot_multiple))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from solo.config import ConfigError
-from solo.data.readers.paths import open_bytes
+from solo.data.readers.paths import READ_ERRORS, open_bytes
 
 WORDNET_ID = re.compile(r"n\d{8}")
 _KEYED = re.compile(r"(n\d{8})[\s,:]+(\S.*)|([^\t]+)\t+(\S.*)")
@@ -58,7 +58,7 @@ def read_class_names(names: str | Sequence[str], what: str) -> ClassNames:
         with open_bytes(names) as file:
             text = file.read().decode("utf-8-sig")
         found = json.loads(text) if text.lstrip().startswith(("{", "[")) else None
-    except (OSError, EOFError, ValueError) as error:
+    except (*READ_ERRORS, ValueError, RecursionError) as error:
         raise ConfigError(f"{what}: names: cannot read {names}: {error}") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     parsed = _from_lines(lines) if found is None else _from_json(found)
@@ -87,7 +87,7 @@ def _from_json(found: Any) -> ClassNames | None:
         parts = [value] if isinstance(value, str) else value
         if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
             return None
-        if key.isdecimal():
+        if key.isdecimal() and len(key) < 10:
             labels[int(key)] = parts[-1]
             by_key |= {parts[0]: parts[-1]} if len(parts) > 1 else {}
         else:

@@ -10,6 +10,7 @@ from typing import Any
 from solo.config import ConfigError
 from solo.data.readers.annotations import BLANK, Annotated, AnnotationReader, Keys, mappings
 from solo.data.readers.captions import Captions, caption_records
+from solo.data.readers.examples import record_id
 from solo.data.readers.paths import Paths
 from solo.data.readers.registry import Examples, Unreadable, reader
 from solo.data.readers.wording import kind, shown
@@ -94,9 +95,9 @@ class CocoCaptions(AnnotationReader):
                 )
                 continue
             keys.check(image, line)
-            yield Annotated(
-                str(image["id"]), line, (self._file(image["file_name"]),), tuple(by_image.get(image["id"], ()))
-            )
+            name = record_id(image["id"], f"{os.path.basename(path)}:{line}")
+            texts = tuple(by_image.get(image["id"], ()))
+            yield Annotated(name, line, (self._file(image["file_name"]),), texts)
         yield from lost
 
     def _karpathy(self, path: str, images: list[Any], keys: Keys) -> Iterator[Annotated]:
@@ -113,7 +114,7 @@ class CocoCaptions(AnnotationReader):
                 keys.check(image, line)
                 file = os.path.join(image.get("filepath") or "", image["filename"])
                 texts = tuple(_text(sentence["raw"]) for sentence in image["sentences"])
-                yield Annotated(str(image.get("cocoid", image["filename"])), line, (self._file(file),), texts)
+                yield Annotated(record_id(image.get("cocoid"), image["filename"]), line, (self._file(file),), texts)
             except (AttributeError, KeyError, TypeError, ValueError):
                 yield Annotated(
                     f"{os.path.basename(path)}:{line}", line, fault="an image must have 'filename' and 'sentences'"
@@ -131,7 +132,7 @@ class CocoCaptions(AnnotationReader):
                 file = _text(next((pair[key] for key in _PAIR_IMAGES if key in pair), None))
                 found = next((pair[key] for key in _PAIR_CAPTIONS if key in pair), None)
                 texts = tuple(map(_text, found if isinstance(found, list) else [found]))
-                yield Annotated(str(pair.get("id", f"{file}:{line}")), line, (self._file(file),), texts)
+                yield Annotated(record_id(pair.get("id"), f"{file}:{line}"), line, (self._file(file),), texts)
             except (AttributeError, TypeError, ValueError):
                 yield Annotated(str(line), line, fault="a pair must have 'image', a file name, and 'caption' or 'text'")
 

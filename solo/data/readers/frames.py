@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +12,7 @@ from typing import Any
 from solo.config import ConfigError
 from solo.data.readers import json_files
 from solo.data.readers.conversations import PLACEHOLDER, conversation
+from solo.data.readers.examples import record_id
 from solo.data.readers.image_files import load_image
 from solo.data.readers.imagefolder import IMAGE_SUFFIXES
 from solo.data.readers.listing import Entry, list_folder
@@ -24,6 +25,8 @@ _WHAT = "reader 'frames'"
 CONTAINERS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))
 _TABLES = (".json", ".jsonl", ".ndjson")
 _FOLDER = "folder"
+_HIGHEST_RATE = 1_000_000  # frames per second
+_LONGEST = 1_000_000_000  # seconds
 _PLACEHOLDERS = ("<video>", "<image>")
 _KEYS = frozenset(
     (
@@ -109,7 +112,7 @@ class VideoFrames(Reader):
                     raise ValueError(f"an example must be a mapping, not {kind(example)}")
                 yield from (Ignored(key, place) for key in sorted(example.keys() - _KEYS - ignored))
                 ignored |= example.keys()
-                name = str(example["id"]) if isinstance(example.get("id"), str | int) else name
+                name = record_id(example.get("id"), name)
                 yield Record(name, self._turns(example), place)
             except ValueError as error:
                 yield Unreadable.because(error, name, place)
@@ -120,8 +123,8 @@ class VideoFrames(Reader):
         if times is not None:
             times = _check_times(times, len(names))
         rate = example.get("fps", self.source_fps)
-        if rate is not None and not (isinstance(rate, int | float) and rate > 0):
-            raise ValueError(f"'fps' must be a positive number, not {shown(rate)}")
+        if rate is not None and not (isinstance(rate, int | float) and 0 < rate <= _HIGHEST_RATE):
+            raise ValueError(f"'fps' must be a positive number up to {_HIGHEST_RATE:,}, not {shown(rate)}")
         frames = self._sample(names, times, rate)
         messages = example.get("conversations", example.get("messages"))
         if messages is not None:
@@ -154,6 +157,8 @@ class VideoFrames(Reader):
             raise ValueError("it has no frames")
         if times is None and rate is not None:
             times = [number / rate for number in range(len(names))]
+        if times is not None and not times[-1] - times[0] <= _LONGEST:
+            raise ValueError(f"the times of its frames span more than {_LONGEST:,} s")
         if times is None and (self.fps is not None or "{time" in self.before_frame):
             raise ValueError("the times of its frames are unknown: set source_fps")
         kept = list(range(len(names)))
@@ -205,8 +210,8 @@ class VideoFrames(Reader):
         if self.frames < 1:
             raise ConfigError(f"{_WHAT}: frames must be at least 1, not {self.frames}")
         for name in ("fps", "source_fps"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigError(f"{_WHAT}: {name} must be positive, not {value}")
+            if (value := getattr(self, name)) is not None and not 0 < value <= _HIGHEST_RATE:
+                raise ConfigError(f"{_WHAT}: {name} must be positive, {_HIGHEST_RATE:,} at most, not {value}")
         try:
             self._before(1, 0.5)
         except (ValueError, KeyError, IndexError, AttributeError) as error:
@@ -248,18 +253,24 @@ def _read_caption(folder: str, inside: list[str]) -> str:
 
 
 def _check_times(times: Any, count: int) -> list[float]:
-    if not isinstance(times, list) or not all(isinstance(time, int | float) for time in times) or len(times) != count:
+    if not isinstance(times, list) or len(times) != count or not all(map(_is_time, times)):
         raise ValueError(f"the times must be a list of numbers, one for each of the {count} frames")
     if any(later <= earlier for earlier, later in pairwise(times)):
         raise ValueError("the times of its frames do not increase")
     return [float(time) for time in times]
 
 
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and -_LONGEST <= value <= _LONGEST  # neither NaN nor infinite
+
+
 def _at_rate(times: Sequence[float], fps: float) -> list[int]:
     """Returns the frame that is shown at each multiple of 1 / fps seconds after the first, each frame once."""
-    count = int((times[-1] - times[0]) * fps + 1e-6) + 1
-    shown = (bisect_right(times, times[0] + number / fps + 1e-6) - 1 for number in range(count))
-    return list(dict.fromkeys(shown))
+    # Frame i is shown at the multiples from begins[i] until begins[i + 1].
+    begins = [max(0.0, (time - times[0] - 1e-6) * fps) for time in times]
+    last = len(times) - 1
+    found = [number for number in range(last) if math.ceil(begins[number]) < begins[number + 1]]
+    return [*found, last] if math.ceil(begins[last]) <= (times[-1] - times[0]) * fps + 1e-6 else found
 
 
 def _evenly(numbers: list[int], most: int) -> list[int]:

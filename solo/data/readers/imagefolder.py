@@ -210,7 +210,7 @@ def _parquet(path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 for row in batch.to_pylist():
                     line += 1
                     yield line, row
-    except (*READ_ERRORS, pyarrow.ArrowException) as error:
+    except (*READ_ERRORS, ValueError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{_WHAT}: cannot read {path}: {error}") from None
 
 

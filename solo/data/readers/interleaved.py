@@ -161,10 +161,7 @@ class Interleaved(Reader):
             if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
                 if self.urls is None:
                     raise ConfigError(f"{source} is a web address, and nothing is fetched: say where it is with `urls`")
-                stored = _stored(self.urls, stamp(self.urls)).get(source)
-                if stored is None:
-                    raise ValueError(f"{self.urls} does not list {source}")
-                source = stored
+                source = self._stored(source)
             if source is None:
                 raise ValueError("it is missing")
             image = load_image(source, self.images)
@@ -175,6 +172,17 @@ class Interleaved(Reader):
             if self.missing == "drop" and not isinstance(error, ConfigError):
                 return None
             raise ValueError(f"image at place {number}: {error}") from None
+
+    def _stored(self, address: str) -> Any:
+        """Returns what the files of addresses say of one. Raises ValueError if they do not list it."""
+        for path in expand(self.urls or (), f"{_WHAT}: option 'urls'"):
+            try:
+                stored = _read_addresses(path, stamp(path)).get(address)
+            except (OSError, DamagedError) as error:
+                raise ConfigError(f"{_WHAT}: option 'urls': cannot read {path}: {error}") from None
+            if stored is not None:
+                return stored
+        raise ValueError(f"{self.urls} does not list {address}")
 
     def _mmc4(self, example: Mapping[str, Any], omitted: Callable[[str], None]) -> list[str | _Picture]:
         texts = _texts(example["text_list"], "text_list")
@@ -239,8 +247,8 @@ def _moscar(example: Mapping[str, Any], omitted: Callable[[str], None]) -> list[
     order = facts[0].get("node_order") if facts else None
     if not isinstance(order, str):
         raise ValueError("its metadata has no node_order")
-    texts = {entry.get("text_idx"): entry.get("text") for entry in _mappings(example["text"], "text")}
-    images = {entry.get("img_idx"): entry for entry in _mappings(example.get("images"), "images")}
+    texts = {idx: entry.get("text") for idx, entry in _by_index(example["text"], "text", "text_idx").items()}
+    images = _by_index(example.get("images"), "images", "img_idx")
     pieces: list[str | _Picture] = []
     for node in order.split("|"):
         kind, _, index = node.partition("_")
@@ -253,6 +261,14 @@ def _moscar(example: Mapping[str, Any], omitted: Callable[[str], None]) -> list[
     for _ in (*texts, *images):
         omitted("nodes that node_order does not list")
     return pieces
+
+
+def _by_index(value: Any, what: str, key: str) -> dict[str, Mapping[str, Any]]:
+    entries = _mappings(value, what)
+    found = {entry[key]: entry for entry in entries if isinstance(entry.get(key), str)}
+    if len(found) < len(entries):
+        raise ValueError(f"each of its {what} must have a {key} of its own")
+    return found
 
 
 def _moscar_source(entry: Mapping[str, Any]) -> Any:
@@ -343,18 +359,26 @@ def _json(part: Part) -> Iterator[tuple[Place, Any]]:
 
 
 @lru_cache(maxsize=4)
-def _stored(path: str, stamp: tuple[int, int]) -> dict[str, str]:
+def _read_addresses(path: str, stamp: tuple[int, int]) -> dict[str, Any]:
     """Returns the paths of web addresses. `stamp` makes a changed file be read again."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     if _kind(path) == "table":
+        columns, what = Columns(open_table(path).schema), f"{_WHAT}: option 'urls': {path}"
+        for column in ("url", "path"):
+            columns.find(column, (), "urls", what)
         for part in table_parts([path], 1 << 16):
-            rows = (row for _, row in table_rows(part, ["url", "path"]) if not isinstance(row, str))
-            found |= {row["url"]: row["path"] for row in rows if row["url"] and row["path"]}
+            for _, row in table_rows(part, ["url", "path"]):
+                if isinstance(row, str):
+                    raise DamagedError(row)
+                found |= {row["url"]: row["path"]} if isinstance(row["url"], str) and row["path"] else {}
         return found
     for part in json_files.parts(path, 1 << 16, f"{_WHAT}: option 'urls'"):
         for element in json_files.elements(part):
             if isinstance(element, Unreadable) or not isinstance(element[1], Mapping):
                 raise ConfigError(f"{_WHAT}: option 'urls': {path} is not a JSON mapping")
             entry = element[1]
-            found |= {entry["url"]: entry["path"]} if entry.keys() >= {"url", "path"} else dict(entry)
+            listed = entry.keys() >= {"url", "path"}
+            if listed and not isinstance(entry["url"], str):
+                raise ConfigError(f"{_WHAT}: option 'urls': a url in {path} is not a text")
+            found |= {entry["url"]: entry["path"]} if listed else dict(entry)
     return found

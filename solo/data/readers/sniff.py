@@ -246,8 +246,9 @@ def _file(path: str) -> Chosen:
 
 def _archive(head: bytes) -> Chosen:
     """Returns the reader of a tar archive: its first JSON member may be a document of texts and images."""
+    # Not as a stream, which would read on and on to the end of a member of which a damaged header claims exabytes.
     cut_off = (tarfile.TarError, ValueError, EOFError, OSError, RecursionError)
-    with suppress(*cut_off), tarfile.open(fileobj=io.BytesIO(head), mode="r|") as archive:
+    with suppress(*cut_off), tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive:
         for member in islice(archive, _EXAMPLES):
             file = archive.extractfile(member) if member.isfile() and suffix(member.name) == ".json" else None
             if file is None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from solo.config import ConfigError, nearest
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.listing import is_hidden
-from solo.data.readers.paths import Paths, expand, is_remote, natural, open_bytes
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, natural, open_bytes, open_regular
 from solo.data.readers.registry import Part
 from solo.data.readers.text_files import DamagedError, short_names
 
@@ -122,7 +122,10 @@ def table_files(paths: Paths, split: str | None, what: str) -> list[str]:
 def _folder(folder: Path, split: str | None, what: str) -> list[str]:
     """Returns the files of a split in a folder that `datasets` saved, or that was downloaded from the Hub."""
     if (folder / "dataset_dict.json").is_file():
-        splits = _read_json(folder / "dataset_dict.json", what).get("splits", [])
+        listing = folder / "dataset_dict.json"
+        splits = _read_json(listing, what).get("splits", [])
+        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+            raise ConfigError(f"{what}: 'splits' in {listing} is not a list of names")
         return _saved(folder / _choose(split, splits, folder, what), what)
     if (folder / "state.json").is_file():
         return _saved(folder, what)
@@ -158,8 +161,12 @@ def _split_of(path: Path, folder: Path) -> str | None:
 
 def _saved(folder: Path, what: str) -> list[str]:
     """Returns the files of a dataset of `save_to_disk`, in order."""
-    listed = _read_json(folder / "state.json", what).get("_data_files", [])
-    files = [str(folder / entry["filename"]) for entry in listed]
+    try:
+        files = [str(folder / entry["filename"]) for entry in _read_json(folder / "state.json", what)["_data_files"]]
+    except (KeyError, TypeError):
+        files = []
+    if not files:
+        raise ConfigError(f"{what}: '_data_files' in {folder / 'state.json'} lists no files")
     missing = [path for path in files if not os.path.isfile(path)]
     if missing:
         raise ConfigError(f"{what}: {missing[0]} does not exist, but {folder / 'state.json'} lists it")
@@ -168,8 +175,9 @@ def _saved(folder: Path, what: str) -> list[str]:
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(str(path)) as file:
+            found = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what}: cannot read {path}: {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{what}: {path} does not hold a JSON object")
@@ -238,7 +246,7 @@ def table_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dict[str, 
                 number += 1
             if number > end:
                 return
-    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+    except (pa.ArrowException, ValueError, *READ_ERRORS) as error:
         yield number, f"rows {number:,} to {end:,} cannot be read: {_say(error)}"
         return
     yield number, f"rows {number:,} to {end:,} are missing: the file has changed"
@@ -282,7 +290,7 @@ def open_table(path: str) -> Table:
         if table is not None:
             _ = table.schema.names, str(table.schema)  # fails if a name is not valid Unicode
             return table
-    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+    except (pa.ArrowException, ValueError, *READ_ERRORS) as error:
         raise DamagedError(f"the file cannot be read: {_say(error)}") from None
     if head.startswith(b"PARE"):
         raise DamagedError("its footer is encrypted")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from solo.config import ConfigError
 from solo.data.readers.annotations import BLANK, Annotated, AnnotationReader, Keys, mappings, read_json
+from solo.data.readers.examples import record_id
 from solo.data.readers.paths import Paths, expand
 from solo.data.readers.registry import Examples, Unreadable, reader
 from solo.data.readers.wording import kind, shown
@@ -97,7 +98,7 @@ class VisualQuestions(AnnotationReader):
         if not isinstance(content, list):
             raise ConfigError(f"{self.what}: {path} holds no list of questions")
         if content and isinstance(content[0], dict) and "qas" in content[0]:
-            content = [question for image in content for question in image["qas"]]
+            content = [question for image in content for question in _of_image(image)]
         if not any(isinstance(question, dict) and "question" in question for question in content[:10]):
             raise ConfigError(f"{self.what}: {path} holds no list of questions")
         return list(content)
@@ -131,7 +132,7 @@ class VisualQuestions(AnnotationReader):
                     raise ValueError(f"a question must be a mapping, not {kind(question)}")
                 keys.check(question, line)
                 found = next((question[key] for key in _QUESTION_IDS if isinstance(question.get(key), int | str)), None)
-                name = str(name if found is None else found)
+                name = record_id(found, name)
                 unused.pop(found, None)
                 annotation = question if answers is None else answers.get(found, {})
                 text = question.get("question")
@@ -165,6 +166,12 @@ class VisualQuestions(AnnotationReader):
         if image is None or image == "":
             raise ValueError(f"it names no image; one of {', '.join(_IMAGES)} must")
         return tuple(os.path.join(self.images, name) for name in _file_names(image, self.image_name, subset))
+
+
+def _of_image(image: Any) -> list[Any]:
+    """Returns the questions of an image of Visual Genome; itself, which is none, if it has no list of them."""
+    questions = image.get("qas") if isinstance(image, dict) else None
+    return questions if isinstance(questions, list) else [image]
 
 
 def _file_names(image: int | str, template: str | None, subset: Any) -> tuple[str, ...]:

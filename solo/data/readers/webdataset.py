@@ -65,7 +65,7 @@ class WebDataset(Reader):
         """Returns one part per archive. Large uncompressed archives are split between examples."""
         archives = self._archives()
         for path, name in zip(archives, short_names(archives), strict=True):
-            if not is_remote(path) and os.path.getsize(path) > _SPLIT_ABOVE and can_split(path):
+            if _is_large(path) and can_split(path):
                 yield from _split(path, name, size, limit)
             else:
                 yield Part(name, (path,))
@@ -292,6 +292,13 @@ def samples(part: Part, wanted: Callable[[str], bool]) -> Iterator[Sample | Unre
         return
     if sample is not None:
         yield sample
+
+
+def _is_large(path: str) -> bool:
+    try:
+        return not is_remote(path) and os.path.getsize(path) > _SPLIT_ABOVE
+    except OSError:
+        return False  # whoever reads it learns why
 
 
 def _split(path: str, name: str, size: int, limit: int | None) -> Iterator[Part]:

@@ -288,3 +288,10 @@ def test_a_chosen_shape_has_multiples_and_holds_the_largest_image(slot_multiple:
     assert shape.patch_slots % slot_multiple == shape.text_slots % slot_multiple == 0
     assert shape.patch_slots >= 48
     assert shape.target_slots <= shape.text_slots
+
+
+@pytest.mark.parametrize("slots", [{"row_slots": 64}, {"patch_slots": 0, "text_slots": 64}])
+def test_records_without_slots_are_refused(slots: dict[str, int]) -> None:
+    sources = {"empty": make_index(np.zeros(0, np.uint8), np.zeros((0, 2), np.int32), np.zeros(4, np.int64))}
+    with pytest.raises(ConfigError, match="hold neither text nor images"):
+        StagePlan(stage({"empty": 1.0}, **slots), sources, IMAGES, data_config(sources), 0)

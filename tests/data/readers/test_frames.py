@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from solo.config import ConfigError
 from solo.data.readers import open_reader, read
+from solo.data.readers.frames import _at_rate
 from solo.data.record import Turn
-from tests.data.readers.pictures import picture, read_source, write
+from tests.data.readers.pictures import RED, picture, read_source, write
 
 FRAMES = [picture((20 * number, 0, 0)) for number in range(12)]
 
@@ -152,3 +154,30 @@ def test_refused(videos, options, message):
     path = str(videos / options.pop("path", "v"))
     with pytest.raises(ConfigError, match=message):
         list(read("frames", {"path": path, **options}))
+
+
+@pytest.mark.parametrize(
+    ("times", "reason"),
+    [
+        ("[0, 1e300]", "must be a list of numbers"),
+        ("[0, NaN]", "must be a list of numbers"),
+        ("[0, Infinity]", "must be a list of numbers"),
+        ("[0, 1" + "0" * 400 + "]", "must be a list of numbers"),
+        ("[-1e9, 1e9]", "span more than 1,000,000,000 s"),
+    ],
+)
+def test_times_that_no_video_has(tmp_path, times, reason):
+    line = f'{{"frames": ["1.png", "2.png"], "times": {times}, "text": "a"}}'
+    write(tmp_path, {"1.png": RED, "2.png": RED, "t.jsonl": line})
+    options = {"path": str(tmp_path / "t.jsonl"), "images": str(tmp_path), "fps": 30.0}
+    _, unreadable, _ = read_source("frames", **options)
+    assert reason in unreadable["t.jsonl:1"]
+
+
+def test_frames_at_a_rate_are_those_shown_at_its_multiples():
+    random = np.random.default_rng(0)
+    for fps in (0.3, 1.0, 2.5, 30.0):
+        times = np.cumsum(random.choice([0.04, 0.5, 1.0, 3.3], 40)).tolist()
+        multiples = np.arange(int((times[-1] - times[0]) * fps + 1e-6) + 1) / fps
+        at = np.searchsorted(times, times[0] + multiples + 1e-6, side="right") - 1
+        assert _at_rate(times, fps) == sorted(set(at.tolist()))

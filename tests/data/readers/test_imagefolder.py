@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from solo.config import ConfigError
@@ -113,3 +115,11 @@ def test_parts(tmp_path):
     assert [len(list(source.read(part))) for part in parts] == [2, 2, 1]
     assert {part.files for part in parts} == {(f"{tmp_path}/metadata.csv",)}
     assert sum(len(part.span) for part in source.parts(2, 3)) == 3
+
+
+def test_a_table_whose_text_is_not_utf8(tmp_path):
+    write(tmp_path, {"a.png": RED})
+    text = pyarrow.array([b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"file_name": ["a.png"], "text": text}), tmp_path / "metadata.parquet")
+    with pytest.raises(ConfigError, match=r"cannot read .*metadata\.parquet: .*utf-8"):
+        list(read("imagefolder", {"path": str(tmp_path)}))

@@ -268,3 +268,40 @@ def test_a_damaged_table_does_not_stop_the_others(folder):
     bad, record = read("interleaved", {"path": str(folder / "?.parquet")})
     assert "its footer is damaged" in bad.reason
     assert record.turns[0].content == ("One.",)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"text": [{"text_idx": ["#0"], "text": "a"}]}, "each of its text must have a text_idx of its own"),
+        (
+            {"text": [{"text_idx": "#0", "text": "a"}, {"text_idx": "#0", "text": "b"}]},
+            "must have a text_idx of its own",
+        ),
+        ({"images": [{"img_idx": {}, "path": "red.png"}]}, "each of its images must have a img_idx of its own"),
+    ],
+)
+def test_nodes_without_a_name_of_their_own(folder, change, reason):
+    document = {"text": [{"text_idx": "#0", "text": "a"}], "images": [], "metadata": [{"node_order": "txt_#0"}]}
+    (example,) = found(folder, document | change)
+    assert isinstance(example, Unreadable)
+    assert reason in example.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("u.jsonl", b'{"url": ["x"], "path": "a.png"}', "a url in .* is not a text"),
+        ("u.parquet", {"url": ["x"]}, "there is no column 'path'"),
+        ("u.json", None, "cannot read .*u.json"),
+    ],
+)
+def test_addresses_that_cannot_be_read(folder, name, table, message):
+    if isinstance(table, dict):
+        pq.write_table(pa.table(table), folder / name)
+    elif table is None:
+        (folder / name).symlink_to(folder / "nowhere")
+    else:
+        (folder / name).write_bytes(table)
+    with pytest.raises(ConfigError, match=message):
+        found(folder, {"texts": ["a", None], "images": [None, WEB]}, urls=name)

@@ -1,8 +1,12 @@
 """The parquet reader, on tables that datasets and pyarrow write."""
 
+import bz2
 import decimal
+import gzip
 import json
+import lzma
 import os
+import random
 import re
 from pathlib import Path
 
@@ -502,3 +506,41 @@ def test_ranges_name_files_that_do_not_exist(tmp_path):
     write(tmp_path / "0.parquet", {"text": ["a"]})
     with pytest.raises(ConfigError, match=r"1\.parquet does not exist"):
         examples(Path(tmp_path) / "{0..1}.parquet")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, bz2.compress])
+def test_damaged_compression(tmp_path, compress):
+    data = compress(random.Random(0).randbytes(3000))
+    (tmp_path / "a.parquet").write_bytes(data[:60] + b"\xff" * 60 + data[120:])
+    (example,) = read("text", {"path": str(tmp_path / "a.parquet")})
+    assert isinstance(example, Unreadable)
+    with pytest.raises(ConfigError, match="cannot read"):
+        list(read("auto", {"path": str(tmp_path / "a.parquet")}))
+    write(tmp_path / "b.parquet", {"image": [RED.data], "text": ["a"]})
+    damaged, sound = read("parquet", {"path": [str(tmp_path / f"{name}.parquet") for name in "ab"]})
+    assert (type(damaged), sound.turns) == (Unreadable, caption(RED, "a"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_dict.json", '{"splits": [{"a": 1}]}', "'splits' in .* is not a list of names"),
+        ("dataset_dict.json", '{"splits": 3}', "'splits' in .* is not a list of names"),
+        ("dataset_dict.json", "[" * 100_000, "cannot read .*dataset_dict.json"),
+        ("train/state.json", '{"_data_files": [null]}', "lists no files"),
+        ("train/state.json", '{"_data_files": [{"filename": 3}]}', "lists no files"),
+        ("train/state.json", '{"_data_files": []}', "lists no files"),
+        ("train/state.json", "{}", "lists no files"),
+        ("train/state.json", None, "named pipe"),
+    ],
+)
+def test_saved_datasets_whose_lists_are_damaged(tmp_path, file, content, message):
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(str(tmp_path))
+    (tmp_path / file).unlink()
+    if content is None:
+        os.mkfifo(tmp_path / file)
+    else:
+        (tmp_path / file).write_text(content)
+    for reader in ("parquet", "auto"):
+        with pytest.raises(ConfigError, match=message):
+            list(read(reader, {"path": str(tmp_path)}))

@@ -205,3 +205,10 @@ def test_auto_opens_what_it_chose(tmp_path):
 def test_auto_needs_a_path(options):
     with pytest.raises(ConfigError, match=r"options\.path must be a path"):
         read("auto", options)
+
+
+def test_an_archive_whose_header_claims_exabytes(tmp_path):
+    member = tarfile.TarInfo("a.png")
+    member.size = 1 << 60
+    (tmp_path / "a.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    assert choose_reader("auto", {"path": str(tmp_path / "a.tar")}).reader == "webdataset"

@@ -151,3 +151,12 @@ def test_refused(v2, change, message):
     options = {**v2, **{key: v2.get(value, value) for key, value in change.items()}}
     with pytest.raises(ConfigError, match=message):
         list(read("vqa", options))
+
+
+def test_images_of_visual_genome_without_questions(tmp_path):
+    question = {"qa_id": "", "image_id": "a.png", "question": "Red?", "answer": "Yes."}
+    found = [{"qas": [question]}, {"id": 2}, None, {"qas": 3}]
+    write(tmp_path, {"q.json": json.dumps(found), "a.png": RED})
+    records, unreadable, _ = read_source("vqa", path=str(tmp_path / "q.json"), images=str(tmp_path))
+    assert records == {"q.json:1": (RED, "\n", "Red?", "Yes.")}
+    assert len(unreadable) == 3

@@ -491,3 +491,12 @@ def test_a_named_pipe_is_refused(tmp_path):
 def test_unknown_options():
     with pytest.raises(ConfigError, match="unknown option 'images'; did you mean 'image'"):
         read("webdataset", {"path": "a.tar", "images": "jpg"})
+
+
+def test_an_archive_that_is_a_broken_link(tmp_path):
+    write(tmp_path / "b.tar", {"png": RED.data, "txt": "a"})
+    (tmp_path / "a.tar").symlink_to(tmp_path / "nowhere")
+    broken, sound = read("webdataset", {"path": str(tmp_path)})
+    assert (type(broken), type(sound)) == (Unreadable, Record)
+    with pytest.raises(ConfigError, match=r"a\.tar is neither a file nor a folder"):
+        list(read("webdataset", {"path": str(tmp_path / "*.tar")}))
