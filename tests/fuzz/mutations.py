@@ -141,8 +141,7 @@ _ODD: tuple[Any, ...] = (
         "data:image/png;base64,",
         "data:image/png;base64,!!",
         "data:,x",
-        "gs://",
-        "s3://x",
+        "ftp://x.org/a.png",
     ),
     *("<image>", "<image>\n<image>", "<video>", "<img>a.png</img>", "<img>", "<|im_end|>", "</s>", "{}", "[]", "{0}"),
     *(
@@ -224,7 +223,7 @@ def _replacement(old: Any, root: Any, random: Random) -> Any:
             (old[:place] + piece + old[place:], old[:place], old * 2, old.upper(), [old], old.encode().hex())
         )
     if isinstance(old, int | float) and draw < 0.9:
-        return random.choice((-old, old + 1, old * 10**10, str(old), float(old), bool(old)))
+        return random.choice((-old, old + 1, old * 10**10, str(old), old % 1.5 if abs(old) < 1e300 else 0.5, bool(old)))
     return random.choice(([old], {"a": old}, [old, old], json.dumps(old, default=str)))
 
 

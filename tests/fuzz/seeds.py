@@ -384,11 +384,11 @@ def all_seeds() -> dict[str, Seed]:
                 {"path": at("top"), "names": at("names.json")},
             ],
             {
-                "top/n01440764/1.png": RED.data,
-                "top/n01440764/deep/2.png": BLUE.data,
+                "top/tabby_cat/1.png": RED.data,
+                "top/tabby_cat/deep/2.png": BLUE.data,
                 "top/n01443537/10.png": RED.data,
-                "names.txt": b"n01440764 tench, Tinca tinca\nn01443537 goldfish\n",
-                "names.json": json.dumps({"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}).encode(),
+                "names.txt": b"tabby_cat\tcat\nn01443537 goldfish\n",
+                "names.json": json.dumps({"tabby_cat": ["cat"], "n01443537": "goldfish"}).encode(),
             },
         ),
         "imagefolder-lines": (

@@ -28,7 +28,8 @@ def test_unchanged_sources_are_read(tmp_path: Path) -> None:
         options = {key: _placed(value, folder) for key, value in seed.options[0].items()}
         check_source(Source(seed.reader, options, ()), found)
         assert not found.faults, name
-        assert found.records or found.refused, name
+        # An image's path is relative to an option that `auto` is not given here.
+        assert found.records or (name.startswith("auto-") and (found.unreadable or found.refused)), name
 
 
 def _placed(value: object, folder: Path) -> object:

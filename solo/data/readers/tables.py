@@ -57,7 +57,7 @@ class Columns:
     @cached_property
     def features(self) -> dict[str, Any]:
         """The description of each column by `datasets`, such as `{"_type": "Image"}`; empty in other tables."""
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
+        with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
             noted = json.loads(self.schema.metadata[b"huggingface"])["info"]["features"]
             return {name: noted[name] for name in self.schema.names if name in noted}
         return {}
@@ -66,7 +66,7 @@ class Columns:
         """Returns the class names of a column of labels, or None."""
         feature = self.features.get(column)
         names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
-        return names if isinstance(names, list) else None
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
     def find(self, column: str | None, usual: Sequence[str], option: str, what: str) -> str | None:
         """Returns a column that is named by an option, or the first of the usual names, or None.

@@ -43,7 +43,7 @@ def quarantine_lines(source: PreparedSource) -> Iterator[str]:
                 place = f"{line['file']}:{line['line']}" if line["line"] else line["file"]
                 first[kind] = f"{line['id']}: {line['reason']}" + (f" ({place})" if place else "")
     for kind, count in counts.most_common(_REASONS_SHOWN):
-        yield f"  {count:,} left out, such as {first[kind]}"
+        yield f"  {count:,} left out, such as {_printable(first[kind])}"
     if len(counts) > _REASONS_SHOWN:
         rest = sum(count for _, count in counts.most_common()[_REASONS_SHOWN:])
         yield f"  {rest:,} left out for other reasons; see {source.folder}/quarantine.jsonl"
@@ -61,7 +61,12 @@ def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
         for key, place in part.ignored.items():
             places.setdefault(key, place)
     for key, place in places.items():
-        yield f"  key {key!r} of {name} is not read" + (f"; it is first in {place}" if place else "")
+        yield f"  key {key!r} of {name} is not read" + (f"; it is first in {_printable(place)}" if place else "")
+
+
+def _printable(text: str) -> str:
+    """Returns a text that any terminal takes: a file's name may hold bytes that are no characters."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _thin_images(source: PreparedSource, config: Config) -> str:

@@ -544,3 +544,13 @@ def test_saved_datasets_whose_lists_are_damaged(tmp_path, file, content, message
     for reader in ("parquet", "auto"):
         with pytest.raises(ConfigError, match=message):
             list(read(reader, {"path": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("names", [["cat", 2.5], "[" * 100_000])
+def test_notes_of_datasets_that_are_damaged(tmp_path, names):
+    noted = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}})
+    noted = noted.replace(json.dumps(names), names) if isinstance(names, str) else noted
+    table = pa.table({"label": [1], "image": [RED.data]}).replace_schema_metadata({"huggingface": noted})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="column 'label' holds int64, not text"):
+        examples(tmp_path / "a.parquet")

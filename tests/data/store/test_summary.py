@@ -4,7 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from solo.config import parse_config
+from solo.data.readers import Unreadable
+from solo.data.record import Place, Record, Turn
 from solo.data.store.prepare import prepare
+from solo.data.store.summary import quarantine_lines
+from tests.data.store.parts import write_source
 
 
 def test_pieces_that_are_left_out_are_counted_over_all_parts(tmp_path):
@@ -30,3 +34,10 @@ def test_pieces_that_are_left_out_are_counted_over_all_parts(tmp_path):
     prepare(config, said.append)
     assert "  50 turns with relevance below 2 are left out of records of rated" in said
     assert f"  key 'source' of rated is not read; it is first in {tmp_path}/a.parquet:1" in said
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path):
+    bad = Unreadable("\udcff.txt", "its text is empty", Place("\udcff.txt", 1))
+    source = write_source(tmp_path, [bad, Record("a", (Turn("text", ("a",)),), Place("a.txt"))])
+    (line,) = quarantine_lines(source)
+    assert line.encode() == rb"  1 left out, such as \udcff.txt: its text is empty (\udcff.txt:1)"
