@@ -147,7 +147,7 @@ class VisualQuestions(AnnotationReader):
         # With several files of questions, an answer belongs to one of them.
         if unused and isinstance(self.path, str) and len(expand(self.path, self.what)) == 1:
             for found in unused:
-                yield Annotated(str(found), len(questions), fault="no question has the id of this answer")
+                yield Annotated(str(found), max(1, len(questions)), fault="no question has the id of this answer")
 
     def _answer(self, annotation: dict[str, Any]) -> str:
         for key in _ANSWERS:

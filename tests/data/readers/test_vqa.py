@@ -160,3 +160,10 @@ def test_images_of_visual_genome_without_questions(tmp_path):
     records, unreadable, _ = read_source("vqa", path=str(tmp_path / "q.json"), images=str(tmp_path))
     assert records == {"q.json:1": (RED, "\n", "Red?", "Yes.")}
     assert len(unreadable) == 3
+
+
+def test_answers_without_any_question(tmp_path):
+    write(tmp_path, {"q.json": json.dumps({"questions": []}), "a.json": json.dumps(V2_ANSWERS)})
+    found = list(read("vqa", {"path": str(tmp_path / "q.json"), "annotations": str(tmp_path / "a.json")}))
+    assert len(found) == len(V2_ANSWERS["annotations"])
+    assert {example.place.line for example in found} == {1}
