@@ -7,7 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -148,4 +148,5 @@ def are_whole(folder: Path, stem: str, files: Mapping[str, FileSum]) -> bool:
 
 def write_manifest(path: Path, manifest: Any) -> None:
     """Writes a dataclass that `read_manifest` reads, atomically."""
-    write_whole(path, json.dumps({"format": FORMAT, **asdict(manifest)}) + "\n")
+    values = {field.name: getattr(manifest, field.name) for field in fields(manifest)}  # `asdict` copies every stamp
+    write_whole(path, json.dumps({"format": FORMAT, **values}) + "\n")
