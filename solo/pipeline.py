@@ -6,11 +6,11 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from solo.config import Config, ConfigError
 from solo.data.store.access import contents, reading
+from solo.data.store.bucket import local_folder
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
@@ -112,7 +112,7 @@ def _data(
     Raises:
         ConfigError: it cannot be prepared, or it is not prepared and other processes would wait for it.
     """
-    folder = Path(config.data.folder)
+    folder = local_folder(config)
     if not among_others():
         prepare(config, observer.note)
         stack.enter_context(reading(folder, contents(config), tell))

@@ -211,7 +211,22 @@ class DataConfig(Section):
     keys_decide = ("data",)
 
     folder: str = Field(
-        "data", description="prepared shards, indexes and the tokenizer", json_schema_extra=decides("nothing")
+        "data",
+        description="prepared shards, indexes and the tokenizer: a folder, or a URL such as gs://bucket/folder or"
+        " s3://bucket/folder (extras `gcs`, `s3`)",
+        json_schema_extra=decides("nothing"),
+    )
+    cache: str | None = Field(
+        None,
+        description="folder for copies of files of a bucket; null: ~/.cache/solo, or solo in $XDG_CACHE_HOME",
+        json_schema_extra=decides("nothing"),
+    )
+    cache_gigabytes: float = Field(
+        100,
+        gt=0,
+        description="copies of a bucket's shards are removed, those least recently used first, above 10^9 bytes times"
+        " this number",
+        json_schema_extra=decides("nothing"),
     )
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -9,6 +9,7 @@ import jax
 
 from solo.config import Config, ConfigError, load_config
 from solo.data.store.access import contents, reading
+from solo.data.store.bucket import local_folder
 from solo.data.store.prepare import Prepared, open_prepared
 from solo.evaluation.losses import held_out_losses
 from solo.evaluation.report import write_report
@@ -57,7 +58,7 @@ def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
         raise ConfigError(f"{run.path} is not a run of solo: it has no {run.config_file.name}")
     config = load_config(run.config_file)
     prepared = open_prepared(config)
-    with reading(Path(config.data.folder), contents(config), observer.note):
+    with reading(local_folder(config), contents(config), observer.note):
         return evaluate_run(run, config, prepared, observer)
 
 

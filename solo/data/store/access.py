@@ -63,7 +63,7 @@ def preparing_shard(folder: Path, shard: str, report: Report) -> Iterator[None]:
     Raises:
         BusyError: another process prepares it, as when all hosts are given the same number.
     """
-    path = _path(folder, f"shard-{shard.replace('/', '-of-')}")
+    path = lock_file(folder, f"shard-{shard.replace('/', '-of-')}")
     with _held(path, report, shared=False) as held:
         if not held:
             raise BusyError(f"shard {shard} of {folder} is being prepared by {held_by(path)}: give each host its own")
@@ -83,7 +83,7 @@ def changing(folder: Path, content: str, report: Report, patience: float = 0.0) 
     Raises:
         BusyError: a run reads it; the message names the run's process.
     """
-    path = _path(folder, content)
+    path = lock_file(folder, content)
     with _held(path, report, shared=False, patience=patience) as held:
         if not held:
             raise BusyError(
@@ -102,7 +102,7 @@ def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[N
     """
     with ExitStack() as stack:
         for content in contents:
-            path = _path(folder, content)
+            path = lock_file(folder, content)
             if not stack.enter_context(_held(path, report, shared=True)):
                 raise BusyError(
                     f"{content.replace('-', ' ', 1)} in {folder} is being changed by {held_by(path)}; wait for its end"
@@ -110,7 +110,8 @@ def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[N
         yield
 
 
-def _path(folder: Path, content: str) -> Path:
+def lock_file(folder: Path, content: str) -> Path:
+    """Returns the file that locks a source, the tokenizer, or what else a name stands for."""
     return folder / ".locks" / f"{content}.lock"
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from solo.config import Config, ConfigError
 from solo.data.images.check import ImageCheck
 from solo.data.store import tokenizer as tokenizers
+from solo.data.store.bucket import local_folder
 from solo.data.store.description import Description
 from solo.data.store.inputs import Inputs, changed, parts_digest
+from solo.data.store.mirror import Mirror
 from solo.data.store.part import PartManifest
 from solo.data.store.part_files import FORMAT
 from solo.data.store.schedule import list_parts
@@ -41,6 +43,8 @@ def open_prepared(config: Config, inputs: bool = False) -> Prepared:
     Raises:
         ConfigError: something is missing or damaged, or was made from other settings or inputs.
     """
+    if (mirror := Mirror.of(config)) is not None:
+        mirror.pull(config.data.sources)
     tokenizer = tokenizers.open_made(config)
     if tokenizer is None:
         raise _unprepared("the tokenizer", config)
@@ -57,7 +61,7 @@ def open_prepared(config: Config, inputs: bool = False) -> Prepared:
 
 def source_folder(name: str, config: Config) -> Path:
     """Returns the folder of a prepared source."""
-    return Path(config.data.folder) / "sources" / name
+    return local_folder(config) / "sources" / name
 
 
 def _unprepared(what: str, config: Config) -> ConfigError:
@@ -96,6 +100,8 @@ def changed_inputs(name: str, config: Config, made: Description) -> str | None:
         return None
     if inputs.folders_changed() and parts_digest(list_parts(name, config, inputs.size)) != inputs.parts:
         return "files were added, removed or renamed"
+    if (mirror := Mirror.around(folder)) is not None:
+        mirror.pull_manifests(folder)
     for part in made.parts:
         manifest = PartManifest.read(folder / "parts", part.name)
         if manifest is None:

@@ -34,6 +34,7 @@ from solo.data.readers import Ignored, Omitted, Unreadable
 from solo.data.readers.paths import stamp
 from solo.data.record import Image, Place, Record, Turn
 from solo.data.store.checksums import FileSum
+from solo.data.store.mirror import open_file
 from solo.data.store.part_files import FilteredFile, PartFiles, Quarantine, place_text, read_manifest, write_manifest
 from solo.data.store.progress import Amount
 
@@ -162,7 +163,9 @@ class StoredRecord:
 
 def read_records(folder: Path, part: str) -> Iterator[StoredRecord]:
     """Yields the records of a part in order."""
-    reader = open_array_record(folder / f"{part}.records")
+    manifest = PartManifest.read(folder, part)
+    assert manifest is not None
+    reader = open_file(folder / f"{part}.records", manifest.files["records"], open_array_record)
     count = reader.num_records()
     for start in range(0, count, _RECORDS_TOGETHER):
         found = reader.read(list(range(start, min(start + _RECORDS_TOGETHER, count))))

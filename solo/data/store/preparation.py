@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from solo.config import Config, ConfigError
 from solo.data.store import tokenizer as tokenizers
 from solo.data.store.access import changing, source_content
 from solo.data.store.assemble import assemble
+from solo.data.store.bucket import local_folder
 from solo.data.store.cleaning import remove_partial, remove_unused
 from solo.data.store.description import Description
 from solo.data.store.duplicates import duplicates
 from solo.data.store.inputs import Inputs
+from solo.data.store.mirror import Mirror
 from solo.data.store.opened import changed_inputs, fingerprint, source_folder, tokens_fingerprint
 from solo.data.store.progress import Watcher
+from solo.data.store.publishing import begin, publish_source
 from solo.data.store.safety import claim
 from solo.data.store.schedule import SourceSchedule
 from solo.data.store.sharing import LostImagesError
@@ -114,14 +116,15 @@ class Preparation:
         """Begins with a source, and keeps runs from reading it."""
         config, folder = self._config, source_folder(name, self._config)
         claim(folder, f"source {name!r}")
-        lock = changing(Path(config.data.folder), source_content(name), self._say)
+        lock = changing(local_folder(config), source_content(name), self._say)
         if self._stack is None:
-            with lock:  # only to see that no run reads the source
-                pass
+            with lock:  # no run reads the source
+                begin(folder)
         elif name not in self._changing:
             self._stack.enter_context(lock)
             self._changing.add(name)
             remove_partial(folder)
+            begin(folder)
         schedule = SourceSchedule(name, config, folder)
         if name not in self._schedules:
             for note in schedule.notes:
@@ -180,6 +183,7 @@ class Preparation:
             except LostImagesError:
                 self.make_parts([name], tokenizer)
         self._inputs[name].write(folder, description.content)
+        publish_source(folder, description)
         remove_unused(folder, description)
         source = PreparedSource(folder, check=False)
         self._say(summary(name, source, config, time.monotonic() - self._started))
@@ -187,6 +191,8 @@ class Preparation:
             self._say(line)
 
     def _write_quarantine(self) -> None:
-        folder = Path(self._config.data.folder)
+        folder = local_folder(self._config)
         files = [source_folder(name, self._config) / "quarantine.jsonl" for name in self._config.data.sources]
         write_whole(folder / "quarantine.jsonl", "".join(file.read_text(encoding="utf-8") for file in files))
+        if (mirror := Mirror.of(self._config)) is not None:
+            mirror.upload(folder / "quarantine.jsonl")

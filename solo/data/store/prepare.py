@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from solo.config import Config, ConfigError
 from solo.data.readers import AUTO, open_reader
 from solo.data.store.access import Report, preparing
+from solo.data.store.bucket import local_folder
 from solo.data.store.maker import Maker
+from solo.data.store.mirror import Mirror
 from solo.data.store.opened import Prepared, open_prepared
 from solo.data.store.preparation import Preparation
 from solo.data.store.progress import Watcher
@@ -63,7 +64,7 @@ def prepare(
     check(config)
     if (found := ready(config, watcher.say)) is not None:
         return found
-    folder = Path(config.data.folder)
+    folder = local_folder(config)
     with ExitStack() as stack:
         stack.enter_context(writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,8 @@ def check(config: Config) -> None:
         except ConfigError as error:
             raise ConfigError(f"source {name!r}: {error}") from None
     check_folders(config)
+    if (mirror := Mirror.of(config)) is not None:
+        mirror.bucket.connect()
 
 
 def ready(config: Config, say: Report) -> Prepared | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from solo.config import Config, ConfigError
 from solo.data.readers.paths import is_remote
+from solo.data.store.bucket import local_folder
 
 MARKER = ".made-by-solo"
 _MARK = "`solo prepare` made this folder, and replaces or removes the files that it has put here.\n"
@@ -32,7 +33,7 @@ def check_folders(config: Config) -> None:
         ConfigError: a source or the tokenizer is read from a place that preparation writes to; or the place of a
             prepared source or tokenizer holds something that solo did not make.
     """
-    folder = Path(config.data.folder)
+    folder = local_folder(config)
     names = list(config.data.sources)
     same = [name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1]
     if same:
@@ -49,15 +50,15 @@ def check_folders(config: Config) -> None:
 
 def check_inputs(config: Config) -> None:
     """Raises ConfigError if the config names an input inside the folders that preparation fills."""
-    folder = Path(config.data.folder)
+    folder = local_folder(config)
     inputs = [("data.tokenizer.path", config.data.tokenizer.path or "")]
     for name, source in config.data.sources.items():
         inputs += [(f"data.sources.{name}.options", text) for text in _texts(source.options)]
     for key, path in inputs:
-        refuse_inside(folder, [path], key)
+        refuse_inside(folder, [path], key, url=config.data.folder)
 
 
-def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = True) -> None:
+def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = True, url: str = "") -> None:
     """Raises ConfigError if one of the paths lies where preparation writes.
 
     Args:
@@ -65,10 +66,14 @@ def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = Tr
         paths: of inputs.
         key: what names them, for messages.
         links: also look where links lead, which asks the file system about every path.
+        url: `data.folder` as it is given.
     """
     own = [folder / "tokenizer", folder / "sources", folder / "quarantine.jsonl"]
     roots = [(spelling(str(place)), place) for place in own for spelling in (os.path.abspath, os.path.realpath)]
+    filled = tuple(f"{url.rstrip('/')}/{name}/" for name in ("tokenizer", "sources")) if is_remote(url) else ()
     for path in paths:
+        if filled and f"{path}/".startswith(filled):
+            raise ConfigError(f"{key}: {path} is in {url}, which holds prepared data; choose another data.folder")
         if not path or is_remote(path) or "\0" in path or len(path) > 4096:
             continue
         start = os.path.expanduser(_GLOB.split(path)[0])

@@ -11,6 +11,7 @@ from solo.config import Config, ConfigError
 from solo.data.filters import Selection
 from solo.data.images.check import ImageCheck
 from solo.data.readers import Chosen, Part, Reader, choose_reader, open_reader
+from solo.data.store.bucket import local_folder
 from solo.data.store.part_tokens import no_record
 from solo.data.store.safety import refuse_inside
 from solo.data.store.work import MadePart, PartJob, TokensJob
@@ -137,6 +138,12 @@ def _list_parts(name: str, config: Config, opened: Reader, size: int) -> list[Pa
         parts = list(opened.parts(size, config.data.sources[name].limit))
     except ConfigError as error:
         raise ConfigError(f"source {name!r}: {error}") from None
-    folder = Path(config.data.folder)
-    refuse_inside(folder, sorted({file for part in parts for file in part.files}), f"data.sources.{name}", links=False)
+    folder = local_folder(config)
+    refuse_inside(
+        folder,
+        sorted({file for part in parts for file in part.files}),
+        f"data.sources.{name}",
+        False,
+        config.data.folder,
+    )
     return parts

@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from solo.config import Config, ConfigError
 from solo.data.store.access import BusyError, preparing, preparing_shard
+from solo.data.store.bucket import local_folder
 from solo.data.store.maker import Maker
 from solo.data.store.opened import Prepared
 from solo.data.store.preparation import Preparation
@@ -65,7 +65,7 @@ def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Wa
     check(config)
     if (found := ready(config, watcher.say)) is not None:
         return found
-    folder = Path(config.data.folder)
+    folder = local_folder(config)
     with ExitStack() as stack:
         stack.enter_context(writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def prepare_with_beam(config: Config, options: Sequence[str], watcher: Watcher) 
     check(config)
     if (found := ready(config, watcher.say)) is not None:
         return found
-    folder = Path(config.data.folder)
+    folder = local_folder(config)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with preparing(folder, watcher.say):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from solo.data.store.mirror import open_file
 from solo.data.store.part import PartManifest, is_image_file, new_image_file, open_array_record, read_table
 from solo.data.store.part_files import PartFiles, write_manifest
 
@@ -146,7 +147,8 @@ class _Entries:
     def _opened(self, part: int) -> tuple[Any, np.ndarray]:
         manifest = self._manifests[part]
         end = next(filter(is_image_file, manifest.files))
-        return open_array_record(self._folder / f"{self._names[part]}.{end}"), np.cumsum(manifest.stored) - 1
+        path = self._folder / f"{self._names[part]}.{end}"
+        return open_file(path, manifest.files[end], open_array_record), np.cumsum(manifest.stored) - 1
 
     def _part(self, entry: int | np.ndarray) -> np.ndarray:
         found: np.ndarray = np.searchsorted(self.first, entry, side="right") - 1

@@ -14,9 +14,10 @@ import numpy as np
 from solo.config import ConfigError, ImageConfig
 from solo.data.record import Image, Record
 from solo.data.store.assemble import TOKENS_EVERY
-from solo.data.store.checksums import fault, read_checked
+from solo.data.store.checksums import FileSum, fault, read_checked
 from solo.data.store.description import Description
 from solo.data.store.index import IMAGE, SUPERVISED_TEXT, SourceIndex, open_array, open_index
+from solo.data.store.mirror import Mirror, open_file
 from solo.data.store.part import decode_record, is_image_file, open_array_record, stored_image
 from solo.data.store.part_tokens import as_tokens
 from solo.data.text.templates import TextRun
@@ -71,7 +72,7 @@ class PreparedSource:
             raise FileNotFoundError(f"{self.folder} holds no prepared source")
         self.description = description
         self._index_folder = description.index_folder(self.folder)
-        self._owner = object()
+        self._owner = _Owner(description)
         if check:
             self.check()
 
@@ -93,8 +94,11 @@ class PreparedSource:
         """
         parts = self.folder / "parts"
         faults = [fault(self._index_folder / name, found, whole=True) for name, found in self.description.index.items()]
-        for part in self.description.parts:
-            faults += [fault(parts / name, found, whole=contents) for name, found in part.files.items()]
+        files = self._owner.files
+        if (mirror := Mirror.around(self.folder)) is not None:
+            faults += mirror.faults(self.folder, files, contents)
+        else:
+            faults += [fault(parts / name, found, whole=contents) for name, found in files.items()]
         if found := [each for each in faults if each is not None]:
             if contents:  # preparing does not compare checksums, which would read all of the data
                 shown = "".join(f"\n  {each}" for each in found)
@@ -253,14 +257,35 @@ class PreparedSource:
         return [name and f"{self.folder}/parts/{name}" for name in found]
 
 
+class _Owner:
+    """Opens the files of a source."""
+
+    def __init__(self, description: Description) -> None:
+        self._description = description
+
+    @cached_property
+    def files(self) -> dict[str, FileSum]:
+        """Size and checksum of every file of the parts, by its name."""
+        return {name: found for part in self._description.parts for name, found in part.files.items()}
+
+    def open(self, path: Path, opened: Callable[[Path], Any]) -> Any:
+        """Opens a file, after copying it if it lies in a bucket."""
+        is_here = path.exists()
+        file = open_file(path, self.files[path.name], opened)
+        if not is_here:  # files that were removed to make room take space until they are closed
+            _shard.cache_clear()
+            _token_file.cache_clear()
+        return file
+
+
 # Files that are open, of all sources. `owner` tells sources apart that are opened again after their files changed.
 
 
 @lru_cache(_OPEN_FILES)
-def _shard(owner: object, path: str) -> Any:
-    return open_array_record(Path(path))
+def _shard(owner: _Owner, path: str) -> Any:
+    return owner.open(Path(path), open_array_record)
 
 
 @lru_cache(_OPEN_FILES)
-def _token_file(owner: object, path: str) -> IO[bytes]:
-    return open(path, "rb", buffering=0)
+def _token_file(owner: _Owner, path: str) -> IO[bytes]:
+    return owner.open(Path(path), lambda path: path.open("rb", buffering=0))

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from solo.config import Config, ConfigError
 from solo.data.store.access import PATIENCE_SECONDS, TOKENIZER, Report, changing
+from solo.data.store.bucket import local_folder
 from solo.data.store.checksums import FileSum
 from solo.data.store.inputs import Check, changed, stamp
 from solo.data.store.part import read_records
 from solo.data.store.part_files import FORMAT
+from solo.data.store.publishing import publish_tokenizer
 from solo.data.store.safety import replace_files
 from solo.data.store.work import digest
 from solo.data.text import Tokenizer, open_tokenizer, train_tokenizer
@@ -47,7 +49,7 @@ Parts = Mapping[str, Sequence[TrainingPart]]  # of each source
 
 def tokenizer_folder(config: Config) -> Path:
     """Returns the folder of the prepared tokenizer."""
-    return Path(config.data.folder) / "tokenizer"
+    return local_folder(config) / "tokenizer"
 
 
 def training_sources(config: Config) -> tuple[str, ...]:
@@ -145,7 +147,7 @@ class Texts:
         }
 
     def _records(self, name: str) -> Iterator[list[str]]:
-        folder = Path(self._config.data.folder) / "sources" / name / "parts"
+        folder = local_folder(self._config) / "sources" / name / "parts"
         for part in self._parts[name]:
             self._opened[name] += 1
             for stored in read_records(folder, part.name) if part.records else ():
@@ -174,11 +176,13 @@ def _save(config: Config, tokenizer: Tokenizer, made: dict[str, Any], report: Re
     made = {"fingerprint": _fingerprint(config, tokenizer), **made}
     if kept is not None and kept.fingerprint == tokenizer.fingerprint:
         write_whole(folder / RECORD, json.dumps({**made, "files": _record(config).get("files")}) + "\n")
+        publish_tokenizer(folder.parent)
         return
-    with changing(Path(config.data.folder), TOKENIZER, report, PATIENCE_SECONDS):
+    with changing(local_folder(config), TOKENIZER, report, PATIENCE_SECONDS):
         if made.items() <= _record(config).items():  # by another host meanwhile
             return
         replace_files(folder, RECORD, tokenizer.save, made, "the tokenizer")
+        publish_tokenizer(folder.parent)
 
 
 def _files(path: str) -> list[str]:

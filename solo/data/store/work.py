@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,11 +19,14 @@ from solo.data.filters import Selection
 from solo.data.images.check import ALL_IMAGES, ImageCheck
 from solo.data.readers import Ignored, Part, Unreadable, open_reader
 from solo.data.record import Image, Record
+from solo.data.store.checksums import FileSum
 from solo.data.store.inputs import Check, changed, part_key, stamp
+from solo.data.store.mirror import Mirror
 from solo.data.store.part import Header, PartManifest, PartWriter, read_records, read_table
 from solo.data.store.part_files import are_whole
 from solo.data.store.part_tokens import TokensManifest, TokensWriter, token_width
 from solo.data.store.progress import Amount
+from solo.data.store.publishing import publish_part
 from solo.data.store.safety import disk_errors
 from solo.data.text import open_tokenizer
 from solo.data.text.templates import Template, make_template
@@ -111,24 +114,40 @@ def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
         records = PartManifest.read(job.parts, name)
         if records is None or (job.limit is not None and records.examples > job.limit):
             continue
-        if are_whole(job.parts, name, records.files) and changed(records.inputs, job.check) is None:
-            return MadePart(name, records, tokenize_part(job, name) if job.tokens is not None else None)
+        if _is_whole(job, name, records.files) and changed(records.inputs, job.check) is None:
+            return MadePart(name, records, _tokenized(job, name))
         _forget(job, name)
     with disk_errors():
-        return _write_part(job, whole, tell or (lambda amount: None))
+        made = _write_part(job, whole, tell or (lambda amount: None))
+    publish_part(job.parts, [made.name] if job.tokens is None else [made.name, f"{made.name}.{job.tokens.fingerprint}"])
+    return made
+
+
+def _is_whole(job: PartJob, stem: str, files: Mapping[str, FileSum]) -> bool:
+    """Returns whether the files that a manifest names are there. Those of a mirror are checked by `publishing.begin`."""
+    return Mirror.around(Path(job.folder)) is not None or are_whole(job.parts, stem, files)
+
+
+def _tokenized(job: PartJob, name: str) -> TokensManifest | None:
+    """Returns the tokens of a part, made if they are missing or cut; None if the job does not ask for them."""
+    if job.tokens is None:
+        return None
+    found = TokensManifest.read(job.parts, name, job.tokens.fingerprint)
+    if found is None or not _is_whole(job, f"{name}.{job.tokens.fingerprint}", found.files):
+        with disk_errors():
+            found = tokenize_part(job, name)
+        publish_part(job.parts, [f"{name}.{job.tokens.fingerprint}"])
+    return found
 
 
 def tokenize_part(job: PartJob, name: str) -> TokensManifest:
-    """Makes the tokens of a part from its stored records, if they are missing or cut.
+    """Makes the tokens of a part from its stored records.
 
     Args:
         job: the part, and how to make tokens.
         name: fingerprint of the part, whose first layer is complete.
     """
     assert job.tokens is not None
-    found = TokensManifest.read(job.parts, name, job.tokens.fingerprint)
-    if found is not None and are_whole(job.parts, f"{name}.{job.tokens.fingerprint}", found.files):
-        return found
     with _tokens_writer(job, job.tokens, name) as writer:
         manifest = PartManifest.read(job.parts, name)
         if manifest is None or not manifest.records:
