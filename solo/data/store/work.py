@@ -124,7 +124,7 @@ def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
 
 
 def _is_whole(job: PartJob, stem: str, files: Mapping[str, FileSum]) -> bool:
-    """Returns whether the files that a manifest names are there. Those of a mirror are checked by `publishing.begin`."""
+    """Returns whether the files that a manifest names are there. In a mirror, `publishing.begin` has looked."""
     return Mirror.around(Path(job.folder)) is not None or are_whole(job.parts, stem, files)
 
 
