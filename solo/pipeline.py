@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
-from solo.files import read_json_lines
+from solo.files import read_json_lines, write_whole
 from solo.loading import initial_parameters
 from solo.locks import held_by, hold
 from solo.planning.memory import memory_limit
@@ -87,6 +88,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         ledger.open(run.goodput_file)
         prepared = _data(config, run, observer, stack, tell)
         _keep_tokenizer(run, prepared)
+        _keep_order(run, config, prepared)
         return run, prepared
 
     run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
@@ -140,6 +142,30 @@ def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
                 " anew: prepare the data that the run began with, or choose another name (name=...)"
             )
     prepared.tokenizer.save(run.path)
+
+
+def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
+    """Remembers the order of the records that the stages draw in the run's folder.
+
+    Raises:
+        ConfigError: the run has trained on sources whose records have changed since: a record's number, and with it the
+            order of the data, would mean something else.
+    """
+    drawn = {name for stage in config.stages for name in stage.sources}
+    found = {name: source.description.order for name, source in prepared.sources.items() if name in drawn}
+    file = run.path / "data.json"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}  # a new run, or a folder that was copied without it
+    changed = [name for name, order in found.items() if before.get(name, order) != order]
+    if changed and run.newest_step() is not None:
+        raise ConfigError(
+            f"{run.path} has trained on other records of {', '.join(changed)}: the inputs changed, and the data was"
+            " prepared again. Restore the inputs and prepare, or choose another name (name=...) and continue from the"
+            f" weights with init_from: {run.path}"
+        )
+    write_whole(file, json.dumps({**before, **found}, indent=2) + "\n")
 
 
 def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +83,15 @@ class Description:
     def write(self, folder: Path) -> None:
         """Writes `source.json` atomically."""
         write_whole(folder / "source.json", json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
+
+    @property
+    def order(self) -> str:
+        """16 hexadecimal digits that differ if the records' lengths or image sizes differ, or their order.
+
+        They do not depend on the parts, so that `data.records_per_shard` may change.
+        """
+        sums = [self.index[f"{name}.npy"] for name in ("runs", "record_run", "image_size")]
+        return hashlib.sha256(repr([tuple(each) for each in sums]).encode()).hexdigest()[:16]
 
     def index_folder(self, folder: Path) -> Path:
         """Returns the folder of the index in a source's folder."""
