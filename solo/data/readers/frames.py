@@ -224,7 +224,8 @@ def _list(folder: str) -> list[Entry]:
     try:
         return list_folder(folder, "", "")
     except ConfigError as error:
-        raise ValueError(str(error).removeprefix(": ")) from None
+        reason = str(error).removeprefix(": ")
+        raise ValueError(reason if len(reason) <= 500 else f"{reason[:500]}...") from None
 
 
 def _image_names(entries: list[Entry]) -> list[str]:

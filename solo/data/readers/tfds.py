@@ -10,6 +10,7 @@ from typing import Any
 from solo.config import ConfigError, nearest
 from solo.data.readers.captions import Captions, caption_records
 from solo.data.readers.class_names import ClassNames, read_class_names
+from solo.data.readers.listing import list_folder
 from solo.data.readers.paths import is_remote
 from solo.data.readers.pixels import check_pixels, encode_pixels
 from solo.data.readers.registry import Examples, Part, Reader, Unreadable, reader
@@ -169,6 +170,11 @@ def _open(options: TensorFlowDataset) -> Any:
 
     if (options.name is None) == (options.path is None):
         raise ConfigError(f"{_WHAT}: set either name (with data_dir) or path")
+    if options.path is not None and not is_remote(options.path) and os.path.isdir(options.path):
+        # TFDS would wait for ever for a writer of a named pipe.
+        for entry in list_folder(options.path, "", _WHAT):
+            if entry.fault:
+                raise ConfigError(f"{_WHAT}: {os.path.join(options.path, entry.name)}: {entry.fault}")
     try:
         if options.path is not None:
             return tfds.builder_from_directory(options.path)

@@ -1,6 +1,7 @@
 """TensorFlow Datasets, written by TFDS's own builder."""
 
 import io
+import os
 import re
 import shutil
 
@@ -219,3 +220,11 @@ def test_a_missing_shard_and_another_file_format(tmp_path, data_dir):
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(ConfigError, match=r"prepared as tfrecord, .*convert_format"):
         list(read("tfds", options))
+
+
+def test_a_named_pipe_in_place_of_a_file(data_dir, tmp_path):
+    shutil.copytree(f"{data_dir}/tiny/1.0.0", tmp_path / "copy")
+    (tmp_path / "copy/features.json").unlink()
+    os.mkfifo(tmp_path / "copy/features.json")
+    with pytest.raises(ConfigError, match=r"features\.json: it is a named pipe"):
+        list(read("tfds", {"path": str(tmp_path / "copy"), "split": "train"}))
