@@ -12,6 +12,7 @@ from typing import NamedTuple
 from solo.config import Config, ConfigError
 from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
+from solo.data.store.mirror import cache_note
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
@@ -87,6 +88,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         run = RunFolder.open(config, tell)
         ledger.open(run.goodput_file)
         prepared = _data(config, run, observer, stack, tell)
+        if note := cache_note(config, [source.description for source in prepared.sources.values()]):
+            tell(note)
         _keep_tokenizer(run, prepared)
         _keep_order(run, config, prepared)
         return run, prepared

@@ -62,6 +62,20 @@ def open_file(path: Path, expected: FileSum, opened: Callable[[Path], _Opened]) 
     return opened(path) if mirror is None else mirror.open_file(path, expected, opened)
 
 
+def cache_note(config: Config, descriptions: Iterable[Description]) -> str | None:
+    """Returns a warning if the cache is too small for the data of a run; None if it is not, or there is no bucket."""
+    if not is_remote(config.data.folder):
+        return None
+    files = (file for each in descriptions for part in each.parts for file in part.files.items())
+    size = sum(found.size for name, found in files if name.endswith(_DATA))
+    if size <= config.data.cache_gigabytes * 1e9:
+        return None
+    return (
+        f"the data takes {size / 1e9:,.1f} GB, more than data.cache_gigabytes {config.data.cache_gigabytes:g}: parts"
+        f" are copied from {config.data.folder} again and again"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """A mirror. Methods that use the bucket raise `BucketError`.

@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from solo.config import Config, ConfigError
 from solo.data.record import encode_png
 from solo.data.store.bucket import Bucket, BucketError, local_folder
-from solo.data.store.mirror import Mirror
+from solo.data.store.mirror import Mirror, cache_note
 from solo.data.store.prepare import open_prepared, prepare
 from tests.data.buckets import _gs, _s3, bucket, gs, s3  # noqa: F401
 from tests.data.store.test_prepare import LINES, config, state
@@ -90,6 +90,8 @@ def test_files_are_copied_when_they_are_read_and_removed_above_the_limit(tmp_pat
     assert 100_000 < most <= 300_000
     everything = sum(each.size for part in source.description.parts for each in part.files.values())
     assert everything > 600_000
+    assert "copied from s3://" in (cache_note(made, [source.description]) or "")
+    assert cache_note(remote(tmp_path, s3, sources, "b"), [source.description]) is None
 
 
 def test_a_file_that_is_only_here_is_never_removed(tmp_path, s3, sources):  # noqa: F811
