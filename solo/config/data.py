@@ -69,7 +69,7 @@ class ImageConfig(Section):
         89_478_485,
         ge=1,
         le=178_956_970,
-        description="larger images are left out, from their header alone (default: a quarter GiB as RGB)",
+        description="images whose header gives more pixels are left out (default: a quarter GiB as RGB)",
     )
     decoder: Literal["pillow", "fast"] = Field(
         "pillow",
@@ -154,25 +154,25 @@ class SequenceConfig(Section):
 class SourceConfig(Section):
     """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take.
 
-    A path, a glob or a list of them stands for `{options: {path: ...}}`, whose reader is chosen by the content.
+    A path, a glob or a list of them is short for `{options: {path: ...}}`, with a reader chosen from the content.
     """
 
     keys_decide = ("data",)
 
-    reader: str = Field("auto", description="auto: chosen from the path and what is there")
+    reader: str = Field("auto", description="auto: chosen from the content")
     options: dict[str, Any] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=1, description="records to read, before filters; required by endless readers")
     filters: FilterConfig = FilterConfig()
     empty_answers: Literal["set_aside", "read", "learn"] = Field(
         "set_aside",
-        description="an assistant or text turn without any text: set_aside: its record is quarantined; read: the turn"
-        " is not learned; learn: the model learns to end the turn at once",
+        description="for an assistant or text turn without text; set_aside: quarantine its record; read: the turn"
+        " is not learned; learn: the model learns to end the turn immediately",
     )
     held_out: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the records that take: train leaves out and take: held_out takes; chosen by their images,"
+        description="share of the records that `take: train` leaves out and `take: held_out` selects, by their images,"
         " or by their text if they have none",
     )
     take: Literal["all", "train", "held_out"] = "all"
@@ -182,7 +182,7 @@ class SourceConfig(Section):
         " that look alike (similar_images, extra: dedup); records without images by their turns",
     )
     similar_bits: int = Field(
-        0, ge=0, le=7, description="similar_images: bits of 64 in which the perceptual hashes of two images may differ"
+        0, ge=0, le=7, description="similar_images: how many of the 64 bits of two perceptual hashes may differ"
     )
 
     @model_validator(mode="after")
@@ -200,13 +200,13 @@ class SourceConfig(Section):
 
 
 def spell_out_source(value: Any) -> Any:
-    """Returns a source that is given as a path, a glob or a list of them as a mapping; anything else as it is."""
+    """Converts a source given as a path, a glob or a list of them to a mapping; returns anything else unchanged."""
     is_path = isinstance(value, str) or (isinstance(value, list) and all(isinstance(path, str) for path in value))
     return {"options": {"path": value}} if is_path else value
 
 
 class DataConfig(Section):
-    """The place of prepared data, and the packing of documents into rows."""
+    """Where prepared data is stored, and how documents are packed into rows."""
 
     keys_decide = ("data",)
 
@@ -251,8 +251,8 @@ class DataConfig(Section):
     )
     input_check: Literal["time", "hash", "none"] = Field(
         "time",
-        description="how changed inputs are noticed: size and time of their last change; a hash of their content, which"
-        " reads all of them; none: prepared data is trusted",
+        description="how changed inputs are detected: size and modification time; a hash of their content, which"
+        " reads all of them; none: prepared data is always used",
         json_schema_extra=decides("nothing"),
     )
     max_quarantined: float = Field(

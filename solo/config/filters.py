@@ -1,4 +1,4 @@
-"""The section that says which records of a source are left out."""
+"""The section that selects records of a source."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from solo.config.base import Section
 
 
 class FilterConfig(Section):
-    """Conditions that a record must meet. Each record that is left out is counted, by the key that refused it.
+    """Conditions that a record must meet. Records that fail one are counted under its key.
 
-    Conditions on images hold for every image of the record. Conditions on text hold for its texts joined by line
-    breaks, questions and system turns included.
+    Every image of the record must meet the conditions on images. Conditions on text apply to all of its texts joined by
+    line breaks, including questions and system turns.
     """
 
     keys_decide = ("data",)
@@ -35,16 +35,16 @@ class FilterConfig(Section):
     must_match: tuple[str, ...] = Field((), description="regular expressions (Python's), each found in the text")
     must_not_match: tuple[str, ...] = Field((), description="regular expressions, none of them found in the text")
     languages: tuple[str, ...] = Field(
-        (), description="ISO 639-1 codes, one of which the text must have (extra: language); no text meets it"
+        (), description="ISO 639-1 codes of the languages that the text may have (extra: language)"
     )
     language_min_letters: PositiveInt = Field(
-        20, description="texts with fewer letters are too short to tell, and stay"
+        20, description="texts with fewer letters pass `languages`, since their language is uncertain"
     )
 
     @field_validator("must_match", "must_not_match", "languages", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        # A section that is checked as Python values, not as JSON, does not take a list for a tuple.
+        # A section that is checked as Python values, not as JSON, does not accept a list as a tuple.
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("must_match", "must_not_match")

@@ -1,4 +1,4 @@
-"""The mixture of a stage: what its keys may say, and what they come to at a step."""
+"""The mixture of a stage: its keys, their validation, and mean weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class MixtureLearningConfig(Section):
     """Weights learned from the sources' losses, as Skill-it does online (arXiv 2307.14430).
 
     At every update, the weight of source i is its first weight times exp(rate * sum over j of graph[i][j] * L_j), with
-    L_j the mean loss of source j since the update before, summed over the last `window` updates. A source that `graph`
-    does not name helps itself alone.
+    L_j the mean loss of source j since the update before, summed over the last `window` updates. A source that is
+    not in `graph` helps only itself.
     """
 
     keys_decide = ("data",)
@@ -33,9 +33,9 @@ class MixtureLearningConfig(Section):
     rate: float = Field(0.2, gt=0, description="eta of the exponentiated gradient")
     window: int = Field(3, ge=1, description="updates whose losses count")
     graph: dict[str, dict[str, NonNegativeFloat]] = Field(
-        {}, description="source: the sources that it helps to learn, with how much; default: itself, 1.0"
+        {}, description="source: the sources that it helps to learn, each with a factor; default: itself, 1.0"
     )
-    least: float = Field(0.0, ge=0, lt=1, description="least share of the weights that a source keeps")
+    least: float = Field(0.0, ge=0, lt=1, description="smallest share of the weights that a source may have")
 
 
 def sources_of(mixture: Weights, changes: WeightsAtSteps) -> tuple[str, ...]:

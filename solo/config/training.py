@@ -91,11 +91,11 @@ class StageConfig(Section):
         {}, description="step of the stage: weights from there on; a source that is not named keeps its own"
     )
     mixture_between: Literal["step", "linear"] = Field(
-        "step", description="weights between two entries of the schedule: the earlier ones, or on a line to the next"
+        "step", description="weights between two entries: those of the earlier one, or interpolated linearly"
     )
     mixture_changes: WeightsAtSteps = Field(
         {},
-        description="as mixture_schedule, for what is decided during the run: a resumed run may append entries, and"
+        description="as mixture_schedule, for changes decided during the run: a resumed run may append entries, and"
         " they may name new sources",
     )
     max_epochs: MaxEpochs | None = Field(
@@ -110,7 +110,7 @@ class StageConfig(Section):
     )
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(
-        None, gt=0, description="instead of steps: passes over each source, multiplied by its weight"
+        None, gt=0, description="instead of steps: passes over each source, multiplied by the source's weight"
     )
     batch_rows: int = Field(ge=1, description="B, over all hosts")
     accumulate: int = Field(

@@ -86,7 +86,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an example stands in its source: a file, and a line, row or member in it, counted from 1."""
+    """Where an example is in its source: a file, and a line, row or member in it, counted from 1."""
 
     file: str
     line: int | None = None

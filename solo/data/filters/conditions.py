@@ -20,7 +20,7 @@ class Conditions:
         any: whether there are conditions.
 
     Raises:
-        ConfigError: a language is named, and the package that tells languages is missing or does not know it.
+        ConfigError: `languages` is set, and the package that detects languages is missing or does not know one.
     """
 
     def __init__(self, config: FilterConfig) -> None:
@@ -67,7 +67,7 @@ class Conditions:
                 yield "languages", f"its text is {language!r}"
 
     def _bounds(self, what: str, value: int, words: str, least: bool = False, most: bool = False) -> Iterator[Refusal]:
-        """Yields a refusal if a value is out of its bounds; `least` or `most`: only that bound is meant."""
+        """Yields a refusal if a value is out of its bounds; `least` or `most`: only that bound applies."""
         low, high = getattr(self._config, f"min_{what}"), getattr(self._config, f"max_{what}")
         if low is not None and value < low and not most:
             yield f"min_{what}", f"{words.format(value)}; min_{what} is {low}"

@@ -33,7 +33,7 @@ def choose_similar(keys: np.ndarray, comparable: np.ndarray, bits: int, usable: 
     """As `choose_duplicates`, for keys that may differ in some bits.
 
     A record is left out if a record that stays, and is earlier, has a key at most `bits` away. Two such keys agree in
-    one of `bits + 1` bands at least, so only keys that agree in a band are compared. For n different keys spread
+    at least one of `bits + 1` bands, so only keys that agree in a band are compared. For n different keys spread
     evenly, that is about n^2 (bits + 1) / 2^(64 / (bits + 1) + 1) comparisons: 60 million for a million images and 3
     bits.
 

@@ -1,7 +1,7 @@
 """Decides for each record of a source whether it is taken, from the record alone.
 
-So the choice depends neither on the order of the records nor on how they are divided into parts, and stays the same
-when a source grows.
+The choice depends neither on the order of the records nor on their division into parts, and does not change when a
+source grows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from solo.data.record import Image, Record, Turn
 
 
 class EmptyAnswerError(ValueError):
-    """A record has a turn to learn in which nothing is written."""
+    """A record has a turn to learn without text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """Says that a record is left out: the key of the setting that leaves it out, and why."""
+    """Marks a record as left out: the key of the setting that excludes it, and why."""
 
     key: str
     reason: str
@@ -68,7 +68,7 @@ class Selector:
             sizes: width and height of its images, in order.
 
         Raises:
-            EmptyAnswerError: an answer is empty, and such records are set aside.
+            EmptyAnswerError: an answer is empty, and `empty_answers` is set_aside.
         """
         selection = self._selection
         if not self._takes_all:
@@ -99,8 +99,8 @@ def is_held_out(record: Record, digests: Sequence[bytes], share: float) -> bool:
     """Returns whether a record belongs to the held-out share.
 
     Records with the same image, if it is their only one, are on the same side, whatever their texts. Of several images,
-    the one with the smallest digest decides: two records of which a share `s` of the images is the same are on the same
-    side with a probability of at least `s`. Records without images are told by their texts, white space aside.
+    the one with the smallest digest decides: two records with a Jaccard similarity `s` of their images are on the same
+    side with a probability of at least `s`. Records without images are identified by their texts, ignoring white space.
 
     Args:
         record: the record.
@@ -121,7 +121,7 @@ def _is_empty(turn: Turn) -> bool:
 
 
 def _is_written(part: str | Image) -> bool:
-    """Returns whether a part has more than white space, control characters and such as U+200B and U+FEFF."""
+    """Returns whether a part has more than white space, control and format characters (U+200B, U+FEFF)."""
     return isinstance(part, str) and any(
         not one.isspace() and unicodedata.category(one) not in ("Cc", "Cf") for one in part
     )

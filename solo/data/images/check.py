@@ -12,12 +12,12 @@ _FAST = ImageConfig(decoder="fast")
 
 
 class ImageCheck(NamedTuple):
-    """What is required of images. It decides which ones are left out.
+    """The requirements of images. Those that do not meet them are left out.
 
     decoded     they can be decoded; otherwise their headers alone are read (`DataConfig.verify_images`)
     background  see `ImageConfig.background`: "published" takes pixels of an unknown range
     max_pixels  see `ImageConfig.max_file_pixels`
-    strict      JPEG files are decoded by libjpeg-turbo, which tells of missing data that Pillow fills up with grey
+    strict      JPEG files are decoded by libjpeg-turbo, which reports missing data that Pillow fills with grey
     """
 
     decoded: bool

@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 PillowImage.init()
 _READ = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", "DIB", "QOI", "PCX", "SGI", "DDS", "PSD"),
-    "TGA",  # last, because its files may begin with anything
+    "TGA",  # last, because its files have no signature
 )
 _FORMATS = tuple(name for name in _READ if name in PillowImage.OPEN)
 
@@ -53,7 +53,7 @@ class Header(NamedTuple):
 
     width, height  in pixels, as stored
     orientation    EXIF orientation, 1 to 8
-    format, mode   in Pillow's words
+    format, mode   as Pillow names them
     """
 
     width: int
@@ -143,7 +143,7 @@ def turn(image: PillowImage.Image, orientation: int) -> PillowImage.Image:
 
 
 def _work(data: bytes, max_pixels: int, work: Callable[[PillowImage.Image, Header], T]) -> T:
-    """Opens an image file and works on it; if Pillow fails, once more on the file without its metadata."""
+    """Applies a function to an opened image file; if Pillow fails, again to the file without its metadata."""
     try:
         return _attempt(data, max_pixels, work)
     except ImageError:
@@ -185,7 +185,7 @@ def _checked_header(image: PillowImage.Image, data: bytes, max_pixels: int) -> H
 
 
 def _orientation(image: PillowImage.Image) -> int:
-    """Returns the EXIF orientation of a file that is open but not decoded; 1 if it is missing or makes no sense."""
+    """Returns the EXIF orientation of a file that is open but not decoded; 1 if it is missing or invalid."""
     # Pillow rotates TIFF files by itself, and would decode a whole PNG to look for a header at its end.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1

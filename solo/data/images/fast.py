@@ -1,7 +1,7 @@
 """The decoder `fast`: scaled decoding by libjpeg-turbo, and antialiased resizing by OpenCV.
 
 JPEG files in grey or YCbCr are decoded at 1/8, 1/4 or 1/2 of their size if that is still no smaller than what is asked
-for. Other files, and JPEG files that libjpeg-turbo has warnings about, are decoded by Pillow. All are resized here.
+for. Other files, and JPEG files for which libjpeg-turbo reports warnings, are decoded by Pillow. All are resized here.
 Import it through `solo.data.images.patches.require_decoder`, which says what to install.
 """
 

@@ -1,4 +1,4 @@
-"""The structure of PNG and JPEG files, as far as it takes to leave their metadata out.
+"""The structure of PNG and JPEG files, as far as needed to remove metadata.
 
 A text, profile or comment can make Pillow refuse a file whose pixels are sound.
 """
@@ -9,16 +9,16 @@ import struct
 from collections.abc import Iterator
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks that a decoder can ignore begin with a small letter. These two say how the pixels are meant.
+# Chunks that a decoder can ignore begin with a small letter. These two define the meaning of the pixels.
 _KEPT_CHUNKS = {b"tRNS", b"eXIf"}
 # Markers of JPEG segments.
 _START_OF_SCAN, _JFIF, _EXIF, _ADOBE, _LAST_APPLICATION, _COMMENT = 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """Returns a PNG or JPEG file without what is not needed to show it; None for other formats.
+    """Returns a PNG or JPEG file without what decoding does not need; None for other formats.
 
-    The EXIF section stays, for the orientation, and so does what tells the meaning of the pixels: transparency in PNG,
+    The EXIF section stays, for the orientation, as does what defines the meaning of the pixels: transparency in PNG,
     the JFIF and Adobe segments in JPEG, if they are whole.
     """
     if data.startswith(PNG):

@@ -34,8 +34,8 @@ class Patches(NamedTuple):
 def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches:
     """Decodes an image file and cuts it into patches.
 
-    Pixels are RGB, resized with an antialiased filter: Pillow's, as in all references, or with `decoder: fast` one that
-    comes close to it. Tiles follow one another; in each, patches are ordered row by row, or column by column with
+    Pixels are RGB, resized with an antialiased filter: Pillow's, as in all references, or with `decoder: fast` an
+    approximation of it. Tiles follow one another; in each, patches are ordered row by row, or column by column with
     `patch_order: columns`.
 
     Args:

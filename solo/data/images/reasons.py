@@ -81,7 +81,7 @@ def _is_text(data: bytes) -> bool:
     try:
         text = start.decode()
     except UnicodeDecodeError as error:
-        # A character may be cut by the end of what is looked at.
+        # The end of the inspected bytes may cut a character.
         if error.start < len(start) - 4 or error.start == 0:
             return False
         text = start[: error.start].decode()
@@ -105,7 +105,7 @@ def _words(error: Exception) -> str:
 
 
 def _length(data: bytes) -> int | None:
-    """Returns the least length of the whole file as its own structure tells it, or None if it does not."""
+    """Returns the least length of the complete file according to its own structure, or None if unknown."""
     if data.startswith(PNG):
         ends = [end for _, _, end in png_chunks(data)]
         return max(ends[-1] if ends else 0, len(PNG) + 25)

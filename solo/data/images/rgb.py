@@ -41,7 +41,7 @@ def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
 
 
 def _eight_bits(image: PillowImage.Image) -> PillowImage.Image:
-    """Returns a grey image of more than 8 bits as L, or as LA if a value of it means transparent."""
+    """Returns a grey image of more than 8 bits as L, or as LA if one of its values means transparent."""
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode.startswith("I;16"):

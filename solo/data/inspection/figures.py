@@ -13,7 +13,7 @@ from solo.data.store.index import SourceIndex
 from solo.drawing import ACCENT, Drawing, shades, styled
 
 _RECORDS = 100_000  # of a source; a larger one is sampled
-_RATIOS = 6  # labels of aspect ratios that stand side by side
+_RATIOS = 6  # labels of aspect ratios that fit side by side
 _LEGEND = 0.2  # inches for each source
 
 

@@ -22,7 +22,7 @@ COLOURS = ("#35548f", "#1b7446", "#a8651a", "#7a3d8c", "#ad3223", "#2f7f8c", "#6
 _ACROSS = 32  # patches side by side
 _SHOWN = 24  # pixels of a patch on the page
 _EMPTY = 236
-_NAMED = 24  # documents that the key names
+_NAMED = 24  # documents in the legend
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def packed_row(
     tokenizer: Tokenizer,
     image: ImageConfig,
 ) -> Row:
-    """Returns a row (without its B axis) as it is shown.
+    """Returns a row (without its B axis) as the page shows it.
 
     Args:
         row: the arrays of the row.

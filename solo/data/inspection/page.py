@@ -85,7 +85,7 @@ class StageView:
 
 
 def write_page(path: Path, config: Config, prepared: Prepared, samples: int = 3, step: int = 0) -> None:
-    """Writes the page; see `render`. It appears whole or not at all."""
+    """Writes the page; see `render`. It is written atomically."""
     write_whole(path, render(config, prepared, samples, step))
 
 
@@ -169,7 +169,7 @@ def filtered(source: PreparedSource) -> tuple[LeftOut, ...]:
 
 
 def _grouped(path: Path, kind_of: Callable[[Mapping[str, Any]], str]) -> tuple[Counter[str], dict[str, list[str]]]:
-    """Returns how many lines of a file there are of each kind, and the first of each in words."""
+    """Returns how many lines of a file there are of each kind, and a description of the first of each."""
     counts, examples = Counter[str](), dict[str, list[str]]()
     for line in read_json_lines(path)[0]:
         kind = kind_of(line)
@@ -248,7 +248,7 @@ def _uses(stage: StageConfig, plan: StagePlan, drawn: np.ndarray, planned: int) 
 
 
 def _weight(stage: StageConfig, name: str) -> str:
-    """Returns the weight of a source in words, with the steps at which it changes."""
+    """Describes the weight of a source, with the steps at which it changes."""
     points = {0: stage.mixture.get(name, 0.0)}
     for entries in (stage.mixture_schedule, stage.mixture_changes):
         points |= {step: entry[name] for step, entry in entries.items() if name in entry}

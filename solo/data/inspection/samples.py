@@ -53,7 +53,7 @@ class Sample:
 
 
 def sample(name: str, document: Document, tokenizer: Tokenizer, image: ImageConfig) -> Sample:
-    """Returns a document as it is shown."""
+    """Returns a document as the page shows it."""
     patches = len(document.patches)
     text = len(document.tokens) - patches
     learned = int(document.supervised[1:].sum())
@@ -68,12 +68,12 @@ def sample(name: str, document: Document, tokenizer: Tokenizer, image: ImageConf
         shown += len(tokens)
         if tokens:
             parts.append(tuple(tokens))
-    # Row tokens stand inside images, where the picture shows them.
+    # Row tokens are inside images, where the picture shows them.
     return Sample(name, facts, tuple(parts), _outside(document) - shown)
 
 
 def visible(text: str) -> str:
-    """Returns a token's text with the characters that show nothing, or turn others round, as `<U+202E>`."""
+    """Returns a token's text with invisible characters, and those that reverse others, as `<U+202E>`."""
     return "".join(
         f"<U+{ord(character):04X}>"
         if unicodedata.category(character) in ("Cc", "Cf") and character != "\n"
@@ -96,7 +96,7 @@ def _outside(document: Document) -> int:
 def _parts(document: Document, image: ImageConfig) -> Iterator[Picture | Sequence[int]]:
     """Yields images, and the places of the text tokens between them, in reading order."""
     number = document.image
-    # A boundary lies where the number of the image changes.
+    # A boundary is where the number of the image changes.
     edges = np.flatnonzero(np.diff(number)) + 1
     bounds = [0, *edges.tolist(), len(number)]
     first_patch = 0

@@ -1,4 +1,4 @@
-"""Looks at a source that no config names yet: its first records, with a small tokenizer of their own."""
+"""Shows a source without a config: its first records, with a small tokenizer trained on them."""
 
 from __future__ import annotations
 

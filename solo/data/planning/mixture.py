@@ -1,9 +1,9 @@
 """The order in which documents are drawn: a pure function of (seed, stage, position).
 
-Nothing is stored; any position of the stream can be looked up by itself. A stage counted in steps has an endless stream
+Nothing is stored; any position of the stream can be looked up directly. A stage counted in steps has an endless stream
 of blocks, each of which holds every source in its exact share. A stage counted in epochs has a finite stream, shuffled
 as a whole. At the end of a block, every chunk of a source has been drawn equally often, to within one. Within a block,
-a source that is smaller than its share may repeat a chunk before all others were drawn.
+a source with fewer chunks than draws repeats chunks, and may repeat one before all others were drawn.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from solo.data.planning.draws import Draws, most_draws
 from solo.data.planning.mixture import SourceSize
 from solo.data.planning.row_shape import RowShape
 
-# Parts of a stage, each of which is taken to have the weights of its middle.
+# Parts of a stage; each is assumed to have the weights of its middle.
 _PARTS = 512
 # Estimates may be this far off, because rows are not quite full.
 _MARGIN = 1.01

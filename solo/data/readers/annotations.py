@@ -29,7 +29,7 @@ class Annotated:
     id      its name in reports
     line    its number in the file's list, counted from 1
     images  paths where the image may be; the first that exists is taken
-    texts   what the reader makes the record of
+    texts   what the reader makes the record from
     fault   why there is no record; then the rest does not matter
     """
 

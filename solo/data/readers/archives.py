@@ -1,7 +1,7 @@
 """Members of tar archives in order, compressed or not. Nothing is ever extracted to disk.
 
-`tarfile` takes a damaged header for the end of the archive, and does not ask whether an archive has an end mark. Here
-both are damage, since examples would be lost.
+`tarfile` treats a damaged header as the end of the archive, and does not require an end mark. Here, a damaged header
+and a missing end mark are errors, because examples would be lost.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _damaged_header(number: int) -> str:
 
 
 def _kind(head: bytes) -> str:
-    """Says what a file is that is not a tar archive, from its first bytes."""
+    """Describes a file that is not a tar archive, from its first bytes."""
     if not head:
         return "the file is empty"
     kind = file_kind(head)

@@ -1,4 +1,4 @@
-"""Conversations in the spellings that data sets use, as turns.
+"""Parses conversations, in the forms that datasets use, to turns.
 
 A message is `{"role", "content"}` (OpenAI) or `{"from", "value"}` (ShareGPT, LLaVA). Its content is a string, or a list
 of parts: strings, text parts, and image parts. In a string, `<image>` stands for the next image of a list beside the
@@ -22,14 +22,14 @@ SPEAKERS: dict[str, Role] = {
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
     "developer": "system",
 }
-"""Roles by the names that data sets give them."""
+"""Roles by the names that datasets give them."""
 
 _TOOLS = ("tool", "tools", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _LEARNED = ("weight", "loss", "train")  # keys that say whether a turn is learned
 _SPEAKERS = ("role", "from")
 _TEXTS = ("content", "value", "text")
 _READ = frozenset((*_SPEAKERS, *_TEXTS, *_LEARNED))
-# Keys that change what a message says: they are refused if they hold anything.
+# Keys that change the meaning of a message: refused if they have a value.
 _REFUSED = frozenset(
     ("tool_calls", "tool_call_id", "function_call", "refusal", "reasoning_content", "thinking", "prefix")
 ) | frozenset(("image", "images", "video", "videos", "audio", "audios"))
@@ -37,7 +37,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source")
 _PART_READ = frozenset(("type", "text", "index", *_IMAGE_KEYS))
-# What other packages write in the place of an image, such as <|image_1|>, <image 1>, <Image> and <IMG_CONTEXT>.
+# Placeholders of other packages for an image, such as <|image_1|>, <image 1>, <Image> and <IMG_CONTEXT>.
 _FOREIGN = re.compile(
     r"<\|?ima?ge?(?:[ _-]?(?:\d+|pad|placeholder|token|soft_token|context|here))?\|?>|<\|vision_start\|>|\[ima?ge?\]",
     re.IGNORECASE,
@@ -46,7 +46,7 @@ _PATH = re.compile(r"<img>([^<>\n]+)</img>")
 
 
 class _Given:
-    """An image that stands in the content itself, or, if `value` is None, one of the list: by default the next."""
+    """An image given in the content itself, or, if `value` is None, one from the list: by default the next."""
 
     def __init__(self, value: Any, index: int | None = None) -> None:
         self.value, self.index = value, index
@@ -68,12 +68,12 @@ def conversation(
 
     Args:
         messages: a list of mappings.
-        images: what the placeholders, and image parts without an image, stand for, in order. If there are none of
-            these, the images begin the first turn that is not a system turn, one per line.
+        images: what the placeholders, and image parts without an image, refer to, in order. Without any of these,
+            the images begin the first turn that is not a system turn, one per line.
         load: returns the image that an element of `images` or an image part names. It is called last, so that the
             images of an unusable conversation are not read.
         ignore: called with every key of a message or part that is not read.
-        placeholder: text that stands for an image. None: no text does.
+        placeholder: text that refers to an image. None: no text does.
 
     Raises:
         ValueError: the placeholders do not match the images, a speaker, key or part is unknown, or an image cannot be
@@ -111,7 +111,7 @@ def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...
 
     Content is a string or a list of parts. A part is a string, `{"type": "text", "text": ...}` or
     `{"type": "image", "image": X}`, where X is a path, a data URI, encoded bytes or a Pillow image; OpenAI's
-    `{"type": "image_url", "image_url": {"url": X}}` is the same. No text stands for an image.
+    `{"type": "image_url", "image_url": {"url": X}}` is the same. No text is a placeholder.
 
     Raises:
         ValueError: a role or part is unknown, or an image file cannot be read; the message says which.
@@ -130,7 +130,7 @@ def _readable(value: Any) -> Image:
 
 
 def _plain(messages: Sequence[Any]) -> tuple[Turn, ...] | None:
-    """Returns the turns if each message is just a role and a text, as most are, else None. It only saves time."""
+    """Returns the turns if each message is just a role and a text, as most are, else None. This is a fast path."""
     turns = []
     for message in messages:
         if type(message) is not dict or len(message) != 2:
@@ -214,7 +214,7 @@ def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role,
 
 
 def _split(text: str, placeholder: str | None) -> _Parts:
-    """Returns the pieces of a text with images in place of what stands for them."""
+    """Returns the pieces of a text with images in place of their placeholders."""
     if placeholder is None or ("<im" not in text and placeholder not in text):
         return [text] if text else []
     parts: _Parts = []
@@ -230,7 +230,7 @@ def _split(text: str, placeholder: str | None) -> _Parts:
 
 
 def _role(speaker: Any) -> Role:
-    """Returns a role that is not spelled as usual. Raises ValueError if it is unknown."""
+    """Returns the role of an unusual spelling. Raises ValueError if it is unknown."""
     if not isinstance(speaker, str):
         raise ValueError(f"its speaker must be a string, not {kind(speaker)}")
     if speaker.strip().lower() in SPEAKERS:

@@ -1,4 +1,4 @@
-"""Examples of conversation data sets: mappings with messages, images beside them, and keys of many kinds.
+"""Examples of conversation datasets: mappings with messages, images beside them, and other keys.
 
 A key that would change the meaning of an example is read or refused by its name. A key that is neither is reported once
 by every part of a source.
@@ -40,7 +40,7 @@ _NAME = re.compile(r"<image_\d+>")
 class IgnoredKeys:
     """Collects keys that are not read, each once. Call it with a key; `take` returns the new ones.
 
-    `harmless` holds keys that need no look at their values, so that examples with these alone are passed at once.
+    `harmless` holds keys whose values need no check, so examples with only these keys are accepted immediately.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def read_example(
         place: where it is.
         ignore: called with every key that is not read.
         folder: where relative paths of images begin.
-        message_keys: keys of which the first that is there holds the messages.
+        message_keys: keys of the messages; the first that is present is read.
         images: the example's images, if they are not in the example itself.
         load: returns the image that a value names; by default `load_image`.
 
@@ -263,6 +263,6 @@ def _absence(example: Mapping[str, Any], message_keys: tuple[str, ...]) -> str:
     sets = [value for value in example.values() if isinstance(value, Mapping) and "annotation" in value]
     if sets:
         options = f"{{path: {shown(sets[0]['annotation'])}, images: {shown(sets[0].get('root'))}}}"
-        return f"it lists data sets (InternVL's meta file), not examples: make each a source, with options {options}"
+        return f"it lists datasets (InternVL's meta file), not examples: make each a source, with options {options}"
     wanted = " or ".join(repr(key) for key in message_keys)
     return f"it has no {wanted}; its keys are {', '.join(shown(str(key)) for key in list(example)[:8]) or 'none'}"

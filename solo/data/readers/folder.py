@@ -1,4 +1,4 @@
-"""Image classification folders, `<path>/<class>/<image>`: ImageNet as SOLO's first stage reads it."""
+"""Image classification folders, `<path>/<class>/<image>`, such as ImageNet in SOLO's first stage."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Folder(Reader):
         return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {shown}"
 
     def parts(self, size: int, limit: int | None) -> Iterator[Part]:
-        """Splits after names that their hash chooses, so that a file that is added or removed changes one part."""
+        """Splits after names chosen by their hash, so that adding or removing a file changes only one part."""
         found: list[tuple[str, str]] = []  # files, and folders that cannot be read
         if "{name}" not in self.template:
             raise ConfigError(f"{_WHAT}: template {self.template!r} lacks {{name}}")
@@ -81,7 +81,7 @@ class Folder(Reader):
             yield Record(name, labelled(image, text, self.form, self.question), place)
 
     def _entries(self) -> Iterator[Entry]:
-        """Yields every file below the folder, and a fault for every folder that gives none."""
+        """Yields every file below the folder, and a fault for every folder without files."""
         for entry in self._top:
             if not entry.is_folder:
                 yield Entry(entry.name, entry.fault or "it is in no class folder")

@@ -45,7 +45,7 @@ class VideoFrames(Reader):
                   one text file in it; or JSON or JSONL, whose examples have `frames`, a list of images, or `video`, a
                   folder of frames; `times` in seconds, or `fps`; and `text`, `caption` or `conversations`
     images        the folder that paths in JSON are relative to
-    frames        frames of a video at most, evenly spaced from the first to the last
+    frames        most frames per video, evenly spaced from the first to the last
     fps           frames taken per second, before `frames` limits them; needs the times of the frames
     source_fps    frames per second of folders, and of lists that do not say it
     before_frame  text before each frame, such as `{time:.1f}s: ` or `Frame {number}: `
@@ -174,7 +174,7 @@ class VideoFrames(Reader):
             yield load_image(name, folder)
 
     def _with_frames(self, messages: Any, frames: list[tuple[str, float | None]]) -> tuple[list[Any], list[str]]:
-        """Returns messages in which one placeholder stands for each frame, and the frames' names."""
+        """Returns messages with one placeholder per frame, and the names of the frames."""
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise ValueError("the messages must be a list of mappings")
         places = [

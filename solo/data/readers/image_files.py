@@ -1,4 +1,4 @@
-"""Images as data sets name them: by path, as a data URI or base64 text, as bytes, or as `{"bytes", "path"}`."""
+"""Images in the forms that datasets use: a path, a data URI or base64 text, bytes, or `{"bytes", "path"}`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "Qk")
 
 
 def load_image(value: Any, folder: str = ".") -> Image:
-    """Returns an image, which is not decoded.
+    """Returns an image without decoding it.
 
     Args:
         value: a path, relative to `folder` or absolute, also percent-encoded or with backslashes; a `file://` or object
@@ -88,7 +88,7 @@ def _text(text: str, folder: str) -> Image:
 
 
 def _spellings(path: str) -> Iterator[str]:
-    """Yields a path, then other ways to write the same name that move between systems turns into each other."""
+    """Yields a path, then other spellings that the same name has on other systems."""
     yield path
     if "%" in path:
         yield unquote(path)

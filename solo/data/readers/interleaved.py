@@ -29,7 +29,7 @@ from solo.data.record import Image, Place, Record, Turn
 _WHAT = "reader 'interleaved'"
 _SEPARATORS = {"OBELICS": "\n\n", "MMC4": " ", "mOSCAR": "\n\n"}
 _READ = ("texts", "images", "text_list", "image_info", "text", "metadata", "id")
-_QUIET = ("url", "similarity_matrix", "could_have_url_duplicate", "general_metadata")  # say nothing to a reader
+_QUIET = ("url", "similarity_matrix", "could_have_url_duplicate", "general_metadata")  # have no meaning for a reader
 _TABLES = ("a Parquet file", "an Arrow file", "an Arrow stream")
 
 
@@ -43,15 +43,15 @@ class _Picture:
 @reader("interleaved")
 @dataclass(frozen=True)
 class Interleaved(Reader):
-    """Documents that are learned as a whole, texts and images in order. The keys of each document say its format.
+    """Documents of texts and images in order. All text is learned. The keys of each document determine its format.
 
     split           the split to read of a folder of parquet files that has several
     images          folder of the images
-    urls            a file that says where the image of a web address is: JSON `{url: path}`, or JSON lines or parquet
+    urls            a file that maps web addresses to image files: JSON `{url: path}`, or JSON lines or parquet
                     with url and path. Nothing is fetched from the network
-    missing         what becomes of a document with an image that cannot be read: refuse leaves the document out,
+    missing         for a document with an image that cannot be read: refuse leaves the document out,
                     drop leaves the image out
-    position        MMC4: where an image stands, before or after the sentence that it matches
+    position        MMC4: where an image is placed, before or after the sentence that it matches
     min_similarity  MMC4: images with a lower matched_sim are left out
     separator       between neighbouring texts; by default a space in MMC4, whose texts are sentences, otherwise an
                     empty line
@@ -307,7 +307,7 @@ def _mappings(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _kind(path: str) -> Literal["table", "archive", "json"]:
-    """Judges a file by its beginning, or by its name if it cannot be opened."""
+    """Detects the kind of a file from its beginning, or from its name if it cannot be opened."""
     try:
         with open_bytes(path) as file:
             kind = file_kind(file.read(512))
@@ -360,7 +360,7 @@ def _json(part: Part) -> Iterator[tuple[Place, Any]]:
 
 @lru_cache(maxsize=4)
 def _read_addresses(path: str, stamp: tuple[int, int]) -> dict[str, Any]:
-    """Returns the paths of web addresses. `stamp` makes a changed file be read again."""
+    """Returns the paths of web addresses. `stamp` causes a changed file to be read again."""
     found: dict[str, Any] = {}
     if _kind(path) == "table":
         columns, what = Columns(open_table(path).schema), f"{_WHAT}: option 'urls': {path}"

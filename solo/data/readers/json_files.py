@@ -1,7 +1,7 @@
 """Examples in JSON files: a list, a value per line (JSONL, NDJSON), or values one after another.
 
-The content says which it is, not the name. Files may be compressed, and in UTF-8 or UTF-16. A file that is not
-compressed is split into parts without being parsed.
+The form is detected from the content, not from the name. Files may be compressed, and in UTF-8 or UTF-16. An
+uncompressed file is split into parts without being parsed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
             for start, stop, first, last in spans(ends, begun, size):
                 yield Part(f"{name}:{first}-{last}", (path,), (layout, start, stop, first, name), (start, stop))
         except DamagedError:
-            yield Part(name, (path,), (None, 0, None, 1, name))  # whoever reads it learns why
+            yield Part(name, (path,), (None, 0, None, 1, name))  # `read` reports why
 
 
 def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:

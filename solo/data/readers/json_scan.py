@@ -1,7 +1,6 @@
-"""Finds where the elements of a JSON list lie, in blocks of its bytes, at close to a gigabyte a second.
+"""Finds the elements of a JSON list in blocks of its bytes, at close to a gigabyte per second.
 
-Nothing is parsed, so that an element that is not valid JSON spoils only itself, as long as its quotes and brackets
-match.
+Nothing is parsed, so an element that is not valid JSON affects only itself, as long as its quotes and brackets match.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Conversations(Reader):
         for path in expand(self.path, what):
             if suffix(path) in (".yaml", ".yml"):
                 raise ConfigError(
-                    f"{what}: {path} lists data sets (a LLaVA-NeXT mixture): make each of its `json_path` a source, "
+                    f"{what}: {path} lists datasets (a LLaVA-NeXT mixture): make each of its `json_path` a source, "
                     "its `sampling_strategy` first:N the source's `limit`"
                 )
         if not is_remote(self.images) and not os.path.isdir(os.path.expanduser(self.images)):

@@ -2,7 +2,7 @@
 
 An example is `{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.jpg"}}, {"type":
 "text", "text": "Why?"}]}, {"role": "assistant", "content": "Because."}]}`, or has strings with `<image>` as content and
-"images" beside the messages. See `solo.data.readers.conversations` for all spellings.
+"images" beside the messages. See `solo.data.readers.conversations` for all forms.
 """
 
 from __future__ import annotations

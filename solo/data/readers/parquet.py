@@ -64,12 +64,12 @@ class _Layout:
 class Parquet(Reader):
     """Parquet files, Arrow files, or a folder of them: `save_to_disk`, or a dataset as it was downloaded.
 
-    A list of captions makes a record of each, and a list of answers gives the one that is there most often.
+    A list of captions makes a record of each, and a list of answers gives the most frequent one.
 
     split        the split to read of a folder that has several
     image        column of the image or images; by default images or image
     text         column of the caption, class label, answer, conversation or turns; by default conversations, messages,
-                 texts, text, caption, label, answer or answers, whichever is there first
+                 texts, text, caption, label, answer or answers, whichever is present first
     question     column of a question that the text answers; by default question, if text is answer
     images       folder of images that are stored as relative paths
     min_ratings  turns that are rated lower are left out, such as {relevance: 3}; turns without a rating are kept

@@ -38,7 +38,7 @@ def is_remote(path: str) -> bool:
 
 
 def expand(paths: Paths, what: str) -> list[str]:
-    """Returns the paths that globs and ranges stand for. The files of each glob are sorted, numbers by their value.
+    """Expands globs and ranges to paths. The files of each glob are sorted, with numbers compared by value.
 
     A path that exists is never read as a glob or a range, whatever its characters. Hidden files match no glob. Every
     file of a range must exist.
@@ -67,7 +67,7 @@ def expand(paths: Paths, what: str) -> list[str]:
 
 
 def _ranges(path: str, what: str) -> list[str]:
-    """Returns the paths that braces stand for: `{a,b}` for each of some texts, `{000..127}` for each number."""
+    """Expands braces to paths: `{a,b}` to each of the texts, `{000..127}` to each number."""
     if os.path.lexists(os.path.expanduser(path)):
         return [path]
     found = [""]
@@ -116,7 +116,7 @@ def natural(path: str) -> list[tuple[int, int | str]]:
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a local or remote file to read. Its content, not its name, says whether and how it is compressed.
+    """Opens a local or remote file to read. Compression is detected from the content, not from the name.
 
     gzip, Zstandard, bzip2 and xz are decompressed as they are read.
 
@@ -149,7 +149,7 @@ def open_regular(path: str) -> IO[bytes]:
     """Opens a local file to read, following links.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file. Opening a named pipe would wait for a writer for ever.
+        OSError: it cannot be opened, or is not a regular file. Opening a named pipe would wait forever for a writer.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(descriptor).st_mode
@@ -161,7 +161,7 @@ def open_regular(path: str) -> IO[bytes]:
 
 
 class _Zstandard(io.RawIOBase):
-    """Decompresses frames one after another. `zstandard`'s own reader takes a cut file for a whole one."""
+    """Decompresses frames one after another. `zstandard`'s own reader does not notice that a file was cut."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw, self._data = raw, memoryview(b"")
@@ -174,7 +174,7 @@ class _Zstandard(io.RawIOBase):
         import zstandard
 
         while not self._data:
-            compressed = self._unused() or self._raw.read(1 << 14)  # a small piece, since it may hold a bomb
+            compressed = self._unused() or self._raw.read(1 << 14)  # small: it may be a decompression bomb
             if not compressed:
                 if self._frame is not None and not self._frame.eof:
                     raise EOFError("the compressed file ends too early")
@@ -198,7 +198,7 @@ class _Zstandard(io.RawIOBase):
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Returns size in bytes and time of the last change in nanoseconds, by which a changed file is noticed.
+    """Returns size in bytes and modification time in nanoseconds, which detect a changed file.
 
     Raises:
         OSError: the file does not exist or cannot be reached.

@@ -1,4 +1,4 @@
-"""Arrays of pixels as image files."""
+"""Encodes arrays of pixels as image files."""
 
 from __future__ import annotations
 

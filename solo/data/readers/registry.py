@@ -50,7 +50,7 @@ class Unreadable:
         """Returns the example that an error is about."""
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UnreadableFileError):
-            cause = cause.__context__  # a reader may have said more about the error of a file
+            cause = cause.__context__  # the reader may have given a more specific reason
         return cls(id, str(error), place, None if cause is None else cause.file)
 
 
@@ -74,7 +74,7 @@ class Ignored:
 class Omitted(Ignored):
     """A piece of a record that is left out, as an option asks. `key` says what in the plural: "turns rated below 3".
 
-    Preparation counts them. One stands for one piece.
+    Preparation counts them. Each one is one piece.
     """
 
 
@@ -87,9 +87,9 @@ class Part:
 
     name    unique in its source, and the same whenever the source is read: `chats.jsonl:4097-8192`
     files   input files that it reads: annotations, archives, tables. Their sizes and times say whether it has changed
-    span    where the part lies, as JSON values that only its reader understands
+    span    the location of the part, as JSON values that only its reader understands
     extent  first byte, and byte after the last (None: the end of the file), if the part has one file and reads nothing
-            else of it. It has then changed only if these bytes have
+            else of it. It counts as changed only if these bytes change
     """
 
     name: str
@@ -245,7 +245,7 @@ def read(name: str, options: Mapping[str, Any], limit: int | None = None) -> Exa
     """Yields the first `limit` examples of a reader, readable or not; all of them without a limit.
 
     Raises:
-        ConfigError: at once as `open_reader`; while reading if the source as a whole cannot be read.
+        ConfigError: as `open_reader`, when called; while reading if the source as a whole cannot be read.
     """
     opened = open_reader(name, options, limit)
     examples = (example for part in opened.parts(DEFAULT_PART_SIZE, limit) for example in opened.read(part))

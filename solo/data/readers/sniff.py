@@ -1,4 +1,4 @@
-"""Which reader reads a source, judged from its path and its content: `reader: auto`."""
+"""Chooses the reader of a source from its path and content: `reader: auto`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from solo.data.readers.text_files import DamagedError
 
 AUTO = "auto"
 _WHAT = f"reader {AUTO!r}"
-_HEAD = 1 << 20  # bytes of a file that are looked at
-_EXAMPLES = 20  # examples whose keys are looked at
+_HEAD = 1 << 20  # bytes of a file that are inspected
+_EXAMPLES = 20  # examples whose keys are inspected
 _TEXTS = (".txt", ".md", ".text")
 _TABLES = (".json", ".jsonl", ".ndjson")
 _PAIR_IMAGES = ("image", "file_name", "image_path")
@@ -64,7 +64,7 @@ def choose_reader(name: str, options: Mapping[str, Any]) -> Chosen:
     """Returns the reader of a source, which `auto` decides from `options["path"]`.
 
     Raises:
-        ConfigError: the path does not exist, or no reader is known to read it; the message says what was seen.
+        ConfigError: the path does not exist, or no reader fits; the message describes what was found.
     """
     if name != AUTO:
         return Chosen(name, dict(options))
@@ -78,7 +78,7 @@ def choose_reader(name: str, options: Mapping[str, Any]) -> Chosen:
     split = options.get("split")
     found = _choose(paths[0], split if isinstance(split, str) else None)
     for other in paths[1:]:
-        # Globs may match a hundred thousand files, which are told apart by their names alone.
+        # Globs may match a hundred thousand files, so only their names are compared.
         same = suffix(other) == suffix(paths[0]) or _choose(other, None).reader == found.reader
         if not same:
             raise ConfigError(
@@ -246,7 +246,7 @@ def _file(path: str) -> Chosen:
 
 def _archive(head: bytes) -> Chosen:
     """Returns the reader of a tar archive: its first JSON member may be a document of texts and images."""
-    # Not as a stream, which would read on and on to the end of a member of which a damaged header claims exabytes.
+    # Not as a stream, which would try to read all of a member for which a damaged header claims exabytes.
     cut_off = (tarfile.TarError, ValueError, EOFError, OSError, RecursionError)
     with suppress(*cut_off), tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive:
         for member in islice(archive, _EXAMPLES):

@@ -18,7 +18,7 @@ from solo.data.record import Place, Record
 @reader("solo")
 @dataclass(frozen=True)
 class Solo(Conversations):
-    """SOLO's data. An example of which every turn is the assistant's becomes one `text` turn, without speakers."""
+    """SOLO's data. An example with only assistant turns becomes one `text` turn, without speakers."""
 
     name: ClassVar[str] = "solo"
     message_keys: ClassVar[tuple[str, ...]] = MESSAGES

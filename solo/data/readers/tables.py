@@ -99,7 +99,7 @@ class Columns:
 
 
 def table_files(paths: Paths, split: str | None, what: str) -> list[str]:
-    """Returns the table files of paths. A folder stands for a split of the dataset in it.
+    """Returns the table files of paths. A folder means a split of the dataset in it.
 
     Raises:
         ConfigError: a path does not exist, a folder holds no tables, or a split must be named.
@@ -227,7 +227,7 @@ def _spans(group_rows: list[int], size: int) -> Iterator[tuple[int, int, int, in
 def table_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yields the number of each row of a part, from 1, and its values; or why it cannot be read.
 
-    If a file is damaged, the last number and reason stand for all rows from there.
+    If a file is damaged, the last number and reason apply to all rows from there on.
 
     Raises:
         DamagedError: the file cannot be opened any more.

@@ -27,7 +27,7 @@ from solo.data.record import Place, Record, Turn
 _WHAT = "reader 'text'"
 _JSON = (".json", ".jsonl", ".ndjson")
 _MOST_FILES = 256  # of a part
-_BEFORE = 256  # bytes before a part in which the end of the line before it is looked for
+_BEFORE = 256  # bytes before a part that are searched for the end of the previous line
 
 
 @reader("text")
@@ -82,7 +82,7 @@ class Text(Reader):
             if first:
                 return
         except DamagedError:
-            pass  # whoever reads it learns why
+            pass  # `read` reports why
         yield Part(name, (path,), ("lines", name, None, None, 1))
 
     def read(self, part: Part) -> Examples:
@@ -190,7 +190,7 @@ def _form(path: str) -> Literal["text", "json", "table"]:
             if file.read(6).startswith((b"PAR1", b"ARROW1")):
                 return "table"
     except READ_ERRORS:
-        pass  # whoever reads it learns why
+        pass  # `read` reports why
     return "json" if suffix(path) in _JSON else "text"
 
 

@@ -46,7 +46,7 @@ class TextFile:
 
     @classmethod
     def open(cls, path: str, encoding: str | None = None) -> TextFile:
-        """Looks at the beginning of a file.
+        """Detects the encoding from the beginning of a file.
 
         Args:
             path: local or remote.
@@ -112,7 +112,7 @@ def _guess(head: bytes) -> str:
 
 
 def _read(file: IO[bytes], left: int | None) -> Iterator[bytes]:
-    # `read` would lose what lies before the damage of a compressed file.
+    # `read` would lose the data before the damage in a compressed file.
     read = getattr(file, "read1", file.read)
     while left is None or left > 0:
         block = read(BLOCK if left is None else min(BLOCK, left))
@@ -129,7 +129,7 @@ def _after(count: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def explain(error: BaseException) -> str:
-    """Returns why a file cannot be read, in plain words."""
+    """Describes why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, EOFError):

@@ -19,7 +19,7 @@ from solo.data.record import Image, Place, Record, Turn
 _QUESTION_IDS = ("question_id", "questionId", "qa_id", "id")
 _NO_ANSWER = "it has no answer"
 _IMAGES = ("image", "image_id", "imageId", "file_name")
-# Keys of the known datasets that do not change what is asked and answered.
+# Keys of known datasets that do not affect questions and answers.
 _UNUSED = (
     *("question", "question_type", "question_types", "answer_type", "answerable", "confidence", "dataset"),
     *("set_name", "split", "data_split", "image_width", "image_height", "image_classes", "flickr_original_url"),
@@ -34,7 +34,7 @@ _ANSWERS = ("multiple_choice_answer", "answers", "direct_answers", "answer")
 @reader("vqa")
 @dataclass(frozen=True)
 class VisualQuestions(AnnotationReader):
-    """A question about an image, answered.
+    """Questions about images, with answers.
 
     path         the questions: a list or one per line, `{"questions": [...]}`, `{"data": [...]}` or a mapping from ids.
                  A question has `question`, an image (`image`, `image_id`, `imageId`) and, unless `annotations` has
@@ -45,7 +45,7 @@ class VisualQuestions(AnnotationReader):
                  its files, and `{image_id}.jpg` or the file name for the others
     answers      most_common: the answer that most annotators gave; all: the different answers, separated by commas
     per          question: a record per question; image: one record per image with its questions as turns, so that the
-                 image's patches are paid for once
+                 image's patches are computed once
     instruction  ends every question, such as " Answer with a word or a phrase."
     """
 

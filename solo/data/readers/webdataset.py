@@ -44,10 +44,10 @@ _Conversation = Mapping[str, Any]
 @reader("webdataset")
 @dataclass(frozen=True)
 class WebDataset(Reader):
-    """Tar shards, plain or compressed. A folder stands for the archives in it.
+    """Tar shards, plain or compressed. A folder means the archives in it.
 
-    The text is a caption, or a conversation in LLaVA's or OpenAI's form in a JSON member, in which `<image>` stands for
-    the images in order.
+    The text is a caption, or a conversation in LLaVA's or OpenAI's form in a JSON member, in which each
+    `<image>` is the next image.
 
     image     members that are images, in their order, such as [left.jpg, right.jpg]; `*.jpg` takes all that match. By
               default the only image, or all images if they are numbered: 0.jpg, 1.png
@@ -298,7 +298,7 @@ def _is_large(path: str) -> bool:
     try:
         return not is_remote(path) and os.path.getsize(path) > _SPLIT_ABOVE
     except OSError:
-        return False  # whoever reads it learns why
+        return False  # `read` reports why
 
 
 def _split(path: str, name: str, size: int, limit: int | None) -> Iterator[Part]:
@@ -344,7 +344,7 @@ def parse_member(member: str, data: bytes | None) -> Any:
 
 
 def _load(value: Any) -> Image:
-    """Returns an image of the example itself. What is read from an archive never names a file to open."""
+    """Returns an image of the example itself. Archive contents never name a file to open."""
     if isinstance(value, Image) or (isinstance(value, str) and value[:5].lower() == "data:"):
         return load_image(value)
     raise ValueError(f"it names an image outside its archive: {value!r:.200}")

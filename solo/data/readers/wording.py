@@ -1,4 +1,4 @@
-"""Values of a data set in the words of an error message."""
+"""Describes values of a dataset in error messages."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from solo.files import append_json_line
 
 _log = logging.getLogger(__name__)
 _PLAIN = SequenceConfig()
-_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")  # in the words of Grain
+_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")  # Grain's message
 
 
 class Source(Protocol):

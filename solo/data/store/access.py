@@ -17,7 +17,7 @@ from solo.config import Config, ConfigError
 from solo.locks import held_by, hold
 
 TOKENIZER = "tokenizer"
-PATIENCE_SECONDS = 60.0  # for what another host writes in an instant
+PATIENCE_SECONDS = 60.0  # seconds, for what another host writes in an instant
 Report = Callable[[str], None]
 
 

@@ -1,4 +1,4 @@
-"""Joins the parts of a source to an index and a description.
+"""Joins the parts of a source into an index and a description.
 
 Reads no token, and no image unless parts share some (`solo.data.store.sharing`).
 
@@ -54,7 +54,7 @@ def assemble(
     fingerprint: str,
     excluded: np.ndarray = _NO_RECORDS,
 ) -> Description:
-    """Makes a prepared source of parts that are complete.
+    """Makes a prepared source from complete parts.
 
     Args:
         folder: of the source; its parts are in `parts`.
@@ -67,7 +67,7 @@ def assemble(
 
     Raises:
         ConfigError: a part is not complete, or no record is left.
-        LostImagesError: parts must be made again, because they had left images to parts that are no longer here.
+        LostImagesError: parts must be made again, because they had dropped images that no part holds any more.
     """
     made = [_Part.read(folder / "parts", part, tokens) for part in parts]
     shared = share_images(folder / "parts", parts, [part.first for part in made])

@@ -121,7 +121,7 @@ class Bucket:
             raise BucketError(self._damaged(name))
 
     def upload(self, name: str, path: Path) -> None:
-        """Copies a local file into the bucket. Readers see the old file or all of the new one."""
+        """Copies a local file into the bucket. Readers see the old file or the complete new one."""
         with self._errors(name):
             files, root = self._open()
             _again(lambda: files.put_file(str(path), f"{root}/{name}"))
@@ -133,10 +133,10 @@ class Bucket:
             files.rm_file(f"{root}/{name}")
 
     def faults(self, folder: str, files: dict[str, FileSum], contents: bool = False) -> Iterator[str]:
-        """Yields what is wrong with files in a folder, in words.
+        """Describes what is wrong with files in a folder.
 
         Args:
-            folder: in which they lie.
+            folder: that contains them.
             files: their names, sizes and checksums.
             contents: compare the checksums, which reads all of them; otherwise the sizes alone.
         """

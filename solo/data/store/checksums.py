@@ -30,7 +30,7 @@ def file_sum(path: Path) -> FileSum:
 
 
 def fault(path: Path, expected: FileSum, whole: bool = False) -> str | None:
-    """Returns what is wrong with a file, in words; None if its size (with `whole`: its content) is as expected."""
+    """Describes what is wrong with a file; returns None if its size (with `whole`: its content) is as expected."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -50,7 +50,7 @@ class BlockSums:
         self._crc = self._filled = 0
 
     def add(self, data: bytes) -> None:
-        """Takes the next bytes of the file."""
+        """Adds the next bytes of the file."""
         view = memoryview(data)
         while view:
             taken = view[: BLOCK - self._filled]

@@ -14,7 +14,7 @@ _LEGACY = re.compile(r"shard-\d{5,}\.array_record|index\.npz")  # of earlier ver
 
 
 def remove_partial(source: Path) -> None:
-    """Removes files that a killed process has not finished. No other process may prepare the source."""
+    """Removes files that a killed process left unfinished. No other process may prepare the source."""
     for folder in (source / "parts", source / "index"):
         for path in folder.glob(f".*{PARTIAL}") if folder.is_dir() else ():
             _remove(path)

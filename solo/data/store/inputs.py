@@ -1,8 +1,8 @@
-"""Whether the inputs of a prepared source are what they were.
+"""Detects changed inputs of a prepared source.
 
-An input is known by its size and the time of its last change, or by a hash of its content (`data.input_check`). A part
-that reads only some bytes of a file is known by a hash of these bytes, so that lines added to a file concern only the
-parts that hold them.
+An input is identified by size and modification time, or by a hash of its content (`data.input_check`). The input of a
+part that reads only some bytes of a file is identified by a hash of these bytes, so lines added to a file affect only
+the parts that hold them.
 
     <source>/inputs.json   `Inputs`: what the source was prepared from
 """
@@ -50,7 +50,7 @@ def part_key(part: Part, options: Mapping[str, Any], check: Check) -> list[Any]:
 
     Args:
         part: of the source.
-        options: of the reader. The files that they name stand for those of a part that names none.
+        options: of the reader. The files that they name are used for a part that names none.
         check: how to identify a file.
     """
     if part.extent is not None and not is_remote(part.files[0]):
@@ -62,9 +62,9 @@ def part_key(part: Part, options: Mapping[str, Any], check: Check) -> list[Any]:
 
 
 def changed(files: Mapping[str, Sequence[int]], check: Check) -> str | None:
-    """Returns in words which input has changed, the first one if there are several; None if none has.
+    """Describes the first input that has changed; returns None if none has.
 
-    If none of the files exists, the source was prepared elsewhere, and nothing can be said against it.
+    If none of the files exists, the source was prepared elsewhere and counts as unchanged.
     """
     if check == "none" or not files:
         return None
@@ -99,7 +99,7 @@ class Inputs:
 
     @classmethod
     def of(cls, parts: Sequence[Part], options: Mapping[str, Any], size: int, check: Check) -> Inputs:
-        """Looks at the inputs as they are now.
+        """Returns the inputs as they are now.
 
         Args:
             parts: of the source.
@@ -126,7 +126,7 @@ class Inputs:
             return None
 
     def write(self, source: Path, content: str) -> None:
-        """Writes the file, last of all: until then, the inputs of what `source.json` describes are not known."""
+        """Writes the file. Call it last: until then, the inputs of what `source.json` describes are unknown."""
         write_whole(source / FILE, json.dumps({"format": _FORMAT, **asdict(self), "content": content}) + "\n")
 
     def any_exists(self) -> bool:

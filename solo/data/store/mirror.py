@@ -1,6 +1,6 @@
 """The mirror of a bucket: a folder on this machine, with the layout of a local data folder.
 
-Prepared data may lie in a bucket. Everything then works in the mirror, as in a local `data.folder`:
+Prepared data may be in a bucket. All work then uses the mirror, like a local `data.folder`:
 
 - Opening and preparing copy the small files first: descriptions, indexes, the tokenizer, manifests.
 - The files that hold the data of a part are copied when they are first read. They are removed again, those that were
@@ -8,7 +8,7 @@ Prepared data may lie in a bucket. Everything then works in the mirror, as in a 
 - Preparing uploads a part as soon as it is finished, and `source.json` last (`publishing`). What a `source.json`
   in the bucket has named is never removed, since a run elsewhere may read it.
 
-Any number of processes may use a mirror at once.
+Any number of processes may use a mirror simultaneously.
 
     <mirror>/.mirror.json   {"url", "bytes"}: of which bucket it is, and how large the cache may be
 """
@@ -41,14 +41,14 @@ SETTINGS = ".mirror.json"
 RECORD = "made_from.json"  # written last into the tokenizer's folder
 _DATA = (".records", ".images", ".tokens")  # ends of the names of files that are copied when they are read
 _COPYING = ".copy"
-_LEFT_SECONDS = 86_400.0  # after which a copy that is not whole was left by a killed process
-_COPIES = 64  # that processes of this machine make at the same time
+_LEFT_SECONDS = 86_400.0  # seconds; an older partial copy was left by a killed process
+_COPIES = 64  # which processes of this machine make simultaneously
 
 _Opened = TypeVar("_Opened")
 
 
 def open_file(path: Path, expected: FileSum, opened: Callable[[Path], _Opened]) -> _Opened:
-    """Opens a file of a part, which is first copied if it lies in a bucket and is not here.
+    """Opens a file of a part, which is first copied if it is in a bucket and not yet here.
 
     Args:
         path: `<data folder>/sources/<name>/parts/<file>`.
@@ -100,7 +100,7 @@ class Mirror:
 
     @classmethod
     def around(cls, source: Path) -> Mirror | None:
-        """Returns the mirror in which the folder of a source lies; None if it lies in a local folder."""
+        """Returns the mirror that contains the folder of a source; None for a local data folder."""
         try:
             found = json.loads((source.parent.parent / SETTINGS).read_text(encoding="utf-8"))
             return cls(source.parent.parent, Bucket(found["url"]), found["bytes"])
@@ -108,7 +108,7 @@ class Mirror:
             return None
 
     def settle(self) -> None:
-        """Creates the folder, which may be on another machine than the process that began."""
+        """Creates the folder; the process that made this object may have run on another machine."""
         text = json.dumps({"url": self.bucket.url, "bytes": self.limit}) + "\n"
         path = self.folder / SETTINGS
         try:

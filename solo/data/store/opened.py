@@ -1,4 +1,4 @@
-"""Opens prepared data, if it is whole and made from the settings and inputs of a config."""
+"""Opens prepared data if it is complete and was made from the settings and inputs of a config."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def tokens_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
 
 
 def changed_inputs(name: str, config: Config, made: Description) -> str | None:
-    """Returns in words what has changed of the inputs of a prepared source; None if nothing has."""
+    """Describes which input of a prepared source has changed; returns None if none has."""
     mode = config.data.input_check
     if mode == "none":
         return None

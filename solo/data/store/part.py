@@ -1,7 +1,7 @@
-"""A part of a prepared source: what one process makes by itself, from one `Part` of the reader.
+"""A part of a prepared source, made by one process from one `Part` of the reader.
 
-Files lie in `<source>/parts` and are named by fingerprints, so that what a change does not concern is kept. There are
-two layers, each complete once its manifest exists, which is written last:
+Files are in `<source>/parts` and named by fingerprints, so those that a change does not affect are kept. There are two
+layers. Each is complete once its manifest exists, which is written last:
 
     <part>.json                       `PartManifest`
     <part>.records                    ArrayRecord: JSON of every record, with numbers in place of images
@@ -122,7 +122,7 @@ def read_record_digests(folder: Path, part: str) -> np.ndarray:
 
 
 class RecordKeys(NamedTuple):
-    """What tells duplicates among the n records of a part (`solo.data.filters.duplicates`).
+    """Keys that identify duplicates among the n records of a part (`solo.data.filters.duplicates`).
 
     exact    uint64 [n]   of the turns, images by their content
     images   uint64 [n]   of the image files; equals `exact` for a record without images
@@ -148,7 +148,7 @@ def read_keys(folder: Path, part: str) -> RecordKeys:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage(Image):
-    """Stands for an image of a stored record, without its bytes. `number` is its place in the part's table."""
+    """Represents an image of a stored record without its bytes. `number` is its place in the part's table."""
 
     number: int = -1
 
@@ -190,7 +190,7 @@ def is_image_file(name: str) -> bool:
 
 
 def stored_image(number: int) -> Image:
-    """Returns the stand-in of an image."""
+    """Returns the `StoredImage` of an image."""
     return StoredImage(b"", number=number)
 
 
@@ -288,7 +288,7 @@ class PartWriter:
         """Writes the table and then the manifest, which marks the layer as complete.
 
         Args:
-            fingerprint: another one that names the files.
+            fingerprint: replaces the fingerprint that names the files.
         """
         self._files.stem = fingerprint or self._files.stem
         table = self._table()
@@ -322,7 +322,7 @@ class PartWriter:
 
     @property
     def amount(self) -> Amount:
-        """What was taken so far."""
+        """What was added so far."""
         return Amount(len(self._digests), self._images_read, self._quarantine.count)
 
     def _add(self, record: Record, example: int) -> StoredRecord | None:

@@ -1,4 +1,4 @@
-"""Files of a part: written under hidden names, and renamed once they are whole."""
+"""Files of a part: written under hidden names, and renamed once they are complete."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Quarantine:
 
 
 def reason_kind(reason: str) -> str:
-    """Returns a reason without what differs from one example to the next: names, quotations and numbers."""
+    """Returns a reason without the parts that differ between examples: names, quotations and numbers."""
     kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "...", reason)
     return re.sub(r"\d[\d,.]*", "0", kind)
 

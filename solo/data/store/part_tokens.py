@@ -63,7 +63,7 @@ class TokensManifest:
 
 
 def no_record(source: str, layers: Sequence[PartManifest | TokensManifest]) -> str:
-    """Returns in words why no record of a source is left."""
+    """Describes why no record of a source is left."""
     filtered = Counter[str]()
     for layer in layers:
         filtered.update(layer.filtered if isinstance(layer, PartManifest) else {})

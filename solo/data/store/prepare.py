@@ -34,7 +34,7 @@ ALONE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class _Says(Watcher):
-    """Shows only lines that stay."""
+    """Reports lines; shows no progress."""
 
     report: Report
 
@@ -46,7 +46,7 @@ class _Says(Watcher):
 def prepare(
     config: Config, report: Report | None = None, *, workers: int | None = None, watcher: Watcher | None = None
 ) -> Prepared:
-    """Makes what is missing of a run's data, or was made from other settings or inputs, and opens it.
+    """Prepares the data of a run that is missing or was made from other settings or inputs, and opens it.
 
     Args:
         config: of the run.
@@ -76,12 +76,12 @@ def prepare(
 
 
 def check(config: Config) -> None:
-    """Finds faults of the config before any work is done. Raises ConfigError."""
+    """Checks the config before any work is done. Raises ConfigError."""
     for name, source in config.data.sources.items():
         if not re.fullmatch(r"[\w.-]*\w", name):
             raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
         if source.reader == AUTO:
-            continue  # its inputs decide, which may be absent where its data is prepared
+            continue  # decided by its inputs, which may be absent where its data is prepared
         try:
             open_reader(source.reader, source.options, source.limit)
         except ConfigError as error:
@@ -92,7 +92,7 @@ def check(config: Config) -> None:
 
 
 def ready(config: Config, say: Report) -> Prepared | None:
-    """Returns prepared data to which nothing is to be done, and says so; None if there is something to do."""
+    """Returns the prepared data, and reports it, if nothing remains to be done; otherwise None."""
     try:
         found = open_prepared(config, inputs=True)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Uploads what a preparation makes in a mirror, and finds out which parts are complete, here or in the bucket.
+"""Uploads what a preparation makes in a mirror, and determines which parts are complete, here or in the bucket.
 
 A manifest is uploaded after the files that it names, and `source.json` after all others: what was uploaded before a
 kill is kept. In a local data folder, nothing is done.

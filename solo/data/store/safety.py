@@ -1,4 +1,4 @@
-"""What preparation may touch: only folders and files that it has made itself.
+"""Keeps preparation from changing folders and files that it has not made itself.
 
 Every folder that preparation fills holds the file `.made-by-solo`. A folder with content but without that file belongs
 to the user: it is refused, and nothing in it is removed or written over.
@@ -59,7 +59,7 @@ def check_inputs(config: Config) -> None:
 
 
 def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = True, url: str = "") -> None:
-    """Raises ConfigError if one of the paths lies where preparation writes.
+    """Raises ConfigError if one of the paths is inside a folder that preparation writes to.
 
     Args:
         folder: `data.folder`.
@@ -159,7 +159,7 @@ def replace_files(place: Path, record: str, write: Callable[[Path], None], made:
 
 
 def _recorded(record: Path) -> set[str]:
-    """Returns the files that an earlier `replace_files` wrote, as far as it can be told."""
+    """Returns the files that an earlier `replace_files` wrote, as far as known."""
     try:
         found = json.loads(record.read_text())
         return {*map(str, found.get("files", _LEGACY_FILES))}

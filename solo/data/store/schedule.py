@@ -23,7 +23,7 @@ class SourceSchedule:
     """The parts of a source, handed out in rounds.
 
     The jobs of a round do not depend on each other. Without a limit there is one round. With one, a round has the parts
-    that are likely to be needed in any case, and the part in which the limit lies is made again to end there.
+    that are likely to be needed in any case, and the part that contains the limit is made again so that it ends there.
 
     Args:
         name: of the source.

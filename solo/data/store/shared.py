@@ -1,8 +1,7 @@
 """A preparation that several machines divide: hosts with a number each, or the workers of Apache Beam.
 
-They share `data.folder`, and each makes parts by itself, with the same function and so with the same bytes as one
-machine alone. What is left is done by a preparation of the usual kind: the tokenizer if it is trained, the parts in
-which limits lie, and the indexes.
+They share `data.folder`, and each makes parts with the same function, and so the same bytes, as a single machine. An
+ordinary preparation does the rest: a tokenizer that is trained, the parts that contain limits, and the indexes.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Shard:
 
 
 def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Watcher) -> Prepared | None:
-    """Makes the parts of a shard. The host that ends last also does what is left.
+    """Makes the parts of a shard. The host that finishes last also does the rest.
 
     Args:
         config: of the run, the same on all hosts.
@@ -91,7 +90,7 @@ def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Wa
 
 
 def _finish(config: Config, workers: int | None, watcher: Watcher) -> Prepared | None:
-    """Does what is left once all shards are done, unless another host does it."""
+    """Does the rest once all shards are done, unless another host does it."""
     end = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
@@ -135,7 +134,7 @@ def prepare_with_beam(config: Config, options: Sequence[str], watcher: Watcher) 
 
 
 def _make(job: PartJob) -> str:
-    """Makes a part. What cannot be made is left for the preparation that follows, which says why."""
+    """Makes a part. If it cannot be made, the preparation that follows reports why."""
     with suppress(ConfigError, OSError):
         return prepare_part(job).name
     return ""

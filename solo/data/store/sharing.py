@@ -54,7 +54,7 @@ def share_images(folder: Path, names: Sequence[str], manifests: Sequence[PartMan
 
 
 class LostImagesError(Exception):
-    """Parts lack images. Their manifests are gone, so that they can be made again.
+    """Parts lack images. Their manifests were removed, so that the parts are made again.
 
     Attributes:
         parts: their names.

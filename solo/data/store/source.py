@@ -44,7 +44,7 @@ class Piece:
 
 
 class _Place(NamedTuple):
-    """Where a record lies: number of its part, place in `.records`, and place of its first token in `.tokens`."""
+    """Location of a record: part number, position in `.records`, and position of its first token in `.tokens`."""
 
     part: int
     record: int
@@ -150,7 +150,7 @@ class PreparedSource:
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
         """Returns the slots [start, stop) of record `number` in reading order.
 
-        Reads only the tokens of those slots, and the images that lie in them.
+        Reads only the tokens of those slots, and only their images.
 
         Args:
             number: of the record, from 0.

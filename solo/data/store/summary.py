@@ -1,4 +1,4 @@
-"""What preparation says of a source: what it holds, and what was left out and why."""
+"""The lines that preparation prints about a source: what it holds, and what was left out and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REASONS_SHOWN = 5
 
 
 def summary(name: str, source: PreparedSource, config: Config, seconds: float | None) -> str:
-    """Returns a line on a source; `seconds` is None if it was there already."""
+    """Returns a line about a source; `seconds` is None if it was already prepared."""
     made = source.description
     if seconds is None:
         return f"{name}: {made.records:,} records, already prepared{_thin_images(source, config)}"
@@ -65,7 +65,7 @@ def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Returns a text that any terminal takes: a file's name may hold bytes that are no characters."""
+    """Returns a text that every terminal can print: a file name may hold bytes that are not characters."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -69,7 +69,7 @@ def open_made(config: Config) -> Tokenizer | None:
 
 
 def replaced(config: Config, check: Check) -> str | None:
-    """Returns in words which file of the configured tokenizer has changed since it was prepared; None if none has."""
+    """Describes which file of the configured tokenizer has changed since it was prepared; returns None if none has."""
     return changed(_record(config).get("inputs") or {}, check)
 
 
@@ -115,7 +115,7 @@ def train(config: Config, parts: Parts, report: Report) -> Tokenizer:
 
 
 class Texts:
-    """Stored text, always of the source that has given the least so far, up to `max_characters` in total."""
+    """Stored text, always from the source that has contributed the least so far, up to `max_characters` in total."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self._config, self._parts = config, {name: parts[name] for name in sorted(parts)}

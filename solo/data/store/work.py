@@ -1,4 +1,4 @@
-"""The work of one part, as a function of a small job: the same in this process, in another, or on another machine."""
+"""Makes one part from a small job, in this process, in another, or on another machine."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Pool(Generic[Job, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends all processes, whatever they do."""
+        """Ends all processes, even while they work."""
         for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
             worker.stop()
 
@@ -164,7 +164,7 @@ class _Worker:
         return int(self._process.exitcode or 0)
 
     def stop(self) -> None:
-        """Ends the process, whatever it does."""
+        """Ends the process, even while it works."""
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -174,7 +174,7 @@ class _Worker:
 def _without_main() -> Iterator[None]:
     """Keeps new processes from importing the main module, which they do not need.
 
-    A script would run once more in each of them, and fail, unless it guards itself with `if __name__ == "__main__"`.
+    A script would run again in each of them and fail, unless it is guarded with `if __name__ == "__main__"`.
     """
     main = sys.modules["__main__"]
     hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
