@@ -1,4 +1,4 @@
-"""Conversations for a model to answer. Those of data sets are tested with the readers that read them."""
+"""Conversations for a model to answer. Those of datasets are tested with the readers that read them."""
 
 import pytest
 from PIL import Image as PillowImage

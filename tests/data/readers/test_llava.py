@@ -200,7 +200,7 @@ def test_lines_are_read_as_they_are_needed(pictures):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mixture.yaml", {}, "lists data sets"),
+        ("mixture.yaml", {}, "lists datasets"),
         ("a.jsonl", {"images": "nowhere"}, "option 'images': nowhere is not a folder"),
     ],
 )
