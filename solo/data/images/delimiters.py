@@ -16,7 +16,7 @@ from solo.data.text import Tokenizer
 
 
 class ImageTokens(NamedTuple):
-    """Token ids; None stands for a token that images do not have.
+    """Token ids; None means that images do not have the token.
 
     begin  before an image's patches
     end    after them

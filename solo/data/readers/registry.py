@@ -72,7 +72,7 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Omitted(Ignored):
-    """A piece of a record that is left out, as an option asks. `key` says what in the plural: "turns rated below 3".
+    """A piece of a record that is left out, as an option asks. `key` is its kind in the plural: "turns rated below 3".
 
     Preparation counts them. Each one is one piece.
     """
@@ -183,7 +183,7 @@ _Made = TypeVar("_Made", bound=Callable[..., Any])
 
 
 def register(found: Registered) -> None:
-    """Registers a reader. Raises ValueError if there is one of its name."""
+    """Registers a reader. Raises ValueError if its name is taken."""
     if found.name in _READERS:
         raise ValueError(f"there are two readers named {found.name!r}")
     _READERS[found.name] = found

@@ -42,7 +42,7 @@ class Table(Protocol):
     schema: pa.Schema
 
     def groups(self) -> tuple[list[int], str | None]:
-        """Returns the rows of each group, and why there are no more if the file is damaged there."""
+        """Returns the rows of each group, and the fault after the last one if the file is damaged."""
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the groups `first` to `last - 1`, in batches of limited size."""

@@ -111,7 +111,7 @@ def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[N
 
 
 def lock_file(folder: Path, content: str) -> Path:
-    """Returns the file that locks a source, the tokenizer, or what else a name stands for."""
+    """Returns the lock file for a name, such as that of a source or the tokenizer."""
     return folder / ".locks" / f"{content}.lock"
 
 

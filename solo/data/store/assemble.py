@@ -233,7 +233,7 @@ def _totals(index: SourceIndex) -> tuple[int, int, int]:
 
 
 def _new(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Returns a new array in a file. An empty one cannot be mapped, and is written at once."""
+    """Returns a new array in a file. An empty one cannot be mapped, and is written immediately."""
     if 0 in shape:
         np.save(path, np.zeros(shape, dtype))
         return np.zeros(shape, dtype)

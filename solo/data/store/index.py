@@ -86,7 +86,7 @@ class SourceIndex:
         return kinds
 
     def blocks(self, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
-        """Yields [start, stop) of consecutive blocks of records, for work that must not hold all of them at once."""
+        """Yields [start, stop) of consecutive blocks of records, for work that must not hold all of them in memory."""
         for start in range(0, len(self), size):
             yield start, min(start + size, len(self))
 

@@ -130,11 +130,11 @@ class Inputs:
         write_whole(source / FILE, json.dumps({"format": _FORMAT, **asdict(self), "content": content}) + "\n")
 
     def any_exists(self) -> bool:
-        """Returns whether at least one file is there."""
+        """Returns whether at least one file exists."""
         return any(is_remote(path) or os.path.exists(path) for path in self.files)
 
     def folders_changed(self) -> bool:
-        """Returns whether a file may have been added or removed, or whether that cannot be told."""
+        """Returns whether a file may have been added or removed; also true if that is unknown."""
         return any(map(is_remote, self.files)) or any(
             _changed_at(folder) not in (before, -1) for folder, before in self.folders.items()
         )

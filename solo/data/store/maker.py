@@ -12,7 +12,7 @@ from solo.data.store.workers import Died, Pool, available_cores, run_all
 
 
 class PartError(RuntimeError):
-    """A part could not be made, by a fault that is not the user's; the message names it."""
+    """A part could not be made for a reason that is not the user's fault; the message names the part."""
 
 
 class Maker:

@@ -261,7 +261,7 @@ class PartWriter:
     def __exit__(self, *_: object) -> None:
         try:
             self._close()
-        finally:  # a full disk is an error of closing
+        finally:  # a full disk may raise only on close
             self._files.discard()
 
     def add(self, example: Record | Unreadable | Ignored) -> StoredRecord | None:
@@ -377,7 +377,7 @@ class PartWriter:
         return pictures, _combined([look.to_bytes(8, "big") for look in looks]), False
 
     def _key_arrays(self, digests: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns what the table holds of `RecordKeys`; records without images are told by their content."""
+        """Returns what the table holds of `RecordKeys`; records without images are identified by their content."""
         exact, records, keys = _exact(digests), list(self._keys), list(zip(*self._keys.values(), strict=True))
         found: dict[str, np.ndarray] = {}
         if keys:

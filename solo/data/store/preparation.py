@@ -34,7 +34,7 @@ Make = Callable[[Sequence[PartJob], str], list[MadePart]]
 
 
 class Preparation:
-    """A preparation that has something to do.
+    """A preparation with work to do.
 
     Args:
         config: of the run.

@@ -4,7 +4,7 @@
     <data.folder>/sources/<name>/     see `solo.data.store.part`, `.assemble` and `.inputs`
     <data.folder>/quarantine.jsonl    one {"source", "id", "reason", "file", "line"} per example that was left out
 
-What was made from the same settings and inputs is kept, part by part, also after a kill. The bytes depend neither on
+Parts made from the same settings and inputs are kept, also after a kill. The bytes depend neither on
 the number of processes nor on interruptions.
 """
 

@@ -1,4 +1,4 @@
-"""Shows how far a preparation is: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Shows the progress of a preparation: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECONDS = 10.0  # between two lines
 
 
 class Amount(NamedTuple):
-    """What a preparation has made, or a piece of it: records, their images, and examples that were left out."""
+    """Amounts that a preparation has made: records, their images, and examples that were left out."""
 
     records: int = 0
     images: int = 0
@@ -35,13 +35,13 @@ class Watcher:
         """Shows a line that stays."""
 
     def begin(self, what: str, parts: int) -> None:
-        """The work of a number of parts begins."""
+        """Starts the display for a number of parts."""
 
     def advance(self, amount: Amount, parts: int = 0) -> None:
-        """More was made: an amount, and whole parts."""
+        """Reports progress: an amount made since the last call, and parts completed."""
 
     def end(self) -> None:
-        """The work of the parts has ended."""
+        """Ends the display."""
 
 
 class Figures:

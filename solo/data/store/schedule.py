@@ -1,4 +1,4 @@
-"""Which parts are made when: all of a source, or those that reach its limit."""
+"""Schedules the parts of a source: all of them, or those needed to reach its limit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from solo.data.store.part_tokens import no_record
 from solo.data.store.safety import refuse_inside
 from solo.data.store.work import MadePart, PartJob, TokensJob
 
-_REFUSED_AT_LEAST = 100  # examples that cannot be used, before a source is given up for them
+_REFUSED_AT_LEAST = 100  # least number of unusable examples that can stop a source
 
 
 class SourceSchedule:
-    """The parts of a source, handed out in rounds.
+    """The parts of a source, in rounds.
 
     The jobs of a round do not depend on each other. Without a limit there is one round. With one, a round has the parts
     that are likely to be needed in any case, and the part that contains the limit is made again so that it ends there.

@@ -269,7 +269,7 @@ class _Owner:
         return {name: found for part in self._description.parts for name, found in part.files.items()}
 
     def open(self, path: Path, opened: Callable[[Path], Any]) -> Any:
-        """Opens a file, after copying it if it lies in a bucket."""
+        """Opens a file, after copying it if it is in a bucket."""
         is_here = path.exists()
         file = open_file(path, self.files[path.name], opened)
         if not is_here:  # files that were removed to make room take space until they are closed

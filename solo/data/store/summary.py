@@ -50,7 +50,7 @@ def quarantine_lines(source: PreparedSource) -> Iterator[str]:
 
 
 def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
-    """Yields a line for each kind of piece that the reader leaves out of records, and for each key that it ignores."""
+    """Yields a line for each kind of piece that the reader omits from records, and for each key that it ignores."""
     omitted: Counter[str] = Counter()
     for part in parts:
         omitted.update(part.omitted)

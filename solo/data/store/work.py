@@ -89,7 +89,7 @@ class PartJob:
 
 
 class MadePart(NamedTuple):
-    """A part that is there: its fingerprint, and what it holds. `tokens` is None if the job did not ask for them."""
+    """A complete part: its fingerprint and manifests. `tokens` is None if the job did not ask for them."""
 
     name: str
     records: PartManifest
@@ -246,7 +246,7 @@ def _tokens_writer(job: PartJob, tokens: TokensJob, name: str) -> TokensWriter:
 
 @lru_cache(maxsize=2)
 def _template(tokens: TokensJob) -> tuple[Template, int]:
-    """Returns the template and the bytes of a token. A process opens the tokenizer once, not once per part."""
+    """Returns the template and the bytes of a token. Each process opens the tokenizer once, not once per part."""
     tokenizer = open_tokenizer(tokens.tokenizer)
     return make_template(tokenizer, tokens.sequence), token_width(tokenizer)
 
