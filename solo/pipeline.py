@@ -180,7 +180,7 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
         return
     if not held:
         raise ConfigError(
-            f"another process trains {run.path}: {held_by(run.lock_file)}; wait for its end, or choose another name"
+            f"another process trains {run.path}: {held_by(run.lock_file)}; wait until it ends, or choose another name"
             " (name=...)"
         )
 

@@ -178,7 +178,7 @@ def _checked_header(image: PillowImage.Image, data: bytes, max_pixels: int) -> H
             f"it has {width:,} x {height:,} pixels, more than image.max_file_pixels allows ({max_pixels:,})"
         )
     if max(width, height) > MAX_SIDE:
-        raise ImageError(f"it has {width:,} x {height:,} pixels; a side may have {MAX_SIDE:,}")
+        raise ImageError(f"it has {width:,} x {height:,} pixels; a side may have at most {MAX_SIDE:,}")
     if image.info.get("progressive") and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
         raise ImageError(f"it is a progressive JPEG of {scans:,} scans, which would take minutes to decode")
     return Header(width, height, _orientation(image), image.format or "", image.mode)

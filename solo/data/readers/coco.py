@@ -60,7 +60,7 @@ class CocoCaptions(AnnotationReader):
         if isinstance(content, list):
             return self._pairs(content, keys)
         if not isinstance(content, dict) or "images" not in content:
-            raise ConfigError(f"{self.what}: {path} has no 'images'; it is no annotation file of COCO captions")
+            raise ConfigError(f"{self.what}: {path} has no 'images'; it is not an annotation file of COCO captions")
         images = mappings(content, "images", path, self.what)
         if any(isinstance(image, dict) and "sentences" in image for image in images[:10]):
             return self._karpathy(path, images, keys)
@@ -148,7 +148,7 @@ def _captions(path: str, content: dict[str, Any], what: str) -> list[Any]:
     first = next((annotation for annotation in found if isinstance(annotation, dict)), {})
     if "caption" not in first:
         task = next((task for key, task in _OTHER_TASKS.items() if key in first), f"{sorted(first)}")
-        raise ConfigError(f"{what}: the annotations of {path} are no captions but {task}")
+        raise ConfigError(f"{what}: the annotations of {path} are not captions but {task}")
     return found
 
 

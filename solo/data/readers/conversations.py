@@ -173,7 +173,7 @@ def _begin_with_images(turns: list[tuple[Role, _Parts, bool]], count: int) -> No
             foreign = _FOREIGN.search(part) if isinstance(part, str) and role == "user" else None
             if foreign is not None:
                 raise ValueError(
-                    f"message {number}: {foreign[0]!r} is there, where {PLACEHOLDER!r} must stand for an image"
+                    f"message {number}: the placeholder of an image is {PLACEHOLDER!r}, not {foreign[0]!r}"
                 )
         first = parts.pop(0) if parts and isinstance(parts[0], str) else ""
         opening: _Parts = ["\n", _NEXT] * count
@@ -236,7 +236,7 @@ def _role(speaker: Any) -> Role:
     if speaker.strip().lower() in SPEAKERS:
         return SPEAKERS[speaker.strip().lower()]
     if speaker.lower() in _TOOLS:
-        raise ValueError(f"the speaker is {speaker!r}, but calls of tools are not supported")
+        raise ValueError(f"the speaker is {speaker!r}, but tool calls are not supported")
     raise ValueError(f"the speaker {speaker!r:.60} is not one of {', '.join(SPEAKERS)}")
 
 

@@ -145,7 +145,7 @@ def check_text_only(example: Mapping[str, Any], field: str, ignore: IgnoredKeys)
         return
     for key, value in example.items():
         if key in MEDIA and not _is_empty(value):
-            raise ValueError(f"it has {key!r}, but the reader reads text alone")
+            raise ValueError(f"it has {key!r}, but the reader reads only text")
         if key not in ("id", field):
             ignore(key)
         if key not in MEDIA and len(ignore.harmless) < _MOST_KEYS:

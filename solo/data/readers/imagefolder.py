@@ -193,7 +193,7 @@ def _csv(path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 whole = None not in row and None not in row.values()
                 yield (
                     table.line_num,
-                    row if whole else f"the row has not the {len(table.fieldnames or ())} cells of the header",
+                    row if whole else f"the row does not have the {len(table.fieldnames or ())} cells of the header",
                 )
     except (*READ_ERRORS, ValueError, csv.Error) as error:
         raise ConfigError(f"{_WHAT}: cannot read {path}: {error}") from None

@@ -51,7 +51,7 @@ def preparing(folder: Path, report: Report, shared: bool = False) -> Iterator[No
     with _held(path, report, shared) as held:
         if not held:
             raise BusyError(
-                f"{folder} is being prepared by {held_by(path)}; wait for its end, or choose another data.folder"
+                f"{folder} is being prepared by {held_by(path)}; wait until it ends, or choose another data.folder"
             )
         yield
 
@@ -88,7 +88,7 @@ def changing(folder: Path, content: str, report: Report, patience: float = 0.0) 
         if not held:
             raise BusyError(
                 f"preparing would change {content.replace('-', ' ', 1)} in {folder}, which is in use by"
-                f" {held_by(path)}; wait for its end, or choose another data.folder"
+                f" {held_by(path)}; wait until it ends, or choose another data.folder"
             )
         yield
 
@@ -105,7 +105,8 @@ def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[N
             path = lock_file(folder, content)
             if not stack.enter_context(_held(path, report, shared=True)):
                 raise BusyError(
-                    f"{content.replace('-', ' ', 1)} in {folder} is being changed by {held_by(path)}; wait for its end"
+                    f"{content.replace('-', ' ', 1)} in {folder} is being changed by {held_by(path)};"
+                    " wait until it ends"
                 )
         yield
 

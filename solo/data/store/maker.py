@@ -56,7 +56,7 @@ class Maker:
             died = [job for job, outcome in failed if isinstance(outcome, Died)]
             failed = [(job, outcome) for job, outcome in failed if not isinstance(outcome, Died)]
             if died:
-                self._watcher.say(f"{died[0]}: its process died; it is made again, alone")
+                self._watcher.say(f"{died[0]}: its process died; it is tried again, alone")
                 for job in died:
                     self._run([job], made, failed)
         finally:

@@ -125,9 +125,9 @@ def test_pairs_in_lines(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [], "annotations": [{"image_id": 1, "bbox": [], "segmentation": []}]}, "no captions but segments"),
-        ({"images": [], "annotations": [{"image_id": 1, "keypoints": []}]}, "no captions but keypoints"),
-        ({"images": [], "annotations": [{"segments_info": []}]}, "no captions but panoptic segments"),
+        ({"images": [], "annotations": [{"image_id": 1, "bbox": [], "segmentation": []}]}, "not captions but segments"),
+        ({"images": [], "annotations": [{"image_id": 1, "keypoints": []}]}, "not captions but keypoints"),
+        ({"images": [], "annotations": [{"segments_info": []}]}, "not captions but panoptic segments"),
         ({"images": [], "annotations": [{"question": "?"}]}, "use reader 'vqa'"),
         ({"images": [{"id": 1, "file_name": "a"}]}, "has no 'annotations', as the files of test splits"),
         ({"images": {}, "annotations": []}, "'images' must be a list"),

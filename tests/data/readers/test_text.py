@@ -105,7 +105,7 @@ def test_json_that_has_no_text(tmp_path):
     assert [example.reason for example in bad] == [
         "it has no 'text'; its keys are 'txt'",
         "its 'text' is a list; its keys are 'text'",
-        "it has 'image', but the reader reads text alone",
+        "it has 'image', but the reader reads only text",
         "its text is empty",
         "an example must be a mapping or a string, not a number",
     ]

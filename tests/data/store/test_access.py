@@ -55,7 +55,7 @@ def test_a_preparation_is_refused_while_another_one_runs(tmp_path):
     made = made_with(tmp_path, 1)
     with preparing(tmp_path / "data", quiet):
         with pytest.raises(
-            ConfigError, match=r"data is being prepared by process \d+ on .* since .*; wait for its end"
+            ConfigError, match=r"data is being prepared by process \d+ on .* since .*; wait until it ends"
         ):
             prepare(made)
         assert not (tmp_path / "data" / "sources").exists()

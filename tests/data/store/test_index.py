@@ -112,7 +112,7 @@ def test_counts_of_some_records_are_those_of_all(monkeypatch, config):
 
 
 def test_images_that_the_index_cannot_hold_are_refused():
-    with pytest.raises(OSError, match=r"it has 70,000 x 1 pixels; a side may have 65,535"):
+    with pytest.raises(OSError, match=r"it has 70,000 x 1 pixels; a side may have at most 65,535"):
         IndexBuilder().add([encode_png(PillowImage.new("1", (70_000, 1)))])
 
 

@@ -142,7 +142,7 @@ def deadly(path: str):
     ("what", "status", "said"),
     [
         ("die", 1, "source 'deadly', part all: its process was killed, as systems do that run out of memory"),
-        ("once", 0, "source 'deadly', part all: its process died; it is made again, alone"),
+        ("once", 0, "source 'deadly', part all: its process died; it is tried again, alone"),
         ("fail", 1, "solo: source 'deadly', part all: KeyError: 'a bug of this reader'"),
     ],
 )
