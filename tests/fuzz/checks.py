@@ -145,7 +145,7 @@ def _check_text(text: str, what: str, found: Found) -> None:
 def check_preparation(source: Source, folder: Path, tokenizer: Path, found: Found) -> None:
     """Prepares a source: every example that was read is kept, quarantined or filtered."""
     try:
-        str(source.options).encode()
+        json.dumps(source.options, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return  # no config file can name such a path
     said = list[str]()
