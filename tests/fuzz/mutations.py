@@ -220,7 +220,14 @@ def _replacement(old: Any, root: Any, random: Random) -> Any:
         place = random.randrange(len(old) + 1)
         piece = random.choice([odd for odd in _ODD if isinstance(odd, str)])
         return random.choice(
-            (old[:place] + piece + old[place:], old[:place], old * 2, old.upper(), [old], old.encode(errors="replace").hex())
+            (
+                old[:place] + piece + old[place:],
+                old[:place],
+                old * 2,
+                old.upper(),
+                [old],
+                old.encode(errors="replace").hex(),
+            )
         )
     if isinstance(old, int | float) and draw < 0.9:
         return random.choice((-old, old + 1, old * 10**10, str(old), old % 1.5 if abs(old) < 1e300 else 0.5, bool(old)))
