@@ -118,7 +118,9 @@ class Texts:
     """Stored text, always from the source that has contributed the least so far, up to `max_characters` in total."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
-        self._config, self._parts = config, {name: parts[name] for name in sorted(parts)}
+        # The order of `train_on` is the user's; that of the sources in a file means nothing.
+        order = config.data.tokenizer.train_on or sorted(parts)
+        self._config, self._parts = config, {name: parts[name] for name in order}
         self._opened = dict.fromkeys(self._parts, 0)
         self._ended = dict.fromkeys(self._parts, False)
 
