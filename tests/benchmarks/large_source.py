@@ -83,7 +83,8 @@ def made_up(plan: StagePlan) -> dict[str, object]:
     found = plan.snapshot(8)
     per_window = 64 * 8 // found["window"] if found["window"] else 0
     window = RESUMED * 64 // (per_window or 256)
-    return {**found, "window": window, "cursor": int(found["cursor"] * window / max(found["window"], 1))}
+    drawn = {**found["drawn"], "cursor": int(found["drawn"]["cursor"] * window / max(found["window"], 1))}
+    return {**found, "window": window, "drawn": drawn}
 
 
 def main(folder: Path, records: int) -> None:
