@@ -243,8 +243,3 @@ def suffix(path: str) -> str:
     for compression in COMPRESSED:
         name = name.removesuffix(compression)
     return os.path.splitext(name)[1]
-
-
-def common_folder(paths: Sequence[str]) -> str:
-    """Returns the deepest folder that holds all paths."""
-    return os.path.commonpath([os.path.dirname(path) or "." for path in paths]) if paths else "."

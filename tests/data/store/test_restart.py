@@ -102,7 +102,7 @@ def test_a_killed_preparation_is_continued(tmp_path, whole, parts):
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 3)], ids=["lost", "cut"])
 @pytest.mark.parametrize("end", ["records", "images", "table.npz", "tokens", "runs.npz", "json"])
 def test_files_that_are_lost_or_cut_are_made_again(tmp_path, whole, end, damage):
-    """Of the first and the last part, which shares images with it."""
+    """Damages files of the first part, and of the last part, which shares images with it."""
     prepare(made(tmp_path), workers=1)
     parts = json.loads((tmp_path / "data" / "sources" / "chat" / "source.json").read_text())["parts"]
     names = {parts[0]["name"], parts[-1]["name"]}
