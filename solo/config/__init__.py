@@ -7,8 +7,10 @@ what it decides (`solo.config.base.Decides`); `identity`, `differences` and `key
 """
 
 from solo.config.base import ConfigError, Section, nearest
+from solo.config.checkpoint import CheckpointConfig, SafetyConfig
 from solo.config.compare import Difference, differences, identity, keys_deciding
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
+from solo.config.evaluation import EvaluationConfig, HeldOutConfig, TaskConfig
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
 from solo.config.filters import FilterConfig
 from solo.config.model import (
@@ -21,18 +23,9 @@ from solo.config.model import (
     RopeScalingConfig,
     Sharing,
 )
+from solo.config.optimizer import OptimizerConfig
 from solo.config.run import Config
-from solo.config.training import (
-    Average,
-    CheckpointConfig,
-    EvaluationConfig,
-    HeldOutConfig,
-    LossConfig,
-    OptimizerConfig,
-    SafetyConfig,
-    StageConfig,
-    TaskConfig,
-)
+from solo.config.training import Average, LossConfig, StageConfig
 
 __all__ = [
     "Average",

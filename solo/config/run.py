@@ -7,9 +7,11 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from solo.config.base import ConfigError, Section, decides, nearest
+from solo.config.checkpoint import CheckpointConfig, SafetyConfig
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig
+from solo.config.evaluation import EvaluationConfig
 from solo.config.model import MeshConfig, ModelConfig
-from solo.config.training import CheckpointConfig, EvaluationConfig, SafetyConfig, StageConfig
+from solo.config.training import StageConfig
 
 
 class Config(Section):
