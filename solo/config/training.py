@@ -1,3 +1,140 @@
 """Sections about the stages of a run."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, model_validator
+
+from solo.config.base import Section, decides
+from solo.config.mixture import (
+    MaxEpochs,
+    MixtureLearningConfig,
+    Weights,
+    WeightsAtSteps,
+    mean_weights,
+    mixture_faults,
+    sources_of,
+)
+from solo.config.optimizer import OptimizerConfig
+
+Average = Literal["token", "row", "document", "document_root"]
+
+
+class LossConfig(Section):
+    """Cross-entropy at the target slots."""
+
+    keys_decide = ("result",)
+
+    average: Average = Field(
+        "token",
+        description="units of equal weight: target tokens, rows (SOLO), or documents of any length; document_root:"
+        " a document's tokens weigh one over the square root of their number (InternVL and NEO: square)",
+    )
+    z_loss: float = Field(0.0, ge=0)
+    chunk_size: int | None = Field(
+        None,
+        ge=1,
+        description="target slots of a device whose logits exist at once; default: 128 MiB of logits",
+        json_schema_extra=decides("nothing"),
+    )
+
+
+class StageImageConfig(Section):
+    """Sizes of images that replace those of the `image` section in a stage."""
+
+    keys_decide = ("data",)
+
+    max_side: int | None = Field(None, ge=1)
+    min_pixels: int | None = Field(None, ge=1)
+    max_pixels: int | None = Field(None, ge=1)
+    max_tiles: int | None = Field(None, ge=1)
+    max_height: int | None = Field(None, ge=1)
+    max_width: int | None = Field(None, ge=1)
+
+
+class StageConfig(Section):
+    """One stage of a run: its data, trained parameters, loss and optimizer."""
+
+    keys_decide = ("data",)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    mixture: Weights = Field(min_length=1, description="source: weight; 0 if only a later entry gives it one")
+    mixture_by: Literal["documents", "tokens", "targets"] = Field(
+        "documents",
+        description="what the weights count: documents, their slots (patches and text tokens), or target tokens",
+    )
+    mixture_schedule: WeightsAtSteps = Field(
+        {}, description="step of the stage: weights from there on; a source that is not named keeps its own"
+    )
+    mixture_between: Literal["step", "linear"] = Field(
+        "step", description="weights between two entries: those of the earlier one, or interpolated linearly"
+    )
+    mixture_changes: WeightsAtSteps = Field(
+        {},
+        description="as mixture_schedule, for changes decided during the run: a resumed run may append entries, and"
+        " they may name new sources",
+    )
+    max_epochs: MaxEpochs | None = Field(
+        None, description="most passes over each source in the stage, or source: passes"
+    )
+    when_exhausted: Literal["refuse", "redistribute"] = Field(
+        "refuse",
+        description="a source that would pass max_epochs: refuse to train, or give its weight to the others",
+    )
+    mixture_learning: MixtureLearningConfig | None = Field(
+        None, description="weights that follow the sources' losses; `mixture` has the first ones"
+    )
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(
+        None, gt=0, description="instead of steps: passes over each source, multiplied by the source's weight"
+    )
+    batch_rows: int = Field(ge=1, description="B, over all hosts")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches that a batch is split into", json_schema_extra=decides("result")
+    )
+    row_slots: int = Field(1024, ge=16, description="target for P + T if they are chosen from the data")
+    slot_multiple: int = Field(8, ge=1, description="P, T and Y are rounded to a multiple of this")
+    patch_slots: int | None = Field(None, ge=0, description="P; default: chosen from the data")
+    text_slots: int | None = Field(None, ge=1, description="T; default: chosen from the data")
+    target_slots: int | None = Field(None, ge=1, description="Y; default: chosen from the data")
+    image: StageImageConfig | None = Field(None, description="image sizes of this stage, such as those of a curriculum")
+    train: tuple[str, ...] = Field(
+        ("*",),
+        description="globs over parameter paths; all other parameters are frozen",
+        json_schema_extra=decides("result"),
+    )
+    learning_rate_scale: dict[str, NonNegativeFloat] = Field(
+        {}, description="glob over parameter paths: factor", json_schema_extra=decides("result")
+    )
+    optimizer: OptimizerConfig
+    optimizer_state: Literal["carry", "reset"] = Field("reset", json_schema_extra=decides("result"))
+    loss: LossConfig = LossConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of steps and epochs")
+        for fault in mixture_faults(self):
+            raise ValueError(fault)
+        if self.batch_rows % self.accumulate:
+            raise ValueError(f"batch_rows {self.batch_rows} is not a multiple of accumulate {self.accumulate}")
+        if (self.patch_slots is None) != (self.text_slots is None):
+            raise ValueError("set both patch_slots and text_slots, or neither")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources of the mixture, then those that its changes add."""
+        return sources_of(self.mixture, self.mixture_changes)
+
+    def planned(self) -> StageConfig:
+        """Returns the stage with constant weights: their means over the schedule, without later changes.
+
+        Row shapes are chosen for this mixture, so that a change during the run does not touch the steps before it.
+        """
+        mixture = self.mixture
+        if self.mixture_schedule:
+            mixture = mean_weights(mixture, self.mixture_schedule, self.mixture_between, self.steps or 1)
+        plain: dict[str, Any] = {"mixture_schedule": {}, "mixture_changes": {}}
+        return self.model_copy(update={"mixture": mixture, "max_epochs": None, "mixture_learning": None, **plain})
