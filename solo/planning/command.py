@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.files import write_whole
+from solo.verbs.overrides import OVERRIDES
 
 if TYPE_CHECKING:
     from solo.config import Config
     from solo.machines import Machine
     from solo.planning.forecast import Forecast
 
+HELP = "forecast memory, time and cost of a run on a machine"
 DESCRIPTION = (
     "With --count: prints the model's parameters by component, and its tensors in every published layout. With --on:"
     " compiles the step of `solo train` for a machine that need not be present, and prints whether it fits, how fast it"
@@ -25,10 +27,10 @@ DESCRIPTION = (
 DOES_NOT_FIT = 2
 
 
-def add_arguments(parser: Any, overrides: str) -> None:
+def add_arguments(parser: Any) -> None:
     """Declare the arguments of `solo plan`."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/plans/solo_7b_8k.yaml")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=overrides)
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--count", action="store_true", help="count tensors and parameters; compile nothing")
     what.add_argument("--on", metavar="TYPE", help="machine: v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")

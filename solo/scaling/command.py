@@ -11,6 +11,7 @@ from typing import Any
 
 from solo.files import write_whole
 
+HELP = "fit a scaling law to a table of runs"
 DESCRIPTION = (
     "Fits a scaling law to a table of runs (CSV, JSON lines, parquet) or to a sweep's folder, with intervals, a"
     " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` simulates a design before it is"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+HELP = "show how a run spent its time"
 DESCRIPTION = (
     "Sums up goodput.jsonl over all attempts of a run, finished or not: start-up, compilation, steps, idle waits for"
     " data, checkpoints, evaluation, steps that a restart had to repeat, and the time between attempts. Goodput is the"

@@ -9,6 +9,7 @@ from typing import Any
 
 from solo.files import write_whole
 
+HELP = "plan and run a sweep of sizes and lengths"
 DESCRIPTION = (
     "Prints the runs of a sweep's file: parameters, tokens, FLOPs, memory, time, cost. --yes trains those that have no"
     " result yet, --slurm writes them as a job array; `solo fit <folder>` fits the results. Exit status: 0 done, 1 a"

@@ -1,0 +1,44 @@
+"""What the training loop knows of evaluation: when it is due, and that it yields lines for `metrics.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from solo.model.parameters import Parameters
+
+# The name of the weights that are trained, among averages of them.
+TRAINED = "trained"
+
+
+class Evaluators(Protocol):
+    """Measures the weights of a run while it trains, where they lie. All processes call the same methods in order."""
+
+    def due(self, step: int, last: bool) -> bool:
+        """Returns whether anything is measured after a step; `last` says that it is the last one of the run."""
+        ...
+
+    def run(self, weights: Mapping[str, Parameters], step: int, last: bool) -> Iterable[Mapping[str, Any]]:
+        """Measures what is due after a step.
+
+        Args:
+            weights: sharded parameters, by the name of the weights: `TRAINED`, and every average of them.
+            step: step of the run.
+            last: whether it is the last one of the run.
+
+        Returns:
+            Lines of `metrics.jsonl`, with `kind` and `step`; equal in all processes.
+        """
+        ...
+
+
+class NoEvaluators:
+    """Measures nothing."""
+
+    def due(self, step: int, last: bool) -> bool:
+        """Never."""
+        return False
+
+    def run(self, weights: Mapping[str, Parameters], step: int, last: bool) -> Iterable[Mapping[str, Any]]:
+        """Nothing."""
+        return ()

@@ -1,0 +1,46 @@
+"""`solo export`: write a checkpoint as a Hugging Face repository, and verify it."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write a checkpoint as a Hugging Face repository"
+DESCRIPTION = (
+    "Writes weights, config, tokenizer, processor, chat template and a card to a folder that other people's code"
+    " loads. Layout native contains its own PyTorch code for transformers; the other layouts are those of published"
+    " models. A text layout exports the text path of a monolith. The result is read back, and its logits and"
+    " answers are compared with the checkpoint's if PyTorch and transformers are installed."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `solo export`."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a folder of weights")
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
+    parser.add_argument("--layout", metavar="NAME", default="native", help="default native; an unknown name lists all")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32"
+    )
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="skip the comparison")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write a checkpoint as a Hugging Face repository, and verify it."""
+    from rich.console import Console
+
+    from solo.interop.export import export as export_checkpoint
+
+    console = Console()
+    with console.status("opening the checkpoint") as status:
+        done = export_checkpoint(
+            arguments.checkpoint,
+            arguments.to,
+            arguments.layout,
+            dtype=arguments.dtype,
+            verified=arguments.verify,
+            report=status.update,
+        )
+    for line in done.summary():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written to {arguments.to}", soft_wrap=True, highlight=False, markup=False)
+    return 0

@@ -1,0 +1,61 @@
+"""`solo import`: convert a repository of weights to our own layout, or upcycle a text model to a monolith."""
+
+from __future__ import annotations
+
+import argparse
+
+from solo.verbs.overrides import OVERRIDES
+
+HELP = "convert published weights, or upcycle a text model to a monolith"
+DESCRIPTION = (
+    "Writes a folder of weights for `init_from` and `solo generate`. SOURCE is a Hugging Face repository"
+    " (config.json and safetensors) of the model that CONFIG describes, or of a text model of its size, which is"
+    " upcycled: visual experts are copies of the text's, --new-tokens sets the new vocabulary rows, and the patch"
+    " embedding is drawn. It needs memory for a few tensors, not for the model."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `solo import`."""
+    parser.add_argument("source", metavar="SOURCE", help="a folder")
+    parser.add_argument(
+        "--as", dest="config", metavar="CONFIG", required=True, help="a YAML file, as in configs/models"
+    )
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="where to; must not exist")
+    parser.add_argument(
+        "--new-tokens",
+        choices=("mean", "normal"),
+        default="mean",
+        help="rows of new tokens: the mean of the existing ones (default), or drawn with init_std",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn weights; default 0")
+    # An option here, unlike in other verbs: argparse rejects positional overrides after options.
+    parser.add_argument(
+        "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert a repository of weights to our own layout, or upcycle a text model to a monolith."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from solo.config import load_config
+    from solo.interop.importing import import_repository
+
+    config = load_config(arguments.config, arguments.overrides)
+    console = Console()
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=None)
+        done = import_repository(
+            arguments.source,
+            config,
+            arguments.out,
+            new_tokens=arguments.new_tokens,
+            seed=arguments.seed,
+            progress=lambda written, total: bar.update(task, completed=written, total=total),
+        )
+    for line in done.summary():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written to {arguments.out}", soft_wrap=True, highlight=False, markup=False)
+    return 0

@@ -1,0 +1,42 @@
+"""`solo inspect`: write a page that shows what a config's run will read, or what a source holds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from solo.verbs.overrides import OVERRIDES
+
+HELP = "show what a run will read, or what a file holds, as one HTML file"
+DESCRIPTION = (
+    "Writes a page with samples of every source as the model sees them, a packed row, histograms, the shares and"
+    " repeats of the mixture, and what was left out and why. A config's data must be prepared. A file, folder or"
+    " glob that is not a config is read as a source; data.sources.source.options.NAME=VALUE sets an option of its"
+    " reader."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `solo inspect`."""
+    parser.add_argument("config", metavar="CONFIG|SOURCE", help="a YAML file; or a source, such as chats.jsonl")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
+    parser.add_argument("--out", metavar="FILE", default="inspect.html", help="where to; default inspect.html")
+    parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents of every source; default 3")
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="step whose row is shown; default 0")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write a page that shows what a config's run will read, or what a source holds."""
+    from solo.config import load_config
+    from solo.data.inspection.page import write_page
+    from solo.data.inspection.unprepared import write_page_of_source
+    from solo.data.store.prepare import open_prepared
+
+    out = Path(arguments.out)
+    if arguments.config.endswith((".yaml", ".yml")):
+        config = load_config(arguments.config, arguments.overrides)
+        write_page(out, config, open_prepared(config), arguments.samples, arguments.step)
+    else:
+        write_page_of_source(out, arguments.config, arguments.overrides, arguments.samples)
+    print(f"wrote {out}")
+    return 0
