@@ -82,6 +82,7 @@ def _about_a_file(error: BaseException | None) -> OSError | None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from solo.launch import command as launch
     from solo.planning import command as plan
     from solo.scaling import command as fit
     from solo.scaling.sweep import command as sweep
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "import": importing,
         "export": export,
         "plan": plan,
+        "launch": launch,
         "evaluate": evaluate,
         "sweep": sweep,
         "goodput": goodput,

@@ -15,7 +15,8 @@ from solo.config import load_config
     [
         [],
         *([verb] for verb in ("prepare", "inspect", "train", "generate", "import", "export", "plan", "evaluate")),
-        *([verb] for verb in ("sweep", "goodput", "fit")),
+        *([verb] for verb in ("sweep", "goodput", "fit", "launch")),
+        ["launch", "gke"],
     ],
 )
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:

@@ -10,11 +10,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launch import gke
-from launch.plan import Plan
-from launch.request import Request
-from launch.restarts import may_be_retried
 from solo.config import load_config
+from solo.launch import gke
+from solo.launch.plan import Plan
+from solo.launch.request import Request
+from solo.launch.restarts import may_be_retried
 from solo.machines import parse_machine
 from tests.launch.tiny_run import write_config
 

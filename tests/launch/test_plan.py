@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
-from launch.plan import Command, File, Plan, load_record
+from solo.cli import main
+from solo.launch.plan import Command, File, Plan, load_record
 from tests.launch.tiny_run import REPOSITORY, write_config
 
 _PROGRAMS = ("gcloud", "kubectl", "sbatch", "python3")
@@ -40,7 +40,7 @@ def everything(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("target", _TARGETS)
 def test_the_printed_script_does_the_same_as_yes(target: str, tmp_path: Path, monkeypatch, capsys) -> None:
-    arguments = [target, config(tmp_path), "name=Odd_Name.1", *_TARGETS[target]]
+    arguments = ["launch", target, config(tmp_path), "name=Odd_Name.1", *_TARGETS[target]]
     bin = tmp_path / "bin"
     bin.mkdir()
     for program in _PROGRAMS:
@@ -97,12 +97,20 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, capsys) -> None
     path = config(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
-    assert main(["slurm", path, "--on", "h100-8", "--yes"]) == 2
+    assert main(["launch", "slurm", path, "--on", "h100-8", "--yes"]) == 2
     assert "sbatch is not installed" in capsys.readouterr().err
 
 
 def test_the_dockerfile_copies_existing_files() -> None:
-    lines = (REPOSITORY / "launch/Dockerfile").read_text().splitlines()
+    lines = (REPOSITORY / "Dockerfile").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]]
-    assert {"solo", "launch", "configs", "pyproject.toml"} <= set(copied)
+    assert {"solo", "configs", "pyproject.toml"} <= set(copied)
     assert all((REPOSITORY / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("module", ["restarts", "supervisor"])
+def test_the_programs_of_hosts_need_only_the_standard_library(module: str) -> None:
+    command = [sys.executable, "-S", "-m", f"solo.launch.{module}", "--help"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m solo.launch.{module}")

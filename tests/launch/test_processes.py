@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.supervisor import _free_port
+from solo.launch.supervisor import _free_port
 from solo.training.ledger import goodput
 from tests.launch.tiny_run import REPOSITORY, STEPS, environment, metrics, saved, steps, wait_until, write_config
 
@@ -29,7 +29,7 @@ class Runs:
     def launch(self, name: str, *overrides: str) -> subprocess.Popen:
         """`launch local --yes` over two processes."""
         arguments = [str(self.config), "--on", "cpu-4", "--slices", "2", *SLICES, f"name={name}", *overrides, "--yes"]
-        command = [sys.executable, "-m", "launch", "local", *arguments]
+        command = [sys.executable, "-m", "solo.cli", "launch", "local", *arguments]
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True)
 
     def start(self, name: str, *overrides: str, processes: int = 2) -> list[subprocess.Popen]:

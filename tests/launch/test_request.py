@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
-from launch.request import run_name
+from solo.cli import main
 from solo.config import ConfigError, MeshConfig
+from solo.launch.request import run_name
 from solo.sharding.axes import mesh_sizes
 from tests.launch.tiny_run import write_config
 
@@ -52,8 +52,8 @@ def test_a_usage_error_is_one_line_and_status_2(
     target, *rest = arguments
     path = write_config(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert main([target, str(path), *rest]) == 2
+    assert main(["launch", target, str(path), *rest]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("launch: ")
+    assert error.startswith("solo: ")
     assert message in error
     assert not (tmp_path / "launches").exists()

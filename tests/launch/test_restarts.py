@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.restarts import Restarts, main, may_be_retried, newest_of, newest_step
+from solo.launch.restarts import Restarts, main, may_be_retried, newest_of, newest_step
 
 
 @pytest.mark.parametrize(

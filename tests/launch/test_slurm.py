@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm
-from launch.__main__ import main
-from launch.plan import Plan
-from launch.request import Request
+from solo.cli import main
 from solo.config import ConfigError, load_config
+from solo.launch import slurm
+from solo.launch.plan import Plan
+from solo.launch.request import Request
 from solo.machines import parse_machine
 from tests.launch.slurm_cluster import cluster, missing
 from tests.launch.tiny_run import STEPS, environment, metrics, saved, steps, wait_until, write_config
@@ -120,7 +120,7 @@ def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     config, variables = write_config(tmp_path), environment(tmp_path)
     subprocess.run([sys.executable, "-m", "solo.cli", "prepare", str(config)], env=variables, check=True)
-    launch = [sys.executable, "-m", "launch", "slurm", str(config), "--on", "cpu-4", "--hosts", "2"]
+    launch = [sys.executable, "-m", "solo.cli", "launch", "slurm", str(config), "--on", "cpu-4", "--hosts", "2"]
 
     def submit(nodes, name: str, *overrides: str) -> None:
         done = nodes.run(*launch, *overrides, f"name={name}", "--as", name, "--yes", env=variables)
@@ -166,10 +166,10 @@ def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path,
 def test_the_verbs_of_a_launch(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     plan(tmp_path, "cpu-8", 2).execute(run=lambda command: 0)
-    assert main(["stop", "run"]) == 0
+    assert main(["launch", "stop", "run"]) == 0
     shown = capsys.readouterr().out
     assert "scancel --signal=TERM --name solo-run || true" in shown
-    assert main(["watch", "run"]) == 2
+    assert main(["launch", "watch", "run"]) == 2
     assert "needs no watch" in capsys.readouterr().err
-    assert main(["status", "walk"]) == 2
+    assert main(["launch", "status", "walk"]) == 2
     assert "there are: run" in capsys.readouterr().err

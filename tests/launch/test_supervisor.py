@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.restarts import Restarts
-from launch.supervisor import supervise
+from solo.launch.restarts import Restarts
+from solo.launch.supervisor import supervise
 from tests.launch.tiny_run import REPOSITORY, wait_until
 
 # Ends with the next of the statuses in ./ends/<process>, "hang" for never, and says who it is.
@@ -41,8 +41,8 @@ os._exit(int(status)) if int(status) >= 0 else os.kill(os.getpid(), -int(status)
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.restarts._FIRST_WAIT", 0.01)
-    monkeypatch.setattr("launch.supervisor._SHORT_GRACE", 1.0)
+    monkeypatch.setattr("solo.launch.restarts._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("solo.launch.supervisor._SHORT_GRACE", 1.0)
     (tmp_path / "ends").mkdir()
 
 
@@ -97,7 +97,7 @@ def test_sigterm_is_passed_on_and_final(tmp_path: Path) -> None:
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(42));"
         "print('up', flush=True); time.sleep(60)"
     )
-    supervisor = [sys.executable, "-m", "launch.supervisor", "--run-folder=run", "--processes=2", "--logs=logs"]
+    supervisor = [sys.executable, "-m", "solo.launch.supervisor", "--run-folder=run", "--processes=2", "--logs=logs"]
     process = subprocess.Popen(
         [*supervisor, "--pid-file=pid", "--", sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -114,7 +114,7 @@ def test_sigterm_is_passed_on_and_final(tmp_path: Path) -> None:
 
 
 def test_sigterm_while_waiting_to_restart(monkeypatch) -> None:
-    monkeypatch.setattr("launch.restarts._FIRST_WAIT", 30.0)
+    monkeypatch.setattr("solo.launch.restarts._FIRST_WAIT", 30.0)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     signal.setitimer(signal.ITIMER_REAL, 1.5)
     began = time.monotonic()

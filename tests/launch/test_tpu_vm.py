@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import tpu_vm
-from launch.__main__ import main
-from launch.plan import Command, Plan, Watch
-from launch.request import Request
-from launch.watch import PATIENCE, Answer, follow
+from solo.cli import main
 from solo.config import ConfigError, load_config
+from solo.launch import tpu_vm
+from solo.launch.plan import Command, Plan, Watch
+from solo.launch.request import Request
+from solo.launch.watch import PATIENCE, Answer, follow
 from solo.machines import parse_machine
 from tests.launch.test_slurm import tools
 from tests.launch.tiny_run import write_config
@@ -208,7 +208,9 @@ def test_watch_through_a_gcloud_that_is_a_script(tmp_path: Path, monkeypatch, ca
     path.write_text(path.read_text().replace(str(tmp_path) + "/", ""))
     monkeypatch.chdir(tmp_path)
     options = [f"--{name}={value}" for name, value in OPTIONS.items()]
-    assert main(["tpu-vm", str(path), "--on", "v6e-8", *options, "--spot", "--yes"]) == 0, capfd.readouterr().err
+    assert main(["launch", "tpu-vm", str(path), "--on", "v6e-8", *options, "--spot", "--yes"]) == 0, (
+        capfd.readouterr().err
+    )
     verbs = [line for line in (tmp_path / "calls").read_text().splitlines() if " create " in line or " delete " in line]
     assert [line.split()[3] for line in verbs] == ["create", "delete", "create", "delete"]
     assert verbs[0] == verbs[2]

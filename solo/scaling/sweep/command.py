@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--configs",
         metavar="FOLDER",
-        help="write the config of every run that can start, for `solo train` or `python -m launch`; the next"
+        help="write the config of every run that can start, for `solo train` or `solo launch`; the next"
         " `solo sweep` collects the results",
     )
     add("--at-once", type=_positive, default=8, metavar="N", help="with --slurm: concurrent tasks, default 8")
@@ -132,7 +132,7 @@ def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: An
         return 0
     written = write_configs(folder, lacking, Path(arguments.configs))
     for path in written:
-        print(f"python -m launch TARGET {path} --on {spec.machine.name}")
+        print(f"solo launch TARGET {path} --on {spec.machine.name}")
     if waiting := len(lacking) - len(written):
         print(f"{waiting} more are running, or wait for the result of their stable run")
     return 0

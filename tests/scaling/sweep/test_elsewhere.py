@@ -28,7 +28,7 @@ def test_configs_are_written_and_results_collected(tmp_path: Path, capsys: pytes
     stable, *branches = expand(load_spec(spec))
     assert main(["sweep", str(spec), "--configs", str(configs)]) == 0
     said = capsys.readouterr().out
-    assert f"python -m launch TARGET {configs / stable.id}.yaml --on cpu-1" in said
+    assert f"solo launch TARGET {configs / stable.id}.yaml --on cpu-1" in said
     assert "2 more are running, or wait for the result of their stable run" in said
     assert [path.stem for path in configs.iterdir()] == [stable.id]
     assert load_config(configs / f"{stable.id}.yaml") == stable.config

@@ -1,5 +1,5 @@
-# docker build --file launch/Dockerfile --tag IMAGE .            for TPUs
-# docker build --file launch/Dockerfile --tag IMAGE --build-arg JAX='jax[cuda12]' .   for NVIDIA GPUs
+# docker build --tag IMAGE .                                   for TPUs
+# docker build --tag IMAGE --build-arg JAX='jax[cuda12]' .     for NVIDIA GPUs
 FROM python:3.12-slim
 
 ARG JAX='jax[tpu]'
@@ -11,6 +11,5 @@ COPY pyproject.toml README.md LICENSE ./
 RUN mkdir solo && touch solo/__init__.py && pip install . "$JAX" && pip uninstall --yes solo-vlm
 
 COPY solo solo
-COPY launch launch
 COPY configs configs
-RUN pip install --no-deps . && solo --help > /dev/null && python -m launch.restarts --help > /dev/null
+RUN pip install --no-deps . && solo --help > /dev/null && python -m solo.launch.restarts --help > /dev/null

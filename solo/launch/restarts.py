@@ -1,6 +1,6 @@
 """Decides whether a run is restarted. It imports only the standard library, so it runs where nothing is installed yet.
 
-    python -m launch.restarts --state FILE --run-folder FOLDER [--max-restarts N] [--max-idle-restarts N]
+    python -m solo.launch.restarts --state FILE --run-folder FOLDER [--max-restarts N] [--max-idle-restarts N]
 
 runs before every start of a job that a scheduler restarts. It counts the start in FILE, and ends with 1 if the run was
 started too often, or several times in a row without a new checkpoint.
@@ -73,7 +73,7 @@ class Restarts:
 
 def main(arguments: list[str] | None = None) -> int:
     """Count a start. Returns 0, or 1 if it is refused."""
-    parser = argparse.ArgumentParser(prog="python -m launch.restarts", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m solo.launch.restarts", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--state", type=Path, required=True)
     add_options(parser)
     parsed = parser.parse_args(arguments)

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 
-from launch.plan import Command, File, Plan
-from launch.request import Request
 from solo.config import ConfigError
+from solo.launch.plan import Command, File, Plan
+from solo.launch.request import Request
 
 
 def plan(request: Request) -> Plan:
@@ -71,7 +71,7 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
         "JAX_PLATFORMS": "cpu" if cpu else None,
         "JAX_NUM_CPU_DEVICES": machine.devices_per_host if cpu else None,
     }
-    template = resources.files("launch").joinpath("templates/job.sbatch").read_text()
+    template = resources.files("solo.launch").joinpath("templates/job.sbatch").read_text()
     filled = {
         "DIRECTIVES": "\n".join(lines),
         "SETTINGS": "\n".join(f"export {name}={value}" for name, value in settings.items() if value is not None),

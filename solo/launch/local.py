@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
-from launch.plan import Command, Plan
-from launch.request import Request, module
 from solo.config import ConfigError
+from solo.launch.plan import Command, Plan
+from solo.launch.request import Request, module
 
 
 def plan(request: Request) -> Plan:
@@ -18,7 +18,7 @@ def plan(request: Request) -> Plan:
     several = machine.all_hosts > 1
     virtual = machine.chip.name == "cpu"
     supervisor = module(
-        "launch.supervisor",
+        "solo.launch.supervisor",
         f"--run-folder={run}",
         *request.restart_options,
         f"--processes={machine.all_hosts}",

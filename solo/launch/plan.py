@@ -48,7 +48,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Watch:
-    """The commands by which `launch watch` follows a run whose machines do not return by themselves.
+    """The commands by which `solo launch watch` follows a run whose machines do not return by themselves.
 
     state           prints the state of the machines
     ended           prints the exit status of a run that has ended, and fails until then

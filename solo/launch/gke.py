@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from launch.plan import Command, File, Plan
-from launch.request import Request, check
-from launch.restarts import INTERRUPTED
 from solo.config import Config, ConfigError, dump_config
+from solo.launch.plan import Command, File, Plan
+from solo.launch.request import Request, check
+from solo.launch.restarts import INTERRUPTED
 from solo.machines import Machine
 
 MOUNT = "/mnt/solo"
@@ -191,7 +191,7 @@ def _container(request: Request, config: Config, image: str) -> dict[str, Any]:
 def _command(request: Request, config: Config) -> str:
     """Returns a command that counts the start in the first pod and then becomes `solo train`, which gets SIGTERM."""
     state = f"{config.run_folder}/restarts-$JOBSET_UID.json"
-    count = f'python -m launch.restarts --state "{state}" --run-folder "{config.run_folder}"'
+    count = f'python -m solo.launch.restarts --state "{state}" --run-folder "{config.run_folder}"'
     count += "".join(f" {option}" for option in request.restart_options)
     first = '[ "$JOB_INDEX/$JOB_COMPLETION_INDEX" != 0/0 ]'
     return f"{first} || {count} || exit 1\nexec solo train /etc/solo/config.yaml\n"

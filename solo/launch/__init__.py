@@ -1,7 +1,7 @@
 """Launches a config on machines: this one, a SLURM cluster, Google Kubernetes Engine, or Cloud TPU VMs.
 
-    python -m launch {local,slurm,gke,tpu-vm} CONFIG --on TYPE [--yes]
-    python -m launch {status,logs,stop,watch} RUN
+    solo launch {local,slurm,gke,tpu-vm} CONFIG --on TYPE [--yes]
+    solo launch {status,logs,stop,watch} RUN
 
 Every target makes a `Plan`: files to write, commands to run, and commands that show and stop what they started. Without
 `--yes` the plan is printed as a shell script; with it, the same plan is executed. No cloud library is imported: all
@@ -9,5 +9,5 @@ actions are the printed commands of `sbatch`, `kubectl` and `gcloud`.
 
 Every target treats the exit statuses of `solo train` alike: 0 done; 42 saved or interrupted, restart; 1 to 126, except
 42: a fault that a restart does not cure; above 126: killed, restart. Several starts in a row without a new checkpoint
-end a run: see `launch.restarts`.
+end a run: see `solo.launch.restarts`.
 """

@@ -1,7 +1,7 @@
 """Follows a run whose machines do not return by themselves, until it has ended.
 
 the run has ended         release the machines; return the run's exit status
-SUSPENDED, FAILED         release them, wait, request them again, within the limits of `launch.restarts`
+SUSPENDED, FAILED         release them, wait, request them again, within the limits of `solo.launch.restarts`
 anything else             check again later
 """
 
@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from launch.plan import Command, Watch
-from launch.restarts import Restarts, newest_of
+from solo.launch.plan import Command, Watch
+from solo.launch.restarts import Restarts, newest_of
 
 GONE = ("SUSPENDED", "FAILED")
 INTERVAL = 60.0

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.plan import FOLDER, File
 from solo.config import Config, ConfigError, dump_config
+from solo.launch.plan import FOLDER, File
 from solo.machines import Machine
 from solo.sharding.axes import mesh_sizes, rows_per_shard, slices_spanned
 
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def restart_options(self) -> tuple[str, ...]:
-        """Arguments for `launch.restarts` and `launch.supervisor`."""
+        """Arguments for `solo.launch.restarts` and `solo.launch.supervisor`."""
         return (
             f"--max-restarts={self.max_restarts}",
             f"--max-idle-restarts={self.max_idle_restarts}",

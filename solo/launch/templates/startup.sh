@@ -1,5 +1,5 @@
 #!/bin/bash
-# Written by `python -m launch tpu-vm`; runs as root at every boot of every host of the slice.
+# Written by `solo launch tpu-vm`; runs as root at every boot of every host of the slice.
 set -uo pipefail
 exec >> /var/log/solo.log 2>&1
 mount=/mnt/solo
@@ -33,10 +33,10 @@ docker rm --force solo 2> /dev/null
 # --init passes SIGTERM on to the supervisor, which passes it on to the run. The firewall of Cloud TPU opens this port.
 docker run --name solo --init --privileged --net=host --shm-size=16g --stop-timeout=120 \
   --volume $mount:$mount --env JAX_COORDINATOR_PORT=8476 @IMAGE@ \
-  python -m launch.supervisor --run-folder=@RUN_FOLDER@ @RESTARTS@ -- solo train $mount/@LAUNCH@/config.yaml
+  python -m solo.launch.supervisor --run-folder=@RUN_FOLDER@ @RESTARTS@ -- solo train $mount/@LAUNCH@/config.yaml
 status=$?
 echo "launch: $(date --iso-8601=seconds) ended with $status"
-# Tells `launch watch` to release the machines. After 42 or a signal they are gone, or start again.
+# Tells `solo launch watch` to release the machines. After 42 or a signal they are gone, or start again.
 if ((status != 42 && status < 127)) && [[ ! -e $ended ]]; then
   echo "$status" > "$ended"
 fi

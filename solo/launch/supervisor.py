@@ -1,6 +1,6 @@
 """Starts the processes of a run on this machine, and restarts them if that may help.
 
-    python -m launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
+    python -m solo.launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
 
 SIGTERM is passed on to the processes, and their exit status is then final. If one process fails, all are ended. The
 first status counts, because the others are its consequence.
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from launch.restarts import INTERRUPTED, Restarts, add_options, may_be_retried, newest_step
+from solo.launch.restarts import INTERRUPTED, Restarts, add_options, may_be_retried, newest_step
 
 # Seconds that the other processes get once one has failed. After 42 all have saved and are about to exit.
 _GRACE = {INTERRUPTED: 120.0}
@@ -165,7 +165,7 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; see the module docstring."""
-    parser = argparse.ArgumentParser(prog="python -m launch.supervisor", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m solo.launch.supervisor", description=__doc__.split("\n", 1)[0])
     add_options(parser)
     parser.add_argument("--processes", type=int, default=1, help="number of processes, joined over localhost")
     parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each process")

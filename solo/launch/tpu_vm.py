@@ -1,8 +1,8 @@
 """Target: Cloud TPU VMs, requested as queued resources and watched from this machine.
 
 A queued resource of Spot VMs that is preempted becomes SUSPENDED and does not return: it must be deleted and created
-again. `launch watch` does that, and releases the machines once the run has ended. The hosts run a start-up script that
-mounts the bucket, pulls the image, and runs `launch.supervisor`.
+again. `solo launch watch` does that, and releases the machines once the run has ended. The hosts run a start-up script
+that mounts the bucket, pulls the image, and runs `solo.launch.supervisor`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import shlex
 from importlib import resources
 
-from launch.gke import MOUNT, in_bucket
-from launch.plan import Command, File, Plan, Watch
-from launch.request import Request, check, module
 from solo.config import ConfigError
 from solo.files import COMMIT_MARKER
+from solo.launch.gke import MOUNT, in_bucket
+from solo.launch.plan import Command, File, Plan, Watch
+from solo.launch.request import Request, check, module
 
 
 def plan(request: Request) -> Plan:
@@ -55,7 +55,10 @@ def plan(request: Request) -> Plan:
             Command(("gcloud", "storage", "cp", files[0].path, f"{there}/config.yaml"), "the hosts read it"),
             Command(("gcloud", "storage", "rm", f"{there}/ended"), "left by an earlier launch", may_fail=True),
             create,
-            Command(module("launch", "watch", request.run), "until the run has ended; Ctrl-C only stops watching"),
+            Command(
+                module("solo.cli", "launch", "watch", request.run),
+                "until the run has ended; Ctrl-C only stops watching",
+            ),
         ),
         status=(
             state,
@@ -95,7 +98,7 @@ def _creation(request: Request) -> tuple[str, ...]:
 
 def _startup(request: Request, run_folder: str, bucket: str) -> str:
     image = request.option("image", "us-docker.pkg.dev/PROJECT/REPOSITORY/solo:TAG")
-    text = resources.files("launch").joinpath("templates/startup.sh").read_text()
+    text = resources.files("solo.launch").joinpath("templates/startup.sh").read_text()
     filled = {
         "LAUNCH": request.folder,
         "BUCKET": bucket,
