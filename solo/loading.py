@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from solo.inference.loading import load_run, newest_checkpoint, read_parameters
+from solo.inference.loading import load_run, read_parameters
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
 from solo.interop.config_json import read_config_json
@@ -16,29 +16,36 @@ from solo.interop.description import describe_repository, placeholder_id
 from solo.interop.layout import Layout
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.training.reference import Which, find_checkpoint, parse_reference
 
 
-def load(path: str | Path, mesh: Mesh | None = None) -> Monolith:
+def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = None) -> Monolith:
     """Load a trained model for inference.
 
     Args:
         path: a run (`runs/<name>`, its newest checkpoint; it may still be training), one of its checkpoints
-            (`runs/<name>/checkpoints/<step>`), or a folder in the Hugging Face form of any layout that solo knows:
-            what `solo import` and `solo export` write, SOLO, Mono-InternVL, EVEv2, Fuyu, Mistral, Llama, Qwen, ...
+            (`runs/<name>@<step>`, `runs/<name>@best`, or the folder `runs/<name>/checkpoints/<step>`), or a folder in
+            the Hugging Face form of any layout that solo knows: what `solo import` and `solo export` write, SOLO,
+            Mono-InternVL, EVEv2, Fuyu, Mistral, Llama, Qwen, ...
         mesh: the devices to load it onto; by default all of this process's. It may differ from the mesh of training.
+        step: of a run, the checkpoint to load: a step, `latest`, or `best` (by `checkpoint.best` of its config).
 
     Raises:
-        ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no checkpoint yet.
+        ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no such checkpoint.
         CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
-    folder = Path(path).resolve()  # the names of a checkpoint and of its parent matter
+    place, named = parse_reference(path)
+    which = named if step is None else step
+    folder = place.resolve()  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not a folder; expected a run (runs/<name>), one of its checkpoints, or a repository"
         )
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+        if which is not None:
+            raise ValueError(f"{folder} is a repository, which has one set of weights; {which} names none of them")
         return load_repository(folder, mesh)
-    return load_run(folder, mesh)
+    return load_run(folder if which is None else find_checkpoint(folder, which), mesh)
 
 
 def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
@@ -65,7 +72,7 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
     """Load the parameters that a run starts from (`Config.init_from`).
 
     Args:
-        folder: a run, whose newest checkpoint is read, one of its checkpoints, or a repository.
+        folder: a run, whose newest checkpoint is read, one of its checkpoints (also `RUN@STEP`), or a repository.
         definition: the run's model.
         mesh: the run's devices.
 
@@ -74,11 +81,12 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
         CheckpointError: the checkpoint belongs to another model; the message lists the differences.
         LayoutError: the same for a repository.
     """
-    path = Path(folder).resolve()
+    place, which = parse_reference(folder)
+    path = place.resolve()
     if (path / "config.json").is_file():
         return load_parameters(path, definition, mesh)
     if path.parent.name == "checkpoints":
         return read_parameters(path, definition, mesh)
     if not path.is_dir():
         raise ValueError(f"init_from: {path} is not a folder; expected weights (solo import), a run, or its checkpoint")
-    return read_parameters(newest_checkpoint(path), definition, mesh)
+    return read_parameters(find_checkpoint(path, which or "latest"), definition, mesh)

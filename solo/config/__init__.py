@@ -7,7 +7,7 @@ what it decides (`solo.config.base.Decides`); `identity`, `differences` and `key
 """
 
 from solo.config.base import ConfigError, Section, nearest
-from solo.config.checkpoint import CheckpointConfig, SafetyConfig
+from solo.config.checkpoint import BestConfig, CheckpointConfig, SafetyConfig
 from solo.config.compare import Difference, differences, identity, keys_deciding
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from solo.config.evaluation import EvaluationConfig, HeldOutConfig, TaskConfig
@@ -29,6 +29,7 @@ from solo.config.training import Average, LossConfig, StageConfig
 
 __all__ = [
     "Average",
+    "BestConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",

@@ -9,6 +9,21 @@ from pydantic import Field, PositiveInt
 from solo.config.base import Section, decides
 
 
+class BestConfig(Section):
+    """Which checkpoints are the best, by a metric that an evaluator measures while the run trains."""
+
+    keys_decide = ("nothing",)
+
+    metric: str = Field(
+        pattern=r"^[a-z_]+/.+$",
+        description="KIND/NAME of an evaluator, such as held_out/text or evaluation/questions, or one of its fields:"
+        " held_out/text/loss_by_context/with_image",
+    )
+    mode: Literal["min", "max"] = Field("min", description="whether low or high values are good")
+    keep: int = Field(1, ge=1, description="best checkpoints kept besides the newest ones")
+    weights: str = Field("trained", description="the weights that count: trained, or the name of an average")
+
+
 class CheckpointConfig(Section):
     """When checkpoints are saved, and which are kept."""
 
@@ -19,6 +34,9 @@ class CheckpointConfig(Section):
     keep_every_steps: int | None = Field(None, ge=1, description="also keep every N-th step permanently")
     at_steps: tuple[PositiveInt, ...] = Field(
         (), description="also save and keep these steps: where decay branches of a sweep start"
+    )
+    best: BestConfig | None = Field(
+        None, description="also save every step at which this metric is measured, and keep the best (RUN@best)"
     )
 
     def saves_at(self, step: int) -> bool:

@@ -24,7 +24,9 @@ class Config(Section):
         "runs", description="the run's files are in <folder>/<name>", json_schema_extra=decides("nothing")
     )
     seed: int = Field(0, ge=0, json_schema_extra=decides("data", "result"))
-    init_from: str | None = Field(None, description="folder of initial weights (solo import); default: random weights")
+    init_from: str | None = Field(
+        None, description="initial weights: a folder (solo import), a run, or RUN@STEP; default: random weights"
+    )
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     sequence: SequenceConfig = SequenceConfig()
@@ -55,6 +57,7 @@ class Config(Section):
             check(task.source, f"evaluation task {title!r}")
         for title, loss in self.evaluation.losses.items():
             check(loss.source, f"evaluation loss {title!r}")
+        self._check_best()
         for name in self.data.tokenizer.train_on:
             check(name, "data.tokenizer.train_on")
         for number, stage in enumerate(self.stages):
@@ -74,6 +77,22 @@ class Config(Section):
         if inner and self.image.patch_size % inner:
             raise ValueError(f"image.patch_size {self.image.patch_size} is not a multiple of inner_size {inner}")
         return self
+
+    def _check_best(self) -> None:
+        best, evaluation = self.checkpoint.best, self.evaluation
+        if best is None:
+            return
+        known = {f"{kind}/{name}": section for kind, name, section in evaluation.evaluators()}
+        found = [name for name in known if best.metric == name or best.metric.startswith(f"{name}/")]
+        if not found:
+            raise ValueError(f"checkpoint.best: no evaluator {best.metric!r}{nearest(best.metric, list(known))}")
+        if not (known[found[0]].every_steps or evaluation.every_steps):
+            raise ValueError(
+                f"checkpoint.best: {found[0]} is measured only at the end, where there is nothing to choose from; set"
+                " evaluation.every_steps, or every_steps of the evaluator"
+            )
+        if best.weights not in evaluation.weights:
+            raise ValueError(f"checkpoint.best: evaluation.weights does not name {best.weights!r}")
 
     def image_in(self, stage: StageConfig) -> ImageConfig:
         """Returns the image section as it applies in a stage."""

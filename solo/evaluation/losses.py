@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solo.batch import Batch
-from solo.config import Config, ConfigError, HeldOutConfig, LossConfig, StageConfig
+from solo.config import Config, ConfigError, HeldOutConfig, LossConfig, StageConfig, identity
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader
 from solo.data.store.prepare import Prepared
@@ -66,7 +66,7 @@ def evaluation_set(config: Config, prepared: Prepared) -> str:
     for name, settings in config.evaluation.losses.items():
         plan = _plan(config, prepared, name, settings)
         counts = prepared.sources[settings.source].index.counts(config.image).sum(axis=0)
-        parts.append([name, settings.model_dump(mode="json"), plan.num_steps, repr(plan.shape), counts.tolist()])
+        parts.append([name, identity(settings, "evaluation"), plan.num_steps, repr(plan.shape), counts.tolist()])
         parts.append(config.data.sources[settings.source].model_dump(mode="json"))
     text = json.dumps([parts, prepared.tokenizer.fingerprint], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,9 +16,10 @@ from solo.evaluation.report import write_report
 from solo.evaluation.results import losses_lines, results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
 from solo.files import append_json_line
-from solo.inference.loading import load_run, newest_checkpoint
+from solo.inference.loading import load_run
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
+from solo.training.reference import find_checkpoint
 from solo.training.run_folder import RunFolder
 
 
@@ -31,7 +32,7 @@ def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: O
         ValueError: the run has no complete checkpoint.
         ConfigError: a task's source has no record, or a record without an answer.
     """
-    checkpoint = newest_checkpoint(run.path)
+    checkpoint = find_checkpoint(run.path)
     model = load_run(checkpoint)
 
     def note(task: str, done: int, total: int) -> None:

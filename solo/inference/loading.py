@@ -9,12 +9,13 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.config import load_config
 from solo.data.text import open_tokenizer
-from solo.files import complete_checkpoints, is_complete
+from solo.files import is_complete
 from solo.inference.monolith import Monolith
 from solo.inference.trained import local_mesh
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.mesh import parameter_shardings
 from solo.training.checkpoint import CheckpointError, abstract_parameters, differences, unreadable
+from solo.training.reference import find_checkpoint
 
 
 def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
@@ -31,17 +32,9 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
     config = load_config(run / "config.yaml")
     tokenizer = open_tokenizer(run)
     mesh = local_mesh() if mesh is None else mesh
-    checkpoint = path if is_checkpoint else newest_checkpoint(run)
+    checkpoint = path if is_checkpoint else find_checkpoint(run)
     definition = define(config, tokenizer.vocab_size)
     return Monolith(config, tokenizer, read_parameters(checkpoint, definition, mesh), mesh)
-
-
-def newest_checkpoint(run: Path) -> Path:
-    """Returns the folder of a run's newest complete checkpoint. Raises ValueError if there is none."""
-    complete = complete_checkpoints(run / "checkpoints")
-    if not complete:
-        raise ValueError(f"{run} has no complete checkpoint yet: train it, or wait until its first one is saved")
-    return complete[-1]
 
 
 def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:

@@ -14,12 +14,12 @@ from orbax.checkpoint import v1 as ocp
 from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
 from solo.files import is_complete
-from solo.inference.loading import newest_checkpoint
 from solo.interop.description import describe_repository
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters
 from solo.model.parameters import ModelDefinition, define
 from solo.training.checkpoint import CheckpointError, differences
+from solo.training.reference import find_checkpoint, parse_reference
 from solo.training.run_folder import RunFolder
 
 
@@ -121,13 +121,14 @@ def open_source(path: str | Path) -> Source:
     """Opens the model to export.
 
     Args:
-        path: a run's folder (its newest checkpoint), one of its checkpoints, or a repository.
+        path: a run's folder (its newest checkpoint), one of its checkpoints (also `RUN@STEP`), or a repository.
 
     Raises:
         ValueError: it is none of these; LayoutError and TensorFileError among them.
         CheckpointError: the checkpoint does not fit the run's model.
     """
-    folder = Path(path).resolve()  # the names of a checkpoint and of its parent matter
+    place, which = parse_reference(path)
+    folder = place.resolve()  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a run, one of its checkpoints, or an imported repository")
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
@@ -140,4 +141,4 @@ def open_source(path: str | Path) -> Source:
         raise ValueError(
             f"{folder} is not a complete checkpoint: it was not written to its end, or its name is not a step"
         )
-    return RunSource(folder if is_checkpoint else newest_checkpoint(run))
+    return RunSource(folder if is_checkpoint else find_checkpoint(run, which or "latest"))

@@ -15,7 +15,11 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo export`."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a folder of weights")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a run's folder, a checkpoint (RUN@STEP, RUN@best), or a folder of weights",
+    )
     parser.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
     parser.add_argument("--layout", metavar="NAME", default="native", help="default native; an unknown name lists all")
     parser.add_argument(

@@ -14,7 +14,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo generate`."""
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or one of its checkpoints")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint: RUN@STEP, RUN@best, or its folder")
     parser.add_argument("--image", action=_Turn, metavar="FILE", help="an image; repeatable")
     parser.add_argument("--prompt", action=_Turn, metavar="TEXT", help="a user turn; repeatable")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")

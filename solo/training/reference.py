@@ -1,0 +1,83 @@
+"""Names of checkpoints: `RUN`, `RUN@STEP`, `RUN@latest` and `RUN@best`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from solo.config import load_config
+from solo.files import complete_checkpoints, is_complete
+from solo.training.best import best_steps
+from solo.training.metrics import read_metrics
+from solo.training.run_folder import RunFolder
+
+# A step, or the newest or the best checkpoint of a run.
+Which = int | Literal["latest", "best"]
+
+
+class Reference(NamedTuple):
+    """A folder, and the checkpoint that was asked for; None if none was named."""
+
+    folder: Path
+    which: Which | None
+
+
+def parse_reference(text: str | Path) -> Reference:
+    """Splits `FOLDER[@STEP|@latest|@best]`. A folder that exists under the whole name is that folder.
+
+    Raises:
+        ValueError: what follows the last `@` of the name is neither a step, nor `latest`, nor `best`.
+    """
+    whole = Path(text)
+    folder, at, which = whole.name.rpartition("@")
+    if not at or not folder or whole.exists():
+        return Reference(whole, None)
+    return Reference(whole.with_name(folder), parse_which(which))
+
+
+def parse_which(text: str) -> Which:
+    """Returns the checkpoint that a text names. Raises ValueError if it is neither a step, nor `latest`, nor `best`."""
+    if text == "latest":
+        return "latest"
+    if text == "best":
+        return "best"
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise ValueError(f"expected a step, latest or best, got {text!r} (RUN@STEP, RUN@latest, RUN@best)")
+
+
+def find_checkpoint(folder: Path, which: Which = "latest") -> Path:
+    """Returns the folder of a run's checkpoint.
+
+    Args:
+        folder: of the run.
+        which: a step, or `latest` or `best`: the best by `checkpoint.best` of the run's config, among those that exist.
+
+    Raises:
+        ValueError: the run has no complete checkpoint, or not that one; or its config names no metric.
+    """
+    run = RunFolder(folder)
+    complete = complete_checkpoints(run.checkpoints)
+    if not complete:
+        raise ValueError(f"{folder} has no complete checkpoint yet: train it, or wait until its first one is saved")
+    if which == "latest":
+        return complete[-1]
+    steps = [int(path.name) for path in complete]
+    if which == "best":
+        which = _best(run, steps)
+    if which in steps:
+        return complete[steps.index(which)]
+    named = run.checkpoints / str(which)
+    if named.is_dir() and not is_complete(named):
+        raise ValueError(f"{named} is not a complete checkpoint")
+    raise ValueError(f"{folder} has no checkpoint of step {which}; it has steps {', '.join(map(str, steps))}")
+
+
+def _best(run: RunFolder, steps: list[int]) -> int:
+    best = load_config(run.config_file).checkpoint.best
+    if best is None:
+        raise ValueError(f"{run.path}@best: the run's config names no metric; set checkpoint.best, or name a step")
+    found = [step for step in best_steps(read_metrics(run.metrics_file), best) if step in steps]
+    if not found:
+        raise ValueError(f"{run.path}@best: no checkpoint has a finite value of {best.metric} yet")
+    return found[0]
