@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--evaluation-set", default="evaluation_set", metavar="COLUMN", help="must be the same, default evaluation_set")
     add("--by", metavar="COLUMN", help="fit one law for each of its values: mixtures, designs")
     add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows to use; also != < <= > >=")
+    add("--trust-units", action="store_true", help="fit sizes that look like millions, billions or PFLOPs as they are")
     add("--law", choices=_LAWS, default="chinchilla", help="default chinchilla")
     add("--objective", choices=("huber", "squares"), default="huber", help="default huber, on log losses")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses, and show both fits")
@@ -85,7 +86,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     from solo.scaling.report.sections import describe, describe_set_aside, describe_table, document
     from solo.scaling.report.terminal import print_sections
 
-    table = load_table(arguments.results, _columns(arguments), arguments.where)
+    table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units)
     spec = FitSpec(
         law=LAWS[arguments.law],
         objective=arguments.objective,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from solo.scaling.laws.fit import Fit, FitRefusedError, check_design
+from solo.scaling.laws.fit import Fit, FitRefusedError, check_design, no_note
 from solo.scaling.laws.law import Array
 from solo.scaling.laws.solver import solve
 
 LEVELS = (80, 95)
 DRAWS = 1000
 FEWEST_CLUSTERS, FEW_CLUSTERS = 4, 10
+_BLOCK = 10_000_000  # weights that are held at a time
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Bootstrap:
         return {name: values[:, None] for name, values in self.coefficients.items()}
 
 
-def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
+def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, note: Callable[[str], None] = no_note) -> Bootstrap:
     """Refits a law to resamplings of its runs, starting from the fit.
 
     The branches of one stable run share its noise, so whole clusters are resampled.
+
+    Args:
+        fitted: the law.
+        draws: number of resamplings, J.
+        seed: seed of the resampling.
+        note: is told how far it is.
 
     Raises:
         FitRefusedError: there are too few clusters, or hardly any resampling determines the law.
@@ -55,23 +62,32 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
             f" trainings; at least {FEWEST_CLUSTERS} are needed, better {FEW_CLUSTERS}"
         )
     generator = np.random.default_rng(seed)
-    kept: list[Array] = []
     tried = 0
-    while len(kept) < draws:
-        if tried >= 20 * draws:
-            raise FitRefusedError(
-                f"no intervals: {tried - len(kept)} of {tried} resamplings of {len(names)} independent trainings do"
-                " not determine the law; more trainings are needed"
-            )
-        drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)))
-        tried += 1
-        weights = drawn[cluster].astype(float)
-        if _determined(fitted, weights):
-            kept.append(weights)
-    found = solve(fitted.problem, np.repeat(fitted.vector[None], draws, axis=0), np.array(kept))
-    unfinished = int(np.count_nonzero(~found.converged))
+
+    def weights() -> Array:
+        nonlocal tried
+        while tried < 20 * draws:
+            drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)))
+            tried += 1
+            found = drawn[cluster].astype(float)
+            if _determined(fitted, found):
+                return found
+        raise FitRefusedError(
+            f"no intervals: of {tried} resamplings of {len(names)} independent trainings most do not determine the"
+            " law; more trainings are needed"
+        )
+
+    # The weights of all resamplings of a large table would not fit in memory.
+    size = max(_BLOCK // len(runs), 1)
+    parts = []
+    for first in range(0, draws, size):
+        note(f"resampling {first:,} of {draws:,}")
+        part = np.array([weights() for _ in range(min(size, draws - first))])
+        parts.append(solve(fitted.problem, np.repeat(fitted.vector[None], len(part), axis=0), part))
+    vectors = np.concatenate([part.vectors for part in parts])
+    unfinished = sum(int(np.count_nonzero(~part.converged)) for part in parts)
     notes = _notes(len(names), tried - draws, draws, unfinished)
-    return Bootstrap(fitted.problem.coefficients(found.vectors), len(names), tried - draws, notes)
+    return Bootstrap(fitted.problem.coefficients(vectors), len(names), tried - draws, notes)
 
 
 def interval(values: Array, level: int) -> tuple[float, float]:
@@ -91,7 +107,7 @@ def _determined(fitted: Fit, weights: Array) -> bool:
     if np.count_nonzero(rows) < len(fitted.law.coefficients):
         return False
     try:
-        check_design(fitted.law, fitted.runs[rows], fewest_runs=0)
+        check_design(fitted.law, fitted.runs.nameless(rows), fewest_runs=0)
     except FitRefusedError:
         return False
     return True

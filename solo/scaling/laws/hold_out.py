@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from solo.scaling.laws.bootstrap import LEVELS, Bootstrap, bootstrap
-from solo.scaling.laws.fit import Fit, FitRefusedError, fit
+from solo.scaling.laws.fit import Fit, FitRefusedError, fit, no_note
 from solo.scaling.laws.law import Array, Law
 from solo.scaling.laws.runs import Runs, group_budgets
 
@@ -65,7 +66,14 @@ def largest_budget(runs: Runs) -> float:
     return float(runs.flops[group_budgets(runs.flops)[-1]].min())
 
 
-def hold_out(law: Law, runs: Runs, objective: str = "huber", cut: float | None = None, seed: int = 0) -> HoldOut:
+def hold_out(
+    law: Law,
+    runs: Runs,
+    objective: str = "huber",
+    cut: float | None = None,
+    seed: int = 0,
+    note: Callable[[str], None] = no_note,
+) -> HoldOut:
     """Fits the runs below a compute (default: below the largest budget) and predicts the others.
 
     Raises:
@@ -76,14 +84,15 @@ def hold_out(law: Law, runs: Runs, objective: str = "huber", cut: float | None =
     if not len(below) or not len(above):
         raise FitRefusedError(f"no hold-out: of {len(runs)} runs {len(above)} have {cut:.3g} FLOPs or more")
     fitted = fit(law, below, objective)
-    draws = bootstrap(fitted, HOLD_OUT_DRAWS, seed)
+    draws = bootstrap(fitted, HOLD_OUT_DRAWS, seed, lambda text: note(f"hold-out: {text}"))
+    clusters = set(below.cluster)
     return HoldOut(
         runs=above,
         fit=fitted,
         predicted=fitted.predict(above),
         intervals=run_intervals(fitted, draws, above, seed),
         extrapolation=float(above.flops.max() / below.flops.max()),
-        shared_stable_runs=sum(name in set(below.cluster) for name in above.cluster),
+        shared_stable_runs=sum(name in clusters for name in above.cluster),
         notes=fitted.notes + draws.notes,
     )
 

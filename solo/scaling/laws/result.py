@@ -12,7 +12,7 @@ from solo.config import ConfigError
 from solo.scaling.laws.bootstrap import DRAWS, Bootstrap, bootstrap, intervals
 from solo.scaling.laws.cross_check import CrossCheck, cross_checks
 from solo.scaling.laws.downstream import Downstream, fit_task
-from solo.scaling.laws.fit import Fit, FitRefusedError, fit
+from solo.scaling.laws.fit import Fit, FitRefusedError, fit, no_note
 from solo.scaling.laws.hold_out import Cut, HoldOut, hold_out, hold_out_ladder
 from solo.scaling.laws.law import CHINCHILLA, Law
 from solo.scaling.laws.predict import Prediction, predict
@@ -100,9 +100,14 @@ class FitResult:
 
 
 def analyse(
-    loss: str, runs: Runs, spec: FitSpec, group: str | None = None, set_aside: Sequence[SetAside] = ()
+    loss: str,
+    runs: Runs,
+    spec: FitSpec,
+    group: str | None = None,
+    set_aside: Sequence[SetAside] = (),
+    note: Callable[[str], None] = no_note,
 ) -> FitResult:
-    """Fits one loss and analyses the law. A refusal is part of the result, not an error.
+    """Fits one loss and analyses the law. A refusal is part of the result, not an error; `note` is told how far it is.
 
     Raises:
         ConfigError: no run is left without those of the highest losses.
@@ -115,17 +120,19 @@ def analyse(
         dropped = [runs.id[place] for place in order[: spec.drop_highest]]
         runs = runs[np.sort(order[spec.drop_highest :])]
         aside += [SetAside(name, f"one of the {spec.drop_highest} highest losses") for name in dropped]
-    analysis, refused = _attempt(_analyse, runs, everything, spec)
+    analysis, refused = _attempt(_analyse, runs, everything, spec, note)
     return FitResult(loss, group, spec, runs, tuple(aside), seed_noise(runs), analysis, refused)
 
 
-def _analyse(runs: Runs, everything: Runs, spec: FitSpec) -> Analysis:
+def _analyse(runs: Runs, everything: Runs, spec: FitSpec, note: Callable[[str], None]) -> Analysis:
     """Raises FitRefusedError if there is no law; refusals of the other parts are recorded in the analysis."""
     law, objective, seed = spec.law, spec.objective, spec.seed
+    note("fitting")
     fitted = fit(law, runs, objective)
-    draws = bootstrap(fitted, spec.draws, seed)
+    draws = bootstrap(fitted, spec.draws, seed, note)
     with_dropped, _ = _attempt(fit, law, everything, objective) if spec.drop_highest else (None, None)
-    held, held_refused = _attempt(hold_out, law, runs, objective, spec.hold_out, seed)
+    held, held_refused = _attempt(hold_out, law, runs, objective, spec.hold_out, seed, note)
+    note("hold-outs of lower cuts, cross-checks")
     predictions = tuple(predict(fitted, draws, flops, spec.unique) for flops in spec.predict)
     task, task_refused = None, None
     if spec.score:

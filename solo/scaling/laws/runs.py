@@ -40,13 +40,13 @@ class Runs:
     score: Array
 
     def __len__(self) -> int:
-        return len(self.id)
+        return len(self.n)
 
     def __getitem__(self, rows: Any) -> Runs:
         """Returns the runs selected by an index array or a boolean mask."""
         places = np.arange(len(self))[rows]
         picked: dict[str, Any] = {
-            field.name: tuple(value[place] for place in places) if isinstance(value, tuple) else value[places]
+            field.name: tuple(map(value.__getitem__, places.tolist())) if isinstance(value, tuple) else value[places]
             for field in fields(self)
             for value in [getattr(self, field.name)]
         }
@@ -65,6 +65,11 @@ class Runs:
     def variables(self) -> dict[str, Array]:
         """Returns the arrays that a law is evaluated on."""
         return {"n": self.n, "d": self.d, "flops": self.flops, "unique": self.unique}
+
+    def nameless(self, rows: np.ndarray) -> Runs:
+        """Returns the runs of a boolean mask without `id` and `cluster`: cheap, for checks of the numbers."""
+        numbers = {name: value[rows] for name, value in vars(self).items() if not isinstance(value, tuple)}
+        return replace(self, id=(), cluster=(), **numbers)
 
     def with_loss(self, loss: Array) -> Runs:
         """Returns the same runs with other losses."""

@@ -16,6 +16,7 @@ from solo.scaling.laws.law import Array
 from solo.scaling.laws.problem import Problem
 
 MOST_STEPS = 300
+_BLOCK = 100_000  # residuals evaluated together: the temporary arrays of a block stay in the cache
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
 
 
@@ -34,6 +35,16 @@ def solve(problem: Problem, starts: Array, weights: Array | None = None, steps: 
     Beyond delta the Huber loss has no curvature, so that the Gauss-Newton matrix may be singular; it is damped with
     some of the majoriser, whose step always descends.
     """
+    size = max(_BLOCK // max(len(problem.runs), 1), 1)
+    if len(starts) > size:
+        weights = np.broadcast_to(1.0 if weights is None else weights, (len(starts), len(problem.runs)))
+        blocks = [slice(first, first + size) for first in range(0, len(starts), size)]
+        parts = [solve(problem.only(block), starts[block], weights[block], steps) for block in blocks]
+        return Solutions(
+            np.concatenate([part.vectors for part in parts]),
+            np.concatenate([part.objective for part in parts]),
+            np.concatenate([part.converged for part in parts]),
+        )
     vectors = np.clip(np.array(starts, float), problem.lower, problem.upper)
     count = len(vectors)
     weights = np.broadcast_to(1.0 if weights is None else weights, (count, len(problem.runs)))

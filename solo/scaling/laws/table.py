@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import numpy as np
 
 from solo.config import ConfigError
 from solo.config.base import nearest
+from solo.scaling.laws.law import Array
 from solo.scaling.laws.runs import Runs, make_runs
 from solo.scaling.laws.table_file import Row, columns_of, number, read_rows, text, where
+from solo.scaling.laws.units import check_units
 
 DONE = "done"
 # Losses of different tokenizers or evaluation sets are not comparable.
 _UNMIXED = ("tokenizer", "evaluation_set")
+# Names that pandas gives to the numbers of rows; two rows that differ only there are equal.
+_ROW_NUMBERS = ("", "Unnamed: 0", "index", "level_0")
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,10 @@ class Table:
         by = self.columns.by
         if by is None:
             return [(None, self)]
-        values = dict.fromkeys(text(row.get(by)) for row in self.rows)
-        return [
-            (value, replace(self, rows=tuple(row for row in self.rows if text(row.get(by)) == value)))
-            for value in values
-        ]
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(text(row.get(by)), []).append(row)
+        return [(value, replace(self, rows=tuple(rows))) for value, rows in groups.items()]
 
     def runs(self, loss: str) -> tuple[Runs, tuple[SetAside, ...]]:
         """Returns the runs with one of the losses, and the rows in which it is not a positive number.
@@ -124,29 +127,25 @@ class Table:
                 )
 
 
-def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = ()) -> Table:
+def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (), trust_units: bool = False) -> Table:
     """Reads a table and sets aside the rows that must not be fitted.
 
     Args:
         path: a CSV, JSON lines or parquet file, or the folder of a sweep.
         columns: names of the columns.
         conditions: as in `--where`; rows that do not meet them are not part of the table.
+        trust_units: accept sizes and compute that `check_units` refuses.
 
     Raises:
-        ConfigError: the table cannot be read, lacks a column, has no row left, or has two different rows for one id.
+        ConfigError: the table cannot be read, lacks a column, has no row left, has two different rows for one id, or
+            its numbers are not parameters, tokens and FLOPs.
     """
     everything, sha256 = read_rows(path)
     rows = where(everything, conditions)
     if not rows:
         raise ConfigError(f"{path}: no row of {len(everything)} meets {' and '.join(conditions)}")
     columns = _resolve(columns, rows, str(path))
-    if not any(columns.id in row for row in rows):
-        columns = replace(columns, id="name" if _names_rows(rows) else "(row)")
-        first = dict[str, int]()  # of several equal rows
-        places = [first.setdefault(repr(sorted(row.items())), place) for place, row in enumerate(rows, start=1)]
-        rows = [{"(row)": f"row {place}", **row} for place, row in zip(places, rows, strict=True)]
-    known = dict.fromkeys(name for row in rows for name in row)
-    rows = [{**known, **row} for row in rows]
+    columns, rows = _named(columns, rows)
     rows, aside = _without_repeats(rows, columns, str(path))
     kept = []
     for row in rows:
@@ -157,6 +156,8 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
             kept.append(row)
     if not kept:
         raise ConfigError(f"{path}: no run is left to fit: {count(aside)}")
+    if not trust_units:
+        _check_units(kept, columns, str(path))
     return Table(str(path), sha256, columns, tuple(kept), len(everything), tuple(aside))
 
 
@@ -203,6 +204,31 @@ def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
     )
 
 
+def _named(columns: Columns, rows: list[Row]) -> tuple[Columns, list[Row]]:
+    """Returns rows that all have the same columns and a name; nameless rows that are equal get one name."""
+    if not any(columns.id in row for row in rows):
+        columns = replace(columns, id="name" if _names_rows(rows) else "(row)")
+    used = {getattr(columns, field.name) for field in fields(columns)}
+    known = {name: None for row in rows for name in row if name in used or name not in _ROW_NUMBERS}
+    named, first = [], dict[str, int]()
+    for place, row in enumerate(rows, start=1):
+        row = {name: row.get(name) for name in known}
+        if not text(row.get(columns.id)):
+            row[columns.id] = f"row {first.setdefault(repr(row), place)}"
+        named.append(row)
+    return columns, named
+
+
+def _check_units(rows: list[Row], columns: Columns, path: str) -> None:
+    def array(name: str) -> Array:
+        return np.array([number(row.get(name)) for row in rows])
+
+    names = {"n": columns.n, "d": columns.d, "flops": columns.flops}
+    ids = [text(row.get(columns.id)) for row in rows]
+    flops = array(columns.flops) if columns.flops in rows[0] else None
+    check_units(path, names, ids, array(columns.n), array(columns.d), flops)
+
+
 def _names_rows(rows: list[Row]) -> bool:
     names = [text(row.get("name")) for row in rows]
     return all(names) and len(set(names)) == len(names)
@@ -216,7 +242,7 @@ def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list
         name = text(row.get(columns.id))
         if name not in by_id:
             by_id[name] = row
-        elif by_id[name] == row:
+        elif repr(by_id[name]) == repr(row):  # NaN is not equal to itself
             aside.append(SetAside(name, "repeated line"))
         else:
             conflicts.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import importlib
@@ -47,20 +48,24 @@ def read_rows(path: str | Path) -> tuple[list[Row], str]:
     readers = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
     if path.suffix not in readers:
         raise ConfigError(f"{path}: expected one of {', '.join(readers)}, or a sweep's folder with a {RESULTS}")
-    rows = [flat(row) for row in readers[path.suffix](data, path)]
+    rows = readers[path.suffix](data, path)
     if not rows:
         raise ConfigError(f"{path} has no rows")
     return rows, hashlib.sha256(data).hexdigest()
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
-    """Returns a row without nesting: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}."""
+    """Returns a row without nesting: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}.
+
+    Raises:
+        ValueError: two values get the same name, as in {"losses": {"text": 2.0}, "losses.text": 3.0}.
+    """
     found: Row = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + str(name)] = value
+        part = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + str(name): value}
+        if repeated := found.keys() & part.keys():
+            raise ValueError(f"several columns are named {min(repeated)!r}; give each its own name")
+        found |= part
     return found
 
 
@@ -113,22 +118,30 @@ def _csv(data: bytes, path: Path) -> list[Row]:
     """Cells are separated by the most frequent of comma, semicolon and tab in the first line."""
     content = _decoded(data, path)
     separator = max(_SEPARATORS, key=content.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
+    line = 1  # where the row begins: a quoted cell may contain line breaks
     try:
         header = [name.strip() for name in next(reader, [])]
-        if repeated := [name for name, count in Counter(header).items() if count > 1]:
-            raise ConfigError(f"{path}: several columns are named {repeated[0]!r}; give each its own name")
-        for cells in filter(None, reader):
-            if len(cells) != len(header):
+        _refuse_repeated(header, path)
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells and len(cells) != len(header):
                 raise ConfigError(
-                    f"{path}, line {reader.line_num}: the number of cells differs from that of the header,"
+                    f"{path}, line {line}: the number of cells differs from that of the header,"
                     f" {len(cells)} instead of {len(header)}"
                 )
-            rows.append(dict(zip(header, cells, strict=True)))
+            if cells:
+                rows.append(dict(zip(header, cells, strict=True)))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+        raise ConfigError(f"{path}, line {line}: not CSV: {error}") from None
     return rows
+
+
+def _refuse_repeated(names: Sequence[str], path: Path) -> None:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"{path}: several columns are named {repeated[0]!r}; give each its own name")
 
 
 def _json_lines(data: bytes, path: Path) -> list[Row]:
@@ -138,30 +151,50 @@ def _json_lines(data: bytes, path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repeats)
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object, found {type(row).__name__}")
+            rows.append(flat(row))
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path}, line {place}: not JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}, line {place}: expected an object, found {type(row).__name__}")
-        rows.append(row)
+        except (ValueError, RecursionError) as error:  # a repeated key, a number of 5,000 digits, 10,000 brackets
+            raise ConfigError(f"{path}, line {place}: {error}") from None
     return rows
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"several columns are named {repeated!r}; give each its own name")
+    return found
+
+
 def _decoded(data: bytes, path: Path) -> str:
+    # Spreadsheets save "Unicode text" as UTF-16, which begins with a byte order mark.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        content = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line}: not UTF-8; save the table as UTF-8") from None
+        name = encoding.removesuffix("-sig").upper()
+        raise ConfigError(f"{path}, line {line}: not {name}; save the table as UTF-8") from None
+    if (place := content.find("\0")) >= 0:
+        line = content.count("\n", 0, place) + 1
+        raise ConfigError(f"{path}, line {line}: contains NUL; if the table is UTF-16, save it as UTF-8")
+    return content
 
 
 def _parquet(data: bytes, path: Path) -> list[Row]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        try:
-            pandas = importlib.import_module("pandas")
-            return list(pandas.read_parquet(io.BytesIO(data)).to_dict("records"))
-        except ImportError:
-            raise ConfigError(f"{path}: reading parquet needs pyarrow: pip install pyarrow, or save as CSV") from None
-    return list(parquet.read_table(io.BytesIO(data)).to_pylist())
+        raise ConfigError(f"{path}: reading parquet needs pyarrow: pip install pyarrow, or save as CSV") from None
+    try:
+        file = parquet.ParquetFile(io.BytesIO(data))
+        _refuse_repeated(file.schema_arrow.names, path)
+        return [flat(row) for row in file.read().to_pylist()]
+    except ConfigError:
+        raise
+    except (ValueError, OSError) as error:  # pyarrow's own errors are subclasses of these
+        raise ConfigError(f"{path}: cannot read it as parquet: {str(error).splitlines()[0]}") from None

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,11 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch) -> None:
         ("missing.csv", None, "cannot read results .*missing.csv: No such file"),
         ("runs.xlsx", "x", "expected one of .csv, .jsonl, .parquet"),
         ("runs.csv", "id,n,d\n", "has no rows"),
+        ("runs.csv", 'id,n\n"a\nb",1\n"c\nd",2,3\n', "line 4: the number of cells .* 3 instead of 2"),
+        ("runs.csv", 'id,n\na,1\n"b,2\nc,3\n', "line 3: not CSV: unexpected end of data"),
+        ("runs.csv", "id,n\na\u2028b,1\nc\n", "line 3: the number of cells .* 1 instead of 2"),
+        ("runs.csv", "id,n\na,1\n".encode("utf-16-le"), "line 1: contains NUL; if the table is UTF-16"),
+        ("runs.csv", "id,n\n".encode("utf-16")[:-1], "line 1: not UTF-16"),
         ("runs.csv", "id,n\na,1\nb,2,3\nc,4\n", "line 3: the number of cells .* 3 instead of 2"),
         ("runs.csv", "id,n, n\na,1,2\n", "several columns are named 'n'"),
         ("runs.csv", "id,n\na,1\n\xe9,2\n".encode("latin-1"), "line 3: not UTF-8"),
@@ -106,6 +112,15 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch) -> None:
         ("runs.jsonl", "\xe9".encode("latin-1"), "line 1: not UTF-8"),
         ("runs.jsonl", '{"id": 1}\n{"id":\n', "line 2: not JSON"),
         ("runs.jsonl", "[1]\n", "line 1: expected an object, found list"),
+        ("runs.jsonl", '\n{"n": 1, "d": 2, "n": 3}\n', "line 2: several columns are named 'n'"),
+        (
+            "runs.jsonl",
+            '{"losses": {"text": 1}, "losses.text": 2}\n',
+            "several columns are named 'losses.text'",
+        ),
+        ("runs.jsonl", '{"n": ' + "1" * 5000 + "}", "runs.jsonl, line 1: Exceeds the limit"),
+        ("runs.jsonl", "[" * 100_000, "runs.jsonl, line 1: maximum recursion depth"),
+        ("runs.parquet", b"PAR1 cut short", "runs.parquet: cannot read it as parquet"),
     ],
 )
 def test_unreadable_files(tmp_path, name, content, message) -> None:
@@ -119,14 +134,15 @@ def test_unreadable_files(tmp_path, name, content, message) -> None:
     ("name", "content"),
     [
         ("runs.csv", "\ufeffid,n\na,1\n\nb,2\n"),
+        ("runs.csv", "id\tn\r\na\t1\r\nb\t2\r\n".encode("utf-16")),
         ("runs.csv", "id ; n\r\na;1\r\nb;2\r\n"),
         ("runs.csv", "id\tn\na\t1\nb\t2"),
         ("runs.jsonl", '\ufeff{"id": "a", "n": "1"}\n{"id": "b", "n": "2"}'),
     ],
 )
 def test_what_spreadsheets_write(tmp_path, name, content) -> None:
-    """A byte order mark, other separators, spaces in the header, blank lines."""
-    (tmp_path / name).write_bytes(content.encode())
+    """A byte order mark, UTF-16, other separators, spaces in the header, blank lines."""
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert read_rows(tmp_path / name)[0] == [{"id": "a", "n": "1"}, {"id": "b", "n": "2"}]
 
 
@@ -246,6 +262,39 @@ def test_a_repeated_line_counts_once(tmp_path) -> None:
     table = load_table(folder(tmp_path / "s", nameless), Columns())
     assert [table.id_of(line) for line in table.rows] == ["row 1", "row 2"]
     assert count(table.set_aside) == "1 with repeated line (row 1)"
+
+
+@pytest.mark.parametrize("column", ["", "Unnamed: 0", "index"])
+def test_the_row_numbers_of_pandas_do_not_make_equal_rows_different(tmp_path, column) -> None:
+    (tmp_path / "runs.csv").write_text(f"{column},N,D,loss\n0,1e8,2e9,3.0\n1,2e8,2e9,2.9\n2,1e8,2e9,3.0\n")
+    columns = Columns(n="N", d="D", losses=("loss",))
+    table = load_table(tmp_path / "runs.csv", columns)
+    assert [table.id_of(line) for line in table.rows] == ["row 1", "row 2"]
+    assert count(table.set_aside) == "1 with repeated line (row 1)"
+    named = load_table(tmp_path / "runs.csv", replace(columns, id=column))
+    assert [named.id_of(line) for line in named.rows] == ["0", "1", "2"]
+
+
+def test_rows_without_an_id_beside_rows_with_one(tmp_path) -> None:
+    rows = [row(0), row(1, id=None), row(2, id=""), row(1, id=None)]
+    table = load_table(folder(tmp_path / "s", rows), Columns())
+    assert [table.id_of(line) for line in table.rows] == ["run0", "row 2", "row 3"]
+    assert count(table.set_aside) == "1 with repeated line (row 2)"
+
+
+def test_a_repeated_line_of_parquet_with_an_empty_number(tmp_path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rows = [{"id": "a", "N": 1e8, "D": 2e9, "loss": 3.0, "note": float("nan")}] * 2
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "runs.parquet")
+    assert len(load_table(tmp_path / "runs.parquet", Columns(n="N", d="D", losses=("loss",))).rows) == 1
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path) -> None:
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    table = arrow.Table.from_arrays([arrow.array([1.0]), arrow.array([2.0])], names=["N", "N"])
+    parquet.write_table(table, tmp_path / "runs.parquet")
+    with pytest.raises(ConfigError, match=r"runs\.parquet: several columns are named 'N'"):
+        read_rows(tmp_path / "runs.parquet")
 
 
 def test_one_id_for_two_runs_is_refused(tmp_path) -> None:
