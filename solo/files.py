@@ -29,6 +29,26 @@ def write_whole(path: Path, content: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def unwritable(path: Path, folder: bool = False) -> str | None:
+    """Returns why a file cannot be written, or None if it can be. The folder that will hold it is created.
+
+    Args:
+        path: a file, or a folder for files.
+        folder: whether `path` is a folder.
+    """
+    if not folder and path.is_dir():
+        return "it is a folder"
+    home = path if folder else path.parent
+    probe = home / f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
 # The file that Orbax writes last into a checkpoint's folder.
 COMMIT_MARKER = "commit_success.txt"
 

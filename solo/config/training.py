@@ -117,6 +117,8 @@ class StageConfig(Section):
             raise ValueError("set exactly one of steps and epochs")
         for fault in mixture_faults(self):
             raise ValueError(fault)
+        if not self.train:
+            raise ValueError("train: [] trains nothing; leave it out to train everything, or leave out the stage")
         if self.batch_rows % self.accumulate:
             raise ValueError(f"batch_rows {self.batch_rows} is not a multiple of accumulate {self.accumulate}")
         if (self.patch_slots is None) != (self.text_slots is None):

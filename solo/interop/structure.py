@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from solo.config import Config
 from solo.interop.layouts import LAYOUTS
@@ -24,6 +25,23 @@ class Structure:
     components: tuple[ComponentCount, ...]
     vocab_size: int
     layouts: dict[str, tuple[int, int]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the figures for JSON, with the parameters that a text token and a patch use."""
+        return {
+            "components": {
+                each.name: {"parameters": each.total, "of_text": each.of_text, "of_patches": each.of_patches}
+                for each in self.components
+            },
+            "parameters": sum(each.total for each in self.components),
+            "of_text": sum(each.of_text for each in self.components),
+            "of_patches": sum(each.of_patches for each in self.components),
+            "vocab_size": self.vocab_size,
+            "layouts": {
+                name: {"tensors": tensors, "parameters": parameters}
+                for name, (tensors, parameters) in self.layouts.items()
+            },
+        }
 
 
 def structure(config: Config) -> Structure:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo.files import write_whole
+from solo.files import unwritable, write_whole
 from solo.verbs.overrides import OVERRIDES
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def add_arguments(parser: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run `solo plan`. Returns the exit status."""
+    _check(arguments)
     if arguments.count:
         return _count(arguments)
     from solo.config import load_config
@@ -93,6 +94,35 @@ def run(arguments: argparse.Namespace) -> int:
     return _refuse(found)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for values and combinations without a meaning, and for files that cannot be written.
+
+    Compiling takes minutes, so these are found before it.
+    """
+    from solo.config import ConfigError
+
+    if arguments.count:
+        for flag, value, default in (
+            ("--slices", arguments.slices, 1),
+            *((f"--{name}", getattr(arguments, name), None) for name in ("stage", "search", "hlo")),
+            ("--rows-per-device", arguments.rows_per_device, None),
+            ("--document-slots", arguments.document_slots, None),
+            ("--usd-per-chip-hour", arguments.usd_per_chip_hour, None),
+            ("--quick", arguments.quick, False),
+        ):
+            if value != default:
+                raise ConfigError(f"{flag} goes with --on, not with --count, which compiles nothing")
+    for flag, value in (("--tries", arguments.tries), ("--document-slots", arguments.document_slots)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{flag} {value}: expected at least 1")
+    price = arguments.usd_per_chip_hour
+    if price is not None and not 0 <= price < float("inf"):
+        raise ConfigError(f"--usd-per-chip-hour {price:g}: expected a price of at least 0")
+    for flag, path in (("--json", arguments.json), ("--search", arguments.search), ("--hlo", arguments.hlo)):
+        if path is not None and (reason := unwritable(path, folder=flag == "--hlo")):
+            raise ConfigError(f"{flag} {path}: cannot be written: {reason}")
+
+
 def _count(arguments: argparse.Namespace) -> int:
     """Print the model's parameters by component, and its tensors in every published layout."""
     from rich.console import Console
@@ -114,6 +144,8 @@ def _count(arguments: argparse.Namespace) -> int:
     console.print(f"vocabulary {found.vocab_size:,}")
     for layout, (tensors, parameters) in found.layouts.items():
         console.print(f"as {layout}: {tensors:,} tensors, {parameters:,} parameters", highlight=False)
+    if arguments.json:
+        write_whole(arguments.json, json.dumps(found.as_json(), indent=1) + "\n")
     return 0
 
 

@@ -22,7 +22,7 @@ from solo.machines import Machine
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
-from solo.sharding.axes import AXES, mesh_sizes, rows_per_shard
+from solo.sharding.axes import AXES, check_slots, mesh_sizes, rows_per_shard
 from solo.sharding.mesh import parameter_shardings, shardings_like
 from solo.training.losses import targets_per_chunk
 from solo.training.optimizer import make_optimizer, trainable_paths
@@ -96,11 +96,12 @@ def hand_count(
     """Estimate the memory of a stage's step on a number of devices.
 
     Raises:
-        ConfigError: the mesh does not fit the devices, or the rows cannot be sharded evenly.
+        ConfigError: the mesh does not fit the devices, or the rows or their slots cannot be sharded evenly.
     """
     sizes = mesh_sizes(config.mesh, devices)
     mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     rows = rows_per_shard(stage, sizes)
+    check_slots(stage, shape.patch_slots, shape.text_slots, sizes)
     slots = rows * shape.slots // sizes["context"]
     paths = tuple(trainable_paths(definition.specs, stage))
     parameters, trained, optimizer = _state(definition, paths, stage.optimizer, stage.optimizer_state == "carry", mesh)

@@ -61,3 +61,23 @@ def rows_per_shard(stage: StageConfig, sizes: Mapping[str, int]) -> int:
             " change accumulate or mesh"
         )
     return rows // shards
+
+
+def check_slots(stage: StageConfig, patch_slots: int, text_slots: int, sizes: Mapping[str, int]) -> None:
+    """Checks that the slots of a row can be sharded evenly. `sizes` are those of a mesh's axes.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    parts = sizes["context"]
+    if patch_slots % parts or text_slots % parts:
+        multiple = parts * stage.slot_multiple // gcd(parts, stage.slot_multiple)
+        how = (
+            f"slot_multiple={multiple}"
+            if stage.patch_slots is None
+            else f"patch_slots and text_slots to multiples of {parts}"
+        )
+        raise ConfigError(
+            f"stage {stage.name!r}: the {patch_slots:,} patches and {text_slots:,} text tokens of a row cannot be"
+            f" sharded evenly over mesh.context={parts}; set the stage's {how}, or change mesh.context"
+        )

@@ -20,6 +20,7 @@ from solo.data.planning.stage_plan import PlanStatistics, StagePlan
 from solo.data.rows.loader import Loader, batch_record_ids
 from solo.data.store.prepare import Prepared
 from solo.model.flops import BatchStats, batch_stats
+from solo.sharding.axes import check_slots, rows_per_shard
 from solo.sharding.hosts import RowShare, row_share, summed
 from solo.training.checkpoint import Progress
 from solo.training.idle import IdleWatch
@@ -69,6 +70,9 @@ class Feeder:
         self, config: Config, prepared: Prepared, mesh: Mesh, ledger: Ledger, idle: IdleWatch, quarantine: Path
     ):
         self.plans: Sequence[StagePlan] = [self._plan(config, prepared, stage) for stage in config.stages]
+        for plan in self.plans:  # all of them now, not after days of earlier stages
+            rows_per_shard(plan.stage, mesh.shape)
+            check_slots(plan.stage, plan.shape.patch_slots, plan.shape.text_slots, mesh.shape)
         self.share: RowShare = row_share(mesh)
         self.learner: MixtureLearner | None = None
         self._config, self._prepared, self._mesh = config, prepared, mesh
