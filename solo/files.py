@@ -1,16 +1,46 @@
 """Files that survive a kill: files written atomically, files of JSON lines, and complete checkpoints.
 
-Standard library only, so that every part of the package can write with it.
+Standard library only, except for places in a bucket, so that every part of the package can write with it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is a URL."""
+    return _URL.match(os.fspath(path)) is not None
+
+
+def place(path: str | os.PathLike[str]) -> Path:
+    """Returns a path, or for a URL such as `gs://bucket/runs` an object with the methods of one."""
+    text = os.fspath(path)
+    if not is_remote(text):
+        return Path(text)
+    from etils import epath  # pathlib would make one slash of two
+
+    return cast(Path, epath.Path(text.rstrip("/")))
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """Returns an absolute path without symbolic links; URLs stay as they are."""
+    found = place(path)
+    return found if is_remote(found) else found.resolve()
+
+
+def cache_folder() -> Path:
+    """Returns the folder of this machine for copies of what is in buckets: $SOLO_CACHE, by default ~/.cache/solo."""
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "solo")
+    return Path(os.environ.get("SOLO_CACHE") or default).expanduser().absolute()
 
 
 def write_whole(path: Path, content: str) -> None:
@@ -59,7 +89,16 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Returns the folders `<step>` of all complete checkpoints in a folder, in the order of their steps."""
+    """Returns the folders `<step>` of all complete checkpoints in a folder, in the order of their steps.
+
+    Raises:
+        solo.storage.BucketError: the folder is in a bucket that cannot be reached.
+    """
+    if is_remote(folder):
+        from solo.storage import Bucket
+
+        steps = Bucket(str(folder)).folders_with(COMMIT_MARKER)
+        return [folder / step for step in sorted(filter(str.isdecimal, steps), key=int)]
     found = (path.parent for path in folder.glob(f"*/{COMMIT_MARKER}"))
     return sorted(filter(is_complete, found), key=lambda path: int(path.name))
 

@@ -218,7 +218,7 @@ class DataConfig(Section):
     )
     cache: str | None = Field(
         None,
-        description="folder for copies of files of a bucket; null: ~/.cache/solo, or solo in $XDG_CACHE_HOME",
+        description="folder for copies of files of a bucket; null: $SOLO_CACHE, or ~/.cache/solo",
         json_schema_extra=decides("nothing"),
     )
     cache_gigabytes: float = Field(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from solo.config.base import ConfigError, Section, decides, nearest
 from solo.config.checkpoint import CheckpointConfig, SafetyConfig
@@ -12,6 +13,10 @@ from solo.config.data import DataConfig, ImageConfig, SequenceConfig
 from solo.config.evaluation import EvaluationConfig
 from solo.config.model import MeshConfig, ModelConfig
 from solo.config.training import StageConfig
+from solo.files import is_remote, place
+
+# Bucket names as both stores have them: more would be refused only when the first checkpoint is saved.
+_BUCKET = re.compile(r"(gs|s3)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/\s]+)*/?")
 
 
 class Config(Section):
@@ -21,7 +26,9 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", json_schema_extra=decides("nothing"))
     folder: str = Field(
-        "runs", description="the run's files are in <folder>/<name>", json_schema_extra=decides("nothing")
+        "runs",
+        description="the run's files are in <folder>/<name>; also gs://bucket/folder or s3://bucket/folder",
+        json_schema_extra=decides("nothing"),
     )
     seed: int = Field(0, ge=0, json_schema_extra=decides("data", "result"))
     init_from: str | None = Field(
@@ -41,6 +48,15 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     safety: SafetyConfig = SafetyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, folder: str) -> str:
+        if is_remote(folder) and not _BUCKET.fullmatch(folder):
+            raise ValueError(
+                f"{folder!r} is neither a folder nor a place in a bucket: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
+            )
+        return folder
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -109,5 +125,5 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run's files."""
-        return Path(self.folder) / self.name
+        """The folder of the run's files; in a bucket, an object with the methods of a path."""
+        return place(self.folder) / self.name

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from solo.data.readers.file_kinds import file_kind
-from solo.data.readers.paths import READ_ERRORS, is_compressed, is_remote, open_bytes
+from solo.data.readers.paths import READ_ERRORS, is_compressed, open_bytes
 from solo.data.readers.text_files import DamagedError
+from solo.files import is_remote
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tar.xz")
 LARGEST_MEMBER = 1 << 30  # bytes that are read of one member

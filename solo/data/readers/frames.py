@@ -16,10 +16,11 @@ from solo.data.readers.examples import record_id
 from solo.data.readers.image_files import load_image
 from solo.data.readers.imagefolder import IMAGE_SUFFIXES
 from solo.data.readers.listing import Entry, list_folder
-from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, natural, open_bytes, suffix
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, natural, open_bytes, suffix
 from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
 from solo.data.readers.wording import kind, shown
 from solo.data.record import Image, Place, Record, Turn
+from solo.files import is_remote
 
 _WHAT = "reader 'frames'"
 CONTAINERS = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts"))

@@ -13,10 +13,11 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from PIL import Image as PillowImage
 
-from solo.data.readers.paths import READ_ERRORS, is_remote, open_bytes, open_regular
+from solo.data.readers.paths import READ_ERRORS, open_bytes, open_regular
 from solo.data.readers.registry import UnreadableFileError
 from solo.data.readers.wording import kind
 from solo.data.record import Image, encode_png
+from solo.files import is_remote
 
 MAX_BYTES = 1 << 30
 """Bytes of an encoded image at most."""

@@ -19,12 +19,13 @@ from solo.data.readers import json_files
 from solo.data.readers.examples import example_id
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.image_files import load_image
-from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, open_bytes, stamp, suffix
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, open_bytes, stamp, suffix
 from solo.data.readers.registry import Examples, Ignored, Omitted, Part, Reader, Unreadable, reader
 from solo.data.readers.tables import SUFFIXES, Columns, open_table, table_files, table_parts, table_rows
 from solo.data.readers.text_files import DamagedError, short_names
 from solo.data.readers.webdataset import Sample, parse_member, samples
 from solo.data.record import Image, Place, Record, Turn
+from solo.files import is_remote
 
 _WHAT = "reader 'interleaved'"
 _SEPARATORS = {"OBELICS": "\n\n", "MMC4": " ", "mOSCAR": "\n\n"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from solo.config import ConfigError
-from solo.data.readers.paths import is_remote
+from solo.files import is_remote
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 from solo.config import ConfigError
 from solo.data.readers import json_files
 from solo.data.readers.examples import IgnoredKeys, example_id, joined, read_example
-from solo.data.readers.paths import Paths, expand, is_remote, suffix
+from solo.data.readers.paths import Paths, expand, suffix
 from solo.data.readers.registry import Examples, Part, Reader, Unreadable, reader
 from solo.data.record import Place, Record
+from solo.files import is_remote
 
 
 @dataclass(frozen=True)

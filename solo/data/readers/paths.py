@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import IO, Any, cast
 
 from solo.config import ConfigError
+from solo.files import is_remote
 
 Paths = str | tuple[str, ...]
 """A path, a glob (`shards/*.tar`), a range (`shards/{000..127}.tar`), or a list of them; local, or a URL such as
@@ -25,16 +26,10 @@ COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a missing, unreachable or damaged file raises."""
 
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_PATHS = 1_000_000  # of one range
-
-
-def is_remote(path: str) -> bool:
-    """Returns whether a path is a URL."""
-    return _REMOTE.match(path) is not None
 
 
 def expand(paths: Paths, what: str) -> list[str]:

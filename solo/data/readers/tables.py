@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from solo.config import ConfigError, nearest
 from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.listing import is_hidden
-from solo.data.readers.paths import READ_ERRORS, Paths, expand, is_remote, natural, open_bytes, open_regular
+from solo.data.readers.paths import READ_ERRORS, Paths, expand, natural, open_bytes, open_regular
 from solo.data.readers.registry import Part
 from solo.data.readers.text_files import DamagedError, short_names
+from solo.files import is_remote
 
 SUFFIXES = (".parquet", ".arrow")
 _BATCH_BYTES = 32 << 20

@@ -11,10 +11,10 @@ from solo.config import ConfigError, nearest
 from solo.data.readers.captions import Captions, caption_records
 from solo.data.readers.class_names import ClassNames, read_class_names
 from solo.data.readers.listing import list_folder
-from solo.data.readers.paths import is_remote
 from solo.data.readers.pixels import check_pixels, encode_pixels
 from solo.data.readers.registry import Examples, Part, Reader, Unreadable, reader
 from solo.data.record import Image, Place
+from solo.files import is_remote
 
 _WHAT = "reader 'tfds'"
 _LIST = 1  # dimensions that a list adds

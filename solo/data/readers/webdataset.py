@@ -20,10 +20,11 @@ from solo.data.readers.examples import IMAGES as NAMED_IMAGES
 from solo.data.readers.examples import MESSAGES, OTHER_IMAGES, read_example
 from solo.data.readers.image_files import load_image
 from solo.data.readers.json_files import parse
-from solo.data.readers.paths import Paths, expand, is_remote, natural
+from solo.data.readers.paths import Paths, expand, natural
 from solo.data.readers.registry import Examples, Ignored, Part, Reader, Unreadable, reader
 from solo.data.readers.text_files import short_names
 from solo.data.record import Image, Place, Record, Turn
+from solo.files import is_remote
 
 IMAGES = frozenset(
     [

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from solo.data.readers import Part
-from solo.data.readers.paths import is_remote, open_bytes
+from solo.data.readers.paths import open_bytes
 from solo.data.readers.paths import stamp as stamp_of
-from solo.files import write_whole
+from solo.files import is_remote, write_whole
 
 Check = Literal["time", "hash", "none"]
 Stamp = tuple[int, int]  # size; time in nanoseconds, or 48 bits of a hash

@@ -28,13 +28,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from solo.config import Config, ConfigError
-from solo.data.readers.paths import is_remote
 from solo.data.store.access import TOKENIZER, lock_file, source_content
 from solo.data.store.bucket import Bucket, BucketError, local_folder, side_by_side
 from solo.data.store.checksums import FileSum, fault
 from solo.data.store.description import Description
 from solo.data.store.safety import claim
-from solo.files import write_whole
+from solo.files import is_remote, write_whole
 from solo.locks import hold
 
 SETTINGS = ".mirror.json"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from solo.config import Config, ConfigError
-from solo.data.readers.paths import is_remote
 from solo.data.store.bucket import local_folder
+from solo.files import is_remote
 
 MARKER = ".made-by-solo"
 _MARK = "`solo prepare` made this folder, and replaces or removes the files that it has put here.\n"

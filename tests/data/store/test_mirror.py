@@ -207,8 +207,8 @@ def test_what_cannot_be_reached_is_said_in_words(tmp_path, s3, gs, monkeypatch):
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(ConfigError, match="Unable to locate credentials; log in with `aws configure`"):
         prepare(remote(tmp_path, s3, sources))
-    monkeypatch.setattr("solo.data.store.bucket._PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(Bucket, "sizes", lambda self, folder: time.sleep(2))
+    monkeypatch.setattr("solo.storage._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(Bucket, "_probe", lambda self: time.sleep(2))
     with pytest.raises(ConfigError, match="does not answer within"):
         prepare(remote(tmp_path, gs, sources))
 
