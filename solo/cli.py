@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from solo.config import ConfigError
+    from solo.training.distributed import MISTAKES
 
     try:
         return parsed.verb(parsed)
-    except (ConfigError, ValueError, FileExistsError) as error:
+    except MISTAKES as error:
         print(f"solo: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except RuntimeError as error:

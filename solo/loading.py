@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from solo.inference.loading import load_run, read_parameters
+from solo.inference.loading import load_run, read_parameters, with_newest
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
 from solo.interop.config_json import read_config_json
@@ -89,4 +89,6 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
         return read_parameters(path, definition, mesh)
     if not path.is_dir():
         raise ValueError(f"init_from: {path} is not a folder; expected weights (solo import), a run, or its checkpoint")
-    return read_parameters(find_checkpoint(path, which or "latest"), definition, mesh)
+    if which is None:
+        return with_newest(path, lambda checkpoint: read_parameters(checkpoint, definition, mesh))
+    return read_parameters(find_checkpoint(path, which), definition, mesh)

@@ -23,6 +23,7 @@ from solo.locks import held_by, hold
 from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
+from solo.training.agreement import compare_configs, compare_plans
 from solo.training.distributed import among_others, first_then_others
 from solo.training.ledger import Ledger
 from solo.training.mixture import mixture_notes
@@ -64,6 +65,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
         OtherProcessError: process 0 of several failed at one of these steps.
     """
     config.check_runnable()
+    compare_configs(config)
     ledger = Ledger(began)
     try:
         with contextlib.ExitStack() as stack:
@@ -98,6 +100,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     observer.note("planning")
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)
+    compare_plans(prepared, trainer.plans)
     for text in mixture_notes(trainer.plans):
         tell(text)
     doubts = check_memory(trainer)

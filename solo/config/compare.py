@@ -46,6 +46,11 @@ class Difference:
         return f"{self.key}: {self.old!r} there, {self.new!r} here"
 
 
+def flat(config: Section) -> dict[str, Any]:
+    """Returns all values by dotted key: JSON scalars and empty containers."""
+    return {key: value for key, (value, _) in _flat(config).items()}
+
+
 def identity(config: Section, level: Level) -> dict[str, Any]:
     """Returns the values that decide at a level, by dotted key: JSON scalars and empty containers.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
@@ -14,8 +17,12 @@ from solo.inference.monolith import Monolith
 from solo.inference.trained import local_mesh
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.mesh import parameter_shardings
-from solo.training.checkpoint import CheckpointError, abstract_parameters, differences, unreadable
+from solo.training.checkpoint import CheckpointError, DamagedError, abstract_parameters, differences, unreadable
+from solo.training.newest import fault
 from solo.training.reference import find_checkpoint
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
@@ -31,10 +38,24 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
         raise ValueError(f"{run} is not a run of solo: it has no config.yaml")
     config = load_config(run / "config.yaml")
     tokenizer = open_tokenizer(run)
-    mesh = local_mesh() if mesh is None else mesh
-    checkpoint = path if is_checkpoint else find_checkpoint(run)
+    devices = local_mesh() if mesh is None else mesh
     definition = define(config, tokenizer.vocab_size)
-    return Monolith(config, tokenizer, read_parameters(checkpoint, definition, mesh), mesh)
+
+    def read(checkpoint: Path) -> Parameters:
+        return read_parameters(checkpoint, definition, devices)
+
+    return Monolith(config, tokenizer, read(path) if is_checkpoint else with_newest(run, read), devices)
+
+
+def with_newest(run: Path, read: Callable[[Path], T]) -> T:
+    """Reads a run's newest checkpoint that can be read. Raises ValueError if there is none."""
+    checkpoint = find_checkpoint(run)
+    while True:
+        try:
+            return read(checkpoint)
+        except DamagedError as error:
+            _log.warning("%s; the one before is taken", error)
+            checkpoint = find_checkpoint(run, below=int(checkpoint.name))
 
 
 def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
@@ -42,11 +63,14 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -
 
     Raises:
         ValueError: the checkpoint is not complete.
-        CheckpointError: its parameters are not the model's; the message lists the differences. Or it is damaged.
+        CheckpointError: its parameters are not the model's; the message lists the differences.
+        DamagedError: files of it are missing or damaged.
     """
     if not is_complete(checkpoint):
         raise ValueError(f"{checkpoint} is not a complete checkpoint")
     wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
+    if found := fault(checkpoint):
+        raise DamagedError(f"checkpoint {checkpoint} is damaged: {found}")
     stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata
     if lines := differences(stored.get("parameters", {}), wanted["parameters"]):
         raise CheckpointError(
@@ -55,4 +79,4 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -
     try:
         return ocp.load_checkpointables(checkpoint.absolute(), wanted)["parameters"]
     except Exception as error:
-        raise CheckpointError(unreadable(checkpoint, error)) from error
+        raise DamagedError(unreadable(checkpoint, error)) from error

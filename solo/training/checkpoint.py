@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ from orbax.checkpoint import v1 as ocp
 from solo.config import CheckpointConfig
 from solo.files import complete_checkpoints
 from solo.model.declare import ParameterSpec
+from solo.training.distributed import first_text, from_first
+from solo.training.newest import newest_whole, position_of, record_sizes, set_aside
 from solo.training.step import TrainState
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
+
+
+class DamagedError(CheckpointError):
+    """Files of a checkpoint are missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run. At most one save is in progress. Not thread-safe."""
+    """The checkpoints of one run, local or not. At most one save is in progress. Not thread-safe."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         # Orbax logs every save through absl.
@@ -58,7 +65,8 @@ class Checkpoints:
         if config.at_steps:
             keep.append(training.preservation_policies.CustomSteps(config.at_steps))
         self.folder = folder.absolute()
-        self._pending: Any = None
+        self.passed_over: list[str] = []  # messages about damaged checkpoints
+        self._pending: Any = None  # (step, Orbax's response) of a save in progress
         self._failed = False
         self._orbax = training.Checkpointer(
             self.folder,
@@ -68,36 +76,78 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def latest(self) -> Progress | None:
-        """Returns the position of the newest complete checkpoint, or None. Raises CheckpointError if it is damaged."""
-        newest = self._orbax.latest
-        if newest is None:
-            return None
-        try:
-            return Progress(**self._orbax.checkpointables_metadata(newest.step).custom_metadata)
-        except Exception as error:
-            raise self._unreadable(newest.step, error) from error
+    def resume(self, abstract: Callable[[Progress], TrainState]) -> tuple[Progress, TrainState] | None:
+        """Restores the newest checkpoint that is whole, in all processes the same one.
+
+        Damaged ones are passed over: they are renamed, and `passed_over` says why.
+
+        Args:
+            abstract: returns a TrainState of `jax.ShapeDtypeStruct` with shardings for a position.
+
+        Returns:
+            The position and the state, or None if there is no checkpoint.
+
+        Raises:
+            CheckpointError: the newest whole checkpoint does not match `abstract`, or all of them are damaged.
+        """
+        while True:
+            told = from_first(self._newest)
+            self.passed_over += told["passed"]
+            self._orbax.reload()  # it does not notice that folders were renamed
+            if told["position"] is None:
+                if self.passed_over:
+                    raise CheckpointError(
+                        "no checkpoint of this run can be read, so nothing was trained:\n"
+                        + "\n".join(f"  {line}" for line in self.passed_over)
+                        + f"\nrestore one of them, or remove {self.folder} to start from the beginning"
+                    )
+                return None
+            progress, damage, state = Progress(**told["position"]), "", None
+            try:
+                state = self.restore(progress, abstract(progress))
+            except DamagedError as error:
+                damage = str(error)
+            damage = first_text(damage)
+            if not damage:
+                assert state is not None
+                return progress, state
+            self.passed_over.append(f"{damage}{from_first(partial(self._set_aside, progress.step))}")
+
+    def _newest(self) -> dict[str, Any]:
+        """Process 0 chooses. Damaged checkpoints that are newer get another name."""
+        newest, passed = newest_whole(self.folder)
+        step = -1 if newest is None else int(newest.name)
+        damaged = [path for path in complete_checkpoints(self.folder) if int(path.name) > step]
+        notes = [text + self._set_aside(int(path.name)) for text, path in zip(passed, reversed(damaged), strict=True)]
+        return {"position": None if newest is None else position_of(newest), "passed": notes}
+
+    def _set_aside(self, step: int) -> str:
+        aside = set_aside(self.folder / str(step))
+        return "" if aside is None else f"; it is named {aside.name} now"
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts a save; returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""
         self.wait()
         tree = {"parameters": state.parameters, "optimizer": _counters(state)}
         try:
-            self._pending = self._orbax.save_checkpointables_async(
+            pending = self._orbax.save_checkpointables_async(
                 progress.step, tree, custom_metadata=dataclasses.asdict(progress)
             )
         except Exception as error:
             raise self._failure(error) from error
+        self._pending = progress.step, pending
 
     def wait(self) -> None:
         """Waits for the save in progress. Raises CheckpointError if it fails."""
         if self._pending is None:
             return
-        pending, self._pending = self._pending, None
+        (step, pending), self._pending = self._pending, None
         try:
             pending.result()
         except Exception as error:
             raise self._failure(error) from error
+        if jax.process_index() == 0:
+            record_sizes(self.folder / str(step))
 
     def restore(self, progress: Progress, abstract: TrainState) -> TrainState:
         """Restores a checkpoint onto the shardings of `abstract`, on any mesh.
@@ -108,14 +158,14 @@ class Checkpoints:
 
         Raises:
             CheckpointError: names or shapes of the parameters or the optimizer state differ; the message lists them.
-                It is also raised if the checkpoint is damaged; the message then names the previous one.
+            DamagedError: files of it are missing or damaged.
         """
         wanted = {"parameters": abstract.parameters, "optimizer": _counters(abstract)}
         self._compare(progress.step, wanted)
         try:
             loaded = self._orbax.load_checkpointables(progress.step, wanted)
         except Exception as error:
-            raise self._unreadable(progress.step, error) from error
+            raise DamagedError(unreadable(self.folder / str(progress.step), error)) from error
         parameters, rest = loaded["parameters"], loaded["optimizer"]
         return TrainState(
             {path: parameters[path] for path in abstract.trainable},
@@ -127,7 +177,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, ascending."""
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        return [int(path.name) for path in complete_checkpoints(self.folder)]
 
     def close(self) -> None:
         """Waits for the save in progress and closes Orbax."""
@@ -139,7 +189,12 @@ class Checkpoints:
                 self._orbax.close()
 
     def _compare(self, step: int, wanted: Mapping[str, Any]) -> None:
-        stored = self._orbax.checkpointables_metadata(step).metadata
+        try:
+            stored = self._orbax.checkpointables_metadata(step).metadata
+        except Exception as error:
+            raise DamagedError(unreadable(self.folder / str(step), error)) from error
+        if empty := [name for name in wanted if not stored.get(name)]:  # so Orbax answers if it cannot read an item
+            raise DamagedError(unreadable(self.folder / str(step), ValueError(f"{', '.join(empty)} cannot be read")))
         lines = [line for name, tree in wanted.items() for line in differences(stored.get(name, {}), tree)]
         if lines:
             shown = "\n".join(f"  {line}" for line in lines[:20])
@@ -147,11 +202,6 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {self.folder / str(step)} does not match this config; nothing was restored:\n{shown}{more}"
             )
-
-    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
-        before = [path.name for path in complete_checkpoints(self.folder) if int(path.name) < step]
-        resumes = f"resume from step {before[-1]}" if before else "start from the beginning"
-        return CheckpointError(f"{unreadable(self.folder / str(step), error)}; move it elsewhere to {resumes}")
 
     def _failure(self, error: Exception) -> CheckpointError:
         self._failed = True

@@ -10,6 +10,7 @@ The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -23,11 +24,16 @@ from solo.training.hosts import Hosts, find_hosts
 
 T = TypeVar("T")
 
+# Errors of this kind are mistakes of the user: a restart does not help. The command line ends with status 2.
+MISTAKES = (ValueError, FileExistsError)
+
 START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
 # Pods of one job have been seen to start ten minutes apart.
 START_SECONDS = 900
 SET_UP_SECONDS = 900
 SAVE_SECONDS = 1800
+# The other processes read an error of process 0 within this time, if they are alive.
+TOLD_SECONDS = 10
 # After this long without a heartbeat, JAX declares a process dead.
 HEARTBEAT_SECONDS = 100
 # Errors that a process causes itself.
@@ -176,25 +182,129 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
     """Calls `first` in process 0, then `others` in the other processes.
 
     Raises:
-        OtherProcessError: in the other processes, if `first` failed.
+        ConfigError: in the other processes, if `first` failed by a mistake of the user.
+        OtherProcessError: in the other processes, if it failed otherwise.
     """
     if not among_others():
         return first()
     import jax
 
-    client, key = _client(), f"solo/first/{_count('first')}"
+    key = f"solo/first/{_count('first')}"
     if jax.process_index():
-        failed = client.blocking_key_value_get(key, SET_UP_SECONDS * 1000)
-        if failed != "done":
-            raise OtherProcessError(f"process 0: {failed}")
+        _raise_told(key)
         return others()
     try:
         made = first()
     except Exception as error:
-        client.key_value_set(key, f"{type(error).__name__}: {error}")
+        _tell(key, error)
         raise
-    client.key_value_set(key, "done")
+    _tell(key, None)
     return made
+
+
+def from_first(first: Callable[[], T]) -> T:
+    """Returns what `first` returns in process 0, which must be JSON. Raises as `first_then_others` does."""
+    if not among_others():
+        return first()
+    import jax
+
+    key = f"solo/value/{_count('value')}"
+    if jax.process_index():
+        _raise_told(key)
+        found: T = json.loads(_client().blocking_key_value_get(f"{key}/json", SET_UP_SECONDS * 1000))
+        return found
+
+    def tell() -> T:
+        made = first()
+        _client().key_value_set(f"{key}/json", json.dumps(made))
+        return made
+
+    try:
+        made = tell()
+    except Exception as error:
+        _tell(key, error)
+        raise
+    _tell(key, None)
+    return made
+
+
+def first_text(mine: str) -> str:
+    """Returns the text of the first process whose text is not empty, in all processes; empty if there is none."""
+    if not among_others():
+        return mine
+    import jax
+
+    key = f"solo/text/{_count('text')}"
+    _client().key_value_set(f"{key}/{jax.process_index()}", "=" + mine)  # empty values are not stored
+
+    def collect() -> str:
+        others = range(jax.process_count())
+        found = (_client().blocking_key_value_get(f"{key}/{each}", SET_UP_SECONDS * 1000)[1:] for each in others)
+        return next(filter(None, found), "")
+
+    return from_first(collect)
+
+
+def exchange(
+    topic: str, mine: str, answer: Callable[[str], str], verdict: Callable[[Mapping[int, str]], Exception | None]
+) -> None:
+    """Asks all other processes about a text of process 0. Does nothing in a run of one process.
+
+    Args:
+        topic: names the exchange.
+        mine: the text; that of process 0 is sent.
+        answer: returns a process's answer to that text.
+        verdict: in process 0, returns an error for the answers by process, or None.
+
+    Raises:
+        ConfigError: in all processes, if the verdict is one; or another error, see `first_then_others`.
+    """
+    if not among_others():
+        return
+    import jax
+
+    client, key = _client(), f"solo/{topic}/{_count(topic)}"
+    if jax.process_index():
+        asked = client.blocking_key_value_get(f"{key}/text", SET_UP_SECONDS * 1000)
+        client.key_value_set(f"{key}/{jax.process_index()}", "=" + answer(asked))  # empty values are not stored
+        return _raise_told(key)
+    client.key_value_set(f"{key}/text", mine)
+    others = range(1, jax.process_count())
+    answers = {each: client.blocking_key_value_get(f"{key}/{each}", SET_UP_SECONDS * 1000)[1:] for each in others}
+    error = verdict(answers)
+    _tell(key, error)
+    if error:
+        raise error
+
+
+def _tell(key: str, error: Exception | None) -> None:
+    """Tells the other processes how a task of process 0 ended, and waits until they know of an error.
+
+    This process is about to end then, and with it JAX would end processes that have not been told.
+    """
+    import jax
+
+    client = _client()
+    if error is None:
+        client.key_value_set(key, json.dumps(None))
+        return
+    client.key_value_set(key, json.dumps([str(error) or type(error).__name__, isinstance(error, MISTAKES)]))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        for number in range(1, jax.process_count()):
+            client.blocking_key_value_get(f"{key}/told/{number}", TOLD_SECONDS * 1000)
+
+
+def _raise_told(key: str) -> None:
+    """Waits for the end of a task of process 0, and raises its error."""
+    import jax
+
+    client = _client()
+    told = json.loads(client.blocking_key_value_get(key, SET_UP_SECONDS * 1000))
+    if told is None:
+        return
+    client.key_value_set(f"{key}/told/{jax.process_index()}", "yes")
+    text, mistake = told
+    raise (ConfigError if mistake else OtherProcessError)(f"process 0: {text}")
 
 
 def wait_for_all(seconds: float = SAVE_SECONDS) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,10 @@ from solo.config import load_config
 from solo.files import complete_checkpoints, is_complete
 from solo.training.best import best_steps
 from solo.training.metrics import read_metrics
+from solo.training.newest import fault, newest_whole
 from solo.training.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 # A step, or the newest or the best checkpoint of a run.
 Which = int | Literal["latest", "best"]
@@ -46,12 +50,13 @@ def parse_which(text: str) -> Which:
     raise ValueError(f"expected a step, latest or best, got {text!r} (RUN@STEP, RUN@latest, RUN@best)")
 
 
-def find_checkpoint(folder: Path, which: Which = "latest") -> Path:
-    """Returns the folder of a run's checkpoint.
+def find_checkpoint(folder: Path, which: Which = "latest", below: int | None = None) -> Path:
+    """Returns the folder of a run's checkpoint. Damaged ones are passed over, and logged, unless one is named by step.
 
     Args:
         folder: of the run.
         which: a step, or `latest` or `best`: the best by `checkpoint.best` of the run's config, among those that exist.
+        below: latest: only checkpoints of earlier steps than this.
 
     Raises:
         ValueError: the run has no complete checkpoint, or not that one; or its config names no metric.
@@ -61,7 +66,12 @@ def find_checkpoint(folder: Path, which: Which = "latest") -> Path:
     if not complete:
         raise ValueError(f"{folder} has no complete checkpoint yet: train it, or wait until its first one is saved")
     if which == "latest":
-        return complete[-1]
+        newest, passed = newest_whole(run.checkpoints, below)
+        for text in passed:
+            _log.warning("%s", text)
+        if newest is None:
+            raise ValueError("; ".join([f"{folder} has no checkpoint that can be read", *passed]))
+        return newest
     steps = [int(path.name) for path in complete]
     if which == "best":
         which = _best(run, steps)
@@ -77,7 +87,11 @@ def _best(run: RunFolder, steps: list[int]) -> int:
     best = load_config(run.config_file).checkpoint.best
     if best is None:
         raise ValueError(f"{run.path}@best: the run's config names no metric; set checkpoint.best, or name a step")
-    found = [step for step in best_steps(read_metrics(run.metrics_file), best) if step in steps]
+    found = [
+        step
+        for step in best_steps(read_metrics(run.metrics_file), best)
+        if step in steps and not fault(run.checkpoints / str(step))
+    ]
     if not found:
         raise ValueError(f"{run.path}@best: no checkpoint has a finite value of {best.metric} yet")
     return found[0]

@@ -7,7 +7,7 @@ step, and a step is a pure function of state and batch: a run that is killed and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -108,13 +108,12 @@ class Trainer:
         """
         with ExitStack() as stack:
             checkpoints = stack.enter_context(closing(Checkpoints(self.run.checkpoints, self.config.checkpoint)))
-            start = checkpoints.latest() or Progress(step=0, stage=0, stage_step=0, plan={})
+            start, state = self._resume(checkpoints)
             self._metrics = stack.enter_context(closing(self._open_metrics(start.step)))
             stack.enter_context(closing(self._idle))
             recorder = self._recorder(start)
             stack.callback(lambda: self.notes.extend(recorder.notes))
             self.ledger.resumed(start.step, self._machine())
-            state: TrainState | None = None
             for number in range(start.stage, len(self._feeder.plans)):
                 if number > start.stage:
                     start = Progress(self._feeder.steps_before(number), number, stage_step=0, plan={})
@@ -130,7 +129,8 @@ class Trainer:
         if start.stage_step == 0:
             self._metrics.write(plan_line(feeder.plans[start.stage], start.step + 1))
         feeder.start(start)
-        state = self._enter(stage, start, state, checkpoints)
+        if state is None or start.stage_step == 0:
+            state = self._enter(stage, start, state)
         step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         pending: tuple[StepInfo, Measured] | None = None
         for info, host_batch in feeder.batches(start):
@@ -169,10 +169,14 @@ class Trainer:
             self._metrics.write(line)
         self.ledger.spent("evaluation")
 
-    def _enter(self, stage: Stage, start: Progress, before: TrainState | None, checkpoints: Checkpoints) -> TrainState:
-        """Returns the initial state of a stage: restored, drawn, or carried over from the previous stage."""
-        if before is None and start.step > 0:
-            return checkpoints.restore(start, stage.abstract)
+    def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None]:
+        """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one."""
+        found = checkpoints.resume(lambda progress: self._make_stage(progress.stage).abstract)
+        self._tell(checkpoints.passed_over)
+        return found or (Progress(step=0, stage=0, stage_step=0, plan={}), None)
+
+    def _enter(self, stage: Stage, start: Progress, before: TrainState | None) -> TrainState:
+        """Returns the initial state of a stage: drawn, or carried over from the previous stage."""
         if before is None:
             return stage.start(self._initial(self.definition, self.mesh))
         state = stage.start(before.parameters)
@@ -218,11 +222,15 @@ class Trainer:
             damage = drop_quarantined_after(self.run.quarantine_file, resume_step)
             metrics = stream = MetricsStream(self.run, resume_step, began_after(self.run.goodput_file))
             damage += stream.damage
-            self.notes += damage
-            for text in damage:
-                _log.warning("%s", text)
+            self._tell(damage)
         wait_for_all()  # before another process appends to the quarantine
         return metrics
+
+    def _tell(self, notes: Iterable[str]) -> None:
+        """Says at once, since an attempt that fails returns no notes, and again at the end."""
+        for text in notes:
+            self.notes.append(text)
+            _log.warning("%s", text)
 
     def _machine(self) -> dict[str, Any]:
         """Returns a description of the machine for the ledger, because a run may resume on another one."""

@@ -8,6 +8,7 @@ from solo.config import CheckpointConfig, ImageConfig, MeshConfig, ModelConfig, 
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import CheckpointError, Checkpoints, Progress
+from solo.training.newest import SIZES
 from solo.training.step import make_stage
 
 STAGE = StageConfig.model_validate(
@@ -44,10 +45,8 @@ def save(folder, model: ModelDefinition, steps=(1,), **config):
 def test_a_checkpoint_comes_back_bit_for_bit_on_any_mesh(tmp_path, devices: int) -> None:
     state = save(tmp_path, definition())
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    progress = checkpoints.latest()
+    progress, restored = checkpoints.resume(lambda progress: built(definition(), devices)[1])
     assert progress == Progress(1, 0, 1, {"carry": [[0, 5], [1, 7]]}, {"tokens": 9})
-    _, abstract = built(definition(), devices)
-    restored = checkpoints.restore(progress, abstract)
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(old, new, err_msg=str(path))
     assert len(restored.trainable["layers/ffn/shared/up"].sharding.device_set) == devices
@@ -64,7 +63,7 @@ def test_another_architecture_is_listed_and_nothing_is_loaded(tmp_path, other, m
     save(tmp_path, definition())
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     with pytest.raises(CheckpointError, match=message):
-        checkpoints.restore(checkpoints.latest(), built(other, 1)[1])
+        checkpoints.resume(lambda progress: built(other, 1)[1])
 
 
 def test_missing_and_left_over_parameters_are_named(tmp_path) -> None:
@@ -75,7 +74,7 @@ def test_missing_and_left_over_parameters_are_named(tmp_path) -> None:
     other = ModelDefinition(model, definition().image, 100)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     with pytest.raises(CheckpointError) as caught:
-        checkpoints.restore(checkpoints.latest(), built(other, 1)[1])
+        checkpoints.resume(lambda progress: built(other, 1)[1])
     assert "missing in the checkpoint: layers/ffn/patches/gate" in str(caught.value)
     assert "only in the checkpoint: head" in str(caught.value)
 
@@ -88,25 +87,69 @@ def test_retention_keeps_the_latest_and_the_landmarks(tmp_path) -> None:
 def test_an_unfinished_save_is_no_checkpoint(tmp_path) -> None:
     save(tmp_path, definition(), steps=(1, 2))
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
-    assert Checkpoints(tmp_path, CheckpointConfig()).latest().step == 2
+    progress, _ = Checkpoints(tmp_path, CheckpointConfig()).resume(lambda progress: built(definition(), 1)[1])
+    assert progress.step == 2
 
 
 def largest_file(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "removed", "position"])
-def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, damage: str) -> None:
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garbage(path) -> None:
+    path.write_bytes(b"\x00" * path.stat().st_size)
+
+
+def folder_instead(path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = {
+    "empty folder": lambda step: [path.unlink() for path in step.rglob("*") if path.is_file()],
+    "no marker": lambda step: (step / "commit_success.txt").unlink(),
+    "no marker of an item": lambda step: (step / "optimizer/commit_success.txt").unlink(),
+    "no metadata": lambda step: (step / "_CHECKPOINT_METADATA").unlink(),
+    "cut metadata": lambda step: cut(step / "_CHECKPOINT_METADATA"),
+    "empty metadata": lambda step: (step / "_CHECKPOINT_METADATA").write_bytes(b""),
+    "no item metadata": lambda step: (step / "parameters/_METADATA").unlink(),
+    "cut arrays": lambda step: cut(largest_file(step)),
+    "no arrays": lambda step: largest_file(step).unlink(),
+    "garbage arrays": lambda step: garbage(largest_file(step)),
+    "garbage manifest": lambda step: garbage(step / "parameters/manifest.ocdbt"),
+    "cut manifest": lambda step: cut(step / "optimizer/manifest.ocdbt"),
+    "folder for a file": lambda step: folder_instead(step / "optimizer/manifest.ocdbt"),
+}
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_costs_only_the_steps_after_the_one_before(tmp_path, damage: str, sizes: bool) -> None:
     save(tmp_path, definition(), steps=(3, 5))
-    file = tmp_path / "5" / "_CHECKPOINT_METADATA" if damage == "position" else largest_file(tmp_path / "5")
-    if damage == "cut short":
-        file.write_bytes(file.read_bytes()[:100])
-    else:
-        file.unlink()
+    DAMAGE[damage](tmp_path / "5")
+    if not sizes:  # the run was killed right after the save
+        (tmp_path / "5" / SIZES).unlink(missing_ok=True)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    message = rf"checkpoint {tmp_path}/5 cannot be read.*; move it elsewhere to resume from step 3$"
-    with pytest.raises(CheckpointError, match=message):
-        checkpoints.restore(checkpoints.latest(), built(definition(), 1)[1])
-    (tmp_path / "5").rename(tmp_path / "elsewhere")
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    assert checkpoints.restore(checkpoints.latest(), built(definition(), 1)[1]).step == 0
+    progress, state = checkpoints.resume(lambda progress: built(definition(), 1)[1])
+    assert (progress.step, int(state.step)) == (3, 0)
+    committed = damage not in ("empty folder", "no marker")  # others were never complete
+    assert len(checkpoints.passed_over) == committed
+    if committed:
+        assert f"checkpoint {tmp_path}/5 " in checkpoints.passed_over[0]
+        assert "it is named 5.damaged now" in checkpoints.passed_over[0]
+        assert (tmp_path / "5.damaged").is_dir()
+        checkpoints.save(state, Progress(5, 0, 5, {}))
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 5]
+
+
+def test_if_all_checkpoints_are_damaged_nothing_begins_anew(tmp_path) -> None:
+    save(tmp_path, definition(), steps=(3, 5))
+    for step in ("3", "5"):
+        largest_file(tmp_path / step).unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read(.|\n)*/5 is(.|\n)*/3 is"):
+        Checkpoints(tmp_path, CheckpointConfig()).resume(lambda progress: built(definition(), 1)[1])
+    assert Checkpoints(tmp_path / "new", CheckpointConfig()).resume(lambda progress: built(definition(), 1)[1]) is None

@@ -8,8 +8,8 @@ from solo.config import ConfigError
 from solo.scaling.laws.law import FLOPS_PER_PARAMETER_AND_TOKEN, Array
 
 SMALLEST_SIZE = 1000.0
-# FLOPs / (N D). Attention adds about context / width: 32 at a width of 256 and 8,192 tokens. A head or an encoder that N
-# leaves out adds more; experts that N counts but a token does not visit lower it (0.33 for 37 of 671 billion). The
+# FLOPs / (N D). Attention adds about context / width: 32 at a width of 256 and 8,192 tokens. A head or an encoder that
+# N leaves out adds more; experts that N counts but a token does not visit lower it (0.33 for 37 of 671 billion). The
 # smallest mistake in a unit is a factor of 1,000.
 LEAST_FACTOR, MOST_FACTOR = FLOPS_PER_PARAMETER_AND_TOKEN / 100, FLOPS_PER_PARAMETER_AND_TOKEN * 100
 # D / N. Published runs lie between 0.01 and 100,000.

@@ -1,0 +1,102 @@
+"""Before the first step, all processes of a run compare what they are about to run.
+
+Processes that start from different files (another learning rate, another preparation of the data) would train to the
+end, each on its own idea of the run: nothing in the computation notices. Programs of different shapes would hang.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+import solo
+from solo.config import Config, ConfigError, flat
+from solo.data.planning.stage_plan import StagePlan
+from solo.data.store.prepare import Prepared
+from solo.training.distributed import exchange
+
+# Keys whose values may differ from host to host: places on its own disks.
+OF_A_HOST = ("data.cache", "data.cache_gigabytes")
+_ABSENT = "-"
+_SHOWN = 20
+# Rows of a stage's plan that are compared one by one: the first steps.
+_SAMPLE = 4
+
+
+def compare_configs(config: Config) -> None:
+    """Compares the config, the versions and the devices of all processes.
+
+    Raises:
+        ConfigError: in all processes, if one of them differs; the message names hosts, keys and values.
+    """
+    facts: dict[str, Any] = {key: value for key, value in flat(config).items() if key not in OF_A_HOST}
+    devices = jax.local_devices()
+    facts |= {
+        "version of solo": solo.__version__,
+        "version of jax": jax.__version__,
+        "version of Python": ".".join(platform.python_version_tuple()[:2]),
+        "kind of device": devices[0].device_kind,
+        "devices of a process": len(devices),
+    }
+    _compare("config", facts)
+
+
+def compare_plans(prepared: Prepared, plans: Sequence[StagePlan]) -> None:
+    """Compares the prepared data and the plan of every stage in all processes; see `compare_configs`."""
+    facts: dict[str, Any] = {"tokenizer": prepared.tokenizer.fingerprint}
+    for plan in plans:
+        where = f"stage {plan.stage.name}"
+        for name in plan.stage.sources:
+            found = prepared.sources[name].description
+            facts[f"{where}, prepared source {name}"] = f"{found.content} ({found.fingerprint})"
+        facts[f"{where}, steps"] = plan.num_steps
+        facts[f"{where}, shape of a row"] = str(plan.shape)
+        facts[f"{where}, first batches"] = str(plan.statistics(0, min(_SAMPLE, plan.num_steps)))
+    _compare("plans", facts)
+
+
+def _compare(topic: str, facts: Mapping[str, Any]) -> None:
+    """Every process compares its facts with those of process 0; all processes learn of all differences."""
+    mine = {key: json.dumps(value) for key, value in facts.items()}
+
+    def differences(text: str) -> str:
+        first: Mapping[str, str] = json.loads(text)
+        keys = [*first, *(key for key in mine if key not in first)]
+        found = {
+            key: (mine.get(key, _ABSENT), first.get(key, _ABSENT)) for key in keys if mine.get(key) != first.get(key)
+        }
+        return json.dumps([socket.gethostname(), found]) if found else ""
+
+    exchange(topic, json.dumps(mine), differences, _verdict)
+
+
+def _verdict(answers: Mapping[int, str]) -> ConfigError | None:
+    """Returns an error that lists the differences by the processes that have them, or None if there are none."""
+    who: dict[tuple[str, str, str], list[str]] = {}
+    for number, answer in sorted(answers.items()):
+        if answer:
+            host, found = json.loads(answer)
+            for key, (theirs, first) in found.items():
+                who.setdefault((key, theirs, first), []).append(f"process {number} ({host})")
+    if not who:
+        return None
+    lines = [
+        f"  {key}: {first} in process 0, {theirs} in {_names(hosts)}" for (key, theirs, first), hosts in who.items()
+    ]
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return ConfigError(
+        "the processes of this run do not run the same; nothing was trained:\n"
+        + "\n".join([*lines[:_SHOWN], *more])
+        + "\ngive all of them the same config, code and prepared data"
+    )
+
+
+def _names(hosts: list[str]) -> str:
+    if len(hosts) <= 3:
+        return ", ".join(hosts)
+    return f"{', '.join(hosts[:2])} and {len(hosts) - 2} others"
