@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.data.text import Tokenizer
 from solo.inference.trained import TrainedModel
 from solo.model.generate import Generated, Sampling, generate
 from solo.model.kv_cache import KVCache
 from solo.model.transformer import padded_vocab
+from solo.sharding.axes import ROW_AXES
 
 
 @dataclass(frozen=True)
@@ -44,26 +47,42 @@ class Decoding:
 
         Decoding stops a row at the first of the template's `stops` only; `answer_length` cuts the row at the others.
         """
-        definition, stops = model.definition, model.template.stops
-        vocab = padded_vocab(definition.vocab_size, definition.config)
-        greedy = self.temperature == 0
-        sampling = Sampling(
-            temperature=jnp.float32(1.0 if greedy else self.temperature),
-            top_p=jnp.float32(self.top_p),
-            allowed=jnp.asarray(allowed_tokens(model.tokenizer, vocab, stops)),
-            stop=jnp.int32(stops[0]),
-        )
         return generate(
-            definition,
+            model.definition,
+            model.generation.decode,
             model.parameters,
             cache,
             logits_BV,
             keys_B,
-            sampling,
+            self.sampling(model),
             max_new_tokens=self.max_new_tokens,
-            greedy=greedy,
+            greedy=self.temperature == 0,
             sliding_window=model.config.sequence.sliding_window,
         )
+
+    def sampling(self, model: TrainedModel) -> Sampling:
+        """Returns the settings as numpy arrays, which are replicated over the devices."""
+        definition, stops = model.definition, model.template.stops
+        vocab = padded_vocab(definition.vocab_size, definition.config)
+        return Sampling(
+            temperature=np.float32(self.temperature or 1.0),
+            top_p=np.float32(self.top_p),
+            allowed=allowed_tokens(model.tokenizer, vocab, stops),
+            stop=np.int32(stops[0]),
+        )
+
+
+def row_keys(mesh: Mesh, seed: int, numbers: np.ndarray) -> jax.Array:
+    """Returns a PRNG key for each row, from the seed and the row's number, sharded like the rows."""
+    return _key_maker(mesh)(np.asarray(jax.random.key_data(jax.random.key(seed))), numbers.astype(np.int32))
+
+
+@cache
+def _key_maker(mesh: Mesh) -> Any:
+    def keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(seed), numbers)
+
+    return jax.jit(keys, out_shardings=NamedSharding(mesh, PartitionSpec(ROW_AXES)))
 
 
 def allowed_tokens(tokenizer: Tokenizer, padded_size: int, stops: Sequence[int]) -> np.ndarray:

@@ -18,17 +18,17 @@ from solo.batch import Batch
 from solo.config import LossConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
-from solo.inference.decoding import Decoding, answer_length
+from solo.inference.decoding import Decoding, answer_length, row_keys
 from solo.inference.hf_batch import HFBatch, check_tensors, hf_batch
 from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
 from solo.inference.session import Session
 from solo.inference.trained import TrainedModel
 from solo.model.generate import prefill
-from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.sharding.axes import row_shards
-from solo.sharding.mesh import device_batch
+from solo.sharding.generation import make_cache
+from solo.sharding.hosts import on_host, row_share, summed
+from solo.sharding.mesh import device_batch, place_rows
 from solo.training.losses import batch_loss, normalised_weights
 
 
@@ -82,7 +82,7 @@ class Monolith(TrainedModel):
         """
         definition, plain = self._resolve(batch)
         logits_BSV = _logits(definition, self.placement, self.parameters, self.place(plain))
-        found = np.asarray(logits_BSV[: len(plain.text), :, : self.definition.vocab_size])
+        found = on_host(logits_BSV, self.mesh)[: len(plain.text), :, : self.definition.vocab_size]
         return batch.in_input_order(found) if isinstance(batch, HFBatch) else found
 
     def loss_and_grads(self, batch: Batch | HFBatch) -> tuple[float, dict[str, np.ndarray]]:
@@ -93,7 +93,7 @@ class Monolith(TrainedModel):
         """
         definition, plain = self._resolve(batch)
         found = _loss_and_grads(definition, self.placement, self.parameters, self.place(plain))
-        loss, grads = jax.device_get(found)
+        loss, grads = on_host(found, self.mesh)
         if isinstance(batch, HFBatch) and self.published is not None:
             grads = self.published.rename(grads)
         return float(loss), grads
@@ -112,7 +112,8 @@ class Monolith(TrainedModel):
         """Continue each conversation: extend a last turn that is `assistant` or `text`, else answer.
 
         An answer depends on its conversation and, if tokens are drawn, on its place in the list. It does not depend on
-        the other conversations.
+        the other conversations. On a mesh over several processes, all of them call this with the same conversations;
+        each decodes the images of its own rows, and all get all answers.
 
         Args:
             conversations: lists of {"role", "content"}, with any number of images in any turn.
@@ -121,7 +122,7 @@ class Monolith(TrainedModel):
             top_p: draw from the fewest tokens whose probabilities reach this sum.
             seed: seed of the draws.
             batch_rows: largest number of conversations that are answered together.
-            progress: called with (answered, total) after every batch.
+            progress: called with (answered, total) after every batch. All batches of a call have one shape.
 
         Raises:
             ValueError: a malformed conversation, an unreadable image, or a setting out of range.
@@ -133,11 +134,22 @@ class Monolith(TrainedModel):
             return []
         prompts = [self.runs(turns, open_turn=True) for turns in parse(conversations)]
         # A power of two, so that similar numbers of conversations share a compilation.
-        rows = self._fill(min(1 << (len(prompts) - 1).bit_length(), batch_rows))
+        rows = self.fill(min(1 << (len(prompts) - 1).bit_length(), batch_rows))
         answers: list[str] = []
         config = self.config
-        for batch, counts in prompt_batches(prompts, rows, self.tokenizer, config.image, config.sequence):
-            keys = _row_keys(seed, len(answers), rows)
+        share = row_share(self.mesh)
+        batches = prompt_batches(
+            prompts,
+            rows,
+            self.tokenizer,
+            config.image,
+            config.sequence,
+            share=(share.index, share.count),
+            slot_multiple=self.mesh.shape["context"],
+            agreed=lambda failed: summed(failed, share, self.mesh)(),
+        )
+        for batch, counts in batches:
+            keys = row_keys(self.mesh, seed, np.arange(len(answers), len(answers) + rows))
             answers += self._answer(batch, counts, keys, decoding)[: len(prompts) - len(answers)]
             if progress:
                 progress(len(answers), len(prompts))
@@ -146,14 +158,6 @@ class Monolith(TrainedModel):
     def session(self) -> Session:
         """Begin a conversation that keeps its KV cache; see `Session`."""
         return Session(self)
-
-    def place(self, batch: Batch) -> Batch:
-        """Put a batch on the devices, with empty rows added so that its rows can be sharded."""
-        missing = self._fill(len(batch.text)) - len(batch.text)
-        padded = (
-            [np.pad(array, ((0, missing),) + ((0, 0),) * (array.ndim - 1)) for array in batch] if missing else batch
-        )
-        return device_batch(Batch(*padded), self.mesh)
 
     def _resolve(self, batch: Batch | HFBatch) -> tuple[ModelDefinition, Batch]:
         """Returns the model and the plain batch. For an `HFBatch`, the model adds the embedding under its patches."""
@@ -166,24 +170,16 @@ class Monolith(TrainedModel):
         return replace(self.definition, config=other), batch.batch
 
     def _answer(self, batch: Batch, counts_B2: np.ndarray, keys_B: jax.Array, decoding: Decoding) -> list[str]:
-        definition, parameters = self.definition, self.parameters
+        definition, count = self.definition, row_share(self.mesh).count
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
-        cache = empty_cache(definition.config, len(counts_B2), batch.patches.shape[1], text_slots)
-        cache, logits = prefill(definition, self.placement, parameters, cache, self.place(batch), counts_B2)
+        cache = make_cache(self.mesh, definition.config, len(counts_B2) * count, batch.patches.shape[1], text_slots)
+        placed = device_batch(batch, self.mesh, count)
+        counts = place_rows(counts_B2, self.mesh, count)
+        cache, logits = prefill(definition, self.generation.prefill, self.parameters, cache, placed, counts)
         written = decoding.decode(self, cache, logits, keys_B)
-        tokens, lengths = jax.device_get((written.tokens, written.lengths))
+        tokens, lengths = on_host((written.tokens, written.lengths), self.mesh)
         answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
         return [self.tokenizer.decode(row[: answer_length(row, self.template.stops)]) for row in answers]
-
-    def _fill(self, rows: int) -> int:
-        """Returns the number of rows, rounded up to a multiple of the devices that rows are sharded over."""
-        share = row_shards(self.mesh.shape)
-        return -(-rows // share) * share
-
-
-def _row_keys(seed: int, first: int, rows: int) -> jax.Array:
-    """Returns a PRNG key for each of `rows` rows, which are numbered from `first`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(first, first + rows))
 
 
 @partial(jax.jit, static_argnums=(0, 1))

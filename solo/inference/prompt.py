@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -110,14 +110,52 @@ def prompt_batches(
     tokenizer: Tokenizer,
     image: ImageConfig,
     sequence: SequenceConfig = _PLAIN,
+    *,
+    share: tuple[int, int] = (0, 1),
+    slot_multiple: int = 1,
+    agreed: Callable[[list[int]], list[int]] = lambda failed: failed,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yields prompts as batches of `rows` rows of one shape, each with its patch and text counts, int32 [rows, 2].
+    """Yields prompts as batches of one shape, each with its rows' patch and text counts, int32 [rows, 2].
 
     The last batch is filled up with copies of the last prompt.
 
+    Args:
+        prompts: all prompts, the same in every process.
+        rows: rows of a batch, over all processes.
+        tokenizer: the tokenizer.
+        image: patch size and image mask.
+        sequence: sliding window and positions.
+        share: (index, count): of every batch, only this share of the rows is decoded and yielded.
+        slot_multiple: patch and text slots are multiples of this.
+        agreed: sums a list over the processes of all shares; it is called once for every batch.
+
     Raises:
-        ValueError: an image cannot be read (all are checked before the first batch), or cannot be decoded.
+        ValueError: an image cannot be read (all are checked before the first batch), or cannot be decoded. It is raised
+            in every process, wherever the image's row is.
     """
+    room = _room(prompts, image, slot_multiple)
+    index, count = share
+    pad = tokenizer.special.pad
+    for start in range(0, len(prompts), rows):
+        here = range(start + index * rows // count, start + (index + 1) * rows // count)
+        numbers = [min(number, len(prompts) - 1) for number in here]
+        documents: dict[int, Document] = {}
+        failed = [0] * rows
+        for number in dict.fromkeys(numbers):
+            try:
+                documents[number] = encode_prompt(prompts[number], tokenizer, image, f"conversation {number}")
+            except ValueError:
+                failed[number - start] = 1
+        for place, times in enumerate(agreed(failed)):
+            if times:
+                encode_prompt(prompts[start + place], tokenizer, image, f"conversation {start + place}")
+                raise ValueError(f"conversation {start + place}: another process could not decode an image")
+        batch = stack([row_of(documents[number], room, image, pad, sequence=sequence) for number in numbers])
+        yield batch, np.array([slots(documents[number]) for number in numbers], np.int32)
+
+
+def _room(prompts: Sequence[Prompt], image: ImageConfig, multiple: int) -> tuple[int, int]:
+    """Returns the patch and text slots of a row that any of the prompts fits."""
     index = IndexBuilder()
     for number, prompt in enumerate(prompts):
         try:
@@ -125,16 +163,8 @@ def prompt_batches(
         except OSError as error:
             raise ValueError(f"conversation {number}: an image cannot be read: {error}") from None
     most = index.build().counts(image).max(axis=0)
-    room = bucket(int(most[0])), bucket(int(most[1]))
-    for start in range(0, len(prompts), rows):
-        documents = [
-            encode_prompt(prompt, tokenizer, image, f"conversation {start + place}")
-            for place, prompt in enumerate(prompts[start : start + rows])
-        ]
-        documents += documents[-1:] * (rows - len(documents))
-        pad = tokenizer.special.pad
-        batch = stack([row_of(document, room, image, pad, sequence=sequence) for document in documents])
-        yield batch, np.array([slots(document) for document in documents], np.int32)
+    patches, text = (-(-bucket(int(count)) // multiple) * multiple for count in most[:2])
+    return patches, text
 
 
 def bucket(count: int) -> int:

@@ -12,12 +12,14 @@ from solo.data.readers.conversations import parse_conversation
 from solo.data.record import Image
 from solo.data.rows.assembly import stack
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
-from solo.inference.decoding import Decoding, answer_length
+from solo.inference.decoding import Decoding, answer_length, row_keys
 from solo.inference.prompt import bucket, encode_prompt, row_of, slots
 from solo.inference.trained import TrainedModel
 from solo.model.generate import prefill
-from solo.model.kv_cache import empty_cache, resize
-from solo.model.placement import Placement
+from solo.model.kv_cache import resize
+from solo.sharding.axes import row_shards
+from solo.sharding.generation import make_cache
+from solo.sharding.hosts import on_host
 
 
 class Session:
@@ -27,7 +29,9 @@ class Session:
         self._model = model
         self._document: Document | None = None  # what the cache holds
         self._unread: tuple[int, ...] = ()  # tokens to prefill before the next turn
-        self._cache = empty_cache(model.definition.config, 1, 0, 0)
+        # Devices that rows are sharded over all compute the same row.
+        self._rows = row_shards(model.mesh.shape)
+        self._cache = make_cache(model.mesh, model.definition.config, self._rows, 0, 0)
 
     def say(
         self,
@@ -58,9 +62,11 @@ class Session:
         if begun:
             runs = [TextRun(self._unread, False), *runs]
         turn = encode_prompt(runs, model.tokenizer, model.config.image, "this turn")
-        logits_1V = self._prefill(turn, max_new_tokens)
-        written = decoding.decode(model, self._cache, logits_1V, jax.random.key(seed)[None])
-        tokens = np.asarray(written.tokens)[0, : int(written.lengths[0])]
+        logits_BV = self._prefill(turn, max_new_tokens)
+        keys_B = row_keys(model.mesh, seed, np.zeros(self._rows, int))
+        written = decoding.decode(model, self._cache, logits_BV, keys_B)
+        tokens, lengths = on_host((written.tokens, written.lengths), model.mesh)
+        tokens = tokens[0, : int(lengths[0])]
         answer = tokens[: answer_length(tokens, model.template.stops)].tolist()
         # The next turn overwrites tokens after the answer's end.
         dropped = np.array([0, len(tokens) - len(answer)], np.int32)
@@ -71,18 +77,20 @@ class Session:
         return model.tokenizer.decode(answer)
 
     def _prefill(self, turn: Document, max_new_tokens: int) -> jax.Array:
-        """Read a turn into the cache, with room for an answer. Returns the logits after it [1, V]."""
+        """Read a turn into the cache, with room for an answer. Returns the logits after it [B, V]."""
         model, image, sequence = self._model, self._model.config.image, self._model.config.sequence
         start = (0, 0) if self._document is None else slots(self._document)
         self._document = turn if self._document is None else _join(self._document, turn)
         stop = slots(self._document)
         counts = stop[0] - start[0], stop[1] - start[1]
-        room = bucket(counts[0]), bucket(counts[1])
-        chunk = stack([row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)])
+        context = model.mesh.shape["context"]
+        room = -(-bucket(counts[0]) // context) * context, -(-bucket(counts[1]) // context) * context
+        row = row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)
+        chunk = model.place(stack([row] * self._rows))
         self._cache = resize(self._cache, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
-        # A single row cannot be sharded over devices.
+        counts_B2 = np.array([counts] * self._rows, np.int32)
         self._cache, logits = prefill(
-            model.definition, Placement(), model.parameters, self._cache, chunk, np.array([counts], np.int32)
+            model.definition, model.generation.prefill, model.parameters, self._cache, chunk, counts_B2
         )
         return logits
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from solo.batch import Batch
 from solo.config import Config, MeshConfig
 from solo.data.record import Image, Turn
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template, make_template
 from solo.model.parameters import Parameters, define
-from solo.sharding.mesh import make_mesh, parameter_shardings
+from solo.sharding.axes import row_shards
+from solo.sharding.generation import generation
+from solo.sharding.hosts import row_share
+from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.sharding.placement import placement
 
 
@@ -39,8 +45,10 @@ class TrainedModel:
     config       config of its run, or the config that a repository's files describe
     definition   everything about the network except its values
     parameters   path -> float32 array, sharded over the mesh
-    mesh         the devices; all of this process's unless one is given
+    mesh         the devices; all of this process's unless one is given. A mesh may span several processes: then each
+                 of them holds a model, and calls the same methods with the same arguments
     placement    the network's operations on that mesh
+    generation   the same for generation
     published    properties of the repository it comes from; None for our own runs
 
     Raises:
@@ -62,6 +70,33 @@ class TrainedModel:
         self.mesh = local_mesh() if mesh is None else mesh
         self.parameters = jax.device_put(parameters, parameter_shardings(self.definition.specs, self.mesh))
         self.placement = placement(self.mesh, config.model)
+        self.generation = generation(self.mesh, config.model)
+
+    def holding(self, parameters: Parameters) -> Self:
+        """Returns the same model with other values, which are sharded over its mesh already. Nothing is copied."""
+        other = copy(self)
+        other.parameters = parameters
+        return other
+
+    def place(self, batch: Batch) -> Batch:
+        """Put a batch on the devices, with empty rows added so that its rows can be sharded.
+
+        On a mesh over several processes, all of them hold the whole batch.
+        """
+        missing = self.fill(len(batch.text)) - len(batch.text)
+        padded = (
+            [np.pad(array, ((0, missing),) + ((0, 0),) * (array.ndim - 1)) for array in batch] if missing else batch
+        )
+        share = row_share(self.mesh)
+        rows = len(padded[0]) // share.count
+        return device_batch(
+            Batch(*(array[share.index * rows : (share.index + 1) * rows] for array in padded)), self.mesh, share.count
+        )
+
+    def fill(self, rows: int) -> int:
+        """Returns the number of rows, rounded up to a multiple of the devices that rows are sharded over."""
+        share = row_shards(self.mesh.shape)
+        return -(-rows // share) * share
 
     @property
     def tokenizer(self) -> Tokenizer:

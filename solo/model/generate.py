@@ -7,18 +7,15 @@ text region, so that each uses its own weights in every turn.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from solo.batch import Batch
-from solo.config import ModelConfig
-from solo.model.attention.interval import interval_attention
 from solo.model.kv_cache import KVCache, advance
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.model.regions import Regions
 
 
 class Sampling(NamedTuple):
@@ -30,10 +27,10 @@ class Sampling(NamedTuple):
     stop         int32 []     the token that ends a row
     """
 
-    temperature: jax.Array
-    top_p: jax.Array
-    allowed: jax.Array
-    stop: jax.Array
+    temperature: Any
+    top_p: Any
+    allowed: Any
+    stop: Any
 
 
 class Generated(NamedTuple):
@@ -75,9 +72,14 @@ def prefill(
     return _forward(definition, where, parameters, cache, chunk, counts_B2)
 
 
-@partial(jax.jit, static_argnames=("definition", "max_new_tokens", "greedy", "sliding_window"), donate_argnames="cache")
+@partial(
+    jax.jit,
+    static_argnames=("definition", "where", "max_new_tokens", "greedy", "sliding_window"),
+    donate_argnames="cache",
+)
 def generate(
     definition: ModelDefinition,
+    where: Placement,
     parameters: Parameters,
     cache: KVCache,
     logits_BV: jax.Array,
@@ -92,7 +94,8 @@ def generate(
 
     Args:
         definition: the model.
-        parameters: its values.
+        where: placement of the computation of one token of every row (`Generating.decode`).
+        parameters: the model's values.
         cache: keys and values read so far, with room for `max_new_tokens` - 1 text tokens. Its buffers are reused.
         logits_BV: float32, for each row's first new token, as `prefill` returns them.
         keys_B: a PRNG key per row, so that a row's draws do not depend on its neighbours.
@@ -119,7 +122,7 @@ def generate(
         number = lengths_B.max()
         cache, logits_BV = _forward(
             definition,
-            _ONE_QUERY,
+            where,
             parameters,
             cache,
             _one_token(definition, sliding_window, cache, tokens_BN[:, number - 1]),
@@ -149,18 +152,8 @@ def _forward(
     assert extended is not None
     last_B1 = jnp.maximum(counts_B2[:, 1:] - 1, 0)
     last_BD = jnp.take_along_axis(hidden.text, last_B1[..., None], axis=1)[:, 0]
-    return advance(extended, chunk, counts_B2), model.logits(last_BD)
-
-
-def _one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    """Dense attention: for a single query, tiles would compute a whole block of queries."""
-    out = interval_attention(
-        q.join(), k.join(), v.join(), attend_BS4, num_patches=k.patches.shape[1], implementation="dense"
-    )
-    return Regions.split(out, q.patches.shape[1])
-
-
-_ONE_QUERY = Placement(attention=_one_query_attention)
+    logits_BV = where.constrain(model.logits(where.constrain(last_BD, ("rows", None)), where), ("rows", None))
+    return advance(extended, chunk, counts_B2), logits_BV
 
 
 def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: KVCache, token_B: jax.Array) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from solo.model.regions import Regions
 
 
 class KVCache(NamedTuple):
-    """Keys and values [L, B, slots, K, C] of each region; within a layer, [B, slots, K, C].
+    """Keys and values [L, B, slots, K, C] of each region.
 
     length            int32 [B, 2]      patches and text tokens that each row has read
     next_position     int32 [B]         rotary position of the next text token
@@ -22,9 +22,9 @@ class KVCache(NamedTuple):
 
     k: Regions
     v: Regions
-    length: jax.Array
-    next_position: jax.Array
-    patch_positions: jax.Array
+    length: Any
+    next_position: Any
+    patch_positions: Any
 
 
 def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: int) -> KVCache:
@@ -57,15 +57,27 @@ def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
     )
 
 
-def append(cache: KVCache, k: Regions, v: Regions) -> KVCache:
-    """Append a layer's new keys and values [B, ., K, C] to those of each row. Entries that do not fit are dropped."""
+def append(cache: KVCache, layer: jax.Array, k: Regions, v: Regions) -> KVCache:
+    """Append a layer's new keys and values [B, ., K, C] to those of each row. Entries that do not fit are dropped.
+
+    All layers stay in one buffer, which a scan carries: decoding a token writes that token and copies nothing else.
+    """
 
     def write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
-        rows = jnp.arange(old.shape[0])[:, None]
-        return old.at[rows, start_B[:, None] + jnp.arange(new.shape[1])].set(new.astype(old.dtype), mode="drop")
+        rows = jnp.arange(old.shape[1])[:, None]
+        return old.at[layer, rows, start_B[:, None] + jnp.arange(new.shape[1])].set(new.astype(old.dtype), mode="drop")
 
     starts = Regions(cache.length[:, 0], cache.length[:, 1])
     return cache._replace(k=cache.k.map(write, k, starts), v=cache.v.map(write, v, starts))
+
+
+def keys_and_values(cache: KVCache, layer: jax.Array) -> tuple[Regions, Regions]:
+    """Returns a layer's keys and values, [B, slots, K, C] of each region."""
+
+    def read(part: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
+
+    return cache.k.map(read), cache.v.map(read)
 
 
 def advance(cache: KVCache, chunk: Batch, counts_B2: jax.Array) -> KVCache:

@@ -13,7 +13,7 @@ from solo.config import ModelConfig
 from solo.model.attention.projections import OutputProjection, QKVProjection
 from solo.model.dense import Dense
 from solo.model.ffn import FFN
-from solo.model.kv_cache import KVCache, append
+from solo.model.kv_cache import KVCache, keys_and_values
 from solo.model.moe import MoEFFN, RoutedFFN
 from solo.model.norms import LayerNorm, RMSNorm, make_norm
 from solo.model.parametrisation import query_multiplier, residual_multiplier
@@ -29,6 +29,7 @@ class Context(NamedTuple):
     attention   (q, k, v) -> the heads' outputs, within the batch's intervals
     routed_ffn  experts that a router chooses
     live        bool [B, .]: the slots that hold something
+    append      writes a layer's keys and values into the cache
     """
 
     dense: Dense
@@ -36,10 +37,11 @@ class Context(NamedTuple):
     attention: Callable[[Regions, Regions, Regions], Regions]
     routed_ffn: RoutedFFN
     live: Regions
+    append: Callable[[KVCache, jax.Array, Regions, Regions], KVCache]
 
 
 class LayerOutput(NamedTuple):
-    """A layer's hidden states, its slice of the extended cache, and its load-balancing loss (0 without a router)."""
+    """A layer's hidden states, the extended cache, and its load-balancing loss (0 without a router)."""
 
     x: Regions
     cache: KVCache | None
@@ -64,14 +66,17 @@ class Layer(nnx.Module):
         else:
             self.ffn = PerRegion(experts.ffn, lambda: FFN(config, residual_std, rngs))
 
-    def __call__(self, x: Regions, context: Context, cache: KVCache | None = None) -> LayerOutput:
-        """Maps [B, ., D] to [B, ., D]. With a cache, queries also attend to the keys in it."""
+    def __call__(
+        self, x: Regions, context: Context, cache: KVCache | None = None, number: jax.Array | None = None
+    ) -> LayerOutput:
+        """Maps [B, ., D] to [B, ., D]. With a cache, queries also attend to the keys in it of layer `number`."""
         q, k, v = self.qkv(self.attention_norm(x), context.dense)
         q, k = context.rotate(_times(q, self.query_multiplier)), context.rotate(k)
         q, k, v = (named(part, PROJECTION) for part in (q, k, v))
         if cache is not None:
-            cache = append(cache, k, v)
-            k, v = cache.k, cache.v
+            assert number is not None
+            cache = context.append(cache, number, k, v)
+            k, v = keys_and_values(cache, number)
         out = named(self.out(context.attention(q, k, v), context.dense), PROJECTION)
         x = x.map(jnp.add, _times(out, self.residual_multiplier))
         out, auxiliary = self._ffn(self.ffn_norm(x), context)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from solo.config import ModelConfig
 from solo.model.attention.interval import interval_attention
 from solo.model.attention.kernel import Kernel, local_kernel
 from solo.model.dense import Dense, dense
+from solo.model.kv_cache import KVCache, append
 from solo.model.moe import RoutedFFN, routed_ffn
 from solo.model.regions import Regions
 from solo.model.rotary import rotate
@@ -37,6 +39,17 @@ def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS
     return Regions.split(out, q.patches.shape[1])
 
 
+def one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
+    """Computes dense attention on one device: for a single query, tiles would compute a whole block of queries."""
+    kernel = Kernel("dense", config.attention_block, config.attention_block)
+    return attention_with(kernel, q, k, v, attend_BS4)
+
+
+def head_product(x: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    """Multiplies hidden states [..., D] by the output projection on one device. Returns float32 [..., V]."""
+    return jnp.matmul(x, kernel_DV.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
 class Placement(NamedTuple):
     """The operations that depend on the devices; the defaults are for one device.
 
@@ -45,6 +58,8 @@ class Placement(NamedTuple):
     attention   attention
     routed_ffn  experts that a router chooses
     rotate      rotary positions, (x [B, ., H, C], angles) -> the same shape
+    append      writes a layer's new keys and values into the KV cache
+    head        product of hidden states with the output projection
     row_shards    number of devices that a batch's rows are sharded over
     vocab_shards  number of devices that the vocabulary is sharded over
     """
@@ -54,5 +69,18 @@ class Placement(NamedTuple):
     attention: Attention = local_attention
     routed_ffn: RoutedFFN = routed_ffn
     rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate
+    append: Callable[[KVCache, jax.Array, Regions, Regions], KVCache] = append
+    head: Callable[[jax.Array, jax.Array], jax.Array] = head_product
     row_shards: int = 1
     vocab_shards: int = 1
+
+
+class Generating(NamedTuple):
+    """The placements of generation; the defaults are for one device.
+
+    prefill  for prompts: many slots
+    decode   for one new token of each row
+    """
+
+    prefill: Placement = Placement()
+    decode: Placement = Placement(attention=one_query_attention)

@@ -74,17 +74,17 @@ class Transformer(nnx.Module):
         context = self._context(batch, placement)
         graph, stacked = nnx.split(self.layers)
 
-        def apply(x: Regions, layer: tuple[Any, Any]) -> tuple[Regions, Any]:
-            state, keys_values = layer
-            own = None if cache is None else cache._replace(k=keys_values[0], v=keys_values[1])
-            out = nnx.merge(graph, state)(named(x, LAYER_INPUT), context, own)
+        def apply(carry: tuple[Regions, KVCache | None], layer: tuple[Any, Any]) -> tuple[Any, jax.Array]:
+            (x, cache), (state, number) = carry, layer
+            out = nnx.merge(graph, state)(named(x, LAYER_INPUT), context, cache, number)
             x = out.x.map(lambda part: placement.constrain(part, axes))
-            return x, (None if out.cache is None else (out.cache.k, out.cache.v), out.auxiliary)
+            return (x, out.cache), out.auxiliary
 
-        keys_values = None if cache is None else (cache.k, cache.v)
+        numbers = None if cache is None else jnp.arange(config.layers)
         unroll = 1 if config.scan_layers else config.layers
-        x, (extended, auxiliary) = jax.lax.scan(rematerialised(apply, config), x, (stacked, keys_values), unroll=unroll)
-        cache = None if cache is None else cache._replace(k=extended[0], v=extended[1])
+        (x, cache), auxiliary = jax.lax.scan(
+            rematerialised(apply, config), (x, cache), (stacked, numbers), unroll=unroll
+        )
         return Output(self.final_norm(x), cache, auxiliary.mean())
 
     def embed(
@@ -120,12 +120,12 @@ class Transformer(nnx.Module):
         """Returns the output projection [D, V], float32."""
         return self.text_embed[...].T if self.head is None else self.head[...]
 
-    def logits(self, x: jax.Array) -> jax.Array:
+    def logits(self, x: jax.Array, placement: Placement | None = None) -> jax.Array:
         """Maps final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
 
         Padding has probability zero, so the loss does not depend on it.
         """
-        logits = jnp.matmul(x, self.head_kernel().astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = (placement or Placement()).head(x, self.head_kernel())
         logits = logits * logits_multiplier(self.config)
         return jnp.where(np.arange(logits.shape[-1]) < self.vocab_size, logits, _NO_PROBABILITY)
 
@@ -150,7 +150,7 @@ class Transformer(nnx.Module):
             return placement.attention(q, k, v, batch.attend, self.config)
 
         live = Regions.split(live_slots(batch.attend), num_patches)
-        return Context(placement.dense, rotate, attention, placement.routed_ffn, live)
+        return Context(placement.dense, rotate, attention, placement.routed_ffn, live, placement.append)
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Layer:

@@ -78,13 +78,25 @@ def summed(counts: Sequence[int], share: RowShare, mesh: Mesh) -> Callable[[], l
         mine[0] = [divmod(int(count), 1 << _LIMB) for count in counts]
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     shape = (mesh.size, *mine.shape[1:])
-    everywhere = _everywhere(mesh)(jax.make_array_from_process_local_data(spread, mine, shape))
+    everywhere = replicated(jax.make_array_from_process_local_data(spread, mine, shape), mesh)
 
     def total() -> list[int]:
         halves = np.asarray(everywhere).astype(object)
         return [int((high << _LIMB) + low) for high, low in halves.sum(axis=0)]
 
     return total
+
+
+def replicated(tree: Any, mesh: Mesh) -> Any:
+    """Returns the same arrays on every device, so that every process can read them. All processes call it."""
+    return _everywhere(mesh)(tree)
+
+
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """Returns numpy arrays of a tree of arrays on a mesh, in every process. One array at a time is replicated."""
+    if not mesh.is_multi_process:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda array: np.asarray(replicated(array, mesh)), tree)
 
 
 @cache

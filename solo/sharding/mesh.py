@@ -121,5 +121,11 @@ def device_batch(batch: Batch, mesh: Mesh, shares: int = 1) -> Batch:
     return Batch(*map(place, shardings, batch))
 
 
+def place_rows(x: np.ndarray, mesh: Mesh, shares: int = 1) -> jax.Array:
+    """Move this process's rows of an array (numpy) to its devices; see `device_batch`."""
+    rows = NamedSharding(mesh, PartitionSpec(TABLE["rows"]))
+    return jax.make_array_from_process_local_data(rows, x, (x.shape[0] * shares, *x.shape[1:]))
+
+
 def _extent(mesh: Mesh, names: Sequence[str]) -> int:
     return prod(mesh.shape[name] for name in names)

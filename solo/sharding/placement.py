@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from solo.sharding.dense import dense_on
 from solo.sharding.mesh import TABLE, partition
 
 
+# Cached: a placement is a static argument of compiled functions, which compare it by identity.
+@cache
 def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     """Returns the operations of a model on a mesh, or plain local ones if it has one device.
 
@@ -47,9 +50,9 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
         return _attention_on(mesh, kernel, q, k, v, attend_BS4)
 
     def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
-        return _routed_ffn_on(mesh, x, live, weights, top_k)
+        return routed_ffn_on(mesh, x, live, weights, top_k, TABLE["slots"])
 
-    return Placement(constrain, dense, attention, experts, turn, row_shards(mesh.shape), vocab_shards=tensor)
+    return Placement(constrain, dense, attention, experts, turn, row_shards=row_shards(mesh.shape), vocab_shards=tensor)
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
@@ -73,9 +76,14 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
     )(q, k, v, intervals)
 
 
-def _routed_ffn_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
-    """Routes each device's slots through its shard of every expert's FFN width; no slot is sent elsewhere."""
-    slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
+def routed_ffn_on(
+    mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int, sharded: tuple[str, ...] | None
+) -> tuple[Regions, Load]:
+    """Routes each device's slots through its shard of every expert's FFN width; no slot is sent elsewhere.
+
+    `sharded`: the mesh axes that the slots of a row are sharded over.
+    """
+    slots = PartitionSpec(TABLE["rows"], sharded)
     ffn = partition(("ffn",), weights.gate.shape[2:], mesh)[0]
     everywhere = PartitionSpec()
     weight_specs = ExpertWeights(
@@ -86,7 +94,7 @@ def _routed_ffn_on(mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights
         out, load = routed_ffn(x, live, weights, top_k)
         if ffn is not None:
             out = out.map(lambda part: jax.lax.psum(part, ffn))
-        return out, Load(*(jax.lax.psum(part, (*TABLE["rows"], *TABLE["slots"])) for part in load))
+        return out, Load(*(jax.lax.psum(part, (*TABLE["rows"], *(sharded or ()))) for part in load))
 
     return jax.shard_map(
         local,

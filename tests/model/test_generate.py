@@ -14,7 +14,7 @@ from solo.inference.prompt import row_of, slots
 from solo.model.generate import Sampling, generate, prefill
 from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition
-from solo.model.placement import Placement
+from solo.model.placement import Generating
 from tests.reference import forward, random_document
 
 VOCAB, PADDED, STOP = 50, 128, 2
@@ -22,7 +22,7 @@ VOCAB, PADDED, STOP = 50, 128, 2
 ROOM, KEPT, LONGEST = (48, 64), (48, 80), 100
 VISUAL_FFN = ExpertsConfig(ffn="modality")
 ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality")
-HERE = Placement()
+HERE, ONE_TOKEN = Generating()
 
 
 def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
@@ -114,7 +114,7 @@ def test_generation_equals_full_recomputation(experts, mode, switches) -> None:
     documents = documents_of(6, (6, 3, 8))
     cache, logits = prefill_all(definition, parameters, documents)
     keys = jax.random.split(jax.random.key(0), 3)
-    found = generate(definition, parameters, cache, logits, keys, sampling(), max_new_tokens=8, greedy=True)
+    found = generate(definition, ONE_TOKEN, parameters, cache, logits, keys, sampling(), max_new_tokens=8, greedy=True)
     np.testing.assert_array_equal(found.lengths, [8] * 3)
     np.testing.assert_array_equal(found.cache.length, [np.add(slots(document), (0, 7)) for document in documents])
     for row, document in enumerate(documents):
@@ -151,7 +151,15 @@ def small():
         cache, logits = prefill_all(definition, parameters, [documents[row] for row in rows])
         keys = jax.random.split(jax.random.key(seed), 3)[jnp.array(rows)]
         return generate(
-            definition, parameters, cache, logits, keys, settings or sampling(), max_new_tokens=8, greedy=greedy
+            definition,
+            ONE_TOKEN,
+            parameters,
+            cache,
+            logits,
+            keys,
+            settings or sampling(),
+            max_new_tokens=8,
+            greedy=greedy,
         )
 
     return write

@@ -1,0 +1,122 @@
+"""The network's operations for generation on a mesh, and the KV cache over its devices."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from solo.config import ModelConfig
+from solo.model.attention.kernel import Kernel, choose_kernel
+from solo.model.kv_cache import KVCache, append, empty_cache
+from solo.model.moe import ExpertWeights, Load
+from solo.model.placement import Generating, attention_with
+from solo.model.regions import Regions
+from solo.sharding.mesh import TABLE
+from solo.sharding.placement import placement, routed_ffn_on
+from solo.sharding.stationary import stationary_dense_on, stationary_head_on
+
+# A cache's keys or values [L, B, slots, K, C].
+_CACHED = PartitionSpec(None, TABLE["rows"], None, TABLE["kv_heads"])
+
+
+@cache
+def generation(mesh: Mesh, config: ModelConfig) -> Generating:
+    """Returns the operations of generation on a mesh.
+
+    The parameters are sharded as in training. The KV cache is sharded over rows and key heads; context shards hold the
+    same of it. Prefill shards the prompts' slots over context and gathers each layer's weights; decoding leaves the
+    weights in place (`solo.sharding.stationary`), and context shards compute the same.
+
+    Raises:
+        ConfigError: see `placement`.
+    """
+    training = placement(mesh, config)
+    if mesh.size == 1:
+        here = Generating()
+        return Generating(training, here.decode._replace(rotate=training.rotate))
+    device = mesh.devices.flat[0]
+    kernel = choose_kernel(config, device.platform, device.device_kind)
+    dense = Kernel("dense", config.attention_block, config.attention_block)
+
+    def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
+        return routed_ffn_on(mesh, x, live, weights, top_k, None)
+
+    common = training._replace(head=partial(stationary_head_on, mesh))
+    return Generating(
+        common._replace(
+            attention=partial(_cached_attention_on, mesh, kernel, TABLE["slots"]),
+            append=partial(_append_on, mesh, TABLE["slots"]),
+        ),
+        common._replace(
+            dense=partial(stationary_dense_on, mesh),
+            attention=partial(_cached_attention_on, mesh, dense, None),
+            routed_ffn=experts,
+            append=partial(_append_on, mesh, None),
+        ),
+    )
+
+
+def cache_shardings(mesh: Mesh) -> KVCache:
+    """Returns the shardings of a KV cache: rows over the row axes, key heads over tensor."""
+    rows = NamedSharding(mesh, PartitionSpec(TABLE["rows"]))
+    heads = NamedSharding(mesh, _CACHED)
+    return KVCache(Regions(heads, heads), Regions(heads, heads), rows, rows, rows)
+
+
+def make_cache(mesh: Mesh, config: ModelConfig, rows: int, patch_slots: int, text_slots: int) -> KVCache:
+    """Returns an empty KV cache on the mesh; see `empty_cache`. `rows` are a multiple of the mesh's row shards."""
+    return _cache_maker(mesh, config)(rows, patch_slots, text_slots)
+
+
+@cache
+def _cache_maker(mesh: Mesh, config: ModelConfig) -> Any:
+    return jax.jit(partial(empty_cache, config), static_argnums=(0, 1, 2), out_shardings=cache_shardings(mesh))
+
+
+def _cached_attention_on(
+    mesh: Mesh,
+    kernel: Kernel,
+    slots: tuple[str, ...] | None,
+    q: Regions,
+    k: Regions,
+    v: Regions,
+    attend_BS4: jax.Array,
+    config: ModelConfig,
+) -> Regions:
+    """Computes on each device the queries of its rows, heads and `slots`, over all cached keys of the row."""
+    queries = PartitionSpec(TABLE["rows"], slots, TABLE["heads"])
+    keys = PartitionSpec(TABLE["rows"], None, TABLE["kv_heads"])
+    spans = PartitionSpec(TABLE["rows"], slots)
+    intervals = Regions.split(attend_BS4, q.patches.shape[1])
+    return jax.shard_map(
+        lambda q, k, v, intervals: attention_with(kernel, q, k, v, intervals.join()),
+        mesh=mesh,
+        in_specs=(Regions(queries, queries), Regions(keys, keys), Regions(keys, keys), Regions(spans, spans)),
+        out_specs=Regions(queries, queries),
+        check_vma=False,
+    )(q, k, v, intervals)
+
+
+def _append_on(
+    mesh: Mesh, slots: tuple[str, ...] | None, cache: KVCache, layer: jax.Array, k: Regions, v: Regions
+) -> KVCache:
+    """`append` on each device, for its rows and key heads; the new keys of all `slots` are gathered."""
+    new = PartitionSpec(TABLE["rows"], slots, TABLE["kv_heads"])
+    rows = PartitionSpec(TABLE["rows"])
+    cached = KVCache(Regions(_CACHED, _CACHED), Regions(_CACHED, _CACHED), rows, rows, rows)
+
+    def local(cache: KVCache, layer: jax.Array, k: Regions, v: Regions) -> KVCache:
+        if slots and mesh.shape["context"] > 1:
+            k, v = (part.map(lambda x: jax.lax.all_gather(x, slots, axis=1, tiled=True)) for part in (k, v))
+        return append(cache, layer, k, v)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(cached, PartitionSpec(), Regions(new, new), Regions(new, new)),
+        out_specs=cached,
+        check_vma=False,
+    )(cache, layer, k, v)
