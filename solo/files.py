@@ -43,8 +43,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SOLO_CACHE") or default).expanduser().absolute()
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Writes a file as UTF-8, and creates its folder.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8, and creates its folder.
 
     Readers see either the old content or all of the new one, even if this process is killed or several processes
     write the file at the same time.
@@ -53,7 +53,7 @@ def write_whole(path: Path, content: str) -> None:
     # The name is unique to this call, and hidden so that no glob picks it up.
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

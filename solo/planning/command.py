@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo.files import unwritable, write_whole
+from solo.files import unwritable
+from solo.outputs import Output, add_force, output
 from solo.verbs.overrides import OVERRIDES
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_arguments(parser: Any) -> None:
         help="assumed length of documents; default: the data's, or a row",
     )
     parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="replaces the list price")
+    add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from solo.machines import parse_machine
 
     where = parse_machine(arguments.on, arguments.slices)
+    best_setting, figures = output(arguments, "--search"), output(arguments, "--json")
     prepare_process(where)
     from rich.console import Console
 
@@ -73,10 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
     config, changes = settle(load_config(arguments.config, arguments.overrides), where, arguments.rows_per_device)
     for change in changes:
         console.print(f"planned with {change}: use it in training too", highlight=False)
+    programs = [_program(arguments, config, stage.name, where) for stage in config.stages] if arguments.hlo else []
+    for program in programs:
+        program.check()
     known: tuple[Forecast, ...] = ()
     options = QUICK if arguments.quick and where.chip.is_tpu else None
-    if arguments.search:
-        best, chosen = _search(arguments, config, where, console)
+    if best_setting:
+        best, chosen = _search(arguments, config, where, best_setting, console)
         config, changes, known = best.config, [*changes, *chosen], (best,)
     with progress.status("") as status:
         found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots, options)
@@ -84,13 +89,12 @@ def run(arguments: argparse.Namespace) -> int:
         show_forecast(each, console)
     recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
     show_recipe(recipe, console)
-    if arguments.json:
-        write_whole(arguments.json, json.dumps(recipe, indent=1) + "\n")
+    if figures:
+        figures.write_json(recipe)
     if arguments.hlo:
-        arguments.hlo.mkdir(parents=True, exist_ok=True)
         for each in found:
             if each.program:
-                (arguments.hlo / f"{config.name}_{each.stage.name}_{where.name}.hlo").write_text(each.program.text)
+                _program(arguments, config, each.stage.name, where).write_text(each.program.text)
     return _refuse(found)
 
 
@@ -150,7 +154,7 @@ def _count(arguments: argparse.Namespace) -> int:
 
 
 def _search(
-    arguments: argparse.Namespace, config: Config, where: Machine, console: Any
+    arguments: argparse.Namespace, config: Config, where: Machine, to: Output, console: Any
 ) -> tuple[Forecast, tuple[str, ...]]:
     """Search for the best setting of the first or the named stage, and write its overrides for a command line."""
     from solo.planning.forecast import chosen_stages
@@ -167,10 +171,15 @@ def _search(
         document_slots=arguments.document_slots,
     )
     show_search(found, console)
-    write_whole(arguments.search, " ".join(found.overrides) + "\n")
-    use = f"solo train {arguments.config} $(cat {arguments.search})"
-    console.print(f"written to {arguments.search}: {use}", markup=False)
+    to.write_unmarked(" ".join(found.overrides) + "\n")  # all its words are arguments
+    use = f"solo train {arguments.config} $(cat {to.path})"
+    console.print(f"written to {to.path}: {use}", markup=False)
     return found.best, found.overrides
+
+
+def _program(arguments: argparse.Namespace, config: Config, stage: str, where: Machine) -> Output:
+    path = arguments.hlo / f"{config.name}_{stage}_{where.name}.hlo"
+    return Output(path, "solo plan --hlo", arguments.force)
 
 
 def prepare_process(where: Machine) -> None:

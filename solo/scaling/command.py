@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from solo.files import write_whole
+from solo.outputs import Output, add_force, output
 
 HELP = "fit a scaling law to a table of runs"
 DESCRIPTION = (
@@ -60,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap, default 0")
     add("--json", metavar="FILE", help="write all results as JSON")
     add("--report", metavar="FILE", help="write an HTML report")
+    add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,6 +86,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     from solo.scaling.report.sections import describe, describe_set_aside, describe_table, document
     from solo.scaling.report.terminal import print_sections
 
+    config, plain, report = (output(arguments, option) for option in ("--config", "--json", "--report"))
     table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units)
     spec = FitSpec(
         law=LAWS[arguments.law],
@@ -110,21 +111,21 @@ def _fit(arguments: argparse.Namespace) -> int:
             results.append(analyse(loss, runs, spec, group, aside))
             console.print(f"\n[bold]{results[-1].title}[/bold]  {spec.law.formula}")
             print_sections(describe(results[-1]), console)
-    if arguments.config:
-        _write_config(arguments, table, results, console)
+    if config:
+        _write_config(arguments, table, results, config, console)
     command = shlex.join(["solo", *arguments.words])
-    if arguments.json:
-        write_whole(Path(arguments.json), json.dumps(document(table, results, command), indent=1) + "\n")
-        console.print(f"JSON    {arguments.json}")
-    if arguments.report:
+    if plain:
+        plain.write_json(document(table, results, command))
+        console.print(f"JSON    {plain.path}")
+    if report:
         from solo.scaling.report.page import render
 
-        write_whole(Path(arguments.report), render(table, results, command))
-        console.print(f"report  {arguments.report}")
+        report.write_text(render(table, results, command))
+        console.print(f"report  {report.path}")
     return 1 if any(result.refused for result in results) else 0
 
 
-def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], console: Any) -> None:
+def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], to: Output, console: Any) -> None:
     """Writes the predicted run of the one law and the one compute."""
     folder = Path(arguments.results)
     if not (folder / "plan.json").is_file():
@@ -140,9 +141,9 @@ def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any],
     from solo.scaling.sweep.predicted import predicted_config
 
     config = predicted_config(SweepFolder(folder), table.rows, found.n, found.d)
-    write_whole(Path(arguments.config), dump_config(config))
+    to.write_text(dump_config(config))
     model, stage = config.model, config.stages[0]
-    console.print(f"config  {arguments.config}: width {model.width}, {model.layers} layers, {stage.steps:,} steps")
+    console.print(f"config  {to.path}: width {model.width}, {model.layers} layers, {stage.steps:,} steps")
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
@@ -157,6 +158,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from solo.scaling.report.sections import describe_simulation
     from solo.scaling.report.terminal import print_sections
 
+    plain = output(arguments, "--json")
     spec = load_spec(arguments.spec)
     try:
         found = simulate(spec)
@@ -164,10 +166,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
         print(f"refused: {refusal}", file=sys.stderr)
         return 1
     print_sections([describe_simulation(spec, found)], Console(highlight=False, soft_wrap=True))
-    if arguments.json:
+    if plain:
         command = shlex.join(["solo", *arguments.words])
-        plain = {"command": command, "spec": spec.model_dump(mode="json"), **asdict(found)}
-        write_whole(Path(arguments.json), json.dumps(plain, indent=1) + "\n")
+        plain.write_json({"command": command, "spec": spec.model_dump(mode="json"), **asdict(found)})
     return 0
 
 

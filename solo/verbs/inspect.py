@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from solo.outputs import add_force, output
 from solo.verbs.overrides import OVERRIDES
 
 HELP = "show what a run will read, or what a file holds, as one HTML file"
@@ -23,20 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="inspect.html", help="where to; default inspect.html")
     parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents of every source; default 3")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step whose row is shown; default 0")
+    add_force(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a page that shows what a config's run will read, or what a source holds."""
     from solo.config import load_config
-    from solo.data.inspection.page import write_page
-    from solo.data.inspection.unprepared import write_page_of_source
+    from solo.data.inspection.page import render
+    from solo.data.inspection.unprepared import render_source
     from solo.data.store.prepare import open_prepared
 
-    out = Path(arguments.out)
+    out = output(arguments, "--out")
+    assert out is not None  # it has a default
     if arguments.config.endswith((".yaml", ".yml")):
         config = load_config(arguments.config, arguments.overrides)
-        write_page(out, config, open_prepared(config), arguments.samples, arguments.step)
+        page = render(config, open_prepared(config), arguments.samples, arguments.step)
     else:
-        write_page_of_source(out, arguments.config, arguments.overrides, arguments.samples)
-    print(f"wrote {out}")
+        page = render_source(arguments.config, arguments.overrides, arguments.samples)
+    out.write_text(page)
+    print(f"wrote {out.path}")
     return 0

@@ -29,7 +29,7 @@ from solo.data.store.part_files import reason_kind
 from solo.data.store.prepare import Prepared
 from solo.data.store.source import PreparedSource
 from solo.data.store.summary import left_aside
-from solo.files import read_json_lines, write_whole
+from solo.files import read_json_lines
 
 _PLANNED_ROWS = 4096  # of a stage, for its figures
 _WINDOWS = 24
@@ -82,11 +82,6 @@ class StageView:
     uses: tuple[Use, ...]
     shares: Markup
     row: Row
-
-
-def write_page(path: Path, config: Config, prepared: Prepared, samples: int = 3, step: int = 0) -> None:
-    """Writes the page; see `render`. It is written atomically."""
-    write_whole(path, render(config, prepared, samples, step))
 
 
 def render(config: Config, prepared: Prepared, samples: int = 3, step: int = 0) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from solo.config import Config, ConfigError, load_config
-from solo.data.inspection.page import write_page
+from solo.data.inspection.page import render
 from solo.data.store.prepare import Prepared, prepare
 
 NAME = "source"
@@ -19,11 +19,10 @@ _VOCABULARY = 2000
 _TOO_LITTLE_TEXT = re.compile(r"it supports at most (\d+)")
 
 
-def write_page_of_source(out: Path, path: str, overrides: Sequence[str], samples: int) -> None:
-    """Writes a page on the first records of a file, folder or glob, whose reader is chosen by its content.
+def render_source(path: str, overrides: Sequence[str], samples: int) -> str:
+    """Returns a page on the first records of a file, folder or glob, whose reader is chosen by its content.
 
     Args:
-        out: the file to write.
         path: of the source, as in `data.sources`.
         overrides: `key.path=value`; the source is named `source`, so `data.sources.source.options.images=pictures` sets
             an option of its reader.
@@ -42,7 +41,7 @@ def write_page_of_source(out: Path, path: str, overrides: Sequence[str], samples
                 raise
             config, prepared = _prepare(folder, path, overrides, int(limit[1]))
         config = config.model_copy(update={"name": path})
-        write_page(out, config, prepared, samples)
+        return render(config, prepared, samples)
 
 
 def _prepare(folder: Path, path: str, overrides: Sequence[str], vocabulary: int) -> tuple[Config, Prepared]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from solo.files import write_whole
+from solo.outputs import Output, add_force, output
 
 HELP = "plan and run a sweep of sizes and lengths"
 DESCRIPTION = (
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rates", metavar="FILE", help="plot the best learning rate over widths, from the results")
     add("--loss", default="text", metavar="NAME", help="with --rates: one of evaluation.losses, default text")
     add("--coord-check", metavar="FILE", help="check whether activations keep their scale over widths, and plot it")
+    add_force(parser)
 
 
 def _positive(text: str) -> int:
@@ -73,7 +74,7 @@ def _plan_or_check(arguments: argparse.Namespace, spec: Any) -> int:
     # Planning needs no accelerator; holding one would keep it from the runs.
     jax.config.update("jax_platforms", "cpu")
     if arguments.coord_check:
-        return _coordinates(spec, Path(arguments.coord_check))
+        return _coordinates(arguments, spec)
     return _plan(arguments, spec, SweepFolder(spec.path))
 
 
@@ -87,6 +88,7 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     from solo.scaling.sweep.show import as_json, print_sweep
 
     console = Console(highlight=False, soft_wrap=True)
+    table, array = output(arguments, "--json"), output(arguments, "--slurm")
     points = expand(spec)
     starts = arguments.yes or arguments.slurm or arguments.configs
     if starts and spec.row_statistics is not None:
@@ -106,10 +108,8 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     measured = finished(points, folder)
     missing, everything = costs(spec, lacking, measured), costs(spec, points, measured)
     print_sweep(spec, points, folder, everything, missing, console)
-    if arguments.json:
-        import json
-
-        write_whole(Path(arguments.json), json.dumps(as_json(points, folder, everything), indent=1) + "\n")
+    if table:
+        table.write_json(as_json(points, folder, everything))
     check_limits(spec, lacking, missing)
     if not starts:
         console.print("nothing was started; --yes starts it" if lacking else "nothing is missing")
@@ -117,20 +117,19 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     folder.write_plan(spec, points)
     folder.write_results()
     if arguments.slurm or arguments.configs:
-        return _hand_out(arguments, spec, folder, lacking)
+        return _hand_out(arguments, spec, folder, lacking, array)
     return _train(arguments, spec, folder, points, console)
 
 
-def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: Any) -> int:
+def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: Any, array: Output | None) -> int:
     """Writes runs to be trained elsewhere: a job array, or configs."""
     from solo.scaling.sweep.elsewhere import write_array, write_configs
 
-    if arguments.slurm:
-        path = Path(arguments.slurm)
-        tasks = write_array(path, spec.name, folder.path, lacking, arguments.at_once)
-        print(f"{tasks} tasks; submit them with: sbatch {path}")
+    if array:
+        tasks = write_array(array, spec.name, folder.path, lacking, arguments.at_once)
+        print(f"{tasks} tasks; submit them with: sbatch {array.path}")
         return 0
-    written = write_configs(folder, lacking, Path(arguments.configs))
+    written = write_configs(folder, lacking, Path(arguments.configs), arguments.force)
     for path in written:
         print(f"solo launch TARGET {path} --on {spec.machine.name}")
     if waiting := len(lacking) - len(written):
@@ -192,30 +191,35 @@ def _rates(arguments: argparse.Namespace, folder: Any) -> int:
     from solo.scaling.sweep.plots import check_suffix, plot_rates
     from solo.scaling.sweep.rates import curves
 
-    path = Path(arguments.rates)
-    check_suffix(path)
+    check_suffix(Path(arguments.rates))
+    plot = output(arguments, "--rates")
+    assert plot is not None
     found = curves(folder, arguments.loss)
     for curve in found:
         best = "at the edge: try more rates" if curve.best is None else f"{curve.best:.3g}, loss {curve.best_loss:.4f}"
         print(f"width {curve.width}, {curve.steps:,} steps: best learning rate {best}")
-    plot_rates(found, arguments.loss, path)
-    print(f"plotted: {path}")
+    plot_rates(found, arguments.loss, plot)
+    print(f"plotted: {plot.path}")
     return 0
 
 
-def _coordinates(spec: Any, path: Path) -> int:
+def _coordinates(arguments: argparse.Namespace, spec: Any) -> int:
     """Returns exit status 1 if activations do not keep their scale."""
     from solo.scaling.sweep.coordinates import FLAT, check_spec, is_flat, spreads
     from solo.scaling.sweep.plots import check_suffix, plot_coordinates
 
-    check_suffix(path)
+    check_suffix(Path(arguments.coord_check))
+    plot = output(arguments, "--coord-check")
+    assert plot is not None
     found = check_spec(spec, lambda line: print(line, flush=True))
     for kind, sizes in found.items():
         print(f"{kind}: largest scale over smallest, minus 1, after {len(sizes[0]) - 1} steps")
         for name, spread in spreads([size[-1] for size in sizes]).items():
             print(f"  {name}: {spread:.1%}")
-    plot_coordinates(found, path)
+    plot_coordinates(found, plot)
     kind, sizes = next(iter(found.items()))
     flat = is_flat(sizes)
-    print(f"{kind}: activations {'keep' if flat else 'do not keep'} their scale within {FLAT:.0%}; plotted: {path}")
+    print(
+        f"{kind}: activations {'keep' if flat else 'do not keep'} their scale within {FLAT:.0%}; plotted: {plot.path}"
+    )
     return 0 if flat else 1

@@ -6,11 +6,13 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from solo.config import dump_config
 from solo.files import write_whole
 from solo.locks import is_held
+from solo.outputs import Output
 from solo.scaling.sweep.execute import measured, start_branch, versions
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
@@ -40,11 +42,11 @@ def groups(points: Sequence[Point]) -> list[list[Point]]:
     return list(found.values())
 
 
-def write_array(path: Path, name: str, folder: Path, points: Sequence[Point], at_once: int) -> int:
+def write_array(out: Output, name: str, folder: Path, points: Sequence[Point], at_once: int) -> int:
     """Writes a job array, and next to it the list of runs that its tasks read.
 
     Args:
-        path: path of the script; the list is `<path>.runs`.
+        out: the script; the list is `<script>.runs`.
         name: name of the job.
         folder: the sweep's folder, on a file system that all nodes share.
         points: the missing runs.
@@ -55,40 +57,48 @@ def write_array(path: Path, name: str, folder: Path, points: Sequence[Point], at
 
     Raises:
         ValueError: no run is missing.
+        OSError: one of the files must not be written; see `Output.check`.
     """
     tasks = groups(points)
     if not tasks:
         raise ValueError("no run is missing: there is no job to write")
-    listed = path.with_name(path.name + ".runs")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = out.path
+    listed = replace(out, path=path.with_name(path.name + ".runs"))
+    listed.check()
+    out.check()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    listed.write_text("".join(" ".join(point.id for point in task) + "\n" for task in tasks))
+    # The tasks read lines by their number.
+    listed.write_text("".join(" ".join(point.id for point in task) + "\n" for task in tasks), last=True)
     quoted = {
         "folder": folder.absolute(),
         "here": shlex.quote(str(Path.cwd())),
-        "list": shlex.quote(str(listed.absolute())),
+        "list": shlex.quote(str(listed.path.absolute())),
         "python": shlex.quote(sys.executable),
         "sweep": shlex.quote(str(folder.absolute())),
     }
-    path.write_text(_SCRIPT.format(name=name, tasks=len(tasks), at_once=at_once, **quoted))
+    out.write_text(_SCRIPT.format(name=name, tasks=len(tasks), at_once=at_once, **quoted))
     path.chmod(0o755)
     return len(tasks)
 
 
-def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path) -> list[Path]:
+def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path, force: bool = False) -> list[Path]:
     """Writes the configs of the missing runs that can start now, as `<place>/<id>.yaml`. Returns their paths.
 
     A branch can start once its stable run has reached the branch point; its checkpoint is linked into it.
+
+    Raises:
+        OSError: a file must not be written; see `Output.check`.
     """
-    written = []
+    ready: list[tuple[Point, Output]] = []
     for point in missing:
         waits = point.stable_run is not None and not folder.has_checkpoint(point.stable_run, point.branch_step)
-        if waits or folder.status(point.id) == "running":
-            continue
+        if not waits and folder.status(point.id) != "running":
+            ready.append((point, Output(place / f"{point.id}.yaml", "solo sweep --configs", force)))
+            ready[-1][1].check()
+    for point, out in ready:
         start_branch(folder, point)
-        written.append(place / f"{point.id}.yaml")
-        write_whole(written[-1], dump_config(point.config))
-    return written
+        out.write_text(dump_config(point.config))
+    return [out.path for _, out in ready]
 
 
 def collect(folder: SweepFolder, points: Sequence[Point], say: Callable[[str], None] = print) -> list[Point]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from solo.config import ConfigError
 from solo.drawing import ACCENT, QUIET, WRONG, shades, styled
+from solo.outputs import Output
 from solo.scaling.sweep.coordinates import LOGITS, Coordinates
 from solo.scaling.sweep.rates import Curve
 
@@ -23,7 +25,7 @@ def check_suffix(path: Path) -> None:
 
 
 @styled
-def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path: Path) -> None:
+def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], out: Output) -> None:
     """Plots scales over the width: a column per parametrisation, a row per quantity, a line per step."""
     names = list(next(iter(found.values()))[0][-1].scales)
     figure = _figure(8.8, 1.9 * len(names))
@@ -47,11 +49,11 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], path:
     # Outside the axes, which the lines fill.
     lines, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper center", ncols=len(lines))
-    _save(figure, path)
+    _save(figure, out)
 
 
 @styled
-def plot_rates(curves: Sequence[Curve], loss: str, path: Path) -> None:
+def plot_rates(curves: Sequence[Curve], loss: str, out: Output) -> None:
     """Plots the loss over the learning rate, a line per width with its optimum; and the optimum over the width."""
     figure = _figure(8.8, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -74,13 +76,15 @@ def plot_rates(curves: Sequence[Curve], loss: str, path: Path) -> None:
     right.set_xticks([curve.width for curve in curves], [str(curve.width) for curve in curves])
     right.minorticks_off()
     right.tick_params(axis="both", colors=QUIET)
-    _save(figure, path)
+    _save(figure, out)
 
 
 def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor="white")
+def _save(figure: Any, out: Output) -> None:
+    buffer, kind = BytesIO(), out.path.suffix[1:]
+    metadata = {"Software" if kind == "png" else "Creator": out.mark}
+    figure.savefig(buffer, format=kind, dpi=150, facecolor="white", metadata=metadata)
+    out.write_bytes(buffer.getvalue())

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from solo.config import OptimizerConfig, StageConfig
+from solo.outputs import Output
 from solo.scaling.sweep.coordinates import FLAT, LOGITS, Coordinates, is_flat, measure
 from solo.scaling.sweep.plots import plot_coordinates
 from tests.model.test_parametrisation import definition, random_batch
@@ -30,7 +31,9 @@ def test_over_eightfold_width(tmp_path: Path) -> None:
     narrow, wide = (size[-1].scales for size in standard)
     assert wide["last layer"] / narrow["last layer"] > 1 + 20 * FLAT
     assert wide[LOGITS] / narrow[LOGITS] > 4
-    plot_coordinates({"mup": mup, "standard": standard}, tmp_path / "coordinates.png")
+    plot_coordinates(
+        {"mup": mup, "standard": standard}, Output(tmp_path / "coordinates.png", "solo sweep --coord-check")
+    )
     assert (tmp_path / "coordinates.png").stat().st_size > 10_000
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from solo.cli import main
 from solo.config import load_config
+from solo.outputs import Output
 from solo.scaling.sweep.elsewhere import collect, write_array, write_configs
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import expand
@@ -64,9 +65,12 @@ def test_a_job_array(tmp_path: Path) -> None:
     """One task per stable run with its branches; valid shell; a task runs its line of the list."""
     spec = planned(tmp_path, design=HORIZONS, warmup=0.1, ladder={"width": [16, 32]})
     points, script = expand(spec), tmp_path / "jobs.sh"
-    assert write_array(script, "tiny", spec.path, points, at_once=4) == 2
+    out = Output(script, "solo sweep --slurm")
+    for _ in range(2):  # again, for the runs that are still missing
+        assert write_array(out, "tiny", spec.path, points, at_once=4) == 2
     subprocess.run(["shellcheck", "--severity=warning", str(script)], env=tools(), check=True)
-    lines = [line.split() for line in (tmp_path / "jobs.sh.runs").read_text().splitlines()]
+    *lines, mark = [line.split() for line in (tmp_path / "jobs.sh.runs").read_text().splitlines()]
+    assert mark[0] == "#"
     assert lines == [[point.id for point in points[:3]], [point.id for point in points[3:]]]
     text = script.read_text()
     assert "#SBATCH --array=1-2%4\n" in text
@@ -84,12 +88,26 @@ def test_a_job_array(tmp_path: Path) -> None:
     )
     assert done.stdout.split() == ["-m", "solo.cli", "sweep", str(spec.path), "--run", *lines[1]]
     with pytest.raises(ValueError, match="no run is missing"):
-        write_array(script, "tiny", spec.path, [], at_once=4)
+        write_array(out, "tiny", spec.path, [], at_once=4)
+    with pytest.raises(FileExistsError, match=r"jobs\.sh was edited after solo sweep --slurm wrote it"):
+        write_array(out, "tiny", spec.path, points, at_once=4)
+    script.unlink()
+    (tmp_path / "jobs.sh.runs").write_text("mine\n")
+    with pytest.raises(FileExistsError, match=r"jobs\.sh\.runs exists, and solo sweep --slurm did not write it"):
+        write_array(out, "tiny", spec.path, points, at_once=4)
+    assert not script.exists()
 
 
 def test_a_branch_waits_for_its_stable_run(tmp_path: Path) -> None:
     spec = planned(tmp_path, design=HORIZONS, warmup=0.1)
     points, folder = expand(spec), SweepFolder(spec.path)
     folder.write_plan(spec, points)
-    assert [path.stem for path in write_configs(folder, points, tmp_path / "c")] == [points[0].id]
+    for _ in range(2):
+        (written,) = write_configs(folder, points, tmp_path / "c")
+    assert written.stem == points[0].id
+    written.write_text("mine: 1\n")
+    with pytest.raises(FileExistsError, match=f"{points[0].id}.yaml exists, and solo sweep --configs did not write it"):
+        write_configs(folder, points, tmp_path / "c")
+    write_configs(folder, points, tmp_path / "c", force=True)
+    assert load_config(written) == points[0].config
     assert collect(folder, points) == []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from solo.config import ConfigError
+from solo.outputs import Output
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.plots import plot_rates
 from solo.scaling.sweep.points import expand
@@ -40,7 +41,7 @@ def test_a_curve_for_each_width(tmp_path: Path) -> None:
     assert (narrow.width, narrow.rates) == (16, tuple(rates))
     assert narrow.best == pytest.approx(4e-3)
     assert (wide.width, wide.rates, wide.best) == (32, tuple(rates[:3]), None)
-    plot_rates([narrow, wide], "text", tmp_path / "rates.png")
+    plot_rates([narrow, wide], "text", Output(tmp_path / "rates.png", "solo sweep --rates"))
     assert (tmp_path / "rates.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="there is no loss 'caption'; there are text"):
         curves(folder, "caption")
