@@ -7,17 +7,15 @@ A written file says so in a line of its own, with a hash of its other lines: `# 
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solo.files import write_whole
+from solo.files import unwritable, write_whole
 
 _ENDS = 4096  # bytes at either end of a file that are searched for the line
 _COMMENTS = {".html": ("<!-- ", " -->"), ".htm": ("<!-- ", " -->"), ".hlo": ("// ", "")}
@@ -34,7 +32,7 @@ def output(arguments: argparse.Namespace, option: str) -> Output | None:
     To be called before the verb's work, which may take hours.
 
     Raises:
-        OSError: it must not be written; see `Output.check`.
+        FileExistsError, ValueError: it must not be written; see `Output.check`.
     """
     path = getattr(arguments, option.lstrip("-").replace("-", "_"))
     if path is None:
@@ -66,11 +64,13 @@ class Output:
 
         Raises:
             FileExistsError: it exists, and the command did not write it, or it was edited since.
-            IsADirectoryError: it is a folder.
+            ValueError: it cannot be written.
         """
-        if self.path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
-        if self.force or self._is_stream() or not self.path.exists():
+        if self._is_stream():
+            return
+        if reason := unwritable(self.path):
+            raise ValueError(f"{self.command.split()[-1]} {self.path}: cannot be written: {reason}")
+        if self.force or not self.path.exists():
             return
         content = self.path.read_bytes()
         if not content:
@@ -93,7 +93,7 @@ class Output:
         """Writes text, with the mark as a comment in its first line (its second, after `#!` or a doctype) or its last.
 
         Raises:
-            OSError: it must not be written; see `check`.
+            FileExistsError, ValueError: it must not be written; see `check`.
         """
         before, after = _COMMENTS.get(self.path.suffix, ("# ", ""))
         lines = text.splitlines(keepends=True)
@@ -106,7 +106,7 @@ class Output:
         """Writes a JSON object, with the mark as the value of `file`.
 
         Raises:
-            OSError: it must not be written; see `check`.
+            FileExistsError, ValueError: it must not be written; see `check`.
         """
         self._write_signed(json.dumps({"file": self.mark, **value}, indent=1) + "\n")
 
@@ -114,7 +114,7 @@ class Output:
         """Writes text that has no place for a mark. An existing file is overwritten only with `force`.
 
         Raises:
-            OSError: it must not be written; see `check`.
+            FileExistsError, ValueError: it must not be written; see `check`.
         """
         self._write(text.encode())
 
@@ -122,7 +122,7 @@ class Output:
         """Writes bytes that contain the mark near either end, such as the metadata of an image.
 
         Raises:
-            OSError: it must not be written; see `check`.
+            FileExistsError, ValueError: it must not be written; see `check`.
         """
         self._write(content)
 

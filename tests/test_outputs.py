@@ -40,7 +40,7 @@ def test_json_is_overwritten_until_it_is_edited(tmp_path) -> None:
     out = Output(tmp_path / "a.json", "solo fit --json")
     out.write_json({"value": 1})
     out.write_json({"value": 2})
-    out.path.write_text(out.path.read_text().replace("2", "3"))
+    out.path.write_text(out.path.read_text().replace('"value": 2', '"value": 3'))
     with pytest.raises(FileExistsError, match="was edited"):
         out.write_json({"value": 2})
 
@@ -108,8 +108,10 @@ def test_no_option_overwrites_what_it_did_not_write(tmp_path, capsys, monkeypatc
     message = f"solo: {file} exists, and solo {words[0]} {option} did not write it; choose another name, or overwrite"
     assert message in capsys.readouterr().err
     assert file.read_text() == MINE
-    assert main([*words, option, str(tmp_path)]) == 2 if not file.suffix else True
-    assert file.suffix or f"{tmp_path}: Is a directory" in capsys.readouterr().err
+    folder = tmp_path / f"folder{file.suffix}"
+    folder.mkdir()
+    assert main([*words, option, str(folder)]) == 2
+    assert f"solo: {option} {folder}: cannot be written: it is a folder" in capsys.readouterr().err
 
 
 def test_compiled_programs_are_checked_before_they_are_compiled(tmp_path, capsys, monkeypatch) -> None:

@@ -122,9 +122,8 @@ def _check(arguments: argparse.Namespace) -> None:
     price = arguments.usd_per_chip_hour
     if price is not None and not 0 <= price < float("inf"):
         raise ConfigError(f"--usd-per-chip-hour {price:g}: expected a price of at least 0")
-    for flag, path in (("--json", arguments.json), ("--search", arguments.search), ("--hlo", arguments.hlo)):
-        if path is not None and (reason := unwritable(path, folder=flag == "--hlo")):
-            raise ConfigError(f"{flag} {path}: cannot be written: {reason}")
+    if arguments.hlo is not None and (reason := unwritable(arguments.hlo, folder=True)):
+        raise ConfigError(f"--hlo {arguments.hlo}: cannot be written: {reason}")
 
 
 def _count(arguments: argparse.Namespace) -> int:
@@ -135,6 +134,7 @@ def _count(arguments: argparse.Namespace) -> int:
     from solo.config import load_config
     from solo.interop.structure import structure
 
+    figures = output(arguments, "--json")
     found = structure(load_config(arguments.config, arguments.overrides))
     table = Table("component")
     for title in ("parameters", "of a text token", "of a patch"):
@@ -148,8 +148,8 @@ def _count(arguments: argparse.Namespace) -> int:
     console.print(f"vocabulary {found.vocab_size:,}")
     for layout, (tensors, parameters) in found.layouts.items():
         console.print(f"as {layout}: {tensors:,} tensors, {parameters:,} parameters", highlight=False)
-    if arguments.json:
-        write_whole(arguments.json, json.dumps(found.as_json(), indent=1) + "\n")
+    if figures:
+        figures.write_json(found.as_json())
     return 0
 
 

@@ -214,7 +214,10 @@ def test_simulate(tmp_path, capsys) -> None:
         ([*GADRE[1:], "--draws", "3"], "--draws at least 100"),
         ([*GADRE[1:], "--seed", "-1"], "--seed must be at least 0"),
         ([*GADRE[1:], "--drop-highest", "200"], "--drop-highest 200 leaves none of the"),
-        ([*GADRE[1:], "--draws", "100", "--json", str(OVERTRAIN.parent)], f"{OVERTRAIN.parent}: Is a directory"),
+        (
+            [*GADRE[1:], "--draws", "100", "--json", str(OVERTRAIN.parent)],
+            f"--json {OVERTRAIN.parent}: cannot be written: it is a folder",
+        ),
         ([str(OVERTRAIN), "more.csv"], "unexpected 'more.csv'"),
         (["simulate"], "needs a YAML file"),
         ([*GADRE[1:], "--trunk", ""], "--trunk is named --stable-run now"),

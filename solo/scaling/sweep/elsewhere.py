@@ -57,7 +57,7 @@ def write_array(out: Output, name: str, folder: Path, points: Sequence[Point], a
 
     Raises:
         ValueError: no run is missing.
-        OSError: one of the files must not be written; see `Output.check`.
+        FileExistsError: one of the files must not be written; see `Output.check`.
     """
     tasks = groups(points)
     if not tasks:
@@ -87,7 +87,7 @@ def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path, fo
     A branch can start once its stable run has reached the branch point; its checkpoint is linked into it.
 
     Raises:
-        OSError: a file must not be written; see `Output.check`.
+        FileExistsError: a file must not be written; see `Output.check`.
     """
     ready: list[tuple[Point, Output]] = []
     for point in missing:
