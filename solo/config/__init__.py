@@ -23,7 +23,7 @@ from solo.config.model import (
     RopeScalingConfig,
     Sharing,
 )
-from solo.config.optimizer import OptimizerConfig
+from solo.config.optimizer import GroupConfig, OptimizerConfig, UpdateRuleConfig
 from solo.config.run import Config
 from solo.config.training import Average, LossConfig, StageConfig
 
@@ -38,6 +38,7 @@ __all__ = [
     "EvaluationConfig",
     "ExpertsConfig",
     "FilterConfig",
+    "GroupConfig",
     "HeldOutConfig",
     "ImageConfig",
     "LossConfig",
@@ -56,6 +57,7 @@ __all__ = [
     "StageConfig",
     "TaskConfig",
     "TokenizerConfig",
+    "UpdateRuleConfig",
     "differences",
     "dump_config",
     "flat",

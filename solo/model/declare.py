@@ -69,6 +69,20 @@ class ParameterSpec:
         """Whether it belongs to the decoder layers, which are stacked along the first axis."""
         return self.axes[:1] == ("layers",)
 
+    @property
+    def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The axes that matrices are stacked along (layers, experts), and those of a product's inputs and outputs.
+
+        A parameter that is no matrix counts as a table of rows if it has two axes, and else as a vector, which has
+        outputs alone.
+        """
+        start = int(self.in_layers)
+        if self.is_matrix and self.axes[start] == "experts":
+            start += 1
+        rest = tuple(range(start, len(self.shape)))
+        inputs = self.inputs if self.is_matrix else int(self.role == "embedding")
+        return tuple(range(start)), rest[:inputs], rest[inputs:]
+
     def abstract(self) -> jax.ShapeDtypeStruct:
         """Returns the array without its values."""
         return jax.ShapeDtypeStruct(self.shape, jnp.float32)

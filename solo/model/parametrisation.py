@@ -18,7 +18,7 @@ learning rate times the decay is the same for every matrix. Both assume that F /
 
 from __future__ import annotations
 
-from solo.config import ModelConfig
+from solo.config import ConfigError, ModelConfig, UpdateRuleConfig
 from solo.model.declare import ParameterSpec
 
 
@@ -60,9 +60,35 @@ def initial_scale(spec: ParameterSpec, config: ModelConfig) -> float:
     return scale * d**0.5 if spec.role == "residual" else scale
 
 
-def step_scale(spec: ParameterSpec, config: ModelConfig) -> float:
-    """Returns the factor on Adam's step."""
-    return 1 / width_factor(config) if spec.role in ("hidden", "residual", "router") else 1.0
+def step_scale(
+    spec: ParameterSpec, config: ModelConfig, rule: str = "adamw", keys: UpdateRuleConfig | None = None
+) -> float:
+    """Returns the factor on the step of an update rule.
+
+    The matrices of the layers change by a spectral norm that grows like sqrt(outputs / inputs) with the width, whatever
+    the rule (Yang et al. 2023, arXiv 2310.17813). A step of Adam or Lion has entries of one size, and its singular
+    values are as unequal as the gradient's: 1/m. A step of Muon has equal singular values. Adafactor's is relative to
+    the parameter's own scale, which the initial scale has already reduced.
+
+    Raises:
+        ConfigError: there is no rule for `sgd`, whose step grows with the gradient.
+    """
+    m = width_factor(config)
+    if config.parametrisation.kind != "standard" and rule == "sgd":
+        raise ConfigError(
+            f"model.parametrisation.kind is {config.parametrisation.kind}, which has no rule for optimizer sgd: its"
+            " steps grow with the gradients. Use adamw, lion, muon or adafactor, or kind: standard"
+        )
+    if spec.role not in ("hidden", "residual", "router"):
+        return 1.0
+    if rule == "muon":
+        # sqrt(outputs / inputs) over the spectral norm of a step, both relative to the base size.
+        norm = m**0.5 if keys is not None and keys.muon is not None and keys.muon.consistent_rms is not None else 1.0
+        return (m**-0.5 if spec.role == "router" else 1.0) / norm
+    if rule == "adafactor" and keys is not None and keys.adafactor is not None:
+        relative = keys.adafactor.multiply_by_parameter_scale
+        return initial_scale(spec, config) ** -1 / m if relative else 1 / m
+    return 1 / m
 
 
 def eps_scale(spec: ParameterSpec, config: ModelConfig) -> float:

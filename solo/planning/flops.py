@@ -19,8 +19,8 @@ from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.rows import Rows, row_intervals
 from solo.sharding.axes import mesh_sizes, row_shards
+from solo.training.groups import trainable_paths
 from solo.training.losses import targets_per_chunk
-from solo.training.optimizer import trainable_paths
 
 _SAMPLED_ROWS = 64
 _FFN = ("ffn_patches", "ffn_text")

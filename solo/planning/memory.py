@@ -24,8 +24,9 @@ from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
 from solo.sharding.axes import AXES, check_slots, mesh_sizes, rows_per_shard
 from solo.sharding.mesh import parameter_shardings, shardings_like
+from solo.training.groups import trainable_paths
 from solo.training.losses import targets_per_chunk
-from solo.training.optimizer import make_optimizer, trainable_paths
+from solo.training.optimizer import make_optimizer
 
 # The step and `solo.training.step.Health`: four numbers.
 _COUNTERS = 16
@@ -133,7 +134,7 @@ def _state(
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        shardings_like(state, shardings, mesh),  # type: ignore[arg-type]
+        shardings_like(state, definition.specs, mesh),  # type: ignore[arg-type]
     )
     return held(by_path), held(chosen), held(placed)
 

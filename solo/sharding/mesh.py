@@ -84,15 +84,37 @@ def parameter_shardings(specs: Mapping[str, ParameterSpec], mesh: Mesh) -> dict[
     return {path: NamedSharding(mesh, partition(spec.axes, spec.shape, mesh)) for path, spec in specs.items()}
 
 
-def shardings_like(tree: Any, by_path: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
-    """Returns shardings of an optimizer state: a leaf under a parameter's path is sharded like the parameter."""
-    replicated = NamedSharding(mesh, PartitionSpec())
+def shardings_like(tree: Any, specs: Mapping[str, ParameterSpec], mesh: Mesh) -> Any:
+    """Returns shardings of an optimizer state: a leaf under a parameter's path is sharded like the parameter.
+
+    A leaf may also have the shape of the parameter's stacked matrices (`ParameterSpec.matrix_axes`), or of their rows
+    or columns (`optax.FactoredState`). It is then sharded over the axes that it has left. All else is replicated.
+    """
+    by_path, replicated = parameter_shardings(specs, mesh), NamedSharding(mesh, PartitionSpec())
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = [str(getattr(key, "key", "")) for key in path]
-        return next((by_path[name] for name in reversed(names) if name in by_path and leaf.ndim), replicated)
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        name = next((name for name in reversed(names) if name in specs), None)
+        if name is None:
+            return replicated
+        if leaf.shape == specs[name].shape:
+            return by_path[name]
+        sizes, entries = _as_matrices(specs[name], by_path[name].spec)
+        removed = {"v_row": -1, "v_col": -2}.get(names[-2] if len(names) > 1 else "")
+        if removed and specs[name].matrix_axes[1]:
+            # optax sums rows over the larger side, and columns over the smaller one.
+            side = len(sizes) - 2 + int(np.argsort(sizes[-2:])[removed])
+            sizes, entries = [*sizes[:side], *sizes[side + 1 :]], [*entries[:side], *entries[side + 1 :]]
+        return NamedSharding(mesh, PartitionSpec(*entries)) if leaf.shape == tuple(sizes) else replicated
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _as_matrices(spec: ParameterSpec, partition: PartitionSpec) -> tuple[list[int], list[Any]]:
+    """Returns the shape of a parameter's stacked matrices, and the mesh axes of each dimension."""
+    stack, *sides = spec.matrix_axes
+    merged = [*((axis,) for axis in stack), *(axes for axes in sides if axes)]
+    return [prod(spec.shape[axis] for axis in axes) for axes in merged], [partition[axes[0]] for axes in merged]
 
 
 def batch_shardings(mesh: Mesh) -> Batch:

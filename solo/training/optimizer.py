@@ -1,59 +1,57 @@
-"""AdamW over the trainable parameters only: schedules, weight-decay mask, per-component learning rates."""
+"""The optimizer of a stage: an update rule for every trained parameter, weight decay, clipping, and carried state."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from solo.config import ConfigError, ModelConfig, OptimizerConfig, StageConfig
+from solo.config import ConfigError, ModelConfig, OptimizerConfig, StageConfig, UpdateRuleConfig
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import Parameters
 from solo.model.parametrisation import eps_scale, step_scale
+from solo.training.groups import group_of, grouped, rate_scales, trainable_paths
+from solo.training.update_rules import rule_name, update_rule
+
+# The states of update rules that hold arrays of parameters.
+_STATES = (
+    optax.ScaleByAdamState,
+    optax.ScaleByLionState,
+    optax.TraceState,
+    optax.EmaState,
+    optax.FactoredState,
+    optax.contrib.MuonState,
+)
+# Their fields that hold one value for all parameters.
+_OF_ALL = ("count", "ns_coeffs")
 
 
-def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
-    """Returns the paths that a stage trains, sorted. Raises ConfigError if a glob matches none."""
-    paths = list(paths)
-    chosen: set[str] = set()
-    for pattern in stage.train:
-        chosen |= set(_match(pattern, paths, f"stage {stage.name!r}, train"))
-    return sorted(chosen)
+class Updated(NamedTuple):
+    """How a parameter is updated.
 
-
-def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:
-    """Returns the learning rate factor of every path; the last matching glob applies."""
-    paths = list(paths)
-    scales = dict.fromkeys(paths, 1.0)
-    for pattern, factor in stage.learning_rate_scale.items():
-        scales |= dict.fromkeys(_match(pattern, paths, f"stage {stage.name!r}, learning_rate_scale"), factor)
-    return scales
-
-
-def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> jax.Array:
-    """Returns the learning rate of step 0, 1, ... of a stage of `num_steps`.
-
-    Warm-up is linear: the first step's rate is peak / warmup_steps, and step `warmup_steps` - 1 has the peak. With
-    `start_at_zero` the schedule runs one step late, as Megatron's does: the first rate is 0, and the last step does not
-    reach the final one.
+    label  names the parameters that one transformation updates together; the optimizer's state has its name
+    name   see `rule_name`
+    rule   the keys of the update rule
     """
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    step = step.astype(jnp.float32) - config.start_at_zero
-    decay = num_steps - config.warmup_steps
-    if config.schedule == "wsd":
-        decay = min(decay, config.decay_steps or max(1, num_steps // 5))
-    done = jnp.clip((step + 1 - (num_steps - decay)) / max(decay, 1), 0.0, 1.0)
-    if config.schedule == "constant":
-        rate = jnp.full_like(step, peak)
-    elif config.schedule == "cosine":
-        rate = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-    else:
-        rate = final + (peak - final) * (1 - done)
-    return rate * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+    label: str
+    name: str
+    rule: UpdateRuleConfig
+
+
+def update_rules(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> dict[str, Updated]:
+    """Returns the update rule of every parameter. Raises ConfigError if a group matches no parameter."""
+    groups, found = group_of(config.groups, specs, "optimizer"), {}
+    for path, spec in specs.items():
+        number = groups.get(path)
+        rule = config if number is None else config.groups[number].optimizer
+        assert rule is not None
+        name = rule_name(rule, spec)
+        found[path] = Updated(name if number is None else f"{name}_{number}", name, rule)
+    return found
 
 
 def decays(spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
@@ -64,95 +62,215 @@ def decays(spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddin
 def make_optimizer(
     config: OptimizerConfig, specs: Mapping[str, ParameterSpec], model: ModelConfig, *, carries: bool = False
 ) -> optax.GradientTransformation:
-    """Returns AdamW's update direction; the caller multiplies it by minus the learning rate.
+    """Returns a transformation to update directions; the caller multiplies them by minus the learning rate.
 
-    Gradients are first clipped by their global norm over the trainable parameters. Step sizes and eps follow the
-    model's parametrisation. With `carries`, every parameter has its own Adam count, so that `carry_state` can mix
-    parameters with different step counts.
+    Gradients are first clipped by their global norm over the trainable parameters; those of a group with its own
+    `clip_norm` by their norm over the group. Step sizes and eps follow the model's parametrisation. With `carries`,
+    every parameter has its own step count, so that `carry_state` can mix parameters with different ones.
+
+    Raises:
+        ConfigError: a group matches no parameter, or the parametrisation does not know the update rule.
     """
-    mask = {path: decays(spec, config.weight_decay_mask) for path, spec in specs.items()}
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
-    if carries:
-        adam = _one_by_one(adam)
+    rules = update_rules(config, specs)
+    clip, update = _clip(config, specs), _by_rule(rules, specs, carries)
     if model.parametrisation.kind != "standard":
         # Adam on gradients divided by s is Adam with eps times s.
-        clip = optax.chain(clip, _times({path: 1 / eps_scale(spec, model) for path, spec in specs.items()}))
-        adam = optax.chain(adam, _times({path: step_scale(spec, model) for path, spec in specs.items()}))
-    return optax.chain(
-        clip,
-        adam,
-        optax.add_decayed_weights(config.weight_decay, lambda tree: {path: mask[path] for path in tree}),
-    )
+        eps = {path: eps_scale(spec, model) if rules[path].name == "adamw" else 1.0 for path, spec in specs.items()}
+        clip = optax.chain(clip, _times({path: 1 / scale for path, scale in eps.items()}))
+        steps = {path: step_scale(spec, model, rules[path].name, rules[path].rule) for path, spec in specs.items()}
+        update = optax.chain(update, _times(steps))
+    return optax.chain(clip, update, *_decay(config, specs))
 
 
 def _times(factors: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(lambda tree, _: {path: value * factors[path] for path, value in tree.items()})
 
 
-def _one_by_one(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns the same transformation with a count, and thus a bias correction, for each parameter."""
+def _clip(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> optax.GradientTransformation:
+    groups = group_of(config.groups, specs, "clip_norm")
+    if not groups:
+        return optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
 
-    def init(parameters: Parameters) -> optax.ScaleByAdamState:
-        state = adam.init(parameters)
-        return state._replace(count=dict.fromkeys(parameters, state.count))
+    def clip(gradients: Parameters, _: Any) -> Parameters:
+        found: Parameters = {}
+        for number in {groups.get(path) for path in gradients}:
+            own = {path: value for path, value in gradients.items() if groups.get(path) == number}
+            norm = config.clip_norm if number is None else config.groups[number].clip_norm
+            found |= optax.clip_by_global_norm(norm).update(own, optax.EmptyState())[0] if norm else own
+        return {path: found[path] for path in gradients}
 
-    def update(
-        gradients: Parameters, state: optax.ScaleByAdamState, parameters: Parameters | None = None
-    ) -> tuple[Parameters, optax.ScaleByAdamState]:
-        found = {
-            path: adam.update(gradient, optax.ScaleByAdamState(state.count[path], state.mu[path], state.nu[path]))
-            for path, gradient in gradients.items()
+    return optax.stateless(clip)
+
+
+def _decay(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> list[optax.GradientTransformation]:
+    """Returns a transformation for each weight decay, the first for that of the section."""
+    own = grouped(config.groups, specs, "weight_decay")
+    found = []
+    for decay in dict.fromkeys([config.weight_decay, *own.values()]):
+        mask = {
+            path: own[path] == decay
+            if path in own
+            else decay == config.weight_decay and decays(spec, config.weight_decay_mask)
+            for path, spec in specs.items()
         }
-        directions = {path: direction for path, (direction, _) in found.items()}
-        return directions, optax.ScaleByAdamState(
-            *({path: new[field] for path, (_, new) in found.items()} for field in range(3))
+        found.append(optax.add_decayed_weights(decay, lambda tree, mask=mask: {path: mask[path] for path in tree}))
+    return found
+
+
+def _by_rule(
+    rules: Mapping[str, Updated], specs: Mapping[str, ParameterSpec], carries: bool
+) -> optax.GradientTransformation:
+    """Returns the update rules, each on its parameters. With several, the state holds that of each by its label."""
+
+    def made(updated: Updated) -> optax.GradientTransformation:
+        parts = update_rule(updated.name, updated.rule, specs)
+        parts = [_one_by_one(part) for part in parts] if carries else parts
+        return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+    every = {updated.label: made(updated) for updated in rules.values()}
+
+    def labels(tree: Parameters) -> list[str]:
+        return sorted({rules[path].label for path in tree})
+
+    def of(label: str, tree: Parameters) -> Parameters:
+        return {path: value for path, value in tree.items() if rules[path].label == label}
+
+    def init(parameters: Parameters) -> Any:
+        states = {label: every[label].init(of(label, parameters)) for label in labels(parameters)}
+        return states if len(states) > 1 else next(iter(states.values()))
+
+    def update(gradients: Parameters, state: Any, parameters: Parameters | None = None) -> tuple[Parameters, Any]:
+        assert parameters is not None
+        if len(found := labels(gradients)) == 1:
+            return every[found[0]].update(gradients, state, parameters)
+        done = {
+            label: every[label].update(of(label, gradients), state[label], of(label, parameters)) for label in found
+        }
+        return (
+            {path: done[rules[path].label][0][path] for path in gradients},
+            {label: new for label, (_, new) in done.items()},
         )
 
     return optax.GradientTransformation(init, update)
 
 
+def _one_by_one(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the same transformation with a state, and thus a step count, for each parameter.
+
+    Every field of its state holds a value for each path.
+    """
+
+    def init(parameters: Parameters) -> Any:
+        return _by_field({path: rule.init({path: value}) for path, value in parameters.items()})
+
+    def update(gradients: Parameters, state: Any, parameters: Parameters | None = None) -> tuple[Parameters, Any]:
+        directions: Parameters = {}
+        states = {}
+        for path, gradient in gradients.items():
+            own = type(state)(
+                *(
+                    value[path] if field in _OF_ALL else {path: value[path]}
+                    for field, value in zip(state._fields, state, strict=True)
+                )
+            )
+            one = None if parameters is None else {path: parameters[path]}
+            direction, states[path] = rule.update({path: gradient}, own, one)
+            directions |= direction
+        return directions, _by_field(states)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _by_field(states: Mapping[str, Any]) -> Any:
+    """Returns a state each of whose fields maps paths to values, from the states of single parameters."""
+    kind = type(next(iter(states.values())))
+    return kind(
+        *(
+            {
+                path: getattr(state, field) if field in _OF_ALL else getattr(state, field)[path]
+                for path, state in states.items()
+            }
+            for field in kind._fields
+        )
+    )
+
+
 def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptState:
-    """Carries Adam's moments and counts over to a new stage, for the parameters that the previous stage trained.
+    """Carries moments and counts over to a new stage, for the parameters that the previous stage trained.
 
     Args:
         fresh: the new stage's initial state, of an optimizer made with `carries`.
         previous: the state that the previous stage ended with.
 
     Returns:
-        `fresh`, in which parameters trained before keep their moments and count. The others start at zero with
-        count 0: their bias correction is that of a first step.
+        `fresh`, in which parameters that were trained by the same update rule keep their moments and count. The others
+        start at zero with count 0: their bias correction is that of a first step.
     """
-    (old,) = (node for node in jax.tree.leaves(previous, is_leaf=_is_adam) if _is_adam(node))
-    if not isinstance(old.count, Mapping):
-        # Each count needs its own buffer, because a step donates them all.
-        old = old._replace(count={path: jnp.copy(old.count) for path in old.mu})
+    old: dict[tuple[type, str], list[Any]] = {}
+    for node in filter(_is_state, jax.tree.leaves(previous, is_leaf=_is_state)):
+        paths = {path for field in node if isinstance(field, Mapping) for path in field}
+        for path in paths:
+            # Each count needs its own buffer, because a step donates them all.
+            old[type(node), path] = [field[path] if isinstance(field, Mapping) else jnp.copy(field) for field in node]
 
     def carry(node: Any) -> Any:
-        if not _is_adam(node):
+        if not _is_state(node):
             return node
-        return optax.ScaleByAdamState(
+        return type(node)(
             *(
-                {path: jax.device_put(before.get(path, leaf), leaf.sharding) for path, leaf in now.items()}
-                for now, before in zip(node, old, strict=True)
+                {path: _carried(old.get((type(node), path)), number, leaf) for path, leaf in field.items()}
+                for number, field in enumerate(node)
             )
         )
 
-    return jax.tree.map(carry, fresh, is_leaf=_is_adam)
+    return jax.tree.map(carry, fresh, is_leaf=_is_state)
 
 
-def _is_adam(node: Any) -> bool:
-    return isinstance(node, optax.ScaleByAdamState)
+def _carried(before: list[Any] | None, number: int, leaf: Any) -> Any:
+    if before is None or before[number].shape != leaf.shape:
+        return leaf
+    return jax.device_put(before[number].astype(leaf.dtype), leaf.sharding)
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, _STATES)
+
+
+def check_stages(stages: Iterable[StageConfig], specs: Mapping[str, ParameterSpec], model: ModelConfig) -> None:
+    """Checks the optimizers of all stages before the first one begins.
+
+    Raises:
+        ConfigError: a glob matches no parameter, the parametrisation does not know an update rule, or a stage would
+            carry the state of another update rule.
+    """
+    before: dict[str, Updated] = {}
+    for stage in stages:
+        rate_scales(specs, stage)
+        make_optimizer(stage.optimizer, specs, model)
+        rules = update_rules(stage.optimizer, specs)
+        trained = trainable_paths(specs, stage)
+        if stage.optimizer_state == "carry":
+            for path in trained:
+                _check_carried(stage, path, before.get(path), rules[path])
+        before = {path: rules[path] for path in trained}
+
+
+def _check_carried(stage: StageConfig, path: str, before: Updated | None, now: Updated) -> None:
+    if before is None:
+        return
+    what = f"stage {stage.name!r}: optimizer_state: carry cannot carry the state of {path}"
+    if before.name != now.name:
+        raise ConfigError(
+            f"{what}: the stage before updates it by {before.name}, this one by {now.name}. Set optimizer_state=reset,"
+            " or keep the update rule"
+        )
+    if before.rule.adafactor != now.rule.adafactor or (before.rule.beta1 is None) != (now.rule.beta1 is None):
+        raise ConfigError(
+            f"{what}: its shape follows adafactor's keys, which differ from those of the stage before. Set"
+            " optimizer_state=reset, or keep the keys"
+        )
 
 
 def subset(parameters: Parameters, paths: Iterable[str]) -> Parameters:
     """Returns the parameters at these paths."""
     return {path: parameters[path] for path in paths}
-
-
-def _match(pattern: str, paths: list[str], where: str) -> list[str]:
-    # A component's name stands for all of its parameters: patch_embed is patch_embed/*.
-    found = [path for path in paths if fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path, f"{pattern}/*")]
-    if not found:
-        raise ConfigError(f"{where}: {pattern!r} matches no parameter; parameters are {', '.join(paths)}")
-    return found

@@ -15,12 +15,12 @@ from solo.model.flops import step_flops
 from solo.model.parameters import ModelDefinition
 from solo.training.data_guard import DataGuard
 from solo.training.feeding import Feeder, StepInfo
+from solo.training.groups import trainable_paths
 from solo.training.ledger import Ledger
 from solo.training.losses import Measured, means
 from solo.training.metrics import Metrics
 from solo.training.mixture import MixtureMeter, changed_weights
 from solo.training.observer import Observer
-from solo.training.optimizer import trainable_paths
 from solo.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)

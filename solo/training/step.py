@@ -18,8 +18,10 @@ from solo.sharding.axes import rows_per_shard
 from solo.sharding.compiling import compiler_options
 from solo.sharding.mesh import batch_shardings, parameter_shardings, shardings_like
 from solo.sharding.placement import placement
+from solo.training.groups import rate_scales, trainable_paths
 from solo.training.losses import Measured, batch_loss, normalised_weights
-from solo.training.optimizer import learning_rate, make_optimizer, rate_scales, subset, trainable_paths
+from solo.training.optimizer import make_optimizer, subset
+from solo.training.schedule import learning_rate
 
 MEAN_DECAY = 0.98
 
@@ -156,7 +158,7 @@ def make_stage(
 
     by_path = parameter_shardings(specs, mesh)
     abstract = jax.eval_shape(start, {path: spec.abstract() for path, spec in specs.items()})
-    shardings = shardings_like(abstract, by_path, mesh)
+    shardings = shardings_like(abstract, specs, mesh)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )

@@ -30,7 +30,7 @@ from solo.training.ledger import Ledger, began_after
 from solo.training.losses import Measured
 from solo.training.metrics import Metrics, MetricsStream, drop_quarantined_after, plan_line
 from solo.training.observer import Observer
-from solo.training.optimizer import carry_state
+from solo.training.optimizer import carry_state, check_stages
 from solo.training.program import program_of
 from solo.training.recording import BadStepError, Recorder
 from solo.training.run_folder import RunFolder
@@ -81,6 +81,7 @@ class Trainer:
         self._initial = initial or self._draw
         self._evaluators = evaluators or NoEvaluators()
         self._idle = IdleWatch()
+        check_stages(config.stages, self.definition.specs, config.model)
         self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file)
         self._metrics = Metrics()
         self._stages: dict[str, Stage] = {}

@@ -18,7 +18,7 @@ from solo.config import (
 from solo.model.flops import BatchStats, step_flops
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
-from solo.training.optimizer import trainable_paths
+from solo.training.groups import trainable_paths
 from solo.training.step import make_stage
 from tests.tiny import MODEL
 

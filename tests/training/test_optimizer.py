@@ -11,7 +11,9 @@ import pytest
 from solo.config import ModelConfig, OptimizerConfig, StageConfig
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
-from solo.training.optimizer import carry_state, decays, learning_rate, make_optimizer, trainable_paths
+from solo.training.groups import trainable_paths
+from solo.training.optimizer import carry_state, decays, make_optimizer
+from solo.training.schedule import learning_rate
 from tests.tiny import MODEL, tiny_config
 
 SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn"), "ffn", "hidden") for name in ("a", "b")}

@@ -12,7 +12,7 @@ from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.model.placement import Placement
 from solo.sharding.mesh import device_batch, make_mesh
-from solo.training.optimizer import learning_rate
+from solo.training.schedule import learning_rate
 from solo.training.step import loss_and_grads, make_stage
 from tests.reference import random_document
 

@@ -14,7 +14,7 @@ from solo.model.parameters import ModelDefinition
 from solo.planning.memory import hand_count
 from solo.scaling.sweep.batch_statistics import StageStatistics
 from solo.scaling.sweep.spec import MachineSpec
-from solo.training.optimizer import trainable_paths
+from solo.training.groups import trainable_paths
 
 
 @dataclass(frozen=True)
