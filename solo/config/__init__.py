@@ -8,7 +8,7 @@ what it decides (`solo.config.base.Decides`); `identity`, `differences` and `key
 
 from solo.config.base import ConfigError, Section, nearest
 from solo.config.checkpoint import BestConfig, CheckpointConfig, SafetyConfig
-from solo.config.compare import Difference, differences, flat, identity, keys_deciding
+from solo.config.compare import Difference, differences, flat, identity, keys_deciding, summary
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from solo.config.evaluation import EvaluationConfig, HeldOutConfig, TaskConfig
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
@@ -69,4 +69,5 @@ __all__ = [
     "parse_section",
     "read_config",
     "set_value",
+    "summary",
 ]

@@ -9,11 +9,17 @@ Every key declares what it decides (`solo.config.base.Decides`). Three questions
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from solo.config.base import Decides, Section
+
+# Characters of a value in a message, and those before the place where two long values differ.
+_SHOWN, _SHOWN_BEFORE = 60, 12
 
 Level = Literal["model", "data", "result", "evaluation"]
 # The model and the data decide the result, and the result decides what an evaluation measures.
@@ -31,19 +37,49 @@ class Difference:
 
     key      dotted path, as in `stages.0.optimizer.beta2`
     decides  what the key decides
+    part     the largest part of the config that holds the key and that one of the configs lacks; empty if both have it
+    added    whether the new config has that part
     """
 
     key: str
     old: Any
     new: Any
     decides: frozenset[Decides]
+    part: str = ""
+    added: bool = False
 
     def decides_at(self, level: Level) -> bool:
         """Returns whether configs with this difference differ at a level."""
         return bool(self.decides & _INCLUDED[level])
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old!r} there, {self.new!r} here"
+        old, new = _short(self.old, self.new)
+        if self.part:
+            old, new = ("not set", new) if self.added else (old, "not set")
+        return f"{self.key}: {old} -> {new}"
+
+
+def summary(changes: Sequence[Difference]) -> list[str]:
+    """Returns one short line for each difference, `key: old -> new`, and one for a part that a config lacks."""
+    sizes = Counter(change.part for change in changes)
+    lines: dict[str, None] = {}
+    for change in changes:
+        if sizes[change.part] == 1 or not change.part:
+            lines[str(change)] = None
+        else:
+            verb = "added" if change.added else "removed"
+            lines[f"{change.part}: {verb}, {sizes[change.part]} keys"] = None
+    return list(lines)
+
+
+def _short(old: Any, new: Any) -> tuple[str, str]:
+    """Returns two values as text, long ones cut to where they differ."""
+    texts = json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    same = common - _SHOWN_BEFORE if max(map(len, texts)) > _SHOWN else 0
+    cut = [f"...{text[same:]}" if same > 0 and len(text) > _SHOWN else text for text in texts]
+    first, second = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in cut)
+    return first, second
 
 
 def flat(config: Section) -> dict[str, Any]:
@@ -68,8 +104,17 @@ def differences(old: Section, new: Section) -> list[Difference]:
         if what and what_now and was == now:
             continue
         if (what and what_now) or not _is_filled(key, after if what else before):
-            found.append(Difference(key, was, now, (what or frozenset()) | (what_now or frozenset())))
+            part = "" if what and what_now else _missing_part(key, after if what else before)
+            decided = (what or frozenset()) | (what_now or frozenset())
+            found.append(Difference(key, was, now, decided, part, added=not what))
     return found
+
+
+def _missing_part(key: str, flat: Mapping[str, Any]) -> str:
+    """Returns the shortest beginning of a dotted key that a config without the key lacks, too."""
+    parts = key.split(".")
+    beginnings = [".".join(parts[:number]) for number in range(1, len(parts) + 1)]
+    return next(each for each in beginnings if each not in flat and not _is_filled(each, flat))
 
 
 def _is_filled(key: str, flat: Mapping[str, Any]) -> bool:

@@ -4,7 +4,8 @@
 counted here, so this file is only ever appended to. Its lines are:
 
     {"try": 2, "began": t}                                start of the second attempt
-    {"try": 2, "resumed": step, "on": {...}}              the step it resumes from; devices, mesh, compiler options
+    {"try": 2, "resumed": step, "on": {...}}              the step it resumes from; devices, mesh, compiler options;
+                                                          `changes` of its config: key -> [old, new]
     {"try": 2, "spent": what, "seconds": s, "at": t}      an interval of time; intervals leave no gaps
     {"try": 2, "ended": how, "at": t}                     done, interrupted or failed
 
@@ -56,9 +57,17 @@ class Ledger:
         self._file = JsonLinesFile(path)
         self._write({"began": self._last})
 
-    def resumed(self, step: int, on: Mapping[str, Any] | None = None) -> None:
-        """Records that the attempt resumes after this step (0: from the start), on the machine described by `on`."""
-        self._write({"resumed": step, **({"on": on} if on else {})})
+    def resumed(
+        self, step: int, on: Mapping[str, Any] | None = None, changes: Mapping[str, list[Any]] | None = None
+    ) -> None:
+        """Records that the attempt resumes after this step (0: from the start).
+
+        Args:
+            step: step of the checkpoint.
+            on: description of the machine.
+            changes: keys of the config that it changes -> [old value, new value].
+        """
+        self._write({"resumed": step, **({"on": on} if on else {}), **({"changes": changes} if changes else {})})
 
     def spent(self, what: str, step: int | None = None) -> float:
         """Records the time since the last call, without reported waits, as spent on `what`, one of `SPENT`.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from solo.config import Difference
 from solo.data.planning.stage_plan import StagePlan
 from solo.files import JsonLinesFile, json_line, read_json_lines, write_whole
 from solo.training.run_folder import RunFolder
@@ -49,7 +50,7 @@ class MetricsStream(Metrics):
         from tensorboardX import SummaryWriter
 
         found, broken = _read_metrics(run.metrics_file)
-        kept = _without_repeats([line for line in found if line["step"] <= resume_step])
+        kept = _without_repeats(_up_to(found, resume_step))
         self.damage = [f"{run.metrics_file}: {text}" for text in _damage(kept, broken, resume_step, began_after)]
         write_whole(run.metrics_file, "".join(map(json_line, kept)))
         shutil.rmtree(run.tensorboard, ignore_errors=True)
@@ -87,6 +88,12 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
     found, broken = read_json_lines(path)
     whole = [line for line in found if isinstance(line.get("kind"), str) and type(line.get("step")) is int]
     return whole, broken + len(found) - len(whole)
+
+
+def _up_to(lines: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Leaves out lines of later steps. Changed keys stay in force, also if the run resumes from an earlier step."""
+    kept = [line for line in lines if line["step"] <= step]
+    return kept + [{**line, "step": step} for line in lines if line["kind"] == "resumed" and line["step"] > step]
 
 
 def _without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,6 +148,19 @@ def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
             for name, found in plan.chunks.items()
         },
     }
+
+
+def changed_values(changes: Iterable[Difference]) -> dict[str, list[Any]]:
+    """Returns dotted key -> [old value, new value]."""
+    return {change.key: [change.old, change.new] for change in changes}
+
+
+def resumed_line(step: int, changes: Iterable[Difference], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the line of a run that resumes after a step with changed keys, on a machine; see `changed_values`.
+
+    Runs that resume with their config write none, so that their metrics are those of a run that never stopped.
+    """
+    return {"kind": "resumed", "step": step, "changes": changed_values(changes), "on": dict(machine)}
 
 
 def drop_quarantined_after(path: Path, step: int) -> list[str]:

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
-from solo.config import Config, ConfigError, Difference, differences, dump_config, load_config
-from solo.files import complete_checkpoints, is_complete, write_whole
+from solo.config import Config, ConfigError, Difference, differences, dump_config, load_config, summary
+from solo.files import complete_checkpoints, is_complete, read_json_lines, write_whole
 from solo.training.amendments import amendable, is_amendable
 
-_CHANGES_SHOWN = 10
-
-
-def _hint(refused: Sequence[Difference], steps_done: int) -> str:
-    """Returns how to change a mixture, if that was the aim."""
-    if not any(".mixture" in change.key for change in refused):
-        return ""
-    return (
-        f"\nthe weights of this run can be changed from step {steps_done} on, with stages.N.mixture_changes: "
-        "{step of the stage: {source: weight}}"
-    )
+_CHANGES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/<name>/` and the files in it."""
+    """`runs/<name>/` and the files in it.
+
+    path     the folder
+    changes  the keys in which the config that resumes the run differs from `config.yaml`; see `take_up`
+    """
 
     path: Path
+    changes: tuple[Difference, ...] = field(default=(), compare=False)
 
     @property
     def config_file(self) -> Path:
@@ -78,9 +73,10 @@ class RunFolder:
     def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
         """Creates the folder, or opens that of a run that this config may resume.
 
-        A resumed run may change the keys that do not decide its result, such as `mesh` or `model.remat`: its
-        `config.yaml` is rewritten, and `report` is called with a line for every changed key. The same holds for
-        entries of `mixture_changes` at steps that the newest checkpoint has not passed.
+        A resumed run may change the keys that do not decide its result, such as `mesh` or `checkpoint`, and entries of
+        `mixture_changes` at steps that the newest checkpoint has not passed. `changes` then holds them, `report` is
+        called with a line for each, and `config.yaml` stays as it is until `take_up`. A run that has not trained a step
+        yet takes any config.
 
         Raises:
             ConfigError: the folder holds a run with another result; the message names the keys that differ. It
@@ -91,26 +87,44 @@ class RunFolder:
         if not run.config_file.exists():
             run._check_unused()
             write_whole(run.config_file, dump_config(config))
-            run._set_aside_incomplete(report)
-            return run
-        stored = run._stored_config()
-        changes = differences(stored, config)
-        allowed = amendable(stored, config, run.newest_step() or 0) if changes else []
-        decisive = [change for change in changes if change.decides_at("result")]
-        if refused := [change for change in decisive if not is_amendable(change.key, allowed)]:
-            raise ConfigError(
-                f"{run.path} was made by another config:\n"
-                + "\n".join(f"  {change}" for change in refused[:_CHANGES_SHOWN])
-                + ("\n  ..." if len(refused) > _CHANGES_SHOWN else "")
-                + _hint(refused, run.newest_step() or 0)
-                + "\nchoose another name (name=...), or delete that folder"
-            )
-        if changes:
-            write_whole(run.config_file, dump_config(config))
-            for change in changes:
-                report(f"resumed with {change.key}={change.new!r}, before {change.old!r}")
+        else:
+            run = replace(run, changes=tuple(run._changes(config, report)))
         run._set_aside_incomplete(report)
         return run
+
+    def take_up(self, config: Config) -> None:
+        """Writes `config.yaml` anew if the config that resumes the run changes any of its keys."""
+        if self.changes:
+            write_whole(self.config_file, dump_config(config))
+
+    def _changes(self, config: Config, report: Callable[[str], None]) -> list[Difference]:
+        """Returns the changes of a resumed run. A config that nothing was trained with is written over."""
+        try:
+            stored = self._stored_config()
+        except ConfigError:
+            if self._has_begun():
+                raise
+            stored = None
+        if stored is not None:
+            changes = differences(stored, config)
+            allowed = amendable(stored, config, self.newest_step() or 0) if changes and self._has_begun() else []
+            refused = [each for each in changes if each.decides_at("result") and not is_amendable(each.key, allowed)]
+            if not refused:
+                for line in summary(changes):
+                    report(f"resumed with another {line}")
+                return changes
+            if self._has_begun():
+                raise ConfigError(refusal(self.path, refused, self.newest_step()))
+            for line in summary(changes):
+                report(f"{self.path} has not trained a step yet and takes another {line}")
+        write_whole(self.config_file, dump_config(config))
+        return []
+
+    def _has_begun(self) -> bool:
+        """Returns whether the run has trained a step: it has a checkpoint, or the metrics of a step."""
+        if self.newest_step() is not None:
+            return True
+        return any(line.get("kind") == "train" for line in read_json_lines(self.metrics_file)[0])
 
     def _check_unused(self) -> None:
         """Raises ConfigError if a run would write over files of a folder that is not a run's."""
@@ -143,3 +157,34 @@ class RunFolder:
                 aside = next(name for name in names if not name.exists())
                 path.rename(aside)
                 report(f"checkpoint {path} was not written to its end; it is named {aside.name} now")
+
+
+def refusal(run: Path, refused: Sequence[Difference], newest: int | None) -> str:
+    """Returns why a config cannot resume a run, and what to do instead.
+
+    Args:
+        run: the run's folder.
+        refused: the keys that differ and decide its result.
+        newest: step of its newest checkpoint, or None.
+    """
+    lines = summary(refused)
+    shown = [f"  {line}" for line in lines[:_CHANGES_SHOWN]]
+    if len(lines) > _CHANGES_SHOWN:
+        shown.append(f"  and {len(lines) - _CHANGES_SHOWN} more")
+    ways = [("name=...", "a new run from the beginning")]
+    if newest is not None:
+        ways += [
+            (f"name=... --branch-from {run}@{newest}", "a new run from its weights and optimizer state"),
+            (f"name=... init_from={run}", "a new run from its weights alone"),
+        ]
+    if any(".mixture" in change.key for change in refused):
+        entry = "stages.N.mixture_changes={STEP: {SOURCE: WEIGHT}}"
+        ways.append((entry, f"this run, with other weights from step {newest or 0} on"))
+    return "\n".join(
+        [
+            f"{run} was made by another config, which decides its result:",
+            *shown,
+            "restore these values to resume it, or choose",
+            *(f"  {way}: {what}" for way, what in ways),
+        ]
+    )

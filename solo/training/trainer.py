@@ -28,7 +28,14 @@ from solo.training.feeding import Feeder, StepInfo
 from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger, began_after
 from solo.training.losses import Measured
-from solo.training.metrics import Metrics, MetricsStream, drop_quarantined_after, plan_line
+from solo.training.metrics import (
+    Metrics,
+    MetricsStream,
+    changed_values,
+    drop_quarantined_after,
+    plan_line,
+    resumed_line,
+)
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, check_stages
 from solo.training.program import program_of
@@ -114,7 +121,8 @@ class Trainer:
             stack.enter_context(closing(self._idle))
             recorder = self._recorder(start)
             stack.callback(lambda: self.notes.extend(recorder.notes))
-            self.ledger.resumed(start.step, self._machine())
+            self.ledger.resumed(start.step, self._machine(), changed_values(self.run.changes))
+            self._take_up_changes(start.step)
             for number in range(start.stage, len(self._feeder.plans)):
                 if number > start.stage:
                     start = Progress(self._feeder.steps_before(number), number, stage_step=0, plan={})
@@ -211,6 +219,13 @@ class Trainer:
         self.ledger.sync()
         checkpoints.save(state, progress)
         self.ledger.spent("checkpoint")
+
+    def _take_up_changes(self, step: int) -> None:
+        """Notes the keys that the resumed run changes in the metrics, then in its config: a kill loses neither."""
+        if self.run.changes:
+            self._metrics.write(resumed_line(step, self.run.changes, self._machine()))
+            self._metrics.sync()
+            self.run.take_up(self.config)
 
     def _recorder(self, start: Progress) -> Recorder:
         common = self._feeder, self.run, self._metrics, self.observer, self.ledger

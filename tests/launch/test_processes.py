@@ -133,7 +133,7 @@ def test_a_fault_of_the_first_process_ends_both(runs: Runs) -> None:
     """Process 0 finds that the folder was made by another config; the other waits for it."""
     statuses, said = runs.finish(runs.start("whole", "seed=9"))
     assert statuses == [2, 2], said
-    assert said.count("seed: 3 there, 9 here") == 2
+    assert said.count("seed: 3 -> 9") == 2
 
 
 @pytest.mark.parametrize(

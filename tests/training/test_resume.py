@@ -199,7 +199,7 @@ def test_another_architecture_is_refused_by_name(runs: Runs) -> None:
     process = runs.start("whole", "model.width=32")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "model.width: 16 there, 32 here" in error
+    assert "model.width: 16 -> 32" in error
 
 
 def test_tensorboard_shows_the_metrics(runs: Runs) -> None:

@@ -1,13 +1,19 @@
 """A run's folder is resumed only by a config with the same result."""
 
+import fnmatch
+import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from solo.config import ConfigError, load_config
-from solo.files import COMMIT_MARKER
+from solo.config import Config, ConfigError, Section, load_config
+from solo.config.compare import what_decides
+from solo.files import COMMIT_MARKER, append_json_line
 from solo.locks import hold
 from solo.pipeline import train
+from solo.training.metrics import changed_values
 from solo.training.run_folder import RunFolder
 
 
@@ -17,36 +23,130 @@ def opened(folder: Path, *overrides: str) -> tuple[RunFolder, list[str]]:
     return RunFolder.open(config, notes.append), notes
 
 
+def trained(folder: Path, *overrides: str) -> RunFolder:
+    """A run that has trained a step."""
+    run, _ = opened(folder, *overrides)
+    append_json_line(run.metrics_file, {"kind": "train", "step": 1, "loss": 1.0})
+    return run
+
+
+def complete(run: RunFolder, step: int) -> None:
+    """Adds an empty folder that counts as a complete checkpoint."""
+    (run.checkpoints / str(step)).mkdir(parents=True)
+    (run.checkpoints / str(step) / COMMIT_MARKER).touch()
+
+
 def test_keys_that_decide_nothing_of_the_result_may_change_on_resume(tmp_path: Path) -> None:
-    opened(tmp_path)
-    run, notes = opened(tmp_path, "model.remat=dots", "evaluation.report_examples=3", "mesh.tensor=2")
+    run = trained(tmp_path)
+    overrides = ["model.remat=dots", "evaluation.report_examples=3", "mesh.tensor=2", "compiler_options={xla_a: 1}"]
+    run, notes = opened(tmp_path, *overrides)
     assert notes == [
-        "resumed with model.remat='dots', before 'none'",
-        "resumed with mesh.tensor=2, before 1",
-        "resumed with evaluation.report_examples=3, before 12",
+        'resumed with another model.remat: "none" -> "dots"',
+        "resumed with another mesh.tensor: 1 -> 2",
+        "resumed with another evaluation.report_examples: 12 -> 3",
+        "resumed with another compiler_options.xla_a: not set -> 1",
     ]
+    assert changed_values(run.changes)["mesh.tensor"] == [1, 2]
+    assert load_config(run.config_file).model.remat == "none"
+    run.take_up(load_config("configs/quickstart.yaml", [f"folder={tmp_path}", *overrides]))
     assert load_config(run.config_file).model.remat == "dots"
-    assert opened(tmp_path, "model.remat=dots", "evaluation.report_examples=3", "mesh.tensor=2")[1] == []
+    assert opened(tmp_path, *overrides)[1] == []
 
 
-def test_a_config_with_another_result_is_refused_and_the_folder_stays_as_it_was(tmp_path: Path) -> None:
-    run, _ = opened(tmp_path)
+def test_a_config_with_another_result_is_refused_with_the_ways_out(tmp_path: Path) -> None:
+    run = trained(tmp_path)
     before = run.config_file.read_text()
-    with pytest.raises(ConfigError, match=r"made by another config:\n  seed: 0 there, 1 here\nchoose another name"):
+    with pytest.raises(ConfigError) as caught:
         opened(tmp_path, "seed=1", "model.remat=dots")
+    assert str(caught.value) == (
+        f"{run.path} was made by another config, which decides its result:\n  seed: 0 -> 1\n"
+        "restore these values to resume it, or choose\n  name=...: a new run from the beginning"
+    )
+    complete(run, 30)
+    with pytest.raises(ConfigError) as caught:
+        opened(tmp_path, "stages.0.mixture.digits=5.0", "stages.0.steps=70")
+    said = str(caught.value)
+    assert re.search(r"stages\.0\.steps: \d+ -> 70\n", said)
+    assert re.search(rf"name=\.\.\. --branch-from {run.path}@30: a new run from its weights and optimizer state", said)
+    assert re.search(rf"name=\.\.\. init_from={run.path}: a new run from its weights alone", said)
+    assert re.search(r"stages\.N\.mixture_changes=\S+ \{SOURCE: WEIGHT\}\}: this run, .* from step 30 on", said)
     assert run.config_file.read_text() == before
 
 
+def test_a_refusal_is_short(tmp_path: Path) -> None:
+    """Long values are cut to where they differ, and a part that only one config has is one line."""
+    system = "You answer questions about pictures. " * 20
+    trained(tmp_path, f"sequence.system={system}one")
+    with pytest.raises(ConfigError) as caught:
+        opened(tmp_path, f"sequence.system={system}two", "data.sources.more={reader: digits}", "stages=[]")
+    lines = str(caught.value).splitlines()
+    assert '  sequence.system: ...t pictures. one" -> ...t pictures. two"' in lines
+    assert any(re.fullmatch(r"  data\.sources\.more: added, \d+ keys", line) for line in lines)
+    assert any(re.fullmatch(r"  stages\.0: removed, \d+ keys", line) for line in lines)
+    assert len(lines) < 10
+    assert max(map(len, lines)) < 200
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_that_has_not_trained_a_step_takes_any_config(tmp_path: Path, broken: bool) -> None:
+    run, _ = opened(tmp_path)
+    append_json_line(run.metrics_file, {"kind": "plan", "step": 1})
+    if broken:
+        run.config_file.write_text("colour: blue")
+    run, notes = opened(tmp_path, "seed=1", "mesh.fsdp=2")
+    said = [
+        f"{run.path} has not trained a step yet and takes another {change}"
+        for change in ("seed: 0 -> 1", "mesh.fsdp: -1 -> 2")
+    ]
+    assert notes == ([] if broken else said)
+    assert load_config(run.config_file).seed == 1
+    assert run.changes == ()
+    trained(tmp_path, "seed=1", "mesh.fsdp=2")
+    with pytest.raises(ConfigError, match="seed: 1 -> 0"):
+        opened(tmp_path)
+
+
 def test_what_happens_after_a_bad_loss_may_change_on_resume(tmp_path: Path) -> None:
-    opened(tmp_path)
-    _, notes = opened(tmp_path, "safety.policy=skip", "safety.max_skips=3")
-    assert [note.partition("=")[0] for note in notes] == ["resumed with safety.policy", "resumed with safety.max_skips"]
-    with pytest.raises(ConfigError, match=r"safety\.spike_factor"):
+    trained(tmp_path)
+    run, _ = opened(tmp_path, "safety.policy=skip", "safety.max_skips=3")
+    assert changed_values(run.changes) == {"safety.policy": ["stop", "skip"], "safety.max_skips": [10, 3]}
+    with pytest.raises(ConfigError, match=r"safety\.spike_factor: null -> 2\.0"):
         opened(tmp_path, "safety.spike_factor=2.0")
 
 
+def keys(kind: type[Section], where: str = "") -> Iterator[tuple[str, frozenset[str]]]:
+    """All keys of the schema with what they decide; `*` stands for a name or number."""
+    for key, info in kind.model_fields.items():
+        inner = [part for part in [info.annotation, *parts(info.annotation)] if isinstance(part, type)]
+        found = [part for part in inner if issubclass(part, Section)]
+        listed = typing.get_origin(info.annotation) in (dict, tuple)
+        if not found:
+            yield f"{where}{key}", what_decides(kind, key)
+        for section in found:
+            yield from keys(section, f"{where}{key}.*." if listed else f"{where}{key}.")
+
+
+def parts(annotation: object) -> list[object]:
+    found = typing.get_args(annotation)
+    return [*found, *(inner for part in found for inner in parts(part))]
+
+
+def test_the_documentation_lists_the_keys_that_may_change() -> None:
+    """Whoever adds a key says what it decides; if a resumed run may change it, the table says so, too."""
+    text = Path("docs/training.md").read_text().partition("## What may change")[2].partition("\n## ")[0]
+    listed = [
+        key for row in text.splitlines() if row.startswith("| `") for key in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
+    found = dict(keys(Config))
+    assert len(found) > 150
+    may_change = {key for key, decided in found.items() if decided <= {"nothing", "evaluation"}}
+    matched = {key: [pattern for pattern in listed if fnmatch.fnmatchcase(key, pattern)] for key in found}
+    assert {key for key, patterns in matched.items() if patterns} == may_change
+    assert {pattern for patterns in matched.values() for pattern in patterns} == set(listed)
+
+
 def test_a_run_with_old_keys_is_refused_with_the_new_names_and_what_to_do(tmp_path: Path) -> None:
-    run, _ = opened(tmp_path)
+    run = trained(tmp_path)
     content = run.config_file.read_text().replace("init_from:", "start_from:")
     run.config_file.write_text(content)
     with pytest.raises(ConfigError) as caught:
@@ -91,19 +191,21 @@ def test_a_run_is_trained_by_one_process(tmp_path: Path) -> None:
 
 def test_only_entries_that_have_not_taken_effect_may_change(tmp_path: Path) -> None:
     trained_on_all = "data.tokenizer.train_on=[]"
-    run, _ = opened(tmp_path, trained_on_all)
+    run = trained(tmp_path, trained_on_all)
     sources = ", ".join(load_config(run.config_file).data.sources)
-    _, notes = opened(tmp_path, trained_on_all, "stages.0.mixture_changes={20: {digits: 0.5}}")
-    assert notes == ["resumed with stages.0.mixture_changes.20.digits=0.5, before None"]
-    checkpoint = run.checkpoints / "30"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / COMMIT_MARKER).touch()
+    changed = [trained_on_all, "stages.0.mixture_changes={20: {digits: 0.5}}"]
+    run, notes = opened(tmp_path, *changed)
+    assert notes == ["resumed with another stages.0.mixture_changes.20.digits: not set -> 0.5"]
+    run.take_up(load_config("configs/quickstart.yaml", [f"folder={tmp_path}", *changed]))
+    complete(run, 30)
     for refused in ("{}", "{20: {digits: 0.7}}", "{20: {digits: 0.5}, 29: {digits: 0.6}}"):
-        with pytest.raises(ConfigError, match="can be changed from step 30 on"):
+        with pytest.raises(ConfigError, match="with other weights from step 30 on"):
             opened(tmp_path, trained_on_all, f"stages.0.mixture_changes={refused}")
     added = ["stages.0.mixture_changes={20: {digits: 0.5}, 30: {more: 0.6}}", "data.sources.more={reader: digits}"]
     with pytest.raises(ConfigError, match=r"the run's tokenizer was trained .* data\.tokenizer\.train_on=\["):
         opened(tmp_path, trained_on_all, *added)
-    opened(tmp_path, *added, f"data.tokenizer.train_on=[{sources}]")
+    amended = [*added, f"data.tokenizer.train_on=[{sources}]"]
+    run, _ = opened(tmp_path, *amended)
+    run.take_up(load_config("configs/quickstart.yaml", [f"folder={tmp_path}", *amended]))
     with pytest.raises(ConfigError, match=r"data\.sources\.other"):
         opened(tmp_path, *added, f"data.tokenizer.train_on=[{sources}]", "data.sources.other={reader: digits}")

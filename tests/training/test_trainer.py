@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from solo.config import Config, ConfigError, parse_config
+from solo.config import Config, ConfigError, load_config, parse_config
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.store.prepare import prepare
 from solo.data.store.source import PreparedSource
 from solo.files import read_json_lines
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import Checkpoints
+from solo.training.ledger import Ledger, read_ledger
 from solo.training.metrics import MetricsStream, drop_quarantined_after, read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
@@ -39,7 +41,9 @@ def prepared_folder(tmp_path_factory) -> Path:
 
 def train(config: Config, observer: Observer | None = None) -> Trainer:
     mesh = make_mesh(config.mesh, jax.devices()[:2])
-    trainer = Trainer(config, prepare(config), RunFolder.open(config), observer or Observer(), mesh)
+    run, ledger = RunFolder.open(config), Ledger()
+    ledger.open(run.goodput_file)
+    trainer = Trainer(config, prepare(config), run, observer or Observer(), mesh, ledger=ledger)
     trainer.train()
     return trainer
 
@@ -113,6 +117,38 @@ def test_metrics_count_what_the_plan_holds(prepared_folder: Path) -> None:
     np.testing.assert_allclose(np.mean([line["useful_share"] for line in lines]), statistics.fill, rtol=1e-6)
     assert set(lines[0]["loss_by_source"]) == {"digits", "topics"}
     assert set(lines[0]["loss_by_context"]) == {"text_only", "with_image"}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_notes_its_changes_and_repeats_the_losses(prepared_folder: Path) -> None:
+    """Also if the checkpoint that it resumed from is lost, and the attempt after that begins at an earlier one."""
+    stage, unchanged = {"steps": 6}, {"every_steps": 2, "keep_latest": 3}
+    train(make(prepared_folder, name="unchanged", stage=stage, checkpoint=unchanged))
+
+    class Killer(Observer):
+        def step(self, line, num_steps) -> None:
+            if line["step"] == 5:
+                raise KilledError
+
+    settings = {"name": "changed", "stage": stage, "safety": {"max_skips": 3}}
+    with pytest.raises(KilledError):
+        train(make(prepared_folder, **{**settings, "safety": {}}, checkpoint=unchanged), Killer())
+    changed = {**unchanged, "every_steps": 3}
+    config = make(prepared_folder, **settings, checkpoint=changed)
+    with pytest.raises(KilledError):
+        train(config, Killer())
+    run = RunFolder(config.run_folder)
+    assert load_config(run.config_file) == config
+    shutil.rmtree(run.checkpoints / "4")
+    train(config)
+    (line,) = [line for line in read_metrics(run.metrics_file) if line["kind"] == "resumed"]
+    assert line["step"] == 2
+    assert line["changes"] == {"checkpoint.every_steps": [2, 3], "safety.max_skips": [10, 3]}
+    assert (line["on"]["devices"], line["on"]["mesh"]["fsdp"]) == (2, 2)
+    noted = [line for line in read_ledger(run.goodput_file)[0] if "resumed" in line]
+    assert [(each["resumed"], each.get("changes")) for each in noted] == [(0, None), (4, line["changes"]), (2, None)]
+    whole = steps(RunFolder(prepared_folder / "runs" / "unchanged"))
+    assert [(line["step"], line["loss"]) for line in steps(run)] == [(line["step"], line["loss"]) for line in whole]
 
 
 def lines_of(*steps: int) -> list[dict]:
