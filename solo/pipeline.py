@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from solo.config import Config, ConfigError
+from solo.data.readers.paths import is_remote
 from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
 from solo.data.store.mirror import cache_note
@@ -23,7 +24,7 @@ from solo.locks import held_by, hold
 from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
-from solo.training.agreement import compare_configs, compare_plans
+from solo.training.agreement import check_shared, compare_configs, compare_plans
 from solo.training.distributed import among_others, first_then_others
 from solo.training.ledger import Ledger
 from solo.training.mixture import mixture_notes
@@ -97,6 +98,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         return run, prepared
 
     run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
+    if not is_remote(config.folder):
+        check_shared(run.path)
     observer.note("planning")
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
     trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)

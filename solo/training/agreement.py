@@ -6,10 +6,15 @@ end, each on its own idea of the run: nothing in the computation notices. Progra
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
 import socket
+import time
+import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +23,13 @@ import solo
 from solo.config import Config, ConfigError, flat
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.store.prepare import Prepared
-from solo.training.distributed import exchange
+from solo.training.distributed import among_others, exchange
 
 # Keys whose values may differ from host to host: places on its own disks.
 OF_A_HOST = ("data.cache", "data.cache_gigabytes")
+# NFS keeps the attributes of a folder for up to 60 seconds.
+SEEN_SECONDS = 90.0
+SEEN_TIMEOUT = "SOLO_SHARED_FOLDER_SECONDS"
 _ABSENT = "-"
 _SHOWN = 20
 # Rows of a stage's plan that are compared one by one: the first steps.
@@ -58,6 +66,51 @@ def compare_plans(prepared: Prepared, plans: Sequence[StagePlan]) -> None:
         facts[f"{where}, shape of a row"] = str(plan.shape)
         facts[f"{where}, first batches"] = str(plan.statistics(0, min(_SAMPLE, plan.num_steps)))
     _compare("plans", facts)
+
+
+def check_shared(folder: Path) -> None:
+    """Checks that all processes see a folder of process 0, before the first save waits for them in vain.
+
+    Process 0 writes a file with a random name; the others look for it. Does nothing in a run of one process.
+
+    Args:
+        folder: the run's folder, on a file system. Network file systems show new files late, so the others look for
+            $SOLO_SHARED_FOLDER_SECONDS (default 90).
+
+    Raises:
+        ConfigError: in all processes, if some of them do not see it; the message names them.
+    """
+    seconds = float(os.environ.get(SEEN_TIMEOUT) or SEEN_SECONDS)
+    token = folder / f".seen-by-all-{uuid.uuid4().hex}"
+
+    def look(name: str) -> str:
+        end = time.monotonic() + seconds
+        while not (folder / name).is_file():
+            if time.monotonic() > end:
+                return socket.gethostname()
+            with contextlib.suppress(OSError):
+                os.listdir(folder)  # makes NFS and FUSE ask the server again
+            time.sleep(0.2)
+        return ""
+
+    def verdict(answers: Mapping[int, str]) -> ConfigError | None:
+        blind = [f"process {number} ({host})" for number, host in sorted(answers.items()) if host]
+        if not blind:
+            return None
+        return ConfigError(
+            f"the processes of a run share its folder, but {_names(blind)} of {len(answers) + 1} do not see"
+            f" {folder.absolute()} of process 0 ({socket.gethostname()}): set `folder` to a path on a file system that"
+            " all hosts mount at the same place, or to a bucket (gs://, s3://)"
+        )
+
+    first = among_others() and jax.process_index() == 0
+    if first:
+        token.touch()
+    try:
+        exchange("shared", token.name, look, verdict)
+    finally:
+        if first:
+            token.unlink(missing_ok=True)
 
 
 def _compare(topic: str, facts: Mapping[str, Any]) -> None:

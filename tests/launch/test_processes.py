@@ -39,12 +39,13 @@ class Runs:
         processes: int = 2,
         last: tuple[str, ...] = (),
         folders: tuple[Path, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> list[subprocess.Popen]:
         """The processes themselves, unsupervised; eight devices in all.
 
         `last` holds overrides of the last one alone, `folders` where each of them runs.
         """
-        port = _free_port()
+        port, common = _free_port(), environment or self.environment
         variables = {"JAX_NUM_CPU_DEVICES": str(8 // processes)}
         if processes > 1:
             variables |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
@@ -52,7 +53,11 @@ class Runs:
         return [
             subprocess.Popen(
                 [*command, *(last if number == processes - 1 else ())],
-                env={**self.environment, **variables, "JAX_PROCESS_ID": str(number) if processes > 1 else ""},
+                env={
+                    **(environment or self.environment),
+                    **variables,
+                    "JAX_PROCESS_ID": str(number) if processes > 1 else "",
+                },
                 cwd=folders[number] if folders else None,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -168,6 +173,18 @@ def test_processes_with_different_data_train_nothing(runs: Runs, tmp_path: Path)
     statuses, said = runs.finish(runs.start("different", *words, folders=hosts))
     assert statuses == [2, 2], said
     assert said.count("stage first, prepared source texts: ") == 2
+
+
+def test_processes_that_do_not_share_the_run_folder_train_nothing(runs: Runs, tmp_path: Path) -> None:
+    hosts = (tmp_path / "north", tmp_path / "south")
+    for host in hosts:
+        host.mkdir()
+    patient = {**runs.environment, "SOLO_SHARED_FOLDER_SECONDS": "1"}
+    statuses, said = runs.finish(runs.start("different", "folder=runs", folders=hosts, environment=patient))
+    assert statuses == [2, 2], said
+    assert said.count("process 1 (") == 2
+    assert f"{hosts[0] / 'runs/different'} of process 0" in said
+    assert not list(hosts[0].glob("runs/different/.seen*"))
 
 
 def test_unprepared_data_is_refused_at_once(runs: Runs) -> None:
