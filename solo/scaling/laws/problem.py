@@ -56,7 +56,6 @@ class Problem:
         self.logs = {name: np.log(values) for name, values in runs.variables().items() if name in law.variables}
         self.means = {name: float(values.mean()) for name, values in self.logs.items()}
         self._names = law.coefficients
-        self._design = self._constant_design()
         self.lower, self.upper = self._bounds()
 
     def evaluate(self, vectors: Array, weights: Array) -> Value:
@@ -66,9 +65,9 @@ class Problem:
         transposed = jacobian.swapaxes(1, 2)
         return Value(
             self._sum(residual, weights),
-            (transposed @ (weights * slope)[..., None])[..., 0],
-            (transposed * (weights * curvature)[:, None, :]) @ jacobian,
-            (transposed * (weights * cap)[:, None, :]) @ jacobian,
+            (jacobian @ (weights * slope)[..., None])[..., 0],
+            (jacobian * (weights * curvature)[:, None, :]) @ transposed,
+            (jacobian * (weights * cap)[:, None, :]) @ transposed,
         )
 
     def value(self, vectors: Array, weights: Array) -> Array:
@@ -112,15 +111,15 @@ class Problem:
 
     def jacobian(self, vector: Array) -> Array:
         """Returns the derivatives of `residuals`: [R,P]."""
-        return self._residuals(vector[None], derivatives=True)[1][0]
+        return self._residuals(vector[None], derivatives=True)[1][0].T
 
     def _residuals(self, vectors: Array, derivatives: bool = False) -> tuple[Array, Array]:
-        """Returns residuals [J,R] and, if asked for, their Jacobian [J,R,P]."""
-        log_terms, slopes = self._log_terms(vectors)
-        top = log_terms.max(axis=-1, keepdims=True)
+        """Returns residuals [J,R] and, if asked for, their derivatives [J,P,R]."""
+        log_terms, logs, repeats = self._log_terms(vectors)
+        top = log_terms.max(axis=0)
         shares = np.exp(log_terms - top)
-        total = shares.sum(axis=-1, keepdims=True)
-        log_loss = (top + np.log(total))[..., 0]
+        total = shares.sum(axis=0)
+        log_loss = top + np.log(total)
         if self.objective == "huber":
             residual, scale = log_loss - np.log(self.loss), np.ones_like(log_loss)
         else:
@@ -129,41 +128,43 @@ class Problem:
         if not derivatives:
             return residual, shares
         # The gradient of a logsumexp is the mean of the terms' slopes, weighted by their shares.
-        shares *= scale[..., None] / total
-        jacobian = sum(shares[:, :, place, None] * slopes[..., place, :] for place in range(shares.shape[-1]))
-        return residual, np.asarray(jacobian)
-
-    def _log_terms(self, vectors: Array) -> tuple[Array, Array]:
-        """Returns the log terms [J,R,K] and their derivatives by the parameters, [R,K,P] or [J,R,K,P]."""
-        if not self.law.repeats:
-            # One matrix product for all vectors.
-            runs, terms, parameters = self._design.shape
-            flat = vectors @ self._design.reshape(runs * terms, parameters).T
-            return flat.reshape(len(vectors), runs, terms), self._design
-        # The value of repeats moves the effective tokens, whose logarithm is differentiated numerically.
-        repeats = np.exp(vectors[:, -1:])
-        step = 1e-6
-        logs, ahead, behind = (
-            np.log(effective_tokens(self.runs.d, self.runs.unique, repeats * np.exp(move))) - self.means["d"]
-            for move in (0.0, step, -step)
-        )
-        place = next(k for k, term in enumerate(self.law.terms) if term.variable == "d")
-        exponent = self._names.index(str(self.law.terms[place].exponent))
-        slopes = np.repeat(self._design[None], len(vectors), axis=0)
-        slopes[:, :, place, exponent] = -logs
-        log_terms = np.einsum("jrkp,jp->jrk", slopes, vectors)
-        slopes[:, :, place, -1] = -vectors[:, exponent, None] * (ahead - behind) / (2 * step)
-        return log_terms, slopes
-
-    def _constant_design(self) -> Array:
-        """Returns the derivatives of the log terms by the parameters, if no token repeats: [R,K,P]."""
-        design = np.zeros((len(self.runs), len(self.law.terms), len(self._names)))
+        shares *= scale / total
+        slopes = np.zeros((len(vectors), len(self._names), len(self.runs)))
         for place, term in enumerate(self.law.terms):
-            design[:, place, self._names.index(term.coefficient)] = 1.0
-            if term.exponent and term.variable:
-                logs = self.logs[term.variable] - self.means[term.variable]
-                design[:, place, self._names.index(term.exponent)] = -logs
-        return design
+            slopes[:, self._names.index(term.coefficient)] = shares[place]
+            if term.exponent:
+                slopes[:, self._names.index(term.exponent)] -= shares[place] * logs[place]
+            if term.variable == "d" and self.law.repeats:
+                slopes[:, -1] = shares[place] * repeats
+        return residual, slopes
+
+    def _log_terms(self, vectors: Array) -> tuple[Array, list[Array], Array]:
+        """Returns the log terms [K,J,R], each term's centred variable ([R], or [J,R] if tokens repeat; zero for the
+        floor), and the derivatives of the term of the tokens by the log repeats, [J,R]; zero if no token repeats.
+        """
+        terms = np.empty((len(self.law.terms), len(vectors), len(self.runs)))
+        logs: list[Array] = []
+        repeats: Array = np.zeros(1)
+        for place, term in enumerate(self.law.terms):
+            amplitude = vectors[:, self._names.index(term.coefficient), None]
+            if not (term.exponent and term.variable):
+                terms[place] = amplitude
+                logs.append(np.zeros(1))
+                continue
+            exponent = vectors[:, self._names.index(term.exponent), None]
+            logs.append(self.logs[term.variable] - self.means[term.variable])
+            if term.variable == "d" and self.law.repeats:
+                # The value of repeats moves the effective tokens, whose logarithm is differentiated numerically.
+                step = 1e-6
+                logs[-1], ahead, behind = (
+                    np.log(effective_tokens(self.runs.d, self.runs.unique, np.exp(vectors[:, -1:] + move)))
+                    - self.means["d"]
+                    for move in (0.0, step, -step)
+                )
+                repeats = -exponent * (ahead - behind) / (2 * step)
+            np.multiply(exponent, logs[-1], out=terms[place])
+            np.subtract(amplitude, terms[place], out=terms[place])
+        return terms, logs, repeats
 
     def _bounds(self) -> tuple[Array, Array]:
         """Returns the box of the search, [P] each."""

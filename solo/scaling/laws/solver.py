@@ -16,7 +16,7 @@ from solo.scaling.laws.law import Array
 from solo.scaling.laws.problem import Problem
 
 MOST_STEPS = 300
-_BLOCK = 100_000  # residuals evaluated together: the temporary arrays of a block stay in the cache
+_BLOCK = 50_000  # residuals evaluated together: the temporary arrays of a block stay in the cache
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
 
 
