@@ -72,8 +72,8 @@ class TrainedModel:
         self.placement = placement(self.mesh, config.model)
         self.generation = generation(self.mesh, config.model)
 
-    def holding(self, parameters: Parameters) -> Self:
-        """Returns the same model with other values, which are sharded over its mesh already. Nothing is copied."""
+    def with_parameters(self, parameters: Parameters) -> Self:
+        """Returns the model with other parameters, which lie on its mesh. What was compiled for this one serves it."""
         other = copy(self)
         other.parameters = parameters
         return other

@@ -148,7 +148,8 @@ def _forward(
     counts_B2: jax.Array,
 ) -> tuple[KVCache, jax.Array]:
     model = definition.bind(parameters)
-    hidden, extended, _ = model.hidden(chunk, where, cache)
+    output = model.hidden(chunk, where, cache)
+    hidden, extended = output.hidden, output.cache
     assert extended is not None
     last_B1 = jnp.maximum(counts_B2[:, 1:] - 1, 0)
     last_BD = jnp.take_along_axis(hidden.text, last_B1[..., None], axis=1)[:, 0]

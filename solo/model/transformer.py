@@ -7,6 +7,7 @@ among them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,11 +37,13 @@ class Output(NamedTuple):
     hidden      final hidden states [B, P, D] and [B, T, D]
     cache       the extended KV cache, if one was given
     auxiliary   float32 [], load-balancing loss of a learned router, mean over the layers; 0 without one
+    probed      what a probe returned for every layer, stacked along a first axis, if one was given
     """
 
     hidden: Regions
     cache: KVCache | None
     auxiliary: jax.Array
+    probed: Any = None
 
 
 class Transformer(nnx.Module):
@@ -61,11 +64,17 @@ class Transformer(nnx.Module):
             head = normal(rngs, (width, vocab), ("embed", "vocab"), std, "head", "head", region="targets")
         self.head = head
 
-    def hidden(self, batch: Batch, placement: Placement | None = None, cache: KVCache | None = None) -> Output:
+    def hidden(
+        self,
+        batch: Batch,
+        placement: Placement | None = None,
+        cache: KVCache | None = None,
+        probe: Callable[[Regions], Any] | None = None,
+    ) -> Output:
         """Compute the final hidden states of a batch.
 
         With a cache, the batch's rows continue the rows in the cache: `attend` counts from the cache's first slot, and
-        `positions` from the beginning of the row.
+        `positions` from the beginning of the row. A probe is applied to the hidden states after every layer.
         """
         placement, config = placement or Placement(), self.config
         axes = ("rows", "slots", None)
@@ -74,18 +83,18 @@ class Transformer(nnx.Module):
         context = self._context(batch, placement)
         graph, stacked = nnx.split(self.layers)
 
-        def apply(carry: tuple[Regions, KVCache | None], layer: tuple[Any, Any]) -> tuple[Any, jax.Array]:
+        def apply(carry: tuple[Regions, KVCache | None], layer: tuple[Any, Any]) -> tuple[Any, Any]:
             (x, cache), (state, number) = carry, layer
             out = nnx.merge(graph, state)(named(x, LAYER_INPUT), context, cache, number)
             x = out.x.map(lambda part: placement.constrain(part, axes))
-            return (x, out.cache), out.auxiliary
+            return (x, out.cache), (out.auxiliary, probe(x) if probe else None)
 
         numbers = None if cache is None else jnp.arange(config.layers)
         unroll = 1 if config.scan_layers else config.layers
-        (x, cache), auxiliary = jax.lax.scan(
+        (x, cache), (auxiliary, probed) = jax.lax.scan(
             rematerialised(apply, config), (x, cache), (stacked, numbers), unroll=unroll
         )
-        return Output(self.final_norm(x), cache, auxiliary.mean())
+        return Output(self.final_norm(x), cache, auxiliary.mean(), probed)
 
     def embed(
         self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array, placement: Placement | None = None
