@@ -13,10 +13,7 @@ from collections.abc import Callable, Sequence
 
 from solo.arguments import parse_with_overrides
 from solo.libtpu import may_have_tpu, quiet_libtpu
-
-EXIT_USER_ERROR = 2
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 42
+from solo.statuses import FAILED, INTERRUPTED, MISTAKE, STOPPED, TRANSIENT, TransientError
 
 # A path that a user gave, or a file in a run's folder, is not what it should be. A full disk is none of these.
 _WRONG_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -25,7 +22,7 @@ Verb = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit status: 0 done, 1 failed, 2 usage error, 42 interrupted and resumable."""
+    """Runs one verb. Returns the exit status; see `solo.statuses`."""
     parsed = parse_with_overrides(_parser(), arguments)
     parsed.words = sys.argv[1:] if arguments is None else list(arguments)
     # jax loads libtpu wherever it is installed.
@@ -39,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not among_others():
             raise
         traceback.print_exc()
-        status = EXIT_FAILED
-    if status not in (0, EXIT_INTERRUPTED) and among_others():
+        status = FAILED
+    if status not in (0, INTERRUPTED) and among_others():
         end_at_once(status)
     return status
 
@@ -52,26 +49,29 @@ def _run(parsed: argparse.Namespace) -> int:
         return parsed.verb(parsed)
     except MISTAKES as error:
         print(f"solo: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return MISTAKE
+    except TransientError as error:
+        print(f"solo: {error}", file=sys.stderr)
+        return TRANSIENT
     except RuntimeError as error:
         if type(error).__module__.partition(".")[0] != "solo":
             raise
         print(f"solo: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return FAILED
     except OSError as error:
         about = _about_a_file(error)
         if about is None:
             raise
         # A rename has two names; the second one is that of the file.
         print(f"solo: {about.filename2 or about.filename}: {about.strerror}", file=sys.stderr)
-        return EXIT_USER_ERROR if isinstance(about, _WRONG_PATHS) else EXIT_FAILED
+        return MISTAKE if isinstance(about, _WRONG_PATHS) else FAILED
     except KeyboardInterrupt:
         resumes = {
             "train": "; the same command resumes from the last checkpoint",
             "prepare": "; the same command continues with the parts that are missing",
         }.get(parsed.verb_name, "")
         print(f"solo: stopped{resumes}", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 def _about_a_file(error: BaseException | None) -> OSError | None:

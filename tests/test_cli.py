@@ -8,6 +8,8 @@ import pytest
 
 from solo.cli import main
 from solo.config import load_config
+from solo.data.rows.loader import WorkerError
+from solo.statuses import may_be_retried
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,14 @@ def test_other_words_are_refused(words: list[str], capsys: pytest.CaptureFixture
         main(["plan", "configs/models/solo_30m.yaml", "--count", *words])
     assert stop.value.code == 2
     assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+
+
+def test_a_fault_from_outside_ends_with_a_status_that_launchers_restart(monkeypatch, capsys) -> None:
+    def killed(arguments) -> int:
+        raise WorkerError("a process that reads data ended unexpectedly")
+
+    monkeypatch.setattr("solo.verbs.train.run", killed)
+    status = main(["train", "configs/quickstart.yaml"])
+    assert status == 200
+    assert may_be_retried(status)
+    assert "a process that reads data ended unexpectedly" in capsys.readouterr().err

@@ -17,8 +17,8 @@ import yaml
 from solo.config import Config, ConfigError, dump_config
 from solo.launch.plan import Command, File, Plan
 from solo.launch.request import Request, check
-from solo.launch.restarts import INTERRUPTED
 from solo.machines import Machine
+from solo.statuses import INTERRUPTED
 
 MOUNT = "/mnt/solo"
 CONTAINER = "train"

@@ -16,15 +16,9 @@ from pathlib import Path
 
 from solo.files import COMMIT_MARKER, complete_checkpoints
 
-INTERRUPTED = 42
 MAX_RESTARTS = 100
 MAX_IDLE_RESTARTS = 5
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0
-
-
-def may_be_retried(status: int) -> bool:
-    """Returns whether a restart may help after an exit status: 42, or death by a signal (128 + n)."""
-    return status == INTERRUPTED or status > 126
 
 
 def newest_step(run_folder: Path) -> int | None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from solo.launch.restarts import INTERRUPTED, Restarts, add_options, may_be_retried, newest_step
+from solo.launch.restarts import Restarts, add_options, newest_step
+from solo.statuses import INTERRUPTED, may_be_retried
 
 # Seconds that the other processes get once one has failed. After 42 all have saved and are about to exit.
 _GRACE = {INTERRUPTED: 120.0}

@@ -7,15 +7,15 @@ import sys
 import time
 from typing import Any
 
+from solo.statuses import INTERRUPTED
 from solo.verbs.overrides import add_config
 
 HELP = "train a config's stages, evaluate, and write the report"
 DESCRIPTION = (
     "Trains every stage in runs/NAME, saving checkpoints; the same command resumes after any kind of stop."
-    " Exit status: 0 done, 1 failed, 2 invalid config or usage, 42 saved after SIGTERM."
+    " Exit status: 0 done, 1 failed, 2 invalid config or usage, 42 saved after SIGTERM,"
+    " 200 a fault from outside, such as a killed data worker: the same command resumes."
 )
-
-EXIT_INTERRUPTED = 42
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         hosts = join()
     except MissingHostsError as error:
         print(f"solo: {error}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     from jax.errors import JaxRuntimeError
 
     from solo.evaluation.results import print_results
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Interrupted:
         print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command resumes", file=sys.stderr)
         leave()
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
     except JaxRuntimeError as error:
         wait_for_dead_process(error)
         raise

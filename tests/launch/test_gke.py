@@ -14,8 +14,8 @@ from solo.config import load_config
 from solo.launch import gke
 from solo.launch.plan import Plan
 from solo.launch.request import Request
-from solo.launch.restarts import may_be_retried
 from solo.machines import parse_machine
+from solo.statuses import may_be_retried
 from tests.launch.tiny_run import write_config
 
 VERSION = "1.34"

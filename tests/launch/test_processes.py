@@ -53,11 +53,7 @@ class Runs:
         return [
             subprocess.Popen(
                 [*command, *(last if number == processes - 1 else ())],
-                env={
-                    **(environment or self.environment),
-                    **variables,
-                    "JAX_PROCESS_ID": str(number) if processes > 1 else "",
-                },
+                env={**common, **variables, "JAX_PROCESS_ID": str(number) if processes > 1 else ""},
                 cwd=folders[number] if folders else None,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

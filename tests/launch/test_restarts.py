@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solo.launch.restarts import Restarts, main, may_be_retried, newest_of, newest_step
+from solo.launch.restarts import Restarts, main, newest_of, newest_step
+from solo.statuses import may_be_retried
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from solo.data.store.source import Piece
 from solo.data.text import Tokenizer
 from solo.data.text.templates import TextRun
 from solo.files import append_json_line
+from solo.statuses import TransientError
 
 _log = logging.getLogger(__name__)
 _PLAIN = SequenceConfig()
@@ -159,7 +160,7 @@ def _check(length: int, document: Document, chunk: Chunk) -> None:
         )
 
 
-class WorkerError(RuntimeError):
+class WorkerError(TransientError):
     """A worker process of the loader was killed or crashed."""
 
 
