@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from solo.files import resolved
 from solo.inference.loading import load_run, read_parameters, with_newest
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
@@ -34,9 +35,9 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
         ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no such checkpoint.
         CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
-    place, named = parse_reference(path)
+    path, named = parse_reference(path)
     which = named if step is None else step
-    folder = place.resolve()  # the names of a checkpoint and of its parent matter
+    folder = resolved(path)  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not a folder; expected a run (runs/<name>), one of its checkpoints, or a repository"
@@ -81,8 +82,8 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
         CheckpointError: the checkpoint belongs to another model; the message lists the differences.
         LayoutError: the same for a repository.
     """
-    place, which = parse_reference(folder)
-    path = place.resolve()
+    named, which = parse_reference(folder)
+    path = resolved(named)
     if (path / "config.json").is_file():
         return load_parameters(path, definition, mesh)
     if path.parent.name == "checkpoints":

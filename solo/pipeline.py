@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import jax
+
 from solo.config import Config, ConfigError
-from solo.data.readers.paths import is_remote
 from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
 from solo.data.store.mirror import cache_note
@@ -18,18 +19,21 @@ from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
-from solo.files import read_json_lines, write_whole
+from solo.files import is_remote, read_json_lines, write_whole
 from solo.loading import initial_parameters
 from solo.locks import held_by, hold
 from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
+from solo.storage import Bucket
 from solo.training.agreement import check_shared, compare_configs, compare_plans
+from solo.training.bucket_run import storing
 from solo.training.distributed import among_others, first_then_others
 from solo.training.ledger import Ledger
 from solo.training.mixture import mixture_notes
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
+from solo.training.run_lock import RunLock, holding
 from solo.training.trainer import Interrupted, Trainer
 
 _log = logging.getLogger(__name__)
@@ -68,14 +72,14 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
     config.check_runnable()
     compare_configs(config)
     ledger = Ledger(began)
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        try:
             done = _train(config, observer or Observer(), ledger, stack)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk, which `error` tells of
-            ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
-        raise
-    ledger.close("done")
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a full disk, which `error` tells of
+                ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
+            raise
+        ledger.close("done")  # before the files of the run are stored
     return done
 
 
@@ -86,8 +90,10 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         notes.append(text)
         _log.warning("%s", text)  # at once: an attempt that fails does not return its notes
 
+    locks: list[RunLock] = []
+
     def set_up() -> tuple[RunFolder, Prepared]:
-        _lock(RunFolder(config.run_folder), stack, tell)
+        locks.extend(_lock(RunFolder(config.run_folder), stack, tell))
         run = RunFolder.open(config, tell)
         ledger.open(run.goodput_file)
         prepared = _data(config, run, observer, stack, tell)
@@ -97,12 +103,16 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         _keep_order(run, config, prepared)
         return run, prepared
 
-    run, prepared = first_then_others(set_up, lambda: (RunFolder(config.run_folder), open_prepared(config)))
+    def follow() -> tuple[RunFolder, Prepared]:
+        return RunFolder(config.run_folder, jax.process_index()), open_prepared(config)
+
+    run, prepared = first_then_others(set_up, follow)
     if not is_remote(config.folder):
         check_shared(run.path)
+    store = stack.enter_context(storing(run, tell, *locks))
     observer.note("planning")
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
-    trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger)
+    trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger, store=store)
     compare_plans(prepared, trainer.plans)
     for text in mixture_notes(trainer.plans):
         tell(text)
@@ -142,7 +152,7 @@ def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
     """Saves the tokenizer in the run's folder. Raises ConfigError if the run has trained with another one."""
     if run.newest_step() is not None:
         try:
-            before = open_tokenizer(run.path)
+            before = open_tokenizer(run.work)
         except (OSError, ValueError):
             before = None  # the folder was copied without it
         if before is not None and before.fingerprint != prepared.tokenizer.fingerprint:
@@ -150,7 +160,7 @@ def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
                 f"{run.path} was trained with another tokenizer than that of the prepared data, which has been made"
                 " anew: prepare the data that the run began with, or choose another name (name=...)"
             )
-    prepared.tokenizer.save(run.path)
+    prepared.tokenizer.save(run.work)
 
 
 def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
@@ -162,7 +172,7 @@ def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
     """
     drawn = {name for stage in config.stages for name in stage.sources}
     found = {name: source.description.order for name, source in prepared.sources.items() if name in drawn}
-    file = run.path / "data.json"
+    file = run.work / "data.json"
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -177,18 +187,26 @@ def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
     write_whole(file, json.dumps({**before, **found}, indent=2) + "\n")
 
 
-def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> None:
-    """Holds the run's lock until the stack is closed. Raises ConfigError if another process holds it."""
+def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> list[RunLock]:
+    """Holds the run's lock until the stack is closed. Raises ConfigError if another process holds it.
+
+    Returns:
+        The lock in the bucket, if the run is in one.
+    """
+    bucket = Bucket(str(run.path)) if is_remote(run.path) else None
+    if bucket is not None:
+        bucket.connect()
     try:
         held = stack.enter_context(hold(run.lock_file))
     except ConfigError as error:
         tell(str(error))
-        return
+        held = True
     if not held:
         raise ConfigError(
             f"another process trains {run.path}: {held_by(run.lock_file)}; wait until it ends, or choose another name"
             " (name=...)"
         )
+    return [] if bucket is None else [stack.enter_context(holding(bucket, tell))]
 
 
 def check_memory(trainer: Trainer) -> list[str]:

@@ -77,16 +77,21 @@ class Bucket:
             found = files.find(f"{root}/{folder}".rstrip("/") + "/", detail=True, **depth)
             return {name.removeprefix(f"{root}/"): int(facts["size"]) for name, facts in found.items()}
 
-    def folders_with(self, name: str) -> list[str]:
-        """Returns the folders directly below the URL that hold a file of this name."""
+    def folders(self) -> list[str]:
+        """Returns the names of the folders directly below the URL."""
         with self._errors(""):
             files, root = self._open()
             try:
-                folders = [found["name"] for found in files.ls(root, detail=True) if found["type"] == "directory"]
+                found = [facts["name"] for facts in files.ls(root, detail=True) if facts["type"] == "directory"]
             except FileNotFoundError:
                 return []
-            has = side_by_side(lambda folder: files.exists(f"{folder}/{name}"), folders)
-            return [folder.rstrip("/").rpartition("/")[2] for folder, there in zip(folders, has, strict=True) if there]
+            return [name.rstrip("/").rpartition("/")[2] for name in found]
+
+    def folders_with(self, name: str) -> list[str]:
+        """Returns those folders directly below the URL that hold a file of this name."""
+        folders = self.folders()
+        sizes = side_by_side(lambda folder: self.size(f"{folder}/{name}"), folders)
+        return [folder for folder, size in zip(folders, sizes, strict=True) if size is not None]
 
     def size(self, name: str) -> int | None:
         """Returns the size of a file in bytes; None if there is none."""
@@ -96,6 +101,17 @@ class Bucket:
                 return int(files.info(f"{root}/{name}")["size"])
             except FileNotFoundError:
                 return None
+
+    def modified(self, name: str) -> float | None:
+        """Returns when a file was written, in seconds since 1970 by the clock of the store; None if there is none."""
+        with self._errors(name):
+            files, root = self._open()
+            try:
+                facts = files.info(f"{root}/{name}")
+            except FileNotFoundError:
+                return None
+            written = facts.get("mtime") or facts.get("LastModified")
+            return None if written is None else float(written.timestamp())
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of a small file; None if there is none."""
@@ -140,6 +156,12 @@ class Bucket:
         with self._errors(name):
             files, root = self._open()
             files.rm(f"{root}/{name}", recursive=True)
+
+    def move_folder(self, name: str, to: str) -> None:
+        """Renames a folder. The store copies every file of it, without sending them over the network."""
+        with self._errors(name):
+            files, root = self._open()
+            files.mv(f"{root}/{name}", f"{root}/{to}", recursive=True)
 
     def _open(self) -> tuple[Any, str]:
         """Returns fsspec's file system, which is made once a process and thread, and the folder in it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from solo.config import Config, ConfigError, load_config
+from solo.config import Config, load_config
 from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
 from solo.data.store.prepare import Prepared, open_prepared
@@ -17,6 +17,7 @@ from solo.evaluation.results import losses_lines, results_lines
 from solo.evaluation.tasks import TaskResult, evaluate
 from solo.files import append_json_line
 from solo.inference.loading import load_run
+from solo.training.bucket_run import adding_results
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.reference import find_checkpoint
@@ -54,12 +55,10 @@ def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
     Raises:
         ConfigError: also if the folder is not a run, or its prepared data is missing.
     """
-    run = RunFolder(Path(folder))
-    if not run.config_file.is_file():
-        raise ConfigError(f"{run.path} is not a run of solo: it has no {run.config_file.name}")
+    run = RunFolder.existing(folder)
     config = load_config(run.config_file)
     prepared = open_prepared(config)
-    with reading(local_folder(config), contents(config), observer.note):
+    with reading(local_folder(config), contents(config), observer.note), adding_results(run, observer.note):
         return evaluate_run(run, config, prepared, observer)
 
 

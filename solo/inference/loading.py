@@ -17,9 +17,11 @@ from solo.inference.monolith import Monolith
 from solo.inference.trained import local_mesh
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.mesh import parameter_shardings
-from solo.training.checkpoint import CheckpointError, DamagedError, abstract_parameters, differences, unreadable
+from solo.training.checkpoint import CheckpointError, DamagedError, abstract_parameters, differences, unreadable_error
 from solo.training.newest import fault
+from solo.training.orbax_paths import for_orbax
 from solo.training.reference import find_checkpoint
+from solo.training.run_folder import RunFolder
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -34,10 +36,9 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
     """
     is_checkpoint = path.parent.name == "checkpoints"
     run = path.parent.parent if is_checkpoint else path
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run} is not a run of solo: it has no config.yaml")
-    config = load_config(run / "config.yaml")
-    tokenizer = open_tokenizer(run)
+    files = RunFolder.existing(run, lines=False)
+    config = load_config(files.config_file)
+    tokenizer = open_tokenizer(files.work)
     devices = local_mesh() if mesh is None else mesh
     definition = define(config, tokenizer.vocab_size)
 
@@ -71,12 +72,12 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -
     wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
     if found := fault(checkpoint):
         raise DamagedError(f"checkpoint {checkpoint} is damaged: {found}")
-    stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata
+    stored = ocp.checkpointables_metadata(for_orbax(checkpoint)).metadata
     if lines := differences(stored.get("parameters", {}), wanted["parameters"]):
         raise CheckpointError(
             f"{checkpoint} does not belong to this run's model:\n" + "\n".join(f"  {line}" for line in lines)
         )
     try:
-        return ocp.load_checkpointables(checkpoint.absolute(), wanted)["parameters"]
+        return ocp.load_checkpointables(for_orbax(checkpoint), wanted)["parameters"]
     except Exception as error:
-        raise DamagedError(unreadable(checkpoint, error)) from error
+        raise unreadable_error(checkpoint, error) from error

@@ -13,12 +13,13 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
-from solo.files import is_complete
+from solo.files import is_complete, resolved
 from solo.interop.description import describe_repository
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters
 from solo.model.parameters import ModelDefinition, define
 from solo.training.checkpoint import CheckpointError, differences
+from solo.training.orbax_paths import for_orbax
 from solo.training.reference import find_checkpoint, parse_reference
 from solo.training.run_folder import RunFolder
 
@@ -59,12 +60,12 @@ class RunSource(Source):
     """A checkpoint of a run. The parameter read last is kept, because its layers are read one after the other."""
 
     def __init__(self, checkpoint: Path):
-        run = RunFolder(checkpoint.parent.parent)
-        config, tokenizer = load_config(run.config_file), open_tokenizer(run.path)
+        run = RunFolder.existing(checkpoint.parent.parent, lines=False)
+        config, tokenizer = load_config(run.config_file), open_tokenizer(run.work)
         definition = define(config, tokenizer.vocab_size)
         super().__init__(checkpoint, config, tokenizer, definition, run, int(checkpoint.name))
         self._last: tuple[str, np.ndarray] | None = None
-        stored = ocp.checkpointables_metadata(checkpoint.absolute()).metadata["parameters"]
+        stored = ocp.checkpointables_metadata(for_orbax(checkpoint)).metadata["parameters"]
         wanted = {path: spec.abstract() for path, spec in self.definition.specs.items()}
         if lines := differences(stored, wanted):
             raise CheckpointError(
@@ -85,7 +86,7 @@ class RunSource(Source):
         context.pytree.loading.partial_load = True
         with context:
             wanted = {"parameters": {path: np.empty(spec.shape, np.float32)}}
-            found: Any = ocp.load_checkpointables(self.folder.absolute(), wanted)
+            found: Any = ocp.load_checkpointables(for_orbax(self.folder), wanted)
         return np.asarray(found["parameters"][path])
 
     def in_reading_order(self, rules: Sequence[TensorRule]) -> list[TensorRule]:
@@ -127,8 +128,8 @@ def open_source(path: str | Path) -> Source:
         ValueError: it is none of these; LayoutError and TensorFileError among them.
         CheckpointError: the checkpoint does not fit the run's model.
     """
-    place, which = parse_reference(path)
-    folder = place.resolve()  # the names of a checkpoint and of its parent matter
+    named, which = parse_reference(path)
+    folder = resolved(named)  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a run, one of its checkpoints, or an imported repository")
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():

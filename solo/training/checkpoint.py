@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,15 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from solo.config import CheckpointConfig
-from solo.files import complete_checkpoints
+from solo.files import complete_checkpoints, is_remote
 from solo.model.declare import ParameterSpec
 from solo.training.distributed import first_text, from_first
 from solo.training.newest import newest_whole, position_of, record_sizes, set_aside
+from solo.training.orbax_paths import for_orbax, saving_context
 from solo.training.step import TrainState
+
+# TensorStore's words for failures of a bucket that say nothing about what is in it.
+_BUCKET_FAILS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 
 class CheckpointError(RuntimeError):
@@ -64,17 +68,21 @@ class Checkpoints:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every_steps))
         if config.at_steps:
             keep.append(training.preservation_policies.CustomSteps(config.at_steps))
-        self.folder = folder.absolute()
+        self.folder = for_orbax(folder)
         self.passed_over: list[str] = []  # messages about damaged checkpoints
         self._pending: Any = None  # (step, Orbax's response) of a save in progress
         self._failed = False
-        self._orbax = training.Checkpointer(
-            self.folder,
-            # Every call saves: the trainer decides when.
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=training.preservation_policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
-        )
+        context, in_place = saving_context(folder)
+        with _opening(self.folder):
+            self._orbax = training.Checkpointer(
+                self.folder,
+                context=context,
+                # Every call saves: the trainer decides when.
+                save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=training.preservation_policies.AnyPreservationPolicy(keep),
+                # In place, whatever is not complete counts as temporary, also what a user put there.
+                cleanup_tmp_directories=not in_place,
+            )
 
     def resume(self, abstract: Callable[[Progress], TrainState]) -> tuple[Progress, TrainState] | None:
         """Restores the newest checkpoint that is whole, in all processes the same one.
@@ -165,7 +173,7 @@ class Checkpoints:
         try:
             loaded = self._orbax.load_checkpointables(progress.step, wanted)
         except Exception as error:
-            raise DamagedError(unreadable(self.folder / str(progress.step), error)) from error
+            raise unreadable_error(self.folder / str(progress.step), error) from error
         parameters, rest = loaded["parameters"], loaded["optimizer"]
         return TrainState(
             {path: parameters[path] for path in abstract.trainable},
@@ -208,6 +216,29 @@ class Checkpoints:
         good = complete_checkpoints(self.folder)
         kept = f"the last good checkpoint is step {good[-1].name}" if good else "there is no good checkpoint yet"
         return CheckpointError(f"could not save to {self.folder}: {str(error).splitlines()[0]}; {kept}")
+
+
+@contextlib.contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """Says what is missing if Orbax may not look at a bucket."""
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(folder):
+            raise
+        cause = str(error).splitlines()[0][:300]
+        advice = ""
+        if "storage.buckets.get" in str(error):
+            advice = "; Orbax also needs the permission storage.buckets.get, as in roles/storage.legacyBucketReader"
+        raise CheckpointError(f"checkpoints cannot be kept in {folder}: {cause}{advice}") from error
+
+
+def unreadable_error(checkpoint: Path, error: Exception) -> CheckpointError:
+    """Returns the error for a checkpoint that cannot be read: damaged, unless it is only its bucket that fails."""
+    text = unreadable(checkpoint, error)
+    if is_remote(checkpoint) and any(word in str(error) for word in _BUCKET_FAILS):
+        return CheckpointError(text.replace(": files of it are missing or damaged", ": its bucket fails"))
+    return DamagedError(text)
 
 
 def unreadable(checkpoint: Path, error: Exception) -> str:

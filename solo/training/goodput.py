@@ -24,13 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the summary. Raises ConfigError if the folder is not a run, or holds no reading."""
-    from solo.config import ConfigError
     from solo.training.ledger import goodput
     from solo.training.run_folder import RunFolder
 
-    folder = RunFolder(Path(arguments.run))
-    if not folder.config_file.is_file():
-        raise ConfigError(f"{folder.path} is not a run of solo: it has no {folder.config_file.name}")
+    folder = RunFolder.existing(arguments.run)
     found = goodput(folder.goodput_file)
     if arguments.json:
         print(json.dumps(found.as_json(), indent=2))

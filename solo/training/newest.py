@@ -2,7 +2,8 @@
 
 A checkpoint may be damaged after it was committed: a machine stops before its disk has stored everything, a copy ends
 halfway, somebody removes a file. What can be seen without reading the arrays is checked: the commit markers, the
-metadata, and the size of every file, which process 0 records once a save is complete. Standard library only.
+metadata, and the size of every file, which process 0 records once a save is complete. Standard library only, except
+for checkpoints in a bucket.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from solo.files import COMMIT_MARKER, complete_checkpoints, write_whole
+from solo.files import COMMIT_MARKER, complete_checkpoints, is_remote, write_whole
 
 METADATA = "_CHECKPOINT_METADATA"
 ITEM_METADATA = "_METADATA"
@@ -21,52 +22,94 @@ SIZES = "file_sizes.json"
 DAMAGED = ".damaged"
 
 
+class _Unreadable(Exception):
+    """A file of a checkpoint cannot be read. That its bucket cannot be reached is another matter."""
+
+
 def position_of(checkpoint: Path) -> dict[str, Any]:
     """Returns the JSON of a checkpoint's `Progress`. Raises ValueError or OSError if its metadata is damaged."""
-    found = json.loads((checkpoint / METADATA).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or not isinstance(found.get("custom_metadata"), dict):
-        raise ValueError(f"{METADATA} lacks the position of the run")
-    return found["custom_metadata"]
+    try:
+        return _position(_json(checkpoint, METADATA))
+    except _Unreadable as error:
+        raise ValueError(str(error)) from None
 
 
 def fault(checkpoint: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, as far as its arrays need not be read; None if nothing is."""
+    """Returns what is wrong with a checkpoint, as far as its arrays need not be read; None if nothing is.
+
+    Raises:
+        solo.storage.BucketError: it is in a bucket that cannot be reached.
+    """
     try:
-        if not (checkpoint / COMMIT_MARKER).is_file():
+        found = _sizes(checkpoint)
+        if COMMIT_MARKER not in found:
             return f"it was not written to its end: {COMMIT_MARKER} is missing"
-        position_of(checkpoint)
-        items = json.loads((checkpoint / METADATA).read_text(encoding="utf-8")).get("item_handlers") or {}
-    except (OSError, ValueError) as error:
-        return f"{METADATA} cannot be read: {error}"
-    for item in items:
-        if not (checkpoint / item / COMMIT_MARKER).is_file():
-            return f"{item}/{COMMIT_MARKER} is missing"
-        try:
-            json.loads((checkpoint / item / ITEM_METADATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            return f"{item}/{ITEM_METADATA} cannot be read: {error}"
-    try:
-        sizes = json.loads((checkpoint / SIZES).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None  # the run was killed right after the save
-    except (OSError, ValueError) as error:
-        return f"{SIZES} cannot be read: {error}"
+        metadata = _json(checkpoint, METADATA)
+        _position(metadata)
+        for item in metadata.get("item_handlers") or {}:
+            if f"{item}/{COMMIT_MARKER}" not in found:
+                return f"{item}/{COMMIT_MARKER} is missing"
+            _json(checkpoint, f"{item}/{ITEM_METADATA}")
+        # Without it, the run was killed right after the save.
+        sizes: dict[str, int] = _json(checkpoint, SIZES) if SIZES in found else {}
+    except _Unreadable as error:
+        return str(error)
     for name, size in sizes.items():
-        path = checkpoint / name
-        if not path.is_file():
+        if name not in found:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        if found[name] != size:
+            return f"{name} has {found[name]:,} bytes instead of {size:,}"
     return None
+
+
+def _position(metadata: Any) -> dict[str, Any]:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("custom_metadata"), dict):
+        raise _Unreadable(f"{METADATA} lacks the position of the run")
+    return metadata["custom_metadata"]
+
+
+def _json(checkpoint: Path, name: str) -> Any:
+    try:
+        if is_remote(checkpoint):
+            from solo.storage import Bucket
+
+            content = Bucket(str(checkpoint)).read(name)
+            if content is None:
+                raise _Unreadable(f"{name} cannot be read: it is missing")
+            return json.loads(content)
+        return json.loads((checkpoint / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        if is_remote(checkpoint):
+            raise
+        raise _Unreadable(f"{name} cannot be read: {error}") from None
+    except ValueError as error:
+        raise _Unreadable(f"{name} cannot be read: {error}") from None
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Returns the size in bytes of every file of a checkpoint."""
+    if is_remote(checkpoint):
+        from solo.storage import Bucket
+
+        return Bucket(str(checkpoint)).sizes()
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 def record_sizes(checkpoint: Path) -> None:
     """Records the size of every file of a complete checkpoint. Without it, `fault` notices less; nothing is raised."""
     with contextlib.suppress(OSError):
-        files = [path for path in sorted(checkpoint.rglob("*")) if path.name != SIZES and path.is_file()]
-        sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-        if (checkpoint / COMMIT_MARKER).is_file():
-            write_whole(checkpoint / SIZES, json.dumps(sizes) + "\n")
+        sizes = _sizes(checkpoint)
+        sizes.pop(SIZES, None)
+        if COMMIT_MARKER not in sizes:
+            return
+        text = json.dumps(sizes) + "\n"
+        if is_remote(checkpoint):
+            from solo.storage import Bucket
+
+            Bucket(str(checkpoint)).write(SIZES, text.encode())
+        else:
+            write_whole(checkpoint / SIZES, text)
 
 
 def newest_whole(folder: Path, below: int | None = None) -> tuple[Path | None, list[str]]:
@@ -91,12 +134,22 @@ def newest_whole(folder: Path, below: int | None = None) -> tuple[Path | None, l
 
 
 def set_aside(checkpoint: Path) -> Path | None:
-    """Renames a damaged checkpoint, so that its step can be saved again; returns its new name, or None on failure."""
+    """Renames a damaged checkpoint, so that its step can be saved again; returns its new name.
+
+    Returns None if it cannot be renamed, as on some mounts of buckets. It then counts as one that is not complete.
+    """
     for number in range(100):
         aside = checkpoint.with_name(f"{checkpoint.name}{DAMAGED}{number or ''}")
         if not aside.exists():
             try:
+                if is_remote(checkpoint):
+                    from solo.storage import Bucket
+
+                    Bucket(str(checkpoint.parent)).move_folder(checkpoint.name, aside.name)
+                    return aside
                 return checkpoint.rename(aside)
             except OSError:
-                return None
+                break
+    with contextlib.suppress(OSError):
+        (checkpoint / COMMIT_MARKER).unlink(missing_ok=True)
     return None

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from solo.config import load_config
-from solo.files import complete_checkpoints, is_complete
+from solo.files import complete_checkpoints, is_complete, is_remote, place
+from solo.storage import Bucket
 from solo.training.best import best_steps
 from solo.training.metrics import read_metrics
 from solo.training.newest import fault, newest_whole
@@ -30,9 +31,12 @@ def parse_reference(text: str | Path) -> Reference:
     """Splits `FOLDER[@STEP|@latest|@best]`. A folder that exists under the whole name is that folder.
 
     Raises:
-        ValueError: what follows the last `@` of the name is neither a step, nor `latest`, nor `best`.
+        ValueError: what follows the last `@` of the name is neither a step, nor `latest`, nor `best`. Or the folder is
+            in a bucket that cannot be reached.
     """
-    whole = Path(text)
+    whole = place(text)
+    if is_remote(whole):
+        Bucket(str(whole)).connect()
     folder, at, which = whole.name.rpartition("@")
     if not at or not folder or whole.exists():
         return Reference(whole, None)
@@ -84,6 +88,7 @@ def find_checkpoint(folder: Path, which: Which = "latest", below: int | None = N
 
 
 def _best(run: RunFolder, steps: list[int]) -> int:
+    run = RunFolder.existing(run.path)
     best = load_config(run.config_file).checkpoint.best
     if best is None:
         raise ValueError(f"{run.path}@best: the run's config names no metric; set checkpoint.best, or name a step")

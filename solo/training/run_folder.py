@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
 from solo.config import Config, ConfigError, Difference, differences, dump_config, load_config, summary
-from solo.files import complete_checkpoints, is_complete, read_json_lines, write_whole
+from solo.files import cache_folder, complete_checkpoints, is_complete, is_remote, place, read_json_lines, write_whole
+from solo.storage import Bucket
 from solo.training.amendments import amendable, is_amendable
 
 _CHANGES_SHOWN = 20
@@ -18,56 +22,93 @@ _CHANGES_SHOWN = 20
 class RunFolder:
     """`runs/<name>/` and the files in it.
 
-    path     the folder
+    path     where the run is; see `solo.files.place` for one in a bucket
+    process  the process of the run that uses it
     changes  the keys in which the config that resumes the run differs from `config.yaml`; see `take_up`
     """
 
     path: Path
+    process: int = 0
     changes: tuple[Difference, ...] = field(default=(), compare=False)
+
+    @property
+    def work(self) -> Path:
+        """The folder on this machine of all files but the checkpoints: `path`, or a copy if that is in a bucket."""
+        if not is_remote(self.path):
+            return self.path
+        return cache_folder() / "runs" / f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:16]}"
 
     @property
     def config_file(self) -> Path:
         """The resolved config, which is enough to repeat the run."""
-        return self.path / "config.yaml"
+        return self.work / "config.yaml"
 
     @property
     def metrics_file(self) -> Path:
         """JSON lines; see `solo.training.metrics`."""
-        return self.path / "metrics.jsonl"
+        return self.work / "metrics.jsonl"
 
     @property
     def goodput_file(self) -> Path:
         """JSON lines of how time was spent; see `solo.training.ledger`."""
-        return self.path / "goodput.jsonl"
+        return self.work / "goodput.jsonl"
 
     @property
     def quarantine_file(self) -> Path:
-        """JSON lines of documents and batches that were skipped, with their step, ids and the reason."""
-        return self.path / "quarantine.jsonl"
+        """JSON lines of documents and batches that were skipped, with their step, ids and the reason.
+
+        Processes on several machines cannot append to one file in a bucket, so each one has its own.
+        """
+        return self.work / (f"quarantine-{self.process}.jsonl" if self.apart else "quarantine.jsonl")
 
     @property
     def report_file(self) -> Path:
         """The evaluation as one HTML page."""
-        return self.path / "report.html"
+        return self.work / "report.html"
 
     @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files, made from the metrics."""
-        return self.path / "tensorboard"
+        return self.work / "tensorboard"
 
     @property
     def lock_file(self) -> Path:
         """The process that trains the run holds its lock; see `solo.locks`."""
-        return self.path / "run.lock"
+        return self.work / "run.lock"
 
     @property
     def checkpoints(self) -> Path:
         """One folder per saved step."""
         return self.path / "checkpoints"
 
+    @property
+    def apart(self) -> bool:
+        """Whether this process writes other files than process 0."""
+        return self.process > 0 and is_remote(self.path)
+
     def newest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
         return max((int(path.name) for path in complete_checkpoints(self.checkpoints)), default=None)
+
+    @classmethod
+    def existing(cls, path: str | Path, lines: bool = True) -> RunFolder:
+        """Opens the folder of a run to read it. Of a run in a bucket, the small files are copied to this machine.
+
+        Args:
+            path: the folder.
+            lines: whether `metrics.jsonl` and the like are read, too.
+
+        Raises:
+            ConfigError: it is not the folder of a run, or its bucket cannot be reached.
+        """
+        run = cls(place(path))
+        if is_remote(run.path):
+            from solo.training.bucket_run import fetch
+
+            fetch(run, lines)
+        if not run.config_file.is_file():
+            raise ConfigError(f"{run.path} is not a run of solo: it has no {run.config_file.name}")
+        return run
 
     @classmethod
     def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
@@ -84,6 +125,11 @@ class RunFolder:
                 holds no run but files that a run would write over.
         """
         run = cls(config.run_folder)
+        if is_remote(run.path):
+            from solo.training.bucket_run import fetch, gather_quarantine
+
+            fetch(run, held=True)
+            gather_quarantine(run)
         if not run.config_file.exists():
             run._check_unused()
             write_whole(run.config_file, dump_config(config))
@@ -129,7 +175,7 @@ class RunFolder:
     def _check_unused(self) -> None:
         """Raises ConfigError if a run would write over files of a folder that is not a run's."""
         files = (self.metrics_file, self.report_file, self.quarantine_file, self.tensorboard)
-        tokenizer = (self.path / name for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+        tokenizer = (self.work / name for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
         found = [path.name for path in (*files, *tokenizer) if path.exists()]
         if found:
             raise ConfigError(
@@ -143,20 +189,37 @@ class RunFolder:
         except ConfigError as error:
             raise ConfigError(
                 f"{self.path} holds a run whose config cannot be read:\n{error}\n"
-                f"choose another name for the new run (name=...), or correct {self.config_file} to resume the old one"
+                f"choose another name for the new run (name=...), or correct {self.path}/config.yaml to resume the old one"
             ) from None
 
     def _set_aside_incomplete(self, report: Callable[[str], None]) -> None:
         """Renames checkpoints without a commit marker, so that none is resumed from or blocks a later save.
 
-        Copying a run, or renaming a folder in a bucket, may stop halfway.
+        Copying a run, or renaming a folder in a bucket, may stop halfway. Where folders cannot be renamed, a kill while
+        Orbax saves leaves such checkpoints, and they are removed.
         """
+        if is_remote(self.path):
+            self._remove_incomplete(report)
+            return
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdigit() and not is_complete(path):
                 names = (path.with_name(f"{path.name}.incomplete{number or ''}") for number in count())
                 aside = next(name for name in names if not name.exists())
-                path.rename(aside)
-                report(f"checkpoint {path} was not written to its end; it is named {aside.name} now")
+                try:
+                    path.rename(aside)
+                    report(f"checkpoint {path} was not written to its end; it is named {aside.name} now")
+                except OSError:
+                    shutil.rmtree(path)
+                    report(f"checkpoint {path} was not written to its end; it was removed")
+
+    def _remove_incomplete(self, report: Callable[[str], None]) -> None:
+        bucket = Bucket(str(self.checkpoints))
+        complete = {path.name for path in complete_checkpoints(self.checkpoints)}
+        for step in filter(str.isdigit, bucket.folders()):
+            if step not in complete:
+                with contextlib.suppress(FileNotFoundError):
+                    bucket.remove_folder(step)
+                report(f"checkpoint {self.checkpoints / step} was not written to its end; it was removed")
 
 
 def refusal(run: Path, refused: Sequence[Difference], newest: int | None) -> str:

@@ -21,6 +21,7 @@ from solo.data.store.prepare import Prepared
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import stop_agreed, wait_for_all
 from solo.training.evaluators import TRAINED, Evaluators, NoEvaluators
@@ -64,6 +65,7 @@ class Trainer:
         initial: returns the parameters that the run begins with, sharded over the mesh; default: drawn from the seed.
         ledger: records how time is spent.
         evaluators: measure the weights while the run trains; default: nothing is measured.
+        store: stores the files of the run before every save; default: nothing but writing them to the disk.
 
     Attributes:
         notes: messages for the user, once `train` has ended.
@@ -79,6 +81,7 @@ class Trainer:
         initial: Callable[[ModelDefinition, Mesh], Parameters] | None = None,
         ledger: Ledger | None = None,
         evaluators: Evaluators | None = None,
+        store: Store | None = None,
     ):
         self.config, self.run, self.observer = config, run, observer
         self.definition = define(config, prepared.tokenizer.vocab_size)
@@ -87,6 +90,7 @@ class Trainer:
         self.notes: list[str] = []
         self._initial = initial or self._draw
         self._evaluators = evaluators or NoEvaluators()
+        self._store = store or Store()
         self._idle = IdleWatch()
         check_stages(config.stages, self.definition.specs, config.model)
         self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file)
@@ -217,6 +221,7 @@ class Trainer:
         """Stores the metrics, then starts a save, so that no checkpoint is newer than the stored metrics."""
         self._metrics.sync()
         self.ledger.sync()
+        self._store.store()
         checkpoints.save(state, progress)
         self.ledger.spent("checkpoint")
 
