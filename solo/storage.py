@@ -161,7 +161,9 @@ class Bucket:
         """Renames a folder. The store copies every file of it, without sending them over the network."""
         with self._errors(name):
             files, root = self._open()
-            files.mv(f"{root}/{name}", f"{root}/{to}", recursive=True)
+            found = files.find(f"{root}/{name}/")
+            side_by_side(lambda path: files.cp_file(path, f"{root}/{to}{path.removeprefix(f'{root}/{name}')}"), found)
+            files.rm(f"{root}/{name}", recursive=True)
 
     def _open(self) -> tuple[Any, str]:
         """Returns fsspec's file system, which is made once a process and thread, and the folder in it."""

@@ -22,7 +22,7 @@ SIZES = "file_sizes.json"
 DAMAGED = ".damaged"
 
 
-class _Unreadable(Exception):
+class _UnreadableError(Exception):
     """A file of a checkpoint cannot be read. That its bucket cannot be reached is another matter."""
 
 
@@ -30,7 +30,7 @@ def position_of(checkpoint: Path) -> dict[str, Any]:
     """Returns the JSON of a checkpoint's `Progress`. Raises ValueError or OSError if its metadata is damaged."""
     try:
         return _position(_json(checkpoint, METADATA))
-    except _Unreadable as error:
+    except _UnreadableError as error:
         raise ValueError(str(error)) from None
 
 
@@ -52,7 +52,7 @@ def fault(checkpoint: Path) -> str | None:
             _json(checkpoint, f"{item}/{ITEM_METADATA}")
         # Without it, the run was killed right after the save.
         sizes: dict[str, int] = _json(checkpoint, SIZES) if SIZES in found else {}
-    except _Unreadable as error:
+    except _UnreadableError as error:
         return str(error)
     for name, size in sizes.items():
         if name not in found:
@@ -64,7 +64,7 @@ def fault(checkpoint: Path) -> str | None:
 
 def _position(metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("custom_metadata"), dict):
-        raise _Unreadable(f"{METADATA} lacks the position of the run")
+        raise _UnreadableError(f"{METADATA} lacks the position of the run")
     return metadata["custom_metadata"]
 
 
@@ -75,15 +75,15 @@ def _json(checkpoint: Path, name: str) -> Any:
 
             content = Bucket(str(checkpoint)).read(name)
             if content is None:
-                raise _Unreadable(f"{name} cannot be read: it is missing")
+                raise _UnreadableError(f"{name} cannot be read: it is missing")
             return json.loads(content)
         return json.loads((checkpoint / name).read_text(encoding="utf-8"))
     except OSError as error:
         if is_remote(checkpoint):
             raise
-        raise _Unreadable(f"{name} cannot be read: {error}") from None
+        raise _UnreadableError(f"{name} cannot be read: {error}") from None
     except ValueError as error:
-        raise _Unreadable(f"{name} cannot be read: {error}") from None
+        raise _UnreadableError(f"{name} cannot be read: {error}") from None
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:

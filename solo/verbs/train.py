@@ -62,18 +62,18 @@ def run(arguments: argparse.Namespace) -> int:
         observer.finish()
     leave()
     print_results(done.results, console)
-    _say_where(done.run.path, done.notes, console)
+    _say_where(done.run, done.notes, console)
     return 0
 
 
 def _say_where(run: Any, notes: list[str], console: Any) -> None:
-    for title, name in (
-        ("report", "report.html"),
-        ("metrics", "metrics.jsonl"),
-        ("TensorBoard", "tensorboard"),
-        ("checkpoints", "checkpoints"),
-        ("config", "config.yaml"),
+    for title, path in (
+        ("report", run.path / run.report_file.name),
+        ("metrics", run.path / run.metrics_file.name),
+        ("TensorBoard", run.tensorboard),  # only on this machine, if the run is in a bucket
+        ("checkpoints", run.checkpoints),
+        ("config", run.path / run.config_file.name),
     ):
-        console.print(f"{title:12}{run / name}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{title:12}{path}", soft_wrap=True, highlight=False, markup=False)
     for line in notes:
         console.print(f"note        {line}", soft_wrap=True, highlight=False, markup=False)

@@ -1,7 +1,11 @@
 """Object stores on this machine: S3 by moto, Cloud Storage by gcp-storage-emulator. No request leaves the machine."""
 
 import logging
+import os
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import ThreadingHTTPServer
 
 import fsspec
 import pytest
@@ -19,20 +23,35 @@ def _s3() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _gs() -> str:
+    # It is read when the module is imported, which then does not ask a store elsewhere for the type of each bucket.
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     pytest.importorskip("gcsfs")
     emulator = pytest.importorskip("gcp_storage_emulator.server")
-    emulator.RequestHandler.timeout = 5  # it serves one connection at a time, which may be idle
-    server = emulator.create_server("127.0.0.1", 0, in_memory=True)
-    server._api.daemon = True  # its end would wait for idle connections
-    server.start()
-    host, port = server._api._httpd.socket.getsockname()
-    return f"http://{host}:{port}"
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    one_at_a_time = threading.Lock()
+
+    class Handler(emulator.RequestHandler):
+        """The emulator's own server waits for one client at a time, which may be idle."""
+
+        def _serve(self) -> None:
+            with one_at_a_time:
+                emulator.Router(self).handle(self.command)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
+
+    storage = emulator.Storage(use_memory_fs=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, storage))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def _environment(protocol: str, endpoint: str, patch: pytest.MonkeyPatch) -> None:
     if protocol == "gs":
         patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
         patch.setenv("NO_GCE_CHECK", "true")  # or it is asked for credentials over the network
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", endpoint)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
         logging.getLogger("gcsfs").setLevel(logging.ERROR)
         return
     patch.setenv("AWS_ENDPOINT_URL", endpoint)
