@@ -189,7 +189,7 @@ class RunFolder:
         except ConfigError as error:
             raise ConfigError(
                 f"{self.path} holds a run whose config cannot be read:\n{error}\n"
-                f"choose another name for the new run (name=...), or correct {self.path}/config.yaml to resume the old one"
+                f"choose another name for the new run (name=...), or correct {self.path}/config.yaml to resume it"
             ) from None
 
     def _set_aside_incomplete(self, report: Callable[[str], None]) -> None:
