@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ DESCRIPTION = (
     " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` simulates a design before it is"
     " paid for. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 invalid table or use."
 )
+_LARGE = 5000  # runs
 _LAWS = ("chinchilla", "shared", "power", "repeated")
 
 
@@ -77,6 +80,14 @@ def _fit(arguments: argparse.Namespace) -> int:
         raise ValueError(f"unexpected {arguments.spec!r}: fit takes one table or folder, or `simulate SPEC.yaml`")
     if arguments.drop_highest < 0 or arguments.draws < 100 or arguments.seed < 0:
         raise ValueError("--drop-highest and --seed must be at least 0, and --draws at least 100")
+    if arguments.hold_out is not None and not 0 < arguments.hold_out < float("inf"):
+        raise ValueError(f"--hold-out {arguments.hold_out:g}: expected FLOPs, above 0")
+    if arguments.predict_unique is not None and not 0 < arguments.predict_unique < float("inf"):
+        raise ValueError(
+            f"--predict-unique {arguments.predict_unique:g}: expected a number of distinct tokens, above 0"
+        )
+    if not 0 <= arguments.chance <= 100:
+        raise ValueError(f"--chance {arguments.chance:g}: expected a score, from 0 to 1 or in percent")
     from rich.console import Console
 
     from solo.scaling.laws.compute import parse_compute
@@ -104,11 +115,13 @@ def _fit(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     console.print(describe_table(table, []).lead, markup=False)
     print_sections([describe_set_aside(table.set_aside)], console)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
     results = []
     for loss in table.columns.losses:
         for group, part in table.groups():
             runs, aside = part.runs(loss)
-            results.append(analyse(loss, runs, spec, group, aside))
+            with _noted(progress, f"{loss}, {len(runs):,} runs", len(runs)) as note:
+                results.append(analyse(loss, runs, spec, group, aside, note))
             console.print(f"\n[bold]{results[-1].title}[/bold]  {spec.law.formula}")
             print_sections(describe(results[-1]), console)
     if config:
@@ -123,6 +136,16 @@ def _fit(arguments: argparse.Namespace) -> int:
         report.write_text(render(table, results, command))
         console.print(f"report  {report.path}")
     return 1 if any(result.refused for result in results) else 0
+
+
+@contextmanager
+def _noted(console: Any, what: str, runs: int) -> Iterator[Callable[[str], None]]:
+    """Shows how far a fit is, on a terminal; elsewhere only for tables that take minutes, as lines."""
+    if console.is_terminal:
+        with console.status(what) as status:
+            yield lambda text: status.update(f"{what}: {text}")
+    else:
+        yield lambda text: console.print(f"{what}: {text}", markup=False) if runs > _LARGE else None
 
 
 def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], to: Output, console: Any) -> None:

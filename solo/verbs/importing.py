@@ -45,16 +45,24 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     console = Console()
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("", total=None)
+    bar = Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task("", total=None)
+
+    def show(written: int, total: int) -> None:
+        bar.start()  # only now, so that a source that is refused leaves no empty bar
+        bar.update(task, completed=written, total=total)
+
+    try:
         done = import_repository(
             arguments.source,
             config,
             arguments.out,
             new_tokens=arguments.new_tokens,
             seed=arguments.seed,
-            progress=lambda written, total: bar.update(task, completed=written, total=total),
+            progress=show,
         )
+    finally:
+        bar.stop()
     for line in done.summary():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"written to {arguments.out}", soft_wrap=True, highlight=False, markup=False)

@@ -21,6 +21,7 @@ def made(tmp_path_factory):
     """Runs the command once with all outputs. Returns its words, what it printed, JSON, page."""
     folder = tmp_path_factory.mktemp("fit")
     words = [*GADRE, "--predict", "1e22", "--predict", "1e25", "--score", "err17", "--score-is-error"]
+    words += ["--predict", "1e9"]  # in GFLOPs, by mistake
     words += ["--chance", "0.75", "--json", str(folder / "out.json"), "--report", str(folder / "out.html")]
     import contextlib
     import io
@@ -81,13 +82,13 @@ def test_the_json_holds_the_hold_out_and_the_predictions(made) -> None:
     assert found["hold_out"]["mean_error"] == pytest.approx(abs(run["error"]))
     assert found["hold_out"]["mean_error"] < 0.01
     assert found["hold_out"]["fitted"] == 34
-    near, far = found["predictions"]
-    assert (near["flops"], near["far"], far["far"]) == (1e22, False, True)
+    near, far, below = found["predictions"]
+    assert (near["flops"], near["far"], far["far"], below["far"]) == (1e22, False, True, True)
     assert 6 * near["n"] * near["d"] == pytest.approx(1e22)
     assert near["intervals"]["loss"]["80"][0] < near["loss"] < near["intervals"]["loss"]["95"][1]
     assert far["extrapolation"] > 1000
     assert {law["form"] for law in found["downstream"]["laws"]} == {"exponential", "sigmoid"}
-    assert [row["flops"] for row in found["downstream"]["predictions"]] == [1e22, 1e25]
+    assert [row["flops"] for row in found["downstream"]["predictions"]] == [1e22, 1e25, 1e9]
 
 
 def test_output_on_the_terminal(made) -> None:
@@ -98,7 +99,8 @@ def test_output_on_the_terminal(made) -> None:
     assert f"{actual['predicted']:.4f}" in printed
     assert f"{actual['actual']:.4f}" in printed
     assert "34 cheaper runs predict the 1 most expensive" in printed
-    assert printed.count("is beyond 100 x") == 1
+    assert printed.count("1e+25 FLOPs is beyond 100 x the largest run") == 1
+    assert printed.count("1e+09 FLOPs is below 1/100 of the smallest run") == 1
 
 
 def test_the_report_is_self_contained_and_complete(made) -> None:
@@ -212,6 +214,12 @@ def test_simulate(tmp_path, capsys) -> None:
         ([*GADRE[1:], "--predict", "-5"], "expected FLOPs, as in 1e24, or a machine and hours"),
         ([*GADRE[1:], "--predict", "1e22", "--predict-unique", "1e9"], "does not model repeated tokens"),
         ([*GADRE[1:], "--draws", "3"], "--draws at least 100"),
+        ([*GADRE[1:], "--hold-out", "nan"], "--hold-out nan: expected FLOPs, above 0"),
+        ([*GADRE[1:], "--chance", "-0.1"], "--chance -0.1: expected a score"),
+        (
+            [*GADRE[1:], "--law", "repeated", "--predict", "1e22", "--predict-unique", "0"],
+            "--predict-unique 0: expected a number of distinct tokens",
+        ),
         ([*GADRE[1:], "--seed", "-1"], "--seed must be at least 0"),
         ([*GADRE[1:], "--drop-highest", "200"], "--drop-highest 200 leaves none of the"),
         (

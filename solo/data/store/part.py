@@ -114,13 +114,6 @@ def read_table(folder: Path, part: str) -> ImageTable:
         return ImageTable(*(arrays[name] for name in ImageTable._fields))
 
 
-def read_record_digests(folder: Path, part: str) -> np.ndarray:
-    """Returns digests of what a part's records hold, uint8 [records, 16]. Ids and places do not count."""
-    with np.load(folder / f"{part}.table.npz") as arrays:
-        found: np.ndarray = arrays["records"]
-        return found
-
-
 class RecordKeys(NamedTuple):
     """Keys that identify duplicates among the n records of a part (`solo.data.filters.duplicates`).
 

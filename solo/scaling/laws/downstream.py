@@ -96,9 +96,12 @@ def fit_task(
         seed: seed of the resampling.
 
     Raises:
-        FitRefusedError: too few runs are above chance.
+        FitRefusedError: too few runs are above chance, or the scores are no shares.
     """
     runs = fitted.runs
+    low, high = np.nanmin([*runs.score, chance]), np.nanmax([*runs.score, chance])
+    if low < 0 or high > 100:
+        raise FitRefusedError(f"{column} lies between {low:g} and {high:g}; expected scores from 0 to 1, or in percent")
     scale = 100.0 if np.nanmax([*runs.score, chance]) > 1.5 else 1.0
     has = np.isfinite(runs.score)
     errors = runs.score / scale if is_error else 1.0 - runs.score / scale

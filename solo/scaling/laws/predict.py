@@ -24,6 +24,7 @@ class Prediction:
     loss            the law's loss; a single run scatters about it by `scatter`, relative
     intervals       bootstrap intervals of the law's n, d and loss by level; a single run scatters more
     extrapolation   compute over the largest fitted compute
+    smallest        the smallest fitted compute over this one; above 1 the prediction lies below all runs
     unique          number of distinct tokens, for a law with repeated tokens
     """
 
@@ -33,13 +34,14 @@ class Prediction:
     loss: float
     intervals: dict[str, dict[str, tuple[float, float]]]
     extrapolation: float
+    smallest: float
     scatter: float
     unique: float | None = None
 
     @property
     def far(self) -> bool:
-        """Whether the extrapolation is too far to be relied upon."""
-        return self.extrapolation > FAR
+        """Whether the extrapolation, up or down, is too far to be relied upon."""
+        return max(self.extrapolation, self.smallest) > FAR
 
 
 def predict(fitted: Fit, draws: Bootstrap, flops: float, unique: float | None = None) -> Prediction:
@@ -68,6 +70,7 @@ def predict(fitted: Fit, draws: Bootstrap, flops: float, unique: float | None = 
         loss=float(best["loss"]),
         intervals=spread,
         extrapolation=float(flops / fitted.runs.flops.max()),
+        smallest=float(fitted.runs.flops.min() / flops),
         scatter=fitted.scatter,
         unique=unique,
     )

@@ -20,6 +20,7 @@ from solo.scaling.laws.runs import Runs, group_repeats
 from solo.scaling.laws.table import SetAside
 
 T = TypeVar("T")
+_MANY = 2000  # nobody trains as many models for one law
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,27 @@ def seed_noise(runs: Runs) -> float | None:
 
 
 def _notes(runs: Runs) -> tuple[str, ...]:
+    notes = []
     factors = runs.flops / (runs.n * runs.d)
     if factors.max() > 1.1 * factors.min():
-        return (
+        notes.append(
             f"compute per parameter and token differs among the runs, {factors.min():.3g} to {factors.max():.3g};"
-            f" optima use the median, {np.median(factors):.3g}",
+            f" optima use the median, {np.median(factors):.3g}"
         )
-    return ()
+    if runs.clusters > _MANY:
+        notes.append(
+            f"{runs.clusters:,} rows count as independent trainings; if they are points of training curves, the"
+            " intervals are too narrow: name the column of the run with --stable-run"
+        )
+    places = dict[tuple[float, ...], str]()
+    equal = [
+        (name, first)
+        for name, *numbers in zip(runs.id, runs.n, runs.d, runs.flops, runs.loss, strict=True)
+        if (first := places.setdefault(tuple(numbers), name)) != name
+    ]
+    if equal:
+        notes.append(
+            f"{len(equal):,} runs equal another to the last digit of size, tokens, compute and loss, such as"
+            f" {equal[0][0]} and {equal[0][1]}; copies of a run make the intervals too narrow"
+        )
+    return tuple(notes)

@@ -263,13 +263,18 @@ def _predictions(analysis: Analysis) -> Section:
     values = [{**vars(each), "far": each.far} for each in found]
     columns = ("FLOPs", "x largest run", "N", "80%", "D", "80%", "Loss", "80%")
     lead = f"A single run scatters by {analysis.fit.scatter:.2%} about the predicted loss." if found else ""
-    far = [f"{each.flops:.3g}" for each in found if each.far]
-    warning = (
-        f"WARNING: {', '.join(far)} FLOPs is beyond {FAR:g} x the largest run, where the form of the law is a guess"
-        " that the intervals do not cover. Do not rely on it"
-    )
+    warnings = []
+    for where, far in (
+        (f"beyond {FAR:g} x the largest run", [each for each in found if each.far and each.extrapolation > 1]),
+        (f"below 1/{FAR:g} of the smallest run", [each for each in found if each.far and each.smallest > 1]),
+    ):
+        if far:
+            warnings.append(
+                f"WARNING: {', '.join(f'{each.flops:.3g}' for each in far)} FLOPs is {where}, where the form of the law"
+                " is a guess that the intervals do not cover. Do not rely on it"
+            )
     rows = tuple(_prediction_row(each) for each in found)
-    return Section("Predictions", {"predictions": values}, lead, columns, rows, warnings=(warning,) if far else ())
+    return Section("Predictions", {"predictions": values}, lead, columns, rows, warnings=tuple(warnings))
 
 
 def _prediction_row(prediction: Prediction) -> tuple[str, ...]:

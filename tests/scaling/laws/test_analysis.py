@@ -356,3 +356,43 @@ def test_the_design_of_a_sweep(tmp_path) -> None:
     assert list(runs.flops) == [point.estimate.flops for point in points]
     assert list(runs.n) == [point.estimate.n_active for point in points]
     assert simulate(found).runs == 9
+
+
+# ---------------------------------------------------------------------------------- large tables
+
+
+def test_a_large_table_is_fitted_in_blocks(monkeypatch) -> None:
+    """Starts are searched on some of the runs, resamplings are solved in blocks: the minimum is that of all runs."""
+    runs = grid(30, 10, noise=0.003)
+    whole = fit(CHINCHILLA, runs)
+    expected = bootstrap(whole, 100).coefficients
+    monkeypatch.setattr("solo.scaling.laws.fit._SEARCHED", 60)
+    monkeypatch.setattr("solo.scaling.laws.bootstrap._BLOCK", 7 * len(runs))
+    monkeypatch.setattr("solo.scaling.laws.solver._BLOCK", 3 * len(runs))
+    found = fit(CHINCHILLA, runs)
+    assert found.objective == pytest.approx(whole.objective, rel=1e-9)
+    assert found.coefficients == pytest.approx(whole.coefficients, rel=1e-4)
+    said = []
+    draws = bootstrap(whole, 100, note=said.append).coefficients
+    assert said == [f"resampling {first} of 100" for first in range(0, 100, 7)]
+    for name in expected:
+        np.testing.assert_allclose(draws[name], expected[name], rtol=1e-4)
+
+
+def test_copies_and_training_curves_are_noted(monkeypatch) -> None:
+    runs = grid(6, 5, noise=0.003)
+    copies = runs[[*range(len(runs)), 0, 7]]
+    spec = FitSpec(draws=100)
+    analysis = analyse("text", replace(copies, id=(*runs.id, "copy a", "copy b")), spec).analysis
+    assert "2 runs equal another to the last digit" in " ".join(analysis.notes)
+    assert "copy a and run 1" in " ".join(analysis.notes)
+    monkeypatch.setattr("solo.scaling.laws.result._MANY", 20)
+    (note,) = analyse("text", runs, spec).analysis.notes
+    assert note.startswith("30 rows count as independent trainings; if they are points of training curves")
+
+
+def test_scores_that_are_no_shares_are_refused() -> None:
+    runs = grid(noise=0.003)
+    fitted = fit(CHINCHILLA, replace(runs, score=np.linspace(20.0, 130.0, len(runs))))
+    with pytest.raises(FitRefusedError, match="cider lies between 0 and 130; expected scores from 0 to 1"):
+        fit_task(fitted, bootstrap(fitted, 100), [], "cider", 0.0, False)
