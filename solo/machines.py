@@ -86,7 +86,8 @@ def parse_machine(name: str, slices: int = 1, hosts: int | None = None) -> Machi
     Args:
         name: kind and size, as in v5p-128, v5e-256, h100-64, cpu-8.
         slices: number of slices.
-        hosts: hosts of a slice; only CPUs, whose devices are virtual, allow a choice.
+        hosts: hosts of a slice. CPUs, whose devices are virtual, allow a choice, and so do TPU slices that exist both
+            as one host and as several.
 
     Raises:
         ConfigError: no such kind or size exists; the message lists those that do.
@@ -105,6 +106,8 @@ def parse_machine(name: str, slices: int = 1, hosts: int | None = None) -> Machi
     if chip.sizes and (left or chips not in chip.sizes):
         sizes = ", ".join(f"{kind}-{size * chip.cores}" for size in sorted(chip.sizes))
         raise ConfigError(f"no machine {name!r} is offered; there are {sizes}")
+    if hosts is not None and hosts < 1:
+        raise ConfigError(f"{hosts} hosts of {name}: expected at least 1")
     found = _hosts(chip, chips, hosts)
     if hosts not in (None, found) or chips % found:
         raise ConfigError(f"{name} has {found} hosts" if chip.name != "cpu" else f"{name} is not {hosts} equal hosts")
@@ -114,6 +117,8 @@ def parse_machine(name: str, slices: int = 1, hosts: int | None = None) -> Machi
 def _hosts(chip: Chip, chips: int, asked: int | None) -> int:
     if chip.name == "cpu":
         return asked or 1
+    if chip.is_tpu and asked == chips // chip.chips_per_host > 1:
+        return asked
     per_host = chip.single_hosts.get(chips, min(chip.chips_per_host, chips))
     if chips % per_host:
         raise ConfigError(f"{chip.name}: {chips} chips are not a whole number of hosts with {per_host} each")

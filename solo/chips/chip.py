@@ -73,6 +73,7 @@ class Chip:
     accelerator_type   Compute Engine's name of a slice, without the number; None: not offered as TPU VMs
     runtime_version    runtime version of a TPU VM
     gke_accelerator    value of GKE's node label
+    gke_placement_policy  whether GKE's node pools of several hosts have a placement policy
     """
 
     name: str
@@ -103,6 +104,7 @@ class Chip:
     accelerator_type: str | None = None
     runtime_version: str | None = None
     gke_accelerator: str | None = None
+    gke_placement_policy: bool = False
 
     @property
     def is_tpu(self) -> bool:

@@ -211,5 +211,6 @@ TPUS = (
         topology_prefix="tpu7x",
         topology_options={"chip_config_name": "default"},
         gke_accelerator="tpu7x",
+        gke_placement_policy=True,
     ),
 )

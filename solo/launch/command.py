@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -27,6 +28,18 @@ TARGETS = {
     "gke": "Google Kubernetes Engine, a JobSet",
     "tpu-vm": "Cloud TPU VMs, queued resources",
 }
+_SECRETS = {
+    "local": "NAME",
+    "slurm": "NAME[=FILE]",
+    "gke": "NAME=SECRET[/KEY]",
+    "tpu-vm": "NAME=SECRET[/VERSION]",
+}
+_SECRET_HELP = {
+    "local": "a variable of this shell that the run needs",
+    "slurm": "a variable of this shell, or the content of a private file that the nodes see",
+    "gke": "the key of a Kubernetes secret as an environment variable; KEY is NAME unless given",
+    "tpu-vm": "a secret of Secret Manager as an environment variable; read on the hosts",
+}
 _VERBS = {
     "status": "show what is running and what has ended",
     "logs": "show the end of the first process's output",
@@ -42,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_slurm(added["slurm"])
     for name in ("gke", "tpu-vm"):
         _add_cloud(added[name])
+    for name in ("local", "gke", "tpu-vm"):
+        about = "end an attempt for good after this time, saved; such as 90m, 6h, 2d"
+        _option(added[name], "--max-duration", metavar="TIME", help=about)
     _add_gke(added["gke"])
     _add_tpu_vm(added["tpu-vm"])
     for name, about in _VERBS.items():
@@ -59,10 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
 def request(arguments: argparse.Namespace) -> Request:
     """Returns the request of a command line, checked. Raises ConfigError."""
     from solo.config import load_config
+    from solo.launch.environment import secrets, variables
     from solo.launch.request import Request, check, check_memory, run_name
     from solo.machines import parse_machine
 
-    lines = _array(arguments.array) if getattr(arguments, "array", None) else [""]
+    array = getattr(arguments, "array", None)
+    lines = [""] if array is None else _array(array)
     configs = tuple(load_config(arguments.config, [*arguments.overrides, *line.split()]) for line in lines)
     where = parse_machine(arguments.on, arguments.slices, arguments.hosts)
     for config in configs:
@@ -70,13 +88,23 @@ def request(arguments: argparse.Namespace) -> Request:
         for doubt in check_memory(config, where):
             print(f"launch: {doubt}", file=sys.stderr)
     options = {name: getattr(arguments, name) for name in arguments.target_options}
-    name = run_name(arguments.name or configs[0].name)
-    return Request(name, configs, where, arguments.max_restarts, arguments.max_idle_restarts, options)
+    given = variables(arguments.env, os.environ)
+    return Request(
+        run_name(configs[0].name if arguments.name is None else arguments.name),
+        configs,
+        where,
+        arguments.max_restarts,
+        arguments.max_idle_restarts,
+        options,
+        given,
+        secrets(arguments.secret, given),
+    )
 
 
 def _launch(arguments: argparse.Namespace) -> int:
     plan_target: Callable[[Request], Plan] = import_module(f"solo.launch.{arguments.target.replace('-', '_')}").plan
     plan = plan_target(request(arguments))
+    plan.check_name()
     if not arguments.yes:
         print(plan.script(), end="")
         _say_nothing_was_done()
@@ -106,14 +134,23 @@ def _say_nothing_was_done() -> None:
     print("launch: nothing was done; --yes executes what is printed above", file=sys.stderr)
 
 
-def _array(path: Path) -> list[str]:
+def _array(name: str) -> list[str]:
+    """Returns the lines of overrides of a job array. Raises ConfigError if there are none."""
     from solo.config import ConfigError
 
+    path = Path(name)
+    if not name:
+        raise ConfigError("--array: expected a file, with one line of KEY=VALUE overrides per run")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        raise ConfigError(f"--array: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--array: {path} is not UTF-8") from None
+    found = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not found:
+        raise ConfigError(f"--array: {path} has no line of KEY=VALUE overrides")
+    return found
 
 
 def _add_target(verbs: Any, name: str, about: str) -> Any:
@@ -123,7 +160,12 @@ def _add_target(verbs: Any, name: str, about: str) -> Any:
         "--on", required=True, metavar="TYPE", help="machine: v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ..."
     )
     added.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices of TYPE; default 1")
-    added.add_argument("--hosts", type=int, metavar="N", help="cpu-N: processes to divide its devices among")
+    added.add_argument(
+        "--hosts",
+        type=int,
+        metavar="N",
+        help="cpu-N: processes to share its devices; gke: hosts of v5e-8 and v6e-8",
+    )
     added.add_argument("--as", dest="name", metavar="RUN", help="name of the launch; default: the config's")
     added.add_argument(
         "--max-restarts", type=int, default=MAX_RESTARTS, metavar="N", help=f"in all; default {MAX_RESTARTS}"
@@ -134,6 +176,16 @@ def _add_target(verbs: Any, name: str, about: str) -> Any:
         default=MAX_IDLE_RESTARTS,
         metavar="N",
         help=f"in a row without a new checkpoint; default {MAX_IDLE_RESTARTS}",
+    )
+    added.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="environment variable of the run; without VALUE, that of this shell; repeatable",
+    )
+    added.add_argument(
+        "--secret", action="append", default=[], metavar=_SECRETS[name], help=f"{_SECRET_HELP[name]}; repeatable"
     )
     added.add_argument("--yes", action="store_true", help="execute; without it, the plan is only printed")
     added.set_defaults(target_options=())
@@ -151,9 +203,8 @@ def _add_slurm(slurm: Any) -> None:
         _option(slurm, f"--{name}", help="passed to sbatch")
     _option(slurm, "--grace-seconds", type=int, help="seconds between SIGTERM and the time limit; default 120")
     _option(slurm, "--sbatch", action="append", metavar="OPTION", help="adds a line `#SBATCH OPTION`; repeatable")
-    slurm.add_argument(
-        "--array", type=Path, metavar="FILE", help="a job array: one line of KEY=VALUE overrides per run"
-    )
+    _option(slurm, "--reservation", metavar="NAME", help="a reservation of the cluster")
+    slurm.add_argument("--array", metavar="FILE", help="a job array: one line of KEY=VALUE overrides per run")
 
 
 def _add_cloud(target: Any) -> None:
@@ -161,16 +212,44 @@ def _add_cloud(target: Any) -> None:
     _option(target, "--bucket", help="gs://..., mounted on every host; holds runs and prepared data")
     _option(target, "--service-account", help="service account of Kubernetes or Compute Engine")
     _option(target, "--spot", action="store_true", help="cheaper machines that may be preempted")
+    _option(
+        target,
+        "--reservation",
+        metavar="NAME",
+        help="use this reservation; projects/OWNER/reservations/NAME if another project shares it",
+    )
 
 
 def _add_gke(gke: Any) -> None:
     _option(gke, "--context", help="kubectl context")
     _option(gke, "--namespace", help="kubectl namespace")
     _option(gke, "--queue", help="Kueue's LocalQueue")
+    _option(gke, "--priority", metavar="CLASS", help="PriorityClass of the pods")
+    _option(
+        gke,
+        "--node-selector",
+        action="append",
+        metavar="LABEL=VALUE[,VALUE]",
+        help="only nodes with this label, with any of the values; repeatable",
+    )
+    _option(gke, "--toleration", action="append", metavar="KEY[=VALUE][:EFFECT]", help="tolerate a taint; repeatable")
+    _option(
+        gke,
+        "--placement-policy",
+        metavar="NAME",
+        help="that of the node pool; default: xpk's name for tpu7x slices of several hosts; none: no policy",
+    )
+    gke.set_defaults(target_options=(*gke.get_default("target_options"), "hosts"))
 
 
 def _add_tpu_vm(tpu_vm: Any) -> None:
     _option(tpu_vm, "--zone", help="such as us-east5-a")
     _option(tpu_vm, "--project", help="Google Cloud project; default: gcloud's own")
-    _option(tpu_vm, "--reserved", action="store_true", help="use a reservation")
+    _option(tpu_vm, "--reserved", action="store_true", help="use any reservation that matches")
+    _option(
+        tpu_vm,
+        "--provisioning-model",
+        metavar="MODEL",
+        help="reservation-bound, for reservations made in calendar mode",
+    )
     _option(tpu_vm, "--wait", help="how long to wait for machines, such as 6h")

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 from solo.config import ConfigError
+from solo.launch.environment import must_be_set
 from solo.launch.plan import Command, Plan
 from solo.launch.request import Request, module
 
 
 def plan(request: Request) -> Plan:
-    """Plan a run in the foreground, under the supervisor. Raises ConfigError if the machine has several real hosts."""
+    """Plan a run in the foreground, under the supervisor.
+
+    Raises:
+        ConfigError: the machine has several real hosts, or a secret is not set here.
+    """
     if request.machine.chip.name != "cpu" and request.machine.all_hosts > 1:
         raise ConfigError(f"{request.machine.name} has {request.machine.all_hosts} hosts, but this machine is one")
+    for secret in request.secrets:
+        if secret.reference is not None:
+            raise ConfigError(f"--secret {secret.name}=...: local runs inherit it: set {secret.name} here")
+        must_be_set(secret, os.environ)
     machine, run = request.machine, request.config.run_folder
     config, pid = request.config_file(), f"{request.folder}/supervisor.pid"
     several = machine.all_hosts > 1
     virtual = machine.chip.name == "cpu"
+    variables = ("env", *(f"{name}={value}" for name, value in request.environment.items()))
+    set_variables = variables if request.environment else ()
     supervisor = module(
         "solo.launch.supervisor",
         f"--run-folder={run}",
@@ -24,19 +36,22 @@ def plan(request: Request) -> Plan:
         f"--processes={machine.all_hosts}",
         *([f"--devices={machine.devices_per_host}"] if virtual else []),
         *([f"--logs={request.folder}/logs"] if several else []),
+        *([f"--max-seconds={request.max_seconds}"] if request.max_seconds else []),
         f"--pid-file={pid}",
         "--",
         *module("solo.cli", "train", config.path),
     )
     # Several processes do not prepare data: none waits for another.
-    prepare = [Command(module("solo.cli", "prepare", config.path), "prepare the data, unless it is")] if several else []
+    prepare = Command((*set_variables, *module("solo.cli", "prepare", config.path)), "prepare the data, unless it is")
     logs = f"tail -n 40 {shlex.quote(request.folder)}/logs/host-*.log"
     return Plan(
         request.run,
         "local",
         (config,),
-        (*prepare, Command(supervisor, "train here, in the foreground")),
+        (*([prepare] if several else []), Command((*set_variables, *supervisor), "train here, in the foreground")),
         status=(Command(("tail", "-n", "1", f"{run}/metrics.jsonl"), "the newest step"),),
         logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", f"{run}/metrics.jsonl")),),
-        stop=(Command(("sh", "-c", f"kill -TERM $(cat {shlex.quote(pid)})"), "saves, and ends with 42"),),
+        stop=(Command(module("solo.launch.pid_file", "stop", pid), "saves, and ends with 42"),),
+        runs=(str(run),),
+        taken=Command(module("solo.launch.pid_file", "holder", pid)),
     )

@@ -70,6 +70,8 @@ class Plan:
     """The actions of a launch.
 
     run       name of the launch: a DNS label
+    runs      where the runs' files are; tells this launch from another of the same name
+    taken     prints something if an earlier launch of this name is still queued or running
     files     files to write first
     commands  commands to run afterwards, in order, until one fails
     status, logs, stop  commands of the later verbs
@@ -86,11 +88,13 @@ class Plan:
     stop: tuple[Command, ...]
     watch: Watch | None = None
     notes: tuple[str, ...] = field(default=())
+    runs: tuple[str, ...] = ()
+    taken: Command | None = None
 
     def all_files(self) -> Iterator[File]:
         """Yields the files, and the record that the later verbs read."""
         yield from self.files
-        record: dict[str, Any] = {"run": self.run, "target": self.target}
+        record: dict[str, Any] = {"run": self.run, "target": self.target, "runs": self.runs}
         record |= {verb: [_written(each) for each in getattr(self, verb)] for verb in _VERBS}
         watch = self.watch and {
             name: _written(part) if isinstance(part, Command) else part for name, part in vars(self.watch).items()
@@ -100,6 +104,11 @@ class Plan:
     def script(self) -> str:
         """Returns the plan as a shell script that does the same as `execute`."""
         parts = ["#!/bin/bash", "set -e", *(f"# {note}" for note in self.notes)]
+        if self.taken:
+            parts.append(
+                f'if [ -n "$({self.taken} 2> /dev/null)" ]; then\n'
+                f"  echo {shlex.quote(f'launch: {self._still()}')} >&2\n  exit 2\nfi"
+            )
         for file in self.all_files():
             path = shlex.quote(file.path)
             parts.append(f"mkdir -p {shlex.quote(str(Path(file.path).parent))}")
@@ -107,12 +116,37 @@ class Plan:
         return "\n".join([*parts, *map(_line, self.commands)]) + "\n"
 
     def execute(self, run: Callable[[Command], int] | None = None) -> int:
-        """Write the files and run the commands. Returns the status of the command that failed, or 0."""
+        """Write the files and run the commands. Returns the status of the command that failed, or 0.
+
+        Raises:
+            ConfigError: an earlier launch of this name is still queued or running, or a program is not installed.
+        """
+        if self.taken and answers(self.taken):
+            raise ConfigError(self._still())
         for file in self.all_files():
             path = Path(file.path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(file.text)
         return run_all(self.commands, run)
+
+    def check_name(self) -> None:
+        """Raises ConfigError if the files of this launch would replace those of a launch of other runs."""
+        path = FOLDER / self.run / "plan.json"
+        try:
+            earlier = json.loads(path.read_text()).get("runs")
+        except (OSError, ValueError):
+            return
+        if earlier and set(earlier).isdisjoint(self.runs):
+            raise ConfigError(
+                f"{path.parent}/ holds the launch of {', '.join(earlier)}; choose another name for this one with --as"
+            )
+
+    def _still(self) -> str:
+        return (
+            f"a launch {self.run!r} is queued, running, or not cleared away, and would read the new files; see `solo"
+            f" launch status {self.run}`, end it with `solo launch stop {self.run} --yes`, or choose another name with"
+            " --as"
+        )
 
 
 def show(commands: Sequence[Command]) -> str:
@@ -127,6 +161,15 @@ def run_all(commands: Sequence[Command], run: Callable[[Command], int] | None = 
         if status and not command.may_fail:
             return status
     return 0
+
+
+def answers(command: Command) -> bool:
+    """Returns whether a command prints anything. Raises ConfigError if its program is not installed."""
+    try:
+        done = subprocess.run(command.argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise ConfigError(f"{command.argv[0]} is not installed; it is needed to run: {command}") from None
+    return bool(done.stdout.strip())
 
 
 def load_record(run: str) -> Mapping[str, Any]:

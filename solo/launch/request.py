@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solo.config import Config, ConfigError, dump_config
+from solo.launch.environment import Secret
+from solo.launch.options import bucket_name, check_options, flag, seconds
 from solo.launch.plan import FOLDER, File
 from solo.machines import Machine
-from solo.sharding.axes import mesh_sizes, rows_per_shard, slices_spanned
+from solo.sharding.axes import check_slots, mesh_sizes, rows_per_shard, slices_spanned
 
 # JobSet names pods <run>-slice-<number>-<number>-<five letters>, and xpk's limit leaves room for queues.
 MAX_NAME = 28
@@ -21,9 +23,11 @@ MAX_NAME = 28
 class Request:
     """A run, and the machine to run it on.
 
-    run      name of the launch: a DNS label
-    configs  the run's config; several only for a job array
-    options  the target's options: image, bucket, zone, partition, ...
+    run          name of the launch: a DNS label
+    configs      the run's config; several only for a job array
+    options      the target's options: image, bucket, zone, partition, ...
+    environment  variables of the run
+    secrets      variables whose values the plan does not know
     """
 
     run: str
@@ -32,6 +36,17 @@ class Request:
     max_restarts: int
     max_idle_restarts: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[Secret, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, number, least in (
+            ("max_restarts", self.max_restarts, 0),
+            ("max_idle_restarts", self.max_idle_restarts, 1),
+        ):
+            if number < least:
+                raise ConfigError(f"{flag(name)} {number}: expected at least {least}")
+        check_options(self.options)
 
     @property
     def config(self) -> Config:
@@ -59,13 +74,26 @@ class Request:
         """Returns an option that the target requires. Raises ConfigError if it is missing."""
         value = self.options.get(name)
         if not value:
-            raise ConfigError(f"set --{name.replace('_', '-')}, such as {example}")
+            raise ConfigError(f"set {flag(name)}, such as {example}")
         return str(value)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that all hosts mount. Raises ConfigError if it is missing."""
+        return bucket_name(self.option("bucket", "gs://BUCKET"))
+
+    @property
+    def max_seconds(self) -> int | None:
+        """The longest time of an attempt, in seconds, or None."""
+        text = self.options.get("max_duration")
+        return None if text is None else seconds("max_duration", text)
 
 
 def run_name(name: str) -> str:
-    """Returns a DNS label for a run. Raises ConfigError if the name is too long for one."""
+    """Returns a DNS label for a run. Raises ConfigError if the name is too long for one, or has no letter or digit."""
     label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+    if not label:
+        raise ConfigError(f"--as {name!r}: expected a name with letters or digits")
     label = label if label[:1].isalpha() else f"run-{label}".rstrip("-")
     if len(label) > MAX_NAME:
         raise ConfigError(f"{label!r} has more than the {MAX_NAME} letters that clusters allow; choose one with --as")
@@ -84,6 +112,8 @@ def check(config: Config, machine: Machine) -> None:
     slices_spanned(sizes, machine.slices)
     for stage in config.stages:
         rows_per_shard(stage, sizes)
+        if stage.patch_slots is not None and stage.text_slots is not None:
+            check_slots(stage, stage.patch_slots, stage.text_slots, sizes)
 
 
 def check_memory(config: Config, machine: Machine) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 
 from solo.config import ConfigError
+from solo.launch.environment import Secret, must_be_set
 from solo.launch.plan import Command, File, Plan
 from solo.launch.request import Request
 
@@ -28,14 +31,20 @@ def plan(request: Request) -> Plan:
         request.config_file(config, f"config-{number}.yaml" if array else "config.yaml")
         for number, config in enumerate(request.configs)
     ]
+    inherited = [secret.name for secret in request.secrets if secret.reference is None]
+    for secret in request.secrets:
+        if secret.reference is None:
+            must_be_set(secret, os.environ)
     script = File(f"{request.folder}/job.sbatch", _script(request, folders, [file.path for file in configs]))
+    # On the command line, because a site may set $SBATCH_EXPORT, which overrides directives.
+    export = (f"--export=ALL,{','.join(inherited)}",) if inherited else ()
     name = f"solo-{request.run}"
     log = f"{request.folder}/slurm-*.log"
     return Plan(
         request.run,
         "slurm",
         (*configs, script),
-        (Command(("sbatch", script.path), "submit; the job restarts itself, see the script"),),
+        (Command(("sbatch", *export, script.path), "submit; the job restarts itself, see the script"),),
         status=(
             Command(("squeue", "--name", name, "--format", "%i %T %M %D %R"), "running and waiting jobs"),
             Command(("sacct", "--name", name, "--format", "JobID,State,ExitCode,Elapsed"), "what ended", True),
@@ -47,7 +56,35 @@ def plan(request: Request) -> Plan:
             Command(("sleep", "60")),
             Command(("scancel", "--name", name), "for good"),
         ),
+        runs=tuple(folders),
+        taken=Command(("squeue", "--me", "--noheader", "--name", name, "--format", "%i")),
     )
+
+
+def _settings(request: Request, ours: Mapping[str, object]) -> Iterator[str]:
+    """Yields lines of the script that set variables: the launch's own, the user's, and secrets from files."""
+    for name, value in {**ours, **request.environment}.items():
+        if value is not None:
+            yield f"export {name}={shlex.quote(str(value))}"
+    for secret in request.secrets:
+        if secret.reference is not None:
+            yield f"{secret.name}=$(<{shlex.quote(_private_file(secret))}) || exit 1"
+            yield f"export {secret.name}"
+
+
+def _private_file(secret: Secret) -> str:
+    """Returns the absolute path of a secret's file. Raises ConfigError if it is missing, or others can read it."""
+    path = Path(secret.reference or "").expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(
+            f"--secret {secret.name}: there is no file {path}; write {secret.name}=FILE, a file that the nodes see, or"
+            f" --secret {secret.name} for a variable that is set here"
+        )
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"--secret {secret.name}: other users can read {path}; run: chmod 600 {shlex.quote(str(path))}"
+        )
+    return str(path)
 
 
 def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) -> str:
@@ -63,7 +100,7 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
         # Sent to the steps; with `B:` only the batch script would get it.
         "signal": f"TERM@{options.get('grace_seconds') or 120}",
         "array": f"0-{len(configs) - 1}" if len(configs) > 1 else None,
-        **{name: options.get(name) for name in ("partition", "account", "time", "qos", "constraint")},
+        **{name: options.get(name) for name in ("partition", "account", "time", "qos", "constraint", "reservation")},
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in directives.items() if value is not None]
     lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in options.get("sbatch") or ())]
@@ -74,7 +111,7 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
     template = resources.files("solo.launch").joinpath("templates/job.sbatch").read_text()
     filled = {
         "DIRECTIVES": "\n".join(lines),
-        "SETTINGS": "\n".join(f"export {name}={value}" for name, value in settings.items() if value is not None),
+        "SETTINGS": "\n".join(_settings(request, settings)),
         "CONFIGS": " ".join(map(shlex.quote, configs)),
         "RUN_FOLDERS": " ".join(map(shlex.quote, folders)),
         "FOLDER": shlex.quote(request.folder),

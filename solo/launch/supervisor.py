@@ -2,6 +2,7 @@
 
     python -m solo.launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
 
+Secrets come over standard input: `--secret NAME` reads the variable's value from there, up to a NUL.
 SIGTERM is passed on to the processes, and their exit status is then final. If one process fails, all are ended. The
 first status counts, because the others are its consequence.
 """
@@ -21,12 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from solo.launch import pid_file
 from solo.launch.restarts import Restarts, add_options, newest_step
 from solo.statuses import INTERRUPTED, may_be_retried
 
 # Seconds that the other processes get once one has failed. After 42 all have saved and are about to exit.
 _GRACE = {INTERRUPTED: 120.0}
 _SHORT_GRACE = 10.0
+USAGE_ERROR = 2
 _POLL = 0.1
 
 
@@ -49,11 +52,18 @@ class Group:
         """Pass SIGTERM on."""
         self._signal(signal.SIGTERM)
 
-    def wait(self) -> int:
-        """Wait until all have ended. Returns 0, or the first other status; signal n is 128 + n."""
+    def wait(self, until: float = float("inf")) -> int:
+        """Wait until all have ended; from `until` on, they are told to. Returns 0, or the first other status.
+
+        Signal n is 128 + n.
+        """
         with self._open:
+            told = False
             while not (status := self._first_bad()) and self._living():
                 time.sleep(_POLL)
+                if not told and time.monotonic() >= until:
+                    self.terminate()
+                    told = True
             end = time.monotonic() + _GRACE.get(status, _SHORT_GRACE)
             while self._living() and time.monotonic() < end:
                 time.sleep(_POLL)
@@ -91,6 +101,7 @@ def supervise(
     processes: int = 1,
     devices: int = 0,
     logs: Path | None = None,
+    max_seconds: float = 0,
 ) -> int:
     """Run a command until it is done, fails for good, or is told to stop.
 
@@ -101,12 +112,14 @@ def supervise(
         processes: number of processes, joined over localhost.
         devices: virtual CPU devices of each process; 0: those that jax finds.
         logs: folder for `host-<number>.log`; default: this process's own output.
+        max_seconds: time after which the run is told to save and end for good; 0: no limit.
 
     Returns:
-        0; the status of a fault; 1 after too many restarts; 42 after SIGTERM.
+        0; the status of a fault; 1 after too many restarts or `max_seconds`; 42 after SIGTERM.
     """
     group: Group | None = None
     stopped = False
+    end = time.monotonic() + max_seconds if max_seconds else float("inf")
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
@@ -123,8 +136,11 @@ def supervise(
             group = Group(command, processes, devices, logs)
             if stopped:  # SIGTERM came during the start
                 group.terminate()
-            status = group.wait()
+            status = group.wait(end)
             _say(f"ended with {status}; newest checkpoint {newest_step(run_folder)}")
+            if status and time.monotonic() >= end and not stopped:
+                _say(f"given up: it ran for {max_seconds:g} s, the most that this launch allows")
+                return 1
             if stopped or not may_be_retried(status):
                 return status
             _say(f"restarting in {restarts.wait:g} s")
@@ -171,18 +187,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="number of processes, joined over localhost")
     parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each process")
     parser.add_argument("--logs", type=Path, help="folder for host-<number>.log")
-    parser.add_argument("--pid-file", type=Path, help="file for this process's id")
+    parser.add_argument("--pid-file", type=Path, help="file for this process's id; one supervisor at a time holds it")
+    parser.add_argument("--max-seconds", type=float, default=0, help="end the run for good after this time; 0: never")
+    parser.add_argument("--secret", action="append", default=[], metavar="NAME", help="read its value from stdin")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     parsed = parser.parse_args(arguments)
-    if parsed.pid_file:
-        parsed.pid_file.parent.mkdir(parents=True, exist_ok=True)
-        parsed.pid_file.write_text(f"{os.getpid()}\n")
+    read_secrets(parsed.secret)
     restarts = Restarts(parsed.max_restarts, parsed.max_idle_restarts)
-    try:
-        return supervise(parsed.command, parsed.run_folder, restarts, parsed.processes, parsed.devices, parsed.logs)
-    finally:
-        if parsed.pid_file:
-            parsed.pid_file.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        if parsed.pid_file and not stack.enter_context(pid_file.hold(parsed.pid_file)):
+            _say(f"not started: {pid_file.holder(parsed.pid_file) or 'another process'} runs it already")
+            return USAGE_ERROR
+        return supervise(
+            parsed.command,
+            parsed.run_folder,
+            restarts,
+            parsed.processes,
+            parsed.devices,
+            parsed.logs,
+            parsed.max_seconds,
+        )
+
+
+def read_secrets(names: Sequence[str]) -> None:
+    """Sets environment variables to values from standard input, each of which ends with a NUL.
+
+    A value that is neither an argument nor in a file is not seen by other users of the host, and not kept by Docker.
+    """
+    if names:
+        values = sys.stdin.buffer.read().split(b"\0")[:-1]
+        if len(values) != len(names):
+            raise SystemExit(f"launch: expected {len(names)} secrets on standard input, found {len(values)}")
+        for name, value in zip(names, values, strict=True):
+            os.environb[name.encode()] = value
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """JobSets: their Jobs against Kubernetes' own schema, the JobSet around them against what its types document."""
 
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from solo.config import load_config
+from solo.config import ConfigError, load_config
 from solo.launch import gke
 from solo.launch.plan import Plan
 from solo.launch.request import Request
 from solo.machines import parse_machine
 from solo.statuses import may_be_retried
+from tests.launch import xpk_answers
 from tests.launch.tiny_run import write_config
 
 VERSION = "1.34"
@@ -28,13 +30,13 @@ ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
 MACHINES = ["v6e-8", "v6e-16", "v5e-8", "v5p-16", "tpu7x-16", "v4-16", "h100-16", "h200-8"]
 
 
-def plan(folder: Path, on: str, slices: int = 1, **options) -> Plan:
+def plan(folder: Path, on: str, slices: int = 1, batch_rows: int = 64, hosts: int | None = None, **options) -> Plan:
     path = write_config(folder)
     overrides = ["folder=runs", "data.folder=data", f"mesh.replica={slices}"]
-    overrides += [f"stages.{stage}.batch_rows=64" for stage in range(2)]
+    overrides += [f"stages.{stage}.batch_rows={batch_rows}" for stage in range(2)]
     config = load_config(path, overrides)
-    given = {"image": "us-docker.pkg.dev/p/r/solo:1", "bucket": "gs://bucket", **options}
-    return gke.plan(Request("run", (config,), parse_machine(on, slices), 20, 5, given))
+    given = {"image": "us-docker.pkg.dev/p/r/solo:1", "bucket": "gs://bucket", "hosts": hosts, **options}
+    return gke.plan(Request("run", (config,), parse_machine(on, slices, hosts), 20, 5, given))
 
 
 def documents(plan: Plan) -> tuple[dict, dict]:
@@ -214,44 +216,97 @@ def test_only_the_first_pod_counts_starts_and_solo_gets_the_signals(tmp_path: Pa
     assert "\nexec solo train" in text
 
 
+ANSWERS = json.loads(xpk_answers.PATH.read_text())
+
+
+@pytest.mark.parametrize(("on", "slices"), xpk_answers.slices())
+def test_xpk_requests_the_same(on: str, slices: int, tmp_path: Path) -> None:
+    """Google's own launcher as an independent oracle; `xpk_answers` says how its answers are renewed."""
+    theirs = ANSWERS["answers"][f"{slices} x {on}"]
+    _, ours = documents(plan(tmp_path, on, slices, batch_rows=parse_machine(on, slices).devices))
+    if "refused" in theirs:  # slices of one host that GKE offers and xpk does not
+        assert on in ("v5e-1", "v5e-4")
+        assert "invalid choice" in theirs["refused"]
+    else:
+        assert xpk_answers.facts(ours) == theirs
+
+
 @pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
-@pytest.mark.parametrize(("on", "slices"), [("v6e-16", 2), ("v5p-16", 1), ("v5e-16", 1), ("tpu7x-16", 1)])
-def test_the_xpk_command_requests_the_same(on: str, slices: int, tmp_path: Path) -> None:
-    """Google's own launcher as an independent oracle: it renders without an account."""
-    file, account = tmp_path / "xpk.yaml", {"HOME": str(tmp_path)}
-    subprocess.run(["xpk", "config", "set", "send-telemetry", "false"], env={**os.environ, **account}, check=True)
-    names = ["--cluster=c", "--project=p", "--zone=us-east5-a", "--workload=run", "--docker-image=image"]
-    limits = ["--max-restarts=20", "--restart-on-exit-codes=42", "--command=true"]
-    dry = ["--dry-run", "--skip-validation", f"--output-manifest-file={file}"]
-    command = [
-        "xpk",
-        "workload",
-        "create",
-        f"--tpu-type={parse_machine(on).accelerator_type or on}",
-        f"--num-slices={slices}",
-        *names,
-        *limits,
-        *dry,
+def test_xpk_still_answers_so(tmp_path: Path) -> None:
+    for on, slices in (("v6e-16", 2), ("v5e-8", 1), ("tpu7x-16", 1)):
+        assert xpk_answers.ask("xpk", on, slices, tmp_path) == ANSWERS["answers"][f"{slices} x {on}"]
+
+
+def test_a_placement_policy_has_xpks_name_or_the_given_one(tmp_path: Path) -> None:
+    label = "cloud.google.com/placement-policy-name"
+
+    def policy(on: str, **options) -> str | None:
+        return pod(documents(plan(tmp_path, on, **options))[1])["nodeSelector"].get(label)
+
+    assert policy("tpu7x-16") == "tpu7x-16-2x2x2-placement-policy"
+    assert policy("tpu7x-8") is None  # one host
+    assert policy("v6e-16") is None
+    assert policy("v6e-16", placement_policy="mine") == "mine"
+    # The value of a label has no slashes.
+    assert policy("tpu7x-16", placement_policy="projects/p/regions/r/resourcePolicies/mine") == "mine"
+    assert policy("tpu7x-16", placement_policy="none") is None
+
+
+@pytest.mark.parametrize(("hosts", "expected"), [(None, (2, 4)), (1, (1, 8)), (2, (2, 4))])
+def test_eight_chips_are_one_host_or_two(hosts: int | None, expected: tuple[int, int], tmp_path: Path) -> None:
+    _, job_set = documents(plan(tmp_path, "v6e-8", hosts=hosts))
+    job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+    chips = pod(job_set)["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    assert (job["completions"], chips) == expected
+
+
+def test_reservations_and_kinds_of_nodes(tmp_path: Path) -> None:
+    options = {
+        "reservation": "projects/owner/reservations/ours",
+        "node_selector": ["team=vlm", "topology.kubernetes.io/zone=us-east5-a,us-east5-b"],
+        "toleration": ["team=vlm:NoSchedule"],
+        "priority": "high",
+    }
+    _, job_set = documents(plan(tmp_path, "v6e-16", **options))
+    check_job_set(job_set)
+    found = pod(job_set)
+    assert found["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/reservation-name": "ours",
+        "cloud.google.com/reservation-project": "owner",
+        "team": "vlm",
+    }
+    (term,) = found["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [
+        {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["us-east5-a", "us-east5-b"]}
     ]
-    subprocess.run(command, env={**os.environ, **account}, check=True, capture_output=True)
-    theirs = yaml.safe_load(file.read_text())
-    _, ours = documents(plan(tmp_path, on, slices))
+    assert found["tolerations"][1] == {
+        "key": "team",
+        "operator": "Equal",
+        "value": "vlm",
+        "effect": "NoSchedule",
+    }
+    assert found["priorityClassName"] == "high"
+    with pytest.raises(ConfigError, match="--on and the other options decide it"):
+        plan(tmp_path, "v6e-16", node_selector=["cloud.google.com/gke-tpu-topology=2x2"])
 
-    def facts(job_set: dict) -> dict:
-        (replicated,) = job_set["spec"]["replicatedJobs"]
-        job, found = replicated["template"]["spec"], pod(job_set)
-        (by_code,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if rule.get("onExitCodes")]
-        codes = set(by_code["values"])
-        return {
-            "slices": replicated["replicas"],
-            "hosts": (job["parallelism"], job["completions"], job["backoffLimit"]),
-            "fatal": codes if by_code["operator"] == "In" else set(range(1, 256)) - codes,
-            "restarts": job_set["spec"]["failurePolicy"]["maxRestarts"],
-            "placement": job_set["metadata"]["annotations"],
-            "pod": {name: found[name] for name in ("nodeSelector", "hostNetwork", "dnsPolicy", "restartPolicy")},
-            "tolerated": {toleration["key"] for toleration in found["tolerations"]},
-            "resources": found["containers"][0]["resources"],
-            "privileged": found["containers"][0]["securityContext"],
-        }
 
-    assert facts(ours) == facts(theirs)
+def test_a_deadline_ends_the_run_for_good(tmp_path: Path) -> None:
+    _, job_set = documents(plan(tmp_path, "v6e-8", max_duration="6h"))
+    check_job_set(job_set)
+    assert job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["activeDeadlineSeconds"] == 6 * 3600
+    (rule,) = [rule for rule in job_set["spec"]["failurePolicy"]["rules"] if rule["name"] == "deadline"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["DeadlineExceeded"])
+
+
+def test_kubectl_never_changes_what_another_launch_made(tmp_path: Path) -> None:
+    made = plan(tmp_path, "v6e-8", context="a context", namespace="team")
+    assert [str(command) for command in made.commands] == [
+        "kubectl '--context=a context' --namespace=team create --filename=launches/run/jobset.yaml"
+    ]
+    assert str(made.taken) == (
+        "kubectl '--context=a context' --namespace=team get jobset run --ignore-not-found --output=name"
+    )
+    assert made.runs == ("gs://bucket/runs/run",)
+    assert documents(made)[0]["immutable"] is True

@@ -11,7 +11,7 @@ from solo.cli import main
 from solo.launch.plan import Command, File, Plan, load_record
 from tests.launch.tiny_run import REPOSITORY, write_config
 
-_PROGRAMS = ("gcloud", "kubectl", "sbatch", "python3")
+_PROGRAMS = ("gcloud", "kubectl", "sbatch", "squeue", "python3")
 
 # Writes down how it was called, and does nothing else.
 _FAKE = """#!/bin/sh
@@ -22,7 +22,7 @@ case "$*" in *" rm "*) exit 1;; esac
 _TARGETS = {
     "local": ["--on", "cpu-8", "--hosts", "2"],
     "slurm": ["--on", "h100-8", "--time", "01:00:00"],
-    "gke": ["--on", "v6e-8", "--image", "pkg.dev/p/solo:1", "--bucket", "gs://bucket", "--queue", "a queue"],
+    "gke": ["--on", "v6e-8", "--image", "pkg.dev/p/solo:1", "--bucket", "gs://bucket", "--context", "a context"],
     "tpu-vm": ["--on", "v6e-8", "--image", "pkg.dev/p/solo:1", "--bucket", "gs://bucket", "--zone", "us-east5-a"],
 }
 
@@ -98,7 +98,7 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, capsys) -> None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert main(["launch", "slurm", path, "--on", "h100-8", "--yes"]) == 2
-    assert "sbatch is not installed" in capsys.readouterr().err
+    assert "squeue is not installed" in capsys.readouterr().err
 
 
 def test_the_dockerfile_copies_existing_files() -> None:

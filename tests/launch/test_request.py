@@ -10,6 +10,8 @@ from solo.launch.request import run_name
 from solo.sharding.axes import mesh_sizes
 from tests.launch.tiny_run import write_config
 
+SLOTS = [f"stages.{number}.{kind}_slots=16" for number in (0, 1) for kind in ("patch", "text")]
+
 
 @pytest.mark.parametrize(
     ("name", "label"), [("solo_7b.v2", "solo-7b-v2"), ("Quick", "quick"), ("7b", "run-7b"), ("_a_", "a")]
@@ -40,10 +42,35 @@ def test_the_open_axis_takes_the_remaining_devices() -> None:
         (["local", "--on", "cpu-8", "stages.0.setps=3"], "did you mean 'steps'"),
         (["gke", "--on", "v6e-8"], "set --image"),
         (["gke", "--on", "v6e-8", "--image", "i"], "set --bucket"),
-        (["gke", "--on", "v6e-8", "--image", "i", "--bucket", "b"], "does not exist on those machines"),
+        (["gke", "--on", "v6e-8", "--image", "i", "--bucket", "buc"], "does not exist on those machines"),
         (["tpu-vm", "--on", "tpu7x-8"], "as TPU VMs; use gke"),
-        (["tpu-vm", "--on", "v6e-8", "--bucket", "b"], "set --zone"),
+        (["tpu-vm", "--on", "v6e-8", "--bucket", "buc"], "set --zone"),
         (["slurm", "--on", "cpu-8", "--hosts", "3"], "not 3 equal hosts"),
+        (["slurm", "--on", "cpu-8", "--hosts", "0"], "0 hosts of cpu-8: expected at least 1"),
+        (["local", "--on", "cpu-8", "--slices", "0"], "0 slices of cpu-8: expected at least 1"),
+        (["local", "--on", "cpu-8", "--max-restarts", "-1"], "--max-restarts -1: expected at least 0"),
+        (["local", "--on", "cpu-8", "--max-idle-restarts", "0"], "--max-idle-restarts 0: expected at least 1"),
+        (["local", "--on", "cpu-8", "--as", ""], "--as '': expected a name"),
+        (["local", "--on", "cpu-8", "stages.0.train=[]"], "train: [] trains nothing"),
+        (["slurm", "--on", "cpu-8", "--array", ""], "--array: expected a file"),
+        (["slurm", "--on", "cpu-8", "--array", "nowhere"], "--array: cannot read nowhere"),
+        (["slurm", "--on", "cpu-8", "--array", "."], "--array: cannot read .: Is a directory"),
+        (["slurm", "--on", "cpu-8", "--array", "/dev/null"], "--array: /dev/null has no line"),
+        (["slurm", "--on", "cpu-8", "--time", "1 h"], "--time '1 h'"),
+        (["gke", "--on", "v6e-8", "--image", "i", "--bucket", "s3://b"], "expected gs://BUCKET"),
+        (["gke", "--on", "v6e-8", "--spot", "--reservation", "r"], "exclude each other"),
+        (["tpu-vm", "--on", "v6e-8", "--spot", "--reserved"], "exclude each other"),
+        (
+            [
+                "local",
+                "--on",
+                "cpu-3",
+                *(f"stages.{n}.{k}" for n in (0, 1) for k in ("patch_slots=16", "text_slots=16")),
+                "mesh.context=3",
+                "mesh.fsdp=1",
+            ],
+            "cannot be sharded evenly over mesh.context=3",
+        ),
     ],
 )
 def test_a_usage_error_is_one_line_and_status_2(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from solo.cli import main
 from solo.config import ConfigError, load_config
 from solo.launch import slurm
+from solo.launch.environment import Secret
 from solo.launch.plan import Plan
 from solo.launch.request import Request
 from solo.machines import parse_machine
@@ -18,10 +20,18 @@ from tests.launch.slurm_cluster import cluster, missing
 from tests.launch.tiny_run import STEPS, environment, metrics, saved, steps, wait_until, write_config
 
 
-def plan(folder: Path, on: str, hosts: int | None = None, names: tuple[str, ...] = ("run",), **options) -> Plan:
+def plan(
+    folder: Path,
+    on: str,
+    hosts: int | None = None,
+    names: tuple[str, ...] = ("run",),
+    variables: dict[str, str] | None = None,
+    secrets: tuple[Secret, ...] = (),
+    **options,
+) -> Plan:
     path = write_config(folder)
     configs = tuple(load_config(path, [f"name={name}"]) for name in names)
-    return slurm.plan(Request("run", configs, parse_machine(on, 1, hosts), 100, 5, options))
+    return slurm.plan(Request("run", configs, parse_machine(on, 1, hosts), 100, 5, options, variables or {}, secrets))
 
 
 def script(plan: Plan) -> str:
@@ -35,9 +45,10 @@ def directives(plan: Plan) -> dict[str, str]:
 
 
 def test_every_gpu_gets_a_task(tmp_path: Path) -> None:
-    made = directives(plan(tmp_path, "h100-16", partition="big", time="04:00:00"))
+    made = directives(plan(tmp_path, "h100-16", partition="big", time="04:00:00", constraint="a|b", reservation="r"))
     assert (made["nodes"], made["ntasks-per-node"], made["gpus-per-node"]) == ("2", "8", "8")
     assert (made["partition"], made["time"], made["signal"]) == ("big", "04:00:00", "TERM@120")
+    assert (made["constraint"], made["reservation"]) == ("a|b", "r")
     assert made["requeue"] == ""
     assert made["open-mode"] == "append"
 
@@ -67,7 +78,10 @@ def test_tpus_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [("run",), ("a", "b")])
 def test_shellcheck_has_nothing_to_say(tmp_path: Path, names: tuple[str, ...]) -> None:
     path = tmp_path / "job.sbatch"
-    path.write_text(script(plan(tmp_path, "h100-16", names=names, sbatch=["--exclusive"])))
+    token = tmp_path / "a token"
+    token.touch(0o600)
+    given = {"variables": {"A": "it's"}, "secrets": (Secret("B", str(token)),)}
+    path.write_text(script(plan(tmp_path, "h100-16", names=names, sbatch=["--exclusive"], **given)))
     done = subprocess.run(["shellcheck", str(path)], env=tools(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -103,8 +117,7 @@ def test_the_first_task_to_end_decides(
     ):
         (bin / name).write_text(f"#!/bin/bash\n{text}\n")
         (bin / name).chmod(0o755)
-    made = plan(tmp_path, "cpu-8", 2)
-    made.execute(run=lambda command: 0)
+    replace(plan(tmp_path, "cpu-8", 2), taken=None).execute(run=lambda command: 0)
     variables = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{bin}:{os.environ['PATH']}"}
     job = subprocess.run(
         ["bash", "launches/run/job.sbatch"], env={**environment(tmp_path), **variables}, capture_output=True, text=True
@@ -165,7 +178,7 @@ def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path,
 
 def test_the_verbs_of_a_launch(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    plan(tmp_path, "cpu-8", 2).execute(run=lambda command: 0)
+    replace(plan(tmp_path, "cpu-8", 2), taken=None).execute(run=lambda command: 0)
     assert main(["launch", "stop", "run"]) == 0
     shown = capsys.readouterr().out
     assert "scancel --signal=TERM --name solo-run || true" in shown

@@ -106,10 +106,10 @@ def test_sigterm_is_passed_on_and_final(tmp_path: Path) -> None:
     )
     logs = [tmp_path / f"logs/host-{number}.log" for number in range(2)]
     wait_until(lambda: all(log.exists() and "up" in log.read_text() for log in logs), 30)
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    os.kill(int((tmp_path / "pid").read_text().split()[0]), signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 42, said
-    assert not (tmp_path / "pid").exists()
+    assert (tmp_path / "pid").read_text() == ""
     assert all(log.read_text() == "up\n" for log in logs)
 
 
@@ -121,3 +121,21 @@ def test_sigterm_while_waiting_to_restart(monkeypatch) -> None:
     assert run("42 0") == 42
     assert time.monotonic() - began < 20
     assert starts() == 1
+
+
+def test_a_run_that_takes_too_long_saves_and_ends_for_good(tmp_path: Path, capsys) -> None:
+    program = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(42));"
+        "open('up', 'w').close(); time.sleep(60)"
+    )
+    status = supervise([sys.executable, "-c", program], Path("run"), Restarts(10, 5), 1, 0, Path("logs"), max_seconds=2)
+    assert status == 1
+    assert (tmp_path / "up").exists()
+    said = capsys.readouterr().err
+    assert "ended with 42" in said
+    assert "given up: it ran for 2 s, the most that this launch allows" in said
+
+
+def test_a_run_that_ends_in_time_keeps_its_status() -> None:
+    (Path("ends") / "0").write_text("0")
+    assert supervise([sys.executable, "-c", _PROCESS], Path("run"), Restarts(10, 5), 1, 0, Path("logs"), 60) == 0

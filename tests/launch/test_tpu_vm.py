@@ -1,10 +1,12 @@
 """TPU VMs: commands against gcloud's documented flags, the start-up script, and the watch over scripted answers."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from solo.cli import main
 from solo.config import ConfigError, load_config
 from solo.launch import tpu_vm
+from solo.launch.environment import Secret
 from solo.launch.plan import Command, Plan, Watch
 from solo.launch.request import Request
 from solo.launch.watch import PATIENCE, Answer, follow
@@ -21,11 +24,17 @@ from tests.launch.tiny_run import write_config
 
 # cloud.google.com/sdk/gcloud/reference/..., general availability, as of November 2026; * takes any number of words.
 FLAGS = {
+    # Alpha: particular reservations.
+    ("alpha", "compute", "tpus", "queued-resources", "create"): {
+        *("--zone", "--runtime-version", "--accelerator-type", "--node-id", "--node-count", "--node-prefix"),
+        *("--metadata-from-file", "--labels", "--reservation", "--provisioning-model"),
+    },
     ("compute", "tpus", "queued-resources", "create"): {
         *("--zone", "--project", "--runtime-version", "--accelerator-type", "--node-id", "--node-count"),
         *("--node-prefix", "--metadata-from-file", "--labels", "--spot", "--reserved", "--service-account"),
         "--valid-until-duration",
     },
+    ("secrets", "versions", "describe"): {"--secret", "--project", "--format"},
     ("compute", "tpus", "queued-resources", "delete"): {"--zone", "--project", "--force", "--quiet"},
     ("compute", "tpus", "queued-resources", "describe"): {"--zone", "--project", "--format"},
     ("compute", "tpus", "tpu-vm", "ssh"): {"--zone", "--project", "--worker", "--command"},
@@ -34,13 +43,16 @@ FLAGS = {
     ("storage", "ls"): set(),
     ("storage", "cat"): set(),
 }
+SECRETS = (Secret("HF_TOKEN", "hub"), Secret("B", "projects/there/secrets/s/versions/2"))
 OPTIONS = {"image": "us-docker.pkg.dev/p/r/solo:1", "bucket": "gs://bucket", "zone": "us-east5-a"}
 
 
-def plan(folder: Path, on: str = "v6e-16", slices: int = 1, **options) -> Plan:
+def plan(folder: Path, on: str = "v6e-16", slices: int = 1, secrets: tuple[Secret, ...] = (), **options) -> Plan:
     overrides = ["folder=runs", "data.folder=data", *(f"stages.{stage}.batch_rows=64" for stage in range(2))]
     config = load_config(write_config(folder), [*overrides, f"mesh.replica={slices}"])
-    return tpu_vm.plan(Request("run", (config,), parse_machine(on, slices), 20, 3, {**OPTIONS, **options}))
+    given = {**OPTIONS, **options}
+    variables = {"A": "two words"} if secrets else {}
+    return tpu_vm.plan(Request("run", (config,), parse_machine(on, slices), 20, 3, given, variables, secrets))
 
 
 def create(plan: Plan) -> Command:
@@ -57,14 +69,21 @@ def check_gcloud(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"spot": True, "project": "p"}, {"reserved": True, "service_account": "s", "wait": "6h"}]
+    "options",
+    [
+        {},
+        {"spot": True, "project": "p"},
+        {"reserved": True, "service_account": "s", "wait": "6h"},
+        {"reservation": "mine", "provisioning_model": "reservation-bound"},
+    ],
 )
 @pytest.mark.parametrize("slices", [1, 2])
 def test_gcloud_knows_every_flag(options: dict, slices: int, tmp_path: Path) -> None:
-    made = plan(tmp_path, slices=slices, **options)
+    made = plan(tmp_path, slices=slices, secrets=SECRETS, **options)
     assert made.watch is not None
     watched = [part for part in vars(made.watch).values() if isinstance(part, Command)]
-    commands = [*made.commands, *made.status, *made.logs, *made.stop, *watched]
+    assert made.taken is not None
+    commands = [*made.commands, *made.status, *made.logs, *made.stop, made.taken, *watched]
     gcloud = [command for command in commands if command.argv[0] == "gcloud"]
     assert len(gcloud) >= 10
     for command in gcloud:
@@ -72,12 +91,19 @@ def test_gcloud_knows_every_flag(options: dict, slices: int, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
-@pytest.mark.parametrize("options", [{"spot": True, "project": "p"}, {"reserved": True, "wait": "6h"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"spot": True, "project": "p"},
+        {"reserved": True, "wait": "6h"},
+        {"reservation": "projects/owner/reservations/theirs", "provisioning_model": "reservation-bound"},
+    ],
+)
 def test_gcloud_itself_parses_them(options: dict, tmp_path: Path, monkeypatch) -> None:
     """Without an account, what it parses ends in a complaint about that, and nothing is asked of any cloud."""
     monkeypatch.chdir(tmp_path)
-    made = plan(tmp_path, **{"project": "p", **options})
-    made.execute(run=lambda command: 0)
+    made = plan(tmp_path, secrets=SECRETS, **{"project": "p", **options})
+    replace(made, taken=None).execute(run=lambda command: 0)
     variables = {**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "nobody"), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
     for command in [*made.commands[:-1], *made.status, *made.logs, *made.stop]:
         done = subprocess.run(command.argv, env=variables, capture_output=True, text=True)
@@ -99,14 +125,35 @@ def test_slices_have_gclouds_names(on: str, slices: int, expected: list[str], tm
     assert ("--node-id=run" in argv) == (slices == 1)
 
 
+def test_a_particular_reservation_needs_gclouds_alpha_commands(tmp_path: Path) -> None:
+    made = plan(tmp_path, reservation="projects/owner/reservations/theirs")
+    argv = create(made).argv
+    assert argv[:2] == ("gcloud", "alpha")
+    assert "--reservation=projects/owner/reservations/theirs" in argv
+    assert made.watch is not None
+    assert made.watch.create.argv == argv
+
+
+def test_two_hosts_of_eight_chips_are_gkes(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path), ["folder=runs", "data.folder=data"])
+    with pytest.raises(ConfigError, match="has one host; use gke"):
+        tpu_vm.plan(Request("run", (config,), parse_machine("v6e-8", hosts=2), 20, 3, OPTIONS))
+
+
+def test_a_deadline_is_the_supervisors(tmp_path: Path) -> None:
+    (text,) = [file.text for file in plan(tmp_path, max_duration="2h").files if file.path.endswith("startup.sh")]
+    assert "--max-seconds=7200" in text
+
+
 def test_tpu7x_is_refused_with_a_hint_at_gke(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use gke"):
         plan(tmp_path, "tpu7x-8")
 
 
-def test_shellcheck_has_nothing_to_say(tmp_path: Path) -> None:
-    (text,) = [file.text for file in plan(tmp_path).files if file.path.endswith("startup.sh")]
-    assert "@" not in text.replace("bin/bash", "").replace("[@]", "")
+@pytest.mark.parametrize("secrets", [(), SECRETS])
+def test_shellcheck_has_nothing_to_say(secrets: tuple[Secret, ...], tmp_path: Path) -> None:
+    (text,) = [file.text for file in plan(tmp_path, secrets=secrets).files if file.path.endswith("startup.sh")]
+    assert re.findall(r"@[A-Z]+@", text) == []
     path = tmp_path / "startup.sh"
     path.write_text(text)
     done = subprocess.run(["shellcheck", str(path)], env=tools(), capture_output=True, text=True)
@@ -196,7 +243,7 @@ def test_watch_through_a_gcloud_that_is_a_script(tmp_path: Path, monkeypatch, ca
         'creates=$(grep -c " create " calls)\n'
         'case "$*" in\n'
         '  "storage cat "*) ((creates == 2)) && echo 0;;\n'
-        '  *" describe "*) ((creates == 1)) && echo SUSPENDED || echo ACTIVE;;\n'
+        '  *" describe "*) ((creates == 0)) || { ((creates == 1)) && echo SUSPENDED || echo ACTIVE; };;\n'
         '  "storage rm "*) exit 1;;\n'
         "esac\n"
     )
