@@ -24,12 +24,11 @@ from typing import IO, Any
 
 from solo.launch import pid_file
 from solo.launch.restarts import Restarts, add_options, newest_step
-from solo.statuses import INTERRUPTED, may_be_retried
+from solo.statuses import INTERRUPTED, MISTAKE, may_be_retried
 
 # Seconds that the other processes get once one has failed. After 42 all have saved and are about to exit.
 _GRACE = {INTERRUPTED: 120.0}
 _SHORT_GRACE = 10.0
-USAGE_ERROR = 2
 _POLL = 0.1
 
 
@@ -197,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         if parsed.pid_file and not stack.enter_context(pid_file.hold(parsed.pid_file)):
             _say(f"not started: {pid_file.holder(parsed.pid_file) or 'another process'} runs it already")
-            return USAGE_ERROR
+            return MISTAKE
         return supervise(
             parsed.command,
             parsed.run_folder,
