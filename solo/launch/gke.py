@@ -7,6 +7,7 @@ from dataclasses import replace
 import yaml
 
 from solo.config import Config, ConfigError
+from solo.files import is_remote
 from solo.launch import job_set
 from solo.launch.environment import Secret
 from solo.launch.job_set import CONTAINER, MOUNT, SecretKey
@@ -25,7 +26,7 @@ def plan(request: Request) -> Plan:
     if request.machine.chip.gke_accelerator is None:
         raise ConfigError(f"no GKE node pools are known for {request.machine.name}; use local")
     image = request.option("image", "us-docker.pkg.dev/PROJECT/REPOSITORY/solo:TAG")
-    bucket = request.bucket
+    bucket = request.bucket if request.options.get("bucket") or not is_in_buckets(request.config) else None
     if not request.options.get("hosts"):
         request = replace(request, machine=as_node_pool(request.machine))
     config = in_bucket(request.config)
@@ -63,7 +64,7 @@ def plan(request: Request) -> Plan:
         ),
         stop=(Command((*kubectl, "delete", f"--filename={manifest.path}"), "every pod gets SIGTERM and saves"),),
         notes=tuple(_notes(request, image)),
-        runs=(f"gs://{bucket}/{str(config.run_folder).removeprefix(f'{MOUNT}/')}",),
+        runs=(address(config, bucket),),
         taken=Command((*kubectl, "get", "jobset", request.run, "--ignore-not-found", "--output=name")),
     )
 
@@ -78,18 +79,30 @@ def as_node_pool(machine: Machine) -> Machine:
     return machine
 
 
+def is_in_buckets(config: Config) -> bool:
+    """Returns whether the run and its prepared data are in buckets, so that hosts need not mount one."""
+    return is_remote(config.folder) and is_remote(config.data.folder)
+
+
+def address(config: Config, bucket: str | None) -> str:
+    """Returns the URL of a run's folder, for a config of `in_bucket`."""
+    folder = str(config.run_folder)
+    return folder if bucket is None or is_remote(folder) else f"gs://{bucket}/{folder.removeprefix(f'{MOUNT}/')}"
+
+
 def in_bucket(config: Config) -> Config:
-    """Returns the config with its folders under the bucket's mount."""
+    """Returns the config with its folders under the bucket's mount, unless they are URLs."""
     data = config.data.model_copy(update={"folder": _mounted(config.data.folder)})
     return config.model_copy(update={"folder": _mounted(config.folder), "data": data})
 
 
 def _mounted(folder: str) -> str:
-    if folder.startswith(f"{MOUNT}/"):
+    if folder.startswith(f"{MOUNT}/") or is_remote(folder):
         return folder
-    if folder.startswith("/") or "://" in folder:
+    if folder.startswith("/"):
         raise ConfigError(
-            f"{folder} does not exist on those machines: use a path inside the bucket, which they mount at {MOUNT}"
+            f"{folder} does not exist on those machines: use a URL such as gs://BUCKET/runs, or a path inside the"
+            f" bucket, which they mount at {MOUNT}"
         )
     return f"{MOUNT}/{folder}"
 
@@ -106,7 +119,7 @@ def _key(secret: Secret) -> SecretKey:
 
 def _notes(request: Request, image: str) -> list[str]:
     machine = request.machine
-    notes = ["data.folder and the runs are in the bucket: prepare the data there, or upload prepared data"]
+    notes = [f"prepare the data first, in {'data.folder' if is_in_buckets(request.config) else 'the bucket'}"]
     if policy := job_set.placement_policy(request):
         notes.append(f"the node pool has the placement policy {policy}, or set --placement-policy")
     if machine.chip.is_tpu:

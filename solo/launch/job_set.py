@@ -29,6 +29,7 @@ PORT = 8476
 FAULTS = [code for code in range(1, 127) if code != INTERRUPTED]
 SECRET_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 SECRET_KEY = re.compile(r"[A-Za-z0-9._-]+")
+_GCSFUSE = "gcsfuse.csi.storage.gke.io"
 _POLICY = "cloud.google.com/placement-policy-name"
 
 
@@ -52,7 +53,9 @@ def placement_policy(request: Request) -> str | None:
     return None
 
 
-def job_set(request: Request, config: Config, image: str, bucket: str, keys: Mapping[str, SecretKey]) -> dict[str, Any]:
+def job_set(
+    request: Request, config: Config, image: str, bucket: str | None, keys: Mapping[str, SecretKey]
+) -> dict[str, Any]:
     """Returns the JobSet (jobset.x-k8s.io/v1alpha2) as plain data. `keys`: variable -> where its secret value is."""
     machine, queue = request.machine, request.options.get("queue")
     metadata: dict[str, Any] = {"name": request.run}
@@ -86,7 +89,9 @@ def job_set(request: Request, config: Config, image: str, bucket: str, keys: Map
     }
 
 
-def _job(request: Request, config: Config, image: str, bucket: str, keys: Mapping[str, SecretKey]) -> dict[str, Any]:
+def _job(
+    request: Request, config: Config, image: str, bucket: str | None, keys: Mapping[str, SecretKey]
+) -> dict[str, Any]:
     machine = request.machine
     hosts = machine.hosts if machine.chip.is_tpu else machine.all_hosts
     exit_codes = {"containerName": CONTAINER, "operator": "In", "values": FAULTS}
@@ -103,13 +108,15 @@ def _job(request: Request, config: Config, image: str, bucket: str, keys: Mappin
             ]
         },
         "template": {
-            "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
+            **({"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}} if bucket else {}),
             "spec": _pod(request, config, image, bucket, keys),
         },
     }
 
 
-def _pod(request: Request, config: Config, image: str, bucket: str, keys: Mapping[str, SecretKey]) -> dict[str, Any]:
+def _pod(
+    request: Request, config: Config, image: str, bucket: str | None, keys: Mapping[str, SecretKey]
+) -> dict[str, Any]:
     machine = request.machine
     options = request.options
     account, priority = options.get("service_account"), options.get("priority")
@@ -129,16 +136,18 @@ def _pod(request: Request, config: Config, image: str, bucket: str, keys: Mappin
             {"key": _resource(machine), "operator": "Exists", "effect": "NoSchedule"},
             *(toleration(text) for text in options.get("toleration") or ()),
         ],
-        "containers": [_container(request, config, image, keys)],
+        "containers": [_container(request, config, image, keys, bucket is not None)],
         "volumes": [
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
             {"name": "config", "configMap": {"name": f"{request.run}-config"}},
-            {"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": bucket_volume}},
+            *([{"name": "bucket", "csi": {"driver": _GCSFUSE, "volumeAttributes": bucket_volume}}] if bucket else []),
         ],
     }
 
 
-def _container(request: Request, config: Config, image: str, keys: Mapping[str, SecretKey]) -> dict[str, Any]:
+def _container(
+    request: Request, config: Config, image: str, keys: Mapping[str, SecretKey], mounted: bool
+) -> dict[str, Any]:
     machine = request.machine
     ports = [{"containerPort": port} for port in ((PORT, 8431) if machine.chip.is_tpu else (PORT,))]
     return {
@@ -152,7 +161,7 @@ def _container(request: Request, config: Config, image: str, keys: Mapping[str, 
         "volumeMounts": [
             {"name": "memory", "mountPath": "/dev/shm"},
             {"name": "config", "mountPath": "/etc/solo"},
-            {"name": "bucket", "mountPath": MOUNT},
+            *([{"name": "bucket", "mountPath": MOUNT}] if mounted else []),
         ],
     }
 

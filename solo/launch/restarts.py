@@ -1,4 +1,5 @@
-"""Decides whether a run is restarted. It imports only the standard library, so it runs where nothing is installed yet.
+"""Decides whether a run is restarted. It imports only the standard library, except for a run in a bucket, so it runs
+where nothing is installed yet.
 
     python -m solo.launch.restarts --state FILE --run-folder FOLDER [--max-restarts N] [--max-idle-restarts N]
 
@@ -13,8 +14,9 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from solo.files import COMMIT_MARKER, complete_checkpoints
+from solo.files import COMMIT_MARKER, complete_checkpoints, is_remote, place, write_whole
 
 MAX_RESTARTS = 100
 MAX_IDLE_RESTARTS = 5
@@ -22,8 +24,12 @@ _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0
 
 
 def newest_step(run_folder: Path) -> int | None:
-    """Returns the step of the newest complete checkpoint, or None."""
-    return max((int(path.name) for path in complete_checkpoints(run_folder / "checkpoints")), default=None)
+    """Returns the step of the newest complete checkpoint; None if there is none, or its bucket cannot be reached."""
+    try:
+        return max((int(path.name) for path in complete_checkpoints(run_folder / "checkpoints")), default=None)
+    except OSError as error:
+        print(f"launch: {error}", file=sys.stderr)
+        return None
 
 
 def newest_of(paths: list[str]) -> int | None:
@@ -68,16 +74,24 @@ class Restarts:
 def main(arguments: list[str] | None = None) -> int:
     """Count a start. Returns 0, or 1 if it is refused."""
     parser = argparse.ArgumentParser(prog="python -m solo.launch.restarts", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--state", type=place, required=True)
     add_options(parser)
     parsed = parser.parse_args(arguments)
-    kept = json.loads(parsed.state.read_text()) if parsed.state.exists() else {}
-    restarts = Restarts(**{**kept, "maximum": parsed.max_restarts, "max_idle": parsed.max_idle_restarts})
-    refusal = restarts.start(newest_step(parsed.run_folder))
-    parsed.state.parent.mkdir(parents=True, exist_ok=True)
-    partial = parsed.state.with_name(parsed.state.name + ".partial")
-    partial.write_text(json.dumps(asdict(restarts)) + "\n")
-    partial.replace(parsed.state)
+    try:
+        return count(parsed.state, parsed.run_folder, parsed.max_restarts, parsed.max_idle_restarts)
+    except OSError as error:
+        if not is_remote(parsed.state):
+            raise
+        print(f"launch: this start is not counted: {error}", file=sys.stderr)
+        return 0
+
+
+def count(state: Path, run_folder: Path, max_restarts: int, max_idle_restarts: int) -> int:
+    """Count a start in a file. Returns 0, or 1 if it is refused."""
+    kept = _read(state)
+    restarts = Restarts(**{**kept, "maximum": max_restarts, "max_idle": max_idle_restarts})
+    refusal = restarts.start(newest_step(run_folder))
+    _write(state, json.dumps(asdict(restarts)) + "\n")
     if refusal:
         print(f"launch: not restarted: {refusal}", file=sys.stderr)
         return 1
@@ -85,9 +99,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _read(state: Path) -> dict[str, Any]:
+    """Returns the counts of earlier starts; none if they are missing or damaged."""
+    try:
+        if is_remote(state):
+            from solo.storage import Bucket
+
+            return json.loads(Bucket(str(state.parent)).read(state.name) or "{}")
+        return json.loads(state.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _write(state: Path, text: str) -> None:
+    if is_remote(state):
+        from solo.storage import Bucket
+
+        Bucket(str(state.parent)).write(state.name, text.encode())
+    else:
+        write_whole(state, text)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that limit restarts."""
-    parser.add_argument("--run-folder", type=Path, required=True)
+    parser.add_argument("--run-folder", type=place, required=True)
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS)
     parser.add_argument("--max-idle-restarts", type=int, default=MAX_IDLE_RESTARTS)
 

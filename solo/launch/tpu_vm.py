@@ -15,8 +15,7 @@ from importlib import resources
 from solo.config import ConfigError
 from solo.files import COMMIT_MARKER
 from solo.launch.environment import Secret
-from solo.launch.gke import in_bucket
-from solo.launch.job_set import MOUNT
+from solo.launch.gke import address, in_bucket
 from solo.launch.options import reservation
 from solo.launch.plan import Command, File, Plan, Watch
 from solo.launch.request import Request, check, module
@@ -58,8 +57,10 @@ def plan(request: Request) -> Plan:
     create = Command((*requesting, "create", request.run, *place, *_creation(request)), "request the machines")
     delete = Command((*queued, "delete", request.run, *place, "--force", "--quiet"), "release the machines")
     state = Command((*queued, "describe", request.run, *place, "--format=value(state.state)"))
-    run_folder = str(config.run_folder).removeprefix(f"{MOUNT}/")
-    steps = ("gcloud", "storage", "ls", f"gs://{bucket}/{run_folder}/checkpoints/*/{COMMIT_MARKER}")
+    run = address(config, bucket)
+    if not run.startswith("gs://"):
+        raise ConfigError(f"{run}: the watch lists checkpoints by gcloud; use a folder in gs://")
+    steps = ("gcloud", "storage", "ls", f"{run}/checkpoints/*/{COMMIT_MARKER}")
     ended = Command(("gcloud", "storage", "cat", f"{there}/ended"))
     watch = Watch(state, ended, Command(steps), delete, create, request.max_restarts, request.max_idle_restarts)
     first = f"{request.run}-0" if request.machine.slices > 1 else request.run
@@ -90,11 +91,11 @@ def plan(request: Request) -> Plan:
         stop=(delete,),
         watch=watch,
         notes=(
-            "data.folder and the runs are in the bucket: prepare the data there, or upload prepared data",
+            "prepare the data first, in the bucket or in data.folder",
             f"the watch runs: {state}; after SUSPENDED or FAILED: {delete}; {create}",
             *(["the hosts' service account must have the role Secret Manager Secret Accessor"] if secrets else []),
         ),
-        runs=(f"gs://{bucket}/{run_folder}",),
+        runs=(run,),
         taken=state,
     )
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import kubernetes_validate
@@ -310,3 +311,30 @@ def test_kubectl_never_changes_what_another_launch_made(tmp_path: Path) -> None:
     )
     assert made.runs == ("gs://bucket/runs/run",)
     assert documents(made)[0]["immutable"] is True
+
+
+def test_a_run_in_buckets_mounts_none(tmp_path: Path) -> None:
+    overrides = ["folder=gs://runs/vlm", "data.folder=gs://data/prepared"]
+    overrides += [f"stages.{stage}.batch_rows=64" for stage in range(2)]
+    config = load_config(write_config(tmp_path), overrides)
+    made = gke.plan(Request("run", (config,), parse_machine("v6e-16"), 20, 5, {"image": "image"}))
+    config_map, job_set = documents(made)
+    check_job_set(job_set)
+    assert "gcsfuse" not in made.files[0].text
+    assert "/mnt/solo" not in made.files[0].text
+    assert made.runs == ("gs://runs/vlm/run",)
+    assert "folder: gs://runs/vlm" in config_map["data"]["config.yaml"]
+    command = pod(job_set)["containers"][0]["command"][2]
+    assert '--state "gs://runs/vlm/run/restarts-$JOBSET_UID.json" --run-folder "gs://runs/vlm/run"' in command
+
+
+def test_a_mounted_bucket_holds_what_is_not_in_one(tmp_path: Path) -> None:
+    overrides = ["folder=gs://runs/vlm", "data.folder=data", *(f"stages.{n}.batch_rows=64" for n in range(2))]
+    config = load_config(write_config(tmp_path), overrides)
+    request = Request("run", (config,), parse_machine("v6e-16"), 20, 5, {"image": "image"})
+    with pytest.raises(ConfigError, match="set --bucket"):
+        gke.plan(request)
+    mounted = replace(request, options={"image": "image", "bucket": "gs://data"})
+    config_map, job_set = documents(gke.plan(mounted))
+    assert "folder: /mnt/solo/data" in config_map["data"]["config.yaml"]
+    assert {"name": "bucket", "mountPath": "/mnt/solo"} in pod(job_set)["containers"][0]["volumeMounts"]

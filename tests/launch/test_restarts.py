@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from solo.launch.restarts import Restarts, main, newest_of, newest_step
 from solo.statuses import may_be_retried
+from solo.storage import Bucket
+from tests.data.buckets import _gs, _s3, bucket, gs, s3  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,26 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
         "",
     ]
     assert newest_of(listing) == 20
+
+
+def test_starts_of_a_run_in_a_bucket_are_counted_there(bucket: str, capsys) -> None:  # noqa: F811
+    files = Bucket(f"{bucket}/runs/a")
+
+    def start() -> int:
+        return main(
+            [f"--state={bucket}/runs/a/restarts.json", f"--run-folder={bucket}/runs/a", "--max-idle-restarts=2"]
+        )
+
+    assert start() == 0
+    files.write("checkpoints/7/commit_success.txt", b"")
+    files.write("checkpoints/9/other", b"")
+    assert [start(), start(), start()] == [0, 0, 1]
+    assert "without a checkpoint after step 7" in capsys.readouterr().err
+    files.write("restarts.json", b'{"starts": ')  # cut short
+    assert start() == 0
+
+
+def test_a_bucket_that_does_not_answer_ends_no_run(gs: str, capsys) -> None:  # noqa: F811
+    missing = "gs://there-is-no-such-bucket/runs/a"
+    assert main([f"--state={missing}/restarts.json", f"--run-folder={missing}"]) == 0
+    assert "this start is not counted" in capsys.readouterr().err

@@ -262,3 +262,18 @@ def test_watch_through_a_gcloud_that_is_a_script(tmp_path: Path, monkeypatch, ca
     assert [line.split()[3] for line in verbs] == ["create", "delete", "create", "delete"]
     assert verbs[0] == verbs[2]
     assert sys.executable in str(plan(tmp_path).commands[-1])
+
+
+def test_the_watch_lists_checkpoints_where_the_run_is(tmp_path: Path) -> None:
+    def steps(*overrides: str) -> str:
+        batch = [f"stages.{number}.batch_rows=64" for number in range(2)]
+        config = load_config(write_config(tmp_path), [*overrides, *batch])
+        made = tpu_vm.plan(Request("run", (config,), parse_machine("v6e-16"), 20, 3, OPTIONS))
+        assert made.watch is not None
+        return str(made.watch.steps)
+
+    marker = "checkpoints/*/commit_success.txt"
+    assert steps("folder=runs", "data.folder=d") == f"gcloud storage ls 'gs://bucket/runs/run/{marker}'"
+    assert steps("folder=gs://other/r", "data.folder=d") == f"gcloud storage ls 'gs://other/r/run/{marker}'"
+    with pytest.raises(ConfigError, match="use a folder in gs://"):
+        steps("folder=s3://other/r", "data.folder=d")
