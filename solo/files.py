@@ -6,6 +6,7 @@ Standard library only, except for places in a bucket, so that every part of the 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import uuid
@@ -103,9 +104,35 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(filter(is_complete, found), key=lambda path: int(path.name))
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns strict JSON, in ASCII. Numbers that are not finite become null, because JSON has no words for them."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Returns a JSON value with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def json_line(line: Mapping[str, Any]) -> str:
-    """Returns a JSON object as one line of ASCII."""
-    return json.dumps(line) + "\n"
+    """Returns a JSON object as one line of strict JSON; see `json_text`."""
+    return json_text(line) + "\n"
+
+
+def parse_json_line(text: bytes) -> dict[str, Any] | None:
+    """Returns the object of a line, with None in place of NaN and infinities; None if it is damaged or no object."""
+    try:
+        line = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
 
 
 def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -151,12 +178,9 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     found: list[dict[str, Any]] = []
     broken = 0
     content = path.read_bytes() if path.exists() else b""
-    for text in filter(None, content.split(b"\n")):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict):
+    for text in filter(bytes.strip, content.split(b"\n")):
+        line = parse_json_line(text)
+        if line is not None:
             found.append(line)
         else:
             broken += 1

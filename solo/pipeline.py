@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
 from solo.data.store.mirror import cache_note
 from solo.data.store.prepare import Prepared, open_prepared, prepare
+from solo.data.store.progress import Amount, Figures, Watcher
 from solo.data.text import open_tokenizer
 from solo.evaluation.run import evaluate_run
 from solo.evaluation.tasks import TaskResult
@@ -29,14 +30,13 @@ from solo.storage import Bucket
 from solo.training.agreement import check_shared, compare_configs, compare_plans
 from solo.training.bucket_run import storing
 from solo.training.distributed import among_others, first_then_others
+from solo.training.heartbeat import Beating
 from solo.training.ledger import Ledger
 from solo.training.mixture import mixture_notes
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.run_lock import RunLock, holding
 from solo.training.trainer import Interrupted, Trainer
-
-_log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
@@ -88,14 +88,16 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
 
     def tell(text: str) -> None:
         notes.append(text)
-        _log.warning("%s", text)  # at once: an attempt that fails does not return its notes
+        observer.warn(text)  # at once: an attempt that fails does not return its notes
 
     locks: list[RunLock] = []
 
     def set_up() -> tuple[RunFolder, Prepared]:
+        nonlocal observer
         locks.extend(_lock(RunFolder(config.run_folder), stack, tell))
         run = RunFolder.open(config, tell)
         ledger.open(run.goodput_file)
+        observer = stack.enter_context(closing(Beating(run.heartbeat_file, observer)))
         prepared = _data(config, run, observer, stack, tell)
         if note := cache_note(config, [source.description for source in prepared.sources.values()]):
             tell(note)
@@ -117,6 +119,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     for text in mixture_notes(trainer.plans):
         tell(text)
     doubts = check_memory(trainer)
+    for text in doubts:
+        observer.warn(text)
     observer.start(trainer.num_steps)
     trainer.train()
     observer.finish()
@@ -135,7 +139,8 @@ def _data(
     """
     folder = local_folder(config)
     if not among_others():
-        prepare(config, observer.note)
+        observer.note("preparing data")
+        prepare(config, watcher=_Preparation(observer))
         stack.enter_context(reading(folder, contents(config), tell))
         return open_prepared(config)
     stack.enter_context(reading(folder, contents(config), tell))
@@ -146,6 +151,28 @@ def _data(
             f"{error}\nseveral processes train this run, and none of them waits for another to prepare; first run\n"
             f"  solo prepare {run.config_file}"
         ) from None
+
+
+class _Preparation(Watcher):
+    """Tells an observer of a preparation's progress."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._figures, self._what = Figures(0), ""
+
+    def say(self, line: str) -> None:
+        """See `Watcher`."""
+        self._observer.note(line)
+
+    def begin(self, what: str, parts: int) -> None:
+        """See `Watcher`."""
+        self._figures, self._what = Figures(parts), what
+
+    def advance(self, amount: Amount, parts: int = 0) -> None:
+        """See `Watcher`."""
+        self._figures.add(amount, parts)
+        done = f"{self._figures.done:,} of {self._figures.parts:,} parts"
+        self._observer.note(f"{self._what}: {done}, {self._figures}")
 
 
 def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:

@@ -48,8 +48,14 @@ class OtherProcessError(RuntimeError):
     """Process 0 failed at a task that the others waited for."""
 
 
-def join(environment: Mapping[str, str] = os.environ) -> Hosts | None:
+def join(
+    environment: Mapping[str, str] = os.environ, found: Callable[[Hosts], None] = lambda hosts: None
+) -> Hosts | None:
     """Joins the run's other processes. Must be called before JAX is used.
+
+    Args:
+        environment: variables.
+        found: called with the hosts before they are waited for.
 
     Returns:
         The run's hosts, or None if this process is alone.
@@ -61,6 +67,7 @@ def join(environment: Mapping[str, str] = os.environ) -> Hosts | None:
     hosts = find_hosts(environment)
     if hosts is None:
         return None
+    found(hosts)
     seconds = float(environment.get(START_TIMEOUT) or START_SECONDS)
     roll_call(hosts, seconds)
     import jax

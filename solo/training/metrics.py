@@ -6,15 +6,16 @@ holds the measurements of the loss terms (`solo.training.losses`) and the counts
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from solo.config import Difference
 from solo.data.planning.stage_plan import StagePlan
 from solo.files import JsonLinesFile, json_line, read_json_lines, write_whole
+from solo.training.boards import Board, Shown
+from solo.training.metrics_file import cut, end_of, missing_lines, repair, whole_line
 from solo.training.run_folder import RunFolder
 
 
@@ -32,101 +33,90 @@ class Metrics:
 
 
 class MetricsStream(Metrics):
-    """Writes `metrics.jsonl`, and TensorBoard files made from its lines.
+    """Writes `metrics.jsonl`, and hands its lines to boards such as TensorBoard.
 
-    When a run resumes, lines after the step that it resumes from are dropped and the TensorBoard files are rewritten
-    from the rest, so that both show every step once.
+    When a run resumes, lines after the step that it resumes from are dropped, so that the file shows every step once.
+    That takes no longer for a long run than for a short one: while the run goes on, the rest of the file is checked,
+    and boards get the lines that they lack.
 
     Args:
         run: the run's folder.
         resume_step: the step that the run resumes after.
         began_after: the step that its first attempt began after: 0, or that of a branch. None if it is unknown.
+        boards: show the lines.
+        tell: called with every message for the user, from any thread.
 
-    damage  messages about lines that the file lacks up to `resume_step`: a machine may stop before the file is stored
+    damage  messages about lines that the file lacks up to `resume_step`: a machine may stop before the file is stored.
+            Complete once the stream is closed
     """
 
-    def __init__(self, run: RunFolder, resume_step: int, began_after: int | None = None):
-        # Imported here: it is slow, and help does not need it.
-        from tensorboardX import SummaryWriter
-
-        found, broken = _read_metrics(run.metrics_file)
-        kept = _without_repeats(_up_to(found, resume_step))
-        self.damage = [f"{run.metrics_file}: {text}" for text in _damage(kept, broken, resume_step, began_after)]
-        write_whole(run.metrics_file, "".join(map(json_line, kept)))
-        shutil.rmtree(run.tensorboard, ignore_errors=True)
-        self._board = SummaryWriter(str(run.tensorboard))
-        self._file = JsonLinesFile(run.metrics_file)
-        for line in kept:
-            self._show(line)
+    def __init__(
+        self,
+        run: RunFolder,
+        resume_step: int,
+        began_after: int | None = None,
+        boards: Sequence[Board] = (),
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.damage: list[str] = []
+        self._path, self._tell = run.metrics_file, tell
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        if aside := cut(self._path, resume_step):
+            self._say(f"left out: lines at its end that cannot be read; the file as it was is {aside}")
+        self._file = JsonLinesFile(self._path)
+        end = end_of(self._path)
+        self._shown = [Shown(board, self._path, end, resume_step, tell) for board in boards]
+        self._check = threading.Thread(
+            target=self._look, args=(end, resume_step, began_after), name="metrics-check", daemon=True
+        )
+        self._check.start()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends one line; it has a `kind` and a `step`. Numbers that are not finite are written as null."""
-        self._file.write(_finite(line))
-        self._show(line)
+        with self._lock:
+            self._file.write(line)
+        for shown in self._shown:
+            shown.put(line)
 
     def sync(self) -> None:
         """Returns once all lines are stored durably."""
-        self._file.sync()
+        with self._lock:
+            self._file.sync()
 
     def close(self) -> None:
-        """Closes the file and TensorBoard's."""
-        self._file.close()
-        self._board.close()
+        """Closes the file, once it has been checked, and the boards, once they have shown all lines."""
+        self._check.join()
+        with self._lock:
+            self._file.close()
+        for shown in self._shown:
+            shown.close()
 
-    def _show(self, line: Mapping[str, Any]) -> None:
-        prefix = "/".join(str(line[name]) for name in ("kind", "task") if name in line)
-        for name, value in _scalars(_finite(line), prefix):
-            self._board.add_scalar(name, value, line["step"])
+    def _look(self, end: int, resume_step: int, began_after: int | None) -> None:
+        """Checks the lines before `end`. Damaged ones are left out, and the file as it was is kept."""
+        try:
+            damage = missing_lines(self._path, end, resume_step, began_after)
+            if damage.needs_repair:
+                with self._lock:
+                    self._file.close()
+                    try:
+                        aside = repair(self._path, end, resume_step)
+                    finally:
+                        self._file = JsonLinesFile(self._path)
+                self._say(f"{damage.what_was_wrong}; the file as it was is {aside}")
+            for text in damage.missing:
+                self._say(text)
+        except OSError as error:
+            self._say(f"could not be checked: {error}")
+
+    def _say(self, text: str) -> None:
+        self.damage.append(f"{self._path}: {text}")
+        self._tell(self.damage[-1])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads a metrics file. Lines that are damaged, as by a kill, are left out."""
-    return _read_metrics(path)[0]
-
-
-def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    found, broken = read_json_lines(path)
-    whole = [line for line in found if isinstance(line.get("kind"), str) and type(line.get("step")) is int]
-    return whole, broken + len(found) - len(whole)
-
-
-def _up_to(lines: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
-    """Leaves out lines of later steps. Changed keys stay in force, also if the run resumes from an earlier step."""
-    kept = [line for line in lines if line["step"] <= step]
-    return kept + [{**line, "step": step} for line in lines if line["kind"] == "resumed" and line["step"] > step]
-
-
-def _without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leaves out lines of steps that have a later line."""
-    last = {line["step"]: number for number, line in enumerate(lines) if line["kind"] == "train"}
-    return [line for number, line in enumerate(lines) if line["kind"] != "train" or last[line["step"]] == number]
-
-
-def _damage(kept: list[dict[str, Any]], broken: int, resume_step: int, began_after: int | None) -> list[str]:
-    """Returns messages about lines missing up to the step that a run resumes from."""
-    found = [f"{broken} damaged lines were left out"] if broken else []
-    steps = {line["step"] for line in kept if line["kind"] == "train"}
-    first = min(steps, default=resume_step + 1) if began_after is None else began_after + 1
-    if missing := sorted(set(range(first, resume_step + 1)) - steps):
-        where = f"steps {missing[0]} to {missing[-1]}" if len(missing) > 1 else f"step {missing[0]}"
-        found.append(f"{len(missing)} lines are missing in {where}, although a later checkpoint was saved")
-    return found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scalars(line: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in line.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}/{name}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
-            yield f"{prefix}/{name}", value
+    return [line for line in read_json_lines(path)[0] if whole_line(line)]
 
 
 def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""Observers of a run: silent by default, a progress bar on the command line."""
+"""Observers of a run: silent by default, a progress bar on a terminal, lines elsewhere (`solo.training.log_lines`)."""
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -10,24 +13,43 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_log = logging.getLogger(__name__)
+
 
 class Observer:
-    """Shows nothing. SIGTERM sets `stop_requested` once `listen` was called."""
+    """Shows nothing; warnings go to Python's logging. SIGTERM sets `stop_requested` once `listen` was called.
+
+    Other threads than that of the run may call `say` and `warn`.
+    """
 
     stop_requested: bool = False
+
+    def __init__(self) -> None:
+        self.warned: set[str] = set()
 
     def listen(self) -> None:
         """Makes SIGTERM request a stop, after the current step is finished and saved. Main thread only."""
         signal.signal(signal.SIGTERM, self._request_stop)
 
     def note(self, text: str) -> None:
-        """Shows the current activity before or after the steps."""
+        """Shows the current activity before, between or after the steps. What precedes a colon names it."""
+
+    def say(self, text: str) -> None:
+        """Shows a fact about the run, once."""
+
+    def warn(self, text: str) -> None:
+        """Shows a message that the user should act on, or at least know."""
+        self.warned.add(text)
+        _log.warning("%s", text)
 
     def start(self, num_steps: int) -> None:
         """Training starts."""
 
     def step(self, line: Mapping[str, Any], num_steps: int) -> None:
         """Shows a finished step; `line` is its line of `metrics.jsonl`."""
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Shows a measurement of the weights; `line` is its line of `metrics.jsonl`."""
 
     def finish(self) -> None:
         """Training is over."""
@@ -36,10 +58,19 @@ class Observer:
         self.stop_requested = True
 
 
+class Silent(Observer):
+    """Shows nothing at all, for processes other than the first."""
+
+    def warn(self, text: str) -> None:
+        """The first process says it."""
+
+
 class ProgressBar(Observer):
-    """One line: stage, loss, tokens per second, useful share of slots, time left."""
+    """One line: stage, loss, tokens per second, useful share of slots, time left. Facts and warnings stay above it."""
 
     def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -60,20 +91,29 @@ class ProgressBar(Observer):
         if self._task is None:
             self._status.update(text)
             self._status.start()
+        else:
+            self._bar.update(self._task, description=text)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.warned.add(text)
+        self.say(f"note: {text}")
 
     def start(self, num_steps: int) -> None:
         """Shows the bar."""
         self._status.stop()
-        self._task = self._bar.add_task("compiling", total=num_steps, figures="")
+        self._task = self._bar.add_task("starting", total=num_steps, figures="")
         self._bar.start()
 
     def step(self, line: Mapping[str, Any], num_steps: int) -> None:
         """Advances the bar."""
         assert self._task is not None
-        figures = (
-            f"loss {line['loss']:.3f}  {line['timing']['tokens_per_second']:,.0f} tokens/s"
-            f"  useful {line['useful_share']:.1%}"
-        )
+        loss = "nan" if line["loss"] is None else f"{line['loss']:.3f}"
+        figures = f"loss {loss}  {line['timing']['tokens_per_second']:,.0f} tokens/s  useful {line['useful_share']:.1%}"
         self._bar.update(self._task, completed=line["step"], description=line["stage"], figures=figures)
 
     def finish(self) -> None:
@@ -81,3 +121,13 @@ class ProgressBar(Observer):
         self._bar.stop()
         self._status.stop()
         self._task = None
+
+
+def observer_for(log_every_seconds: float) -> Observer:
+    """Returns what suits standard output: a progress bar on a terminal, otherwise a line every so many seconds."""
+    # Rich takes CI systems and FORCE_COLOR for terminals, too; their logs need lines.
+    if sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
+        return ProgressBar(Console())
+    from solo.training.log_lines import LogLines
+
+    return LogLines(log_every_seconds)

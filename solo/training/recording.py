@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +21,6 @@ from solo.training.metrics import Metrics
 from solo.training.mixture import MixtureMeter, changed_weights
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
-
-_log = logging.getLogger(__name__)
 
 
 class BadStepError(RuntimeError):
@@ -93,7 +90,7 @@ class Recorder:
         if stage.mixture_learning is None:
             shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
             self.notes.append(f"stage {stage.name}: from step {info.step} on the weights are {shown}")
-            _log.info("%s", self.notes[-1])
+            self._observer.say(self.notes[-1])
 
     def _line(self, info: StepInfo, values: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Returns the line of a step in `metrics.jsonl`, with device measurements and host counts."""

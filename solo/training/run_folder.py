@@ -77,6 +77,11 @@ class RunFolder:
         return self.work / "run.lock"
 
     @property
+    def heartbeat_file(self) -> Path:
+        """The last sign of life; see `solo.training.heartbeat`."""
+        return self.path / "heartbeat.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per saved step."""
         return self.path / "checkpoints"

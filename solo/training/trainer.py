@@ -6,7 +6,6 @@ step, and a step is a pure function of state and batch: a run that is killed and
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from typing import Any
@@ -25,6 +24,7 @@ from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import stop_agreed, wait_for_all
 from solo.training.evaluators import TRAINED, Evaluators, NoEvaluators
+from solo.training.facts import machine_text, start_text
 from solo.training.feeding import Feeder, StepInfo
 from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger, began_after
@@ -43,10 +43,9 @@ from solo.training.program import program_of
 from solo.training.recording import BadStepError, Recorder
 from solo.training.run_folder import RunFolder
 from solo.training.step import Stage, TrainState, make_stage
+from solo.training.tensorboard import TensorBoard
 
 __all__ = ["BadStepError", "Interrupted", "Trainer"]
-
-_log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - not a fault
@@ -123,6 +122,8 @@ class Trainer:
             start, state = self._resume(checkpoints)
             self._metrics = stack.enter_context(closing(self._open_metrics(start.step)))
             stack.enter_context(closing(self._idle))
+            self.observer.say(machine_text(self.mesh))
+            self.observer.say(start_text(self.run.path, start.step, self.num_steps))
             recorder = self._recorder(start)
             stack.callback(lambda: self.notes.extend(recorder.notes))
             self.ledger.resumed(start.step, self._machine(), changed_values(self.run.changes))
@@ -146,6 +147,7 @@ class Trainer:
             state = self._enter(stage, start, state)
         step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         pending: tuple[StepInfo, Measured] | None = None
+        self.observer.note("reading the first batch")
         for info, host_batch in feeder.batches(start):
             batch = device_batch(host_batch, self.mesh, feeder.share.count)
             step = step or self._compile(start.stage, stage, state, batch)
@@ -178,12 +180,15 @@ class Trainer:
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         """Measures the weights. The save of this step, if any, has begun before, so that a kill loses no step."""
+        self.observer.note("evaluating")
         for line in self._evaluators.run({TRAINED: state.parameters}, step, step == self.num_steps):
             self._metrics.write(line)
+            self.observer.evaluated(line)
         self.ledger.spent("evaluation")
 
     def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None]:
         """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one."""
+        self.observer.note("looking for a checkpoint")
         found = checkpoints.resume(lambda progress: self._make_stage(progress.stage).abstract)
         self._tell(checkpoints.passed_over)
         return found or (Progress(step=0, stage=0, stage_step=0, plan={}), None)
@@ -191,6 +196,7 @@ class Trainer:
     def _enter(self, stage: Stage, start: Progress, before: TrainState | None) -> TrainState:
         """Returns the initial state of a stage: drawn, or carried over from the previous stage."""
         if before is None:
+            self.observer.note("creating the parameters")
             return stage.start(self._initial(self.definition, self.mesh))
         state = stage.start(before.parameters)
         if self.config.stages[start.stage].optimizer_state == "carry":
@@ -209,16 +215,19 @@ class Trainer:
     def _compile(self, number: int, stage: Stage, state: TrainState, batch: Batch) -> Any:
         """Returns a stage's compiled step; stages of the same program, such as those of a curriculum, share it."""
         self.ledger.spent("start-up")
+        self.observer.note(f"compiling stage {self.config.stages[number].name}")
         key = program_of(self._feeder.plans[number])
         if key not in self._compiled:
             self._compiled[key] = compile_lowered(
                 stage.step.lower(state, batch), self.mesh, self.config.compiler_options
             )
         self.ledger.spent("compile")
+        self.observer.note("running the first step")
         return self._compiled[key]
 
     def _save(self, state: TrainState, progress: Progress, checkpoints: Checkpoints) -> None:
         """Stores the metrics, then starts a save, so that no checkpoint is newer than the stored metrics."""
+        self.observer.note(f"saving step {progress.step}")
         self._metrics.sync()
         self.ledger.sync()
         self._store.store()
@@ -240,10 +249,9 @@ class Trainer:
         """Cuts the run's files back to the step that it resumes from. Only the first process writes metrics."""
         metrics = Metrics()
         if jax.process_index() == 0:
-            damage = drop_quarantined_after(self.run.quarantine_file, resume_step)
-            metrics = stream = MetricsStream(self.run, resume_step, began_after(self.run.goodput_file))
-            damage += stream.damage
-            self._tell(damage)
+            self._tell(drop_quarantined_after(self.run.quarantine_file, resume_step))
+            began, boards = began_after(self.run.goodput_file), [TensorBoard(self.run.tensorboard)]
+            metrics = MetricsStream(self.run, resume_step, began, boards, lambda text: self._tell([text]))
         wait_for_all()  # before another process appends to the quarantine
         return metrics
 
@@ -251,7 +259,7 @@ class Trainer:
         """Says at once, since an attempt that fails returns no notes, and again at the end."""
         for text in notes:
             self.notes.append(text)
-            _log.warning("%s", text)
+            self.observer.warn(text)
 
     def _machine(self) -> dict[str, Any]:
         """Returns a description of the machine for the ledger, because a run may resume on another one."""

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from solo.statuses import INTERRUPTED
 from solo.verbs.overrides import add_config
+
+if TYPE_CHECKING:
+    from solo.config import Config
+    from solo.training.hosts import Hosts
+    from solo.training.observer import Observer
 
 HELP = "train a config's stages, evaluate, and write the report"
 DESCRIPTION = (
@@ -26,15 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prepare, train every stage and evaluate, or resume an earlier attempt."""
     began = time.time()
-    from rich.console import Console
-
     from solo.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     from solo.training.distributed import MissingHostsError, join, leave, wait_for_dead_process
 
+    shows: list[Observer] = []
     try:
-        hosts = join()
+        hosts = join(found=lambda hosts: shows.append(_observer(config, hosts)))
     except MissingHostsError as error:
         print(f"solo: {error}", file=sys.stderr)
         return INTERRUPTED
@@ -42,13 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     from solo.evaluation.results import print_results
     from solo.pipeline import train as train_run
-    from solo.training.observer import Observer, ProgressBar
+    from solo.training.facts import elsewhere
     from solo.training.trainer import Interrupted
 
-    console = Console(quiet=hosts is not None and not hosts.is_first)
-    observer = Observer() if console.quiet else ProgressBar(console)
+    observer = shows[0] if shows else _observer(config, None)
     if hosts is None:  # among others, jax listens: see `stop_agreed`
         observer.listen()
+    if text := elsewhere(Path(arguments.config), config.run_folder):
+        observer.warn(text)
     try:
         done = train_run(config, observer, began)
     except Interrupted:
@@ -61,9 +67,24 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         observer.finish()
     leave()
+    from rich.console import Console
+
+    console = Console(quiet=hosts is not None and not hosts.is_first)
     print_results(done.results, console)
-    _say_where(done.run, done.notes, console)
+    _say_where(done.run, [note for note in done.notes if note not in observer.warned], console)
     return 0
+
+
+def _observer(config: Config, hosts: Hosts | None) -> Observer:
+    """Returns what shows the run: in the first of its processes, lines or a bar; in the others, nothing."""
+    from solo.training.observer import Silent, observer_for
+
+    if hosts is not None and not hosts.is_first:
+        return Silent()
+    observer = observer_for(config.watch.log_every_seconds)
+    if hosts is not None:
+        observer.note(f"joining: {len(hosts.names)} processes ({hosts.source})")
+    return observer
 
 
 def _say_where(run: Any, notes: list[str], console: Any) -> None:

@@ -18,7 +18,7 @@ from solo.files import read_json_lines
 from solo.sharding.mesh import make_mesh
 from solo.training.checkpoint import Checkpoints
 from solo.training.ledger import Ledger, read_ledger
-from solo.training.metrics import MetricsStream, drop_quarantined_after, read_metrics
+from solo.training.metrics import MetricsStream, read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.trainer import BadStepError, Trainer
@@ -217,14 +217,6 @@ def test_metrics_are_stored_before_a_checkpoint_and_no_step_counts_its_time(prep
     train(config)
     assert events == ["sync", "save"] * 3
     assert max(line["timing"]["step_seconds"] for line in steps(RunFolder(config.run_folder))) < 0.9
-
-
-def test_damaged_lines_of_the_quarantine_are_counted(tmp_path: Path) -> None:
-    path = tmp_path / "quarantine.jsonl"
-    path.write_bytes(stored({"step": 2}, {"step": "two"}, {"step": 3}) + b'\xff\n{"step": ')
-    (said,) = drop_quarantined_after(path, 2)
-    assert said == f"{path}: 3 damaged lines were left out"
-    assert read_json_lines(path) == ([{"step": 2}], 0)
 
 
 class KilledError(Exception):

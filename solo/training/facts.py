@@ -1,0 +1,46 @@
+"""What a run says once, before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+
+def machine_text(mesh: Mesh) -> str:
+    """Returns the devices, processes and mesh that a run is on."""
+    kind, processes = jax.devices()[0].device_kind, jax.process_count()
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    where = f"{mesh.size} {'device' if mesh.size == 1 else 'devices'} of kind {kind}"
+    many = f" in {processes} processes" if processes > 1 else ""
+    left = f" ({jax.device_count() - mesh.size} others are not used)" if jax.device_count() > mesh.size else ""
+    return f"runs on {where}{many}{left}" + (f"; mesh: {axes}" if axes else "")
+
+
+def start_text(folder: Path, step: int, num_steps: int) -> str:
+    """Returns the step that a run begins with, or resumes after."""
+    if step == 0:
+        return f"starts at step 1 of {num_steps} in {folder}"
+    if step >= num_steps:
+        return f"all {num_steps} steps are done in {folder}"
+    return f"resumes after step {step} of {num_steps} in {folder}"
+
+
+def elsewhere(config_file: Path, run_folder: Path) -> str | None:
+    """Returns a message if a config lies in the folder of a run, but describes a run in another folder.
+
+    That is so if a run's folder was moved or copied.
+    """
+    beside = config_file.parent
+    is_run = config_file.name == "config.yaml" and any((beside / name).exists() for name in _OF_A_RUN)
+    if not is_run or beside.resolve() == run_folder.resolve():
+        return None
+    folder, name = beside.resolve().parent, beside.resolve().name
+    return (
+        f"{config_file} lies in the folder of a run, but its own folder and name say {run_folder}, and that is where"
+        f" this run is; to continue the run beside it, add folder={folder} name={name}"
+    )
+
+
+_OF_A_RUN = ("metrics.jsonl", "goodput.jsonl", "checkpoints")

@@ -1,0 +1,101 @@
+"""TensorBoard's event files, made from the lines of `metrics.jsonl`.
+
+Every attempt of a run appends a file. It begins with a mark that makes TensorBoard forget the steps that are taken
+again, so that every step is shown once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from solo.files import json_text, write_whole
+
+_SHOWN = "shown.json"
+_EVENTS = "events.out.tfevents."
+
+
+class TensorBoard:
+    """Writes event files into a folder. See `solo.training.boards.Board`."""
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._newest = 0
+
+    def begin(self, resume_step: int) -> int:
+        """Opens a new file. Returns the last step that needs not be shown again; -1 if there is none."""
+        # Imported here: it is slow.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        known = self._known()
+        if known is None:  # of no run, or of an earlier version that made them anew
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        known = -1 if known is None else min(known, resume_step)
+        self._newest = known + 1
+        self._records = RecordWriter(str(self._folder / self._next_name()))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if known >= 0:
+            started = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=known + 1, session_log=started))
+        return known
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Writes the numbers of a line as one event."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line)]
+        self._newest = max(self._newest, line["step"])
+        if values:
+            self._write(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def flush(self) -> None:
+        """Hands the events to the operating system, and notes which steps are complete: those before the newest one."""
+        self._records.flush()
+        self._note(self._newest - 1)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
+        self._note(self._newest)
+
+    def _known(self) -> int | None:
+        try:
+            return int(json.loads((self._folder / _SHOWN).read_text(encoding="utf-8"))["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _note(self, step: int) -> None:
+        write_whole(self._folder / _SHOWN, json_text({"step": step}) + "\n")
+
+    def _next_name(self) -> str:
+        """Returns a name that follows those of earlier files, whatever the clocks of their hosts: order matters."""
+        earlier = [path.name.removeprefix(_EVENTS)[:10] for path in self._folder.glob(f"{_EVENTS}*")]
+        newest = max((int(text) for text in earlier if text.isdigit()), default=0)
+        return f"{_EVENTS}{max(int(time.time()), newest + 1):010d}.{socket.gethostname()}"
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+
+def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yields the numbers of a line with their names, such as `train/loss_by_source/digits`, `held_out/digits/loss`."""
+    prefix = "/".join(str(line[name]) for name in ("kind", "task", "weights") if isinstance(line.get(name), str))
+    yield from _numbers({name: value for name, value in line.items() if name != "step"}, prefix)
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}/{name}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}/{name}", float(value)
