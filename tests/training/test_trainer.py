@@ -151,57 +151,6 @@ def test_a_resumed_run_notes_its_changes_and_repeats_the_losses(prepared_folder:
     assert [(line["step"], line["loss"]) for line in steps(run)] == [(line["step"], line["loss"]) for line in whole]
 
 
-def lines_of(*steps: int) -> list[dict]:
-    return [{"kind": "train", "step": step, "loss": step / 7} for step in steps]
-
-
-def stored(*lines: dict) -> bytes:
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("content", "kept", "damage", "began_after"),
-    [
-        (stored(*lines_of(1, 2, 3, 4, 5)) + b'{"kind": "tra', [1, 2, 3], ["1 damaged lines"], 0),
-        (stored(*lines_of(1)), [1], ["2 lines are missing in steps 2 to 3"], 0),
-        (stored(*lines_of(1)) + b"\x00\xff[\n" + stored(*lines_of(3)), [1, 3], ["1 damaged", "missing in step 2,"], 0),
-        (
-            stored(*lines_of(1)) + b'{"kind": "tra' + stored(*lines_of(2, 3)),
-            [1, 3],
-            ["1 damaged", "missing in step 2"],
-            0,
-        ),
-        (
-            stored(*lines_of(1, 2)) + b'{"kind": "train", "step": null}\n7\n',
-            [1, 2],
-            ["2 damaged", "missing in step 3"],
-            0,
-        ),
-        (stored(*lines_of(3, 4)), [3], [], 2),  # branched off after step 2
-        (b"", [], ["3 lines are missing in steps 1 to 3"], 0),
-        (stored(*lines_of(3)), [3], ["2 lines are missing in steps 1 to 2"], 0),
-        (stored(*lines_of(3)), [3], [], None),  # the ledger is lost, too
-        (stored(*lines_of(1, 2), {**lines_of(1)[0], "loss": 0}, *lines_of(1, 3)), [2, 1, 3], [], 0),
-    ],
-)
-def test_a_resumed_run_keeps_what_it_can_of_its_metrics_and_says_what_is_lost(
-    tmp_path: Path, content: bytes, kept: list[int], damage: list[str], began_after: int | None
-) -> None:
-    run = RunFolder(tmp_path)
-    run.metrics_file.write_bytes(content)
-    stream = MetricsStream(run, 3, began_after)
-    stream.write({"kind": "train", "step": 4, "loss": float("nan")})
-    stream.sync()
-    stream.write({"kind": "train", "step": 5, "loss": 0.5})
-    stream.close()
-    new = [{"kind": "train", "step": 4, "loss": None}, {"kind": "train", "step": 5, "loss": 0.5}]
-    assert read_metrics(run.metrics_file) == [*lines_of(*kept), *new]
-    assert len(stream.damage) == len(damage)
-    for said, expected in zip(stream.damage, damage, strict=True):
-        assert expected in said
-        assert str(run.metrics_file) in said
-
-
 @pytest.mark.slow
 def test_metrics_are_stored_before_a_checkpoint_and_no_step_counts_its_time(prepared_folder, monkeypatch) -> None:
     events, save, sync = [], Checkpoints.save, MetricsStream.sync
