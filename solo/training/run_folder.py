@@ -79,7 +79,7 @@ class RunFolder:
     @property
     def heartbeat_file(self) -> Path:
         """The last sign of life; see `solo.training.heartbeat`."""
-        return self.path / "heartbeat.json"
+        return self.work / "heartbeat.json"
 
     @property
     def checkpoints(self) -> Path:
