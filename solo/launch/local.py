@@ -9,6 +9,7 @@ from solo.config import ConfigError
 from solo.launch.environment import must_be_set
 from solo.launch.plan import Command, Plan
 from solo.launch.request import Request, module
+from solo.training.run_folder import RunFolder
 
 
 def plan(request: Request) -> Plan:
@@ -24,6 +25,7 @@ def plan(request: Request) -> Plan:
             raise ConfigError(f"--secret {secret.name}=...: local runs inherit it: set {secret.name} here")
         must_be_set(secret, os.environ)
     machine, run = request.machine, request.config.run_folder
+    metrics = str(RunFolder(run).metrics_file)
     config, pid = request.config_file(), f"{request.folder}/supervisor.pid"
     several = machine.all_hosts > 1
     virtual = machine.chip.name == "cpu"
@@ -49,8 +51,8 @@ def plan(request: Request) -> Plan:
         "local",
         (config,),
         (*([prepare] if several else []), Command((*set_variables, *supervisor), "train here, in the foreground")),
-        status=(Command(("tail", "-n", "1", f"{run}/metrics.jsonl"), "the newest step"),),
-        logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", f"{run}/metrics.jsonl")),),
+        status=(Command(("tail", "-n", "1", metrics), "the newest step"),),
+        logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", metrics)),),
         stop=(Command(module("solo.launch.pid_file", "stop", pid), "saves, and ends with 42"),),
         runs=(str(run),),
         taken=Command(module("solo.launch.pid_file", "holder", pid)),

@@ -176,7 +176,7 @@ class BucketStore(Store):
 
     def store(self) -> None:
         """See `Store`. Tries for some minutes."""
-        from solo.training.checkpoint import CheckpointError  # imports JAX
+        from solo.training.checkpoint import BucketFailsError, CheckpointError  # imports JAX
 
         end, wait = time.monotonic() + PATIENCE_SECONDS, 1.0
         while True:
@@ -187,7 +187,7 @@ class BucketStore(Store):
                 return
             except BucketError as error:
                 if time.monotonic() + wait > end:
-                    raise CheckpointError(
+                    raise BucketFailsError(
                         f"no checkpoint without its metrics, which cannot be stored: {error}"
                     ) from None
                 _log.warning("%s; trying again in %.0f s", error, wait)

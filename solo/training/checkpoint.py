@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from solo.config import CheckpointConfig
 from solo.files import complete_checkpoints, is_remote
 from solo.model.declare import ParameterSpec
+from solo.statuses import TransientError
 from solo.training.distributed import first_text, from_first
 from solo.training.newest import newest_whole, position_of, record_sizes, set_aside
 from solo.training.orbax_paths import for_orbax, saving_context
@@ -28,10 +29,21 @@ from solo.training.step import TrainState
 
 # TensorStore's words for failures of a bucket that say nothing about what is in it.
 _BUCKET_FAILS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
+
+
+class BucketFailsError(CheckpointError, TransientError):
+    """A bucket does not take or give a checkpoint for now."""
 
 
 class DamagedError(CheckpointError):
@@ -213,9 +225,14 @@ class Checkpoints:
 
     def _failure(self, error: Exception) -> CheckpointError:
         self._failed = True
-        good = complete_checkpoints(self.folder)
+        text = f"could not save to {self.folder}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        try:
+            good = complete_checkpoints(self.folder)
+        except OSError:  # its bucket cannot be reached
+            return BucketFailsError(text)
         kept = f"the last good checkpoint is step {good[-1].name}" if good else "there is no good checkpoint yet"
-        return CheckpointError(f"could not save to {self.folder}: {str(error).splitlines()[0]}; {kept}")
+        fails = is_remote(self.folder) and any(word in str(error) for word in _BUCKET_FAILS)
+        return (BucketFailsError if fails else CheckpointError)(f"{text}; {kept}")
 
 
 @contextlib.contextmanager
@@ -237,7 +254,7 @@ def unreadable_error(checkpoint: Path, error: Exception) -> CheckpointError:
     """Returns the error for a checkpoint that cannot be read: damaged, unless it is only its bucket that fails."""
     text = unreadable(checkpoint, error)
     if is_remote(checkpoint) and any(word in str(error) for word in _BUCKET_FAILS):
-        return CheckpointError(text.replace(": files of it are missing or damaged", ": its bucket fails"))
+        return BucketFailsError(text.replace(": files of it are missing or damaged", ": its bucket fails"))
     return DamagedError(text)
 
 

@@ -242,11 +242,14 @@ def _new(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 def _replace(partial: Path, final: Path) -> None:
     """Renames a folder. If another process was faster, its folder stays: it holds the same bytes."""
-    if final.exists():
-        for path in partial.iterdir():
-            path.replace(final / path.name)
-        return
-    partial.rename(final)
+    if not final.exists():
+        try:
+            partial.rename(final)
+            return
+        except OSError:  # some mounts of buckets rename files only
+            final.mkdir(exist_ok=True)
+    for path in list(partial.iterdir()):
+        path.replace(final / path.name)
 
 
 def _filtered(parts: Sequence[_Part], excluded: int) -> dict[str, int]:
