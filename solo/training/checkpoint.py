@@ -29,13 +29,6 @@ from solo.training.step import TrainState
 
 # TensorStore's words for failures of a bucket that say nothing about what is in it.
 _BUCKET_FAILS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "RESOURCE_EXHAUSTED",
-    "ABORTED",
-)
 
 
 class CheckpointError(RuntimeError):
