@@ -17,10 +17,11 @@ from solo.interop.description import describe_repository, placeholder_id
 from solo.interop.layout import Layout
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition, Parameters, define
+from solo.training.evaluators import TRAINED
 from solo.training.reference import Which, find_checkpoint, parse_reference
 
 
-def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = None) -> Monolith:
+def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = None, weights: str = TRAINED) -> Monolith:
     """Load a trained model for inference.
 
     Args:
@@ -30,9 +31,11 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
             Mono-InternVL, EVEv2, Fuyu, Mistral, Llama, Qwen, ...
         mesh: the devices to load it onto; by default all of this process's. It may differ from the mesh of training.
         step: of a run, the checkpoint to load: a step, `latest`, or `best` (by `checkpoint.best` of its config).
+        weights: of a run, `trained`, or the name of an average of them, such as `ema` (`averages` of its config).
 
     Raises:
-        ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no such checkpoint.
+        ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no such checkpoint or
+            weights.
         CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
     path, named = parse_reference(path)
@@ -45,8 +48,10 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
         if which is not None:
             raise ValueError(f"{folder} is a repository, which has one set of weights; {which} names none of them")
+        if weights != TRAINED:
+            raise ValueError(f"{folder} is a repository, which has one set of weights, and no {weights!r}")
         return load_repository(folder, mesh)
-    return load_run(folder if which is None else find_checkpoint(folder, which), mesh)
+    return load_run(folder if which is None else find_checkpoint(folder, which), mesh, weights)
 
 
 def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:

@@ -13,6 +13,7 @@ from solo.data.text import Tokenizer
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
+from solo.training.averages import Average
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.step import Health, TrainState
 
@@ -60,8 +61,11 @@ def tiny_monolith(tokenizer: Tokenizer, config: Config | None = None, devices: i
     return Monolith(config or tiny_config(), tokenizer, _weights(tokenizer.vocab_size), mesh)
 
 
-def save_run(model: Monolith, folder: Path, *steps: int) -> Path:
-    """Writes a run's folder with a checkpoint per step; the parameters of step n are the model's times n."""
+def save_run(model: Monolith, folder: Path, *steps: int, ema: float | None = None) -> Path:
+    """Writes a run's folder with a checkpoint per step; the parameters of step n are the model's times n.
+
+    With `ema`, the checkpoints have an average of that name: of all but the head, times this number.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(model.config))
     model.tokenizer.save(folder)
@@ -69,7 +73,11 @@ def save_run(model: Monolith, folder: Path, *steps: int) -> Path:
     zero = jnp.zeros((), jnp.int32)
     for step in steps:
         parameters = jax.tree.map(lambda value, step=step: value * step, model.parameters)
-        state = TrainState(parameters, {}, (), Health(jnp.zeros(()), zero, zero), zero)
+        averages = {}
+        if ema is not None:
+            means = {path: value * ema for path, value in parameters.items() if path != "head"}
+            averages = {"ema": Average(means, zero, zero)}
+        state = TrainState(parameters, {}, (), Health(jnp.zeros(()), zero, zero), zero, averages=averages)
         checkpoints.save(state, Progress(step, 0, step, {}))
     checkpoints.close()
     return folder

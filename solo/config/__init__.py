@@ -6,6 +6,7 @@ overrides: mappings are merged key by key, lists are replaced. `key.path=value` 
 what it decides (`solo.config.base.Decides`); `identity`, `differences` and `keys_deciding` compare configs by that.
 """
 
+from solo.config.averages import AverageConfig
 from solo.config.base import ConfigError, Section, nearest
 from solo.config.checkpoint import BestConfig, CheckpointConfig, SafetyConfig
 from solo.config.compare import Difference, differences, flat, identity, keys_deciding, summary
@@ -29,6 +30,7 @@ from solo.config.training import Average, LossConfig, StageConfig
 
 __all__ = [
     "Average",
+    "AverageConfig",
     "BestConfig",
     "CheckpointConfig",
     "Config",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from solo.config.averages import AverageConfig
 from solo.config.base import ConfigError, Section, decides, nearest
 from solo.config.checkpoint import CheckpointConfig, SafetyConfig
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig
@@ -46,6 +47,7 @@ class Config(Section):
         json_schema_extra=decides("nothing"),
     )
     stages: tuple[StageConfig, ...] = ()
+    averages: dict[str, AverageConfig] = Field({}, description="name: an average of the weights, such as ema")
     checkpoint: CheckpointConfig = CheckpointConfig()
     safety: SafetyConfig = SafetyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -59,6 +61,14 @@ class Config(Section):
                 f"{folder!r} is neither a folder nor a place in a bucket: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
             )
         return folder
+
+    @field_validator("averages")
+    @classmethod
+    def _check_averages(cls, averages: dict[str, AverageConfig]) -> dict[str, AverageConfig]:
+        for name in averages:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "trained":
+                raise ValueError(f"{name!r} is no name of an average: small letters, digits and _, and not trained")
+        return averages
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -17,7 +17,16 @@ from solo.inference.monolith import Monolith
 from solo.inference.trained import local_mesh
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.mesh import parameter_shardings
-from solo.training.checkpoint import CheckpointError, DamagedError, abstract_parameters, differences, unreadable_error
+from solo.training.checkpoint import (
+    CheckpointError,
+    DamagedError,
+    abstract_parameters,
+    differences,
+    items_of,
+    read_items,
+    unreadable_error,
+)
+from solo.training.evaluators import TRAINED
 from solo.training.newest import fault
 from solo.training.orbax_paths import for_orbax
 from solo.training.reference import find_checkpoint
@@ -27,11 +36,11 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
+def load_run(path: Path, mesh: Mesh | None = None, weights: str = TRAINED) -> Monolith:
     """Load a model from a run's folder (its newest checkpoint), or from one of the run's checkpoints; see `solo.load`.
 
     Raises:
-        ValueError: the folder is not a run, or has no complete checkpoint.
+        ValueError: the folder is not a run, or has no complete checkpoint, or no such weights.
         CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
     is_checkpoint = path.parent.name == "checkpoints"
@@ -43,7 +52,7 @@ def load_run(path: Path, mesh: Mesh | None = None) -> Monolith:
     definition = define(config, tokenizer.vocab_size)
 
     def read(checkpoint: Path) -> Parameters:
-        return read_parameters(checkpoint, definition, devices)
+        return read_parameters(checkpoint, definition, devices, weights)
 
     return Monolith(config, tokenizer, read(path) if is_checkpoint else with_newest(run, read), devices)
 
@@ -59,25 +68,32 @@ def with_newest(run: Path, read: Callable[[Path], T]) -> T:
             checkpoint = find_checkpoint(run, below=int(checkpoint.name))
 
 
-def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh) -> Parameters:
+def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh, weights: str = TRAINED) -> Parameters:
     """Read the parameters of a checkpoint, sharded over the mesh. Nothing is written, so the run may be training.
 
+    Args:
+        checkpoint: its folder.
+        definition: the model.
+        mesh: the devices.
+        weights: `trained`, or the name of an average.
+
     Raises:
-        ValueError: the checkpoint is not complete.
+        ValueError: the checkpoint is not complete, or has no such weights.
         CheckpointError: its parameters are not the model's; the message lists the differences.
         DamagedError: files of it are missing or damaged.
     """
     if not is_complete(checkpoint):
         raise ValueError(f"{checkpoint} is not a complete checkpoint")
-    wanted = {"parameters": abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))}
+    wanted = abstract_parameters(definition.specs, parameter_shardings(definition.specs, mesh))
     if found := fault(checkpoint):
         raise DamagedError(f"checkpoint {checkpoint} is damaged: {found}")
     stored = ocp.checkpointables_metadata(for_orbax(checkpoint)).metadata
-    if lines := differences(stored.get("parameters", {}), wanted["parameters"]):
+    if lines := differences(stored.get("parameters", {}), wanted):
         raise CheckpointError(
             f"{checkpoint} does not belong to this run's model:\n" + "\n".join(f"  {line}" for line in lines)
         )
+    items = items_of(wanted, stored, weights)
     try:
-        return ocp.load_checkpointables(for_orbax(checkpoint), wanted)["parameters"]
+        return read_items(checkpoint, items)
     except Exception as error:
         raise unreadable_error(checkpoint, error) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from solo.interop.repository import write_files
 from solo.interop.source import open_source
 from solo.interop.tensor_files import MAX_SHARD_BYTES, complete_folder, write_tensors
 from solo.interop.verify import Verification, verify
+from solo.training.evaluators import TRAINED
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def export(
     layout: str = "native",
     *,
     dtype: Dtype = "float32",
+    weights: str = TRAINED,
+    average: int | Sequence[int] | None = None,
     verified: bool = True,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     report: Callable[[str], None] = lambda line: None,
@@ -62,6 +65,8 @@ def export(
         to: the folder to write. It appears complete or not at all.
         layout: a name in `solo.interop.layouts`. The text layouts store the text path of a monolith.
         dtype: dtype of the weights.
+        weights: of a run, `trained`, or the name of an average that was kept in training, such as `ema`.
+        average: of a run, the mean of this many of the newest checkpoints, or of those of these steps.
         verified: read everything back and compare it with the checkpoint: tensors bit for bit, and logits and answers
             where PyTorch and transformers are installed.
         max_shard_bytes: limit on the values in a file.
@@ -72,10 +77,10 @@ def export(
         VerificationError: the repository differs from the checkpoint.
         FileExistsError: `to` exists.
         TensorFileError: the disk has too little space.
-        ValueError: `checkpoint` is not a checkpoint.
+        ValueError: `checkpoint` is not a checkpoint, or there are no such weights or checkpoints to average.
     """
     target = layout_named(layout)
-    source = open_source(checkpoint)
+    source = open_source(checkpoint, weights, average)
     try:
         plan = make_plan(source, target, dtype)
         with complete_folder(to) as folder:

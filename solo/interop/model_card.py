@@ -9,6 +9,8 @@ from typing import Any
 
 from solo.config import dump_config
 from solo.interop.export_plan import ExportPlan
+from solo.interop.source import Source
+from solo.training.evaluators import TRAINED
 from solo.training.metrics import read_metrics
 
 _CARD = """\
@@ -115,11 +117,25 @@ def _training(plan: ExportPlan) -> str:
     digest = hashlib.sha256(dump_config(source.config).encode()).hexdigest()[:16]
     if source.run is None:
         return f"\n## Origin\n\nConverted by solo, not trained by it. Config digest `{digest}`.\n"
-    rows: list[tuple[object, ...]] = [("run", source.config.name), ("checkpoint step", f"{source.step:,}")]
+    rows: list[tuple[object, ...]] = [("run", source.config.name), *_weights(source)]
     steps = [line for line in _metrics(plan) if line.get("kind") == "train"]
+    if steps and (source.averaged or source.weights != TRAINED):
+        steps[-1] = {key: value for key, value in steps[-1].items() if key != "loss"}  # that of other weights
     rows += [*(_figures(steps[-1]) if steps else []), ("config digest", f"`{digest}`")]
     stages = "\n".join(f"- `{stage.name}`: {', '.join(stage.mixture)}" for stage in source.config.stages)
     return f"\n## Training\n\n{_table(rows)}\n\nStages and their data:\n\n{stages}\n"
+
+
+def _weights(source: Source) -> list[tuple[object, ...]]:
+    """Returns which weights of the run these are."""
+    rows: list[tuple[object, ...]] = []
+    if source.weights != TRAINED:
+        average = source.config.averages[source.weights]
+        rows.append(("weights", f"{source.weights}, an exponential moving average of decay {average.decay:g}"))
+    if source.averaged:
+        steps = ", ".join(f"{step:,}" for step in source.averaged)
+        return [*rows, ("mean of the checkpoints of steps", steps)]
+    return [*rows, ("checkpoint step", f"{source.step:,}")]
 
 
 def _metrics(plan: ExportPlan) -> list[dict[str, Any]]:
@@ -139,8 +155,13 @@ def _figures(last: dict[str, Any]) -> list[tuple[object, ...]]:
 
 
 def _scores(plan: ExportPlan) -> str:
-    latest = {line["task"]: line for line in _metrics(plan) if line.get("kind") == "evaluation"}
-    if not latest:
+    source = plan.source
+    latest = {
+        line["task"]: line
+        for line in _metrics(plan)
+        if line.get("kind") == "evaluation" and line.get("weights", TRAINED) == source.weights
+    }
+    if not latest or source.averaged:  # a mean of checkpoints was not evaluated
         return ""
     rows = [
         (task, line["metric"], f"{line['score']:.1f}", f"{line['examples']:,}", f"{line['step']:,}")

@@ -13,12 +13,21 @@ from orbax.checkpoint import v1 as ocp
 
 from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
-from solo.files import is_complete, resolved
+from solo.files import complete_checkpoints, is_complete, resolved
 from solo.interop.description import describe_repository
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters
 from solo.model.parameters import ModelDefinition, define
-from solo.training.checkpoint import CheckpointError, differences
+from solo.training.checkpoint import (
+    CheckpointError,
+    DamagedError,
+    differences,
+    items_of,
+    read_items,
+    unreadable_error,
+)
+from solo.training.evaluators import TRAINED
+from solo.training.newest import fault
 from solo.training.orbax_paths import for_orbax
 from solo.training.reference import find_checkpoint, parse_reference
 from solo.training.run_folder import RunFolder
@@ -35,6 +44,8 @@ class Source(ABC):
         definition: the network. Its vocabulary has the published rows.
         run: the run's folder, if this is a checkpoint.
         step: step of the checkpoint.
+        weights: the name of its weights: `trained`, or an average that was kept in training.
+        averaged: steps of the checkpoints whose mean this is; empty if it is one checkpoint.
     """
 
     folder: Path
@@ -43,6 +54,8 @@ class Source(ABC):
     definition: ModelDefinition
     run: RunFolder | None = None
     step: int | None = None
+    weights: str = TRAINED
+    averaged: tuple[int, ...] = ()
 
     @abstractmethod
     def read(self, slice_: ParameterSlice) -> np.ndarray:
@@ -57,20 +70,43 @@ class Source(ABC):
 
 
 class RunSource(Source):
-    """A checkpoint of a run. The parameter read last is kept, because its layers are read one after the other."""
+    """A checkpoint of a run, or the mean of several.
 
-    def __init__(self, checkpoint: Path):
+    The parameter read last is kept, because its layers are read one after the other. A mean is summed in float64, so
+    that a parameter takes 12 bytes for each of its elements.
+
+    Args:
+        checkpoint: the checkpoint, or the newest of several.
+        weights: `trained`, or the name of an average that was kept in training.
+        earlier: the other checkpoints of a mean.
+
+    Raises:
+        CheckpointError: a checkpoint is of another model, or is damaged.
+        ValueError: a checkpoint has no such weights.
+    """
+
+    def __init__(self, checkpoint: Path, weights: str = TRAINED, earlier: Sequence[Path] = ()):
         run = RunFolder.existing(checkpoint.parent.parent, lines=False)
         config, tokenizer = load_config(run.config_file), open_tokenizer(run.work)
         definition = define(config, tokenizer.vocab_size)
-        super().__init__(checkpoint, config, tokenizer, definition, run, int(checkpoint.name))
+        self._folders = [*earlier, checkpoint]
+        steps = tuple(int(folder.name) for folder in self._folders) if earlier else ()
+        super().__init__(checkpoint, config, tokenizer, definition, run, int(checkpoint.name), weights, steps)
         self._last: tuple[str, np.ndarray] | None = None
-        stored = ocp.checkpointables_metadata(for_orbax(checkpoint)).metadata["parameters"]
+        self._stored = [self._checked(folder) for folder in self._folders]
+
+    def _checked(self, checkpoint: Path) -> dict[str, Any]:
+        """Returns a checkpoint's metadata by item."""
+        if found := fault(checkpoint):
+            raise DamagedError(f"checkpoint {checkpoint} is damaged: {found}")
+        stored = ocp.checkpointables_metadata(for_orbax(checkpoint)).metadata
         wanted = {path: spec.abstract() for path, spec in self.definition.specs.items()}
-        if lines := differences(stored, wanted):
+        if lines := differences(stored["parameters"], wanted):
             raise CheckpointError(
                 f"{checkpoint} is not a checkpoint of this run's model:\n" + "\n".join(f"  {line}" for line in lines)
             )
+        items_of(wanted, stored, self.weights)  # raises if it has no such weights
+        return stored
 
     def read(self, slice_: ParameterSlice) -> np.ndarray:
         """See `Source`."""
@@ -81,13 +117,21 @@ class RunSource(Source):
         return values if slice_.layer is None else values[slice_.layer]
 
     def _load(self, path: str) -> np.ndarray:
-        spec = self.definition.specs[path]
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
-            wanted = {"parameters": {path: np.empty(spec.shape, np.float32)}}
-            found: Any = ocp.load_checkpointables(for_orbax(self.folder), wanted)
-        return np.asarray(found["parameters"][path])
+        if not self.averaged:
+            return self._load_from(path, 0)
+        total = np.zeros(self.definition.specs[path].shape, np.float64)
+        for number in range(len(self._folders)):
+            total += self._load_from(path, number)
+        total /= len(self._folders)
+        return total.astype(np.float32)
+
+    def _load_from(self, path: str, number: int) -> np.ndarray:
+        wanted = {path: np.empty(self.definition.specs[path].shape, np.float32)}
+        try:
+            found = read_items(self._folders[number], items_of(wanted, self._stored[number], self.weights))
+        except Exception as error:
+            raise unreadable_error(self._folders[number], error) from error
+        return np.asarray(found[path])
 
     def in_reading_order(self, rules: Sequence[TensorRule]) -> list[TensorRule]:
         """Orders rules by parameter instead of by layer, so that each parameter is read once."""
@@ -118,14 +162,17 @@ class RepositorySource(Source):
         self._stored.reader.close()
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, weights: str = TRAINED, average: int | Sequence[int] | None = None) -> Source:
     """Opens the model to export.
 
     Args:
         path: a run's folder (its newest checkpoint), one of its checkpoints (also `RUN@STEP`), or a repository.
+        weights: of a run, `trained`, or the name of an average.
+        average: of a run, take the mean of this many of the newest checkpoints, or of those of these steps.
 
     Raises:
-        ValueError: it is none of these; LayoutError and TensorFileError among them.
+        ValueError: it is none of these, or has no such weights or checkpoints; LayoutError and TensorFileError among
+            them.
         CheckpointError: the checkpoint does not fit the run's model.
     """
     named, which = parse_reference(path)
@@ -133,6 +180,10 @@ def open_source(path: str | Path) -> Source:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a run, one of its checkpoints, or an imported repository")
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+        if weights != TRAINED or average is not None:
+            raise ValueError(
+                f"{folder} is a repository, which has one set of weights: --weights and --average need a run"
+            )
         return RepositorySource(folder)
     is_checkpoint = folder.parent.name == "checkpoints"
     run = folder.parent.parent if is_checkpoint else folder
@@ -142,4 +193,29 @@ def open_source(path: str | Path) -> Source:
         raise ValueError(
             f"{folder} is not a complete checkpoint: it was not written to its end, or its name is not a step"
         )
-    return RunSource(folder if is_checkpoint else find_checkpoint(run, which or "latest"))
+    if average is None:
+        return RunSource(folder if is_checkpoint else find_checkpoint(run, which or "latest"), weights)
+    if is_checkpoint or which is not None:
+        raise ValueError(f"--average chooses checkpoints itself: give the run's folder, {run}")
+    *earlier, newest = _to_average(RunFolder(run), average)
+    return RunSource(newest, weights, earlier)
+
+
+def _to_average(run: RunFolder, average: int | Sequence[int]) -> list[Path]:
+    """Returns the checkpoints of a mean, by step. Raises ValueError if they are not there."""
+    complete = {int(path.name): path for path in complete_checkpoints(run.checkpoints)}
+    there = f"{run.path} has {len(complete)} complete checkpoints: {', '.join(map(str, complete))}"
+    if isinstance(average, int):
+        if average < 2:
+            raise ValueError("a mean needs two checkpoints or more: --average 2, or steps such as --average 900,1000")
+        if average > len(complete):
+            raise ValueError(
+                f"cannot average {average} checkpoints: {there}. A run keeps more with checkpoint.keep_latest or"
+                " keep_every_steps"
+            )
+        return list(complete.values())[-average:]
+    if missing := [step for step in average if step not in complete]:
+        raise ValueError(f"cannot average the checkpoints of steps {', '.join(map(str, missing))}: {there}")
+    if len(set(average)) < len(average):
+        raise ValueError("--average: a step is named twice")
+    return [complete[step] for step in sorted(average)]

@@ -109,6 +109,7 @@ class Forecast:
             "fits": self.fits,
             "parameters": self.by_hand.parameters,
             "optimizer": self.by_hand.optimizer,
+            "averages": self.by_hand.averages,
             "batch": self.by_hand.batch,
             "by_hand": self.by_hand.as_dict(),
         }

@@ -24,6 +24,7 @@ from solo.model.transformer import padded_vocab
 from solo.planning.program import abstract_batch
 from solo.sharding.axes import AXES, check_slots, mesh_sizes, rows_per_shard
 from solo.sharding.mesh import parameter_shardings, shardings_like
+from solo.training.averages import averaged_paths
 from solo.training.groups import trainable_paths
 from solo.training.losses import targets_per_chunk
 from solo.training.optimizer import make_optimizer
@@ -36,9 +37,10 @@ _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
 
 @dataclass(frozen=True)
 class HandCount:
-    """Estimated bytes on each device. The first three are exact, the others come from a model.
+    """Estimated bytes on each device. The first four are exact, the others come from a model.
 
-    parameters, optimizer  the state, in float32
+    parameters, optimizer  the state
+    averages               averages of the weights, in float32
     batch                  rows as the loader yields them, and counters
     gradients              gradients of the trained parameters
     saved                  activations that the forward pass keeps for the backward pass
@@ -48,6 +50,7 @@ class HandCount:
 
     parameters: int
     optimizer: int
+    averages: int
     batch: int
     gradients: int
     saved: int
@@ -57,7 +60,7 @@ class HandCount:
     @property
     def arguments(self) -> int:
         """The state and the batch: exact."""
-        return self.parameters + self.optimizer + self.batch
+        return self.parameters + self.optimizer + self.averages + self.batch
 
     @property
     def temporaries(self) -> int:
@@ -109,6 +112,7 @@ def hand_count(
     return HandCount(
         parameters=parameters,
         optimizer=optimizer,
+        averages=_averages(config, stage, definition, mesh),
         batch=held(abstract_batch(config, stage.batch_rows, shape, mesh)) + _COUNTERS,
         gradients=trained * (2 if stage.accumulate > 1 else 1),
         saved=slots * config.model.layers * _saved(config.model, sizes["tensor"]),
@@ -137,6 +141,19 @@ def _state(
         shardings_like(state, definition.specs, mesh),  # type: ignore[arg-type]
     )
     return held(by_path), held(chosen), held(placed)
+
+
+def _averages(config: Config, stage: StageConfig, definition: ModelDefinition, mesh: AbstractMesh) -> int:
+    """Returns the bytes on each device of the averages of the weights, each with two counters."""
+    if not config.averages:
+        return 0
+    specs = definition.specs
+    shardings = parameter_shardings(specs, mesh)  # type: ignore[arg-type]
+    weights = {
+        path: jax.ShapeDtypeStruct(specs[path].shape, np.float32, sharding=shardings[path])
+        for path in averaged_paths(config.stages, stage, specs)
+    }
+    return len(config.averages) * (held(weights) + 8)
 
 
 def held(tree: Any) -> int:

@@ -22,6 +22,7 @@ from solo.planning.topology import machine_devices
 from solo.sharding.axes import AXES
 from solo.sharding.compiling import compile_lowered
 from solo.sharding.mesh import batch_shardings, make_mesh
+from solo.training.averages import averaged_paths
 from solo.training.step import make_stage
 
 # An option of the TPU compiler: it compiles in a sixth of the time, with memory within 7% and a far slower program.
@@ -122,7 +123,10 @@ def compile_step(
         OutOfMemoryError: the compiler reports that the step does not fit.
     """
     mesh = make_mesh(config.mesh, machine_devices(machine))
-    made = make_stage(definition, stage, num_steps, config.safety, mesh, config.compiler_options)
+    averaged = averaged_paths(config.stages, stage, definition.specs) if config.averages else []
+    made = make_stage(
+        definition, stage, num_steps, config.safety, mesh, config.compiler_options, config.averages, averaged
+    )
     step: Any = made.step
     lowered = step.lower(made.abstract, abstract_batch(config, stage.batch_rows, shape, mesh))
     start = time.monotonic()

@@ -83,6 +83,8 @@ def _memory(found: Forecast) -> Table:
     table = _table("memory of a device", ("compiled", "estimated"))
     table.add_row("parameters", *_sizes(count.parameters, count.parameters))
     table.add_row("optimizer", *_sizes(count.optimizer, count.optimizer))
+    if count.averages:
+        table.add_row("averages", *_sizes(count.averages, count.averages))
     table.add_row("batch", *_sizes(count.batch, count.batch))
     if program:
         table.add_row(f"arguments: {_OTHER}", *_sizes(program.arguments - count.arguments, None))

@@ -1,7 +1,8 @@
 """Checkpoints of a run, saved asynchronously by Orbax and restored strictly.
 
-A checkpoint `<run>/checkpoints/<step>` holds `parameters` (path -> array) and `optimizer` (the optimizer state and the
-stage's counters). Its metadata is the JSON of `Progress`.
+A checkpoint `<run>/checkpoints/<step>` holds `parameters` (path -> array), `optimizer` (the optimizer state and the
+stage's counters) and, if the run has averages of its weights, `averages` (name -> `Average`). Its metadata is the JSON
+of `Progress`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from orbax.checkpoint import v1 as ocp
 from solo.config import CheckpointConfig
 from solo.files import complete_checkpoints, is_remote
 from solo.model.declare import ParameterSpec
+from solo.model.parameters import Parameters
 from solo.statuses import TransientError
+from solo.training.averages import Average
 from solo.training.distributed import first_text, from_first
+from solo.training.evaluators import TRAINED
 from solo.training.newest import newest_whole, position_of, record_sizes, set_aside
 from solo.training.orbax_paths import for_orbax, saving_context
 from solo.training.step import TrainState
@@ -141,7 +145,7 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts a save; returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""
         self.wait()
-        tree = {"parameters": state.parameters, "optimizer": _counters(state)}
+        tree = _items(state)
         try:
             pending = self._orbax.save_checkpointables_async(
                 progress.step, tree, custom_metadata=dataclasses.asdict(progress)
@@ -173,7 +177,7 @@ class Checkpoints:
             CheckpointError: names or shapes of the parameters or the optimizer state differ; the message lists them.
             DamagedError: files of it are missing or damaged.
         """
-        wanted = {"parameters": abstract.parameters, "optimizer": _counters(abstract)}
+        wanted = _items(abstract)
         self._compare(progress.step, wanted)
         try:
             loaded = self._orbax.load_checkpointables(progress.step, wanted)
@@ -186,6 +190,7 @@ class Checkpoints:
             rest["optimizer"],
             rest["health"],
             rest["step"],
+            averages={name: Average(**average) for name, average in loaded.get("averages", {}).items()},
         )
 
     def steps(self) -> list[int]:
@@ -266,6 +271,41 @@ def abstract_parameters(specs: Mapping[str, ParameterSpec], shardings: Mapping[s
     }
 
 
+def items_of(specs: Mapping[str, Any], stored: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """Returns the items of a checkpoint that hold some of its weights.
+
+    Args:
+        specs: path -> anything, for every parameter that is wanted.
+        stored: the checkpoint's metadata, by item.
+        weights: `trained`, or the name of an average, which holds the parameters that were trained.
+
+    Returns:
+        The values of `specs` in the tree of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has no such weights.
+    """
+    if weights == TRAINED:
+        return {"parameters": dict(specs)}
+    averages = stored.get("averages") or {}
+    if weights not in averages:
+        raise ValueError(f"there are no weights {weights!r} here; there are {', '.join([TRAINED, *sorted(averages)])}")
+    means = {path: spec for path, spec in specs.items() if path in averages[weights]["weights"]}
+    plain = {path: spec for path, spec in specs.items() if path not in means}
+    found = {"parameters": plain, "averages": {weights: {"weights": means}}}
+    return {item: tree for item, tree in found.items() if (plain if item == "parameters" else means)}
+
+
+def read_items(checkpoint: Path, wanted: Mapping[str, Any]) -> Parameters:
+    """Reads parameters of a checkpoint; `wanted` is what `items_of` returns, with arrays to restore onto."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        found: Any = ocp.load_checkpointables(for_orbax(checkpoint), dict(wanted))
+    means = [average["weights"] for average in found.get("averages", {}).values()]
+    return dict(sorted({**found.get("parameters", {}), **(means[0] if means else {})}.items()))
+
+
 def differences(stored: Any, wanted: Any) -> list[str]:
     """Returns a line for each leaf that is missing or left over, or has another shape or dtype."""
 
@@ -285,6 +325,14 @@ def differences(stored: Any, wanted: Any) -> list[str]:
 def _name(path: tuple[Any, ...]) -> str:
     parts = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
     return "/".join(str(part) for part in parts)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """Returns what a checkpoint holds, by its name."""
+    items = {"parameters": state.parameters, "optimizer": _counters(state)}
+    if state.averages:
+        items["averages"] = {name: average._asdict() for name, average in state.averages.items()}
+    return items
 
 
 def _counters(state: TrainState) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
 from solo.chips import OptionValue
-from solo.config import SafetyConfig, StageConfig
+from solo.config import AverageConfig, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.axes import rows_per_shard
 from solo.sharding.compiling import compiler_options
 from solo.sharding.mesh import batch_shardings, parameter_shardings, shardings_like
 from solo.sharding.placement import placement
+from solo.training.averages import Average, begin, update
+from solo.training.evaluators import TRAINED
 from solo.training.groups import rate_scales, trainable_paths
 from solo.training.losses import Measured, batch_loss, normalised_weights
 from solo.training.optimizer import make_optimizer, subset
@@ -40,18 +42,28 @@ class Health(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Trainable and frozen parameters, optimizer state, and `step`, the stage's step count, int32 []."""
+    """Trainable and frozen parameters, optimizer state, and `step`, the stage's step count, int32 [].
+
+    `averages` holds averages of the weights by name.
+    """
 
     trainable: Parameters
     frozen: Parameters
     optimizer: Any
     health: Health
     step: jax.Array
+    averages: Mapping[str, Average] = {}
 
     @property
     def parameters(self) -> Parameters:
         """All parameters by path."""
         return dict(sorted({**self.trainable, **self.frozen}.items()))
+
+    @property
+    def weights(self) -> dict[str, Parameters]:
+        """All parameters by path, by the name of the weights: `TRAINED`, and every average."""
+        trained = self.parameters
+        return {TRAINED: trained, **{name: {**trained, **each.weights} for name, each in self.averages.items()}}
 
 
 class Stage(NamedTuple):
@@ -118,8 +130,20 @@ def make_stage(
     safety: SafetyConfig,
     mesh: Mesh,
     options: Mapping[str, OptionValue | None] | None = None,
+    averages: Mapping[str, AverageConfig] | None = None,
+    averaged: Sequence[str] | None = None,
 ) -> Stage:
-    """Builds a stage's step. `options` are the config's `compiler_options`.
+    """Builds a stage's step.
+
+    Args:
+        definition: the model.
+        stage: the stage's config.
+        num_steps: its steps.
+        safety: what counts as a bad step.
+        mesh: the devices.
+        options: the config's `compiler_options`.
+        averages: the averages of the weights.
+        averaged: the paths that they hold; default: those that the stage trains.
 
     Raises:
         ConfigError: the stage does not fit the model or the mesh.
@@ -136,7 +160,10 @@ def make_stage(
         zero = jnp.zeros((), jnp.int32)
         trainable = subset(parameters, trained)
         health = Health(jnp.zeros((), jnp.float32), zero, zero)
-        return TrainState(trainable, subset(parameters, frozen), optimizer.init(trainable), health, zero)
+        means = begin(averages or {}, subset(parameters, trained if averaged is None else averaged))
+        return TrainState(
+            trainable, subset(parameters, frozen), optimizer.init(trainable), health, zero, averages=means
+        )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measured]:
         (loss, measured), grads = loss_and_grads(definition, stage, where, state.trainable, state.frozen, batch)
@@ -154,7 +181,9 @@ def make_stage(
         health = _next_health(loss, ok, state.health)
         measured = {"loss": loss, **measured, "grad_norm": grad_norm, "learning_rate": rate}
         measured |= {"applied": ok, "bad_run": health.bad_run}
-        return TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1), measured
+        weights = {**state.frozen, **trainable}
+        means = {name: update(each, state.averages[name], weights, ok) for name, each in (averages or {}).items()}
+        return TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1, averages=means), measured
 
     by_path = parameter_shardings(specs, mesh)
     abstract = jax.eval_shape(start, {path: spec.abstract() for path, spec in specs.items()})

@@ -20,10 +20,11 @@ from solo.data.store.prepare import Prepared
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.training.averages import averaged_paths, carry
 from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import stop_agreed, wait_for_all
-from solo.training.evaluators import TRAINED, Evaluators, NoEvaluators
+from solo.training.evaluators import Evaluators, NoEvaluators
 from solo.training.facts import machine_text, start_text
 from solo.training.feeding import Feeder, StepInfo
 from solo.training.idle import IdleWatch
@@ -181,7 +182,7 @@ class Trainer:
     def _evaluate(self, state: TrainState, step: int) -> None:
         """Measures the weights. The save of this step, if any, has begun before, so that a kill loses no step."""
         self.observer.note("evaluating")
-        for line in self._evaluators.run({TRAINED: state.parameters}, step, step == self.num_steps):
+        for line in self._evaluators.run(state.weights, step, step == self.num_steps):
             self._metrics.write(line)
             self.observer.evaluated(line)
         self.ledger.spent("evaluation")
@@ -199,24 +200,40 @@ class Trainer:
             self.observer.note("creating the parameters")
             return stage.start(self._initial(self.definition, self.mesh))
         state = stage.start(before.parameters)
+        state = state._replace(averages=carry(state.averages, before.averages))
         if self.config.stages[start.stage].optimizer_state == "carry":
             state = state._replace(optimizer=carry_state(state.optimizer, before.optimizer))
         return state
 
     def _make_stage(self, number: int) -> Stage:
-        config, plan = self.config, self._feeder.plans[number]
-        key = program_of(plan)
+        config, plan, key = self.config, self._feeder.plans[number], self._program(number)
         if key not in self._stages:
             self._stages[key] = make_stage(
-                self.definition, plan.stage, plan.num_steps, config.safety, self.mesh, config.compiler_options
+                self.definition,
+                plan.stage,
+                plan.num_steps,
+                config.safety,
+                self.mesh,
+                config.compiler_options,
+                config.averages,
+                self._averaged(number),
             )
         return self._stages[key]
+
+    def _averaged(self, number: int) -> list[str]:
+        """Returns the paths that averages hold in a stage."""
+        stages = self.config.stages
+        return averaged_paths(stages, stages[number], self.definition.specs) if self.config.averages else []
+
+    def _program(self, number: int) -> str:
+        """Returns a text that is equal for stages of equal programs."""
+        return " ".join([program_of(self._feeder.plans[number]), *self._averaged(number)])
 
     def _compile(self, number: int, stage: Stage, state: TrainState, batch: Batch) -> Any:
         """Returns a stage's compiled step; stages of the same program, such as those of a curriculum, share it."""
         self.ledger.spent("start-up")
         self.observer.note(f"compiling stage {self.config.stages[number].name}")
-        key = program_of(self._feeder.plans[number])
+        key = self._program(number)
         if key not in self._compiled:
             self._compiled[key] = compile_lowered(
                 stage.step.lower(state, batch), self.mesh, self.config.compiler_options

@@ -21,6 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run's folder, a checkpoint (RUN@STEP, RUN@best), or a folder of weights",
     )
     parser.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
+    parser.add_argument(
+        "--weights", metavar="NAME", default="trained", help="an average of the weights, such as ema; default: trained"
+    )
+    parser.add_argument(
+        "--average",
+        metavar="N or STEP,STEP",
+        type=_average,
+        help="the mean of the newest N checkpoints, or of those of several steps",
+    )
     parser.add_argument("--layout", metavar="NAME", default="native", help="default native; an unknown name lists all")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32"
@@ -41,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.to,
             arguments.layout,
             dtype=arguments.dtype,
+            weights=arguments.weights,
+            average=arguments.average,
             verified=arguments.verify,
             report=status.update,
         )
@@ -48,3 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"written to {arguments.to}", soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def _average(text: str) -> int | tuple[int, ...]:
+    """Reads --average: a number of checkpoints, or steps."""
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected a number of checkpoints, or steps such as 900,1000; got {text!r}")
+    steps = tuple(map(int, numbers))
+    return steps[0] if len(steps) == 1 else steps

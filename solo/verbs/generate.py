@@ -15,6 +15,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo generate`."""
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint: RUN@STEP, RUN@best, or its folder")
+    parser.add_argument(
+        "--weights", metavar="NAME", default="trained", help="an average of the weights, such as ema; default: trained"
+    )
     parser.add_argument("--image", action=_Turn, metavar="FILE", help="an image; repeatable")
     parser.add_argument("--prompt", action=_Turn, metavar="TEXT", help="a user turn; repeatable")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
@@ -34,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     messages: list[dict[str, Any]] = []
     images: list[Any] = []
-    model = solo.load(arguments.run)
+    model = solo.load(arguments.run, weights=arguments.weights)
     for kind, value in arguments.turns:
         if kind == "image":
             images.append({"type": "image", "image": value})

@@ -1,6 +1,7 @@
 """Exports of tiny runs in every layout: files, refusals, verification."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -16,9 +17,11 @@ from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.tensor_files import TensorReader
 from solo.interop.verify import VerificationError, compare
+from solo.model.parameters import define
+from solo.training.checkpoint import CheckpointError
 from tests.data.vocabularies import byte_level_json
 from tests.interop.runs import SECTIONS, saved_run
-from tests.tiny import save_run
+from tests.tiny import MODEL, save_run, tiny_config, tiny_monolith
 
 ALWAYS = {
     "README.md",
@@ -266,3 +269,75 @@ def test_checkpoints_that_are_not_complete(runs, tmp_path, capsys):
     for name in ("9", "5.backup"):
         assert main(["export", str(run / "checkpoints" / name), "--to", str(tmp_path / "other")]) == 2
         assert f"{name} is not a complete checkpoint" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, tiny_tokenizer):
+    """A run with checkpoints of steps 1, 2, 4 and 9, and an average in each."""
+    config = tiny_config(averages={"ema": {"decay": 0.5}}, checkpoint={"keep_latest": 9})
+    model = tiny_monolith(tiny_tokenizer, config)
+    return save_run(model, tmp_path_factory.mktemp("several") / "run", 1, 2, 4, 9, ema=10.0), model
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ([], 9.0),
+        (["--average", "3"], 5.0),
+        (["--average", "9,1,4"], 14 / 3),
+        (["--weights", "ema"], 90.0),
+        (["--weights", "ema", "--average", "2"], 65.0),
+    ],
+)
+def test_an_export_is_of_the_weights_that_were_asked_for(several, tmp_path, options, factor):
+    """The parameters of step n are the model's times n, norms and embeddings included."""
+    run, model = several
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--no-verify", *options]) == 0
+    found, ema = solo.load(tmp_path / "out").parameters, "ema" in options
+    rows = model.tokenizer.vocab_size
+    for path, value in model.parameters.items():
+        cut = {"text_embed": np.s_[:rows], "head": np.s_[:, :rows]}.get(path, ...)
+        times = factor / 10 if ema and path == "head" else factor  # the head has no average
+        expected = np.asarray(value, np.float64)[cut] * times
+        np.testing.assert_allclose(np.asarray(found[path])[cut], expected, rtol=3e-7, err_msg=path)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("| weights | ema, an exponential moving average of decay 0.5 |" in card) == ema
+    assert ("| mean of the checkpoints of steps | 1, 4, 9 |" in card) == ("9,1,4" in options)
+    assert ("| checkpoint step | 9 |" in card) == ("--average" not in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--average", "5"], r"cannot average 5 checkpoints: .*/run has 4 complete checkpoints: 1, 2, 4, 9\. A run"),
+        (["--average", "1"], "a mean needs two checkpoints or more"),
+        (["--average", "4,5,6"], r"cannot average the checkpoints of steps 5, 6: .* 1, 2, 4, 9"),
+        (["--average", "4,4"], "a step is named twice"),
+        (["--weights", "sma"], r"no weights 'sma' here; there are trained, ema"),
+    ],
+)
+def test_weights_that_are_not_there_are_named_with_those_that_are(several, tmp_path, capsys, options, message):
+    run, _ = several
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), *options]) != 0
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_of_a_mean_is_named(several, tmp_path):
+    run = shutil.copytree(several[0], tmp_path / "run")
+    files = [path for path in (run / "checkpoints" / "4").rglob("*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"checkpoint .*/checkpoints/4 is damaged"):
+        export(run, tmp_path / "out", average=3, verified=False)
+
+
+def test_a_checkpoint_of_another_model_is_not_averaged(several, tmp_path, tiny_tokenizer):
+    run = shutil.copytree(several[0], tmp_path / "run")
+    config = tiny_config(model=MODEL | {"experts": {}})
+    specs = define(config, tiny_tokenizer.vocab_size).specs
+    zeros = {path: np.zeros(spec.shape, np.float32) for path, spec in specs.items()}
+    other = save_run(Monolith(config, tiny_tokenizer, zeros), tmp_path / "other", 5)
+    shutil.copytree(other / "checkpoints" / "5", run / "checkpoints" / "5")
+    message = r"checkpoints/5 is not a checkpoint of this run's model:\n  missing in the checkpoint: layers/"
+    with pytest.raises(CheckpointError, match=message):
+        export(run, tmp_path / "out", average=(4, 5), verified=False)

@@ -41,9 +41,10 @@ def prepared_folder(tmp_path_factory) -> Path:
 
 def train(config: Config, observer: Observer | None = None) -> Trainer:
     mesh = make_mesh(config.mesh, jax.devices()[:2])
-    run, ledger = RunFolder.open(config), Ledger()
+    run, ledger, prepared = RunFolder.open(config), Ledger(), prepare(config)
     ledger.open(run.goodput_file)
-    trainer = Trainer(config, prepare(config), run, observer or Observer(), mesh, ledger=ledger)
+    prepared.tokenizer.save(run.path)
+    trainer = Trainer(config, prepared, run, observer or Observer(), mesh, ledger=ledger)
     trainer.train()
     return trainer
 
