@@ -65,13 +65,16 @@ def job_set(
         # A slice is a node pool, so its pods must not be spread over two.
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     restart, fail = "RestartJobSetAndIgnoreMaxRestarts", "FailJobSet"
-    by_policy = {"onJobFailureReasons": ["PodFailurePolicy"]}
-    rules = [
-        {"name": "evicted", "action": restart, **by_policy, "onJobFailureMessagePatterns": [".*DisruptionTarget.*"]},
-        {"name": "fault", "action": fail, **by_policy},
-    ]
-    if request.max_seconds:
-        rules.append({"name": "deadline", "action": fail, "onJobFailureReasons": ["DeadlineExceeded"]})
+    evicted, fault, deadline = (
+        {"name": name, "action": action, "onJobFailureReasons": [reason]}
+        for name, action, reason in (
+            ("evicted", restart, "PodFailurePolicy"),
+            ("fault", fail, "PodFailurePolicy"),
+            ("deadline", fail, "DeadlineExceeded"),
+        )
+    )
+    evicted["onJobFailureMessagePatterns"] = [".*DisruptionTarget.*"]
+    rules = [evicted, fault, *([deadline] if request.max_seconds else [])]
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",

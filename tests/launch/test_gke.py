@@ -86,11 +86,13 @@ def pod(job_set: dict) -> dict:
 
 @pytest.mark.parametrize("on", MACHINES)
 def test_every_machine_makes_a_valid_job_set(on: str, tmp_path: Path) -> None:
-    config_map, job_set = documents(plan(tmp_path, on, queue="queue", spot=True, service_account="trainer"))
+    made = plan(tmp_path, on, queue="queue", spot=True, service_account="trainer", max_duration="1h")
+    config_map, job_set = documents(made)
     check_job_set(job_set)
     kubernetes_validate.validate(config_map, VERSION, strict=True)
     assert not nulls(job_set)
     assert not nulls(config_map)
+    assert re.search(r"[&*]id\d", made.files[0].text) is None  # no anchors of YAML
 
 
 def test_the_schema_check_finds_faults(tmp_path: Path) -> None:
