@@ -14,6 +14,7 @@ from solo.launch.restarts import MAX_IDLE_RESTARTS, MAX_RESTARTS
 from solo.verbs.overrides import add_config
 
 if TYPE_CHECKING:
+    from solo.config import Config
     from solo.launch.plan import Plan
     from solo.launch.request import Request
 
@@ -74,14 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def request(arguments: argparse.Namespace) -> Request:
     """Returns the request of a command line, checked. Raises ConfigError."""
-    from solo.config import load_config
     from solo.launch.environment import secrets, variables
     from solo.launch.request import Request, check, check_memory, run_name
     from solo.machines import parse_machine
 
     array = getattr(arguments, "array", None)
-    lines = [""] if array is None else _array(array)
-    configs = tuple(load_config(arguments.config, [*arguments.overrides, *line.split()]) for line in lines)
+    lines = {"": ""} if array is None else _array(array)
+    configs = tuple(_config(arguments, where, line) for where, line in lines.items())
     where = parse_machine(arguments.on, arguments.slices, arguments.hosts)
     for config in configs:
         check(config, where)
@@ -134,8 +134,18 @@ def _say_nothing_was_done() -> None:
     print("launch: nothing was done; --yes executes what is printed above", file=sys.stderr)
 
 
-def _array(name: str) -> list[str]:
-    """Returns the lines of overrides of a job array. Raises ConfigError if there are none."""
+def _config(arguments: argparse.Namespace, where: str, line: str) -> Config:
+    """Returns the config of one run. Raises ConfigError, which names the line of an array."""
+    from solo.config import ConfigError, load_config
+
+    try:
+        return load_config(arguments.config, [*arguments.overrides, *line.split()])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _array(name: str) -> dict[str, str]:
+    """Returns the lines of overrides of a job array, by where they are. Raises ConfigError if there are none."""
     from solo.config import ConfigError
 
     path = Path(name)
@@ -147,7 +157,11 @@ def _array(name: str) -> list[str]:
         raise ConfigError(f"--array: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--array: {path} is not UTF-8") from None
-    found = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    found = {
+        f"{path}, line {number}": line
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.startswith("#")
+    }
     if not found:
         raise ConfigError(f"--array: {path} has no line of KEY=VALUE overrides")
     return found

@@ -181,11 +181,13 @@ def load_record(run: str) -> Mapping[str, Any]:
     path = FOLDER / run / "plan.json"
     try:
         record = json.loads(path.read_text())
+        commands = {verb: tuple(_read(each) for each in record[verb]) for verb in _VERBS}
+        watch = record["watch"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is damaged; launch {run} again to write it") from None
     except OSError:
         known = sorted(found.parent.name for found in FOLDER.glob("*/plan.json"))
         raise ConfigError(f"no launch {run!r} in {FOLDER}/; there are: {', '.join(known) or 'none'}") from None
-    commands = {verb: tuple(_read(each) for each in record[verb]) for verb in _VERBS}
-    watch = record["watch"]
     if watch is not None:
         settings: dict[str, Any] = {
             name: _read(part) if isinstance(part, str) else part for name, part in watch.items()

@@ -121,3 +121,18 @@ def test_a_process_of_another_host_is_named_and_not_stopped(capsys) -> None:
 def test_a_file_that_does_not_exist_is_held_by_nobody() -> None:
     wait_until(lambda: pid_file.holder(Path("none")) is None, 1)
     assert pid_file.main(["holder", "none"]) == 0
+
+
+def test_a_damaged_record_is_named(capsys) -> None:
+    Path("launches/a").mkdir(parents=True)
+    for text in ("", '{"run": "a"}', "[]"):
+        Path("launches/a/plan.json").write_text(text)
+        assert main(["launch", "status", "a"]) == 2
+        assert "launches/a/plan.json is damaged; launch a again" in capsys.readouterr().err
+
+
+def test_the_line_of_an_array_is_named(tmp_path: Path, capsys) -> None:
+    Path("array.txt").write_text("# rates\nname=a\n\nname=b stages.0.setps=3\n")
+    config = str(write_config(tmp_path))
+    assert main(["launch", "slurm", config, "--on", "cpu-8", "--array", "array.txt"]) == 2
+    assert "array.txt, line 4: " in capsys.readouterr().err
