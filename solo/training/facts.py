@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+from solo.files import is_remote
+
 
 def machine_text(mesh: Mesh) -> str:
     """Returns the devices, processes and mesh that a run is on."""
@@ -34,7 +36,7 @@ def elsewhere(config_file: Path, run_folder: Path) -> str | None:
     """
     beside = config_file.parent
     is_run = config_file.name == "config.yaml" and any((beside / name).exists() for name in _OF_A_RUN)
-    if not is_run or beside.resolve() == run_folder.resolve():
+    if is_remote(run_folder) or not is_run or beside.resolve() == run_folder.resolve():
         return None
     folder, name = beside.resolve().parent, beside.resolve().name
     return (

@@ -322,6 +322,16 @@ def test_what_cannot_be_reached_is_said_before_anything_is_prepared(tmp_path, s3
     assert not (tmp_path / "data").exists()
 
 
+def test_a_permission_that_orbax_lacks_is_named(gs, monkeypatch):  # noqa: F811
+    def forbidden(name):
+        raise RuntimeError("403 GET: run@lab does not have storage.buckets.get access to the bucket")
+
+    monkeypatch.setattr("orbax.checkpoint._src.path.gcs_utils.get_bucket", forbidden)
+    Bucket(f"{gs}/checkpoints").write("1/commit_success.txt", b"")
+    with pytest.raises(CheckpointError, match=r"storage\.buckets\.get, as in roles/storage\.legacyBucketReader"):
+        Checkpoints(place(gs) / "checkpoints", CheckpointConfig())
+
+
 def metrics(url: str) -> list[str]:
     """The metrics in the bucket without timing."""
     lines = (Bucket(url).read("metrics.jsonl") or b"").splitlines()
