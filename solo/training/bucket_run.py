@@ -214,9 +214,10 @@ class BucketStore(Store):
         self._thread.join()
 
     def _files(self) -> list[Path]:
-        if self._run.process:  # the others' files are those of process 0
-            return [path for path in (self._run.quarantine_file,) if path.exists()]
-        work = self._run.work
+        work, process = self._run.work, self._run.process
+        if process:  # all other files are those of process 0
+            mine = [*work.glob(f"*/*-process-{process}/**/*"), self._run.quarantine_file]
+            return [path for path in mine if path.is_file()]
         found = (Path(folder) / name for folder, _, names in os.walk(work) for name in names)
         return sorted(path for path in found if _is_copied(path.relative_to(work).as_posix()) and path.name[0] != ".")
 

@@ -171,8 +171,12 @@ def test_what_other_processes_quarantined_is_gathered(s3):  # noqa: F811
     run.quarantine_file.write_text('{"step": 1}\n')
     other = RunFolder(run.path, process=3)
     other.quarantine_file.write_text('{"step": 2}\n')
-    for each in (run, other):
-        BucketStore(each, print, background=False).push()
+    for process in (2, 3):
+        (run.work / "profile" / f"step-1-process-{process}" / "plugins").mkdir(parents=True)
+        (run.work / "profile" / f"step-1-process-{process}" / "plugins" / "trace").write_text("x")
+    BucketStore(other, print, background=False).push()
+    assert set(Bucket(str(run.path)).sizes()) == {"quarantine-3.jsonl", "profile/step-1-process-3/plugins/trace"}
+    BucketStore(run, print, background=False).push()
     RunFolder.open(config)
     assert read_json_lines(run.quarantine_file)[0] == [{"step": 1}, {"step": 2}]
     there = Bucket(str(run.path))
