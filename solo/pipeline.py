@@ -18,14 +18,17 @@ from solo.data.store.mirror import cache_note
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.store.progress import Amount, Figures, Watcher
 from solo.data.text import open_tokenizer
-from solo.evaluation.run import evaluate_run
+from solo.evaluation.loop import RunEvaluators
+from solo.evaluation.run import report_run
 from solo.evaluation.tasks import TaskResult
 from solo.files import is_remote, read_json_lines, write_whole
 from solo.loading import initial_parameters
 from solo.locks import held_by, hold
+from solo.model.parameters import define
 from solo.planning.memory import memory_limit
 from solo.planning.memory_fit import check_fit, machine_here
 from solo.planning.replication import check_replication
+from solo.sharding.mesh import make_mesh
 from solo.storage import Bucket
 from solo.training.agreement import check_shared, compare_configs, compare_plans
 from solo.training.bucket_run import storing
@@ -43,7 +46,7 @@ class Trained(NamedTuple):
     """A finished run.
 
     run      its folder
-    results  results of its evaluation
+    results  the newest result of every task; empty in other processes than the first
     notes    messages for the user, such as data that was skipped or cut
     """
 
@@ -114,7 +117,9 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     store = stack.enter_context(storing(run, tell, *locks))
     observer.note("planning")
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
-    trainer = Trainer(config, prepared, run, observer, initial=initial, ledger=ledger, store=store)
+    mesh, definition = make_mesh(config.mesh), define(config, prepared.tokenizer.vocab_size)
+    evaluators = RunEvaluators(config, prepared, definition, mesh, observer, run)
+    trainer = Trainer(config, prepared, run, observer, mesh, initial, ledger, evaluators, store)
     compare_plans(prepared, trainer.plans)
     for text in mixture_notes(trainer.plans):
         tell(text)
@@ -124,7 +129,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     observer.start(trainer.num_steps)
     trainer.train()
     observer.finish()
-    results = evaluate_run(run, config, prepared, observer)
+    results = report_run(run, config, prepared, observer) if jax.process_index() == 0 else []
     ledger.spent("evaluation")
     return Trained(run, results, [*notes, *doubts, *trainer.notes, *_left_out(run, prepared, trainer)])
 

@@ -85,6 +85,9 @@ class Config(Section):
             check(task.source, f"evaluation task {title!r}")
         for title, loss in self.evaluation.losses.items():
             check(loss.source, f"evaluation loss {title!r}")
+        for weights in self.evaluation.weights:
+            if weights not in self.weight_names:
+                raise ValueError(f"evaluation.weights: there are no weights {weights!r}; known: {self.weight_names}")
         self._check_best()
         for name in self.data.tokenizer.train_on:
             check(name, "data.tokenizer.train_on")
@@ -105,6 +108,11 @@ class Config(Section):
         if inner and self.image.patch_size % inner:
             raise ValueError(f"image.patch_size {self.image.patch_size} is not a multiple of inner_size {inner}")
         return self
+
+    @property
+    def weight_names(self) -> list[str]:
+        """The names of the weights that a run has: those that are trained, and every average of them."""
+        return ["trained", *self.averages]
 
     def _check_best(self) -> None:
         best, evaluation = self.checkpoint.best, self.evaluation

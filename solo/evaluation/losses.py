@@ -1,63 +1,177 @@
-"""Mean cross-entropy of held-out sources, which scaling laws are fitted to.
+"""Mean cross-entropy of held-out sources, on the mesh that trains; scaling laws are fitted to it.
 
 All targets of a source weigh the same, regardless of the average in training. Rows are planned with seed 0, so that
-runs with different seeds are measured on the same tokens.
+runs with different seeds are measured on the same tokens. The rows do not depend on the mesh either: it only decides
+how many of them are computed at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
 from solo.config import Config, ConfigError, HeldOutConfig, LossConfig, StageConfig, identity
 from solo.data.planning.stage_plan import StagePlan
-from solo.data.rows.loader import Loader
+from solo.data.rows.assembly import assemble_row
+from solo.data.rows.loader import RowBatches, RowSource
 from solo.data.store.prepare import Prepared
-from solo.inference.monolith import Monolith
 from solo.model.flops import batch_stats
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.training.losses import batch_loss
+from solo.sharding.axes import row_shards
+from solo.sharding.compiling import compiler_options
+from solo.sharding.hosts import RowShare, row_share, summed
+from solo.sharding.mesh import batch_shardings, device_batch, parameter_shardings
+from solo.sharding.placement import placement
+from solo.training.losses import Mean, batch_loss
+
+CONTEXTS = ("text_only", "with_image")
+
+Note = Callable[[int, int], None]
 
 
 class HeldOutLoss(NamedTuple):
-    """`loss` is in nats, the mean over `targets` targets."""
+    """A held-out loss.
+
+    name             of the evaluator
+    source           that it measures
+    loss             nats, the mean over `targets` targets
+    targets          number of target tokens
+    loss_by_context  means over the targets that see no patch (`text_only`) and those that see one (`with_image`)
+    """
 
     name: str
     source: str
     loss: float
     targets: int
+    loss_by_context: Mapping[str, float]
 
 
-def held_out_losses(
-    model: Monolith,
-    config: Config,
-    prepared: Prepared,
-    note: Callable[[str, int, int], None] = lambda name, done, total: None,
-) -> list[HeldOutLoss]:
-    """Computes the losses of `config.evaluation.losses`, in its order.
+class HeldOutLosses:
+    """Computes the held-out losses of a run's config, with parameters that lie on a mesh.
+
+    All processes of the mesh call the same methods in the same order; each loads its own rows.
 
     Args:
-        model: the model to evaluate.
         config: the run; rows and image geometry are those of its last stage.
         prepared: its data.
-        note: called with (name, batches done, batches) after every batch.
+        definition: its model.
+        mesh: the devices.
 
     Raises:
-        ConfigError: no document of a source fits a row, too many cannot be read, or the source has no target.
+        ConfigError: no document of a source fits a row.
     """
-    return [
-        _loss_of(model, config, prepared, name, settings, partial(note, name))
-        for name, settings in config.evaluation.losses.items()
-    ]
+
+    def __init__(self, config: Config, prepared: Prepared, definition: ModelDefinition, mesh: Mesh):
+        self._config, self._prepared, self._mesh = config, prepared, mesh
+        self._plans = {
+            name: _plan(config, prepared, name, settings) for name, settings in config.evaluation.losses.items()
+        }
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._sums = jax.jit(
+            partial(_sums, definition, placement(mesh, definition.config)),
+            in_shardings=(parameter_shardings(definition.specs, mesh), batch_shardings(mesh)),
+            out_shardings=replicated,
+            compiler_options=compiler_options(mesh, config.compiler_options) or None,
+        )
+
+    def measure(self, name: str, parameters: Parameters, note: Note = lambda done, total: None) -> HeldOutLoss:
+        """Computes one of the losses.
+
+        Args:
+            name: of a loss in the config.
+            parameters: sharded over the mesh.
+            note: called with (batches done, batches) after every batch; what it raises ends the computation.
+
+        Raises:
+            ConfigError: too many documents cannot be read, or the source has no target.
+        """
+        settings, plan = self._config.evaluation.losses[name], self._plans[name]
+        steps = min(plan.num_steps, settings.batches or plan.num_steps)
+        share = row_share(self._mesh)
+        rows = self._rows(settings.source, plan, steps, share)
+        total, documents = np.zeros((1 + len(CONTEXTS), 2)), 0
+        before: jax.Array | None = None
+        with RowBatches(rows, rows.at_once // share.count, self._data()) as batches:
+            for number, batch in enumerate(batches, start=1):
+                documents += batch_stats(batch).documents
+                sums = self._sums(parameters, device_batch(batch, self._mesh, share.count))
+                if before is not None:  # it is read while the next one is computed
+                    total += np.asarray(before)
+                before = sums
+                note(number, rows.batches)
+        total += np.asarray(before)
+        (documents,) = summed([documents], share, self._mesh)()
+        self._check_readable(name, sum(plan.statistics(0, steps).documents), documents)
+        if not total[0, 1]:
+            raise ConfigError(f"evaluation loss {name!r}: source {settings.source!r} has no target token")
+        losses = total[:, 0] / np.maximum(total[:, 1], 1)
+        contexts = {context: float(losses[place]) for place, context in enumerate(CONTEXTS, 1) if total[place, 1]}
+        return HeldOutLoss(name, settings.source, float(losses[0]), int(total[0, 1]), contexts)
+
+    def _rows(self, source: str, plan: StagePlan, steps: int, share: RowShare) -> _Rows:
+        config, tokenizer = self._config, self._prepared.tokenizer
+        per_step, shards = plan.stage.batch_rows, row_shards(self._mesh.shape)
+        image = config.image_in(config.stages[-1])
+        planned = RowSource(
+            plan, {source: self._prepared.sources[source]}, tokenizer, image, range(per_step), sequence=config.sequence
+        )
+        empty = assemble_row([], plan.shape, image, tokenizer.special.pad, config.sequence)
+        return _Rows(planned, empty, steps * per_step, -(-per_step // shards) * shards, share.index, share.count)
+
+    def _data(self) -> Any:
+        # Worker processes take longer to start than most evaluations last.
+        return self._config.data.model_copy(update={"worker_processes": 0})
+
+    def _check_readable(self, name: str, planned: int, read: int) -> None:
+        if planned - read > self._config.data.max_unreadable * planned:
+            source = self._config.evaluation.losses[name].source
+            raise ConfigError(
+                f"evaluation loss {name!r}: {planned - read:,} of {planned:,} documents of source {source!r} could not"
+                f" be read, more than data.max_unreadable {self._config.data.max_unreadable:g} allows; prepare the data"
+                " again"
+            )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A process's rows: `at_once` rows of a plan at a time over all processes, the last of them filled with empty ones.
+
+    Row k of the plan is in batch k // at_once, wherever the plan's own batches end.
+    """
+
+    planned: RowSource
+    empty: Batch
+    count: int
+    at_once: int
+    index: int
+    processes: int
+
+    @property
+    def batches(self) -> int:
+        return -(-self.count // self.at_once)
+
+    def __len__(self) -> int:
+        return self.batches * (self.at_once // self.processes)
+
+    def __getitem__(self, item: int) -> Batch:
+        mine = self.at_once // self.processes
+        batch, place = divmod(int(item), mine)
+        number = batch * self.at_once + self.index * mine + place
+        return self.planned[number] if number < self.count else self.empty
+
+    def __repr__(self) -> str:
+        return f"_Rows({self.planned!r}, count={self.count}, at_once={self.at_once}, index={self.index})"
 
 
 def evaluation_set(config: Config, prepared: Prepared) -> str:
@@ -70,38 +184,6 @@ def evaluation_set(config: Config, prepared: Prepared) -> str:
         parts.append(config.data.sources[settings.source].model_dump(mode="json"))
     text = json.dumps([parts, prepared.tokenizer.fingerprint], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _loss_of(
-    model: Monolith,
-    config: Config,
-    prepared: Prepared,
-    name: str,
-    settings: HeldOutConfig,
-    note: Callable[[int, int], None],
-) -> HeldOutLoss:
-    plan = _plan(config, prepared, name, settings)
-    steps = min(plan.num_steps, settings.batches or plan.num_steps)
-    source = {settings.source: prepared.sources[settings.source]}
-    total, documents = np.zeros(2), 0
-    loader = Loader(
-        plan, source, prepared.tokenizer, config.image_in(config.stages[-1]), config.data, sequence=config.sequence
-    )
-    with loader:
-        for step, batch in zip(range(steps), loader, strict=False):
-            documents += batch_stats(batch).documents
-            total += np.asarray(_sums(model.definition, model.placement, model.parameters, model.place(batch)))
-            note(step + 1, steps)
-    planned = sum(plan.statistics(0, steps).documents)
-    if planned - documents > config.data.max_unreadable * planned:
-        raise ConfigError(
-            f"evaluation loss {name!r}: {planned - documents:,} of {planned:,} documents of source {settings.source!r}"
-            f" could not be read, more than data.max_unreadable {config.data.max_unreadable:g} allows; prepare the data"
-            " again"
-        )
-    if not total[1]:
-        raise ConfigError(f"evaluation loss {name!r}: source {settings.source!r} has no target token")
-    return HeldOutLoss(name, settings.source, float(total[0] / total[1]), int(total[1]))
 
 
 def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig) -> StagePlan:
@@ -126,9 +208,8 @@ def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig
         raise ConfigError(f"evaluation loss {name!r}: {error}") from None
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _sums(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:
-    """Returns float32 [2]: the sum of cross-entropy over the batch's targets, and their number."""
+    """Returns float32 [3, 2]: the sum of cross-entropy and the number of targets, of all and of each context."""
     _, measured = batch_loss(definition, where, parameters, batch, LossConfig())
-    mean = measured["loss_by_source"]["all"]
-    return jnp.stack([mean.total, mean.count])
+    means: list[Mean] = [measured["loss_by_source"]["all"], *(measured["loss_by_context"][name] for name in CONTEXTS)]
+    return jnp.stack([jnp.stack([mean.total, mean.count]) for mean in means])

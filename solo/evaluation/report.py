@@ -15,11 +15,12 @@ import solo
 from solo.config import Config, dump_config
 from solo.data.record import Image, Turn, encode_png
 from solo.evaluation.metrics import collapsed, edit_distance, is_match
-from solo.evaluation.results import UNITS, percent, points
+from solo.evaluation.results import UNITS, newest, percent, points, titled
 from solo.evaluation.tasks import Example, TaskResult
 from solo.files import write_whole
 from solo.model.count import active_parameters
 from solo.model.parameters import ModelDefinition
+from solo.training.evaluators import TRAINED
 from solo.units import duration, short
 
 _WIDEST, _TALLEST = 400, 192  # of small images, enlarged, in CSS pixels
@@ -101,8 +102,11 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
             Fact("slots in use", f"{tokens / max(slots, 1):.1%}"),
             Fact("time in steps", duration(sum(line["timing"]["step_seconds"] for line in steps))),
         ]
-    held_out = {line["task"]: line["loss"] for line in lines if line["kind"] == "held_out"}
-    return facts + [Fact(f"held-out loss, {name}", f"{loss:.3f}") for name, loss in held_out.items()]
+    return facts + [
+        Fact(f"held-out loss, {titled(line['task'], line.get('weights', TRAINED))}", f"{line['loss']:.3f}")
+        for line in newest(lines, "held_out")
+        if line["loss"] is not None
+    ]
 
 
 def _lead(config: Config) -> str:
@@ -122,7 +126,7 @@ def _task(result: TaskResult) -> dict[str, Any]:
     some = f"The first {shown} of {result.count:,} examples, not selected." if shown < result.count else ""
     return {
         "result": result,
-        "title": result.task.replace("_", " ").capitalize(),
+        "title": titled(result.task.replace("_", " ").capitalize(), result.weights),
         "unit": UNITS[result.metric],
         "summary": f"{percent(result.score)} {UNITS[result.metric]}. {some}",
         "card_width": max(round(widest * factor) + 30, 250),

@@ -1,69 +1,74 @@
-"""Evaluation of a run: its newest checkpoint answers the tasks; metrics and report are written."""
+"""The report of a run, and the evaluation of one of its checkpoints after training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from solo.config import Config, load_config
 from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
 from solo.data.store.prepare import Prepared, open_prepared
-from solo.evaluation.losses import held_out_losses
+from solo.evaluation.loop import RunEvaluators
 from solo.evaluation.report import write_report
-from solo.evaluation.results import losses_lines, results_lines
-from solo.evaluation.tasks import TaskResult, evaluate
+from solo.evaluation.results import task_results
+from solo.evaluation.tasks import TaskResult
 from solo.files import append_json_line
-from solo.inference.loading import load_run
+from solo.inference.loading import read_parameters
+from solo.inference.trained import local_mesh
+from solo.model.parameters import define
 from solo.training.bucket_run import adding_results
+from solo.training.evaluators import TRAINED
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
-from solo.training.reference import find_checkpoint
+from solo.training.reference import find_checkpoint, parse_reference
 from solo.training.run_folder import RunFolder
 
 
-def evaluate_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
-    """Answers a run's tasks with its newest checkpoint, measures held-out losses, and writes metrics and report.
-
-    Scores that the metrics already hold are not written again. Every process answers; the first one writes.
-
-    Raises:
-        ValueError: the run has no complete checkpoint.
-        ConfigError: a task's source has no record, or a record without an answer.
-    """
-    checkpoint = find_checkpoint(run.path)
-    model = load_run(checkpoint)
-
-    def note(task: str, done: int, total: int) -> None:
-        observer.note(f"evaluating {task}: {done} of {total}")
-
-    results = evaluate(model, config.evaluation, prepared.sources, note)
-    losses = held_out_losses(model, config, prepared, note)
-    if jax.process_index() == 0:
-        observer.note("writing the report")
-        step = int(checkpoint.name)
-        _record(run, [*results_lines(results, step), *losses_lines(losses, step)])
-        write_report(run.report_file, config, model.definition, results, read_metrics(run.metrics_file))
+def report_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
+    """Writes the report from a run's metrics. Returns the newest result of every task."""
+    observer.note("writing the report")
+    lines = read_metrics(run.metrics_file)
+    results = task_results(lines, config.evaluation, prepared.sources)
+    write_report(run.report_file, config, define(config, prepared.tokenizer.vocab_size), results, lines)
     return results
 
 
-def evaluate_folder(folder: str | Path, observer: Observer) -> list[TaskResult]:
-    """Evaluates a run that was trained before; `folder` is `runs/<name>`. See `evaluate_run`.
+def evaluate_folder(reference: str | Path, observer: Observer, weights: str = TRAINED) -> list[TaskResult]:
+    """Evaluates a checkpoint of a run on this process's devices, and writes the report again.
+
+    The checkpoint is read onto the devices in shards. Lines that the metrics hold already are not written again.
+
+    Args:
+        reference: a run's folder (its newest checkpoint), `RUN@STEP` or `RUN@best`.
+        observer: shows the progress.
+        weights: `trained`, or the name of an average.
 
     Raises:
-        ConfigError: also if the folder is not a run, or its prepared data is missing.
+        ValueError: the run has no such checkpoint.
+        CheckpointError: it does not belong to the run's model, or is damaged.
+        ConfigError: the folder is not a run, its prepared data is missing, or a task has no record with an answer.
     """
+    folder, which = parse_reference(reference)
     run = RunFolder.existing(folder)
     config = load_config(run.config_file)
+    checkpoint = find_checkpoint(folder, "latest" if which is None else which)
     prepared = open_prepared(config)
     with reading(local_folder(config), contents(config), observer.note), adding_results(run, observer.note):
-        return evaluate_run(run, config, prepared, observer)
+        mesh, definition = local_mesh(), define(config, prepared.tokenizer.vocab_size)
+        section = config.evaluation.model_copy(update={"weights": (weights,)})
+        evaluators = RunEvaluators(
+            config.model_copy(update={"evaluation": section}), prepared, definition, mesh, observer
+        )
+        parameters = {weights: read_parameters(checkpoint, definition, mesh, weights)}
+        lines = list(evaluators.run(parameters, int(checkpoint.name), True, lambda: observer.stop_requested))
+        _record(run, lines)
+        report_run(run, config, prepared, observer)
+        return task_results(lines, section, prepared.sources)
 
 
 def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:
-    """Appends scores and losses that the metrics do not hold yet.
+    """Appends lines that the metrics do not hold yet.
 
     The file is not rewritten, because the run may be training and appending to it.
     """

@@ -11,6 +11,7 @@ from solo.config import ConfigError, EvaluationConfig, TaskConfig
 from solo.data.record import Image, Record, Turn, blank
 from solo.evaluation.metrics import character_error_rate, exact_match
 from solo.inference.monolith import Monolith
+from solo.training.evaluators import TRAINED
 
 METRICS = {"exact_match": exact_match, "character_error_rate": character_error_rate}
 
@@ -47,6 +48,7 @@ class TaskResult:
     count        number of examples
     seconds      spent answering, compilation included
     examples     the first examples, not selected, for the report
+    weights      the weights that answered: `trained`, or the name of an average
     """
 
     task: str
@@ -56,6 +58,7 @@ class TaskResult:
     count: int
     seconds: float
     examples: tuple[Example, ...]
+    weights: str = TRAINED
 
     @property
     def gain(self) -> float | None:
@@ -84,12 +87,12 @@ def evaluate(
         ConfigError: a task's source is missing or empty, or one of its records has no answer.
     """
     return [
-        _evaluate_task(model, name, task, sources, config.report_examples, progress)
+        evaluate_task(model, name, task, sources, config.report_examples, progress)
         for name, task in config.tasks.items()
     ]
 
 
-def _evaluate_task(
+def evaluate_task(
     model: Monolith,
     name: str,
     task: TaskConfig,
@@ -97,9 +100,10 @@ def _evaluate_task(
     keep: int,
     progress: ProgressCallback | None,
 ) -> TaskResult:
-    questions = _questions(name, task, sources)
+    """Answers one task; see `evaluate`. Keeps the first `keep` examples."""
+    asked = questions(name, task, sources)
     started = time.perf_counter()
-    total = len(questions) * (1 + task.blank_images)
+    total = len(asked) * (1 + task.blank_images)
 
     def answers(prompts: Sequence[tuple[Turn, ...]], before: int) -> list[str]:
         return model.generate(
@@ -109,8 +113,8 @@ def _evaluate_task(
             progress=(lambda done, _: progress(name, before + done, total)) if progress else None,
         )
 
-    written = answers([question.prompt for question in questions], 0)
-    examples = [replace(question, answer=text) for question, text in zip(questions, written, strict=True)]
+    written = answers([question.prompt for question in asked], 0)
+    examples = [replace(question, answer=text) for question, text in zip(asked, written, strict=True)]
     references = [example.reference for example in examples]
     score, score_blank = METRICS[task.metric](written, references), None
     if task.blank_images:
@@ -121,8 +125,12 @@ def _evaluate_task(
     return TaskResult(name, task.metric, score, score_blank, len(examples), seconds, tuple(examples[:keep]))
 
 
-def _questions(name: str, task: TaskConfig, sources: Mapping[str, Records]) -> list[Example]:
-    """Returns a task's examples, without answers."""
+def questions(name: str, task: TaskConfig, sources: Mapping[str, Records], most: int | None = None) -> list[Example]:
+    """Returns a task's examples, without answers; the first `most` of them.
+
+    Raises:
+        ConfigError: the source is missing or empty, or one of its records has no answer.
+    """
     if task.source not in sources:
         raise ConfigError(
             f"evaluation task {name!r}: source {task.source!r} is not prepared; prepared are {list(sources)}"
@@ -132,7 +140,7 @@ def _questions(name: str, task: TaskConfig, sources: Mapping[str, Records]) -> l
     if not count:
         raise ConfigError(f"evaluation task {name!r}: source {task.source!r} has no records")
     found = []
-    for number in range(count):
+    for number in range(count if most is None else min(most, count)):
         record = source.read(number)
         try:
             prompt, reference = split_answer(record.turns)

@@ -6,10 +6,10 @@ The lines of `metrics.jsonl` decide, so that a resumed run, and a later command,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from solo.config.checkpoint import BestConfig
+from solo.config import BestConfig, Config
 from solo.training.evaluators import TRAINED
 
 # The field of an evaluator's line that stands for it, by kind.
@@ -35,6 +35,50 @@ def value_of(line: Mapping[str, Any], config: BestConfig) -> float | None:
 
 def best_steps(lines: Iterable[Mapping[str, Any]], config: BestConfig) -> list[int]:
     """Returns the steps with a finite value of the metric, best first; of equal ones, the earlier first."""
-    values = {line["step"]: value for line in lines if (value := value_of(line, config)) is not None}
+    return ranked(values_by_step(lines, config), config)
+
+
+def values_by_step(lines: Iterable[Mapping[str, Any]], config: BestConfig) -> dict[int, float]:
+    """Returns the finite values of the metric, by step. The last line of a step counts."""
+    return {line["step"]: value for line in lines if (value := value_of(line, config)) is not None}
+
+
+def ranked(values: Mapping[int, float], config: BestConfig) -> list[int]:
+    """Returns the steps, that of the best value first; of equal values, the earlier step first."""
     sign = 1 if config.mode == "min" else -1
     return sorted(values, key=lambda step: (sign * values[step], step))
+
+
+class BestSteps:
+    """The steps of a run's best checkpoints so far.
+
+    Args:
+        config: the run.
+        values: of the metric so far, by step.
+    """
+
+    def __init__(self, config: Config, values: Mapping[int, float]):
+        self._config, self._best, self._values = config, config.checkpoint.best, dict(values)
+
+    def measured_at(self, step: int, last: bool) -> bool:
+        """Returns whether the metric is measured after a step, which is then saved."""
+        if self._best is None:
+            return False
+        evaluation = self._config.evaluation
+        return any(
+            evaluation.runs_at(section, step, last)
+            for kind, name, section in evaluation.evaluators()
+            if f"{self._best.metric}/".startswith(f"{kind}/{name}/")
+        )
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Takes a line of `metrics.jsonl`."""
+        if self._best is not None and (value := value_of(line, self._best)) is not None:
+            self._values[line["step"]] = value
+
+    def kept(self, saved: Collection[int]) -> list[int]:
+        """Returns the steps of the checkpoints to keep, among those that are saved."""
+        if self._best is None:
+            return []
+        found = [step for step in ranked(self._values, self._best) if step in saved]
+        return found[: self._best.keep]

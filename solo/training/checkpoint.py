@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,10 +65,33 @@ class Progress:
     totals: Mapping[str, int] = field(default_factory=dict)
 
 
-class Checkpoints:
-    """The checkpoints of one run, local or not. At most one save is in progress. Not thread-safe."""
+class _Chosen:
+    """Tells Orbax to keep the steps that `kept` returns for those that are saved."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, kept: Callable[[Collection[int]], Collection[int]]):
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """See `PreservationPolicy` of Orbax."""
+        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run, local or not. At most one save is in progress. Not thread-safe.
+
+    Args:
+        folder: of the checkpoints.
+        config: which of them are kept.
+        kept: returns further steps to keep, among those that are saved; the same in all processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        kept: Callable[[Collection[int]], Collection[int]] = lambda saved: (),
+    ):
         # Orbax logs every save through absl.
         logging.getLogger("absl").setLevel(logging.ERROR)
         training = ocp.training
@@ -77,6 +100,7 @@ class Checkpoints:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every_steps))
         if config.at_steps:
             keep.append(training.preservation_policies.CustomSteps(config.at_steps))
+        keep.append(_Chosen(kept))
         self.folder = for_orbax(folder)
         self.passed_over: list[str] = []  # messages about damaged checkpoints
         self._pending: Any = None  # (step, Orbax's response) of a save in progress

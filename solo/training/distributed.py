@@ -320,17 +320,18 @@ def wait_for_all(seconds: float = SAVE_SECONDS) -> None:
         _client().wait_at_barrier(f"solo/all/{_count('all')}", int(seconds * 1000))
 
 
-def stop_agreed(step: int, requested: bool) -> bool:
-    """Returns whether all processes stop after this step. Must be called once for every step.
+def stop_agreed(requested: bool) -> bool:
+    """Returns whether all processes stop now. All of them call it equally often: after every step, for example.
 
     A single process stops if `requested`. With several processes JAX listens for SIGTERM: the first process that
-    receives it makes all of them stop after the first step that none of them has passed.
+    receives it makes all of them stop at the first call that none of them has passed.
     """
     if not among_others():
         return requested
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    # JAX adds one to the highest number that any process has passed, so the numbers must be consecutive.
+    return multihost_utils.reached_preemption_sync_point(_count("stop"))
 
 
 _counts: dict[str, int] = {}

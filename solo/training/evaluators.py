@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from solo.model.parameters import Parameters
 
 # The name of the weights that are trained, among averages of them.
 TRAINED = "trained"
+
+
+class EvaluationStopped(Exception):  # noqa: N818 - not a fault
+    """An evaluation ended early because the run stops. What it had not measured is missing in `metrics.jsonl`."""
 
 
 class Evaluators(Protocol):
@@ -18,16 +22,22 @@ class Evaluators(Protocol):
         """Returns whether anything is measured after a step; `last` says that it is the last one of the run."""
         ...
 
-    def run(self, weights: Mapping[str, Parameters], step: int, last: bool) -> Iterable[Mapping[str, Any]]:
-        """Measures what is due after a step.
+    def run(
+        self, weights: Mapping[str, Parameters], step: int, last: bool, stop: Callable[[], bool]
+    ) -> Iterable[Mapping[str, Any]]:
+        """Measures what is due after a step and not in `metrics.jsonl` yet.
 
         Args:
             weights: sharded parameters, by the name of the weights: `TRAINED`, and every average of them.
             step: step of the run.
             last: whether it is the last one of the run.
+            stop: says whether the run stops; called after every batch, equally often in all processes.
 
         Returns:
-            Lines of `metrics.jsonl`, with `kind` and `step`; equal in all processes.
+            Lines of `metrics.jsonl`, with `kind` and `step`; equal in all processes, apart from `timing`.
+
+        Raises:
+            EvaluationStopped: `stop` returned True.
         """
         ...
 
@@ -39,6 +49,8 @@ class NoEvaluators:
         """Never."""
         return False
 
-    def run(self, weights: Mapping[str, Parameters], step: int, last: bool) -> Iterable[Mapping[str, Any]]:
+    def run(
+        self, weights: Mapping[str, Parameters], step: int, last: bool, stop: Callable[[], bool]
+    ) -> Iterable[Mapping[str, Any]]:
         """Nothing."""
         return ()

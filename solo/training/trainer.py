@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.sharding import Mesh
@@ -21,10 +21,11 @@ from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.averages import averaged_paths, carry
+from solo.training.best import BestSteps, values_by_step
 from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
-from solo.training.distributed import stop_agreed, wait_for_all
-from solo.training.evaluators import Evaluators, NoEvaluators
+from solo.training.distributed import from_first, stop_agreed, wait_for_all
+from solo.training.evaluators import EvaluationStopped, Evaluators, NoEvaluators
 from solo.training.facts import machine_text, start_text
 from solo.training.feeding import Feeder, StepInfo
 from solo.training.idle import IdleWatch
@@ -36,6 +37,7 @@ from solo.training.metrics import (
     changed_values,
     drop_quarantined_after,
     plan_line,
+    read_metrics,
     resumed_line,
 )
 from solo.training.observer import Observer
@@ -91,6 +93,7 @@ class Trainer:
         self._initial = initial or self._draw
         self._evaluators = evaluators or NoEvaluators()
         self._store = store or Store()
+        self._best = BestSteps(config, {})
         self._idle = IdleWatch()
         check_stages(config.stages, self.definition.specs, config.model)
         self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file)
@@ -119,33 +122,43 @@ class Trainer:
             CheckpointError: a checkpoint could not be read or written.
         """
         with ExitStack() as stack:
-            checkpoints = stack.enter_context(closing(Checkpoints(self.run.checkpoints, self.config.checkpoint)))
+            kept = Checkpoints(self.run.checkpoints, self.config.checkpoint, lambda saved: self._best.kept(saved))
+            checkpoints = stack.enter_context(closing(kept))
             start, state = self._resume(checkpoints)
             self._metrics = stack.enter_context(closing(self._open_metrics(start.step)))
             stack.enter_context(closing(self._idle))
+            self._best = BestSteps(self.config, self._values_of_best())
             self.observer.say(machine_text(self.mesh))
             self.observer.say(start_text(self.run.path, start.step, self.num_steps))
             recorder = self._recorder(start)
             stack.callback(lambda: self.notes.extend(recorder.notes))
             self.ledger.resumed(start.step, self._machine(), changed_values(self.run.changes))
             self._take_up_changes(start.step)
-            for number in range(start.stage, len(self._feeder.plans)):
-                if number > start.stage:
+            first = start.stage
+            for number in range(first, len(self._feeder.plans)):
+                if number > first:
                     start = Progress(self._feeder.steps_before(number), number, stage_step=0, plan={})
-                state = self._run_stage(start, state, checkpoints, recorder)
+                state = self._run_stage(start, state, checkpoints, recorder, begins=number == first)
             checkpoints.wait()
             self.ledger.spent("checkpoint")
 
     def _run_stage(
-        self, start: Progress, state: TrainState | None, checkpoints: Checkpoints, recorder: Recorder
+        self, start: Progress, state: TrainState | None, checkpoints: Checkpoints, recorder: Recorder, begins: bool
     ) -> TrainState:
-        """Trains from `start` to the end of its stage, and saves and evaluates on the way."""
+        """Trains from `start` to the end of its stage, and saves and evaluates on the way.
+
+        If the run `begins` or resumes here, what a kill or another config left unmeasured is measured first.
+        """
         feeder, stage = self._feeder, self._make_stage(start.stage)
         if start.stage_step == 0:
             self._metrics.write(plan_line(feeder.plans[start.stage], start.step + 1))
         feeder.start(start)
         if state is None or start.stage_step == 0:
             state = self._enter(stage, start, state)
+        if begins and self._evaluators.due(start.step, start.step == self.num_steps):
+            self.ledger.spent("start-up")
+            if not self._evaluate(state, start.step):
+                self._leave(checkpoints)
         step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         pending: tuple[StepInfo, Measured] | None = None
         self.observer.note("reading the first batch")
@@ -157,10 +170,12 @@ class Trainer:
             if pending:  # the previous step is read while this one runs
                 recorder.finish(*pending)
             pending = info, measured
-            stopping = stop_agreed(info.step, self.observer.stop_requested)
+            stopping = stop_agreed(self.observer.stop_requested)
             ends = info.stage_step == feeder.plans[start.stage].num_steps
+            last = info.step == self.num_steps
+            evaluating = not stopping and self._evaluators.due(info.step, last)
             saving = ends or stopping or self.config.checkpoint.saves_at(info.step)
-            evaluating = not stopping and self._evaluators.due(info.step, info.step == self.num_steps)
+            saving = saving or (evaluating and self._best.measured_at(info.step, last))
             learning = feeder.learns_after(info)
             if saving or evaluating or learning:
                 recorder.finish(*pending)
@@ -168,24 +183,49 @@ class Trainer:
             if learning:
                 feeder.learn(info)
             if saving:
-                position = Progress(info.step, info.stage, info.stage_step, feeder.snapshot(info), recorder.totals)
-                self._save(state, position, checkpoints)
+                self._save(state, self._position(info, recorder), checkpoints)
+            if evaluating and not self._evaluate(state, info.step):
+                stopping = True
+                if not saving:
+                    self._save(state, self._position(info, recorder), checkpoints)
             if stopping:
-                checkpoints.wait()
-                self.ledger.spent("checkpoint")
-                wait_for_all()  # before the first process ends and takes the others with it
-                raise Interrupted
-            if evaluating:
-                self._evaluate(state, info.step)
+                self._leave(checkpoints)
         return state
 
-    def _evaluate(self, state: TrainState, step: int) -> None:
-        """Measures the weights. The save of this step, if any, has begun before, so that a kill loses no step."""
+    def _evaluate(self, state: TrainState, step: int) -> bool:
+        """Measures what is due. Returns False if SIGTERM ended it.
+
+        The save of this step, if any, has begun before, so that a kill loses no step.
+        """
         self.observer.note("evaluating")
-        for line in self._evaluators.run(state.weights, step, step == self.num_steps):
-            self._metrics.write(line)
-            self.observer.evaluated(line)
-        self.ledger.spent("evaluation")
+        try:
+            for line in self._evaluators.run(state.weights, step, step == self.num_steps, self._stop):
+                self._metrics.write(line)
+                self._best.add(line)
+                self.observer.evaluated(line)
+        except EvaluationStopped:
+            return False
+        finally:
+            self.ledger.spent("evaluation")
+        return True
+
+    def _stop(self) -> bool:
+        return stop_agreed(self.observer.stop_requested)
+
+    def _leave(self, checkpoints: Checkpoints) -> NoReturn:
+        """Ends the run in all processes, once it is saved."""
+        checkpoints.wait()
+        self.ledger.spent("checkpoint")
+        wait_for_all()  # before the first process ends and takes the others with it
+        raise Interrupted
+
+    def _values_of_best(self) -> dict[int, float]:
+        """Returns the values so far of the metric that decides the best checkpoint."""
+        best = self.config.checkpoint.best
+        if best is None:
+            return {}
+        found = from_first(lambda: list(values_by_step(read_metrics(self.run.metrics_file), best).items()))
+        return {step: value for step, value in found}
 
     def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None]:
         """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one."""
@@ -241,6 +281,9 @@ class Trainer:
         self.ledger.spent("compile")
         self.observer.note("running the first step")
         return self._compiled[key]
+
+    def _position(self, info: StepInfo, recorder: Recorder) -> Progress:
+        return Progress(info.step, info.stage, info.stage_step, self._feeder.snapshot(info), recorder.totals)
 
     def _save(self, state: TrainState, progress: Progress, checkpoints: Checkpoints) -> None:
         """Stores the metrics, then starts a save, so that no checkpoint is newer than the stored metrics."""

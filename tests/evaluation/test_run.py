@@ -1,26 +1,18 @@
 """Evaluation as part of a run: what it writes to the run's folder."""
 
+import dataclasses
 import json
+from unittest import mock
 
 import pytest
 
 from solo.config import ConfigError
 from solo.data.store.prepare import prepare
-from solo.evaluation.run import evaluate_folder, evaluate_run
+from solo.evaluation.run import evaluate_folder
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from tests.tiny import save_run, tiny_config, tiny_monolith
-
-
-class Notes(Observer):
-    """Records its notes."""
-
-    def __init__(self):
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -42,12 +34,12 @@ def trained(tmp_path, tiny_tokenizer):
     return run, config, prepared
 
 
-def test_a_run_gets_scores_and_a_report(trained) -> None:
-    run, config, prepared = trained
-    before, notes = run.metrics_file.read_text(), Notes()
+def test_a_checkpoint_gets_scores_and_a_report(trained) -> None:
+    run, _, _ = trained
+    before = run.metrics_file.read_text()
     run.report_file.write_text("old")
-    (result,) = evaluate_run(run, config, prepared, notes)
-    assert evaluate_folder(run.path, Observer())[0].score == result.score
+    (result,) = evaluate_folder(run.path, Observer())
+    assert evaluate_folder(f"{run.path}@7", Observer()) == [dataclasses.replace(result, seconds=mock.ANY)]
     # What was there stays, and the same scores are not written twice.
     text = run.metrics_file.read_text()
     assert text.startswith(before)
@@ -55,8 +47,14 @@ def test_a_run_gets_scores_and_a_report(trained) -> None:
     assert (line["kind"], line["step"], line["task"], line["examples"]) == ("evaluation", 7, "naming", 3)
     assert (line["score"], line["gain"]) == (result.score, result.gain)
     assert read_metrics(run.metrics_file)[-1] == line
-    assert run.report_file.read_text().startswith("<!doctype html>")
-    assert notes.notes == ["evaluating naming: 3 of 6", "evaluating naming: 6 of 6", "writing the report"]
+    page = run.report_file.read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count("<article") == 3
+
+
+def test_a_step_that_is_not_saved_is_refused(trained) -> None:
+    with pytest.raises(ValueError, match="has no checkpoint of step 8; it has steps 7"):
+        evaluate_folder(f"{trained[0].path}@8", Observer())
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """Tasks ask the right thing and score it; the model is a stand-in, but for one test."""
 
+import dataclasses
 import io
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from solo.config import ConfigError, EvaluationConfig
 from solo.data.readers import read
 from solo.data.record import Image, Record, Turn, encode_png
-from solo.evaluation.results import print_results, results_lines
+from solo.evaluation.results import print_results, task_fields, task_results
 from solo.evaluation.tasks import TaskResult, blank_images, evaluate, split_answer
 from tests.tiny import picture, tiny_monolith
 
@@ -142,25 +143,30 @@ def test_faults_name_task_source_and_record() -> None:
         evaluate(Knowing({}), config(), {"captions": source})
 
 
-def test_lines_and_table() -> None:
+def test_results_and_their_answers_come_back_from_the_metrics() -> None:
+    source = {"captions": captions("red", "grey", "blue")}
+    task = config(blank_images=True, limit=3)
+    (result,) = evaluate(Knowing({}), task, source)
+    fields = task_fields(result)
+    assert fields["answers"] == [["grey", "grey"]] * 2
+    assert (fields["score"], fields["gain"], fields["examples"]) == (result.score, 0.0, 3)
+    line = {"kind": "evaluation", "step": 90, "task": "colours", **fields, "timing": {"seconds": result.seconds}}
+    lines = [{**line, "step": 80, "score": 0.0}, line, {**line, "step": 85}, {**line, "weights": "ema"}]
+    assert task_results(lines, task, source) == [result, dataclasses.replace(result, weights="ema")]
+    # A line of a task that the config no longer has, or without answers.
+    assert task_results([{**line, "task": "other"}], task, source) == []
+    del line["answers"]
+    assert task_results([line], task, source) == [dataclasses.replace(result, examples=())]
+
+
+def test_table() -> None:
     results = [
         TaskResult("scenes", "exact_match", 75.0, 25.0, 300, 3.5, ()),
-        TaskResult("reading", "character_error_rate", 12.34, None, 64, 1.0, ()),
+        TaskResult("reading", "character_error_rate", 12.34, None, 64, 1.0, (), "ema"),
     ]
-    assert results_lines(results, step=90)[0] == {
-        "kind": "evaluation",
-        "step": 90,
-        "task": "scenes",
-        "metric": "exact_match",
-        "score": 75.0,
-        "score_blank": 25.0,
-        "gain": 50.0,
-        "examples": 300,
-        "timing": {"seconds": 3.5},
-    }
     file = io.StringIO()
     print_results(results, Console(file=file, width=100))
-    for shown in ("scenes", "300", "75.0%", "25.0%", "+50.0", "12.3%", "characters wrong"):
+    for shown in ("scenes", "300", "75.0%", "25.0%", "+50.0", "12.3%", "characters wrong", "reading (ema)"):
         assert shown in file.getvalue()
 
 

@@ -74,4 +74,4 @@ def test_other_connections_are_ignored() -> None:
 def test_a_single_process_waits_for_nothing() -> None:
     wait_for_all()
     assert first_then_others(lambda: 1, lambda: 2) == 1
-    assert [stop_agreed(1, requested) for requested in (False, True)] == [False, True]
+    assert [stop_agreed(requested) for requested in (False, True)] == [False, True]

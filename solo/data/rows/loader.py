@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from solo.batch import Batch
 from solo.config import ConfigError, DataConfig, ImageConfig, SequenceConfig
@@ -164,8 +164,55 @@ class WorkerError(TransientError):
     """A worker process of the loader was killed or crashed."""
 
 
-class Loader:
-    """Iterates over a host's batches of the steps start_step .. num_steps - 1. Close it, or use `with`.
+class RowBatches:
+    """Iterates over the rows of a source in batches, which threads or worker processes read ahead.
+
+    Close it, or use `with`.
+
+    Args:
+        source: rows by number, and their number.
+        batch_rows: rows of a batch.
+        data: worker processes and prefetched batches.
+    """
+
+    def __init__(self, source: Any, batch_rows: int, data: DataConfig) -> None:
+        self._batches: Any = _prefetched(source, batch_rows, data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            batch: Batch = next(self._batches)
+        except RuntimeError as error:
+            found = _DIED.search(str(error))
+            if found is None:
+                raise
+            raise WorkerError(
+                f"a process that reads data ended unexpectedly, with exit code {found[1]}. Systems kill processes when"
+                " they run out of memory: lower data.worker_processes or data.prefetch_batches. The same command"
+                " resumes from the last checkpoint"
+            ) from None
+        return batch
+
+    def close(self) -> None:
+        """Ends threads and worker processes, which is needed even after the last batch. No batches follow."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+        # Grain's iterators print errors if they are collected as late as the interpreter's exit.
+        self._batches = iter(())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Loader(RowBatches):
+    """Iterates over a host's batches of the steps start_step .. num_steps - 1.
 
     Args:
         plan: plan of the stage.
@@ -212,42 +259,10 @@ class Loader:
             )
         rows = range(process_index * local, (process_index + 1) * local)
         source = RowSource(plan, sources, tokenizer, image, rows, start_step, quarantine, sequence, steps_before)
-        self._batches: Any = _prefetched(source, local, data)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        try:
-            batch: Batch = next(self._batches)
-        except RuntimeError as error:
-            found = _DIED.search(str(error))
-            if found is None:
-                raise
-            raise WorkerError(
-                f"a process that reads data ended unexpectedly, with exit code {found[1]}. Systems kill processes when"
-                " they run out of memory: lower data.worker_processes or data.prefetch_batches. The same command"
-                " resumes from the last checkpoint"
-            ) from None
-        return batch
-
-    def close(self) -> None:
-        """Ends threads and worker processes, which is needed even after the last batch. No batches follow."""
-        if hasattr(self._batches, "close"):
-            self._batches.close()
-        # Grain's iterators print errors if they are collected as late as the interpreter's exit.
-        self._batches = iter(())
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().__init__(source, local, data)
 
 
-def _prefetched(source: RowSource, batch_rows: int, data: DataConfig) -> Any:
+def _prefetched(source: Any, batch_rows: int, data: DataConfig) -> Any:
     """Returns a Grain iterator over stacked batches."""
     import grain
 

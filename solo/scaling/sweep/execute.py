@@ -126,10 +126,11 @@ def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
         return found
     prepared = open_prepared(point.config)
     vocab = define(point.config, prepared.tokenizer.vocab_size).vocab_size
-    losses = {line["task"]: line["loss"] for line in lines if line["kind"] == "held_out"}
+    final = [line for line in lines if line["step"] == point.steps and "weights" not in line]
+    losses = {line["task"]: line["loss"] for line in final if line["kind"] == "held_out"}
     found |= {
         "losses": losses,
-        "scores": {line["task"]: line["score"] for line in lines if line["kind"] == "evaluation"},
+        "scores": {line["task"]: line["score"] for line in final if line["kind"] == "evaluation"},
         "tokenizer": prepared.tokenizer.fingerprint,
         "evaluation_set": evaluation_set(point.config, prepared),
     }
