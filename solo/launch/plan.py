@@ -143,7 +143,7 @@ class Plan:
 
     def _still(self) -> str:
         return (
-            f"a launch {self.run!r} is queued, running, or not cleared away, and would read the new files; see `solo"
+            f"the launch {self.run} is queued, running, or not cleared away, and would read the new files; see `solo"
             f" launch status {self.run}`, end it with `solo launch stop {self.run} --yes`, or choose another name with"
             " --as"
         )
