@@ -1,4 +1,4 @@
-"""The loss over a run's steps, as a figure of the report."""
+"""Losses over a run's steps, as figures of the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from solo.drawing import ACCENT, INK, QUIET, Drawing, styled
+from solo.drawing import ACCENT, INK, QUIET, Drawing, shades, styled
+from solo.evaluation.results import titled
+from solo.training.evaluators import TRAINED
 
 SMOOTHING = 0.9
 
@@ -60,6 +62,46 @@ def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlim(0, steps[-1]["step"])
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(visible=False, axis="x")
+
+
+def held_out_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Returns the finite held-out losses of every evaluator, (step, nats) in the order of the steps.
+
+    Keys are the evaluators' names, with those of the weights if they are averages. The last line of a step counts.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        if line["kind"] == "held_out" and line["loss"] is not None:
+            found.setdefault(titled(line["task"], line.get("weights", TRAINED)), {})[line["step"]] = line["loss"]
+    return {name: sorted(losses.items()) for name, losses in found.items()}
+
+
+@styled
+def held_out_chart(lines: Sequence[Mapping[str, Any]]) -> Markup:
+    """Draws the held-out losses in nats per target over the steps; the lowest of each curve has a ring around it.
+
+    Args:
+        lines: of `metrics.jsonl`.
+
+    Returns:
+        An SVG element; empty if nothing was measured twice.
+    """
+    curves = {name: points for name, points in held_out_curves(lines).items() if len(points) > 1}
+    if not curves:
+        return Markup("")
+    drawing = Drawing("held-out", height=3.0)
+    axes = drawing.first
+    for (name, points), color in zip(curves.items(), shades(len(curves)), strict=True):
+        steps, losses = zip(*points, strict=True)
+        label = name.replace("$", r"\$")
+        axes.plot(steps, losses, color=color, marker="o", markersize=3.5 if len(points) < 40 else 0, label=label)
+        place = losses.index(min(losses))
+        ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "markeredgecolor": color}
+        axes.plot(steps[place], losses[place], linestyle="none", **ring)
+    axes.legend()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(visible=False, axis="x")
+    return drawing.svg("Held-out losses over the steps of the run: " + ", ".join(curves))
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 import solo
-from solo.config import Config, dump_config
+from solo.config import BestConfig, Config, dump_config
 from solo.data.record import Image, Turn, encode_png
 from solo.evaluation.metrics import collapsed, edit_distance, is_match
 from solo.evaluation.results import UNITS, newest, percent, points, titled
@@ -20,6 +20,7 @@ from solo.evaluation.tasks import Example, TaskResult
 from solo.files import write_whole
 from solo.model.count import active_parameters
 from solo.model.parameters import ModelDefinition
+from solo.training.best import ranked, values_by_step
 from solo.training.evaluators import TRAINED
 from solo.units import duration, short
 
@@ -56,17 +57,19 @@ def render(
 ) -> str:
     """Returns the report's HTML; see `write_report`. Equal arguments give equal text."""
     # Imported here: Matplotlib takes half a second, and training imports this module at its start.
-    from solo.evaluation.chart import loss_chart
+    from solo.evaluation.chart import held_out_chart, loss_chart
 
     source = files("solo.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(
         name=config.name,
         lead=_lead(config),
-        facts=run_facts(definition, lines),
+        facts=run_facts(definition, lines) + best_facts(lines, config.checkpoint.best),
         tasks=[_task(result) for result in results],
         any_blank=any(result.score_blank is not None for result in results),
         chart=loss_chart(lines),
+        held_out=held_out_rows(lines),
+        held_out_chart=held_out_chart(lines),
         config=dump_config(config),
         version=solo.__version__,
         percent=percent,
@@ -102,11 +105,43 @@ def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -
             Fact("slots in use", f"{tokens / max(slots, 1):.1%}"),
             Fact("time in steps", duration(sum(line["timing"]["step_seconds"] for line in steps))),
         ]
-    return facts + [
-        Fact(f"held-out loss, {titled(line['task'], line.get('weights', TRAINED))}", f"{line['loss']:.3f}")
-        for line in newest(lines, "held_out")
-        if line["loss"] is not None
-    ]
+    return facts
+
+
+def best_facts(lines: Sequence[Mapping[str, Any]], best: BestConfig | None) -> list[Fact]:
+    """Returns the step of the best checkpoint and its value, if the config names a metric and it was measured."""
+    values = {} if best is None else values_by_step(lines, best)
+    if best is None or not values:
+        return []
+    step = ranked(values, best)[0]
+    return [Fact(f"best {best.metric}, at step {step:,} (@best)", f"{values[step]:.4g}")]
+
+
+def held_out_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Returns the table of held-out losses: the newest one of every evaluator, its parts, and the lowest one."""
+    from solo.evaluation.chart import held_out_curves  # as above
+
+    curves, rows = held_out_curves(lines), []
+    for line in newest(lines, "held_out"):
+        name = titled(line["task"], line.get("weights", TRAINED))
+        step, lowest = min(curves.get(name, [(0, None)]), key=lambda point: (point[1] is None, point[1]))
+        contexts = line.get("loss_by_context", {})
+        rows.append(
+            {
+                "name": name,
+                "targets": f"{line['targets']:,}",
+                "loss": _nats(line["loss"]),
+                "text_only": _nats(contexts.get("text_only")),
+                "with_image": _nats(contexts.get("with_image")),
+                "lowest": _nats(lowest),
+                "step": f"{step:,}",
+            }
+        )
+    return rows
+
+
+def _nats(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.3f}"
 
 
 def _lead(config: Config) -> str:

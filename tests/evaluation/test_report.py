@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from solo.config import dump_config
 from solo.data.record import Image, Turn, encode_png
-from solo.evaluation.chart import draw_losses, loss_chart
-from solo.evaluation.report import duration, enlargement, render, run_facts, short, write_report
+from solo.evaluation.chart import draw_losses, held_out_chart, held_out_curves, loss_chart
+from solo.evaluation.report import duration, enlargement, held_out_rows, render, run_facts, short, write_report
 from solo.evaluation.tasks import Example, TaskResult
 from solo.model.count import active_parameters
 from solo.model.parameters import ModelDefinition
@@ -260,3 +260,31 @@ def test_short_numbers(number, text) -> None:
 )
 def test_durations(seconds, text) -> None:
     assert duration(seconds) == text
+
+
+def held_out(step: int, loss: float | None, task: str = "text", **more: object) -> dict:
+    contexts = {"text_only": loss} if loss else {}
+    fixed = {"kind": "held_out", "step": step, "task": task, "source": "s", "targets": 1234}
+    return {**fixed, "loss": loss, "loss_by_context": contexts, **more}
+
+
+def test_held_out_losses_are_shown_with_their_lowest_and_the_best_checkpoint() -> None:
+    losses = {10: 3.0, 20: 2.0, 30: None, 40: 2.5}
+    metrics = [*lines(), *(held_out(step, loss) for step, loss in losses.items())]
+    metrics += [held_out(step, loss and loss + 1, weights="ema") for step, loss in losses.items()]
+    metrics.append(held_out(40, 9.5, "a$b"))
+    assert held_out_curves(metrics)["text"] == [(10, 3.0), (20, 2.0), (40, 2.5)]
+    rows = {row["name"]: row for row in held_out_rows(metrics)}
+    assert list(rows) == ["text", "text (ema)", "a$b"]
+    assert (rows["text"]["loss"], rows["text"]["lowest"], rows["text"]["step"]) == ("2.500", "2.000", "20")
+    assert (rows["text"]["text_only"], rows["text"]["with_image"]) == ("2.500", "–")
+    evaluation = {"every_steps": 10, "losses": {"text": {"source": "digits"}}}
+    config = tiny_config(evaluation=evaluation, checkpoint={"best": {"metric": "held_out/text"}})
+    shown = Page(render(config, DEFINITION, [], metrics))
+    assert "best held_out/text, at step 20 (@best)" in shown.text
+    assert "Held-out losses over the steps of the run: text, text (ema)" in [
+        attributes.get("aria-label") for attributes in shown.of("svg")
+    ]
+    # Measured once: a table, and no chart.
+    assert not held_out_chart([held_out(40, 9.5)])
+    assert held_out_rows([held_out(40, None)])[0]["lowest"] == "–"
