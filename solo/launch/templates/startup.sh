@@ -51,8 +51,9 @@ read_secret() {
 @SECRETS@
 
 # --init passes SIGTERM on to the supervisor, which passes it on to the run. The firewall of Cloud TPU opens this port.
+# Copies of data in buckets outlive the container.
 docker run --name solo --init --interactive --privileged --net=host --shm-size=16g --stop-timeout=120 \
-  --volume "$mount:$mount" --env JAX_COORDINATOR_PORT=8476 @VARIABLES@ "$image" \
+  --volume "$mount:$mount" --volume /var/cache/solo:/root/.cache/solo --env JAX_COORDINATOR_PORT=8476 @VARIABLES@ "$image" \
   python -m solo.launch.supervisor @OPTIONS@ -- solo train "$mount/$launch/config.yaml"@STDIN@
 status=$?
 echo "launch: $(date --iso-8601=seconds) ended with $status"
