@@ -18,6 +18,7 @@ from solo.data.store.mirror import cache_note
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.store.progress import Amount, Figures, Watcher
 from solo.data.text import open_tokenizer
+from solo.evaluation.held_out import not_held_out
 from solo.evaluation.loop import RunEvaluators
 from solo.evaluation.run import report_run
 from solo.evaluation.tasks import TaskResult
@@ -105,6 +106,9 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         if note := cache_note(config, [source.description for source in prepared.sources.values()]):
             tell(note)
         _keep_tokenizer(run, prepared)
+        if run.newest_step() is None:
+            for text in not_held_out(config, prepared):
+                tell(text)
         _keep_order(run, config, prepared)
         return run, prepared
 
