@@ -27,6 +27,7 @@ from solo.config.model import (
 from solo.config.optimizer import GroupConfig, OptimizerConfig, UpdateRuleConfig
 from solo.config.run import Config
 from solo.config.training import Average, LossConfig, StageConfig
+from solo.config.watch import ProfileConfig, WatchConfig
 
 __all__ = [
     "Average",
@@ -50,6 +51,7 @@ __all__ = [
     "OptimizerConfig",
     "ParametrisationConfig",
     "PatchEmbedConfig",
+    "ProfileConfig",
     "RopeScalingConfig",
     "SafetyConfig",
     "Section",
@@ -60,6 +62,7 @@ __all__ = [
     "TaskConfig",
     "TokenizerConfig",
     "UpdateRuleConfig",
+    "WatchConfig",
     "differences",
     "dump_config",
     "flat",

@@ -14,7 +14,7 @@ from solo.config.data import DataConfig, ImageConfig, SequenceConfig
 from solo.config.evaluation import EvaluationConfig
 from solo.config.model import MeshConfig, ModelConfig
 from solo.config.training import StageConfig
-from solo.config.watch import WatchConfig
+from solo.config.watch import ProfileConfig, WatchConfig
 from solo.files import is_remote, place
 
 # Bucket names as both stores have them: more would be refused only when the first checkpoint is saved.
@@ -52,6 +52,7 @@ class Config(Section):
     safety: SafetyConfig = SafetyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @field_validator("folder")
     @classmethod

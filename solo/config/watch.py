@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
 
 from solo.config.base import Section
 
@@ -13,3 +15,21 @@ class WatchConfig(Section):
     keys_decide = ("nothing",)
 
     log_every_seconds: float = Field(30.0, gt=0, description="seconds between two log lines without a terminal")
+
+
+class ProfileConfig(Section):
+    """Steps to trace with JAX's profiler, into `<run>/profile`. SIGUSR2 traces the next three steps at any time."""
+
+    keys_decide = ("nothing",)
+
+    steps: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="first and last step of the run to trace, such as [10, 13]; a few steps are enough"
+    )
+    processes: Literal["first", "all"] = Field("first", description="processes of the run that trace these steps")
+    python: bool = Field(False, description="also trace Python's function calls, which makes traces many times larger")
+
+    @model_validator(mode="after")
+    def _check(self) -> ProfileConfig:
+        if self.steps is not None and self.steps[0] > self.steps[1]:
+            raise ValueError(f"steps: the first step, {self.steps[0]}, follows the last one, {self.steps[1]}")
+        return self

@@ -62,6 +62,15 @@ class Beating(Observer):
         """Whether the other observer has heard SIGTERM."""
         return self._observer.stop_requested
 
+    @property
+    def profile_requested(self) -> bool:
+        """Whether the other observer has heard SIGUSR2."""
+        return self._observer.profile_requested
+
+    @profile_requested.setter
+    def profile_requested(self, value: bool) -> None:
+        self._observer.profile_requested = value
+
     def note(self, text: str) -> None:
         """See `Observer`."""
         self._last = replace(self._last, moved=time.time(), activity=text)

@@ -23,6 +23,7 @@ class Observer:
     """
 
     stop_requested: bool = False
+    profile_requested: bool = False
 
     def __init__(self) -> None:
         self.warned: set[str] = set()
@@ -30,6 +31,10 @@ class Observer:
     def listen(self) -> None:
         """Makes SIGTERM request a stop, after the current step is finished and saved. Main thread only."""
         signal.signal(signal.SIGTERM, self._request_stop)
+
+    def listen_for_profiles(self) -> None:
+        """Makes SIGUSR2 request a trace of the next steps. Otherwise that signal ends a process. Main thread only."""
+        signal.signal(signal.SIGUSR2, self._request_profile)
 
     def note(self, text: str) -> None:
         """Shows the current activity before, between or after the steps. What precedes a colon names it."""
@@ -53,6 +58,9 @@ class Observer:
 
     def finish(self) -> None:
         """Training is over."""
+
+    def _request_profile(self, number: int, frame: FrameType | None) -> None:
+        self.profile_requested = True
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True

@@ -72,6 +72,11 @@ class RunFolder:
         return self.work / "tensorboard"
 
     @property
+    def profiles(self) -> Path:
+        """Traces of steps; see `solo.training.profiler`."""
+        return self.work / "profile"
+
+    @property
     def lock_file(self) -> Path:
         """The process that trains the run holds its lock; see `solo.locks`."""
         return self.work / "run.lock"

@@ -42,6 +42,7 @@ from solo.training.metrics import (
 )
 from solo.training.observer import Observer
 from solo.training.optimizer import carry_state, check_stages
+from solo.training.profiler import Profiler
 from solo.training.program import program_of
 from solo.training.recording import BadStepError, Recorder
 from solo.training.run_folder import RunFolder
@@ -98,6 +99,7 @@ class Trainer:
         check_stages(config.stages, self.definition.specs, config.model)
         self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file)
         self._metrics = Metrics()
+        self._profiler = Profiler(config.profile, run.profiles, observer.say)
         self._stages: dict[str, Stage] = {}
         self._compiled: dict[str, Any] = {}
 
@@ -128,6 +130,7 @@ class Trainer:
             self._metrics = stack.enter_context(closing(self._open_metrics(start.step)))
             stack.enter_context(closing(self._idle))
             self._best = BestSteps(self.config, self._values_of_best())
+            stack.enter_context(closing(self._profiler))
             self.observer.say(machine_text(self.mesh))
             self.observer.say(start_text(self.run.path, start.step, self.num_steps))
             recorder = self._recorder(start)
@@ -159,13 +162,17 @@ class Trainer:
             self.ledger.spent("start-up")
             if not self._evaluate(state, start.step):
                 self._leave(checkpoints)
+        profiler = self._profiler
         step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         pending: tuple[StepInfo, Measured] | None = None
         self.observer.note("reading the first batch")
         for info, host_batch in feeder.batches(start):
             batch = device_batch(host_batch, self.mesh, feeder.share.count)
             step = step or self._compile(start.stage, stage, state, batch)
-            state, measured = step(state, batch)
+            with profiler.step(info.step, self.observer.profile_requested):
+                state, measured = step(state, batch)
+            self.observer.profile_requested = False
+            profiler.done(info.step, measured["loss"])
             self._idle.given(measured["loss"])
             if pending:  # the previous step is read while this one runs
                 recorder.finish(*pending)

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     observer = shows[0] if shows else _observer(config, None)
     if hosts is None:  # among others, jax listens: see `stop_agreed`
         observer.listen()
+    observer.listen_for_profiles()
     if text := elsewhere(Path(arguments.config), config.run_folder):
         observer.warn(text)
     try:
