@@ -82,12 +82,13 @@ def _about_a_file(error: BaseException | None) -> OSError | None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from solo.comparing import command as compare
     from solo.launch import command as launch
     from solo.planning import command as plan
     from solo.scaling import command as fit
     from solo.scaling.sweep import command as sweep
     from solo.training import goodput
-    from solo.verbs import evaluate, export, generate, importing, inspect, prepare, train
+    from solo.verbs import evaluate, export, generate, importing, inspect, prepare, runs, train
 
     parser = argparse.ArgumentParser(
         prog="solo",
@@ -106,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         "launch": launch,
         "evaluate": evaluate,
         "sweep": sweep,
+        "runs": runs,
+        "compare": compare,
         "goodput": goodput,
         "fit": fit,
     }

@@ -46,7 +46,7 @@ def cut(path: Path, step: int) -> Path | None:
     place, damaged, last = 0, False, True
     with path.open("rb") as file:
         for start, text in lines_backwards(file, end_of(path)):
-            line = _parse(text)
+            line = parse_line(text)
             if line is not None and line["step"] <= step:
                 if line["kind"] == "train":
                     place = start + len(text) + 1
@@ -93,7 +93,7 @@ def lines_after(file: BinaryIO, end: int, step: int) -> list[dict[str, Any]]:
     """Returns the lines before a place in a file whose steps follow `step`, without reading much of the others."""
     found = []
     for _, text in lines_backwards(file, end):
-        line = _parse(text)
+        line = parse_line(text)
         if line is None:
             continue
         if line["step"] > step:
@@ -169,7 +169,7 @@ def repair(path: Path, end: int, step: int) -> Path:
     whole = path.with_name(f".{path.name}.{os.getpid()}")
     with path.open("rb") as old, whole.open("wb") as new:
         for number, text in enumerate(_texts(old, end)):
-            line = _parse(text)
+            line = parse_line(text)
             if line is None or line["step"] > step or (line["kind"] == "train" and last[line["step"]] != number):
                 continue
             new.write(text.rstrip(b"\r\n") + b"\n")
@@ -196,7 +196,7 @@ def _each(path: Path, end: int) -> Iterator[dict[str, Any] | None]:
         for number, text in enumerate(_texts(file, end)):
             if number % _AT_ONCE == 0:
                 time.sleep(0)
-            yield _parse(text)
+            yield parse_line(text)
 
 
 def _texts(file: BinaryIO, end: int) -> Iterator[bytes]:
@@ -212,6 +212,7 @@ def _lines(count: int) -> str:
     return "1 line" if count == 1 else f"{count:,} lines"
 
 
-def _parse(text: bytes) -> dict[str, Any] | None:
+def parse_line(text: bytes) -> dict[str, Any] | None:
+    """Returns a line of `metrics.jsonl`; None if it is damaged."""
     line = parse_json_line(text)
     return line if whole_line(line) else None

@@ -123,13 +123,13 @@ def test_lines_backwards_are_those_forwards(tmp_path: Path, sizes: list[int]) ->
 
 def test_opening_a_long_file_reads_only_its_end(tmp_path: Path, monkeypatch) -> None:
     parsed: list[str] = []
-    parse = metrics_file._parse
+    parse = metrics_file.parse_line
 
     def counted(text: bytes) -> dict | None:
         parsed.append(threading.current_thread().name)
         return parse(text)
 
-    monkeypatch.setattr(metrics_file, "_parse", counted)
+    monkeypatch.setattr(metrics_file, "parse_line", counted)
     run = RunFolder(tmp_path)
     run.metrics_file.write_bytes(stored(*lines_of(*range(1, 20_001))))
     write(run, 20_000, [])  # it has no note of TensorBoard's, so that all lines are shown, beside the run

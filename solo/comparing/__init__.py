@@ -1,0 +1,1 @@
+"""Several runs on one page: curves, differences of their configs, and their figures."""

@@ -1,0 +1,168 @@
+"""Reads the curves of runs from their `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from solo.config import Config, ConfigError, load_config
+from solo.files import place
+from solo.training.metrics import read_metrics
+from solo.training.overview import Overview, overview
+from solo.training.run_folder import RunFolder
+
+# The axes on which curves are drawn: name -> title.
+AXES = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "hours": "hours in steps"}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a run branched off.
+
+    path  folder of the other run
+    step  the step after which this run began
+    """
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """The curves of a run.
+
+    label      a name that no other run of the page has
+    config     its config; None if it cannot be read
+    axes       name of `AXES` -> [S], increasing
+    loss       [S], NaN where it was not finite
+    by_source  source -> [S], NaN where no target of the source was in the batch
+    held_out   name -> ([E] steps, [E] losses)
+    glance     its latest figures
+    parent     where it branched off, or None
+    """
+
+    label: str
+    path: Path
+    config: Config | None
+    axes: dict[str, np.ndarray]
+    loss: np.ndarray
+    by_source: dict[str, np.ndarray]
+    held_out: dict[str, tuple[np.ndarray, np.ndarray]]
+    glance: Overview
+    parent: Parent | None = None
+    lines: int = field(default=0)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """[S] steps with a line."""
+        return self.axes["steps"]
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step after which no loss was finite, or None."""
+        bad = ~np.isfinite(self.loss)
+        if not len(bad) or not bad[-1]:
+            return None
+        finite = np.flatnonzero(~bad)
+        return int(self.steps[finite[-1] + 1 if len(finite) else 0])
+
+    def at(self, axis: str, steps: np.ndarray) -> np.ndarray:
+        """Returns the places of steps on an axis."""
+        return np.interp(steps, self.steps, self.axes[axis])
+
+
+def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Reads runs.
+
+    Returns:
+        The runs that have trained a step, and messages about the others.
+
+    Raises:
+        ConfigError: a folder is not that of a run, or no run has trained a step.
+    """
+    found = [RunFolder.existing(folder) for folder in folders]
+    notes, runs = [], []
+    for run, label in zip(found, labels([str(run.path) for run in found]), strict=True):
+        read = read_run(run, label)
+        if len(read.steps):
+            runs.append(read)
+        else:
+            notes.append(f"{run.path} has no line of a step, and is left out")
+    if not runs:
+        raise ConfigError("; ".join(notes))
+    return runs, notes
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """Returns the names of folders, with as many of their parents as it takes to tell them apart."""
+    unique = list(dict.fromkeys(paths))
+    if len(unique) < len(paths):
+        again = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ConfigError(f"{again} is named twice")
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def read_run(run: RunFolder, label: str) -> Run:
+    """Reads a run. Lines that are damaged are left out."""
+    lines = read_metrics(run.metrics_file)
+    last = {line["step"]: line for line in lines if line["kind"] == "train"}
+    steps = [last[step] for step in sorted(last)]
+    numbers = np.array([line["step"] for line in steps], np.float64)
+    seconds = _numbers([(line.get("timing") or {}).get("step_seconds") for line in steps])
+    axes = {
+        "steps": numbers,
+        "tokens": _totals(steps, "tokens"),
+        "flops": _totals(steps, "flops"),
+        "hours": np.cumsum(np.nan_to_num(seconds)) / 3600,
+    }
+    sources = dict.fromkeys(name for line in steps for name in (line.get("loss_by_source") or {}))
+    by_source = {name: _numbers([(line.get("loss_by_source") or {}).get(name) for line in steps]) for name in sources}
+    held_out: dict[str, dict[int, Any]] = {}
+    for line in lines:
+        if line["kind"] == "held_out" and "weights" not in line:
+            held_out.setdefault(str(line.get("task")), {})[line["step"]] = line.get("loss")
+    measured = {
+        name: (np.array(sorted(found), np.float64), _numbers([found[step] for step in sorted(found)]))
+        for name, found in held_out.items()
+    }
+    try:
+        config = load_config(run.config_file)
+    except ConfigError:
+        config = None
+    loss = _numbers([line.get("loss") for line in steps])
+    return Run(
+        label, run.path, config, axes, loss, by_source, measured, overview(run.path), read_parent(run), len(lines)
+    )
+
+
+def read_parent(run: RunFolder) -> Parent | None:
+    """Returns where a run branched off, as its `lineage.json` says; None if it began by itself."""
+    try:
+        found = json.loads((run.work / "lineage.json").read_text(encoding="utf-8"))
+        return Parent(place(found["run"]), int(found["step"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _totals(steps: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """Returns [S] totals up to each step. Totals that the lines hold survive lines that are lost."""
+    totals = _numbers([line.get(f"total_{name}") for line in steps])
+    sums = np.cumsum(np.nan_to_num(_numbers([line.get(name) for line in steps])))
+    return np.maximum.accumulate(np.where(np.isfinite(totals), totals, sums)) if len(steps) else sums
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray:
+    good = [value if isinstance(value, int | float) and math.isfinite(value) else math.nan for value in values]
+    return np.array(good, np.float64)
