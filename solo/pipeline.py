@@ -40,6 +40,7 @@ from solo.training.mixture import mixture_notes
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.run_lock import RunLock, holding
+from solo.training.schedule import schedule_notes
 from solo.training.trainer import Interrupted, Trainer
 
 
@@ -125,7 +126,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     evaluators = RunEvaluators(config, prepared, definition, mesh, observer, run)
     trainer = Trainer(config, prepared, run, observer, mesh, initial, ledger, evaluators, store)
     compare_plans(prepared, trainer.plans)
-    for text in mixture_notes(trainer.plans):
+    scheduled = (note for plan in trainer.plans for note in schedule_notes(plan.stage, plan.num_steps))
+    for text in (*mixture_notes(trainer.plans), *scheduled):
         tell(text)
     doubts = check_memory(trainer)
     for text in doubts:

@@ -110,7 +110,7 @@ def test_extending_oneself_is_refused(tmp_path: Path) -> None:
         ("stages.0.image={max_side: 100}", r"stages\.0\.image: max_side 100 is not a multiple of patch_size 32"),
         ("stages.0.image={max_sid: 64}", r"stages\.0\.image\.max_sid: unknown key; did you mean 'max_side'"),
         ("stages.0.max_tiles=4", r"stages\.0\.max_tiles: this key is named stages\.0\.image\.max_tiles now"),
-        ("stages.0.epochs=1.0", r"exactly one of steps and epochs"),
+        ("stages.0.epochs=1.0", r"exactly one of steps, epochs and tokens"),
         ("stages.3.steps=1", r"there is no such place"),
         ("seed", r"expected key\.path=value"),
         ("model.head_dim=0", r"head_dim: .*greater than or equal to 1"),

@@ -153,12 +153,22 @@ class OptimizerConfig(UpdateRuleConfig):
     keys_decide = ("result",)
 
     learning_rate: float = Field(ge=0, description="peak")
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = Field(
+        "cosine",
+        description="from the end of the warm-up on; wsd: constant, then a decay; inverse_sqrt: falls like one over the"
+        " square root of the steps, in units of the warm-up. Over steps, or over tokens if the stage's length is given"
+        " in tokens",
+    )
     warmup_steps: int = Field(0, ge=0)
+    warmup_tokens: int | None = Field(None, ge=1, description="in place of warmup_steps, in a stage of so many tokens")
     start_at_zero: bool = Field(
         False, description="the first step's rate is 0 and the schedule runs one step late (Megatron)"
     )
     decay_steps: int | None = Field(None, ge=1, description="wsd: length of the decay; default: a fifth of the stage")
+    decay_tokens: int | None = Field(None, ge=1, description="in place of decay_steps, in a stage of so many tokens")
+    decay_shape: Literal["linear", "1-sqrt"] = Field(
+        "linear", description="wsd: 1-sqrt falls fast at first (arXiv 2405.18392)"
+    )
     final_fraction: float = Field(0.1, ge=0, le=1, description="final learning rate / peak")
     weight_decay: float = Field(0.1, ge=0, description="times the learning rate, as in AdamW, for every update rule")
     weight_decay_mask: Literal["matrices", "matrices_and_embeddings", "all"] = Field(
@@ -168,3 +178,11 @@ class OptimizerConfig(UpdateRuleConfig):
     groups: tuple[GroupConfig, ...] = Field(
         (), description="each key of a parameter is set by the last group that matches it and has the key"
     )
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> OptimizerConfig:
+        if self.schedule == "inverse_sqrt" and not (self.warmup_steps or self.warmup_tokens):
+            raise ValueError("schedule inverse_sqrt needs a warm-up, whose length decides how fast the rate falls")
+        if self.schedule != "wsd" and self.decay_shape != "linear":
+            raise ValueError(f"decay_shape belongs to schedule wsd, and schedule is {self.schedule}")
+        return self

@@ -89,6 +89,12 @@ class StageConfig(Section):
     epochs: float | None = Field(
         None, gt=0, description="instead of steps: passes over each source, multiplied by the source's weight"
     )
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="instead of steps: patches and text tokens. The stage has as many steps as they take on average,"
+        " and its schedule is over tokens (warmup_tokens, decay_tokens)",
+    )
     batch_rows: int = Field(ge=1, description="B, over all hosts")
     accumulate: int = Field(
         1, ge=1, description="micro-batches that a batch is split into", json_schema_extra=decides("result")
@@ -113,8 +119,9 @@ class StageConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set exactly one of steps and epochs")
+        if sum(length is not None for length in (self.steps, self.epochs, self.tokens)) != 1:
+            raise ValueError("set exactly one of steps, epochs and tokens")
+        self._check_units()
         for fault in mixture_faults(self):
             raise ValueError(fault)
         if not self.train:
@@ -124,6 +131,23 @@ class StageConfig(Section):
         if (self.patch_slots is None) != (self.text_slots is None):
             raise ValueError("set both patch_slots and text_slots, or neither")
         return self
+
+    def _check_units(self) -> None:
+        """Raises ValueError if the schedule counts in another unit than the length of the stage."""
+        over_tokens = self.tokens is not None
+        for key, set_here in (
+            ("warmup_steps", over_tokens and self.optimizer.warmup_steps),
+            ("decay_steps", over_tokens and self.optimizer.decay_steps),
+            ("warmup_tokens", not over_tokens and self.optimizer.warmup_tokens),
+            ("decay_tokens", not over_tokens and self.optimizer.decay_tokens),
+        ):
+            if set_here:
+                unit, other = ("tokens", "steps") if over_tokens else ("steps or epochs", "tokens")
+                use = key.replace("_steps", "_tokens") if over_tokens else key.replace("_tokens", "_steps")
+                raise ValueError(
+                    f"optimizer.{key}: the stage's length is given in {unit}; set optimizer.{use}, or the length in"
+                    f" {other}"
+                )
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -15,6 +15,12 @@ class WatchConfig(Section):
     keys_decide = ("nothing",)
 
     log_every_seconds: float = Field(30.0, gt=0, description="seconds between two log lines without a terminal")
+    norms_every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps of a stage between two lines with the norms of every component's gradients, updates and"
+        " parameters",
+    )
 
 
 class ProfileConfig(Section):

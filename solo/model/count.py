@@ -50,7 +50,7 @@ def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
     """Returns the components of the model, in the order of the computation."""
     sums: dict[tuple[str, str], list[Fraction]] = {}
     for spec in definition.specs.values():
-        key = _NAMES[spec.component], "shared" if spec.component in ("patch_embed", "text_embed") else spec.region
+        key = _component(spec)
         size, share = Fraction(_size(spec, definition)), min(spec.uses, Fraction(1))
         seen = size, size * share * _used_by(spec, "text"), size * share * _used_by(spec, "patches")
         sums[key] = [total + part for total, part in zip(sums.get(key, [Fraction(0)] * 3), seen, strict=True)]
@@ -58,10 +58,19 @@ def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
     return [ComponentCount(_title(*key), *map(int, sums[key])) for key in keys]
 
 
+def component_title(spec: ParameterSpec) -> str:
+    """Returns the name of a parameter's component: that of `ComponentCount`."""
+    return _title(*_component(spec))
+
+
 def active_parameters(definition: ModelDefinition) -> ActiveParameters:
     """Returns the parameters that a patch and a text token use, including the token's row of the embedding table."""
     counts = count_parameters(definition)
     return ActiveParameters(sum(each.of_patches for each in counts), sum(each.of_text for each in counts))
+
+
+def _component(spec: ParameterSpec) -> tuple[str, str]:
+    return _NAMES[spec.component], "shared" if spec.component in ("patch_embed", "text_embed") else spec.region
 
 
 def _used_by(spec: ParameterSpec, region: str) -> bool:

@@ -29,8 +29,8 @@ from solo.training.groups import trainable_paths
 from solo.training.losses import targets_per_chunk
 from solo.training.optimizer import make_optimizer
 
-# The step and `solo.training.step.Health`: four numbers.
-_COUNTERS = 16
+# The step and `solo.training.step.Health`: four numbers; and those of `solo.training.schedule.TokenCount`.
+_COUNTERS, _TOKEN_COUNT = 16, 8
 # Intermediate results of a layer in units of its widths: the forward pass again, and gradients.
 _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
 
@@ -113,7 +113,9 @@ def hand_count(
         parameters=parameters,
         optimizer=optimizer,
         averages=_averages(config, stage, definition, mesh),
-        batch=held(abstract_batch(config, stage.batch_rows, shape, mesh)) + _COUNTERS,
+        batch=held(abstract_batch(config, stage.batch_rows, shape, mesh))
+        + _COUNTERS
+        + (_TOKEN_COUNT if stage.tokens else 0),
         gradients=trained * (2 if stage.accumulate > 1 else 1),
         saved=slots * config.model.layers * _saved(config.model, sizes["tensor"]),
         layer=slots * _intermediate(config.model, sizes["tensor"]) + _gathered(definition, sizes["tensor"]),

@@ -103,7 +103,7 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
     """
     if not 0 <= patch_share < 1:
         raise ConfigError(f"patch share {patch_share}: expected at least 0 and below 1")
-    if stage.steps is None:
+    if stage.epochs is not None:
         raise ConfigError(f"stage {stage.name!r} is counted in epochs: prepare its data (solo prepare), or set steps")
     if stage.patch_slots is not None and stage.text_slots is not None:
         patches, text, source = stage.patch_slots, stage.text_slots, "patch_slots and text_slots of the stage"
@@ -116,7 +116,8 @@ def stated_rows(stage: StageConfig, patch_share: float = PATCH_SHARE, document_s
     count = max(1, round(shape.slots / (document_slots or shape.slots)))
     row = tuple(Document(patches // count, text // count, min(text, shape.target_slots) // count) for _ in range(count))
     length = row[0].patches + row[0].text
-    return Rows(shape, stage.steps, (row,), f"{source}; documents of {length:,} slots (stated)")
+    steps = stage.steps or -(-(stage.tokens or 0) // (shape.slots * stage.batch_rows))
+    return Rows(shape, steps, (row,), f"{source}; documents of {length:,} slots (stated)")
 
 
 def row_intervals(row: Sequence[Document], shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:

@@ -29,6 +29,7 @@ from solo.training.distributed import first_text, from_first
 from solo.training.evaluators import TRAINED
 from solo.training.newest import newest_whole, position_of, record_sizes, set_aside
 from solo.training.orbax_paths import for_orbax, saving_context
+from solo.training.schedule import TokenCount
 from solo.training.step import TrainState
 
 # TensorStore's words for failures of a bucket that say nothing about what is in it.
@@ -215,6 +216,7 @@ class Checkpoints:
             rest["health"],
             rest["step"],
             averages={name: Average(**average) for name, average in loaded.get("averages", {}).items()},
+            tokens=TokenCount(*rest["tokens"]) if "tokens" in rest else (),
         )
 
     def steps(self) -> list[int]:
@@ -360,4 +362,5 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _counters(state: TrainState) -> dict[str, Any]:
-    return {"optimizer": state.optimizer, "health": state.health, "step": state.step}
+    counted = {"tokens": state.tokens} if state.tokens else {}
+    return {"optimizer": state.optimizer, "health": state.health, "step": state.step, **counted}

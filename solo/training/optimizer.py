@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from solo.config import ConfigError, ModelConfig, OptimizerConfig, StageConfig, UpdateRuleConfig
 from solo.model.declare import ParameterSpec
@@ -60,19 +61,25 @@ def decays(spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddin
 
 
 def make_optimizer(
-    config: OptimizerConfig, specs: Mapping[str, ParameterSpec], model: ModelConfig, *, carries: bool = False
+    config: OptimizerConfig,
+    specs: Mapping[str, ParameterSpec],
+    model: ModelConfig,
+    *,
+    carries: bool = False,
+    mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
     """Returns a transformation to update directions; the caller multiplies them by minus the learning rate.
 
     Gradients are first clipped by their global norm over the trainable parameters; those of a group with its own
     `clip_norm` by their norm over the group. Step sizes and eps follow the model's parametrisation. With `carries`,
-    every parameter has its own step count, so that `carry_state` can mix parameters with different ones.
+    every parameter has its own step count, so that `carry_state` can mix parameters with different ones. `mesh` is
+    that of the parameters; default: one device.
 
     Raises:
         ConfigError: a group matches no parameter, or the parametrisation does not know the update rule.
     """
     rules = update_rules(config, specs)
-    clip, update = _clip(config, specs), _by_rule(rules, specs, carries)
+    clip, update = _clip(config, specs), _by_rule(rules, specs, carries, mesh)
     if model.parametrisation.kind != "standard":
         # Adam on gradients divided by s is Adam with eps times s.
         eps = {path: eps_scale(spec, model) if rules[path].name == "adamw" else 1.0 for path, spec in specs.items()}
@@ -118,12 +125,12 @@ def _decay(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> list[
 
 
 def _by_rule(
-    rules: Mapping[str, Updated], specs: Mapping[str, ParameterSpec], carries: bool
+    rules: Mapping[str, Updated], specs: Mapping[str, ParameterSpec], carries: bool, mesh: Mesh | None
 ) -> optax.GradientTransformation:
     """Returns the update rules, each on its parameters. With several, the state holds that of each by its label."""
 
     def made(updated: Updated) -> optax.GradientTransformation:
-        parts = update_rule(updated.name, updated.rule, specs)
+        parts = update_rule(updated.name, updated.rule, specs, mesh)
         parts = [_one_by_one(part) for part in parts] if carries else parts
         return parts[0] if len(parts) == 1 else optax.chain(*parts)
 

@@ -22,7 +22,7 @@ def program_of(plan: StagePlan) -> str:
     """Returns a text that is equal for stages of equal programs, given the same model and machine."""
     stage = plan.stage
     mixture = dict.fromkeys(stage.sources, 1.0)  # their names are in the program's output
-    # A constant rate does not depend on the number of steps.
-    steps = 1 if stage.optimizer.schedule == "constant" else plan.num_steps
+    # A constant rate does not depend on the number of steps, nor does a schedule over tokens.
+    steps = 1 if stage.optimizer.schedule in ("constant", "inverse_sqrt") or stage.tokens else plan.num_steps
     neutral = stage.model_copy(update={**_DATA, "mixture": mixture, "steps": steps, "epochs": None})
     return f"{plan.shape} {neutral.model_dump_json()}"

@@ -75,6 +75,8 @@ class Recorder:
         # Since the last reading of the ledger: the end of the previous step, or of a save or a compilation.
         seconds = self._ledger.spent("step", info.step)
         bad_run = values.pop("bad_run")
+        if (every := self._config.watch.norms_every_steps) and info.stage_step % every:
+            del values["norms"]  # they were not computed
         if weights := changed_weights(self._feeder.plans[info.stage], info.stage_step):
             self._tell_of_weights(info, weights)
         line = self._line(info, values, seconds)

@@ -1,11 +1,44 @@
-"""The learning rate: a pure function of the state's step."""
+"""The learning rate: a pure function of the state, over the steps or the tokens of a stage."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from solo.config import OptimizerConfig
+from solo.batch import Batch
+from solo.config import OptimizerConfig, StageConfig
+from solo.model.regions import live_slots
+
+_LIMB = 30
+
+
+class TokenCount(NamedTuple):
+    """A count of tokens, high * 2^30 + low, int32 [] each: exact up to 2^61."""
+
+    high: jax.Array
+    low: jax.Array
+
+    def add(self, tokens: jax.Array) -> TokenCount:
+        """Adds int32 [], less than 2^30."""
+        low = self.low + tokens
+        return TokenCount(self.high + (low >> _LIMB), low & (2**_LIMB - 1))
+
+    def since(self, start: int) -> jax.Array:
+        """Returns the tokens after the first `start`, float32 []: the difference is exact before it is rounded."""
+        high, low = self.high - (start >> _LIMB), self.low - (start & (2**_LIMB - 1))
+        return high.astype(jnp.float32) * 2.0**_LIMB + low.astype(jnp.float32)
+
+
+def no_tokens() -> TokenCount:
+    """Returns a count of zero."""
+    return TokenCount(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def tokens_of(batch: Batch) -> jax.Array:
+    """Returns the patches and text tokens of a batch, int32 []."""
+    return live_slots(batch.attend).sum(dtype=jnp.int32)
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> jax.Array:
@@ -15,16 +48,74 @@ def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> j
     `start_at_zero` the schedule runs one step late, as Megatron's does: the first rate is 0, and the last step does not
     reach the final one.
     """
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     step = step.astype(jnp.float32) - config.start_at_zero
-    decay = num_steps - config.warmup_steps
-    if config.schedule == "wsd":
-        decay = min(decay, config.decay_steps or max(1, num_steps // 5))
+    decay = _decay(config, num_steps, config.warmup_steps, config.decay_steps)
+    if config.schedule == "inverse_sqrt":
+        return _inverse_sqrt(config, (step + 1) / config.warmup_steps)
     done = jnp.clip((step + 1 - (num_steps - decay)) / max(decay, 1), 0.0, 1.0)
+    return _decayed(config, done) * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+
+
+def learning_rate_over_tokens(
+    config: OptimizerConfig, num_tokens: int, before: TokenCount, after: TokenCount
+) -> jax.Array:
+    """Returns the learning rate of a step of a stage of `num_tokens`.
+
+    The schedule is that of steps, with tokens in their place: the rate of a step is that of its last token, or with
+    `start_at_zero` of the last one before it. Beyond `num_tokens` it is the final one.
+
+    Args:
+        config: the schedule, with `warmup_tokens` and `decay_tokens`.
+        num_tokens: length of the stage.
+        before: tokens of the stage before the step.
+        after: tokens of the stage, those of the step included.
+    """
+    count, warmup = before if config.start_at_zero else after, config.warmup_tokens or 0
+    decay = _decay(config, num_tokens, warmup, config.decay_tokens)
+    if config.schedule == "inverse_sqrt":
+        return _inverse_sqrt(config, count.since(0) / float(warmup))
+    done = jnp.clip(count.since(num_tokens - decay) / float(max(decay, 1)), 0.0, 1.0)
+    return _decayed(config, done) * jnp.minimum(1.0, count.since(0) / float(max(warmup, 1)))
+
+
+def _decay(config: OptimizerConfig, length: int, warmup: int, decay: int | None) -> int:
+    """Returns the length of the decay, at the end of a stage."""
+    rest = length - warmup
+    return min(rest, decay or max(1, length // 5)) if config.schedule == "wsd" else rest
+
+
+def _inverse_sqrt(config: OptimizerConfig, warmups: jax.Array) -> jax.Array:
+    """Returns the rate after a number of times the warm-up."""
+    return config.learning_rate * jnp.minimum(warmups, jax.lax.rsqrt(jnp.maximum(warmups, 1.0)))
+
+
+def _decayed(config: OptimizerConfig, done: jax.Array) -> jax.Array:
+    """Returns the rate after a share of the decay, without the warm-up."""
+    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     if config.schedule == "constant":
-        rate = jnp.full_like(step, peak)
-    elif config.schedule == "cosine":
-        rate = final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-    else:
-        rate = final + (peak - final) * (1 - done)
-    return rate * jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+        return jnp.full_like(done, peak)
+    if config.schedule == "cosine":
+        return final + (peak - final) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    if config.decay_shape == "1-sqrt":
+        return final + (peak - final) * (1 - jnp.sqrt(done))
+    return final + (peak - final) * (1 - done)
+
+
+def schedule_notes(stage: StageConfig, num_steps: int) -> list[str]:
+    """Returns what a user would want to know about the schedule of a stage before it trains."""
+    config, where = stage.optimizer, f"stage {stage.name}"
+    unit, length, warmup, decay = "steps", num_steps, config.warmup_steps, config.decay_steps
+    if stage.tokens is not None:
+        unit, length, warmup, decay = "tokens", stage.tokens, config.warmup_tokens or 0, config.decay_tokens
+    if warmup > length:
+        reached = config.learning_rate * length / warmup
+        return [
+            f"{where}: the warm-up of {warmup:,} {unit} is longer than the stage, which has {length:,}: the learning"
+            f" rate reaches {reached:.3g} of its peak of {config.learning_rate:.3g}"
+        ]
+    if config.schedule == "wsd" and decay is not None and decay > length - warmup:
+        return [
+            f"{where}: the decay of {decay:,} {unit} is cut to the {length - warmup:,} that the warm-up of"
+            f" {warmup:,} leaves of the stage's {length:,}"
+        ]
+    return []

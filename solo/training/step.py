@@ -22,8 +22,9 @@ from solo.training.averages import Average, begin, update
 from solo.training.evaluators import TRAINED
 from solo.training.groups import rate_scales, trainable_paths
 from solo.training.losses import Measured, batch_loss, normalised_weights
+from solo.training.norms import norms_if
 from solo.training.optimizer import make_optimizer, subset
-from solo.training.schedule import learning_rate
+from solo.training.schedule import TokenCount, learning_rate, learning_rate_over_tokens, no_tokens, tokens_of
 
 MEAN_DECAY = 0.98
 
@@ -45,6 +46,7 @@ class TrainState(NamedTuple):
     """Trainable and frozen parameters, optimizer state, and `step`, the stage's step count, int32 [].
 
     `averages` holds averages of the weights by name.
+    `tokens` counts the stage's tokens; it is empty unless the stage's schedule is over tokens.
     """
 
     trainable: Parameters
@@ -53,6 +55,7 @@ class TrainState(NamedTuple):
     health: Health
     step: jax.Array
     averages: Mapping[str, Average] = {}
+    tokens: TokenCount | tuple[()] = ()
 
     @property
     def parameters(self) -> Parameters:
@@ -71,7 +74,7 @@ class Stage(NamedTuple):
 
     step       (TrainState, Batch) -> (TrainState, Measured), jitted; it donates the state. Measured holds what the
                loss terms report, `loss`, `grad_norm`, `learning_rate`, `applied` (whether the update was applied),
-               and `bad_run` (consecutive bad steps)
+               and `bad_run` (consecutive bad steps); on request `norms`, see `solo.training.norms`
     start      Parameters -> TrainState with a fresh optimizer state, jitted
     abstract   the TrainState as `jax.ShapeDtypeStruct` with shardings, to restore checkpoints onto
     """
@@ -132,6 +135,7 @@ def make_stage(
     options: Mapping[str, OptionValue | None] | None = None,
     averages: Mapping[str, AverageConfig] | None = None,
     averaged: Sequence[str] | None = None,
+    norms_every_steps: int | None = None,
 ) -> Stage:
     """Builds a stage's step.
 
@@ -144,6 +148,7 @@ def make_stage(
         options: the config's `compiler_options`.
         averages: the averages of the weights.
         averaged: the paths that they hold; default: those that the stage trains.
+        norms_every_steps: as in the config's `watch`; default: norms are not measured.
 
     Raises:
         ConfigError: the stage does not fit the model or the mesh.
@@ -152,7 +157,9 @@ def make_stage(
     trained = trainable_paths(specs, stage)
     frozen = sorted(set(specs) - set(trained))
     scales = rate_scales(specs, stage)
-    optimizer = make_optimizer(stage.optimizer, specs, definition.config, carries=stage.optimizer_state == "carry")
+    optimizer = make_optimizer(
+        stage.optimizer, specs, definition.config, carries=stage.optimizer_state == "carry", mesh=mesh
+    )
     where = placement(mesh, definition.config)
     rows_per_shard(stage, mesh.shape)
 
@@ -162,14 +169,20 @@ def make_stage(
         health = Health(jnp.zeros((), jnp.float32), zero, zero)
         means = begin(averages or {}, subset(parameters, trained if averaged is None else averaged))
         return TrainState(
-            trainable, subset(parameters, frozen), optimizer.init(trainable), health, zero, averages=means
+            trainable,
+            subset(parameters, frozen),
+            optimizer.init(trainable),
+            health,
+            zero,
+            averages=means,
+            tokens=() if stage.tokens is None else no_tokens(),
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measured]:
         (loss, measured), grads = loss_and_grads(definition, stage, where, state.trainable, state.frozen, batch)
         grad_norm = optax.global_norm(grads)
         directions, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
-        rate = learning_rate(stage.optimizer, num_steps, state.step)
+        rate, tokens = _rate(stage, num_steps, state, batch)
         updated = {path: value - rate * scales[path] * directions[path] for path, value in state.trainable.items()}
         ok = _is_good(loss, grad_norm, state.health, safety)
         # A bad step only changes the step counts.
@@ -181,9 +194,14 @@ def make_stage(
         health = _next_health(loss, ok, state.health)
         measured = {"loss": loss, **measured, "grad_norm": grad_norm, "learning_rate": rate}
         measured |= {"applied": ok, "bad_run": health.bad_run}
+        if norms_every_steps is not None:
+            updates = {path: rate * scales[path] * direction for path, direction in directions.items()}
+            due = (state.step + 1) % norms_every_steps == 0
+            measured["norms"] = norms_if(due, specs, grads, updates, state.trainable)
         weights = {**state.frozen, **trainable}
         means = {name: update(each, state.averages[name], weights, ok) for name, each in (averages or {}).items()}
-        return TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1, averages=means), measured
+        after = TrainState(trainable, state.frozen, optimizer_state, health, state.step + 1, means, tokens)
+        return after, measured
 
     by_path = parameter_shardings(specs, mesh)
     abstract = jax.eval_shape(start, {path: spec.abstract() for path, spec in specs.items()})
@@ -203,6 +221,16 @@ def make_stage(
         jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
         placed,
     )
+
+
+def _rate(
+    stage: StageConfig, num_steps: int, state: TrainState, batch: Batch
+) -> tuple[jax.Array, TokenCount | tuple[()]]:
+    """Returns the learning rate of a step, and the stage's tokens after it."""
+    if stage.tokens is None or not isinstance(state.tokens, TokenCount):
+        return learning_rate(stage.optimizer, num_steps, state.step), ()
+    tokens = state.tokens.add(tokens_of(batch))
+    return learning_rate_over_tokens(stage.optimizer, stage.tokens, state.tokens, tokens), tokens
 
 
 def _is_good(loss: jax.Array, grad_norm: jax.Array, health: Health, safety: SafetyConfig) -> jax.Array:

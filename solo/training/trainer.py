@@ -264,6 +264,7 @@ class Trainer:
                 config.compiler_options,
                 config.averages,
                 self._averaged(number),
+                config.watch.norms_every_steps,
             )
         return self._stages[key]
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax import contrib
 
 from solo.config import UpdateRuleConfig
@@ -22,6 +23,8 @@ from solo.model.parameters import Parameters
 
 # The roles of the matrices that Muon orthogonalises: not those that read pixels or compute logits (Jordan 2024).
 MUON_ROLES = ("hidden", "residual", "router")
+# The mesh axes that parameters are sharded over.
+SHARDED = ("fsdp", "tensor")
 
 
 def rule_name(rule: UpdateRuleConfig, spec: ParameterSpec) -> str:
@@ -29,13 +32,16 @@ def rule_name(rule: UpdateRuleConfig, spec: ParameterSpec) -> str:
     return "adamw" if rule.name == "muon" and spec.role not in MUON_ROLES else rule.name
 
 
-def update_rule(name: str, rule: UpdateRuleConfig, specs: Mapping[str, ParameterSpec]) -> list[Any]:
+def update_rule(
+    name: str, rule: UpdateRuleConfig, specs: Mapping[str, ParameterSpec], mesh: Mesh | None = None
+) -> list[Any]:
     """Returns the gradient transformations of an update rule; together, they map gradients to directions.
 
     Args:
         name: see `rule_name`.
         rule: its keys.
         specs: the parameters, of which it updates some.
+        mesh: the devices that they are sharded over; default: one device.
     """
     dtype = _dtype(rule.first_moment_dtype)
     if name == "adamw":
@@ -48,7 +54,7 @@ def update_rule(name: str, rule: UpdateRuleConfig, specs: Mapping[str, Parameter
     if name == "adafactor":
         moment = [] if rule.beta1 is None else [optax.ema(rule.beta1, debias=False, accumulator_dtype=dtype)]
         return [_adafactor(rule, specs), *moment]
-    return [_muon(rule, specs), optax.stateless(lambda tree, _: _muon_scaled(tree, rule, specs))]
+    return [*_muon(rule, specs, mesh), optax.stateless(lambda tree, _: _muon_scaled(tree, rule, specs))]
 
 
 def _dtype(name: str) -> Any:
@@ -68,21 +74,54 @@ def _low_precision_nu(adam: optax.GradientTransformation) -> optax.GradientTrans
     return optax.GradientTransformation(init, adam.update)
 
 
-def _muon(rule: UpdateRuleConfig, specs: Mapping[str, ParameterSpec]) -> optax.GradientTransformation:
+def _muon(
+    rule: UpdateRuleConfig, specs: Mapping[str, ParameterSpec], mesh: Mesh | None
+) -> list[optax.GradientTransformation]:
+    """Returns the momentum, as each parameter is sharded, and its orthogonalisation, matrix by matrix on the devices.
+
+    On the momentum as it is sharded, XLA would gather whole stacks of layers twice in every Newton-Schulz step.
+    """
     muon = rule.muon
     assert muon is not None
 
     def dimensions(tree: Parameters) -> dict[str, contrib.MuonDimensionNumbers]:
         return {path: contrib.MuonDimensionNumbers(*specs[path].matrix_axes[1:]) for path in tree}
 
-    return contrib.scale_by_muon(
-        ns_steps=muon.newton_schulz_steps,
+    momentum = contrib.scale_by_muon(
+        ns_steps=0,  # divides by the Frobenius norm, as the first of these steps would
         beta=muon.momentum,
         eps=rule.eps,
         mu_dtype=_dtype(rule.first_moment_dtype),
         nesterov=muon.nesterov,
         weight_dimension_numbers=dimensions,
     )
+    orthogonal = contrib.scale_by_muon(
+        ns_steps=muon.newton_schulz_steps,
+        beta=0.0,
+        eps=rule.eps,
+        nesterov=False,
+        weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: contrib.MuonDimensionNumbers(1, 2), tree),
+    )
+
+    def orthogonalised(path: str, value: Any) -> Any:
+        matrices = as_matrices(value, specs[path])
+        matrices = matrices.reshape(-1, *matrices.shape[-2:])
+        spread = _spread(matrices, mesh)
+        directions, _ = orthogonal.update(spread, orthogonal.init(spread))
+        return directions[: len(matrices)].reshape(value.shape)
+
+    return [
+        momentum,
+        optax.stateless(lambda tree, _: {path: orthogonalised(path, value) for path, value in tree.items()}),
+    ]
+
+
+def _spread(matrices: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Returns matrices [B, ., .] spread over the devices that share the parameters, padded with zeros."""
+    if mesh is None or (shares := prod(mesh.shape[axis] for axis in SHARDED)) == 1:
+        return matrices
+    padded = jnp.pad(matrices, ((0, -len(matrices) % shares), (0, 0), (0, 0)))
+    return jax.lax.with_sharding_constraint(padded, NamedSharding(mesh, PartitionSpec(SHARDED)))
 
 
 def _muon_scaled(tree: Parameters, rule: UpdateRuleConfig, specs: Mapping[str, ParameterSpec]) -> Parameters:

@@ -1,10 +1,7 @@
-"""Carried optimizer state, weight decay, schedules."""
-
-import math
+"""Carried optimizer state, weight decay, trained parameters."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -13,7 +10,6 @@ from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
 from solo.training.groups import trainable_paths
 from solo.training.optimizer import carry_state, decays, make_optimizer
-from solo.training.schedule import learning_rate
 from tests.tiny import MODEL, tiny_config
 
 SPECS = {name: ParameterSpec((3, 4), ("embed", "ffn"), "ffn", "hidden") for name in ("a", "b")}
@@ -74,31 +70,6 @@ def test_weight_decay_spares_norms_biases_and_embeddings(path, kinds) -> None:
     config = ModelConfig.model_validate({**MODEL, "bias": "qkv", "patch_embed": embed})
     spec = ModelDefinition(config, tiny_config().image, 100).specs[path]
     assert [kind for kind in ("matrices", "matrices_and_embeddings", "all") if decays(spec, kind)] == kinds
-
-
-def solo_rate(n: int, steps: int) -> float:
-    """SOLO's schedule (scripts/megatron/train/curriculum): update k uses n = k - 1."""
-    if n <= 200:
-        return 5e-5 * n / 200
-    return 5e-6 + 0.5 * (1 + math.cos(math.pi * (n - 200) / (steps - 200))) * 4.5e-5
-
-
-@pytest.mark.parametrize("steps", [1525, 3481, 300])
-def test_the_schedule_of_solo(steps) -> None:
-    config = OptimizerConfig(learning_rate=5e-5, warmup_steps=200, start_at_zero=True)
-    rates = [float(learning_rate(config, steps, jnp.int32(n))) for n in (0, 1, 100, 199, 200, 201, 250, steps - 1)]
-    expected = [solo_rate(n, steps) for n in (0, 1, 100, 199, 200, 201, 250, steps - 1)]
-    assert rates[0] == 0
-    np.testing.assert_allclose(rates[1:], expected[1:], rtol=1e-5)
-
-
-def test_published_rates_of_solo() -> None:
-    """Compares with known values of SOLO's schedule."""
-    config = OptimizerConfig(learning_rate=5e-5, warmup_steps=200, start_at_zero=True)
-    known = {(1525, 300): 4.9371e-5, (1525, 762): 3.2811e-5, (3481, 300): 4.9897e-5, (3481, 1740): 2.9662e-5}
-    known |= {(300, 201): 4.9989e-5, (300, 250): 2.75e-5}
-    for (steps, n), rate in known.items():
-        assert float(learning_rate(config, steps, jnp.int32(n))) == pytest.approx(rate, rel=2e-5)
 
 
 def test_a_component_is_trained_by_its_name() -> None:

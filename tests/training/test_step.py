@@ -1,7 +1,6 @@
 """One step: accumulation, frozen parameters, averaging, bad losses; on one device and on meshes of eight."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.model.placement import Placement
 from solo.sharding.mesh import device_batch, make_mesh
-from solo.training.schedule import learning_rate
 from solo.training.step import loss_and_grads, make_stage
 from tests.reference import random_document
 
@@ -227,18 +225,3 @@ def test_a_mesh_that_does_not_fit_is_refused() -> None:
         run(stage_config(), [], MeshConfig(fsdp=2, tensor=4), devices=8)
     with pytest.raises(ConfigError, match=r"2 rows of a .* cannot be sharded evenly over 8 devices"):
         run(stage_config(accumulate=4), [], MeshConfig(fsdp=8), devices=8)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", {0: 0.5, 1: 1.0, 9: 1.0}),
-        ("linear", {0: 0.5, 1: 1.0, 5: 1 - 0.9 * 4 / 8, 9: 0.1}),
-        ("cosine", {0: 0.5, 1: 1.0, 5: 0.1 + 0.9 * 0.5, 9: 0.1}),
-        ("wsd", {0: 0.5, 1: 1.0, 7: 1.0, 8: 0.55, 9: 0.1}),
-    ],
-)
-def test_schedules_of_ten_steps(schedule: str, expected: dict[int, float]) -> None:
-    stage = stage_config(optimizer={"learning_rate": 1.0, "schedule": schedule, "warmup_steps": 2})
-    for step, rate in expected.items():
-        assert float(learning_rate(stage.optimizer, 10, jnp.asarray(step))) == pytest.approx(rate, abs=1e-6)

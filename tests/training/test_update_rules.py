@@ -236,9 +236,9 @@ TENSOR = {"fsdp": 4, "tensor": 2}
 def test_eight_devices_hold_a_share_of_the_state_and_update_like_one(case: str, fsdp: dict[str, int]) -> None:
     low = {"first_moment_dtype": "bfloat16", "second_moment_dtype": "bfloat16"}
     of = config("muon", **low) if case == "bfloat16" else rule_config(case)
-    optimizer, before = make_optimizer(of, SPECS, MODEL), arrays(0)
-    expected, whole = jax.jit(lambda p: train(optimizer, p, steps=1))(before)
-    mesh = make_mesh(MeshConfig(**fsdp), jax.devices()[:8])
+    mesh, before = make_mesh(MeshConfig(**fsdp), jax.devices()[:8]), arrays(0)
+    expected, whole = jax.jit(lambda p: train(make_optimizer(of, SPECS, MODEL), p, steps=1))(before)
+    optimizer = make_optimizer(of, SPECS, MODEL, mesh=mesh)
     by_path = parameter_shardings(SPECS, mesh)
     shardings = shardings_like(jax.eval_shape(optimizer.init, before), SPECS, mesh)
     step = jax.jit(lambda p: train(optimizer, p, steps=1), in_shardings=(by_path,), out_shardings=(by_path, shardings))

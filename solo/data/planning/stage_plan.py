@@ -6,6 +6,7 @@ and `packing_windows` and `packing` place them in rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -100,8 +101,16 @@ class StagePlan:
         # A batch must not span two windows.
         window_rows = -(-data.packing_window // stage.batch_rows) * stage.batch_rows
         self._planner, self._key = _planner(stage, self.chunks, self.shape, window_rows, seed)
+        if stage.tokens is not None:
+            self.stage = stage = stage.model_copy(update={"steps": self._steps_of(stage.tokens, window_rows)})
         self._means = np.asarray([table.totals / len(table) for table in self.chunks.values()])
         self.expected_passes = check_passes(stage, self._planner.draws, _sizes(self.chunks), self._means, self.shape)
+
+    def _steps_of(self, tokens: int, window_rows: int) -> int:
+        """Returns the steps that so many tokens take, at the mean of the first packing windows."""
+        rows = tuning.COUNTED_WINDOWS * window_rows
+        mean = float(_statistics(self._planner, self.shape, 0, rows).useful[:2].sum()) / rows * self.stage.batch_rows
+        return max(1, math.ceil(tokens / mean))
 
     @cached_property
     def num_steps(self) -> int:

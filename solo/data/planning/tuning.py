@@ -99,3 +99,8 @@ GOOD_FILL = 0.992
 
 # Part of the text region that a chunk of text may always take. 0.1 and 0.5: no effect on these cases.
 LEAST_TEXT = 0.25
+
+# ---- The steps of a stage whose length is given in tokens; see `solo.data.planning.stage_plan`.
+
+# Packing windows whose mean counts as that of the stage.
+COUNTED_WINDOWS = 4

@@ -161,6 +161,14 @@ def _placed(plan: StagePlan) -> list[Chunk]:
     return [chunk for step in range(plan.num_steps) for row in plan.rows(step) for chunk in row]
 
 
+def test_a_length_in_tokens_is_as_many_steps_as_they_take() -> None:
+    plan = small(steps=None, tokens=1_000_000)
+    assert plan.statistics(0, plan.num_steps).useful[:2].sum() == pytest.approx(1_000_000, rel=0.02)
+    same = small(steps=plan.num_steps)
+    assert plan.rows(plan.num_steps - 1) == same.rows(plan.num_steps - 1)
+    assert small(steps=None, tokens=1).num_steps == 1
+
+
 def test_epochs_place_each_document_that_many_times() -> None:
     plan = small(steps=None, epochs=2.0)
     times = Counter((chunk.source, chunk.record) for chunk in _placed(plan))

@@ -15,10 +15,10 @@ STAGE = StageConfig(
 )
 
 
-def measured(kind: str, width: int, layers: int = 2) -> list[Coordinates]:
+def measured(kind: str, width: int, layers: int = 2, stage: StageConfig = STAGE) -> list[Coordinates]:
     shape = {"width": width, "heads": width // 8, "kv_heads": width // 16, "head_dim": 8, "ffn_width": 2 * width}
     of = definition(kind, layers=layers, experts={}, **shape)
-    return measure(of, STAGE, [random_batch(of, seed) for seed in range(4)])
+    return measure(of, stage, [random_batch(of, seed) for seed in range(4)])
 
 
 @pytest.mark.slow
@@ -48,3 +48,24 @@ def test_over_depths() -> None:
     assert deep / shallow == pytest.approx(1, abs=FLAT)
     shallow, deep = found["mup"]
     assert deep / shallow > 1 + FLAT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "lion", "learning_rate": 0.003},
+        {"name": "muon", "learning_rate": 0.01},
+        {"name": "muon", "muon": {"consistent_rms": None}, "learning_rate": 0.03},
+        {"name": "adafactor", "adafactor": {"min_dim_size_to_factor": 16}, "learning_rate": 0.05},
+    ],
+)
+def test_every_update_rule_over_fourfold_width(optimizer: dict) -> None:
+    stage = STAGE.model_copy(update={"optimizer": OptimizerConfig.model_validate(optimizer)})
+    mup, standard = (
+        [measured(kind, width, stage=stage)[-1].scales["last layer"] for width in (32, 128)]
+        for kind in ("mup", "standard")
+    )
+    print(optimizer, mup, standard)
+    assert mup[1] / mup[0] == pytest.approx(1, abs=FLAT)
+    assert standard[1] / standard[0] > 1 + 2 * FLAT
