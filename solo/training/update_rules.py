@@ -88,7 +88,8 @@ def _muon(
         return {path: contrib.MuonDimensionNumbers(*specs[path].matrix_axes[1:]) for path in tree}
 
     momentum = contrib.scale_by_muon(
-        ns_steps=0,  # divides by the Frobenius norm, as the first of these steps would
+        ns_steps=0,  # with "aol", which is a first step of its own, the momentum as it is
+        preconditioning="aol",
         beta=muon.momentum,
         eps=rule.eps,
         mu_dtype=_dtype(rule.first_moment_dtype),
