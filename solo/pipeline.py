@@ -42,6 +42,7 @@ from solo.training.run_folder import RunFolder
 from solo.training.run_lock import RunLock, holding
 from solo.training.schedule import schedule_notes
 from solo.training.trainer import Interrupted, Trainer
+from solo.training.wandb_board import check_wandb
 
 
 class Trained(NamedTuple):
@@ -75,6 +76,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
         OtherProcessError: process 0 of several failed at one of these steps.
     """
     config.check_runnable()
+    check_wandb(config)
     compare_configs(config)
     ledger = Ledger(began)
     with contextlib.ExitStack() as stack:

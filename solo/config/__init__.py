@@ -27,7 +27,7 @@ from solo.config.model import (
 from solo.config.optimizer import GroupConfig, OptimizerConfig, UpdateRuleConfig
 from solo.config.run import Config
 from solo.config.training import Average, LossConfig, StageConfig
-from solo.config.watch import ProfileConfig, WatchConfig
+from solo.config.watch import ProfileConfig, WandbConfig, WatchConfig
 
 __all__ = [
     "Average",
@@ -62,6 +62,7 @@ __all__ = [
     "TaskConfig",
     "TokenizerConfig",
     "UpdateRuleConfig",
+    "WandbConfig",
     "WatchConfig",
     "differences",
     "dump_config",

@@ -9,6 +9,20 @@ from pydantic import Field, PositiveInt, model_validator
 from solo.config.base import Section
 
 
+class WandbConfig(Section):
+    """A run of Weights & Biases. The key comes from `wandb login` or $WANDB_API_KEY."""
+
+    keys_decide = ("nothing",)
+
+    project: str = Field(min_length=1, description="project of the run")
+    entity: str | None = Field(None, description="user or team; default: that of the login")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: store the run in its folder, for `wandb sync`"
+    )
+    group: str | None = Field(None, description="group that the run is shown in")
+    tags: tuple[str, ...] = Field((), description="tags of the run")
+
+
 class WatchConfig(Section):
     """What a run shows while it trains. `metrics.jsonl` always holds every step."""
 
@@ -21,6 +35,7 @@ class WatchConfig(Section):
         description="steps of a stage between two lines with the norms of every component's gradients, updates and"
         " parameters",
     )
+    wandb: WandbConfig | None = Field(None, description="also send the metrics to Weights & Biases; default: do not")
 
 
 class ProfileConfig(Section):

@@ -22,6 +22,7 @@ from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.averages import averaged_paths, carry
 from solo.training.best import BestSteps, values_by_step
+from solo.training.boards import Board
 from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import from_first, stop_agreed, wait_for_all
@@ -48,6 +49,7 @@ from solo.training.recording import BadStepError, Recorder
 from solo.training.run_folder import RunFolder
 from solo.training.step import Stage, TrainState, make_stage
 from solo.training.tensorboard import TensorBoard
+from solo.training.wandb_board import WandbBoard
 
 __all__ = ["BadStepError", "Interrupted", "Trainer"]
 
@@ -169,9 +171,9 @@ class Trainer:
         for info, host_batch in feeder.batches(start):
             batch = device_batch(host_batch, self.mesh, feeder.share.count)
             step = step or self._compile(start.stage, stage, state, batch)
-            with profiler.step(info.step, self.observer.profile_requested):
+            requested, self.observer.profile_requested = self.observer.profile_requested, False
+            with profiler.step(info.step, requested):
                 state, measured = step(state, batch)
-            self.observer.profile_requested = False
             profiler.done(info.step, measured["loss"])
             self._idle.given(measured["loss"])
             if pending:  # the previous step is read while this one runs
@@ -318,10 +320,16 @@ class Trainer:
         metrics = Metrics()
         if jax.process_index() == 0:
             self._tell(drop_quarantined_after(self.run.quarantine_file, resume_step))
-            began, boards = began_after(self.run.goodput_file), [TensorBoard(self.run.tensorboard)]
+            began, boards = began_after(self.run.goodput_file), self._boards()
             metrics = MetricsStream(self.run, resume_step, began, boards, lambda text: self._tell([text]))
         wait_for_all()  # before another process appends to the quarantine
         return metrics
+
+    def _boards(self) -> list[Board]:
+        boards: list[Board] = [TensorBoard(self.run.tensorboard)]
+        if self.config.watch.wandb is not None:
+            boards.append(WandbBoard(self.run, self.config, self.config.watch.wandb))
+        return boards
 
     def _tell(self, notes: Iterable[str]) -> None:
         """Says at once, since an attempt that fails returns no notes, and again at the end."""
