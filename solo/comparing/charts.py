@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from solo.comparing.reading import AXES, Run
 from solo.drawing import Drawing, styled
+from solo.files import resolved
 
 # Legible on light and on dark pages; runs beyond these differ in their dashes.
 COLORS = ("#4477cc", "#cc6633", "#2f9e6e", "#a95fbd", "#b08a1e", "#d0506e", "#2f9fb0", "#8a8f98")
@@ -109,7 +110,7 @@ def held_out_figure(runs: Sequence[Run], axis: str, name: str, task: str) -> Mar
 
 def _join(axes: Axes, runs: Sequence[Run], run: Run, axis: str, mean: np.ndarray, tint: str) -> None:
     """Draws a line from a run's parent to the start of the run, if the parent is on the page."""
-    parent = next((other for other in runs if run.parent and other.path == run.parent.path), None)
+    parent = next((other for other in runs if run.parent and resolved(other.path) == resolved(run.parent.path)), None)
     if parent is None or run.parent is None or axis == "hours":
         return
     before = np.flatnonzero(parent.steps <= run.parent.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -143,17 +142,14 @@ def read_run(run: RunFolder, label: str) -> Run:
         config = None
     loss = _numbers([line.get("loss") for line in steps])
     return Run(
-        label, run.path, config, axes, loss, by_source, measured, overview(run.path), read_parent(run), len(lines)
+        label, run.path, config, axes, loss, by_source, measured, overview(run.path), parent_of(config), len(lines)
     )
 
 
-def read_parent(run: RunFolder) -> Parent | None:
-    """Returns where a run branched off, as its `lineage.json` says; None if it began by itself."""
-    try:
-        found = json.loads((run.work / "lineage.json").read_text(encoding="utf-8"))
-        return Parent(place(found["run"]), int(found["step"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def parent_of(config: Config | None) -> Parent | None:
+    """Returns where a run branched off, as its config says; None if it began on its own."""
+    branch = getattr(config, "branch", None)
+    return None if branch is None or branch.step is None else Parent(place(branch.run), int(branch.step))
 
 
 def _totals(steps: Sequence[dict[str, Any]], name: str) -> np.ndarray:
