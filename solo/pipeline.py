@@ -236,6 +236,7 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
     bucket = Bucket(str(run.path)) if is_remote(run.path) else None
     if bucket is not None:
         bucket.connect()
+        bucket.check_writing()  # or the run would end when its first old checkpoint is to be removed
     try:
         held = stack.enter_context(hold(run.lock_file))
     except ConfigError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,6 +62,12 @@ class Bucket:
             ) from None
         if error is not None:
             raise error
+
+    def check_writing(self) -> None:
+        """Checks that files can be written and removed again."""
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write(name, b"")
+        self.remove(name)
 
     def _probe(self) -> None:
         with self._errors(""):

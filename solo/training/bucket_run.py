@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def _is_copied(name: str) -> bool:
 
 
 def _clear(work: Path, names: list[str]) -> None:
-    """Removes files of earlier days that the bucket does not hold; everything, if it holds no run."""
+    """Removes copies of files that the bucket does not hold any more; all of them, if it holds no run."""
     for path in work.iterdir():
         if path.name == "run.lock":
             continue
@@ -129,8 +129,10 @@ def storing(run: RunFolder, tell: Callable[[str], None], lock: RunLock | None = 
         yield store
     except BaseException:
         store.stop()
-        with suppress(BucketError, OSError):  # the first error is the one to tell of
+        try:
             store.push()
+        except OSError as error:  # the first error is the one to raise
+            tell(f"the newest lines of the run are only in {run.work}: {error}")
         raise
     store.stop()
     store.store()

@@ -119,7 +119,11 @@ class RunLock:
         self._thread.start()
 
     def lost_to(self) -> Holder | None:
-        """Returns who has taken the lock over; None if this process holds it."""
+        """Returns who has taken the lock over, as the bucket says now; None if this process holds it."""
+        with suppress(ConfigError, OSError):  # the bucket cannot be reached
+            now = Holder.read(self._bucket)
+            if now is not None and now.key != self._me.key:
+                self._thief = now
         return self._thief
 
     def release(self) -> None:
@@ -161,9 +165,7 @@ class RunLock:
         renewed = 0
         while not self._stopped.wait(RENEW_SECONDS):
             with suppress(Exception):  # the network may come back
-                now = Holder.read(self._bucket)
-                if now is not None and now.key != self._me.key:
-                    self._thief = now
+                if self.lost_to() is not None:
                     return
                 renewed += 1
                 self._write(renewed)

@@ -326,6 +326,29 @@ def test_what_cannot_be_reached_is_said_before_anything_is_prepared(tmp_path, s3
     assert not (tmp_path / "data").exists()
 
 
+def test_a_bucket_whose_files_cannot_be_removed_is_refused(tmp_path, s3, monkeypatch, capsys):  # noqa: F811
+    def denied(self, path):
+        raise PermissionError("Access Denied when calling DeleteObject")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "rm_file", denied)
+    assert main(command(tmp_path, f"{s3}/runs")) == 2
+    assert "cannot be reached: Access Denied when calling DeleteObject; log in with `aws configure`" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_could_not_be_stored_at_the_end_is_said(s3, monkeypatch):  # noqa: F811
+    run, notes = RunFolder.open(config_in(f"{s3}/runs")), []
+
+    def fails(self, name, path):
+        raise BucketError("no network")
+
+    monkeypatch.setattr(Bucket, "upload", fails)
+    with pytest.raises(KeyError), bucket_run.storing(run, notes.append):
+        raise KeyError
+    assert notes == [f"the newest lines of the run are only in {run.work}: no network"]
+
+
 def test_a_permission_that_orbax_lacks_is_named(gs, monkeypatch):  # noqa: F811
     def forbidden(name):
         raise RuntimeError("403 GET: run@lab does not have storage.buckets.get access to the bucket")
@@ -366,7 +389,10 @@ def test_a_killed_run_resumes_elsewhere(runs: Runs, request, moment, monkeypatch
             break
     _, error = process.communicate()
     assert process.returncode == -signal.SIGKILL, error
-    assert 0 < len(metrics(str(run))) < STEPS
+    stored = metrics(str(run))
+    assert 0 < len(stored) < STEPS
+    newest = int(complete_checkpoints(run / "checkpoints")[-1].name)
+    assert json.loads(stored[-1])["step"] >= newest  # no checkpoint is newer than its metrics
     monkeypatch.setenv("SOLO_CACHE", str(tmp_path / "second"))
     runs.finish(name, f"folder={url}")
     assert metrics(str(run)) == runs.lines("whole")
