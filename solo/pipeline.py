@@ -32,7 +32,7 @@ from solo.planning.replication import check_replication
 from solo.sharding.mesh import make_mesh
 from solo.storage import Bucket
 from solo.training.agreement import check_shared, compare_configs, compare_plans
-from solo.training.bucket_run import storing
+from solo.training.bucket_run import Store, storing
 from solo.training.distributed import among_others, first_then_others
 from solo.training.heartbeat import Beating
 from solo.training.ledger import Ledger
@@ -97,12 +97,11 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         notes.append(text)
         observer.warn(text)  # at once: an attempt that fails does not return its notes
 
-    locks: list[RunLock] = []
-
-    def set_up() -> tuple[RunFolder, Prepared]:
+    def set_up() -> tuple[RunFolder, Prepared, Store]:
         nonlocal observer
-        locks.extend(_lock(RunFolder(config.run_folder), stack, tell))
+        lock = _lock(RunFolder(config.run_folder), stack, tell)
         run = RunFolder.open(config, tell)
+        store = stack.enter_context(storing(run, tell, lock))  # before the heartbeat, whose end is stored, too
         ledger.open(run.goodput_file)
         observer = stack.enter_context(closing(Beating(run.heartbeat_file, observer)))
         prepared = _data(config, run, observer, stack, tell)
@@ -113,15 +112,15 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
             for text in not_held_out(config, prepared):
                 tell(text)
         _keep_order(run, config, prepared)
-        return run, prepared
+        return run, prepared, store
 
-    def follow() -> tuple[RunFolder, Prepared]:
-        return RunFolder(config.run_folder, jax.process_index()), open_prepared(config)
+    def follow() -> tuple[RunFolder, Prepared, Store]:
+        run = RunFolder(config.run_folder, jax.process_index())
+        return run, open_prepared(config), stack.enter_context(storing(run, tell))
 
-    run, prepared = first_then_others(set_up, follow)
+    run, prepared, store = first_then_others(set_up, follow)
     if not is_remote(config.folder):
         check_shared(run.path)
-    store = stack.enter_context(storing(run, tell, *locks))
     observer.note("planning")
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
     mesh, definition = make_mesh(config.mesh), define(config, prepared.tokenizer.vocab_size)
@@ -227,11 +226,11 @@ def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
     write_whole(file, json.dumps({**before, **found}, indent=2) + "\n")
 
 
-def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> list[RunLock]:
+def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> RunLock | None:
     """Holds the run's lock until the stack is closed. Raises ConfigError if another process holds it.
 
     Returns:
-        The lock in the bucket, if the run is in one.
+        The lock in the bucket; None if the run is in a local folder.
     """
     bucket = Bucket(str(run.path)) if is_remote(run.path) else None
     if bucket is not None:
@@ -247,7 +246,7 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
             f"another process trains {run.path}: {held_by(run.lock_file)}; wait until it ends, or choose another name"
             " (name=...)"
         )
-    return [] if bucket is None else [stack.enter_context(holding(bucket, tell))]
+    return None if bucket is None else stack.enter_context(holding(bucket, tell))
 
 
 def check_memory(trainer: Trainer) -> list[str]:
