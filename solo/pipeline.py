@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,10 +32,12 @@ from solo.planning.replication import check_replication
 from solo.sharding.mesh import make_mesh
 from solo.storage import Bucket
 from solo.training.agreement import check_shared, compare_configs, compare_plans
+from solo.training.branching import Origin, find_origin
 from solo.training.bucket_run import Store, storing
 from solo.training.distributed import among_others, first_then_others
 from solo.training.heartbeat import Beating
 from solo.training.ledger import Ledger
+from solo.training.lineage import secure, with_lineage
 from solo.training.mixture import mixture_notes
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
@@ -78,6 +80,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
     config.check_runnable()
     check_wandb(config)
     compare_configs(config)
+    config = with_lineage(config)
     ledger = Ledger(began)
     with contextlib.ExitStack() as stack:
         try:
@@ -102,11 +105,15 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
         lock = _lock(RunFolder(config.run_folder), stack, tell)
         run = RunFolder.open(config, tell)
         store = stack.enter_context(storing(run, tell, lock))  # before the heartbeat, whose end is stored, too
+        if config.branch is not None and run.newest_step() is None:
+            secure(config, run)
         ledger.open(run.goodput_file)
         observer = stack.enter_context(closing(Beating(run.heartbeat_file, observer)))
         prepared = _data(config, run, observer, stack, tell)
         if note := cache_note(config, [source.description for source in prepared.sources.values()]):
             tell(note)
+        if config.branch is not None and run.newest_step() is None:
+            _check_origin(find_origin(config, run), config, prepared)
         _keep_tokenizer(run, prepared)
         if run.newest_step() is None:
             for text in not_held_out(config, prepared):
@@ -125,7 +132,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     initial = partial(initial_parameters, config.init_from) if config.init_from else None
     mesh, definition = make_mesh(config.mesh), define(config, prepared.tokenizer.vocab_size)
     evaluators = RunEvaluators(config, prepared, definition, mesh, observer, run)
-    trainer = Trainer(config, prepared, run, observer, mesh, initial, ledger, evaluators, store)
+    origin = partial(find_origin, config, run) if config.branch is not None else None
+    trainer = Trainer(config, prepared, run, observer, mesh, initial, ledger, evaluators, store, origin)
     compare_plans(prepared, trainer.plans)
     scheduled = (note for plan in trainer.plans for note in schedule_notes(plan.stage, plan.num_steps))
     for text in (*mixture_notes(trainer.plans), *scheduled):
@@ -202,6 +210,40 @@ def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
     prepared.tokenizer.save(run.work)
 
 
+def _check_origin(found: Origin, config: Config, prepared: Prepared) -> None:
+    """Raises ConfigError if a branch's tokenizer, or the records of the stage that it continues, are others."""
+    assert config.branch is not None
+    other = RunFolder.existing(config.branch.run, lines=False)
+    if open_tokenizer(other.work).fingerprint != prepared.tokenizer.fingerprint:
+        raise ConfigError(
+            f"cannot branch: {other.path} was trained with another tokenizer than that of this config's data; take"
+            f" that one with data.tokenizer.path={other.path}"
+        )
+    number = found.continued(config.stages)
+    if number is None or found.progress.stage_step == config.stages[number].steps:
+        return  # its data begins anew
+    before = _stored_order(other)
+    changed = [
+        name
+        for name in found.stage.sources
+        if name in prepared.sources and before.get(name, order := prepared.sources[name].description.order) != order
+    ]
+    if changed:
+        raise ConfigError(
+            f"cannot branch: stage {found.stage.name!r} of {other.path} was trained on other records of"
+            f" {', '.join(changed)}; restore them, or give the stage another name, so that its data begins anew"
+        )
+
+
+def _stored_order(run: RunFolder) -> dict[str, Any]:
+    """Returns the order of the records of a run's sources; empty in a new run, or a folder copied without it."""
+    try:
+        found: dict[str, Any] = json.loads((run.work / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
 def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
     """Remembers the order of the records that the stages draw in the run's folder.
 
@@ -211,11 +253,7 @@ def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
     """
     drawn = {name for stage in config.stages for name in stage.sources}
     found = {name: source.description.order for name, source in prepared.sources.items() if name in drawn}
-    file = run.work / "data.json"
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}  # a new run, or a folder that was copied without it
+    file, before = run.work / "data.json", _stored_order(run)
     changed = [name for name, order in found.items() if before.get(name, order) != order]
     if changed and run.newest_step() is not None:
         raise ConfigError(

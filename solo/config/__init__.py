@@ -8,6 +8,7 @@ what it decides (`solo.config.base.Decides`); `identity`, `differences` and `key
 
 from solo.config.averages import AverageConfig
 from solo.config.base import ConfigError, Section, nearest
+from solo.config.branch import BranchConfig
 from solo.config.checkpoint import BestConfig, CheckpointConfig, SafetyConfig
 from solo.config.compare import Difference, differences, flat, identity, keys_deciding, summary
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Average",
     "AverageConfig",
     "BestConfig",
+    "BranchConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",

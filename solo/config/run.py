@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from solo.config.averages import AverageConfig
 from solo.config.base import ConfigError, Section, decides, nearest
+from solo.config.branch import BranchConfig
 from solo.config.checkpoint import CheckpointConfig, SafetyConfig
 from solo.config.data import DataConfig, ImageConfig, SequenceConfig
 from solo.config.evaluation import EvaluationConfig
@@ -35,6 +36,9 @@ class Config(Section):
     seed: int = Field(0, ge=0, json_schema_extra=decides("data", "result"))
     init_from: str | None = Field(
         None, description="initial weights: a folder (solo import), a run, or RUN@STEP; default: random weights"
+    )
+    branch: BranchConfig | None = Field(
+        None, description="continue from a checkpoint of another run; see --branch-from"
     )
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()

@@ -76,7 +76,9 @@ def carry(fresh: Mapping[str, Average], before: Mapping[str, Average]) -> dict[s
     Parameters that were not trained before enter with their value, which is their average so far.
     """
     return {
-        name: Average({**new.weights, **before[name].weights}, before[name].updates, before[name].step)
+        name: before[name]._replace(
+            weights={path: before[name].weights.get(path, value) for path, value in new.weights.items()}
+        )
         if name in before
         else new
         for name, new in fresh.items()

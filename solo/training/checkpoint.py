@@ -208,16 +208,7 @@ class Checkpoints:
             loaded = self._orbax.load_checkpointables(progress.step, wanted)
         except Exception as error:
             raise unreadable_error(self.folder / str(progress.step), error) from error
-        parameters, rest = loaded["parameters"], loaded["optimizer"]
-        return TrainState(
-            {path: parameters[path] for path in abstract.trainable},
-            {path: parameters[path] for path in abstract.frozen},
-            rest["optimizer"],
-            rest["health"],
-            rest["step"],
-            averages={name: Average(**average) for name, average in loaded.get("averages", {}).items()},
-            tokens=TokenCount(*rest["tokens"]) if "tokens" in rest else (),
-        )
+        return _state(loaded, abstract)
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, ascending."""
@@ -237,15 +228,7 @@ class Checkpoints:
             stored = self._orbax.checkpointables_metadata(step).metadata
         except Exception as error:
             raise DamagedError(unreadable(self.folder / str(step), error)) from error
-        if empty := [name for name in wanted if not stored.get(name)]:  # so Orbax answers if it cannot read an item
-            raise DamagedError(unreadable(self.folder / str(step), ValueError(f"{', '.join(empty)} cannot be read")))
-        lines = [line for name, tree in wanted.items() for line in differences(stored.get(name, {}), tree)]
-        if lines:
-            shown = "\n".join(f"  {line}" for line in lines[:20])
-            more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} does not match this config; nothing was restored:\n{shown}{more}"
-            )
+        _check_items(self.folder / str(step), stored, wanted)
 
     def _failure(self, error: Exception) -> CheckpointError:
         self._failed = True
@@ -330,6 +313,48 @@ def read_items(checkpoint: Path, wanted: Mapping[str, Any]) -> Parameters:
         found: Any = ocp.load_checkpointables(for_orbax(checkpoint), dict(wanted))
     means = [average["weights"] for average in found.get("averages", {}).values()]
     return dict(sorted({**found.get("parameters", {}), **(means[0] if means else {})}.items()))
+
+
+def _check_items(checkpoint: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a checkpoint does not hold what is wanted; `stored` is its metadata."""
+    if empty := [name for name in wanted if not stored.get(name)]:  # so Orbax answers if it cannot read an item
+        raise DamagedError(unreadable(checkpoint, ValueError(f"{', '.join(empty)} cannot be read")))
+    lines = [line for name, tree in wanted.items() for line in differences(stored.get(name, {}), tree)]
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines[:20])
+        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not match this config; nothing was restored:\n{shown}{more}"
+        )
+
+
+def read_state(checkpoint: Path, abstract: TrainState) -> TrainState:
+    """Reads a checkpoint of another run; nothing is written there. See `Checkpoints.restore`."""
+    wanted, place = _items(abstract), for_orbax(checkpoint)
+    try:
+        stored = ocp.checkpointables_metadata(place).metadata
+    except Exception as error:
+        raise unreadable_error(checkpoint, error) from error
+    _check_items(checkpoint, stored, wanted)
+    try:
+        loaded = ocp.load_checkpointables(place, wanted)
+    except Exception as error:
+        raise unreadable_error(checkpoint, error) from error
+    return _state(loaded, abstract)
+
+
+def _state(loaded: Mapping[str, Any], abstract: TrainState) -> TrainState:
+    """Returns the state whose items were loaded."""
+    parameters, rest = loaded["parameters"], loaded["optimizer"]
+    return TrainState(
+        {path: parameters[path] for path in abstract.trainable},
+        {path: parameters[path] for path in abstract.frozen},
+        rest["optimizer"],
+        rest["health"],
+        rest["step"],
+        averages={name: Average(**average) for name, average in loaded.get("averages", {}).items()},
+        tokens=TokenCount(*rest["tokens"]) if "tokens" in rest else (),
+    )
 
 
 def differences(stored: Any, wanted: Any) -> list[str]:

@@ -108,9 +108,10 @@ class Feeder:
 
     def snapshot(self, info: StepInfo) -> dict[str, Any]:
         """Returns what `start` needs to continue after a step: the plan's snapshot, and the learner's state."""
-        if info.stage_step == self.plans[info.stage].num_steps:
-            return {}
-        snapshot = self.plans[info.stage].snapshot(info.stage_step)
+        plan = self.plans[info.stage]
+        if info.stage_step == plan.num_steps and plan.stage.steps is None:
+            return {}  # the data ends here
+        snapshot = plan.snapshot(info.stage_step)  # also at the end of a stage: a branch may have more steps
         return snapshot if self.learner is None else {**snapshot, "learned": self.learner.state()}
 
     def record_ids(self, info: StepInfo) -> Any:

@@ -158,25 +158,25 @@ class RunFolder:
         try:
             stored = self._stored_config()
         except ConfigError:
-            if self._has_begun():
+            if self.has_begun():
                 raise
             stored = None
         if stored is not None:
             changes = differences(stored, config)
-            allowed = amendable(stored, config, self.newest_step() or 0) if changes and self._has_begun() else []
+            allowed = amendable(stored, config, self.newest_step() or 0) if changes and self.has_begun() else []
             refused = [each for each in changes if each.decides_at("result") and not is_amendable(each.key, allowed)]
             if not refused:
                 for line in summary(changes):
                     report(f"resumed with another {line}")
                 return changes
-            if self._has_begun():
+            if self.has_begun():
                 raise ConfigError(refusal(self.path, refused, self.newest_step()))
             for line in summary(changes):
                 report(f"{self.path} has not trained a step yet and takes another {line}")
         write_whole(self.config_file, dump_config(config))
         return []
 
-    def _has_begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Returns whether the run has trained a step: it has a checkpoint, or the metrics of a step."""
         if self.newest_step() is not None:
             return True

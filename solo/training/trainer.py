@@ -23,6 +23,7 @@ from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
 from solo.training.averages import averaged_paths, carry
 from solo.training.best import BestSteps, values_by_step
 from solo.training.boards import Board
+from solo.training.branching import Branched, Origin, branch_off
 from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.distributed import from_first, stop_agreed, wait_for_all
@@ -31,6 +32,7 @@ from solo.training.facts import machine_text, start_text
 from solo.training.feeding import Feeder, StepInfo
 from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger, began_after
+from solo.training.lineage import release
 from solo.training.losses import Measured
 from solo.training.metrics import (
     Metrics,
@@ -70,6 +72,7 @@ class Trainer:
         initial: returns the parameters that the run begins with, sharded over the mesh; default: drawn from the seed.
         ledger: records how time is spent.
         evaluators: measure the weights while the run trains; default: nothing is measured.
+        origin: finds the checkpoint of another run that this one branches from; default: it begins on its own.
         store: stores the files of the run before every save; default: nothing but writing them to the disk.
 
     Attributes:
@@ -87,6 +90,7 @@ class Trainer:
         ledger: Ledger | None = None,
         evaluators: Evaluators | None = None,
         store: Store | None = None,
+        origin: Callable[[], Origin] | None = None,
     ):
         self.config, self.run, self.observer = config, run, observer
         self.definition = define(config, prepared.tokenizer.vocab_size)
@@ -97,6 +101,7 @@ class Trainer:
         self._evaluators = evaluators or NoEvaluators()
         self._store = store or Store()
         self._best = BestSteps(config, {})
+        self._origin = origin
         self._idle = IdleWatch()
         check_stages(config.stages, self.definition.specs, config.model)
         self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file)
@@ -128,8 +133,8 @@ class Trainer:
         with ExitStack() as stack:
             kept = Checkpoints(self.run.checkpoints, self.config.checkpoint, lambda saved: self._best.kept(saved))
             checkpoints = stack.enter_context(closing(kept))
-            start, state = self._resume(checkpoints)
-            self._metrics = stack.enter_context(closing(self._open_metrics(start.step)))
+            start, state, branched = self._resume(checkpoints)
+            self._metrics = stack.enter_context(closing(self._open_metrics(-1 if branched else start.step)))
             stack.enter_context(closing(self._idle))
             self._best = BestSteps(self.config, self._values_of_best())
             stack.enter_context(closing(self._profiler))
@@ -139,18 +144,22 @@ class Trainer:
             stack.callback(lambda: self.notes.extend(recorder.notes))
             self.ledger.resumed(start.step, self._machine(), changed_values(self.run.changes))
             self._take_up_changes(start.step)
+            if branched:
+                self._keep_branch(branched, checkpoints)
             first = start.stage
             for number in range(first, len(self._feeder.plans)):
                 if number > first:
                     start = Progress(self._feeder.steps_before(number), number, stage_step=0, plan={})
+                if number > first or state is None:
+                    state = self._enter(number, state)
                 state = self._run_stage(start, state, checkpoints, recorder, begins=number == first)
             checkpoints.wait()
             self.ledger.spent("checkpoint")
 
     def _run_stage(
-        self, start: Progress, state: TrainState | None, checkpoints: Checkpoints, recorder: Recorder, begins: bool
+        self, start: Progress, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, begins: bool
     ) -> TrainState:
-        """Trains from `start` to the end of its stage, and saves and evaluates on the way.
+        """Trains from `start`, with the state there, to the end of its stage, and saves and evaluates on the way.
 
         If the run `begins` or resumes here, what a kill or another config left unmeasured is measured first.
         """
@@ -158,8 +167,6 @@ class Trainer:
         if start.stage_step == 0:
             self._metrics.write(plan_line(feeder.plans[start.stage], start.step + 1))
         feeder.start(start)
-        if state is None or start.stage_step == 0:
-            state = self._enter(stage, start, state)
         if begins and self._evaluators.due(start.step, start.step == self.num_steps):
             self.ledger.spent("start-up")
             if not self._evaluate(state, start.step):
@@ -236,21 +243,43 @@ class Trainer:
         found = from_first(lambda: list(values_by_step(read_metrics(self.run.metrics_file), best).items()))
         return {step: value for step, value in found}
 
-    def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None]:
-        """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one."""
+    def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None, Branched | None]:
+        """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one.
+
+        A branch without a checkpoint of its own begins at that of another run; the last value tells of it.
+        """
         self.observer.note("looking for a checkpoint")
         found = checkpoints.resume(lambda progress: self._make_stage(progress.stage).abstract)
         self._tell(checkpoints.passed_over)
-        return found or (Progress(step=0, stage=0, stage_step=0, plan={}), None)
+        if found:
+            return *found, None
+        if self._origin is None:
+            return Progress(step=0, stage=0, stage_step=0, plan={}), None, None
+        self.observer.note("reading the checkpoint that the run branches from")
+        branched = branch_off(
+            self._origin(), self.config, self.definition, self.mesh, list(self._feeder.plans), self._make_stage
+        )
+        return branched.start, branched.state, branched
 
-    def _enter(self, stage: Stage, start: Progress, before: TrainState | None) -> TrainState:
+    def _keep_branch(self, branched: Branched, checkpoints: Checkpoints) -> None:
+        """Notes where the run branches from, and saves its first checkpoint: the other run is not needed any more."""
+        self._tell(branched.notes)
+        self._metrics.write(branched.line)
+        self._save(branched.state, branched.start, checkpoints)
+        checkpoints.wait()
+        self.ledger.spent("checkpoint")
+        if jax.process_index() == 0:
+            release(self.run)
+
+    def _enter(self, number: int, before: TrainState | None) -> TrainState:
         """Returns the initial state of a stage: drawn, or carried over from the previous stage."""
+        stage = self._make_stage(number)
         if before is None:
             self.observer.note("creating the parameters")
             return stage.start(self._initial(self.definition, self.mesh))
         state = stage.start(before.parameters)
         state = state._replace(averages=carry(state.averages, before.averages))
-        if self.config.stages[start.stage].optimizer_state == "carry":
+        if self.config.stages[number].optimizer_state == "carry":
             state = state._replace(optimizer=carry_state(state.optimizer, before.optimizer))
         return state
 

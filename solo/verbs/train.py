@@ -27,6 +27,12 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo train`."""
     add_config(parser)
+    parser.add_argument(
+        "--branch-from",
+        metavar="RUN[@STEP]",
+        help="begin a new run with the weights and the optimizer state of a checkpoint of another run (newest, @STEP or"
+        " @best); the same command resumes it",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     from solo.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.branch_from is not None:
+        from solo.training.lineage import branch_config
+
+        config = config.model_copy(update={"branch": branch_config(arguments.branch_from)})
     from solo.training.distributed import MissingHostsError, join, leave, wait_for_dead_process
 
     shows: list[Observer] = []

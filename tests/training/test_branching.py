@@ -1,0 +1,232 @@
+"""A branch does what a run of its config would have done from the beginning, and says what it keeps."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import solo
+from solo.cli import main
+from solo.config import Config, ConfigError, load_config
+from solo.pipeline import train
+from solo.training.checkpoint import CheckpointError
+from solo.training.lineage import branch_config, origin, secure, with_lineage
+from solo.training.metrics import read_metrics
+from solo.training.run_folder import RunFolder
+from tests.training.test_resume import CONFIG
+from tests.training.test_trainer import make
+
+pytestmark = pytest.mark.slow
+CONSTANT = {"learning_rate": 1e-2, "schedule": "constant"}
+
+
+class Runs:
+    """Runs of eight rows in a folder; data and compiled steps are shared."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def stage(self, name: str = "stable", **changes) -> dict:
+        return {**CONFIG["stages"][1], "name": name, "steps": 4, "batch_rows": 8, "optimizer": CONSTANT, **changes}
+
+    def config(self, name: str, *stages: dict, branch: str | None = None, **changes) -> Config:
+        found = make(
+            self.folder,
+            name=name,
+            stages=list(stages or [self.stage()]),
+            checkpoint={"every_steps": 2, "keep_latest": 9},
+            **changes,
+        )
+        reference = None if branch is None else branch_config(str(self.folder / "runs" / branch))
+        return found.model_copy(update={"branch": reference})
+
+    def train(self, name: str, *stages: dict, **changes) -> list[str]:
+        """Trains a run, and returns what it said."""
+        return train(self.config(name, *stages, **changes)).notes
+
+    def run(self, name: str) -> RunFolder:
+        return RunFolder(self.folder / "runs" / name)
+
+    def steps(self, name: str, first: int = 1) -> list[dict]:
+        """The lines of the steps from `first` on, without times and run-wide sums."""
+        left_out = ("timing", "step", "total_tokens", "total_flops", "passes_by_source")
+        lines = [line for line in self.lines(name, "train") if line["step"] >= first]
+        return [{key: value for key, value in line.items() if key not in left_out} for line in lines]
+
+    def lines(self, name: str, kind: str) -> list[dict]:
+        return [line for line in read_metrics(self.run(name).metrics_file) if line["kind"] == kind]
+
+    def weights(self, name: str, weights: str = "trained", **which) -> dict[str, np.ndarray]:
+        return jax.device_get(solo.load(self.run(name).path, weights=weights, **which).parameters)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """With a run `base` of four constant steps."""
+    runs = Runs(tmp_path_factory.mktemp("branches"))
+    jax.config.update("jax_compilation_cache_dir", str(runs.folder / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    runs.train("base")
+    yield runs
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+
+def test_more_steps_equal_a_run_that_was_longer_from_the_beginning(runs: Runs) -> None:
+    longer = runs.stage(steps=7)
+    runs.train("long", longer)
+    said = runs.train("extended", longer, branch="base")
+    assert any(note.endswith("/base@4 and goes on with stage stable after its step 4") for note in said)
+    assert runs.lines("extended", "train")[0]["step"] == 5
+    assert runs.steps("extended") == runs.steps("long", 5)
+    assert [line["total_tokens"] for line in runs.lines("extended", "train")] == [
+        line["total_tokens"] for line in runs.lines("long", "train")[4:]
+    ]
+    same(runs.weights("extended"), runs.weights("long"))
+    (line,) = runs.lines("extended", "branched")
+    assert (line["step"], line["from_step"], line["run"]) == (4, 4, str(runs.run("base").path))
+    assert line["changes"] == {"stages.0.steps": [4, 7]}
+    assert (line["stage"], line["stage_step"], line["optimizer_state"]["fresh"]) == ("stable", 4, [])
+    stored = load_config(runs.run("extended").config_file)
+    assert stored.branch is not None
+    assert (stored.branch.run, stored.branch.step) == (str(runs.run("base").path), 4)
+
+
+def test_a_decay_from_a_step_of_a_stable_run(runs: Runs) -> None:
+    decaying = runs.stage(steps=5, optimizer={**CONSTANT, "schedule": "wsd", "decay_steps": 3})
+    runs.train("decay_whole", decaying)
+    runs.train("decay", decaying, branch="base@2", mesh={"replica": 2, "fsdp": 4})
+    found, expected = runs.steps("decay"), runs.steps("decay_whole", 3)
+    assert [line["learning_rate"] for line in found] == [line["learning_rate"] for line in expected]
+    assert found[-1]["learning_rate"] < 0.2 * CONSTANT["learning_rate"]
+    # On another mesh, sums are rounded otherwise.
+    np.testing.assert_allclose([line["loss"] for line in found], [line["loss"] for line in expected], rtol=1e-4)
+
+
+def test_a_further_stage_and_the_stage_alone(runs: Runs) -> None:
+    """Both do what the second stage of one run does: with data of its own, and the state of the optimizer."""
+    further = runs.stage("anneal", steps=3, mixture={"digits": 3.0, "topics": 1.0}, optimizer_state="carry")
+    runs.train("both", runs.stage(), further)
+    runs.train("appended", runs.stage(), further, branch="base")
+    said = runs.train("alone", further, branch="base@4")
+    assert runs.steps("appended") == runs.steps("both", 5) == runs.steps("alone")
+    assert [line["step"] for line in runs.lines("appended", "train")] == [5, 6, 7]
+    assert [line["step"] for line in runs.lines("alone", "train")] == [1, 2, 3]
+    assert any(note.endswith("/base@4 and begins stage anneal") for note in said)
+    same(runs.weights("appended"), runs.weights("both"))
+    same(runs.weights("alone"), runs.weights("both"))
+
+
+def test_a_changed_mixture_goes_on_with_the_data(runs: Runs) -> None:
+    changed = {"steps": 24, "mixture_changes": {16: {"digits": 0.2}}}
+    runs.train("mixed", runs.stage(**changed))
+    runs.train("remixed", runs.stage(**changed), branch="base")
+    assert runs.steps("remixed") == runs.steps("mixed", 5)
+    other = runs.stage(steps=7, mixture={"digits": 0.2, "topics": 1.0})
+    with pytest.raises(ConfigError, match=r"data of stage 'stable' is not that of base:\n  stages\.0\.mixture") as told:
+        runs.train("refused", other, branch="base")
+    assert "stages.0.mixture_changes={4: {SOURCE: WEIGHT}}" in str(told.value)
+
+
+def test_what_fits_of_the_optimizer_state_is_kept_and_named(runs: Runs) -> None:
+    part = runs.stage("part", train=["patch_embed", "head"], optimizer_state="carry")
+    runs.train("part", part)
+    all_of_it = runs.stage("part", steps=6, optimizer_state="carry")
+    with pytest.raises(ConfigError, match=r"trains other parameters than in part.* stages\.0\.optimizer_state=carry"):
+        runs.train("refused", {**all_of_it, "optimizer_state": "reset"}, branch="part")
+    said = runs.train("whole", all_of_it, branch="part")
+    (note,) = [note for note in said if "optimizer state" in note]
+    assert note.startswith("the optimizer state is kept, except for final_norm/scale, layers/")
+    (line,) = runs.lines("whole", "branched")
+    assert line["optimizer_state"]["kept"] == ["head", "patch_embed/kernel"]
+    # As in one run whose second stage trains the rest.
+    runs.train("stages", part, runs.stage("rest", steps=2, optimizer_state="carry"))
+    runs.train("rest", runs.stage("rest", steps=2, optimizer_state="carry"), branch="part")
+    assert runs.steps("rest") == runs.steps("stages", 5)
+
+
+def test_an_average_begins_in_a_branch_and_goes_on_in_another(runs: Runs) -> None:
+    averages = {"ema": {"decay": 0.5}}
+    runs.train("averaged", runs.stage(steps=8), averages=averages)
+    said = runs.train("begun", runs.stage(steps=6), branch="base", averages=averages)
+    assert any(note.startswith("averages that begin with the weights of") for note in said)
+    trained = [runs.weights("begun", step=step)["head"].astype(np.float64) for step in (5, 6) if step == 6]
+    assert not np.array_equal(runs.weights("begun", "ema")["head"], trained[-1])
+    runs.train("continued", runs.stage(steps=8), branch="averaged@6", averages=averages)
+    same(runs.weights("continued", "ema"), runs.weights("averaged", "ema"))
+
+
+def test_the_same_command_resumes_and_the_other_run_is_not_needed(runs: Runs, monkeypatch) -> None:
+    longer = runs.stage(steps=6)
+    runs.train("source", runs.stage())
+    runs.train("branch", longer, branch="source")
+    # The source has a newer checkpoint now, but the branch is what it is.
+    place = runs.run("source").checkpoints
+    shutil.copytree(place / "4", place / "9")
+    for branch in ("source", "source@4", None):
+        config = runs.config("branch", longer, branch=branch)
+        assert with_lineage(config).branch.step == 4
+    with pytest.raises(ConfigError, match=r"branch branched from .*/source@4, not from .*/source@2; choose"):
+        runs.train("branch", longer, branch="source@2")
+    with pytest.raises(ConfigError, match=r"base began on its own, not from .*/source; choose another name"):
+        runs.train("base", branch="source")
+    shutil.rmtree(runs.run("source").path)
+    shutil.rmtree(runs.run("branch").checkpoints / "6")
+    before = runs.steps("branch")
+    runs.train("branch", longer)
+    assert runs.steps("branch") == before
+    assert not (runs.run("branch").path / "origin").exists()
+
+
+def test_a_checkpoint_may_be_removed_once_the_branch_has_begun(runs: Runs) -> None:
+    runs.train("pruned", runs.stage())
+    config = with_lineage(runs.config("late", runs.stage(steps=6), branch="pruned@2"))
+    run = RunFolder.open(config)
+    secure(config, run)
+    shutil.rmtree(runs.run("pruned").checkpoints / "2")
+    assert origin(config.branch, run) == run.path / "origin" / "2"
+    train(config)
+    assert [line["step"] for line in runs.lines("late", "train")] == [3, 4, 5, 6]
+    assert runs.steps("late")[:2] == runs.steps("base", 3)
+
+
+@pytest.mark.parametrize(
+    ("reference", "stages", "changes", "message"),
+    [
+        ("base@3", [{"steps": 6}], {}, r"cannot branch: .*/base has no checkpoint of step 3; it has steps 2, 4"),
+        ("nowhere", [{}], {}, r"nowhere is not a run of solo"),
+        ("base", [{}], {}, r"all 4 steps of stage 'stable', the last one, are done at step 4; raise stages\.0\.steps"),
+        ("base", [{"steps": 3}], {}, r"has done 4 steps of stage 'stable', which has 3 here"),
+        ("base", [{"name": "new"}, {"steps": 9}], {}, r"begins after step 0 of base, and after step 4 here"),
+        ("base", [{"steps": 6}], {"model": {**CONFIG["model"], "width": 32}}, r"head: float32 \(16, .*\(32, "),
+        ("self", [{"steps": 6}], {}, r"self cannot branch from itself"),
+    ],
+)
+def test_a_refusal_says_what_to_do(runs: Runs, reference, stages, changes, message) -> None:
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        runs.train("self", *(runs.stage(**stage) for stage in stages), branch=reference, **changes)
+    assert not (runs.run("self").checkpoints / "4").exists()
+
+
+def test_another_tokenizer_is_refused_with_the_way_to_take_the_right_one(runs: Runs) -> None:
+    base = runs.config("base").data.model_dump(mode="json")
+    data = {**base, "folder": str(runs.folder / "other"), "tokenizer": {**base["tokenizer"], "vocab_size": 380}}
+    with pytest.raises(ConfigError, match=r"was trained with another tokenizer .*data\.tokenizer\.path=.*/base"):
+        runs.train("tokens", runs.stage(steps=6), branch="base", data=data)
+
+
+def test_the_command_line_takes_a_run_and_a_step(runs: Runs, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(runs.config("cli", runs.stage(steps=5)).model_dump(mode="json", exclude={"branch"})))
+    assert main(["train", str(path), "--branch-from", f"{runs.run('base').path}@2"]) == 0
+    assert [line["step"] for line in runs.lines("cli", "train")] == [3, 4, 5]
+    assert main(["train", str(path), "--branch-from", f"{runs.run('base').path}@4"]) == 2
+    assert main(["train", str(runs.run("cli").config_file)]) == 0
