@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import subprocess
 import time
@@ -20,6 +19,7 @@ from solo.model.parameters import define
 from solo.pipeline import train
 from solo.scaling.sweep.folder import BAD, SweepFolder
 from solo.scaling.sweep.points import Point
+from solo.training.lineage import link_folder
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
@@ -87,17 +87,9 @@ def start_branch(folder: SweepFolder, point: Point) -> bool:
     shutil.rmtree(partial, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     source = folder.run(point.stable_run) / "checkpoints" / str(point.branch_step)
-    shutil.copytree(source, partial, copy_function=_link)
+    link_folder(source, partial)
     partial.rename(place)
     return True
-
-
-def _link(source: str, target: str) -> None:
-    """Links a file, or copies it if that fails. Links suffice because the files of a checkpoint never change."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
