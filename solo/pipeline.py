@@ -22,7 +22,7 @@ from solo.evaluation.held_out import not_held_out
 from solo.evaluation.loop import RunEvaluators
 from solo.evaluation.run import report_run
 from solo.evaluation.tasks import TaskResult
-from solo.files import is_remote, read_json_lines, write_whole
+from solo.files import is_remote, json_text, read_json_lines, write_whole
 from solo.loading import initial_parameters
 from solo.locks import held_by, hold
 from solo.model.parameters import define
@@ -261,7 +261,7 @@ def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
             " prepared again. Restore the inputs and prepare, or choose another name (name=...) and continue from the"
             f" weights with init_from: {run.path}"
         )
-    write_whole(file, json.dumps({**before, **found}, indent=2) + "\n")
+    write_whole(file, json_text({**before, **found}, indent=2) + "\n")
 
 
 def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], None]) -> RunLock | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the summary. Raises ConfigError if the folder is not a run, or holds no reading."""
+    from solo.files import json_text
     from solo.training.ledger import goodput
     from solo.training.run_folder import RunFolder
 
     folder = RunFolder.existing(arguments.run)
     found = goodput(folder.goodput_file)
     if arguments.json:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json_text(found.as_json(), indent=2))
     else:
         _show(found, folder.goodput_file)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from solo.config import dump_config
-from solo.files import write_whole
+from solo.files import json_text, write_whole
 from solo.locks import is_held
 from solo.outputs import Output
 from solo.scaling.sweep.execute import measured, start_branch, versions
@@ -114,7 +113,7 @@ def collect(folder: SweepFolder, points: Sequence[Point], say: Callable[[str], N
             except (RuntimeError, ValueError, KeyError) as error:
                 say(f"not collected: {point.id}, {error}")
                 continue
-            write_whole(folder.result_file(point.id), json.dumps({**result, **versions()}) + "\n")
+            write_whole(folder.result_file(point.id), json_text({**result, **versions()}) + "\n")
             found.append(point)
     if found and folder.plan_file.exists():
         folder.write_results()

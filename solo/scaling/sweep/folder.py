@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from solo.config import ConfigError, parse_config, parse_section
-from solo.files import is_complete, write_whole
+from solo.files import is_complete, json_text, write_whole
 from solo.locks import is_held
 from solo.scaling.laws.table_file import RESULTS
 from solo.scaling.sweep.estimate import Estimate
@@ -79,7 +79,7 @@ class SweepFolder:
 
     def write_result(self, id: str, result: dict[str, Any]) -> None:
         """Writes a run's result atomically, and updates the results."""
-        write_whole(self.result_file(id), json.dumps(result, indent=1) + "\n")
+        write_whole(self.result_file(id), json_text(result, indent=1) + "\n")
         self.write_results()
 
     def forget(self, id: str) -> None:
@@ -104,7 +104,7 @@ class SweepFolder:
     def write_plan(self, spec: SweepSpec, points: Sequence[Point]) -> None:
         """Writes the plan."""
         plan = {"spec": spec.model_dump(mode="json"), "points": list(map(_plain, points))}
-        write_whole(self.plan_file, json.dumps(plan, indent=1) + "\n")
+        write_whole(self.plan_file, json_text(plan, indent=1) + "\n")
 
     def read_plan(self) -> list[Point]:
         """Returns the planned runs. Raises ConfigError if there is no plan, or it is of another version."""
@@ -132,7 +132,7 @@ class SweepFolder:
         points = self.read_plan()
         seen = None
         while seen != (there := {point.id: self._stamp(point.id) for point in points}):
-            lines = [json.dumps(row) + "\n" for row in self.rows(points)]
+            lines = [json_text(row) + "\n" for row in self.rows(points)]
             write_whole(self.results_file, "".join(lines))
             seen = there
 
