@@ -123,7 +123,8 @@ class Config(Section):
         best, evaluation = self.checkpoint.best, self.evaluation
         if best is None:
             return
-        known = {f"{kind}/{name}": section for kind, name, section in evaluation.evaluators()}
+        measured = (each for each in evaluation.evaluators() if each[0] != "samples")  # which are to be read
+        known = {f"{kind}/{name}": section for kind, name, section in measured}
         found = [name for name in known if best.metric == name or best.metric.startswith(f"{name}/")]
         if not found:
             raise ValueError(f"checkpoint.best: no evaluator {best.metric!r}{nearest(best.metric, list(known))}")

@@ -13,7 +13,7 @@ from solo.config import BestConfig, Config
 from solo.training.evaluators import TRAINED
 
 # The field of an evaluator's line that stands for it, by kind.
-MAIN_FIELDS = {"held_out": "loss", "evaluation": "score"}
+MAIN_FIELDS = {"held_out": "loss", "evaluation": "score", "integration_rate": "rate"}
 
 
 def value_of(line: Mapping[str, Any], config: BestConfig) -> float | None:

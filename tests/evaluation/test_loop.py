@@ -25,6 +25,8 @@ from solo.training.run_folder import RunFolder
 from solo.training.trainer import Interrupted, Trainer
 from tests.training.test_resume import CONFIG
 
+pytestmark = pytest.mark.slow
+
 DEVICES = 2
 EVALUATION = {
     "every_steps": 2,
