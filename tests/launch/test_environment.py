@@ -156,7 +156,7 @@ def test_a_secret_that_cannot_be_read_ends_the_run_on_tpu_vms(config: str, capsy
 def test_slurm_exports_by_name_or_reads_a_private_file(config: str, tmp_path: Path, capsys) -> None:
     file = tmp_path / "a token"
     file.write_text(VALUE + "\n")
-    file.chmod(0o644)
+    file.chmod(0o640)
     words = ["slurm", config, "--on", "cpu-8", "--env", "A=it's", "--secret", "HF_TOKEN", "--secret", f"B={file}"]
     assert main(["launch", *words]) == 2
     assert "other users can read" in capsys.readouterr().err
