@@ -52,20 +52,31 @@ def test_over_depths() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "train"),
     [
-        {"name": "lion", "learning_rate": 0.003},
-        {"name": "muon", "learning_rate": 0.01},
-        {"name": "muon", "muon": {"consistent_rms": None}, "learning_rate": 0.03},
-        {"name": "adafactor", "adafactor": {"min_dim_size_to_factor": 16}, "learning_rate": 0.05},
+        ({"name": "lion", "learning_rate": 0.003}, ("*",)),
+        ({"name": "muon", "learning_rate": 0.1}, ("layers",)),
     ],
 )
-def test_every_update_rule_over_fourfold_width(optimizer: dict) -> None:
-    stage = STAGE.model_copy(update={"optimizer": OptimizerConfig.model_validate(optimizer)})
+def test_other_update_rules_over_fourfold_width(optimizer: dict, train: tuple[str, ...]) -> None:
+    stage = STAGE.model_copy(update={"optimizer": OptimizerConfig.model_validate(optimizer), "train": train})
     mup, standard = (
         [measured(kind, width, stage=stage)[-1].scales["last layer"] for width in (32, 128)]
         for kind in ("mup", "standard")
     )
-    print(optimizer, mup, standard)
     assert mup[1] / mup[0] == pytest.approx(1, abs=FLAT)
     assert standard[1] / standard[0] > 1 + 2 * FLAT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "muon", "muon": {"consistent_rms": None}, "learning_rate": 0.03},
+        {"name": "adafactor", "adafactor": {"min_dim_size_to_factor": 16}, "learning_rate": 0.05},
+    ],
+)
+def test_rules_whose_steps_follow_the_shape_or_scale_are_flat(optimizer: dict) -> None:
+    stage = STAGE.model_copy(update={"optimizer": OptimizerConfig.model_validate(optimizer)})
+    narrow, wide = (measured("mup", width, stage=stage)[-1].scales["last layer"] for width in (32, 128))
+    assert wide / narrow == pytest.approx(1, abs=FLAT)
