@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from solo.config import ConfigError
-from solo.files import JsonLinesFile, read_json_lines
+from solo.files import JsonLinesFile, parse_json_line, read_json_lines
 
 # The uses of an interval of time.
 #   start-up    joining the other hosts, preparing and planning data, creating or loading parameters, the first batch
@@ -53,7 +53,7 @@ class Ledger:
 
     def open(self, path: Path) -> None:
         """Starts writing after the lines of earlier attempts."""
-        self._attempt = 1 + sum("began" in line for line in read_ledger(path)[0])
+        self._attempt = 1 + sum("began" in line for line in _lines_with("began", path))
         self._file = JsonLinesFile(path)
         self._write({"began": self._last})
 
@@ -167,7 +167,15 @@ def _is_whole(line: Mapping[str, Any]) -> bool:
 
 def began_after(path: Path) -> int | None:
     """Returns the step that a run's first attempt began after, 0 or that of a branch; None if the ledger lacks it."""
-    return next((line["resumed"] for line in read_ledger(path)[0] if "resumed" in line), None)
+    return next((line["resumed"] for line in _lines_with("resumed", path)), None)
+
+
+def _lines_with(name: str, path: Path) -> list[dict[str, Any]]:
+    """Returns the intact lines that have a key. The others, one for each step, are not parsed, which takes long."""
+    content = path.read_bytes() if path.exists() else b""
+    mark = f'"{name}"'.encode()
+    found = (parse_json_line(text) for text in content.split(b"\n") if mark in text)
+    return [line for line in found if line is not None and name in line and _is_whole(line)]
 
 
 def goodput(path: Path) -> Goodput:

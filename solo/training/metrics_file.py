@@ -61,9 +61,13 @@ def cut(path: Path, step: int) -> Path | None:
         size = file.seek(0, os.SEEK_END)
         if place > size:  # the end of the line is missing
             file.write(b"\n")
+        file.seek(place)
+        tail = b"".join(reversed(kept))
+        if file.read(len(tail) + 1) == tail and place <= size:
+            return aside  # nothing to drop
         # The lines to keep move towards the start, so that a kill at this moment loses none.
         file.seek(place)
-        file.write(b"".join(reversed(kept)))
+        file.write(tail)
         file.truncate()
         file.flush()
         os.fsync(file.fileno())
