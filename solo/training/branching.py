@@ -117,6 +117,14 @@ def _check_data(found: Origin, config: Config, number: int, plan: StagePlan) -> 
                 [f"cannot branch: the data of stage {stage.name!r} differs from {found.config.name}'s:", *shown, advice]
             )
         ) from None
+    before, now = found.stage.mixture_changes, stage.mixture_changes
+    if past := [
+        step for step in sorted({*before, *now}) if step < was.stage_step and before.get(step) != now.get(step)
+    ]:
+        raise ConfigError(
+            f"cannot branch: stages.{number}.mixture_changes differs from {found.config.name}'s at step {past[0]}, and"
+            f" the checkpoint is of step {was.stage_step} of the stage; change the weights from there on"
+        )
     learning = stage.mixture_learning
     if learning is not None and ("learned" not in was.plan or was.stage_step == found.stage.steps):
         raise ConfigError(
@@ -233,6 +241,8 @@ def _said(
         else f"begins stage {stage.name}"
     )
     notes = [f"{config.name} branches from {source} and {how}"]
+    if config.init_from is not None:
+        notes.append("init_from is not read: the weights are those of the branch's checkpoint")
     if not kept:
         notes.append("the optimizer state begins anew")
     elif fresh:

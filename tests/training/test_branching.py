@@ -207,6 +207,12 @@ def test_a_checkpoint_may_be_removed_once_the_branch_has_begun(runs: Runs) -> No
         ("base", [{"steps": 3}], {}, r"has done 4 steps of stage 'stable', which has 3 here"),
         ("base", [{"name": "new"}, {"steps": 9}], {}, r"begins after step 0 of base, and after step 4 here"),
         ("base", [{"steps": 6}], {"model": {**CONFIG["model"], "width": 32}}, r"head: float32 \(16, .*\(32, "),
+        (
+            "base",
+            [{"steps": 6, "mixture_changes": {2: {"digits": 0.5}}}],
+            {},
+            r"mixture_changes differs from base's at step 2, and the checkpoint is of step 4",
+        ),
         ("self", [{"steps": 6}], {}, r"self cannot branch from itself"),
     ],
 )
