@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from solo.arguments import parse_with_overrides
+from solo.faults import fault_of
 from solo.libtpu import may_have_tpu, quiet_libtpu
 from solo.statuses import FAILED, INTERRUPTED, MISTAKE, STOPPED, TRANSIENT, TransientError
 
@@ -32,11 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         status = _run(parsed)
-    except Exception:
-        if not among_others():
+    except Exception as error:
+        fault = fault_of(error)
+        if fault is not None:
+            print(f"solo: {fault.text}", file=sys.stderr)
+            status = fault.status
+        elif among_others():
+            traceback.print_exc()
+            status = FAILED
+        else:
             raise
-        traceback.print_exc()
-        status = FAILED
     if status not in (0, INTERRUPTED) and among_others():
         end_at_once(status)
     return status

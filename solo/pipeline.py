@@ -35,6 +35,7 @@ from solo.training.agreement import check_shared, compare_configs, compare_plans
 from solo.training.branching import Origin, find_origin
 from solo.training.bucket_run import Store, storing
 from solo.training.distributed import among_others, first_then_others
+from solo.training.elsewhere import check_not_elsewhere
 from solo.training.heartbeat import Beating
 from solo.training.ledger import Ledger
 from solo.training.lineage import secure, with_lineage
@@ -43,7 +44,8 @@ from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 from solo.training.run_lock import RunLock, holding
 from solo.training.schedule import schedule_notes
-from solo.training.trainer import Interrupted, Trainer
+from solo.training.stopping import Interrupted, Stop
+from solo.training.trainer import Trainer
 from solo.training.wandb_board import check_wandb
 
 
@@ -60,13 +62,16 @@ class Trained(NamedTuple):
     notes: list[str]
 
 
-def train(config: Config, observer: Observer | None = None, began: float | None = None) -> Trained:
+def train(
+    config: Config, observer: Observer | None = None, began: float | None = None, stop: Stop | None = None
+) -> Trained:
     """Prepares data, trains and evaluates. Resumes from the last checkpoint of an earlier attempt.
 
     Args:
         config: the run; its folder is `<folder>/<name>`.
         observer: shows the progress; default: silent.
         began: seconds since 1970 at which this attempt began, for `goodput.jsonl`; default: now.
+        stop: whether to stop; default: never.
 
     Raises:
         ConfigError: the config does not fit its data, the devices, or the run that the folder holds. Or another
@@ -74,7 +79,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
         CheckpointError: a checkpoint could not be written or read.
         DataError: the data holds nothing to train on, or too much of it cannot be read.
         BadStepError: a loss was not finite or jumped, and the config says to stop.
-        Interrupted: SIGTERM was received and the observer listens for it; the run is saved.
+        Interrupted: SIGTERM was received and `stop` listens for it; the run is saved.
         OtherProcessError: process 0 of several failed at one of these steps.
     """
     config.check_runnable()
@@ -84,7 +89,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
     ledger = Ledger(began)
     with contextlib.ExitStack() as stack:
         try:
-            done = _train(config, observer or Observer(), ledger, stack)
+            done = _train(config, observer or Observer(), ledger, stop or Stop(), stack)
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk, which `error` tells of
                 ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
@@ -93,7 +98,7 @@ def train(config: Config, observer: Observer | None = None, began: float | None 
     return done
 
 
-def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib.ExitStack) -> Trained:
+def _train(config: Config, observer: Observer, ledger: Ledger, stop: Stop, stack: contextlib.ExitStack) -> Trained:
     notes: list[str] = []
 
     def tell(text: str) -> None:
@@ -133,8 +138,9 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stack: contextlib
     mesh, definition = make_mesh(config.mesh), define(config, prepared.tokenizer.vocab_size)
     evaluators = RunEvaluators(config, prepared, definition, mesh, observer, run)
     origin = partial(find_origin, config, run) if config.branch is not None else None
-    trainer = Trainer(config, prepared, run, observer, mesh, initial, ledger, evaluators, store, origin)
+    trainer = Trainer(config, prepared, run, observer, mesh, initial, ledger, evaluators, store, origin, stop)
     compare_plans(prepared, trainer.plans)
+    stop.check()
     scheduled = (note for plan in trainer.plans for note in schedule_notes(plan.stage, plan.num_steps))
     for text in (*mixture_notes(trainer.plans), *scheduled):
         tell(text)
@@ -270,21 +276,26 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
     Returns:
         The lock in the bucket; None if the run is in a local folder.
     """
+    if run.work.exists() and not run.work.is_dir():
+        raise ConfigError(f"{run.work} is a file, where the run's folder would be: choose another name (name=...)")
     bucket = Bucket(str(run.path)) if is_remote(run.path) else None
     if bucket is not None:
         bucket.connect()
         bucket.check_writing()  # or the run would end when its first old checkpoint is to be removed
     try:
-        held = stack.enter_context(hold(run.lock_file))
+        held = locked = stack.enter_context(hold(run.lock_file))
     except ConfigError as error:
         tell(str(error))
-        held = True
+        held, locked = True, False
     if not held:
         raise ConfigError(
             f"another process trains {run.path}: {held_by(run.lock_file)}; wait until it ends, or choose another name"
             " (name=...)"
         )
-    return None if bucket is None else stack.enter_context(holding(bucket, tell))
+    if bucket is None:
+        check_not_elsewhere(run.heartbeat_file, locked, tell)
+        return None
+    return stack.enter_context(holding(bucket, tell))
 
 
 def check_memory(trainer: Trainer) -> list[str]:

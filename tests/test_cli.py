@@ -1,14 +1,17 @@
 """The command line: help without jax, and clear usage errors."""
 
 import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from solo.cli import main
 from solo.config import load_config
 from solo.data.rows.loader import WorkerError
+from solo.faults import fault_of
 from solo.statuses import may_be_retried
 
 
@@ -139,3 +142,53 @@ def test_a_fault_from_outside_ends_with_a_status_that_launchers_restart(monkeypa
     assert status == 200
     assert may_be_retried(status)
     assert "a process that reads data ended unexpectedly" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "nonsense"])
+def test_an_absent_platform_is_one_line_and_status_2(tmp_path: Path, platform: str) -> None:
+    """Other libraries raise RuntimeError, or an AssertionError without a word."""
+    done = subprocess.run(
+        [sys.executable, "-m", "solo.cli", "train", "configs/quickstart.yaml", f"folder={tmp_path}"],
+        # Another process of this machine may have loaded libtpu.
+        env={**os.environ, "JAX_PLATFORMS": platform, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("solo: ")]
+    assert f"JAX_PLATFORMS={platform}: this machine has no such devices" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_flag_of_xla_is_not_retried(tmp_path: Path) -> None:
+    """XLA names it, and ends the process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "solo.cli", "train", "configs/quickstart.yaml", f"folder={tmp_path}"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_nonsense=1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode > 0
+    assert not may_be_retried(done.returncode)
+    assert "--xla_nonsense=1" in done.stderr
+
+
+def test_devices_of_a_process_that_is_about_to_end_are_worth_another_try(monkeypatch) -> None:
+    error = RuntimeError(
+        "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by process with pid 7."
+        " (set JAX_PLATFORMS='' to automatically choose an available backend)"
+    )
+    fault = fault_of(error)
+    assert fault is not None
+    assert fault.text == "the devices cannot be used now (ABORTED: The TPU is already in use by process with pid 7.)"
+    assert may_be_retried(fault.status)
+
+
+def test_too_little_memory_is_explained(monkeypatch, capsys) -> None:
+    import jax.numpy as jnp
+
+    monkeypatch.setattr("solo.verbs.train.run", lambda arguments: jnp.zeros(1 << 50))
+    assert main(["train", "configs/quickstart.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("solo: the devices' memory does not suffice: Out of memory allocating ")
+    assert "`solo plan CONFIG --on MACHINE`" in error

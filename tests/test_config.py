@@ -54,6 +54,13 @@ def test_names_that_look_like_numbers_are_written_as_text(tmp_path: Path, name: 
     assert load_config(tmp_path / "written.yaml") == config
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "dots.", "a/b", "a b", "ä", "x" * 101])
+def test_names_that_are_no_folder_names_everywhere_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name: .*also that of its folder: letters, digits, '\.', '_' and '-'"):
+        parse_config({**MINIMAL, "name": name})
+    assert parse_config({**MINIMAL, "name": "v1.5-b_" + "x" * 93}).name.startswith("v1.5")
+
+
 def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", MINIMAL)
     child = {"extends": "base.yaml", "name": "child", "model": {"layers": 5}}

@@ -1,6 +1,7 @@
 """A run keeps the tokenizer and the records that it began with."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -10,7 +11,7 @@ from solo.config import Config, ConfigError, TokenizerConfig, load_config
 from solo.data.store.prepare import Prepared, prepare
 from solo.data.text import open_tokenizer, train_tokenizer
 from solo.files import COMMIT_MARKER
-from solo.pipeline import _keep_order, _keep_tokenizer
+from solo.pipeline import _keep_order, _keep_tokenizer, _lock
 from solo.training.run_folder import RunFolder
 
 
@@ -27,6 +28,12 @@ def test_a_run_is_not_resumed_with_another_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"was trained with another tokenizer .* choose another name"):
         _keep_tokenizer(run, one)
     assert open_tokenizer(tmp_path).fingerprint == two.tokenizer.fingerprint
+
+
+def test_a_file_where_the_folder_would_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match=r"/run is a file, where the run's folder would be"):
+        _lock(RunFolder(tmp_path / "run"), ExitStack(), pytest.fail)
 
 
 def save_checkpoint(run: RunFolder) -> None:

@@ -18,6 +18,9 @@ from solo.config.training import StageConfig
 from solo.config.watch import ProfileConfig, WatchConfig
 from solo.files import is_remote, place
 
+# Windows and some network shares drop a dot at the end; with one at the beginning, a folder is hidden.
+_NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_LONGEST_NAME = 100
 # Bucket names as both stores have them: more would be refused only when the first checkpoint is saved.
 _BUCKET = re.compile(r"(gs|s3)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/\s]+)*/?")
 
@@ -27,7 +30,7 @@ class Config(Section):
 
     keys_decide = ("result",)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", json_schema_extra=decides("nothing"))
+    name: str = Field(description="of the run, and of its folder", json_schema_extra=decides("nothing"))
     folder: str = Field(
         "runs",
         description="the run's files are in <folder>/<name>; also gs://bucket/folder or s3://bucket/folder",
@@ -57,6 +60,16 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
     profile: ProfileConfig = ProfileConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"a run's name is also that of its folder: letters, digits, '.', '_' and '-', at most {_LONGEST_NAME}"
+                f" of them, and no '.' at either end; {name[: _LONGEST_NAME + 1]!r} is not such a name"
+            )
+        return name
 
     @field_validator("folder")
     @classmethod

@@ -61,7 +61,7 @@ def evaluate_folder(reference: str | Path, observer: Observer, weights: str = TR
             config.model_copy(update={"evaluation": section}), prepared, definition, mesh, observer
         )
         parameters = {weights: read_parameters(checkpoint, definition, mesh, weights)}
-        lines = list(evaluators.run(parameters, int(checkpoint.name), True, lambda: observer.stop_requested))
+        lines = list(evaluators.run(parameters, int(checkpoint.name), True, stop=lambda: False))
         _record(run, lines)
         report_run(run, config, prepared, observer)
         return task_results(lines, section, prepared.sources)

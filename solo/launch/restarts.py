@@ -44,7 +44,7 @@ class Restarts:
 
     starts  number of starts so far
     idle    number of latest starts in a row without a newer checkpoint
-    step    newest checkpoint at the last start
+    step    newest checkpoint of all starts; one that was damaged since, and is made again, is no progress
     """
 
     maximum: int = MAX_RESTARTS
@@ -55,13 +55,14 @@ class Restarts:
 
     def start(self, step: int | None) -> str | None:
         """Count a start that finds this checkpoint. Returns a reason to refuse it, or None."""
+        progress = step is not None and (self.step is None or step > self.step)
         if self.starts:
-            self.idle = self.idle + 1 if step == self.step else 0
-        self.starts, self.step = self.starts + 1, step
+            self.idle = 0 if progress else self.idle + 1
+        self.starts, self.step = self.starts + 1, step if progress else self.step
         if self.starts > self.maximum + 1:
             return f"it was restarted {self.maximum} times"
         if self.idle >= self.max_idle:
-            where = "without a checkpoint" if step is None else f"without a checkpoint after step {step}"
+            where = "without a checkpoint" if self.step is None else f"without a checkpoint after step {self.step}"
             return f"it was restarted {self.idle} times in a row {where}"
         return None
 

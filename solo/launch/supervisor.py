@@ -3,8 +3,9 @@
     python -m solo.launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
 
 Secrets come over standard input: `--secret NAME` reads the variable's value from there, up to a NUL.
-SIGTERM is passed on to the processes, and their exit status is then final. If one process fails, all are ended. The
-first status counts, because the others are its consequence.
+SIGTERM is passed on to the processes, and their exit status is then final. Ctrl-C does the same, so that the run is
+saved; a second one reaches the processes and ends them. If one process fails, all are ended. The first status counts,
+because the others are its consequence.
 """
 
 from __future__ import annotations
@@ -42,14 +43,22 @@ class Group:
             subprocess.Popen(
                 command,
                 env={**os.environ, **_environment(number, processes, devices, port)},
+                start_new_session=True,  # a terminal's Ctrl-C would reach it, too
                 **self._outputs(number, logs),
             )
             for number in range(processes)
         ]
 
-    def terminate(self) -> None:
-        """Pass SIGTERM on."""
-        self._signal(signal.SIGTERM)
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes."""
+        return [process.pid for process in self._processes]
+
+    def signal(self, number: int) -> None:
+        """Pass a signal on to the processes that have not ended."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
 
     def wait(self, until: float = float("inf")) -> int:
         """Wait until all have ended; from `until` on, they are told to. Returns 0, or the first other status.
@@ -61,13 +70,14 @@ class Group:
             while not (status := self._first_bad()) and self._living():
                 time.sleep(_POLL)
                 if not told and time.monotonic() >= until:
-                    self.terminate()
+                    self.signal(signal.SIGTERM)
                     told = True
             end = time.monotonic() + _GRACE.get(status, _SHORT_GRACE)
             while self._living() and time.monotonic() < end:
                 time.sleep(_POLL)
-            self._signal(signal.SIGKILL)
             for process in self._processes:
+                with contextlib.suppress(ProcessLookupError):  # its own processes, which read data, may outlive it
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             return status
 
@@ -86,11 +96,6 @@ class Group:
 
     def _living(self) -> bool:
         return any(process.poll() is None for process in self._processes)
-
-    def _signal(self, number: int) -> None:
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
 
 
 def supervise(
@@ -114,7 +119,7 @@ def supervise(
         max_seconds: time after which the run is told to save and end for good; 0: no limit.
 
     Returns:
-        0; the status of a fault; 1 after too many restarts or `max_seconds`; 42 after SIGTERM.
+        0; the status of a fault; 1 after too many restarts or `max_seconds`; 42 after SIGTERM or Ctrl-C.
     """
     group: Group | None = None
     stopped = False
@@ -122,11 +127,11 @@ def supervise(
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
-        stopped = True
+        again, stopped = stopped, True
         if group is not None:
-            group.terminate()
+            group.signal(signal.SIGINT if again and number == signal.SIGINT else signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while True:
             if refusal := restarts.start(newest_step(run_folder)):
@@ -134,7 +139,7 @@ def supervise(
                 return 1
             group = Group(command, processes, devices, logs)
             if stopped:  # SIGTERM came during the start
-                group.terminate()
+                group.signal(signal.SIGTERM)
             status = group.wait(end)
             _say(f"ended with {status}; newest checkpoint {newest_step(run_folder)}")
             if status and time.monotonic() >= end and not stopped:
@@ -147,7 +152,8 @@ def supervise(
             if stopped:
                 return status
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(number: int, processes: int, devices: int, port: int) -> dict[str, str]:

@@ -25,10 +25,10 @@ from solo.model.declare import ParameterSpec
 from solo.model.parameters import Parameters
 from solo.statuses import TransientError
 from solo.training.averages import Average
-from solo.training.distributed import first_text, from_first
+from solo.training.distributed import RESTORE_SECONDS, first_text, from_first
 from solo.training.evaluators import TRAINED
 from solo.training.newest import newest_whole, position_of, record_sizes, set_aside
-from solo.training.orbax_paths import for_orbax, saving_context
+from solo.training.orbax_paths import for_orbax, reading_context, saving_context
 from solo.training.schedule import TokenCount
 from solo.training.step import TrainState
 
@@ -149,7 +149,7 @@ class Checkpoints:
                 state = self.restore(progress, abstract(progress))
             except DamagedError as error:
                 damage = str(error)
-            damage = first_text(damage)
+            damage = first_text(damage, RESTORE_SECONDS)
             if not damage:
                 assert state is not None
                 return progress, state
@@ -205,7 +205,8 @@ class Checkpoints:
         wanted = _items(abstract)
         self._compare(progress.step, wanted)
         try:
-            loaded = self._orbax.load_checkpointables(progress.step, wanted)
+            with reading_context():
+                loaded: Any = ocp.load_checkpointables(self.folder / str(progress.step), wanted)
         except Exception as error:
             raise unreadable_error(self.folder / str(progress.step), error) from error
         return _state(loaded, abstract)
@@ -307,7 +308,7 @@ def items_of(specs: Mapping[str, Any], stored: Mapping[str, Any], weights: str) 
 
 def read_items(checkpoint: Path, wanted: Mapping[str, Any]) -> Parameters:
     """Reads parameters of a checkpoint; `wanted` is what `items_of` returns, with arrays to restore onto."""
-    context = ocp.Context()
+    context = reading_context()
     context.pytree.loading.partial_load = True
     with context:
         found: Any = ocp.load_checkpointables(for_orbax(checkpoint), dict(wanted))
@@ -337,7 +338,8 @@ def read_state(checkpoint: Path, abstract: TrainState) -> TrainState:
         raise unreadable_error(checkpoint, error) from error
     _check_items(checkpoint, stored, wanted)
     try:
-        loaded = ocp.load_checkpointables(place, wanted)
+        with reading_context():
+            loaded: Any = ocp.load_checkpointables(place, wanted)
     except Exception as error:
         raise unreadable_error(checkpoint, error) from error
     return _state(loaded, abstract)

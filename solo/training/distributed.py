@@ -32,6 +32,8 @@ START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
 START_SECONDS = 900
 SET_UP_SECONDS = 900
 SAVE_SECONDS = 1800
+# One host of many may read a checkpoint much more slowly than the others.
+RESTORE_SECONDS = 5400
 # The other processes read an error of process 0 within this time, if they are alive.
 TOLD_SECONDS = 10
 # After this long without a heartbeat, JAX declares a process dead.
@@ -209,15 +211,20 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
     return made
 
 
-def from_first(first: Callable[[], T]) -> T:
-    """Returns what `first` returns in process 0, which must be JSON. Raises as `first_then_others` does."""
+def from_first(first: Callable[[], T], seconds: float = SET_UP_SECONDS) -> T:
+    """Returns what `first` returns in process 0, which must be JSON. Raises as `first_then_others` does.
+
+    Args:
+        first: called in process 0.
+        seconds: the others wait so long for it, at most.
+    """
     if not among_others():
         return first()
     import jax
 
     key = f"solo/value/{_count('value')}"
     if jax.process_index():
-        _raise_told(key)
+        _raise_told(key, seconds)
         found: T = json.loads(_client().blocking_key_value_get(f"{key}/json", SET_UP_SECONDS * 1000))
         return found
 
@@ -235,8 +242,13 @@ def from_first(first: Callable[[], T]) -> T:
     return made
 
 
-def first_text(mine: str) -> str:
-    """Returns the text of the first process whose text is not empty, in all processes; empty if there is none."""
+def first_text(mine: str, seconds: float = SET_UP_SECONDS) -> str:
+    """Returns the text of the first process whose text is not empty, in all processes; empty if there is none.
+
+    Args:
+        mine: the text of this process.
+        seconds: the first process that calls this waits so long for the last one, at most.
+    """
     if not among_others():
         return mine
     import jax
@@ -246,10 +258,10 @@ def first_text(mine: str) -> str:
 
     def collect() -> str:
         others = range(jax.process_count())
-        found = (_client().blocking_key_value_get(f"{key}/{each}", SET_UP_SECONDS * 1000)[1:] for each in others)
+        found = [_client().blocking_key_value_get(f"{key}/{each}", int(seconds * 1000))[1:] for each in others]
         return next(filter(None, found), "")
 
-    return from_first(collect)
+    return from_first(collect, seconds)
 
 
 def exchange(
@@ -301,12 +313,12 @@ def _tell(key: str, error: Exception | None) -> None:
             client.blocking_key_value_get(f"{key}/told/{number}", TOLD_SECONDS * 1000)
 
 
-def _raise_told(key: str) -> None:
+def _raise_told(key: str, seconds: float = SET_UP_SECONDS) -> None:
     """Waits for the end of a task of process 0, and raises its error."""
     import jax
 
     client = _client()
-    told = json.loads(client.blocking_key_value_get(key, SET_UP_SECONDS * 1000))
+    told = json.loads(client.blocking_key_value_get(key, int(seconds * 1000)))
     if told is None:
         return
     client.key_value_set(f"{key}/told/{jax.process_index()}", "yes")

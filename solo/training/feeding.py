@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from solo.training.checkpoint import Progress
 from solo.training.idle import IdleWatch
 from solo.training.ledger import Ledger
 from solo.training.mixture import MixtureLearner
+from solo.training.stopping import Stop
 
 
 class StepInfo(NamedTuple):
@@ -59,6 +60,7 @@ class Feeder:
         ledger: records how long the devices wait for a batch.
         idle: knows when the devices are idle.
         quarantine: file for documents that cannot be read.
+        stop: whether to stop waiting for a batch; default: never.
 
     Attributes:
         plans: one plan for each stage.
@@ -67,7 +69,14 @@ class Feeder:
     """
 
     def __init__(
-        self, config: Config, prepared: Prepared, mesh: Mesh, ledger: Ledger, idle: IdleWatch, quarantine: Path
+        self,
+        config: Config,
+        prepared: Prepared,
+        mesh: Mesh,
+        ledger: Ledger,
+        idle: IdleWatch,
+        quarantine: Path,
+        stop: Stop | None = None,
     ):
         self.plans: Sequence[StagePlan] = [self._plan(config, prepared, stage) for stage in config.stages]
         for plan in self.plans:  # all of them now, not after days of earlier stages
@@ -77,6 +86,7 @@ class Feeder:
         self.learner: MixtureLearner | None = None
         self._config, self._prepared, self._mesh = config, prepared, mesh
         self._ledger, self._idle, self._quarantine = ledger, idle, quarantine
+        self._stop = stop or Stop()
 
     def steps_before(self, number: int) -> int:
         """Returns the steps of the stages before stage `number`."""
@@ -119,8 +129,12 @@ class Feeder:
         plan = self.plans[info.stage]
         return batch_record_ids(plan, self._sources(plan.stage), info.stage_step - 1)
 
-    def batches(self, start: Progress) -> Iterator[tuple[StepInfo, Batch]]:
-        """Yields this host's numpy batches with their `StepInfo`, from the step after `start` to the stage's end."""
+    def batches(self, start: Progress) -> Generator[tuple[StepInfo, Batch]]:
+        """Yields this host's numpy batches with their `StepInfo`, from the step after `start` to the stage's end.
+
+        Raises:
+            Interrupted: SIGTERM came while a single process waited for a batch.
+        """
         plan, before = self.plans[start.stage], start.step - start.stage_step
         stage_step = start.stage_step
         while stage_step < plan.num_steps:
@@ -130,7 +144,8 @@ class Feeder:
                 # New weights end the loader, which has read ahead.
                 while stage_step < plan.num_steps and (not self.learner or known == len(self.learner.history)):
                     asked = time.perf_counter()
-                    batch = next(batches)
+                    with self._stop.at_once():
+                        batch = next(batches)
                     got = time.perf_counter()
                     stage_step += 1
                     if stage_step > start.stage_step + 1:  # the first wait is part of starting

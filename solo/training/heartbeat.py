@@ -29,6 +29,7 @@ class Heartbeat:
     step      the last step, 0 before the first one
     steps     steps of the whole run, 0 before they are planned
     host, pid the process
+    ended     whether it has ended in order, also by an error
     """
 
     at: float
@@ -38,6 +39,7 @@ class Heartbeat:
     steps: int
     host: str
     pid: int
+    ended: bool = False
 
 
 class Beating(Observer):
@@ -56,11 +58,6 @@ class Beating(Observer):
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._thread.start()
-
-    @property
-    def stop_requested(self) -> bool:  # type: ignore[override]
-        """Whether the other observer has heard SIGTERM."""
-        return self._observer.stop_requested
 
     @property
     def profile_requested(self) -> bool:
@@ -104,6 +101,7 @@ class Beating(Observer):
 
     def close(self) -> None:
         """Writes the last sign of life."""
+        self._last = replace(self._last, ended=True)
         self._ended.set()
         self._thread.join(SECONDS)
 

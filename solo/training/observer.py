@@ -17,20 +17,12 @@ _log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Shows nothing; warnings go to Python's logging. SIGTERM sets `stop_requested` once `listen` was called.
+    """Shows nothing; warnings go to Python's logging. Other threads than that of the run may call `say` and `warn`."""
 
-    Other threads than that of the run may call `say` and `warn`.
-    """
-
-    stop_requested: bool = False
     profile_requested: bool = False
 
     def __init__(self) -> None:
         self.warned: set[str] = set()
-
-    def listen(self) -> None:
-        """Makes SIGTERM request a stop, after the current step is finished and saved. Main thread only."""
-        signal.signal(signal.SIGTERM, self._request_stop)
 
     def listen_for_profiles(self) -> None:
         """Makes SIGUSR2 request a trace of the next steps. Otherwise that signal ends a process. Main thread only."""
@@ -61,9 +53,6 @@ class Observer:
 
     def _request_profile(self, number: int, frame: FrameType | None) -> None:
         self.profile_requested = True
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stop_requested = True
 
 
 class Silent(Observer):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from solo.config import ConfigError
@@ -52,6 +53,18 @@ def saving_context(folder: Path) -> tuple[ocp.Context, bool]:
     if in_place:
         context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE
     return context, in_place
+
+
+def reading_context() -> ocp.Context:
+    """Returns a context in which this process reads its part of a checkpoint without waiting for the others.
+
+    By default, Orbax waits for all of them after every read, 300 seconds at most: a host whose disk is slow would look
+    like damage, and damage that one host alone finds would keep the others waiting.
+    """
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    return context
 
 
 def renames_folders(folder: Path) -> bool:

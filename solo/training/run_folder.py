@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -144,6 +145,7 @@ class RunFolder:
             run._check_unused()
             write_whole(run.config_file, dump_config(config))
         else:
+            run._check_spelling()
             run = replace(run, changes=tuple(run._changes(config, report)))
         run._set_aside_incomplete(report)
         return run
@@ -181,6 +183,20 @@ class RunFolder:
         if self.newest_step() is not None:
             return True
         return any(line.get("kind") == "train" for line in read_json_lines(self.metrics_file)[0])
+
+    def _check_spelling(self) -> None:
+        """Raises ConfigError if the disk takes the folder of another name for this one's: upper case is lower case."""
+        if is_remote(self.path):
+            return
+        names: list[str] = []
+        with contextlib.suppress(OSError):  # its parent cannot be listed
+            names = os.listdir(self.path.parent)
+        others = [name for name in names if name.lower() == self.path.name.lower()]
+        if self.path.name not in names and others:
+            raise ConfigError(
+                f"{self.path.parent / others[0]} is another run, whose name differs only in upper and lower case, which"
+                f" are the same on this disk; resume it as name={others[0]}, or choose another name (name=...)"
+            )
 
     def _check_unused(self) -> None:
         """Raises ConfigError if a run would write over files of a folder that is not a run's."""

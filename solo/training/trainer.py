@@ -26,7 +26,7 @@ from solo.training.boards import Board
 from solo.training.branching import Branched, Origin, branch_off
 from solo.training.bucket_run import Store
 from solo.training.checkpoint import Checkpoints, Progress
-from solo.training.distributed import from_first, stop_agreed, wait_for_all
+from solo.training.distributed import from_first, wait_for_all
 from solo.training.evaluators import EvaluationStopped, Evaluators, NoEvaluators
 from solo.training.facts import machine_text, start_text
 from solo.training.feeding import Feeder, StepInfo
@@ -50,14 +50,11 @@ from solo.training.program import program_of
 from solo.training.recording import BadStepError, Recorder
 from solo.training.run_folder import RunFolder
 from solo.training.step import Stage, TrainState, make_stage
+from solo.training.stopping import Interrupted, Stop
 from solo.training.tensorboard import TensorBoard
 from solo.training.wandb_board import WandbBoard
 
-__all__ = ["BadStepError", "Interrupted", "Trainer"]
-
-
-class Interrupted(Exception):  # noqa: N818 - not a fault
-    """SIGTERM was received; the run is saved and can be resumed."""
+__all__ = ["BadStepError", "Trainer"]
 
 
 class Trainer:
@@ -74,6 +71,7 @@ class Trainer:
         evaluators: measure the weights while the run trains; default: nothing is measured.
         origin: finds the checkpoint of another run that this one branches from; default: it begins on its own.
         store: stores the files of the run before every save; default: nothing but writing them to the disk.
+        stop: whether to stop; default: never.
 
     Attributes:
         notes: messages for the user, once `train` has ended.
@@ -91,6 +89,7 @@ class Trainer:
         evaluators: Evaluators | None = None,
         store: Store | None = None,
         origin: Callable[[], Origin] | None = None,
+        stop: Stop | None = None,
     ):
         self.config, self.run, self.observer = config, run, observer
         self.definition = define(config, prepared.tokenizer.vocab_size)
@@ -102,9 +101,10 @@ class Trainer:
         self._store = store or Store()
         self._best = BestSteps(config, {})
         self._origin = origin
+        self._stop = stop or Stop()
         self._idle = IdleWatch()
         check_stages(config.stages, self.definition.specs, config.model)
-        self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file)
+        self._feeder = Feeder(config, prepared, self.mesh, self.ledger, self._idle, run.quarantine_file, self._stop)
         self._metrics = Metrics()
         self._profiler = Profiler(config.profile, run.profiles, observer.say)
         self._stages: dict[str, Stage] = {}
@@ -124,16 +124,19 @@ class Trainer:
         """Runs every stage that is not done yet. `notes` then holds messages for the user.
 
         Raises:
-            Interrupted: after SIGTERM, once the step is finished and saved.
+            Interrupted: after SIGTERM, once the last step is finished and saved.
             BadStepError: see `SafetyConfig`.
             DataError: a batch has no target, or too many documents cannot be read.
             ConfigError: the compiler refuses one of the `compiler_options`.
             CheckpointError: a checkpoint could not be read or written.
         """
         with ExitStack() as stack:
+            stack.enter_context(self._stop.noted())  # until the last save is complete
             kept = Checkpoints(self.run.checkpoints, self.config.checkpoint, lambda saved: self._best.kept(saved))
             checkpoints = stack.enter_context(closing(kept))
-            start, state, branched = self._resume(checkpoints)
+            with self._stop.at_once():
+                start, state, branched = self._resume(checkpoints)
+            self._stop.check()
             self._metrics = stack.enter_context(closing(self._open_metrics(-1 if branched else start.step)))
             stack.enter_context(closing(self._idle))
             self._best = BestSteps(self.config, self._values_of_best())
@@ -151,10 +154,12 @@ class Trainer:
                 if number > first:
                     start = Progress(self._feeder.steps_before(number), number, stage_step=0, plan={})
                 if number > first or state is None:
-                    state = self._enter(number, state)
+                    with self._stop.at_once(checkpoints.wait):
+                        state = self._enter(number, state)
                 state = self._run_stage(start, state, checkpoints, recorder, begins=number == first)
             checkpoints.wait()
             self.ledger.spent("checkpoint")
+            self._stop.check()
 
     def _run_stage(
         self, start: Progress, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, begins: bool
@@ -174,38 +179,51 @@ class Trainer:
         profiler = self._profiler
         step: Callable[[TrainState, Batch], tuple[TrainState, Measured]] | None = None
         pending: tuple[StepInfo, Measured] | None = None
+        unsaved: StepInfo | None = None  # the last step, until its save begins
+        batches = feeder.batches(start)
         self.observer.note("reading the first batch")
-        for info, host_batch in feeder.batches(start):
-            batch = device_batch(host_batch, self.mesh, feeder.share.count)
-            step = step or self._compile(start.stage, stage, state, batch)
-            requested, self.observer.profile_requested = self.observer.profile_requested, False
-            with profiler.step(info.step, requested):
-                state, measured = step(state, batch)
-            profiler.done(info.step, measured["loss"])
-            self._idle.given(measured["loss"])
-            if pending:  # the previous step is read while this one runs
-                recorder.finish(*pending)
-            pending = info, measured
-            stopping = stop_agreed(self.observer.stop_requested)
-            ends = info.stage_step == feeder.plans[start.stage].num_steps
-            last = info.step == self.num_steps
-            evaluating = not stopping and self._evaluators.due(info.step, last)
-            saving = ends or stopping or self.config.checkpoint.saves_at(info.step)
-            saving = saving or (evaluating and self._best.measured_at(info.step, last))
-            learning = feeder.learns_after(info)
-            if saving or evaluating or learning:
-                recorder.finish(*pending)
-                pending = None
-            if learning:
-                feeder.learn(info)
-            if saving:
-                self._save(state, self._position(info, recorder), checkpoints)
-            if evaluating and not self._evaluate(state, info.step):
-                stopping = True
-                if not saving:
+        try:
+            for info, host_batch in batches:
+                batch = device_batch(host_batch, self.mesh, feeder.share.count)
+                step = step or self._compile(start.stage, stage, state, batch, checkpoints)
+                requested, self.observer.profile_requested = self.observer.profile_requested, False
+                with profiler.step(info.step, requested):
+                    state, measured = step(state, batch)
+                profiler.done(info.step, measured["loss"])
+                self._idle.given(measured["loss"])
+                if pending:  # the previous step is read while this one runs
+                    recorder.finish(*pending)
+                pending, unsaved = (info, measured), info
+                stopping = self._stop.agreed()
+                ends = info.stage_step == feeder.plans[start.stage].num_steps
+                last = info.step == self.num_steps
+                evaluating = not stopping and self._evaluators.due(info.step, last)
+                saving = ends or stopping or self.config.checkpoint.saves_at(info.step)
+                saving = saving or (evaluating and self._best.measured_at(info.step, last))
+                learning = feeder.learns_after(info)
+                if saving or evaluating or learning:
+                    recorder.finish(*pending)
+                    pending = None
+                if learning:
+                    feeder.learn(info)
+                if saving:
                     self._save(state, self._position(info, recorder), checkpoints)
-            if stopping:
-                self._leave(checkpoints)
+                    unsaved = None
+                if evaluating and not self._evaluate(state, info.step):
+                    stopping = True
+                    if not saving:
+                        self._save(state, self._position(info, recorder), checkpoints)
+                        unsaved = None
+                if stopping:
+                    self._leave(checkpoints)
+        except Interrupted:  # a single process does not wait for a batch any longer
+            if unsaved is not None:
+                if pending:
+                    recorder.finish(*pending)
+                self._save(state, self._position(unsaved, recorder), checkpoints)
+            raise
+        finally:
+            batches.close()  # at the latest when the interpreter ends, which would wait for its processes
         return state
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
@@ -215,7 +233,7 @@ class Trainer:
         """
         self.observer.note("evaluating")
         try:
-            for line in self._evaluators.run(state.weights, step, step == self.num_steps, self._stop):
+            for line in self._evaluators.run(state.weights, step, step == self.num_steps, self._stop.agreed):
                 self._metrics.write(line)
                 self._best.add(line)
                 self.observer.evaluated(line)
@@ -225,16 +243,6 @@ class Trainer:
             self.ledger.spent("evaluation")
         return True
 
-    def _stop(self) -> bool:
-        return stop_agreed(self.observer.stop_requested)
-
-    def _leave(self, checkpoints: Checkpoints) -> NoReturn:
-        """Ends the run in all processes, once it is saved."""
-        checkpoints.wait()
-        self.ledger.spent("checkpoint")
-        wait_for_all()  # before the first process ends and takes the others with it
-        raise Interrupted
-
     def _values_of_best(self) -> dict[int, float]:
         """Returns the values so far of the metric that decides the best checkpoint."""
         best = self.config.checkpoint.best
@@ -242,6 +250,13 @@ class Trainer:
             return {}
         found = from_first(lambda: list(values_by_step(read_metrics(self.run.metrics_file), best).items()))
         return {step: value for step, value in found}
+
+    def _leave(self, checkpoints: Checkpoints) -> NoReturn:
+        """Ends the run in all processes, once it is saved."""
+        checkpoints.wait()
+        self.ledger.spent("checkpoint")
+        wait_for_all()  # before the first process ends and takes the others with it
+        raise Interrupted
 
     def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None, Branched | None]:
         """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one.
@@ -308,15 +323,15 @@ class Trainer:
         """Returns a text that is equal for stages of equal programs."""
         return " ".join([program_of(self._feeder.plans[number]), *self._averaged(number)])
 
-    def _compile(self, number: int, stage: Stage, state: TrainState, batch: Batch) -> Any:
+    def _compile(self, number: int, stage: Stage, state: TrainState, batch: Batch, checkpoints: Checkpoints) -> Any:
         """Returns a stage's compiled step; stages of the same program, such as those of a curriculum, share it."""
         self.ledger.spent("start-up")
         self.observer.note(f"compiling stage {self.config.stages[number].name}")
         key = self._program(number)
         if key not in self._compiled:
-            self._compiled[key] = compile_lowered(
-                stage.step.lower(state, batch), self.mesh, self.config.compiler_options
-            )
+            with self._stop.at_once(checkpoints.wait):
+                lowered = stage.step.lower(state, batch)
+                self._compiled[key] = compile_lowered(lowered, self.mesh, self.config.compiler_options)
         self.ledger.spent("compile")
         self.observer.note("running the first step")
         return self._compiled[key]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from solo.config import Config
     from solo.training.hosts import Hosts
     from solo.training.observer import Observer
+    from solo.training.stopping import Stop
 
 HELP = "train a config's stages, evaluate, and write the report"
 DESCRIPTION = (
@@ -45,33 +46,43 @@ def run(arguments: argparse.Namespace) -> int:
         from solo.training.lineage import branch_config
 
         config = config.model_copy(update={"branch": branch_config(arguments.branch_from)})
-    from solo.training.distributed import MissingHostsError, join, leave, wait_for_dead_process
+    from solo.training.distributed import MissingHostsError, join
+    from solo.training.stopping import Interrupted, Stop
 
+    stop = Stop()
     shows: list[Observer] = []
     try:
-        hosts = join(found=lambda hosts: shows.append(_observer(config, hosts)))
+        with stop.listening():  # until several processes have joined: then JAX listens
+            hosts = join(found=lambda hosts: shows.append(_observer(config, hosts)))
+            return _train(arguments, config, hosts, shows[0] if shows else _observer(config, None), stop, began)
     except MissingHostsError as error:
         print(f"solo: {error}", file=sys.stderr)
         return INTERRUPTED
+    except Interrupted:
+        print(f"solo: stopped by SIGTERM; {config.run_folder} is saved, and the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(
+    arguments: argparse.Namespace, config: Config, hosts: Hosts | None, observer: Observer, stop: Stop, began: float
+) -> int:
+    """Trains among the hosts. Raises Interrupted after SIGTERM, once all processes know of it and have saved."""
     from jax.errors import JaxRuntimeError
 
     from solo.evaluation.results import print_results
     from solo.pipeline import train as train_run
+    from solo.training.distributed import leave, wait_for_dead_process
     from solo.training.facts import elsewhere
-    from solo.training.trainer import Interrupted
+    from solo.training.stopping import Interrupted
 
-    observer = shows[0] if shows else _observer(config, None)
-    if hosts is None:  # among others, jax listens: see `stop_agreed`
-        observer.listen()
     observer.listen_for_profiles()
     if text := elsewhere(Path(arguments.config), config.run_folder):
         observer.warn(text)
     try:
-        done = train_run(config, observer, began)
+        done = train_run(config, observer, began, stop)
     except Interrupted:
-        print(f"solo: stopped by SIGTERM, saved in {config.run_folder}; the same command resumes", file=sys.stderr)
         leave()
-        return INTERRUPTED
+        raise
     except JaxRuntimeError as error:
         wait_for_dead_process(error)
         raise

@@ -22,7 +22,8 @@ from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.reference import find_checkpoint
 from solo.training.run_folder import RunFolder
-from solo.training.trainer import Interrupted, Trainer
+from solo.training.stopping import Interrupted, Stop
+from solo.training.trainer import Trainer
 from tests.training.test_resume import CONFIG
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,8 @@ def train(config: Config, observer: Observer | None = None) -> RunFolder:
     evaluators = RunEvaluators(config, prepared, definition, mesh, observer, run)
     ledger = Ledger()
     ledger.open(run.goodput_file)
-    Trainer(config, prepared, run, observer, mesh, None, ledger, evaluators).train()
+    stop = observer.stop if isinstance(observer, StopsAt) else None
+    Trainer(config, prepared, run, observer, mesh, None, ledger, evaluators, stop=stop).train()
     ledger.close("done")
     prepared.tokenizer.save(run.path)
     return run
@@ -110,10 +112,10 @@ class StopsAt(Observer):
 
     def __init__(self, wanted: Callable[[str], bool]):
         super().__init__()
-        self._wanted = wanted
+        self._wanted, self.stop = wanted, Stop()
 
     def note(self, text: str) -> None:
-        self.stop_requested |= self._wanted(text)
+        self.stop.requested |= self._wanted(text)
 
 
 def test_each_evaluator_runs_at_its_own_cadence_and_at_the_end(whole) -> None:

@@ -1,6 +1,7 @@
 """Two real processes of four virtual devices each: as one run, through every end that a process can have."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,25 @@ def test_unprepared_data_is_refused_at_once(runs: Runs) -> None:
     assert "solo prepare" in said
     assert str(runs.folder / "runs/unprepared/config.yaml") in said
     assert not (runs.folder / "elsewhere" / "sources").exists()
+
+
+@pytest.mark.parametrize("whose", ["process_0", "process_1", "process_"])
+def test_damaged_arrays_make_all_processes_fall_back_to_the_same_step(runs: Runs, whose: str) -> None:
+    """Also if only one process reads what is damaged, and at once: libraries would wait for the others."""
+    name = f"damaged-{whose}"
+    shutil.copytree(runs.folder / "runs/whole", runs.folder / "runs" / name)
+    *_, before, newest = saved(runs.folder, name)
+    checkpoint = runs.folder / "runs" / name / "checkpoints" / str(newest)
+    files = [path for path in checkpoint.rglob("d/*") if whose in str(path)]
+    assert files
+    for path in files:
+        path.write_bytes(bytes(path.stat().st_size))
+    statuses, said = runs.finish(runs.start(name))
+    assert statuses == [0, 0], said
+    assert checkpoint.with_name(f"{newest}.damaged").is_dir()
+    (resumed,) = [line for line in metrics(runs.folder, name) if line["kind"] == "resumed"]  # under another name
+    assert resumed["step"] == before
+    assert [line for line in metrics(runs.folder, name) if line != resumed] == metrics(runs.folder, "whole")
 
 
 def test_a_missing_process_is_named(runs: Runs) -> None:

@@ -30,6 +30,13 @@ def test_restarts_without_a_new_checkpoint_end() -> None:
     assert restarts.start(10) == "it was restarted 3 times in a row without a checkpoint after step 10"
 
 
+def test_a_checkpoint_that_is_damaged_again_and_again_is_no_progress() -> None:
+    """Each attempt falls back to step 9, and saves step 12 again."""
+    restarts = Restarts(max_idle=3)
+    assert [restarts.start(step) for step in (12, 9, 12)] == [None] * 3
+    assert restarts.start(9) == "it was restarted 3 times in a row without a checkpoint after step 12"
+
+
 def test_progress_resets_the_count_and_the_wait() -> None:
     restarts = Restarts(max_idle=3)
     waits = []

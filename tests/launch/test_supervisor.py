@@ -63,7 +63,7 @@ def test_a_command_that_succeeds_runs_once() -> None:
     assert Path("logs/host-1.log").read_text() == "process 1 of 2 with 4\n"
 
 
-@pytest.mark.parametrize("ends", ["42 0", "-9 0", "134 0", "saves3 saves6 0"])
+@pytest.mark.parametrize("ends", ["42 0", "200 0", "-9 0", "134 0", "saves3 saves6 0"])
 def test_a_status_that_may_improve_is_restarted(ends: str) -> None:
     assert run(ends) == 0
     assert starts() == len(ends.split())
@@ -86,31 +86,64 @@ def test_the_first_failure_decides_the_status() -> None:
     assert starts() == 1
 
 
+def test_a_fault_that_comes_back_each_time_is_given_up(capsys) -> None:
+    """A data worker that runs out of memory at the same batch, for example."""
+    assert run(" ".join(["200"] * 9), max_idle=3) == 1
+    assert starts() == 3
+    assert "given up: it was restarted 3 times in a row without a checkpoint" in capsys.readouterr().err
+
+
 def test_too_many_restarts_end_with_a_message(capsys) -> None:
     assert run("42 saves4 42 42 42", max_idle=2) == 1
     assert starts() == 4
     assert "given up: it was restarted 2 times in a row without a checkpoint after step 4" in capsys.readouterr().err
 
 
-def test_sigterm_is_passed_on_and_final(tmp_path: Path) -> None:
+def test_processes_of_a_process_that_died_are_ended(tmp_path: Path) -> None:
+    """Such as those that read data for it."""
     program = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(42));"
-        "print('up', flush=True); time.sleep(60)"
+        "import subprocess, sys; from pathlib import Path;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        "Path('child').write_text(str(child.pid)); sys.exit(1)"
     )
+    assert supervise([sys.executable, "-c", program], Path("run"), Restarts()) == 1
+    wait_until(lambda: not alive(int((tmp_path / "child").read_text())), 30)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("numbers", "status"), [("TERM", 42), ("INT", 42), ("INT INT", 130)])
+def test_signals_are_passed_on_and_final(tmp_path: Path, numbers: str, status: int) -> None:
+    """The first Ctrl-C lets the run save, the second one ends it."""
+    program = (
+        "import signal, sys, time; from pathlib import Path; once = len(sys.argv) < 2;"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(42) if once else print('told', flush=True));"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(130));"
+        "print('up', flush=True); [time.sleep(0.1) for _ in range(600)]"
+    )
+    twice = ["twice"] if " " in numbers else []
     supervisor = [sys.executable, "-m", "solo.launch.supervisor", "--run-folder=run", "--processes=2", "--logs=logs"]
     process = subprocess.Popen(
-        [*supervisor, "--pid-file=pid", "--", sys.executable, "-c", program],
+        [*supervisor, "--pid-file=pid", "--", sys.executable, "-c", program, *twice],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
     )
     logs = [tmp_path / f"logs/host-{number}.log" for number in range(2)]
     wait_until(lambda: all(log.exists() and "up" in log.read_text() for log in logs), 30)
-    os.kill(int((tmp_path / "pid").read_text().split()[0]), signal.SIGTERM)
+    for number in numbers.split():
+        os.kill(int((tmp_path / "pid").read_text().split()[0]), signal.Signals[f"SIG{number}"])
+        if twice:
+            wait_until(lambda: all("told" in log.read_text() for log in logs), 30)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 42, said
+    assert process.returncode == status, said
     assert (tmp_path / "pid").read_text() == ""
-    assert all(log.read_text() == "up\n" for log in logs)
+    assert all(log.read_text().startswith("up\n") for log in logs)
 
 
 def test_sigterm_while_waiting_to_restart(monkeypatch) -> None:

@@ -18,7 +18,8 @@ from solo.training.losses import Mean
 from solo.training.metrics import read_metrics
 from solo.training.mixture import MixtureLearner, mixture_notes
 from solo.training.observer import Observer
-from solo.training.trainer import Interrupted, Trainer
+from solo.training.stopping import Interrupted, Stop
+from solo.training.trainer import Trainer
 from tests.benchmarks.mixtures import IMAGES, data_config, quickstart, stage, text_source
 from tests.training.test_resume import CONFIG
 from tests.training.test_trainer import make, train
@@ -31,10 +32,11 @@ class StopAfter(Observer):
     """Asks the run to stop after a step, as SIGTERM does."""
 
     def __init__(self, step: int):
-        self._step = step
+        super().__init__()
+        self._step, self.stop = step, Stop()
 
     def step(self, line, num_steps) -> None:
-        self.stop_requested = line["step"] >= self._step
+        self.stop.requested = line["step"] >= self._step
 
 
 def lines_of(config: Config) -> list[dict]:
@@ -47,8 +49,9 @@ def steps_of(config: Config) -> list[dict]:
 
 
 def resumed(first: Config, then: Config, step: int) -> Trainer:
+    observer = StopAfter(step)
     with contextlib.suppress(Interrupted):
-        train(first, StopAfter(step))
+        train(first, observer, observer.stop)
     return train(then)
 
 

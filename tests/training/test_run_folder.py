@@ -53,6 +53,15 @@ def test_keys_that_decide_nothing_of_the_result_may_change_on_resume(tmp_path: P
     assert opened(tmp_path, *overrides)[1] == []
 
 
+def test_names_that_are_one_on_this_disk_are_told_apart(tmp_path: Path, monkeypatch) -> None:
+    """macOS and Windows open `RUN` as `run`."""
+    opened(tmp_path, "name=run")
+    opened(tmp_path, "name=RUN")  # this disk tells them apart
+    monkeypatch.setattr("solo.training.run_folder.os.listdir", lambda folder: ["RUN"])
+    with pytest.raises(ConfigError, match=r"/RUN is another run, whose name differs only in upper and lower case"):
+        opened(tmp_path, "name=run")
+
+
 def test_a_config_with_another_result_is_refused_with_the_ways_out(tmp_path: Path) -> None:
     run = trained(tmp_path)
     before = run.config_file.read_text()

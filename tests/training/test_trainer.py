@@ -21,6 +21,7 @@ from solo.training.ledger import Ledger, read_ledger
 from solo.training.metrics import MetricsStream, read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
+from solo.training.stopping import Stop
 from solo.training.trainer import BadStepError, Trainer
 from tests.training.test_resume import CONFIG
 
@@ -39,12 +40,12 @@ def prepared_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(config: Config, observer: Observer | None = None) -> Trainer:
+def train(config: Config, observer: Observer | None = None, stop: Stop | None = None) -> Trainer:
     mesh = make_mesh(config.mesh, jax.devices()[:2])
     run, ledger, prepared = RunFolder.open(config), Ledger(), prepare(config)
     ledger.open(run.goodput_file)
     prepared.tokenizer.save(run.path)
-    trainer = Trainer(config, prepared, run, observer or Observer(), mesh, ledger=ledger)
+    trainer = Trainer(config, prepared, run, observer or Observer(), mesh, ledger=ledger, stop=stop)
     trainer.train()
     return trainer
 

@@ -10,9 +10,12 @@ processes import jax too, but never get a device.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -104,6 +107,13 @@ class RowSource:
 
     def __repr__(self) -> str:
         return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrives in a worker process. Schedulers send SIGTERM to all processes of a job: this one still serves."""
+        self.__dict__.update(state)
+        if multiprocessing.parent_process() is not None:
+            with suppress(ValueError):  # not the main thread
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _document(self, chunk: Chunk, step: int) -> Document | None:
         # One bad document must not end a long run. It is recorded in the quarantine file.

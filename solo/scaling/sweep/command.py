@@ -159,8 +159,7 @@ def _run_points(arguments: argparse.Namespace, folder: Any) -> int:
     from solo.config import ConfigError, nearest
     from solo.scaling.sweep.execute import execute
     from solo.scaling.sweep.folder import BAD
-    from solo.training.observer import Observer
-    from solo.training.trainer import Interrupted
+    from solo.training.stopping import Interrupted, Stop
 
     points = {point.id: point for point in folder.read_plan()}
     if unknown := [id for id in arguments.run if id not in points]:
@@ -174,12 +173,11 @@ def _run_points(arguments: argparse.Namespace, folder: Any) -> int:
         if point.stable_run and not folder.has_checkpoint(point.stable_run, point.branch_step):
             ids.append(point.stable_run)
         ids.append(point.id)
-    observer = Observer()
-    observer.listen()
-    found = {}
+    stop, found = Stop(), {}
     for id in dict.fromkeys(ids):
         try:
-            found[id] = execute(folder, points[id], observer)
+            with stop.listening():
+                found[id] = execute(folder, points[id], stop)
         except Interrupted:
             print(f"{id}: stopped and saved")
             return 42

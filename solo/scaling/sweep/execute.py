@@ -21,12 +21,12 @@ from solo.scaling.sweep.folder import BAD, SweepFolder
 from solo.scaling.sweep.points import Point
 from solo.training.lineage import link_folder
 from solo.training.metrics import read_metrics
-from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
-from solo.training.trainer import BadStepError, Interrupted
+from solo.training.stopping import Stop
+from solo.training.trainer import BadStepError
 
 
-def execute(folder: SweepFolder, point: Point, observer: Observer) -> str:
+def execute(folder: SweepFolder, point: Point, stop: Stop) -> str:
     """Trains a run and writes its result, unless it has one or another process trains it.
 
     A branch whose stable run has not reached the branch point is left pending.
@@ -35,29 +35,27 @@ def execute(folder: SweepFolder, point: Point, observer: Observer) -> str:
         The status of the run afterwards; "running" if another process trains it.
 
     Raises:
-        Interrupted: SIGTERM arrived, and the observer listens for it; the run is saved and has no result yet.
+        Interrupted: SIGTERM arrived, and `stop` listens for it; the run is saved and has no result yet.
     """
     with hold(folder.lock_file(point.id)) as held:
         if not held:
             return "running"
         if folder.result(point.id) is None:
-            result = _attempt(folder, point, observer)
+            result = _attempt(folder, point, stop)
             if result is not None:
                 folder.write_result(point.id, result)
     return folder.status(point.id)
 
 
-def _attempt(folder: SweepFolder, point: Point, observer: Observer) -> dict[str, Any] | None:
+def _attempt(folder: SweepFolder, point: Point, stop: Stop) -> dict[str, Any] | None:
     started = time.monotonic()
     try:
         if not start_branch(folder, point):
             return None
-        train(point.config, observer)
+        train(point.config, stop=stop)
         found = measured(folder, point)
     except BadStepError as error:
         found = {"status": "diverged", "error": str(error)}
-    except Interrupted:
-        raise
     except Exception as error:  # recorded as the run's result, so that the other runs continue
         traceback.print_exc()
         found = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
