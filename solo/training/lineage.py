@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -36,6 +37,8 @@ def with_lineage(config: Config) -> Config:
 def _found(config: Config) -> dict[str, int | str] | None:
     run, wanted = RunFolder(config.run_folder), config.branch
     begun, stored = _stored(run)
+    if stored is not None and not begun and _is_secured(run, stored) and wanted is not None:
+        begun = _same(stored, wanted)  # it was killed before its first checkpoint
     if begun and (wanted is None or (stored is not None and _same(stored, wanted))):
         return None if stored is None else stored.model_dump()
     if wanted is None:
@@ -89,7 +92,7 @@ def secure(config: Config, run: RunFolder) -> None:
     source, link = _checkpoint(config.branch), _link(run, config.branch)
     if is_remote(run.path) or is_remote(source) or is_complete(link):
         return
-    shutil.rmtree(link.parent, ignore_errors=True)
+    release(run)  # of an attempt to branch from elsewhere
     # A partial copy has a name that no checkpoint can have.
     partial = link.with_name(f".{link.name}")
     try:
@@ -118,8 +121,11 @@ def _link_file(source: str, target: str) -> None:
 
 def origin(config: BranchConfig, run: RunFolder) -> Path:
     """Returns the folder of the checkpoint that a run branches from."""
-    link = _link(run, config)
-    return link if not is_remote(run.path) and is_complete(link) else _checkpoint(config)
+    return _link(run, config) if _is_secured(run, config) else _checkpoint(config)
+
+
+def _is_secured(run: RunFolder, config: BranchConfig) -> bool:
+    return not is_remote(run.path) and is_complete(_link(run, config))
 
 
 def release(run: RunFolder) -> None:
@@ -133,4 +139,5 @@ def _checkpoint(config: BranchConfig) -> Path:
 
 
 def _link(run: RunFolder, config: BranchConfig) -> Path:
-    return run.path / "origin" / str(config.step)
+    other = hashlib.sha256(str(resolved(config.run)).encode()).hexdigest()[:12]
+    return run.path / "origin" / other / str(config.step)
