@@ -45,7 +45,7 @@ class WandbBoard:
         import wandb
 
         known = self._known()
-        if self._wanted.mode == "online" and not wandb.api.api_key:
+        if self._wanted.mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("no key is set: run `wandb login`, or set WANDB_API_KEY")
         self._run = wandb.init(
             project=self._wanted.project,
