@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -139,8 +140,8 @@ def _config(arguments: argparse.Namespace, where: str, line: str) -> Config:
     from solo.config import ConfigError, load_config
 
     try:
-        return load_config(arguments.config, [*arguments.overrides, *line.split()])
-    except ConfigError as error:
+        return load_config(arguments.config, [*arguments.overrides, *shlex.split(line)])
+    except ValueError as error:  # ConfigError, or a quotation mark that is not closed
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
 
@@ -160,7 +161,7 @@ def _array(name: str) -> dict[str, str]:
     found = {
         f"{path}, line {number}": line
         for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.startswith("#")
+        if line.strip() and not line.lstrip().startswith("#")
     }
     if not found:
         raise ConfigError(f"--array: {path} has no line of KEY=VALUE overrides")
@@ -218,7 +219,9 @@ def _add_slurm(slurm: Any) -> None:
     _option(slurm, "--grace-seconds", type=int, help="seconds between SIGTERM and the time limit; default 120")
     _option(slurm, "--sbatch", action="append", metavar="OPTION", help="adds a line `#SBATCH OPTION`; repeatable")
     _option(slurm, "--reservation", metavar="NAME", help="a reservation of the cluster")
-    slurm.add_argument("--array", metavar="FILE", help="a job array: one line of KEY=VALUE overrides per run")
+    slurm.add_argument(
+        "--array", metavar="FILE", help="a job array: one line of KEY=VALUE overrides per run, quoted as in a shell"
+    )
 
 
 def _add_cloud(target: Any) -> None:

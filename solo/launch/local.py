@@ -43,15 +43,19 @@ def plan(request: Request) -> Plan:
         "--",
         *module("solo.cli", "train", config.path),
     )
-    # Several processes do not prepare data: none waits for another.
-    prepare = Command((*set_variables, *module("solo.cli", "prepare", config.path)), "prepare the data, unless it is")
+    # Several processes do not prepare data: none waits for another. This takes long, and `stop` ends it, too.
+    preparing = module("solo.launch.pid_file", "run", pid, *module("solo.cli", "prepare", config.path))
+    prepare = Command((*set_variables, *preparing), "prepare the data, unless it is")
     logs = f"tail -n 40 {shlex.quote(request.folder)}/logs/host-*.log"
     return Plan(
         request.run,
         "local",
         (config,),
         (*([prepare] if several else []), Command((*set_variables, *supervisor), "train here, in the foreground")),
-        status=(Command(("tail", "-n", "1", metrics), "the newest step"),),
+        status=(
+            Command(module("solo.launch.pid_file", "state", pid), "whether it runs"),
+            Command(("tail", "-n", "1", metrics), "the newest step"),
+        ),
         logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", metrics)),),
         stop=(Command(module("solo.launch.pid_file", "stop", pid), "saves, and ends with 42"),),
         runs=(str(run),),

@@ -1,7 +1,9 @@
 """A file that names the process that works on something, and is locked as long as that process lives.
 
     python -m solo.launch.pid_file holder FILE     prints who holds it; nothing if nobody does
+    python -m solo.launch.pid_file state FILE      says in words whether anybody does
     python -m solo.launch.pid_file stop FILE       sends that process SIGTERM
+    python -m solo.launch.pid_file run FILE COMMAND ...    becomes a command, and holds the file until its end
 
 The lock tells a process that lives from a number that a killed one left behind. Standard library only.
 """
@@ -17,6 +19,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from solo.statuses import MISTAKE
 
 
 class Holder(NamedTuple):
@@ -58,6 +62,20 @@ def holder(path: Path) -> Holder | None:
     return Holder(int(pid), host)
 
 
+def become(path: Path, command: list[str]) -> int:
+    """Replaces this process by a command that holds a file until its end. Returns 2 if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    if not _lock(file.fileno()):
+        print(f"launch: not started: {holder(path) or 'another process'} runs it already", file=sys.stderr)
+        return MISTAKE
+    file.truncate(0)
+    file.write(f"{os.getpid()} {socket.gethostname()}\n")
+    file.flush()
+    os.set_inheritable(file.fileno(), True)  # the lock lasts as long as this descriptor is open
+    os.execvp(command[0], command)
+
+
 def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,10 +86,15 @@ def _lock(descriptor: int) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Run the command line. `stop` returns 1 if there is no such process on this host."""
-    verb, path = arguments
+    verb, path, *command = arguments
+    if verb == "run":
+        return become(Path(path), command)
     found = holder(Path(path))
     if verb == "holder":
         print(found or "", end="")
+        return 0
+    if verb == "state":
+        print(f"launch: {found} runs it" if found else "launch: no process runs it")
         return 0
     if found is None or found.host != socket.gethostname():
         print(f"launch: nothing to stop: {found or 'no process'} holds {path}", file=sys.stderr)

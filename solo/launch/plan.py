@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,12 @@ class Plan:
             f" launch status {self.run}`, end it with `solo launch stop {self.run} --yes`, or choose another name with"
             " --as"
         )
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Returns a file of `templates/` with each @NAME@ replaced. What a value itself contains is not replaced."""
+    text = resources.files("solo.launch").joinpath(f"templates/{template}").read_text()
+    return re.sub(rf"@({'|'.join(values)})@", lambda match: values[match[1]], text)
 
 
 def show(commands: Sequence[Command]) -> str:

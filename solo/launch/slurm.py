@@ -6,12 +6,11 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 from solo.config import ConfigError
 from solo.launch.environment import Secret, must_be_set
-from solo.launch.plan import Command, File, Plan
+from solo.launch.plan import Command, File, Plan, fill
 from solo.launch.request import Request
 
 
@@ -108,7 +107,6 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
         "JAX_PLATFORMS": "cpu" if cpu else None,
         "JAX_NUM_CPU_DEVICES": machine.devices_per_host if cpu else None,
     }
-    template = resources.files("solo.launch").joinpath("templates/job.sbatch").read_text()
     filled = {
         "DIRECTIVES": "\n".join(lines),
         "SETTINGS": "\n".join(_settings(request, settings)),
@@ -118,6 +116,4 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
         "PYTHON": shlex.quote(sys.executable),
         "RESTARTS": shlex.join(request.restart_options),
     }
-    for name, text in filled.items():
-        template = template.replace(f"@{name}@", text)
-    return template
+    return fill("job.sbatch", filled)

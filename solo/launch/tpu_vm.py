@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from importlib import resources
 
 from solo.config import ConfigError
 from solo.files import COMMIT_MARKER
 from solo.launch.environment import Secret
 from solo.launch.gke import address, in_bucket
 from solo.launch.options import reservation
-from solo.launch.plan import Command, File, Plan, Watch
+from solo.launch.plan import Command, File, Plan, Watch, fill
 from solo.launch.request import Request, check, module
 from solo.machines import parse_machine
 
@@ -167,7 +166,4 @@ def _startup(request: Request, run_folder: str, bucket: str, secrets: Sequence[t
         "OPTIONS": shlex.join(options),
         "STDIN": f" < <(printf '%s\\0' {values})" if secrets else "",
     }
-    text = resources.files("solo.launch").joinpath("templates/startup.sh").read_text()
-    for name, value in filled.items():
-        text = text.replace(f"@{name}@", value)
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", fill("startup.sh", filled))

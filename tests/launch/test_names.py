@@ -1,5 +1,6 @@
 """Two launches of one name: neither changes the other's files, and both are told the way out."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -10,13 +11,20 @@ import pytest
 
 from solo.cli import main
 from solo.config import ConfigError
-from solo.launch import pid_file
+from solo.launch import command, local, pid_file
 from solo.launch.plan import Command, File, Plan
+from solo.launch.request import Request
 from tests.launch.tiny_run import REPOSITORY, wait_until, write_config
 
 
 def plan(text: str, run: str, taken: Command | None = None) -> Plan:
     return Plan("a-b", "local", (File("launches/a-b/config.yaml", text),), (), (), (), (), runs=(run,), taken=taken)
+
+
+def request_of(words: list[str]) -> Request:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.request(parser.parse_args(words[1:]))
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +98,8 @@ def test_one_supervisor_holds_a_pid_file(tmp_path: Path, capsys) -> None:
     found = pid_file.holder(Path("pid"))
     assert found is not None
     assert found.pid == first.pid
+    assert pid_file.main(["state", "pid"]) == 0
+    assert capsys.readouterr().out == f"launch: {found} runs it\n"
     assert pid_file.main(["stop", "pid"]) == 0
     assert first.wait(30) == 143
     assert pid_file.holder(Path("pid")) is None
@@ -97,11 +107,32 @@ def test_one_supervisor_holds_a_pid_file(tmp_path: Path, capsys) -> None:
     assert "nothing to stop: no process holds pid" in capsys.readouterr().err
 
 
-def test_a_number_that_a_killed_process_left_stops_nobody() -> None:
+def test_a_launch_that_prepares_holds_its_pid_file() -> None:
+    """Its files stay as they are until it has trained with them, and `stop` ends it."""
+    words = [sys.executable, "-m", "solo.launch.pid_file", "run", "launches/a/pid"]
+    sleeping = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    first = subprocess.Popen([*words, *sleeping], env=variables, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "up\n"
+    second = subprocess.run([*words, "true"], env=variables, capture_output=True, text=True)
+    assert (second.returncode, f"process {first.pid} on " in second.stderr) == (2, True)
+    assert pid_file.main(["stop", "launches/a/pid"]) == 0
+    assert first.wait(30) == -signal.SIGTERM
+    assert pid_file.holder(Path("launches/a/pid")) is None
+    config = str(write_config(Path("launches").absolute()))
+    made = local.plan(request_of(["launch", "local", config, "--on", "cpu-4", "--hosts", "2"]))
+    prepare, _ = made.commands
+    assert prepare.argv[1:5] == ("-m", "solo.launch.pid_file", "run", "launches/run/supervisor.pid")
+
+
+def test_a_number_that_a_killed_process_left_stops_nobody(capsys) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     Path("pid").write_text(f"{bystander.pid} {os.uname().nodename}\n")
     assert pid_file.main(["stop", "pid"]) == 1
     assert bystander.poll() is None
+    assert pid_file.main(["state", "pid"]) == 0
+    assert capsys.readouterr().out == "launch: no process runs it\n"
     bystander.send_signal(signal.SIGKILL)
     bystander.wait()
 
@@ -129,6 +160,17 @@ def test_a_damaged_record_is_named(capsys) -> None:
         Path("launches/a/plan.json").write_text(text)
         assert main(["launch", "status", "a"]) == 2
         assert "launches/a/plan.json is damaged; launch a again" in capsys.readouterr().err
+
+
+def test_lines_of_an_array_are_quoted_as_in_a_shell(tmp_path: Path, capsys) -> None:
+    Path("array.txt").write_text("  # rates\nname=a 'stages.0.mixture={digits: 0.5, topics: 0.5}'\nname=b\n")
+    words = ["launch", "slurm", str(write_config(tmp_path)), "--on", "cpu-8", "--array", "array.txt"]
+    first, second = request_of(words).configs
+    assert first.stages[0].mixture == {"digits": 0.5, "topics": 0.5}
+    assert (first.name, second.name) == ("a", "b")
+    Path("array.txt").write_text("name=a\nname='b\n")
+    assert main(words) == 2
+    assert "array.txt, line 2: No closing quotation" in capsys.readouterr().err
 
 
 def test_the_line_of_an_array_is_named(tmp_path: Path, capsys) -> None:

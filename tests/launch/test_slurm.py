@@ -127,6 +127,33 @@ def test_the_first_task_to_end_decides(
     assert json.loads((tmp_path / "launches/run/restarts-7.json").read_text())["starts"] == 1
 
 
+def test_a_task_of_an_array_requeues_itself_alone(tmp_path: Path, monkeypatch) -> None:
+    """The number of its last task is that of the array, by which `scontrol` would requeue all tasks."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("srun", "exit 42"), ("scontrol", 'echo "$@" >> requeued'), ("sleep", ":")):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    replace(plan(tmp_path, "cpu-8", 2, names=("a", "b")), taken=None).execute(run=lambda command: 0)
+    variables = {
+        **environment(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    }
+    job = subprocess.run(["bash", "launches/run/job.sbatch"], env=variables, capture_output=True, text=True)
+    assert job.returncode == 42, job.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 7_1\n"
+
+
+def test_a_value_that_looks_like_a_part_of_the_script_is_kept(tmp_path: Path) -> None:
+    text = script(plan(tmp_path, "cpu-8", 2, variables={"A": "@CONFIGS@", "B": "a@PYTHON@b"}))
+    assert "export A=@CONFIGS@\nexport B=a@PYTHON@b\n" in text
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path, monkeypatch) -> None:
