@@ -9,6 +9,7 @@ from pydantic import Field
 
 from solo.config.base import Section, decides
 from solo.config.cadence import Evaluator
+from solo.config.evaluators import IntegrationRateConfig, SamplesConfig
 
 
 class TaskConfig(Evaluator):
@@ -58,6 +59,8 @@ class EvaluationConfig(Section):
     )
     tasks: dict[str, TaskConfig] = Field(default_factory=dict)
     losses: dict[str, HeldOutConfig] = Field(default_factory=dict)
+    samples: dict[str, SamplesConfig] = Field(default_factory=dict)
+    integration_rate: dict[str, IntegrationRateConfig] = Field(default_factory=dict)
     report_examples: int = Field(
         12, ge=0, description="examples of each task shown in report.html", json_schema_extra=decides("nothing")
     )
@@ -68,6 +71,10 @@ class EvaluationConfig(Section):
             yield "evaluation", name, task
         for name, loss in self.losses.items():
             yield "held_out", name, loss
+        for name, samples in self.samples.items():
+            yield "samples", name, samples
+        for name, rate in self.integration_rate.items():
+            yield "integration_rate", name, rate
 
     def runs_at(self, evaluator: Evaluator, step: int, last: bool) -> bool:
         """Returns whether an evaluator runs after a step of the run; step 0 is before the first one."""

@@ -103,6 +103,10 @@ class Config(Section):
             check(task.source, f"evaluation task {title!r}")
         for title, loss in self.evaluation.losses.items():
             check(loss.source, f"evaluation loss {title!r}")
+        for title, samples in self.evaluation.samples.items():
+            check(samples.source, f"evaluation samples {title!r}")
+        for title, rate in self.evaluation.integration_rate.items():
+            check(rate.source, f"integration rate {title!r}")
         for weights in self.evaluation.weights:
             if weights not in self.weight_names:
                 raise ValueError(f"evaluation.weights: there are no weights {weights!r}; known: {self.weight_names}")

@@ -15,8 +15,10 @@ from jax.sharding import Mesh
 
 from solo.config import Config
 from solo.data.store.prepare import Prepared
+from solo.evaluation.integration_rate import integration_rate
 from solo.evaluation.losses import HeldOutLosses
 from solo.evaluation.results import task_fields, titled
+from solo.evaluation.samples import sample_answers, sample_examples
 from solo.evaluation.tasks import evaluate_task, questions
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition, Parameters
@@ -60,6 +62,8 @@ class RunEvaluators:
         self._losses = HeldOutLosses(config, prepared, definition, mesh)
         for name, task in config.evaluation.tasks.items():
             questions(name, task, prepared.sources)
+        for name, samples in config.evaluation.samples.items():
+            sample_examples(name, samples, prepared.sources)
         self._known: set[Key] | None = None
         self._model: Monolith | None = None
         self._stopping = False
@@ -92,12 +96,17 @@ class RunEvaluators:
     def _measure(self, kind: str, name: str, model: Monolith, note: Note) -> dict[str, Any]:
         if kind == "held_out":
             return self._losses.measure(name, model.parameters, note)._asdict()
-        evaluation = self._config.evaluation
+        evaluation, sources = self._config.evaluation, self._prepared.sources
+        if kind == "samples":
+            return sample_answers(model, name, evaluation.samples[name], sources, note)
+        if kind == "integration_rate":
+            settings = evaluation.integration_rate[name]
+            return integration_rate(model, name, settings, self._config, sources, note)._asdict()
         result = evaluate_task(
             model,
             name,
             evaluation.tasks[name],
-            self._prepared.sources,
+            sources,
             evaluation.report_examples,
             lambda _, done, total: note(done, total),
         )

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
+from solo.chips import OptionValue
 from solo.config import Config, ConfigError, HeldOutConfig, LossConfig, StageConfig, identity
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.assembly import assemble_row
@@ -77,13 +78,7 @@ class HeldOutLosses:
         self._plans = {
             name: _plan(config, prepared, name, settings) for name, settings in config.evaluation.losses.items()
         }
-        replicated = NamedSharding(mesh, PartitionSpec())
-        self._sums = jax.jit(
-            partial(_sums, definition, placement(mesh, definition.config)),
-            in_shardings=(parameter_shardings(definition.specs, mesh), batch_shardings(mesh)),
-            out_shardings=replicated,
-            compiler_options=compiler_options(mesh, config.compiler_options) or None,
-        )
+        self._sums = loss_sums(definition, mesh, config.compiler_options)
 
     def measure(self, name: str, parameters: Parameters, note: Note = lambda done, total: None) -> HeldOutLoss:
         """Computes one of the losses.
@@ -206,6 +201,16 @@ def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig
         return StagePlan(stage, indexes, config.image_in(last), config.data, seed=0)
     except ConfigError as error:
         raise ConfigError(f"evaluation loss {name!r}: {error}") from None
+
+
+def loss_sums(definition: ModelDefinition, mesh: Mesh, options: Mapping[str, OptionValue | None]) -> Any:
+    """Returns the jitted function (parameters, batch) -> sums; `options` are the config's `compiler_options`."""
+    return jax.jit(
+        partial(_sums, definition, placement(mesh, definition.config)),
+        in_shardings=(parameter_shardings(definition.specs, mesh), batch_shardings(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(mesh, options) or None,
+    )
 
 
 def _sums(definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch) -> jax.Array:

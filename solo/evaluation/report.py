@@ -16,6 +16,7 @@ from solo.config import BestConfig, Config, dump_config
 from solo.data.record import Image, Turn, encode_png
 from solo.evaluation.metrics import collapsed, edit_distance, is_match
 from solo.evaluation.results import UNITS, newest, percent, points, titled
+from solo.evaluation.samples import SampleAnswers
 from solo.evaluation.tasks import Example, TaskResult
 from solo.files import write_whole
 from solo.model.count import active_parameters
@@ -36,6 +37,7 @@ def write_report(
     definition: ModelDefinition,
     results: Sequence[TaskResult],
     lines: Sequence[Mapping[str, Any]],
+    samples: Sequence[SampleAnswers] = (),
 ) -> None:
     """Writes the report as one HTML file, which appears whole or not at all.
 
@@ -45,8 +47,9 @@ def write_report(
         definition: the model, for parameter counts.
         results: results of the tasks, with the examples to show.
         lines: of `metrics.jsonl`, for the loss chart and the figures.
+        samples: sample answers to show.
     """
-    write_whole(Path(path), render(config, definition, results, lines))
+    write_whole(Path(path), render(config, definition, results, lines, samples))
 
 
 def render(
@@ -54,6 +57,7 @@ def render(
     definition: ModelDefinition,
     results: Sequence[TaskResult],
     lines: Sequence[Mapping[str, Any]],
+    samples: Sequence[SampleAnswers] = (),
 ) -> str:
     """Returns the report's HTML; see `write_report`. Equal arguments give equal text."""
     # Imported here: Matplotlib takes half a second, and training imports this module at its start.
@@ -66,6 +70,7 @@ def render(
         lead=_lead(config),
         facts=run_facts(definition, lines) + best_facts(lines, config.checkpoint.best),
         tasks=[_task(result) for result in results],
+        samples=[_samples(found) for found in samples],
         any_blank=any(result.score_blank is not None for result in results),
         chart=loss_chart(lines),
         held_out=held_out_rows(lines),
@@ -154,9 +159,7 @@ def _lead(config: Config) -> str:
 
 def _task(result: TaskResult) -> dict[str, Any]:
     """Returns the template's values for a task. All images of a task are scaled by the same factor."""
-    images = [image for example in result.examples for turn in example.prompt for image in _images(turn)]
-    widest, tallest = (max((image.size()[side] for image in images), default=0) for side in (0, 1))
-    factor = enlargement(widest, tallest)
+    factor, sizes = _gallery(result.examples)
     shown = len(result.examples)
     some = f"The first {shown} of {result.count:,} examples, not selected." if shown < result.count else ""
     return {
@@ -164,9 +167,37 @@ def _task(result: TaskResult) -> dict[str, Any]:
         "title": titled(result.task.replace("_", " ").capitalize(), result.weights),
         "unit": UNITS[result.metric],
         "summary": f"{percent(result.score)} {UNITS[result.metric]}. {some}",
-        "card_width": max(round(widest * factor) + 30, 250),
-        "well_height": round(tallest * factor) + 29 if images else 0,
         "examples": [_example(example, result.metric, factor) for example in result.examples],
+        **sizes,
+    }
+
+
+def _gallery(examples: Sequence[Example]) -> tuple[float, dict[str, int]]:
+    """Returns the scale of all images of some examples, and the sizes of their cards, in CSS pixels."""
+    images = [image for example in examples for turn in example.prompt for image in _images(turn)]
+    widest, tallest = (max((image.size()[side] for image in images), default=0) for side in (0, 1))
+    factor = enlargement(widest, tallest)
+    height = round(tallest * factor) + 29 if images else 0
+    return factor, {"card_width": max(round(widest * factor) + 30, 250), "well_height": height}
+
+
+def _samples(found: SampleAnswers) -> dict[str, Any]:
+    """Returns the template's values for sample answers."""
+    factor, sizes = _gallery(found.examples)
+    first, last = min(found.answers), max(found.answers)
+    return {
+        "title": titled(found.name.replace("_", " ").capitalize(), found.weights),
+        "summary": f"Sample answers {f'from step {first:,} to' if first < last else 'at'} step {last:,}.",
+        "examples": [
+            {
+                "id": example.id,
+                "turns": [_turn(turn, len(example.prompt) > 2, factor) for turn in example.prompt if turn.content],
+                "reference": example.reference,
+                "answers": [(f"{step:,}", answers[place]) for step, answers in found.answers.items()],
+            }
+            for place, example in enumerate(found.examples)
+        ],
+        **sizes,
     }
 
 

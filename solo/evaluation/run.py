@@ -12,6 +12,7 @@ from solo.data.store.prepare import Prepared, open_prepared
 from solo.evaluation.loop import RunEvaluators
 from solo.evaluation.report import write_report
 from solo.evaluation.results import task_results
+from solo.evaluation.samples import samples_shown
 from solo.evaluation.tasks import TaskResult
 from solo.files import append_json_line
 from solo.inference.loading import read_parameters
@@ -30,7 +31,8 @@ def report_run(run: RunFolder, config: Config, prepared: Prepared, observer: Obs
     observer.note("writing the report")
     lines = read_metrics(run.metrics_file)
     results = task_results(lines, config.evaluation, prepared.sources)
-    write_report(run.report_file, config, define(config, prepared.tokenizer.vocab_size), results, lines)
+    samples = samples_shown(lines, config.evaluation, prepared.sources)
+    write_report(run.report_file, config, define(config, prepared.tokenizer.vocab_size), results, lines, samples)
     return results
 
 

@@ -162,8 +162,13 @@ def _room(prompts: Sequence[Prompt], image: ImageConfig, multiple: int) -> tuple
             index.add(prompt)
         except OSError as error:
             raise ValueError(f"conversation {number}: an image cannot be read: {error}") from None
-    most = index.build().counts(image).max(axis=0)
-    patches, text = (-(-bucket(int(count)) // multiple) * multiple for count in most[:2])
+    patches, text, _ = index.build().counts(image).max(axis=0).tolist()
+    return rounded_room((patches, text), multiple)
+
+
+def rounded_room(most: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Returns the patch and text slots of a row for at most this many: buckets, rounded up to a multiple."""
+    patches, text = (-(-bucket(count) // multiple) * multiple for count in most)
     return patches, text
 
 

@@ -64,6 +64,8 @@ def append(cache: KVCache, layer: jax.Array, k: Regions, v: Regions) -> KVCache:
     """
 
     def write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
+        if not new.shape[1]:
+            return old
         rows = jnp.arange(old.shape[1])[:, None]
         return old.at[layer, rows, start_B[:, None] + jnp.arange(new.shape[1])].set(new.astype(old.dtype), mode="drop")
 

@@ -15,6 +15,7 @@ from solo.verbs.overrides import OVERRIDES
 if TYPE_CHECKING:
     from solo.config import Config
     from solo.machines import Machine
+    from solo.planning.evaluation import EvaluatorForecast
     from solo.planning.forecast import Forecast
 
 HELP = "forecast memory, time and cost of a run on a machine"
@@ -67,9 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     prepare_process(where)
     from rich.console import Console
 
+    from solo.planning.evaluation import forecast_evaluators
     from solo.planning.forecast import as_json, forecast_recipe
     from solo.planning.program import QUICK
-    from solo.planning.show import show_forecast, show_recipe
+    from solo.planning.show import show_evaluation, show_forecast, show_recipe
 
     console, progress = Console(), Console(stderr=True)
     config, changes = settle(load_config(arguments.config, arguments.overrides), where, arguments.rows_per_device)
@@ -85,9 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
         config, changes, known = best.config, [*changes, *chosen], (best,)
     with progress.status("") as status:
         found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots, options)
+        evaluation = forecast_evaluators(config, where, found, options, status.update)
     for each in found:
         show_forecast(each, console)
-    recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour), "overrides": changes}
+    show_evaluation(evaluation, console)
+    recipe = {**as_json(config, where, found, arguments.usd_per_chip_hour, evaluation), "overrides": changes}
     show_recipe(recipe, console)
     if figures:
         figures.write_json(recipe)
@@ -95,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         for each in found:
             if each.program:
                 _program(arguments, config, each.stage.name, where).write_text(each.program.text)
-    return _refuse(found)
+    return max(_refuse(found), _refuse_evaluation(evaluation))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -226,4 +230,19 @@ def _refuse(found: list[Forecast]) -> int:
             each.config, each.stage, each.definition, each.rows.shape, each.machine, each.by_hand, each.needed
         )
         print(f"solo: {message}", file=sys.stderr)
+    return DOES_NOT_FIT if too_large else 0
+
+
+def _refuse_evaluation(found: list[EvaluatorForecast]) -> int:
+    from solo.planning.memory import format_bytes
+
+    too_large = [each for each in found if not each.fits]
+    for each in too_large:
+        shorter = "fewer batch_rows, a smaller limit of the prompts' sizes, or fewer max_new_tokens"
+        print(
+            f"solo: evaluation {each.name!r} does not fit: it needs {format_bytes(each.needed)} of the"
+            f" {format_bytes(each.limit or 0)} of a device with {each.rows} rows of {each.patch_slots:,} patches and"
+            f" {each.text_slots + each.new_tokens:,} text slots; try {shorter}",
+            file=sys.stderr,
+        )
     return DOES_NOT_FIT if too_large else 0

@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from solo.planning.evaluation import EvaluatorForecast
 from solo.planning.forecast import BASIS, Forecast
 from solo.planning.memory import format_bytes
 from solo.planning.search import SearchResult
 
 _OTHER = "added by the compiler"
+_FITS = {True: "fits", False: "[bold red]does not fit[/bold red]"}
 
 
 def show_forecast(found: Forecast, console: Console) -> None:
@@ -36,6 +38,25 @@ def show_forecast(found: Forecast, console: Console) -> None:
         console.print(_collectives(found))
     for line in _time(found):
         console.print(line, highlight=False)
+
+
+def show_evaluation(found: Sequence[EvaluatorForecast], console: Console) -> None:
+    """Print the memory of every evaluator, or nothing if there are none."""
+    if not found:
+        return
+    console.rule("evaluation, beside the state of training", align="left")
+    table = _table("memory of a device", ("rows", "slots", "program", "with the state", ""))
+    for each in found:
+        size = f"{each.rows:,}", f"{each.patch_slots + each.text_slots + each.new_tokens:,}"
+        for program in each.programs:
+            total = each.kept + program.total
+            fits = _FITS[each.limit is None or total <= each.limit]
+            table.add_row(f"{each.name}: {program.name}", *size, *_sizes(program.total, total), fits)
+        if each.refused:
+            table.add_row(f"{each.name}: {each.refused[0]}", *size, *_sizes(each.refused[1], each.needed), _FITS[False])
+    console.print(table)
+    for source in dict.fromkeys(each.source for each in found):
+        console.print(f"rows: {source}", highlight=False)
 
 
 def show_recipe(recipe: Mapping[str, Any], console: Console) -> None:
@@ -98,7 +119,7 @@ def _memory(found: Forecast) -> Table:
     table.add_section()
     table.add_row("all", *_sizes(found.needed, count.total))
     limit = "unknown" if found.limit is None else format_bytes(found.limit)
-    table.add_row("limit", limit, "fits" if found.fits else "[bold red]does not fit[/bold red]")
+    table.add_row("limit", limit, _FITS[found.fits])
     return table
 
 

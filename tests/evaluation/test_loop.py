@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from solo.config import Config, parse_config
+from solo.config import Config, ConfigError, parse_config
 from solo.data.store.prepare import Prepared, prepare
 from solo.evaluation.loop import RunEvaluators
 from solo.evaluation.run import evaluate_folder
@@ -233,3 +233,26 @@ def test_the_evaluators_hold_no_weights(folder) -> None:
     live = len(jax.live_arrays())
     assert len(list(evaluators.run({"trained": model.parameters}, 7, True, lambda: False))) == 3
     assert len(jax.live_arrays()) <= live + 2  # constants of the compiled functions
+
+
+def test_samples_and_the_integration_rate_are_evaluators(folder) -> None:
+    evaluation = {
+        "samples": {"look": {"source": "digits_held_out", "count": 2, "max_new_tokens": 2, "every_steps": 4}},
+        "integration_rate": {"rate": {"source": "digits_held_out", "documents": 4, "every_steps": 6}},
+    }
+    config = make(folder, "samples", evaluation)
+    prepared, mesh = prepare(config), make_mesh(config.mesh, jax.devices()[:DEVICES])
+    definition = define(config, prepared.tokenizer.vocab_size)
+    evaluators = RunEvaluators(config, prepared, definition, mesh, Observer())
+    assert [step for step in range(1, 8) if evaluators.due(step, step == 7)] == [4, 6, 7]
+    weights = {"trained": jax.jit(definition.initialise)(jax.random.key(0))}
+    (look,) = evaluators.run(weights, 4, False, lambda: False)
+    assert (look["kind"], look["task"], look["step"]) == ("samples", "look", 4)
+    assert [set(example) for example in look["examples"]] == [{"id", "prompt", "reference", "answer"}] * 2
+    (rate,) = evaluators.run(weights, 6, False, lambda: False)
+    assert (rate["kind"], rate["task"], rate["step"]) == ("integration_rate", "rate", 6)
+    assert len(rate["by_layer"]) == config.model.layers
+    assert rate["rate"] == pytest.approx(np.log10(sum(rate["by_layer"])))
+    gone = {"look": {"source": "digits_held_out", "count": 2}}
+    with pytest.raises(ConfigError, match="evaluation samples 'look': no source 'digits_held_out'"):
+        parse_config({**json.loads(config.model_dump_json()), "evaluation": {"samples": gone}, "data": CONFIG["data"]})
