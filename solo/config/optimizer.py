@@ -183,6 +183,7 @@ class OptimizerConfig(UpdateRuleConfig):
     def _check_schedule(self) -> OptimizerConfig:
         if self.schedule == "inverse_sqrt" and not (self.warmup_steps or self.warmup_tokens):
             raise ValueError("schedule inverse_sqrt needs a warm-up, whose length decides how fast the rate falls")
-        if self.schedule != "wsd" and self.decay_shape != "linear":
-            raise ValueError(f"decay_shape belongs to schedule wsd, and schedule is {self.schedule}")
+        own = {"decay_steps": None, "decay_tokens": None, "decay_shape": "linear"}
+        if self.schedule != "wsd" and (found := [key for key, no in own.items() if getattr(self, key) != no]):
+            raise ValueError(f"{found[0]} belongs to schedule wsd, and schedule is {self.schedule}")
         return self

@@ -30,7 +30,7 @@ from solo.training.groups import trainable_paths
 from solo.training.lineage import origin
 from solo.training.metrics import changed_values
 from solo.training.newest import position_of
-from solo.training.optimizer import carry_state, update_rules
+from solo.training.optimizer import begin_anew, carry_state, update_rules
 from solo.training.run_folder import RunFolder
 from solo.training.step import Stage, TrainState, make_stage
 
@@ -195,12 +195,14 @@ def branch_off(
     if not whole:
         carried = now.optimizer_state == "carry"
         optimizer = carry_state(fresh.optimizer, before.optimizer) if carried else fresh.optimizer
-        kept = _kept(found, now, definition) if carried else []
+        anew = begin_anew(fresh.optimizer, before.optimizer)
+        kept = _kept(found, now, definition, anew) if carried else []
+    # Also those that are new count the steps of the run, by which `start_step` and `every_steps` go.
+    averages = {name: each._replace(step=jnp.full_like(each.step, start.step)) for name, each in averages.items()}
     if goes_on:
         # The rest are counters of the stage.
         state = before._replace(trainable=fresh.trainable, frozen=fresh.frozen, optimizer=optimizer, averages=averages)
-    else:  # the steps of the run are counted from the beginning
-        averages = {name: each._replace(step=jnp.zeros_like(each.step)) for name, each in averages.items()}
+    else:
         state = fresh._replace(optimizer=optimizer, averages=averages)
     return Branched(start, state, *_said(found, config, start, goes_on, kept, before, state))
 
@@ -214,12 +216,12 @@ def _as_saved(found: Origin, now: StageConfig, definition: ModelDefinition, mesh
     return make_stage(definition, stage, 1, was.safety, mesh, averages=was.averages, averaged=averaged).abstract
 
 
-def _kept(found: Origin, now: StageConfig, definition: ModelDefinition) -> list[str]:
-    """Returns the parameters whose optimizer state is carried over: both stages train them by the same rule."""
+def _kept(found: Origin, now: StageConfig, definition: ModelDefinition, anew: set[str]) -> list[str]:
+    """Returns the parameters that both stages train by the same rule, but for those whose state begins anew."""
     specs = definition.specs
     rules, rules_now = (update_rules(stage.optimizer, specs) for stage in (found.stage, now))
     both = set(trainable_paths(specs, found.stage)) & set(trainable_paths(specs, now))
-    return sorted(path for path in both if rules[path].name == rules_now[path].name)
+    return sorted(path for path in both - anew if rules[path].name == rules_now[path].name)
 
 
 def _said(
@@ -251,6 +253,7 @@ def _said(
         notes.append(f"averages that begin with the weights of {source}: {', '.join(new)}")
     if left := sorted(before.averages.keys() - state.averages.keys()):
         notes.append(f"averages of {source} that are not continued: {', '.join(left)}")
+    notes += _ended(before, state)
     changes = [
         each for each in differences(found.config, config) if each.key.split(".")[0] not in ("name", "folder", "branch")
     ]
@@ -266,6 +269,17 @@ def _said(
         "changes": changed_values(changes),
     }
     return notes, line
+
+
+def _ended(before: TrainState, state: TrainState) -> list[str]:
+    """Returns notes on averages that go on without some of their parameters, which the branch does not train."""
+    notes = []
+    for name in sorted(before.averages.keys() & state.averages.keys()):
+        if left := sorted(before.averages[name].weights.keys() - state.averages[name].weights.keys()):
+            notes.append(
+                f"average {name} ends for {_listed(left)}, not trained in the branch: it has their trained weights"
+            )
+    return notes
 
 
 def _listed(paths: list[str]) -> str:

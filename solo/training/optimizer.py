@@ -210,33 +210,53 @@ def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptSta
         previous: the state that the previous stage ended with.
 
     Returns:
-        `fresh`, in which parameters that were trained by the same update rule keep their moments and count. The others
-        start at zero with count 0: their bias correction is that of a first step.
+        `fresh`, in which all but the parameters of `begin_anew` keep their moments and count. Those start at zero with
+        count 0: their bias correction is that of a first step.
     """
-    old: dict[tuple[type, str], list[Any]] = {}
-    for node in filter(_is_state, jax.tree.leaves(previous, is_leaf=_is_state)):
-        paths = {path for field in node if isinstance(field, Mapping) for path in field}
-        for path in paths:
-            # Each count needs its own buffer, because a step donates them all.
-            old[type(node), path] = [field[path] if isinstance(field, Mapping) else jnp.copy(field) for field in node]
+    old, anew = _by_path(previous), begin_anew(fresh, previous)
+
+    def carried(kind: type, number: int, path: str, leaf: Any) -> Any:
+        if path in anew:
+            return leaf
+        before = old[path][kind][number].astype(leaf.dtype)
+        # Each count needs its own buffer, because a step donates them all.
+        return jax.device_put(jnp.copy(before) if before.ndim == 0 else before, leaf.sharding)
 
     def carry(node: Any) -> Any:
         if not _is_state(node):
             return node
-        return type(node)(
-            *(
-                {path: _carried(old.get((type(node), path)), number, leaf) for path, leaf in field.items()}
-                for number, field in enumerate(node)
-            )
-        )
+        fields = ({path: carried(type(node), n, path, leaf) for path, leaf in f.items()} for n, f in enumerate(node))
+        return type(node)(*fields)
 
     return jax.tree.map(carry, fresh, is_leaf=_is_state)
 
 
-def _carried(before: list[Any] | None, number: int, leaf: Any) -> Any:
-    if before is None or before[number].shape != leaf.shape:
-        return leaf
-    return jax.device_put(before[number].astype(leaf.dtype), leaf.sharding)
+def begin_anew(fresh: optax.OptState, previous: optax.OptState) -> set[str]:
+    """Returns the parameters whose state `carry_state` does not carry over: it carries all of a state, or nothing.
+
+    Before, they had no state, that of another update rule, or one of other shapes. A count without the moments that
+    it belongs to would correct, and weigh, the new ones wrongly.
+    """
+    old = _by_path(previous)
+
+    def fits(before: list[Any] | None, now: list[Any]) -> bool:
+        return before is not None and [field.shape for field in before] == [field.shape for field in now]
+
+    return {
+        path
+        for path, states in _by_path(fresh).items()
+        if not all(fits(old.get(path, {}).get(kind), now) for kind, now in states.items())
+    }
+
+
+def _by_path(state: optax.OptState) -> dict[str, dict[type, list[Any]]]:
+    """Returns path -> the fields of its states, by their type."""
+    found: dict[str, dict[type, list[Any]]] = {}
+    for node in filter(_is_state, jax.tree.leaves(state, is_leaf=_is_state)):
+        for path in {path for field in node if isinstance(field, Mapping) for path in field}:
+            fields = [field[path] if isinstance(field, Mapping) else field for field in node]
+            found.setdefault(path, {})[type(node)] = fields
+    return found
 
 
 def _is_state(node: Any) -> bool:

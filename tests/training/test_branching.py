@@ -164,6 +164,35 @@ def test_an_average_begins_in_a_branch_and_goes_on_in_another(runs: Runs) -> Non
     same(runs.weights("continued", "ema"), runs.weights("averaged", "ema"))
 
 
+def test_an_average_that_begins_in_a_branch_counts_the_steps_of_the_run(runs: Runs) -> None:
+    averages = {"late": {"decay": 0.0, "start_step": 6, "every_steps": 3}}
+    runs.train("counted", runs.stage(steps=8), branch="base", averages=averages)
+    same(runs.weights("counted", "late", step=8), runs.weights("counted", step=6))
+
+
+def test_an_average_that_ends_for_a_frozen_parameter_is_told(runs: Runs) -> None:
+    averages = {"ema": {"decay": 0.5}}
+    runs.train("all", runs.stage(), averages=averages)
+    said = runs.train("one", runs.stage("one", train=["head"], steps=2), branch="all", averages=averages)
+    (note,) = [note for note in said if note.startswith("average ema ends for final_norm/scale, layers/")]
+    assert note.endswith("not trained in the branch: it has their trained weights")
+    averaged, trained = runs.weights("one", "ema"), runs.weights("one")
+    assert [path for path in trained if not np.array_equal(trained[path], averaged[path])] == ["head"]
+
+
+def test_a_state_of_another_shape_begins_anew_and_is_named(runs: Runs) -> None:
+    """Also its count: with the old one, the new moments would be weighed as if they were an average of many steps."""
+    factored = {"name": "adafactor", "learning_rate": 1e-2, "schedule": "constant"}
+    runs.train("whole_moments", runs.stage(optimizer=factored))
+    keys = {**factored, "adafactor": {"min_dim_size_to_factor": 16}}
+    now = runs.stage(optimizer=keys, steps=5, optimizer_state="carry")
+    said = runs.train("factored", now, branch="whole_moments")
+    (line,) = runs.lines("factored", "branched")
+    assert "head" in line["optimizer_state"]["fresh"]
+    assert "final_norm/scale" in line["optimizer_state"]["kept"]
+    assert any("the optimizer state is kept, except for head, " in note for note in said)
+
+
 def test_the_same_command_resumes_and_the_other_run_is_not_needed(runs: Runs, monkeypatch) -> None:
     longer = runs.stage(steps=6)
     runs.train("source", runs.stage())

@@ -129,10 +129,14 @@ def test_a_warm_up_or_decay_that_does_not_fit_its_stage_is_told() -> None:
             {"steps": 100, "optimizer": {"warmup_tokens": 2}},
             r"optimizer\.warmup_tokens: .* set optimizer\.warmup_steps, or the",
         ),
-        ({"epochs": 1.0, "optimizer": {"decay_tokens": 2}}, r"optimizer\.decay_tokens"),
+        (
+            {"epochs": 1.0, "optimizer": {"schedule": "wsd", "decay_tokens": 2}},
+            r"optimizer\.decay_tokens",
+        ),
         ({"tokens": 100, "steps": 2}, "exactly one of steps, epochs and tokens"),
         ({"steps": 2, "optimizer": {"schedule": "inverse_sqrt"}}, "inverse_sqrt needs a warm-up"),
         ({"steps": 2, "optimizer": {"decay_shape": "1-sqrt"}}, "decay_shape belongs to schedule wsd"),
+        ({"steps": 2, "optimizer": {"schedule": "constant", "decay_steps": 1}}, "decay_steps belongs to schedule wsd"),
     ],
 )
 def test_a_schedule_counts_in_the_unit_of_its_stage(keys: dict, message: str) -> None:

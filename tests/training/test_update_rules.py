@@ -20,7 +20,7 @@ from solo.model.parameters import ModelDefinition
 from solo.planning.memory import held
 from solo.sharding.mesh import make_mesh, parameter_shardings, shardings_like
 from solo.training.groups import rate_scales
-from solo.training.optimizer import carry_state, check_stages, make_optimizer, update_rules
+from solo.training.optimizer import begin_anew, carry_state, check_stages, make_optimizer, update_rules
 
 L, D, H, K, C, F, E, V = 3, 32, 4, 2, 8, 48, 2, 64
 MODEL = ModelConfig(
@@ -304,6 +304,17 @@ def test_carried_parameters_go_on_and_new_ones_take_a_first_step(case: str) -> N
     fresh = carry_state(carries.init(first | new), state)
     found, _ = jax.jit(lambda p, s: train(carries, p, steps=2, state=s, first=2))(first | new, fresh)
     assert_close(found, expected(), 1e-5)
+
+
+def test_a_state_of_other_shapes_is_not_carried_at_all() -> None:
+    whole, factored = (rule_config("adafactor", adafactor={"min_dim_size_to_factor": n}) for n in (4096, 2))
+    _, state = train(make_optimizer(whole, SPECS, MODEL), arrays(0), steps=3)
+    fresh = make_optimizer(factored, SPECS, MODEL, carries=True).init(arrays(0))
+    anew = begin_anew(fresh, state)
+    assert {"head", "layers/qkv/shared/q"} <= anew
+    assert "final_norm/scale" not in anew
+    (found,) = (node for node in jax.tree.leaves(carry_state(fresh, state), is_leaf=is_factored) if is_factored(node))
+    assert {path: int(count) for path, count in found.count.items()} == {p: 0 if p in anew else 3 for p in SPECS}
 
 
 def test_bfloat16_moments_are_stored_in_two_bytes_and_updated_in_float32() -> None:
