@@ -38,7 +38,7 @@ class StepInfo(NamedTuple):
     planned       the plan's counts over the whole batch
     stats         returns counts over the whole batch of all hosts; calling it may wait for the devices
     slots         slots of the whole batch
-    wait_seconds  seconds that the loop waited for the batch
+    wait_seconds  seconds of the step that the loop waited for the batch
     """
 
     step: int

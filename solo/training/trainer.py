@@ -185,7 +185,9 @@ class Trainer:
         try:
             for info, host_batch in batches:
                 batch = device_batch(host_batch, self.mesh, feeder.share.count)
-                step = step or self._compile(start.stage, stage, state, batch, checkpoints)
+                if step is None:
+                    step = self._compile(start.stage, stage, state, batch, checkpoints)
+                    info = info._replace(wait_seconds=0.0)  # the wait for the first batch is no part of its step
                 requested, self.observer.profile_requested = self.observer.profile_requested, False
                 with profiler.step(info.step, requested):
                     state, measured = step(state, batch)

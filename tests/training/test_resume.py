@@ -102,6 +102,12 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
     assert process.poll() is not None, "nothing happened"
 
 
+def test_the_wait_for_the_first_batch_is_no_part_of_its_step(runs: Runs) -> None:
+    """Or a log shows waits of several times the step."""
+    firsts = [line["timing"]["data_wait_seconds"] for line in runs.steps("whole") if line["stage_step"] == 1]
+    assert firsts == [0.0, 0.0]
+
+
 @pytest.mark.slow
 def test_ten_kills_change_nothing(runs: Runs) -> None:
     """kill -9 at ten random moments, every other one while a checkpoint is being written."""
