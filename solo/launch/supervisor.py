@@ -197,6 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--secret", action="append", default=[], metavar="NAME", help="read its value from stdin")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     parsed = parser.parse_args(arguments)
+    if parsed.processes < 1:
+        parser.error(f"--processes must be at least 1, found {parsed.processes}")
     read_secrets(parsed.secret)
     restarts = Restarts(parsed.max_restarts, parsed.max_idle_restarts)
     with contextlib.ExitStack() as stack:

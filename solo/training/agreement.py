@@ -24,6 +24,7 @@ from solo.config import Config, ConfigError, flat
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.store.prepare import Prepared
 from solo.training.distributed import among_others, exchange
+from solo.training.hosts import seconds_of
 
 # Keys whose values may differ from host to host: places on its own disks.
 OF_A_HOST = ("data.cache", "data.cache_gigabytes")
@@ -80,7 +81,7 @@ def check_shared(folder: Path) -> None:
     Raises:
         ConfigError: in all processes, if some of them do not see it; the message names them.
     """
-    seconds = float(os.environ.get(SEEN_TIMEOUT) or SEEN_SECONDS)
+    seconds = seconds_of(os.environ, SEEN_TIMEOUT, SEEN_SECONDS)
     token = folder / f".seen-by-all-{uuid.uuid4().hex}"
 
     def look(name: str) -> str:

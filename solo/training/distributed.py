@@ -11,6 +11,7 @@ The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from solo.config import ConfigError
-from solo.training.hosts import Hosts, find_hosts
+from solo.training.hosts import Hosts, find_hosts, seconds_of
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ MISTAKES = (ValueError, FileExistsError)
 START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
 # Pods of one job have been seen to start ten minutes apart.
 START_SECONDS = 900
+# Processes of an attempt that was killed may hold the port for a while.
+PORT_SECONDS = 60
 SET_UP_SECONDS = 900
 SAVE_SECONDS = 1800
 # One host of many may read a checkpoint much more slowly than the others.
@@ -63,14 +66,14 @@ def join(
         The run's hosts, or None if this process is alone.
 
     Raises:
-        ConfigError: the scheduler's variables contradict each other; see `find_hosts`.
+        ConfigError: the variables are wrong, or contradict each other; see `find_hosts`.
         MissingHostsError: some processes did not start within $SOLO_START_TIMEOUT_SECONDS (default 900).
     """
     hosts = find_hosts(environment)
     if hosts is None:
         return None
+    seconds = seconds_of(environment, START_TIMEOUT, START_SECONDS)
     found(hosts)
-    seconds = float(environment.get(START_TIMEOUT) or START_SECONDS)
     roll_call(hosts, seconds)
     import jax
 
@@ -92,7 +95,7 @@ def roll_call(hosts: Hosts, seconds: float) -> None:
     JAX itself ends such a wait with SIGABRT and does not say which processes are missing.
 
     Raises:
-        MissingHostsError: some processes did not connect in time, or process 0 could not be reached.
+        MissingHostsError: some processes did not connect in time, process 0 could not be reached, or its port is taken.
     """
     if hosts.is_first:
         _call(hosts, seconds)
@@ -103,7 +106,7 @@ def roll_call(hosts: Hosts, seconds: float) -> None:
 def _call(hosts: Hosts, seconds: float) -> None:
     end = time.monotonic() + seconds
     present: dict[int, socket.socket] = {}
-    with socket.create_server(("", int(hosts.coordinator.rsplit(":", 1)[1])), backlog=len(hosts.names)) as server:
+    with _listening(hosts, min(seconds, PORT_SECONDS)) as server:
         while len(present) < len(hosts.names) - 1 and (left := end - time.monotonic()) > 0:
             server.settimeout(left)
             try:
@@ -118,9 +121,26 @@ def _call(hosts: Hosts, seconds: float) -> None:
                 caller.close()  # not a process of this run
     missing = [number for number in range(1, len(hosts.names)) if number not in present]
     for caller in present.values():
-        with caller:
+        with caller, contextlib.suppress(OSError):  # it may have died meanwhile: JAX will miss it
             caller.sendall((json.dumps(missing) + "\n").encode())
     _check(hosts, missing, seconds)
+
+
+def _listening(hosts: Hosts, seconds: float) -> socket.socket:
+    """Returns a server at process 0's port, once no other program holds the port."""
+    port, end = int(hosts.coordinator.rpartition(":")[2]), time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_server(("", port), backlog=len(hosts.names))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if time.monotonic() >= end:
+                raise MissingHostsError(
+                    f"port {port}, at which process 0 waits for the others, was in use for {seconds:g} s: by another"
+                    f" run, or another process that is number 0 ({hosts.source}); end it, or choose another port"
+                ) from None
+        time.sleep(0.2)
 
 
 def _answer(hosts: Hosts, seconds: float) -> None:

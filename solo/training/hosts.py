@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from solo.config import ConfigError
@@ -72,7 +73,25 @@ def find_hosts(environment: Mapping[str, str] = os.environ, devices: Path = Path
         raise ConfigError(
             f"{hosts.source}: process {hosts.index} of {len(hosts.names)} does not exist; they count from 0"
         )
+    host, _, port = hosts.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(
+            f"{hosts.source}: the address of process 0 must be HOST:PORT, found {hosts.coordinator!r}"
+            " (JAX_COORDINATOR_ADDRESS, or JAX_COORDINATOR_PORT)"
+        )
     return hosts
+
+
+def seconds_of(environment: Mapping[str, str], name: str, default: float) -> float:
+    """Returns the seconds that a variable holds. Raises ConfigError if they are not finite and above zero."""
+    text = environment.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < inf:
+        raise ConfigError(f"{name} must be a number of seconds above 0, found {text!r}")
+    return seconds
 
 
 def _explicit(environment: Mapping[str, str]) -> Hosts | None:
@@ -195,7 +214,10 @@ def _metadata(server: str, key: str) -> str | None:
 
 def _local_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     text = environment.get("JAX_LOCAL_DEVICE_IDS")
-    return tuple(int(number) for number in text.split(",")) if text else None
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else None
+    except ValueError:
+        raise ConfigError(f"JAX_LOCAL_DEVICE_IDS must be numbers with commas between them, found {text!r}") from None
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int:

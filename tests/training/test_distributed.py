@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 
+import pytest
+
 from solo.training.distributed import MissingHostsError, first_then_others, roll_call, stop_agreed, wait_for_all
 from solo.training.hosts import Hosts
 
@@ -69,6 +71,19 @@ def test_other_connections_are_ignored() -> None:
     heard = call(0, 1, 2, noise=(b"GET / HTTP/1.1\r\n", b"99\n", b"\xff\xfe", b""))
     assert "1 of 4 processes" in heard[0]
     assert "west (process 3)" in heard[0]
+
+
+def test_a_port_that_an_earlier_attempt_holds_is_waited_for() -> None:
+    with socket.create_server(("", 0)) as held:
+        hosts = [Hosts(NAMES[:2], index, f"127.0.0.1:{held.getsockname()[1]}", None, "a test") for index in range(2)]
+        with pytest.raises(MissingHostsError, match=r"port \d+, .* was in use for 0\.3 s: by another run"):
+            roll_call(hosts[0], 0.3)
+        first = threading.Thread(target=roll_call, args=(hosts[0], 20))
+        first.start()
+        time.sleep(0.3)
+    roll_call(hosts[1], 20)
+    first.join(20)
+    assert not first.is_alive()
 
 
 def test_a_single_process_waits_for_nothing() -> None:

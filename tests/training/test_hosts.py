@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from solo.config import ConfigError
-from solo.training.hosts import expand_counts, expand_nodes, find_hosts
+from solo.training.hosts import expand_counts, expand_nodes, find_hosts, seconds_of
 
 NOWHERE = Path("/nonexistent")
 
@@ -38,6 +38,10 @@ def test_explicit_variables() -> None:
     [
         ({"JAX_PROCESS_ID": ""}, "set JAX_PROCESS_ID too"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES must be an integer, found 'two'"),
+        ({"JAX_COORDINATOR_ADDRESS": "a"}, "the address of process 0 must be HOST:PORT, found 'a'"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:http"}, "must be HOST:PORT, found 'a:http'"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:99999"}, "must be HOST:PORT, found 'a:99999'"),
+        ({"JAX_LOCAL_DEVICE_IDS": "0-3"}, "JAX_LOCAL_DEVICE_IDS must be numbers .* found '0-3'"),
         ({"JAX_PROCESS_ID": "2"}, "process 2 of 2 does not exist"),
         ({"SOLO_HOST_NAMES": "x"}, "has 1 names"),
     ],
@@ -154,3 +158,11 @@ def test_a_tpu_vm_asks_its_metadata(metadata, tmp_path: Path) -> None:
     assert find_hosts(variables, tmp_path) is None
     # Where there is no TPU, nobody is asked.
     assert find_hosts({"GCE_METADATA_IP": "192.0.2.1"}, NOWHERE) is None
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "0", "nan", "inf"])
+def test_seconds_are_finite_and_above_zero(text: str) -> None:
+    assert seconds_of({"WAIT": "1.5"}, "WAIT", 9) == 1.5
+    assert seconds_of({"WAIT": ""}, "WAIT", 9) == 9
+    with pytest.raises(ConfigError, match=f"WAIT must be a number of seconds above 0, found '{text}'"):
+        seconds_of({"WAIT": text}, "WAIT", 9)
