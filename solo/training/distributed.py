@@ -201,8 +201,19 @@ def end_at_once(status: int) -> NoReturn:
 
 
 def wait_for_dead_process(error: Exception) -> None:
-    """Waits if an error of JAX's runtime may be caused by another process. If it is, JAX ends this process."""
-    if among_others() and not str(error).startswith(_OWN_FAULTS):
+    """Waits if an error of JAX's runtime may be caused by another process. If it is, JAX ends this process.
+
+    Args:
+        error: that error, or one that it led to: a save fails, too, if another process dies.
+    """
+    if not among_others():
+        return
+    import jax
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None and not str(cause).startswith(_OWN_FAULTS):
         print(f"solo: {error}\nsolo: waiting to see whether another process died", file=sys.stderr, flush=True)
         time.sleep(HEARTBEAT_SECONDS + 30)
 

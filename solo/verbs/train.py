@@ -71,6 +71,7 @@ def _train(
 
     from solo.evaluation.results import print_results
     from solo.pipeline import train as train_run
+    from solo.training.checkpoint import CheckpointError
     from solo.training.distributed import leave, wait_for_dead_process
     from solo.training.facts import elsewhere
     from solo.training.stopping import Interrupted
@@ -83,7 +84,7 @@ def _train(
     except Interrupted:
         leave()
         raise
-    except JaxRuntimeError as error:
+    except (JaxRuntimeError, CheckpointError) as error:
         wait_for_dead_process(error)
         raise
     finally:

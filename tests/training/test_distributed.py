@@ -5,8 +5,11 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 
+from solo.training import distributed
+from solo.training.checkpoint import CheckpointError
 from solo.training.distributed import MissingHostsError, first_then_others, roll_call, stop_agreed, wait_for_all
 from solo.training.hosts import Hosts
 
@@ -90,3 +93,22 @@ def test_a_single_process_waits_for_nothing() -> None:
     wait_for_all()
     assert first_then_others(lambda: 1, lambda: 2) == 1
     assert [stop_agreed(requested) for requested in (False, True)] == [False, True]
+
+
+def test_a_save_that_another_process_broke_waits_for_the_end_of_the_run(monkeypatch, capsys) -> None:
+    """Its own status, 1, would tell the launcher that a restart does not help."""
+    waits: list[float] = []
+    monkeypatch.setattr(distributed, "among_others", lambda: True)
+    monkeypatch.setattr(distributed.time, "sleep", waits.append)
+    for cause, waited in (
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: a task died"), 1),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), 0),
+        (OSError(28, "No space left on device"), 0),
+    ):
+        waits.clear()
+        try:
+            raise CheckpointError("could not save") from cause
+        except CheckpointError as error:
+            distributed.wait_for_dead_process(error)
+        assert len(waits) == waited, cause
+    assert "solo: could not save\nsolo: waiting to see whether another process died" in capsys.readouterr().err
