@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from solo.config import ConfigError
+from solo.statuses import TransientError
 from solo.training.hosts import Hosts, find_hosts, seconds_of
 
 T = TypeVar("T")
@@ -51,6 +52,18 @@ class MissingHostsError(RuntimeError):
 
 class OtherProcessError(RuntimeError):
     """Process 0 failed at a task that the others waited for."""
+
+
+class OtherProcessTransientError(OtherProcessError, TransientError):
+    """Likewise, by a fault that a restart may cure."""
+
+
+# What the other processes raise, for the first kind of process 0's error.
+_TOLD = (
+    ("mistake", MISTAKES, ConfigError),
+    ("transient", TransientError, OtherProcessTransientError),
+    ("fault", Exception, OtherProcessError),
+)
 
 
 def join(
@@ -223,7 +236,7 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
 
     Raises:
         ConfigError: in the other processes, if `first` failed by a mistake of the user.
-        OtherProcessError: in the other processes, if it failed otherwise.
+        OtherProcessError: in the other processes, if it failed otherwise; also a TransientError, if process 0's was.
     """
     if not among_others():
         return first()
@@ -338,7 +351,8 @@ def _tell(key: str, error: Exception | None) -> None:
     if error is None:
         client.key_value_set(key, json.dumps(None))
         return
-    client.key_value_set(key, json.dumps([str(error) or type(error).__name__, isinstance(error, MISTAKES)]))
+    kind = next(name for name, kinds, _ in _TOLD if isinstance(error, kinds))
+    client.key_value_set(key, json.dumps([str(error) or type(error).__name__, kind]))
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         for number in range(1, jax.process_count()):
             client.blocking_key_value_get(f"{key}/told/{number}", TOLD_SECONDS * 1000)
@@ -353,8 +367,8 @@ def _raise_told(key: str, seconds: float = SET_UP_SECONDS) -> None:
     if told is None:
         return
     client.key_value_set(f"{key}/told/{jax.process_index()}", "yes")
-    text, mistake = told
-    raise (ConfigError if mistake else OtherProcessError)(f"process 0: {text}")
+    text, kind = told
+    raise next(raised for name, _, raised in _TOLD if name == kind)(f"process 0: {text}")
 
 
 def wait_for_all(seconds: float = SAVE_SECONDS) -> None:

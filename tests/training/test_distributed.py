@@ -1,5 +1,6 @@
 """The roll call, between threads; tests/launch/test_processes.py runs real processes."""
 
+import argparse
 import contextlib
 import socket
 import threading
@@ -8,6 +9,9 @@ import time
 import jax
 import pytest
 
+from solo import cli
+from solo.config import ConfigError
+from solo.statuses import FAILED, MISTAKE, TRANSIENT, TransientError
 from solo.training import distributed
 from solo.training.checkpoint import CheckpointError
 from solo.training.distributed import MissingHostsError, first_then_others, roll_call, stop_agreed, wait_for_all
@@ -112,3 +116,36 @@ def test_a_save_that_another_process_broke_waits_for_the_end_of_the_run(monkeypa
             distributed.wait_for_dead_process(error)
         assert len(waits) == waited, cause
     assert "solo: could not save\nsolo: waiting to see whether another process died" in capsys.readouterr().err
+
+
+class Values:
+    """Stands in for the client of the coordination service, for one process after the other."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str) -> None:
+        self.held[key] = value
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        return self.held[key]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ConfigError("wrong"), MISTAKE), (TransientError("the bucket fails"), TRANSIENT), (OSError("no disk"), FAILED)],
+)
+def test_the_other_processes_end_with_the_status_of_the_first(monkeypatch, error: Exception, status: int) -> None:
+    """Whichever of them ends first, the launcher restarts, or not."""
+    values = Values()
+    monkeypatch.setattr(distributed, "_client", lambda: values)
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    distributed._tell("key", error)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(Exception, match=f"process 0: {error}") as raised:
+        distributed._raise_told("key")
+
+    def verb(parsed: argparse.Namespace) -> int:
+        raise raised.value
+
+    assert cli._run(argparse.Namespace(verb=verb)) == status
