@@ -18,7 +18,7 @@ from solo.data.store.prepare import Prepared
 from solo.evaluation.integration_rate import integration_rate
 from solo.evaluation.losses import HeldOutLosses
 from solo.evaluation.results import task_fields, titled
-from solo.evaluation.samples import sample_answers, sample_examples
+from solo.evaluation.samples import picture, sample_answers, sample_examples
 from solo.evaluation.tasks import evaluate_task, questions
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition, Parameters
@@ -35,7 +35,8 @@ Note = Callable[[int, int], None]
 class RunEvaluators:
     """Implements `solo.training.evaluators.Evaluators` for a config.
 
-    What can be wrong with the data of an evaluation is found here, before the first step.
+    What can be wrong with the data of an evaluation is found here, before the first step. What fails later, such as a
+    damaged image, is said and leaves a line of kind `failed_evaluation`; only at the last step it ends the run.
 
     Args:
         config: the run.
@@ -86,12 +87,29 @@ class RunEvaluators:
                 if self._stopping:
                     raise EvaluationStopped
                 began = time.perf_counter()
-                fields = self._measure(kind, name, model, partial(self._note, titled(name, named), stop))
+                try:
+                    fields = self._measure(kind, name, model, partial(self._note, titled(name, named), stop))
+                except ValueError as error:  # the same in all processes
+                    if last:
+                        raise
+                    self._observer.warn(f"step {step}: evaluation {titled(name, named)} failed: {error}")
+                    yield {"kind": "failed_evaluation", "step": step, "task": name, "of": kind, "reason": str(error)}
+                    continue
                 timing = {"timing": {"seconds": time.perf_counter() - began}}
                 own = {} if named == TRAINED else {"weights": named}
                 yield {"kind": kind, "step": step, "task": name, **own, **fields, **timing}
         if self._stopping and not last:
             raise EvaluationStopped
+
+    def pictures(self, line: Mapping[str, Any]) -> list[bytes | None]:
+        """See `Evaluators`."""
+        settings = self._config.evaluation.samples.get(line["task"])
+        if settings is None:  # an earlier attempt had other evaluators
+            return []
+        examples = sample_examples(line["task"], settings, self._prepared.sources)
+        by_id = {example.id: example for example in examples}
+        shown = [by_id.get(each["id"]) for each in line["examples"]]
+        return [None if example is None else picture(example.prompt) for example in shown]
 
     def _measure(self, kind: str, name: str, model: Monolith, note: Note) -> dict[str, Any]:
         if kind == "held_out":

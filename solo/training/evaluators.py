@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from solo.model.parameters import Parameters
@@ -41,6 +41,10 @@ class Evaluators(Protocol):
         """
         ...
 
+    def pictures(self, line: Mapping[str, Any]) -> Sequence[bytes | None]:
+        """Returns a PNG file for each example of a line of sample answers, None for those without an image."""
+        ...
+
 
 class NoEvaluators:
     """Measures nothing."""
@@ -53,4 +57,8 @@ class NoEvaluators:
         self, weights: Mapping[str, Parameters], step: int, last: bool, stop: Callable[[], bool]
     ) -> Iterable[Mapping[str, Any]]:
         """Nothing."""
+        return ()
+
+    def pictures(self, line: Mapping[str, Any]) -> Sequence[bytes | None]:
+        """None."""
         return ()

@@ -9,24 +9,33 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from solo.files import json_text, write_whole
+
+# A PNG file, or None, for each example of a line of sample answers.
+Pictures = Callable[[Mapping[str, Any]], Sequence[bytes | None]]
 
 _SHOWN = "shown.json"
 _EVENTS = "events.out.tfevents."
 
 
 class TensorBoard:
-    """Writes event files into a folder. See `solo.training.boards.Board`."""
+    """Writes event files into a folder. See `solo.training.boards.Board`.
+
+    Args:
+        folder: holds the event files.
+        pictures: returns a PNG file, or None, for each example of a line of sample answers.
+    """
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, pictures: Pictures = lambda line: ()):
+        self._folder, self._pictures = folder, pictures
         self._newest = 0
 
     def begin(self, resume_step: int) -> int:
@@ -49,14 +58,31 @@ class TensorBoard:
         return known
 
     def show(self, line: Mapping[str, Any]) -> None:
-        """Writes the numbers of a line as one event."""
+        """Writes the numbers of a line as one event, or sample answers as texts and pictures."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line)]
+        if line["kind"] == "samples":
+            values += self._samples(line)
         self._newest = max(self._newest, line["step"])
         if values:
             self._write(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def _samples(self, line: Mapping[str, Any]) -> list[Any]:
+        from tensorboardX import summary
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values, name = [], f"samples/{titled(line)}"
+        for number, example in enumerate(line["examples"]):
+            text = f"**{example['prompt']}**\n\n{example['answer']}\n\n*reference: {example['reference']}*"
+            values += summary.text(f"{name}/{number}", text).value
+        for number, png in enumerate(self._pictures(line)):
+            if png is not None:
+                width, height = struct.unpack(">II", png[16:24])
+                image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+                values.append(Summary.Value(tag=f"{name}/{number}/image", image=image))
+        return values
 
     def flush(self) -> None:
         """Hands the events to the operating system, and notes which steps are complete: those before the newest one."""
@@ -85,6 +111,11 @@ class TensorBoard:
 
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
+
+
+def titled(line: Mapping[str, Any]) -> str:
+    """Returns the name of a line's evaluator, with that of the weights unless they are the trained ones."""
+    return "/".join(str(line[name]) for name in ("task", "weights") if isinstance(line.get(name), str))
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

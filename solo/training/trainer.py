@@ -372,7 +372,7 @@ class Trainer:
         return metrics
 
     def _boards(self) -> list[Board]:
-        boards: list[Board] = [TensorBoard(self.run.tensorboard)]
+        boards: list[Board] = [TensorBoard(self.run.tensorboard, self._evaluators.pictures)]
         if self.config.watch.wandb is not None:
             boards.append(WandbBoard(self.run, self.config, self.config.watch.wandb))
         return boards

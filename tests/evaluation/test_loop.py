@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from solo.config import Config, ConfigError, parse_config
 from solo.data.store.prepare import Prepared, prepare
 from solo.evaluation.loop import RunEvaluators
+from solo.evaluation.losses import HeldOutLosses
 from solo.evaluation.run import evaluate_folder
 from solo.inference.monolith import Monolith
 from solo.model.parameters import define
@@ -105,6 +106,30 @@ def parameters_of(run: RunFolder, step: int) -> dict[str, np.ndarray]:
 def whole(folder) -> RunFolder:
     """A run that is evaluated, without any interruption."""
     return train(make(folder, "whole"))
+
+
+def test_an_evaluator_that_fails_does_not_end_the_training(folder, whole, monkeypatch) -> None:
+    measure, calls = HeldOutLosses.measure, []
+
+    def damaged(self, name, *arguments):
+        calls.append(name)
+        if name == "digits" and calls.count("digits") == 2:
+            raise ConfigError("a file is damaged")
+        return measure(self, name, *arguments)
+
+    monkeypatch.setattr(HeldOutLosses, "measure", damaged)
+    run = train(make(folder, "failing"))
+    (failed,) = lines_of(run, "failed_evaluation")
+    assert failed == {
+        "kind": "failed_evaluation",
+        "step": 4,
+        "task": "digits",
+        "of": "held_out",
+        "reason": "a file is damaged",
+    }
+    assert lines_of(run, "train") == lines_of(whole, "train")
+    others = [line for line in lines_of(whole, "held_out") if (line["step"], line["task"]) != (4, "digits")]
+    assert lines_of(run, "held_out") == others
 
 
 class StopsAt(Observer):

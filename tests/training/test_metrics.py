@@ -5,8 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image as PillowImage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from solo.data.record import encode_png
 from solo.files import read_json_lines
 from solo.training import metrics_file
 from solo.training.metrics import MetricsStream, drop_quarantined_after, read_metrics
@@ -173,6 +175,24 @@ def test_tensorboard_shows_every_step_once_over_restarts(tmp_path: Path) -> None
     )
     assert accumulated(run, "held_out/digits/loss") == {3: 0.5}
     assert len(list(run.tensorboard.glob("events.*"))) == 2
+
+
+def test_tensorboard_shows_sample_answers_with_their_pictures(tmp_path: Path) -> None:
+    said = {"id": "a", "prompt": "<image> colour?", "reference": "red", "answer": "blue"}
+    line = {"kind": "samples", "step": 3, "task": "look", "examples": [said, {**said, "id": "b"}]}
+    png = encode_png(PillowImage.new("RGB", (3, 2), "red")).data
+    board = TensorBoard(tmp_path, lambda line: [png, None])
+    board.begin(0)
+    board.show(line)
+    board.close()
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert reader.Tags()["images"] == ["samples/look/0/image"]
+    (shown,) = reader.Images("samples/look/0/image")
+    assert (shown.step, shown.width, shown.height, shown.encoded_image_string) == (3, 3, 2, png)
+    assert len(reader.Tags()["tensors"]) == 2
+    (text,) = reader.Tensors(reader.Tags()["tensors"][0])
+    assert b"blue" in text.tensor_proto.string_val[0]
 
 
 @pytest.mark.parametrize("lost", [True, False])
