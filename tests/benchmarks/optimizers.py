@@ -28,9 +28,9 @@ from solo.training.step import Stage, make_stage
 FACTOR = 2.0
 # The middle rate of each search: the usual one of its authors or users, for a small model.
 CASES: Mapping[str, tuple[float, Mapping[str, Any]]] = {
-    "adamw": (8e-3, {}),
-    "adamw, bfloat16 moments": (8e-3, {"first_moment_dtype": "bfloat16", "second_moment_dtype": "bfloat16"}),
-    "lion": (1e-3, {"name": "lion"}),
+    "adamw": (4e-3, {}),
+    "adamw, bfloat16 moments": (4e-3, {"first_moment_dtype": "bfloat16", "second_moment_dtype": "bfloat16"}),
+    "lion": (2e-3, {"name": "lion"}),
     "adafactor": (6e-2, {"name": "adafactor", "adafactor": {"min_dim_size_to_factor": 32}}),
     "muon": (1e-2, {"name": "muon"}),
     "sgd": (4e-1, {"name": "sgd"}),
