@@ -16,8 +16,11 @@ REPOSITORY = Path(__file__).parents[2]
 STEPS = 12
 
 
-def write_config(folder: Path) -> Path:
-    """A config of two stages of six steps, eight rows each, whose data and runs lie in `folder`."""
+def write_config(folder: Path, evaluates: bool = False) -> Path:
+    """A config of two stages of six steps, eight rows each, whose data and runs lie in `folder`.
+
+    If it `evaluates`, it measures a held-out loss and a task in the loop, on a source that is not trained on.
+    """
     config = {
         **CONFIG,
         "folder": str(folder / "runs"),
@@ -25,6 +28,18 @@ def write_config(folder: Path) -> Path:
         "model": {**CONFIG["model"], "attention_implementation": "dense"},  # compiles faster
         "stages": [{**stage, "steps": STEPS // 2, "batch_rows": 8} for stage in CONFIG["stages"]],
     }
+    if evaluates:
+        trained = CONFIG["data"]["sources"]
+        held_out = {"reader": "digits", "options": {"split": "held_out"}, "limit": 10}
+        config["data"] |= {
+            "sources": {**trained, "digits_held_out": held_out},
+            "tokenizer": {**CONFIG["data"]["tokenizer"], "train_on": list(trained)},
+        }
+        config["evaluation"] = {
+            "every_steps": 4,
+            "losses": {"digits": {"source": "digits_held_out", "batch_rows": 3}},
+            "tasks": {"naming": {"source": "digits_held_out", "limit": 3, "max_new_tokens": 2, "every_steps": 8}},
+        }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
