@@ -37,8 +37,8 @@ def with_lineage(config: Config) -> Config:
 def _found(config: Config) -> dict[str, int | str] | None:
     run, wanted = RunFolder(config.run_folder), config.branch
     begun, stored = _stored(run)
-    if stored is not None and not begun and _is_secured(run, stored) and wanted is not None:
-        begun = _same(stored, wanted)  # it was killed before its first checkpoint
+    if stored is not None and not begun and _is_secured(run, stored):
+        begun = wanted is None or _same(stored, wanted)  # it was killed before its first checkpoint
     if begun and (wanted is None or (stored is not None and _same(stored, wanted))):
         return None if stored is None else stored.model_dump()
     if wanted is None:
