@@ -32,14 +32,25 @@ def output(arguments: argparse.Namespace, option: str) -> Output | None:
     To be called before the verb's work, which may take hours.
 
     Raises:
-        FileExistsError, ValueError: it must not be written; see `Output.check`.
+        FileExistsError, ValueError: it must not be written; see `Output.check` and `refuse_override`.
     """
     path = getattr(arguments, option.lstrip("-").replace("-", "_"))
     if path is None:
         return None
+    refuse_override(option, path)
     found = Output(Path(path), f"solo {arguments.verb_name} {option}", arguments.force)
     found.check()
     return found
+
+
+def refuse_override(option: str, path: str | Path) -> None:
+    """Raises ValueError if the name of an output is an override, such as `stages.0.steps=50`, and no such file."""
+    first, *_ = str(path).split("/")
+    if "=" in first and not Path(path).exists():
+        raise ValueError(
+            f"{option} {path}: is this an override? {option} takes the name of what it writes, so put that between"
+            f" them; for a name with '=', give its whole path: {Path(path).absolute()}"
+        )
 
 
 @dataclass(frozen=True)

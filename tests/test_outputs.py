@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from solo.cli import main
-from solo.outputs import Output
+from solo.outputs import Output, refuse_override
 from solo.scaling.sweep.plots import SUFFIXES, _save
 from tests.scaling.samples import OVERTRAIN
 from tests.scaling.sweep.tiny_sweep import write_sweep
@@ -121,3 +121,29 @@ def test_compiled_programs_are_checked_before_they_are_compiled(tmp_path, capsys
     assert main([*PLAN, "--hlo", str(tmp_path), "--stage", "classes"]) == 2
     assert f"{file} exists, and solo plan --hlo did not write it" in capsys.readouterr().err
     assert file.read_text() == MINE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "configs/quickstart.yaml", "--count", "--json", "stages.0.steps=50"),
+        ("plan", "configs/quickstart.yaml", "--on", "v5e-8", "--search", "data.folder=/a/b"),
+        ("plan", "configs/quickstart.yaml", "--on", "v5e-8", "--hlo", "name=program"),
+        ("sweep", "configs/sweeps/laptop.yaml", "--configs", "name=configs"),
+        ("inspect", "configs/quickstart.yaml", "--out", "name=page"),
+    ],
+)
+def test_an_override_is_not_taken_for_the_file_to_write(words, capsys) -> None:
+    assert main(list(words)) == 2
+    option, value = words[-2:]
+    assert f"{option} {value}: is this an override? {option} takes the name" in capsys.readouterr().err
+    assert not Path(value).exists()
+
+
+def test_a_name_with_an_equals_sign_is_written_by_its_path_or_if_it_exists(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is this an override"):
+        refuse_override("--json", Path("lr=1.json"))
+    refuse_override("--json", tmp_path / "lr=1.json")
+    Path("lr=1.json").touch()
+    refuse_override("--json", Path("lr=1.json"))

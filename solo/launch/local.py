@@ -7,7 +7,7 @@ import shlex
 
 from solo.config import ConfigError
 from solo.launch.environment import must_be_set
-from solo.launch.plan import Command, Plan
+from solo.launch.plan import Command, Plan, tail
 from solo.launch.request import Request, module
 from solo.training.run_folder import RunFolder
 
@@ -46,7 +46,7 @@ def plan(request: Request) -> Plan:
     # Several processes do not prepare data: none waits for another. This takes long, and `stop` ends it, too.
     preparing = module("solo.launch.pid_file", "run", pid, *module("solo.cli", "prepare", config.path))
     prepare = Command((*set_variables, *preparing), "prepare the data, unless it is")
-    logs = f"tail -n 40 {shlex.quote(request.folder)}/logs/host-*.log"
+    hosts, no_step = f"{shlex.quote(request.folder)}/logs/host-*.log", "no step was done yet"
     return Plan(
         request.run,
         "local",
@@ -54,9 +54,9 @@ def plan(request: Request) -> Plan:
         (*([prepare] if several else []), Command((*set_variables, *supervisor), "train here, in the foreground")),
         status=(
             Command(module("solo.launch.pid_file", "state", pid), "whether it runs"),
-            Command(("tail", "-n", "1", metrics), "the newest step"),
+            tail(shlex.quote(metrics), 1, no_step, "the newest step"),
         ),
-        logs=(Command(("sh", "-c", logs) if several else ("tail", "-n", "40", metrics)),),
+        logs=(tail(hosts, 40, "no process has begun yet") if several else tail(shlex.quote(metrics), 40, no_step),),
         stop=(Command(module("solo.launch.pid_file", "stop", pid), "saves, and ends with 42"),),
         runs=(str(run),),
         taken=Command(module("solo.launch.pid_file", "holder", pid)),

@@ -48,6 +48,21 @@ class Command:
         return shlex.join(self.argv)
 
 
+def tail(files: str, lines: int, absent: str, why: str = "") -> Command:
+    """Returns the command that shows the end of files, or says why there are none yet.
+
+    Args:
+        files: a path or a glob, quoted for the shell.
+        lines: of each file.
+        absent: what to say if there is no such file.
+        why: see `Command`.
+    """
+    absent = shlex.quote(f"launch: {absent}")
+    return Command(
+        ("sh", "-c", f'set -- {files}; if [ -e "$1" ]; then tail -n {lines} "$@"; else echo {absent}; fi'), why
+    )
+
+
 @dataclass(frozen=True)
 class Watch:
     """The commands by which `solo launch watch` follows a run whose machines do not return by themselves.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from solo.config import ConfigError
 from solo.launch.environment import Secret, must_be_set
-from solo.launch.plan import Command, File, Plan, fill
+from solo.launch.plan import Command, File, Plan, fill, tail
 from solo.launch.request import Request
 
 
@@ -45,15 +45,16 @@ def plan(request: Request) -> Plan:
         (*configs, script),
         (Command(("sbatch", *export, script.path), "submit; the job restarts itself, see the script"),),
         status=(
-            Command(("squeue", "--name", name, "--format", "%i %T %M %D %R"), "running and waiting jobs"),
+            Command(("squeue", "--me", "--name", name, "--format", "%i %T %M %D %R"), "running and waiting jobs"),
             Command(("sacct", "--name", name, "--format", "JobID,State,ExitCode,Elapsed"), "what ended", True),
         ),
-        logs=(Command(("sh", "-c", f"tail -n 40 {shlex.quote(request.folder)}/slurm-*.log"), f"the end of {log}"),),
+        logs=(tail(f"{shlex.quote(request.folder)}/slurm-*.log", 40, "no job has begun yet", f"the end of {log}"),),
         notes=("several tasks do not wait for data: prepare it first, with solo prepare or as docs/launch.md shows",),
+        # Without `--me`, an operator would also end the jobs that other users gave this name.
         stop=(
-            Command(("scancel", "--signal=TERM", "--name", name), "saves; the tasks end with 42", True),
+            Command(("scancel", "--me", "--signal=TERM", "--name", name), "saves; the tasks end with 42", True),
             Command(("sleep", "60")),
-            Command(("scancel", "--name", name), "for good"),
+            Command(("scancel", "--me", "--name", name), "for good"),
         ),
         runs=tuple(folders),
         taken=Command(("squeue", "--me", "--noheader", "--name", name, "--format", "%i")),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo.files import unwritable
-from solo.outputs import Output, add_force, output
+from solo.outputs import Output, add_force, output, refuse_override
 from solo.verbs.overrides import OVERRIDES
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ def _check(arguments: argparse.Namespace) -> None:
     price = arguments.usd_per_chip_hour
     if price is not None and not 0 <= price < float("inf"):
         raise ConfigError(f"--usd-per-chip-hour {price:g}: expected a price of at least 0")
+    if arguments.hlo is not None:
+        refuse_override("--hlo", arguments.hlo)
     if arguments.hlo is not None and (reason := unwritable(arguments.hlo, folder=True)):
         raise ConfigError(f"--hlo {arguments.hlo}: cannot be written: {reason}")
 

@@ -16,7 +16,9 @@ from solo.training.run_folder import RunFolder
 
 
 def branch_config(reference: str) -> BranchConfig:
-    """Reads `RUN`, `RUN@STEP` or `RUN@best`. Raises ValueError if it is none of them."""
+    """Reads the value of `--branch-from`: `RUN`, `RUN@STEP` or `RUN@best`. Raises ValueError if it is none of them."""
+    if not reference.strip():  # a shell variable that is not set
+        raise ValueError("--branch-from is empty; give RUN, RUN@STEP or RUN@best")
     folder, which = parse_reference(reference)
     return BranchConfig(run=str(folder), step=None if which == "latest" else which)
 

@@ -205,10 +205,13 @@ def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path,
 
 def test_the_verbs_of_a_launch(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    replace(plan(tmp_path, "cpu-8", 2), taken=None).execute(run=lambda command: 0)
+    planned = plan(tmp_path, "cpu-8", 2)
+    assert str(planned.status[0]).startswith("squeue --me --name solo-run ")
+    replace(planned, taken=None).execute(run=lambda command: 0)
     assert main(["launch", "stop", "run"]) == 0
     shown = capsys.readouterr().out
-    assert "scancel --signal=TERM --name solo-run || true" in shown
+    assert "scancel --me --signal=TERM --name solo-run || true" in shown
+    assert "scancel --me --name solo-run\n" in shown
     assert main(["launch", "watch", "run"]) == 2
     assert "needs no watch" in capsys.readouterr().err
     assert main(["launch", "status", "walk"]) == 2

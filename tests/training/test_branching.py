@@ -261,6 +261,12 @@ def test_another_tokenizer_is_refused_with_the_way_to_take_the_right_one(runs: R
         runs.train("tokens", runs.stage(steps=6), branch="base", data=data)
 
 
+def test_an_empty_option_is_named(tmp_path: Path, capsys) -> None:
+    assert main(["train", "configs/quickstart.yaml", f"folder={tmp_path}", "--branch-from", ""]) == 2
+    assert "--branch-from is empty; give RUN, RUN@STEP or RUN@best" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_takes_a_run_and_a_step(runs: Runs, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(runs.config("cli", runs.stage(steps=5)).model_dump(mode="json", exclude={"branch"})))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from solo.outputs import Output, add_force, output
+from solo.outputs import Output, add_force, output, refuse_override
 
 HELP = "plan and run a sweep of sizes and lengths"
 DESCRIPTION = (
@@ -89,6 +89,8 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
 
     console = Console(highlight=False, soft_wrap=True)
     table, array = output(arguments, "--json"), output(arguments, "--slurm")
+    if arguments.configs:
+        refuse_override("--configs", arguments.configs)
     points = expand(spec)
     starts = arguments.yes or arguments.slurm or arguments.configs
     if starts and spec.row_statistics is not None:
