@@ -316,3 +316,19 @@ def test_rows_and_counts_on_meshes_that_span_processes(runs: Runs) -> None:
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert all("fine" in out for out, _ in said)
+
+
+def test_two_processes_branch_by_the_config_alone(runs: Runs) -> None:
+    """The first process chooses the checkpoint. The branch goes on as a run that was longer from the beginning."""
+    constant, longer = "stages.1.optimizer.schedule=constant", f"stages.1.steps={STEPS}"
+    branch = f'branch={{"run": "{runs.folder / "runs/stable"}"}}'
+    for name, overrides in (("stable", ()), ("longer", (longer,)), ("branch", (longer, branch))):
+        statuses, said = runs.finish(runs.start(name, constant, *overrides))
+        assert statuses == [0, 0], said
+    found, expected = (
+        [(line["step"], line["loss"]) for line in metrics(runs.folder, name) if line["kind"] == "train"]
+        for name in ("branch", "longer")
+    )
+    assert found == expected[STEPS:]
+    assert len(found) == STEPS // 2
+    assert not (runs.folder / "runs/branch/origin").exists()
