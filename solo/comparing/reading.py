@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from solo.config import Config, ConfigError, load_config
 from solo.files import place
+from solo.training.evaluators import without_replaced
 from solo.training.metrics import read_metrics
 from solo.training.overview import Overview, overview
 from solo.training.run_folder import RunFolder
@@ -73,8 +74,8 @@ class Run:
         return int(self.steps[finite[-1] + 1 if len(finite) else 0])
 
     def at(self, axis: str, steps: np.ndarray) -> np.ndarray:
-        """Returns the places of steps on an axis."""
-        return np.interp(steps, self.steps, self.axes[axis])
+        """Returns the places of steps on an axis. Step 0, before the first one, is at its zero."""
+        return np.interp(steps, np.insert(self.steps, 0, 0.0), np.insert(self.axes[axis], 0, 0.0))
 
 
 def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -115,19 +116,19 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 def read_run(run: RunFolder, label: str) -> Run:
     """Reads a run. Lines that are damaged are left out."""
-    lines = read_metrics(run.metrics_file)
+    lines = without_replaced(read_metrics(run.metrics_file))
     last = {line["step"]: line for line in lines if line["kind"] == "train"}
     steps = [last[step] for step in sorted(last)]
     numbers = np.array([line["step"] for line in steps], np.float64)
-    seconds = _numbers([(line.get("timing") or {}).get("step_seconds") for line in steps])
+    seconds = _numbers([_mapping(line, "timing").get("step_seconds") for line in steps])
     axes = {
         "steps": numbers,
         "tokens": _totals(steps, "tokens"),
         "flops": _totals(steps, "flops"),
         "hours": np.cumsum(np.nan_to_num(seconds)) / 3600,
     }
-    sources = dict.fromkeys(name for line in steps for name in (line.get("loss_by_source") or {}))
-    by_source = {name: _numbers([(line.get("loss_by_source") or {}).get(name) for line in steps]) for name in sources}
+    sources = dict.fromkeys(name for line in steps for name in _mapping(line, "loss_by_source"))
+    by_source = {name: _numbers([_mapping(line, "loss_by_source").get(name) for line in steps]) for name in sources}
     held_out: dict[str, dict[int, Any]] = {}
     for line in lines:
         if line["kind"] == "held_out" and "weights" not in line:
@@ -152,11 +153,17 @@ def parent_of(config: Config | None) -> Parent | None:
     return None if branch is None or branch.step is None else Parent(place(branch.run), int(branch.step))
 
 
-def _totals(steps: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+def _totals(steps: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """Returns [S] totals up to each step. Totals that the lines hold survive lines that are lost."""
     totals = _numbers([line.get(f"total_{name}") for line in steps])
     sums = np.cumsum(np.nan_to_num(_numbers([line.get(name) for line in steps])))
     return np.maximum.accumulate(np.where(np.isfinite(totals), totals, sums)) if len(steps) else sums
+
+
+def _mapping(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns a mapping that a line holds; an empty one if it holds none, or something else."""
+    found = line.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:

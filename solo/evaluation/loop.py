@@ -23,7 +23,7 @@ from solo.evaluation.tasks import evaluate_task, questions
 from solo.inference.monolith import Monolith
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.training.distributed import from_first
-from solo.training.evaluators import TRAINED, EvaluationStopped
+from solo.training.evaluators import TRAINED, EvaluationStopped, without_replaced
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
@@ -87,6 +87,7 @@ class RunEvaluators:
                 if self._stopping:
                     raise EvaluationStopped
                 began = time.perf_counter()
+                self._observer.note(f"evaluating {titled(name, named)}")
                 try:
                     fields = self._measure(kind, name, model, partial(self._note, titled(name, named), stop))
                 except ValueError as error:  # the same in all processes
@@ -141,7 +142,11 @@ class RunEvaluators:
         """Returns what `metrics.jsonl` holds of a step; only at the step that a run resumes from it can hold any."""
         if self._known is None:
             run = self._run
-            found = [] if run is None else from_first(lambda: _measured(read_metrics(run.metrics_file), step))
+            found = (
+                []
+                if run is None
+                else from_first(lambda: _measured(without_replaced(read_metrics(run.metrics_file)), step))
+            )
             self._known = {(kind, name, named) for kind, name, named in found}
             return self._known
         return set()
@@ -154,7 +159,7 @@ class RunEvaluators:
         return self._model.with_parameters(parameters)
 
 
-def _measured(lines: list[dict[str, Any]], step: int) -> list[Key]:
+def _measured(lines: list[Mapping[str, Any]], step: int) -> list[Key]:
     return [
         (line["kind"], line["task"], line.get("weights", TRAINED))
         for line in lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from solo.inference.loading import read_parameters
 from solo.inference.trained import local_mesh
 from solo.model.parameters import define
 from solo.training.bucket_run import adding_results
-from solo.training.evaluators import TRAINED
+from solo.training.evaluators import TRAINED, without_replaced
 from solo.training.metrics import read_metrics
 from solo.training.observer import Observer
 from solo.training.reference import find_checkpoint, parse_reference
@@ -29,7 +30,7 @@ from solo.training.run_folder import RunFolder
 def report_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
     """Writes the report from a run's metrics. Returns the newest result of every task."""
     observer.note("writing the report")
-    lines = read_metrics(run.metrics_file)
+    lines = without_replaced(read_metrics(run.metrics_file))
     results = task_results(lines, config.evaluation, prepared.sources)
     samples = samples_shown(lines, config.evaluation, prepared.sources)
     write_report(run.report_file, config, define(config, prepared.tokenizer.vocab_size), results, lines, samples)
@@ -75,10 +76,10 @@ def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:
     The file is not rewritten, because the run may be training and appending to it.
     """
 
-    def without_timing(line: dict[str, Any]) -> dict[str, Any]:
+    def without_timing(line: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in line.items() if name != "timing"}
 
-    known = [without_timing(line) for line in read_metrics(run.metrics_file)]
+    known = [without_timing(line) for line in without_replaced(read_metrics(run.metrics_file))]
     for line in lines:
         if without_timing(line) not in known:
             append_json_line(run.metrics_file, line)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
 from solo.config import dump_config
 from solo.interop.export_plan import ExportPlan
 from solo.interop.source import Source
-from solo.training.evaluators import TRAINED
+from solo.training.evaluators import TRAINED, without_replaced
 from solo.training.metrics import read_metrics
 
 _CARD = """\
@@ -138,13 +138,16 @@ def _weights(source: Source) -> list[tuple[object, ...]]:
     return [*rows, ("checkpoint step", f"{source.step:,}")]
 
 
-def _metrics(plan: ExportPlan) -> list[dict[str, Any]]:
+def _metrics(plan: ExportPlan) -> list[Mapping[str, Any]]:
     """Returns the metrics of the run up to the checkpoint."""
     run, step = plan.source.run, plan.source.step
-    return [line for line in read_metrics(run.metrics_file) if step is None or line["step"] <= step] if run else []
+    if run is None:
+        return []
+    lines = without_replaced(read_metrics(run.metrics_file))
+    return [line for line in lines if step is None or line["step"] <= step]
 
 
-def _figures(last: dict[str, Any]) -> list[tuple[object, ...]]:
+def _figures(last: Mapping[str, Any]) -> list[tuple[object, ...]]:
     found: list[tuple[object, ...]] = []
     if isinstance(last.get("loss"), int | float):
         found.append(("final loss, nats per token", f"{last['loss']:.4f}"))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from solo.config import BestConfig, Config
-from solo.training.evaluators import TRAINED
+from solo.training.evaluators import TRAINED, without_replaced
 
 # The field of an evaluator's line that stands for it, by kind.
 MAIN_FIELDS = {"held_out": "loss", "evaluation": "score", "integration_rate": "rate"}
@@ -39,8 +39,11 @@ def best_steps(lines: Iterable[Mapping[str, Any]], config: BestConfig) -> list[i
 
 
 def values_by_step(lines: Iterable[Mapping[str, Any]], config: BestConfig) -> dict[int, float]:
-    """Returns the finite values of the metric, by step. The last line of a step counts."""
-    return {line["step"]: value for line in lines if (value := value_of(line, config)) is not None}
+    """Returns the finite values of the metric, by step. The last line of a step counts.
+
+    Lines of an evaluator that a resumed run replaced do not count.
+    """
+    return {line["step"]: value for line in without_replaced(lines) if (value := value_of(line, config)) is not None}
 
 
 def ranked(values: Mapping[int, float], config: BestConfig) -> list[int]:

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from solo.config.base import Section
+from solo.config.compare import keys_deciding
+from solo.config.evaluation import HeldOutConfig, TaskConfig
+from solo.config.evaluators import IntegrationRateConfig, SamplesConfig
 from solo.model.parameters import Parameters
 
 # The name of the weights that are trained, among averages of them.
 TRAINED = "trained"
+
+
+# The kind of an evaluator's lines and its section, by the key of the config that holds it.
+_SECTIONS: Mapping[str, tuple[str, type[Section]]] = {
+    "tasks": ("evaluation", TaskConfig),
+    "losses": ("held_out", HeldOutConfig),
+    "samples": ("samples", SamplesConfig),
+    "integration_rate": ("integration_rate", IntegrationRateConfig),
+}
+
+
+def without_replaced(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the lines of `metrics.jsonl` without those of evaluators that a resumed run replaced under their names.
+
+    What an evaluator measured before, such as another source, is not comparable with what it measures now.
+    """
+    lines = list(lines)
+    replaced: dict[tuple[str, str], int] = {}  # (kind, name) -> the number of the first line that counts
+    for number, line in enumerate(lines):
+        if line["kind"] == "resumed" and isinstance(line.get("changes"), Mapping):
+            replaced.update((evaluator, number) for evaluator in _changed(line["changes"]))
+    return [
+        line
+        for number, line in enumerate(lines)
+        if not isinstance(line.get("task"), str) or number >= replaced.get((line["kind"], line["task"]), 0)
+    ]
+
+
+def _changed(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yields (kind, name) of the evaluators that keys such as `evaluation.losses.text.source` belong to."""
+    for key in keys:
+        root, _, rest = key.partition(".")
+        holder, _, rest = rest.partition(".")
+        name, _, field = rest.rpartition(".")
+        if root == "evaluation" and holder in _SECTIONS:
+            kind, section = _SECTIONS[holder]
+            if field in keys_deciding(section, "evaluation"):
+                yield kind, name
 
 
 class EvaluationStopped(Exception):  # noqa: N818 - not a fault

@@ -181,3 +181,24 @@ def test_long_curves_are_thinned_and_keep_their_extremes() -> None:
     mean = smooth(y)
     assert math.isnan(mean[50_000])
     assert abs(mean[-1]) < 0.2
+
+
+def test_an_evaluation_before_the_first_step_is_at_the_zero_of_every_axis(tmp_path: Path) -> None:
+    run = read_runs([str(write_run(tmp_path / "a"))])[0][0]
+    assert {axis: run.at(axis, np.array([0.0, 3.0])).tolist() for axis in run.axes} == {
+        "steps": [0.0, 3.0],
+        "tokens": [0.0, 300.0],
+        "flops": [0.0, 21.0],
+        "hours": [0.0, 1.5],
+    }
+
+
+def test_fields_of_another_type_cost_only_their_values(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[1] |= {"timing": "x", "loss_by_source": [1.0], "loss": 2.5}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_runs([str(folder)])[0][0]
+    assert run.loss.tolist() == [4.0, 2.5, 1.0]
+    assert run.axes["hours"].tolist() == [0.5, 0.5, 1.0]
+    np.testing.assert_equal(run.by_source["digits"], [4.0, math.nan, 1.0])

@@ -215,6 +215,18 @@ def test_a_run_that_was_killed_in_its_final_evaluation_finishes_it(folder, whole
     assert run.metrics_file.read_text() == before
 
 
+def test_an_evaluator_that_was_replaced_measures_again(folder, whole) -> None:
+    """A finished run resumes with another source of one evaluator, under its old name."""
+    run = RunFolder(folder / "runs" / "replaced")
+    shutil.copytree(whole.path, run.path)
+    losses = {**EVALUATION["losses"], "text": {**EVALUATION["losses"]["text"], "source": "digits_held_out"}}
+    before = lines_of(run, "held_out", "evaluation")
+    train(make(folder, "replaced", {**EVALUATION, "losses": losses}))
+    after = lines_of(run, "held_out", "evaluation")
+    assert after[:-1] == before
+    assert (after[-1]["step"], after[-1]["task"], after[-1]["source"]) == (7, "text", "digits_held_out")
+
+
 def test_the_initial_weights_are_measured_on_request(folder) -> None:
     run = train(make(folder, "start", {**EVALUATION, "every_steps": None, "at_start": True}, steps=1))
     measured = [(line["step"], line["task"]) for line in lines_of(run, "held_out", "evaluation")]
