@@ -334,7 +334,6 @@ class Trainer:
             with self._stop.at_once(checkpoints.wait):
                 lowered = stage.step.lower(state, batch)
                 self._compiled[key] = compile_lowered(lowered, self.mesh, self.config.compiler_options)
-            wait_for_all()  # collectives of CPUs fail if another process begins them half a minute later
         self.ledger.spent("compile")
         self.observer.note("running the first step")
         return self._compiled[key]

@@ -41,17 +41,16 @@ class Runs:
         last: tuple[str, ...] = (),
         folders: tuple[Path, ...] = (),
         environment: dict[str, str] | None = None,
-        program: tuple[str, ...] = ("-m", "solo.cli"),
     ) -> list[subprocess.Popen]:
         """The processes themselves, unsupervised; eight devices in all.
 
-        `last` holds overrides of the last one alone, `folders` where each of them runs, `program` what Python runs.
+        `last` holds overrides of the last one alone, `folders` where each of them runs.
         """
         port, common = _free_port(), environment or self.environment
         variables = {"JAX_NUM_CPU_DEVICES": str(8 // processes)}
         if processes > 1:
             variables |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
-        command = [sys.executable, *program, "train", str(self.config), *SLICES, f"name={name}", *overrides]
+        command = [sys.executable, "-m", "solo.cli", "train", str(self.config), *SLICES, f"name={name}", *overrides]
         return [
             subprocess.Popen(
                 [*command, *(last if number == processes - 1 else ())],
@@ -223,28 +222,6 @@ def test_a_missing_process_is_named(runs: Runs) -> None:
     done = subprocess.run(command, env={**runs.environment, **variables, **hosts}, capture_output=True, text=True)
     assert done.returncode == 42
     assert "1 of 2 processes (JAX_* variables) did not start within 1 s: south (process 1)" in done.stderr
-
-
-# The last process compiles longer than the 30 s for which the other's first collective would wait.
-_SLOW_COMPILER = """
-import os, sys, time
-from solo.training import trainer
-compile_lowered, calls = trainer.compile_lowered, []
-def slow(*arguments):
-    calls.append(1)
-    if os.environ["JAX_PROCESS_ID"] == "1" and len(calls) == 1:
-        time.sleep(40)
-    return compile_lowered(*arguments)
-trainer.compile_lowered = slow
-import solo.cli
-sys.exit(solo.cli.main(sys.argv[1:]))
-"""
-
-
-def test_a_process_that_compiles_much_longer_is_waited_for(runs: Runs) -> None:
-    statuses, said = runs.finish(runs.start("slow", program=("-c", _SLOW_COMPILER)))
-    assert statuses == [0, 0], said
-    assert metrics(runs.folder, "slow") == metrics(runs.folder, "whole")
 
 
 _ROWS = """

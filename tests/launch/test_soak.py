@@ -6,12 +6,8 @@ import pytest
 
 from tests.soak import STEPS, Kill, Soak
 
-KILLS = (
-    Kill("KILL", 5, step=3),
-    Kill("KILL", 0, step=8, moment="save"),
-    Kill("TERM", 7, step=14),
-    Kill("worker", 2, step=20),
-)
+# Every attempt starts eight processes, which takes most of its time.
+KILLS = (Kill("KILL", 5, step=8, moment="save"), Kill("TERM", 7, step=14))
 
 
 @pytest.mark.slow
