@@ -154,7 +154,8 @@ def _lead(config: Config) -> str:
     own = [_EXPERTS[name] for name, sharing in model.experts.model_dump().items() if sharing == "modality"]
     experts = f"patches have their own {', '.join(own)} weights" if own else "patches and text share all weights"
     stages = "1 stage" if len(config.stages) == 1 else f"{len(config.stages)} stages"
-    return f"{model.layers} layers of width {model.width}; {experts}; trained in {stages}."
+    layers = "1 layer" if model.layers == 1 else f"{model.layers} layers"
+    return f"{layers} of width {model.width}; {experts}; trained in {stages}."
 
 
 def _task(result: TaskResult) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from solo.model.parameters import define
 from solo.training.bucket_run import adding_results
 from solo.training.evaluators import TRAINED, without_replaced
 from solo.training.metrics import read_metrics
+from solo.training.metrics_file import reportable
 from solo.training.observer import Observer
 from solo.training.reference import find_checkpoint, parse_reference
 from solo.training.run_folder import RunFolder
@@ -30,7 +31,7 @@ from solo.training.run_folder import RunFolder
 def report_run(run: RunFolder, config: Config, prepared: Prepared, observer: Observer) -> list[TaskResult]:
     """Writes the report from a run's metrics. Returns the newest result of every task."""
     observer.note("writing the report")
-    lines = without_replaced(read_metrics(run.metrics_file))
+    lines = reportable(without_replaced(read_metrics(run.metrics_file)))
     results = task_results(lines, config.evaluation, prepared.sources)
     samples = samples_shown(lines, config.evaluation, prepared.sources)
     write_report(run.report_file, config, define(config, prepared.tokenizer.vocab_size), results, lines, samples)

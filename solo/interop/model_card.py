@@ -12,6 +12,7 @@ from solo.interop.export_plan import ExportPlan
 from solo.interop.source import Source
 from solo.training.evaluators import TRAINED, without_replaced
 from solo.training.metrics import read_metrics
+from solo.training.metrics_file import reportable
 
 _CARD = """\
 ---
@@ -143,7 +144,7 @@ def _metrics(plan: ExportPlan) -> list[Mapping[str, Any]]:
     run, step = plan.source.run, plan.source.step
     if run is None:
         return []
-    lines = without_replaced(read_metrics(run.metrics_file))
+    lines = reportable(without_replaced(read_metrics(run.metrics_file)))
     return [line for line in lines if step is None or line["step"] <= step]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,41 @@ from solo.files import json_line, parse_json_line
 
 _BLOCK = 1 << 16
 _AT_ONCE = 50  # lines that are parsed before other threads get their turn
+
+
+_NUMBER = (int, float)
+_VALUE = (int, float, type(None))  # null stands for a number that is not finite
+# The fields of each kind of line that reports read.
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "train": {
+        "stage": str,
+        "loss": _VALUE,
+        "tokens": int,
+        "visual_tokens": int,
+        "useful_share": _NUMBER,
+        "timing.step_seconds": _NUMBER,
+    },
+    "held_out": {"task": str, "loss": _VALUE, "targets": int},
+    "evaluation": {"task": str, "metric": str, "score": _NUMBER, "examples": int},
+    "samples": {"task": str, "examples": list},
+    "integration_rate": {"task": str, "rate": _VALUE},
+}
+
+
+def reportable(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the lines that have the fields of their kind; damaged ones would break a report."""
+
+    def value(line: Mapping[str, Any], name: str) -> Any:
+        found: Any = line
+        for part in name.split("."):
+            found = found.get(part, ...) if isinstance(found, Mapping) else ...
+        return found
+
+    return [
+        line
+        for line in lines
+        if all(isinstance(value(line, name), kinds) for name, kinds in _FIELDS.get(line["kind"], {}).items())
+    ]
 
 
 def whole_line(line: Mapping[str, Any] | None) -> bool:

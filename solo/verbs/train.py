@@ -59,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"solo: {error}", file=sys.stderr)
         return INTERRUPTED
     except Interrupted:
-        print(f"solo: stopped by SIGTERM; {config.run_folder} is saved, and the same command resumes", file=sys.stderr)
+        print(
+            f"solo: stopped by SIGTERM; the same command resumes from the newest checkpoint in {config.run_folder}",
+            file=sys.stderr,
+        )
         return INTERRUPTED
 
 

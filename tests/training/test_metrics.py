@@ -12,7 +12,7 @@ from solo.data.record import encode_png
 from solo.files import read_json_lines
 from solo.training import metrics_file
 from solo.training.metrics import MetricsStream, drop_quarantined_after, read_metrics
-from solo.training.metrics_file import cut, lines_backwards
+from solo.training.metrics_file import cut, lines_backwards, reportable
 from solo.training.run_folder import RunFolder
 from solo.training.tensorboard import TensorBoard
 
@@ -266,3 +266,20 @@ def test_damaged_lines_of_the_quarantine_are_counted(tmp_path: Path) -> None:
     (said,) = drop_quarantined_after(path, 2)
     assert said == f"{path}: 3 damaged lines were left out"
     assert read_json_lines(path) == ([{"step": 2}], 0)
+
+
+def test_reports_leave_out_lines_that_lack_fields_of_their_kind() -> None:
+    whole = {
+        "kind": "train",
+        "step": 5,
+        "stage": "s",
+        "loss": None,
+        "tokens": 8,
+        "visual_tokens": 3,
+        "useful_share": 1.0,
+        "timing": {"step_seconds": 0.5},
+    }
+    broken = [{"kind": "train", "step": 5}, {**whole, "timing": "y"}, {**whole, "tokens": "8"}]
+    broken += [{"kind": "held_out", "step": 5, "task": ["x"], "loss": 1.0, "targets": 3}]
+    other = {"kind": "plan", "step": 1}
+    assert reportable([other, *broken, whole]) == [other, whole]
