@@ -35,6 +35,12 @@ class WatchConfig(Section):
         description="steps of a stage between two lines with the norms of every component's gradients, updates and"
         " parameters",
     )
+    activations_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps of a stage between two lines with the size of the residual stream after every layer and of"
+        " the logits; each takes a further forward pass",
+    )
     wandb: WandbConfig | None = Field(None, description="also send the metrics to Weights & Biases; default: do not")
 
 

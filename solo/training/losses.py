@@ -20,6 +20,7 @@ from solo.batch import Batch
 from solo.config import LossConfig
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
+from solo.model.regions import Regions
 from solo.model.transformer import Output, Transformer
 
 # Float32 logits that exist at once on a device, unless `loss.chunk_size` says otherwise. At a vocabulary of 32,768
@@ -119,11 +120,7 @@ def batch_loss(
     """
     model = definition.bind(parameters)
     output = model.hidden(batch, placement)
-    x_BYD = jnp.take_along_axis(output.hidden.join(), batch.target_slots[..., None], axis=1)
-    rows, slots = batch.target_ids.shape
-    vocab = model.head_kernel().shape[1] // placement.vocab_shards
-    width = targets_per_chunk(config.chunk_size, rows // placement.row_shards, slots, vocab)
-    losses = _target_losses(model, x_BYD, batch.target_ids, width)
+    losses: tuple[jax.Array, jax.Array] = at_targets(model, placement, output.hidden, batch, config, _target_losses)
     found = [term(Forward(batch, output, *losses, definition, config, sources, share)) for term in TERMS]
     measured = {name: value for _, values in found for name, value in values.items()}
     return sum((value for value, _ in found), jnp.zeros(())), jax.lax.stop_gradient(measured)
@@ -172,25 +169,51 @@ def targets_per_chunk(chunk_size: int | None, rows: int, target_slots: int, voca
     return -(-target_slots // chunks)  # chunks of equal size need the least padding
 
 
-def _target_losses(model: Transformer, x_BYD: jax.Array, ids_BY: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and log normaliser [B, Y], float32, `width` target slots of every row at a time."""
-    rows, slots = ids_BY.shape
+def at_targets(
+    model: Transformer,
+    placement: Placement,
+    hidden: Regions,
+    batch: Batch,
+    config: LossConfig,
+    function: Callable[[jax.Array, jax.Array], Any],
+) -> Any:
+    """Applies a function to the logits at the target slots, a chunk of them at a time.
 
-    def losses(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.logits(x)
-        log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-        return log_normaliser - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0], log_normaliser
+    Args:
+        model: the model.
+        placement: the operations that depend on the devices.
+        hidden: final hidden states.
+        batch: its target slots and ids.
+        config: the loss, for its `chunk_size`.
+        function: (float32 logits [B, y, V], int32 target ids [B, y]) -> arrays [B, y].
+
+    Returns:
+        The function's arrays, [B, Y]. Slots without a target have values, too.
+    """
+    x_BYD = jnp.take_along_axis(hidden.join(), batch.target_slots[..., None], axis=1)
+    ids_BY = batch.target_ids
+    rows, slots = ids_BY.shape
+    vocab = model.head_kernel().shape[1] // placement.vocab_shards
+    width = targets_per_chunk(config.chunk_size, rows // placement.row_shards, slots, vocab)
+
+    def apply(x: jax.Array, ids: jax.Array) -> Any:
+        return function(model.logits(x), ids)
 
     if width == slots:
-        return losses(x_BYD, ids_BY)
+        return apply(x_BYD, ids_BY)
     padding = -slots % width
     x_BYD, ids_BY = jnp.pad(x_BYD, ((0, 0), (0, padding), (0, 0))), jnp.pad(ids_BY, ((0, 0), (0, padding)))
     chunks = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(rows, -1, width, *a.shape[2:]), 1, 0), (x_BYD, ids_BY))
     # Recomputed in the backward pass; otherwise the logits of every chunk would be kept.
-    recomputed = jax.checkpoint(losses, prevent_cse=False)
+    recomputed = jax.checkpoint(apply, prevent_cse=False)
     found = jax.lax.map(lambda chunk: recomputed(*chunk), chunks)
-    joined = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(rows, -1)[:, :slots], found)
-    return joined[0], joined[1]
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(rows, -1)[:, :slots], found)
+
+
+def _target_losses(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and log normaliser [B, y], float32."""
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    return log_normaliser - jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0], log_normaliser
 
 
 def _by_group(x: Forward, group_BY: jax.Array, names: Sequence[str]) -> dict[str, Mean]:

@@ -12,6 +12,7 @@ from solo.config import Config
 from solo.files import append_json_line
 from solo.model.flops import step_flops
 from solo.model.parameters import ModelDefinition
+from solo.training.activations import activations_line
 from solo.training.data_guard import DataGuard
 from solo.training.feeding import Feeder, StepInfo
 from solo.training.groups import trainable_paths
@@ -68,7 +69,8 @@ class Recorder:
         """Waits for a step, writes its line, and stops the run if the step or its data was bad."""
         where = f"step {info.step} of stage {self._config.stages[info.stage].name!r}"
         self._guard.check(where, info.planned, info.stats())
-        measured = jax.device_get(measured)
+        measured = dict(jax.device_get(measured))
+        activations = measured.pop("activations", None)
         if self._feeder.learner is not None:
             self._feeder.learner.add(measured["loss_by_source"])
         values = means(measured)
@@ -81,6 +83,9 @@ class Recorder:
             self._tell_of_weights(info, weights)
         line = self._line(info, values, seconds)
         self._metrics.write(line)
+        if activations is not None:
+            stage = self._config.stages[info.stage].name
+            self._metrics.write(activations_line(info.step, stage, activations))
         self._observer.step(line, self._feeder.steps_before(len(self._feeder.plans)))
         if not values["applied"]:
             self._quarantine(info, values, bad_run)

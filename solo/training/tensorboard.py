@@ -119,9 +119,25 @@ def titled(line: Mapping[str, Any]) -> str:
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yields the numbers of a line with their names, such as `train/loss_by_source/digits`, `held_out/digits/loss`."""
+    """Yields the numbers of a line with their names.
+
+    For example `train/loss_by_source/digits`, `held_out/digits/loss` and `activations/rms/text/layer_00`.
+    """
     prefix = "/".join(str(line[name]) for name in ("kind", "task", "weights") if isinstance(line.get(name), str))
-    yield from _numbers({name: value for name, value in line.items() if name != "step"}, prefix)
+    numbers = {name: value for name, value in line.items() if name != "step"}
+    yield from _numbers(_by_layer(numbers) if line["kind"] == "activations" else numbers, prefix)
+
+
+def _by_layer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values with names for the entries of lists, which belong to layers."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = _by_layer(value)
+        elif isinstance(value, list):
+            value = {f"layer_{number:02d}": each for number, each in enumerate(value)}
+        found[name] = value
+    return found
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -20,6 +20,7 @@ from solo.data.store.prepare import Prepared
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.sharding.compiling import compile_lowered, compiler_options
 from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.training.activations import activations_of
 from solo.training.averages import averaged_paths, carry
 from solo.training.best import BestSteps, values_by_step
 from solo.training.boards import Board
@@ -109,6 +110,7 @@ class Trainer:
         self._profiler = Profiler(config.profile, run.profiles, observer.say)
         self._stages: dict[str, Stage] = {}
         self._compiled: dict[str, Any] = {}
+        self._activations: dict[str, Any] = {}
 
     @property
     def plans(self) -> list[StagePlan]:
@@ -188,9 +190,11 @@ class Trainer:
                 if step is None:
                     step = self._compile(start.stage, stage, state, batch, checkpoints)
                     info = info._replace(wait_seconds=0.0)  # the wait for the first batch is no part of its step
+                activations = self._activations_at(info, state, batch)
                 requested, self.observer.profile_requested = self.observer.profile_requested, False
                 with profiler.step(info.step, requested):
                     state, measured = step(state, batch)
+                measured = {**measured, **activations}
                 profiler.done(info.step, measured["loss"])
                 self._idle.given(measured["loss"])
                 if pending:  # the previous step is read while this one runs
@@ -332,11 +336,22 @@ class Trainer:
         key = self._program(number)
         if key not in self._compiled:
             with self._stop.at_once(checkpoints.wait):
-                lowered = stage.step.lower(state, batch)
-                self._compiled[key] = compile_lowered(lowered, self.mesh, self.config.compiler_options)
+                options = self.config.compiler_options
+                self._compiled[key] = compile_lowered(stage.step.lower(state, batch), self.mesh, options)
+                if self.config.watch.activations_every is not None:
+                    measure = activations_of(self.definition, self.config.stages[number], self.mesh, options)
+                    lowered = measure.lower(state.parameters, batch)
+                    self._activations[key] = compile_lowered(lowered, self.mesh, options)
         self.ledger.spent("compile")
         self.observer.note("running the first step")
         return self._compiled[key]
+
+    def _activations_at(self, info: StepInfo, state: TrainState, batch: Batch) -> dict[str, Any]:
+        """Returns the activations of a step, before its update, if they are due."""
+        every = self.config.watch.activations_every
+        if every is None or info.stage_step % every:
+            return {}
+        return {"activations": self._activations[self._program(info.stage)](state.parameters, batch)}
 
     def _position(self, info: StepInfo, recorder: Recorder) -> Progress:
         return Progress(info.step, info.stage, info.stage_step, self._feeder.snapshot(info), recorder.totals)
