@@ -14,6 +14,7 @@ import jax
 from solo.config import Config, ConfigError
 from solo.data.store.access import contents, reading
 from solo.data.store.bucket import local_folder
+from solo.data.store.grown import grown
 from solo.data.store.mirror import cache_note
 from solo.data.store.prepare import Prepared, open_prepared, prepare
 from solo.data.store.progress import Amount, Figures, Watcher
@@ -160,23 +161,39 @@ def _data(
 ) -> Prepared:
     """Opens the data, and prepares it first if this process is alone. It does not change until the stack is closed.
 
+    A run that is resumed does not take up files that were added to its sources or removed since they were prepared, as
+    other records would be another run's. It says so.
+
     Raises:
         ConfigError: it cannot be prepared, or it is not prepared and other processes would wait for it.
     """
-    folder = local_folder(config)
-    if not among_others():
+    folder, alone = local_folder(config), not among_others()
+    kept = grown(config) if run.newest_step() is not None else []
+    if alone and not (kept and _is_prepared(config)):
         observer.note("preparing data")
         prepare(config, watcher=_Preparation(observer))
-        stack.enter_context(reading(folder, contents(config), tell))
-        return open_prepared(config)
     stack.enter_context(reading(folder, contents(config), tell))
     try:
-        return open_prepared(config, inputs=True)
+        prepared = open_prepared(config, inputs=not alone and not kept)
+        for text in grown(config):
+            tell(text)
+        return prepared
     except ConfigError as error:
+        if alone:
+            raise
         raise ConfigError(
             f"{error}\nseveral processes train this run, and none of them waits for another to prepare; first run\n"
             f"  solo prepare {run.config_file}"
         ) from None
+
+
+def _is_prepared(config: Config) -> bool:
+    """Returns whether the data was prepared from the settings of a config, whatever its inputs are now."""
+    try:
+        open_prepared(config)
+    except ConfigError:
+        return False
+    return True
 
 
 class _Preparation(Watcher):

@@ -11,7 +11,8 @@ from solo.config import Config, ConfigError, TokenizerConfig, load_config
 from solo.data.store.prepare import Prepared, prepare
 from solo.data.text import open_tokenizer, train_tokenizer
 from solo.files import COMMIT_MARKER
-from solo.pipeline import _keep_order, _keep_tokenizer, _lock
+from solo.pipeline import _data, _keep_order, _keep_tokenizer, _lock
+from solo.training.observer import Observer
 from solo.training.run_folder import RunFolder
 
 
@@ -76,3 +77,26 @@ def test_a_run_is_not_resumed_with_other_records(tmp_path: Path) -> None:
         _keep_order(run, *made())
     write("lines.jsonl", texts)
     _keep_order(run, *made())
+
+
+@pytest.mark.parametrize(("processes", "check"), [(1, "time"), (1, "none"), (2, "time"), (2, "none")])
+def test_a_resumed_run_tells_that_a_source_has_grown(tmp_path: Path, monkeypatch, processes: int, check: str) -> None:
+    """It goes on with the records that it began with, until `solo prepare`."""
+    (tmp_path / "in-a").mkdir()
+    texts = "".join(json.dumps({"text": text}) + "\n" for text in topics.values())
+    for name in ("in-a/0.jsonl", "in-a/1.jsonl", "others.jsonl"):
+        (tmp_path / name).write_text(texts)
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path).replace("lines.jsonl", "in-*/*.jsonl"))
+    config = load_config(tmp_path / "run.yaml", [f"data.input_check={check}"])
+    before = prepare(config).sources["lines"].description.order
+    run = RunFolder(tmp_path / "run")
+    save_checkpoint(run)
+    (tmp_path / "in-b").mkdir()
+    (tmp_path / "in-b/2.jsonl").write_text(texts)
+    (tmp_path / "in-a/0.jsonl").unlink()
+    monkeypatch.setattr("solo.pipeline.among_others", lambda: processes > 1)
+    said: list[str] = []
+    with ExitStack() as stack:
+        found = _data(config, run, Observer(), stack, said.append)
+    assert said == ["source lines: 1 new files, 1 missing since it was prepared; run solo prepare to take them up"]
+    assert found.sources["lines"].description.order == before

@@ -47,6 +47,8 @@ def plan(request: Request) -> Plan:
     preparing = module("solo.launch.pid_file", "run", pid, *module("solo.cli", "prepare", config.path))
     prepare = Command((*set_variables, *preparing), "prepare the data, unless it is")
     hosts, no_step = f"{shlex.quote(request.folder)}/logs/host-*.log", "no step was done yet"
+    # The file also has lines of other kinds, the first of them before the first step.
+    newest = f'grep -s \'^{{"kind": "train"\' {shlex.quote(metrics)} | tail -n 1 | grep .'
     return Plan(
         request.run,
         "local",
@@ -54,7 +56,7 @@ def plan(request: Request) -> Plan:
         (*([prepare] if several else []), Command((*set_variables, *supervisor), "train here, in the foreground")),
         status=(
             Command(module("solo.launch.pid_file", "state", pid), "whether it runs"),
-            tail(shlex.quote(metrics), 1, no_step, "the newest step"),
+            Command(("sh", "-c", f"{newest} || echo {shlex.quote(f'launch: {no_step}')}"), "the newest step"),
         ),
         logs=(tail(hosts, 40, "no process has begun yet") if several else tail(shlex.quote(metrics), 40, no_step),),
         stop=(Command(module("solo.launch.pid_file", "stop", pid), "saves, and ends with 42"),),

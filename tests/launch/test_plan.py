@@ -127,6 +127,10 @@ def test_a_run_that_did_no_step_is_told_so(hosts: str, which: str, tmp_path: Pat
     assert main(["launch", "logs", "run"]) == 0
     assert capfd.readouterr().out == f"launch: no {which} yet\n"
     Path("runs/run").mkdir(parents=True)
-    Path("runs/run/metrics.jsonl").write_text("one\ntwo\n")
+    Path("runs/run/metrics.jsonl").write_text('{"kind": "branched"}\n')
     assert main(["launch", "status", "run"]) == 0
-    assert capfd.readouterr().out == "two\n"
+    assert capfd.readouterr().out == "launch: no step was done yet\n"
+    lines = ['{"kind": "train", "step": 1}\n', '{"kind": "train", "step": 2}\n', '{"kind": "evaluation"}\n']
+    Path("runs/run/metrics.jsonl").write_text("".join(lines))
+    assert main(["launch", "status", "run"]) == 0
+    assert capfd.readouterr().out == lines[1]

@@ -184,6 +184,9 @@ def _folders(files: Sequence[str], options: Mapping[str, Any]) -> list[str]:
             while folder != root and _inside(folder, root):
                 folder = os.path.dirname(folder)
                 found.add(folder or ".")
+    path = options.get("path")
+    if not files and isinstance(path, str) and os.path.isdir(path):  # the parts list what is in it
+        found.update(folder for folder, _, _ in os.walk(path, followlinks=False))
     return sorted(found)
 
 

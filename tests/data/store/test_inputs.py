@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 
 from solo.config import Config, ConfigError, TokenizerConfig
 from solo.data.record import encode_png
+from solo.data.store.grown import grown
 from solo.data.store.part import PartManifest
 from solo.data.store.prepare import open_prepared, prepare
 from solo.data.text import train_tokenizer
@@ -156,10 +157,41 @@ def test_a_file_is_added_to_a_glob(tmp_path):
     made = config(tmp_path / "made", sources, tokenizer={"vocab_size": 360, "train_on": ["topics"]})
     prepare(made)
     assert changed(made) == ("", set())
+    assert grown(made) == []
     (tmp_path / "2.jsonl").write_text(line(2).replace('"image": "2.png", ', ""))
+    note = "source chat: 1 new files, {} missing since it was prepared; run solo prepare to take them up"
+    assert grown(made) == [note.format(0)]
+    (tmp_path / "1.jsonl").rename(tmp_path / "elsewhere")
+    assert grown(made) == [note.format(1)]
+    (tmp_path / "elsewhere").rename(tmp_path / "1.jsonl")
     said, parts = changed(made)
     assert "files were added, removed or renamed" in said
     assert parts == {"2.jsonl:1-1", "2.jsonl:1-1 tokens"}
+    assert grown(made) == []
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").unlink()
+    assert grown(made) == []  # prepared elsewhere
+
+
+def test_an_image_is_added_to_a_folder_of_images(tmp_path):
+    for number in range(3):
+        place = tmp_path / "images" / f"class{number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(picture(number))
+    sources = {
+        "images": {"reader": "folder", "options": {"path": str(tmp_path / "images")}},
+        "topics": {"reader": "topics", "limit": 20},
+    }
+    made = config(tmp_path / "made", sources, tokenizer={"vocab_size": 360, "train_on": ["topics"]})
+    prepare(made)
+    assert grown(made) == []
+    (tmp_path / "images/class1/9.png").write_bytes(picture(9))
+    why = "files were added, removed or renamed since it was prepared"
+    assert grown(made) == [f"source images: {why}; run solo prepare to take them up"]
+    with pytest.raises(ConfigError, match=why):
+        open_prepared(made, inputs=True)
+    assert len(prepare(made).sources["images"]) == 4
+    assert grown(made) == []
 
 
 def test_inputs_that_are_absent_were_prepared_elsewhere(made, tmp_path):
