@@ -33,7 +33,7 @@ from solo.planning.replication import check_replication
 from solo.sharding.mesh import make_mesh
 from solo.storage import Bucket
 from solo.training.agreement import check_shared, compare_configs, compare_plans
-from solo.training.branching import Origin, find_origin
+from solo.training.branching import Origin, check_position, find_origin
 from solo.training.bucket_run import Store, storing
 from solo.training.distributed import among_others, first_then_others
 from solo.training.elsewhere import check_not_elsewhere
@@ -108,7 +108,10 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stop: Stop, stack
 
     def set_up() -> tuple[RunFolder, Prepared, Store]:
         nonlocal observer
-        lock = _lock(RunFolder(config.run_folder), stack, tell)
+        run = RunFolder(config.run_folder)
+        if config.branch is not None and run.newest_step() is None:
+            check_position(find_origin(config, run), config)  # before anything is written
+        lock = _lock(run, stack, tell)
         run = RunFolder.open(config, tell)
         store = stack.enter_context(storing(run, tell, lock))  # before the heartbeat, whose end is stored, too
         if config.branch is not None and run.newest_step() is None:

@@ -67,32 +67,54 @@ def find_origin(config: Config, run: RunFolder) -> Origin:
     return Origin(load_config(other.config_file), checkpoint, Progress(**position_of(checkpoint)))
 
 
+def check_position(found: Origin, config: Config) -> None:
+    """Checks the position of a branch as far as the config tells it: stages may count epochs or tokens.
+
+    Raises:
+        ConfigError: the stages are not those of the other run up to the checkpoint.
+    """
+    number = found.continued(config.stages)
+    if number is None:
+        return
+    steps = [stage.steps for stage in config.stages[: number + 1]]
+    known = [each for each in steps if each is not None]
+    if len(known) == len(steps):
+        _check_position(found, config, number, known)
+
+
+def _check_position(found: Origin, config: Config, number: int, steps: list[int]) -> None:
+    """Raises ConfigError if stage `number` does not go on at the checkpoint. `steps` are those of the stages."""
+    was, what = found.progress, f"stage {found.stage.name!r}"
+    done = was.stage_step
+    before = sum(steps[:number])
+    if before != was.step - done:
+        raise ConfigError(
+            f"cannot branch: {what} begins after step {was.step - done} of {found.config.name}, and after step"
+            f" {before} here; keep the stages before it, or give it another name to begin it anew"
+        )
+    if done > steps[number]:
+        raise ConfigError(
+            f"cannot branch: the checkpoint has done {done} steps of {what}, which has {steps[number]} here; raise"
+            f" stages.{number}.steps, or branch from an earlier step"
+        )
+    if done == steps[number] and number + 1 == len(config.stages):
+        raise ConfigError(
+            f"cannot branch: all {done} steps of {what}, the last one, are done at step {was.step}; raise"
+            f" stages.{number}.steps, append a stage, or branch from an earlier step"
+        )
+
+
 def start_of(found: Origin, config: Config, plans: list[StagePlan]) -> Progress:
     """Returns the position at which a branch begins.
 
     Raises:
         ConfigError: the stages, or the data of the continued one, are not those of the other run up to there.
     """
-    was, number, what = found.progress, found.continued(config.stages), f"stage {found.stage.name!r}"
+    was, number = found.progress, found.continued(config.stages)
     if number is None:
         return Progress(step=0, stage=0, stage_step=0, plan={})
+    _check_position(found, config, number, [each.num_steps for each in plans])
     plan, done = plans[number], was.stage_step
-    before = sum(each.num_steps for each in plans[:number])
-    if before != was.step - done:
-        raise ConfigError(
-            f"cannot branch: {what} begins after step {was.step - done} of {found.config.name}, and after step"
-            f" {before} here; keep the stages before it, or give it another name to begin it anew"
-        )
-    if done > plan.num_steps:
-        raise ConfigError(
-            f"cannot branch: the checkpoint has done {done} steps of {what}, which has {plan.num_steps} here; raise"
-            f" stages.{number}.steps, or branch from an earlier step"
-        )
-    if done == plan.num_steps and number + 1 == len(plans):
-        raise ConfigError(
-            f"cannot branch: all {done} steps of {what}, the last one, are done at step {was.step}; raise"
-            f" stages.{number}.steps, append a stage, or branch from an earlier step"
-        )
     if done < plan.num_steps:
         _check_data(found, config, number, plan)
     return Progress(was.step, number, done, was.plan, was.totals)
