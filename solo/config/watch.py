@@ -35,7 +35,7 @@ class WatchConfig(Section):
         description="steps of a stage between two lines with the norms of every component's gradients, updates and"
         " parameters",
     )
-    activations_every: int | None = Field(
+    activations_every_steps: int | None = Field(
         None,
         ge=1,
         description="steps of a stage between two lines with the size of the residual stream after every layer and of"

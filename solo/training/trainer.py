@@ -338,7 +338,7 @@ class Trainer:
             with self._stop.at_once(checkpoints.wait):
                 options = self.config.compiler_options
                 self._compiled[key] = compile_lowered(stage.step.lower(state, batch), self.mesh, options)
-                if self.config.watch.activations_every is not None:
+                if self.config.watch.activations_every_steps is not None:
                     measure = activations_of(self.definition, self.config.stages[number], self.mesh, options)
                     lowered = measure.lower(state.parameters, batch)
                     self._activations[key] = compile_lowered(lowered, self.mesh, options)
@@ -348,7 +348,7 @@ class Trainer:
 
     def _activations_at(self, info: StepInfo, state: TrainState, batch: Batch) -> dict[str, Any]:
         """Returns the activations of a step, before its update, if they are due."""
-        every = self.config.watch.activations_every
+        every = self.config.watch.activations_every_steps
         if every is None or info.stage_step % every:
             return {}
         return {"activations": self._activations[self._program(info.stage)](state.parameters, batch)}

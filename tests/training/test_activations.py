@@ -133,7 +133,7 @@ def test_a_run_trains_the_same_and_a_resumed_one_writes_the_same_lines(folder: P
     settings = {"stage": {"steps": 6}, "checkpoint": {"every_steps": 3}}
     plain = make(folder, name="plain", **settings)
     train(plain)
-    config = make(folder, name="measured", **settings, watch={"activations_every": 2})
+    config = make(folder, name="measured", **settings, watch={"activations_every_steps": 2})
     with pytest.raises(KilledError):
         train(config, Killer())
     before = activations(config.run_folder)
