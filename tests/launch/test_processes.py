@@ -268,8 +268,13 @@ def fail(): raise ValueError("no data")
 try:
     first_then_others(fail, lambda: None)
     sys.exit("did not fail")
-except ValueError: assert me == 0
-except OtherProcessError as error: assert me == 1 and str(error) == "process 0: ValueError: no data"
+except ValueError as error: assert str(error) == ("no data", "process 0: no data")[me]
+def break_down(): raise RuntimeError("no disk")
+try:
+    first_then_others(break_down, lambda: None)
+    sys.exit("did not fail")
+except OtherProcessError as error: assert me == 1 and str(error) == "process 0: no disk"
+except RuntimeError: assert me == 0
 wait_for_all()
 leave()
 print("fine")
