@@ -209,11 +209,12 @@ def test_the_command_line(runs, tmp_path, capsys):
 
 def test_the_model_card_has_the_metrics_of_the_run(runs, tmp_path):
     run = runs("llama")
+    fields = {"stage": "s", "tokens": 8, "visual_tokens": 3, "useful_share": 1.0, "timing": {"step_seconds": 0.5}}
     lines = [
-        {"kind": "train", "step": 1, "loss": 5.0, "total_tokens": 100, "total_flops": 10},
-        {"kind": "train", "step": 2, "loss": 2.5, "total_tokens": 1234, "total_flops": 20},
+        {"kind": "train", "step": 1, "loss": 5.0, "total_tokens": 100, "total_flops": 10, **fields},
+        {"kind": "train", "step": 2, "loss": 2.5, "total_tokens": 1234, "total_flops": 20, **fields},
         {"kind": "evaluation", "step": 2, "task": "reading", "metric": "exact_match", "score": 87.5, "examples": 40},
-        {"kind": "train", "step": 3, "loss": 1.0, "total_tokens": 9999, "total_flops": 30},
+        {"kind": "train", "step": 3, "loss": 1.0, "total_tokens": 9999, "total_flops": 30, **fields},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     export(run, tmp_path / "out", "llama", verified=False)

@@ -9,6 +9,7 @@ import pytest
 from solo.config import BestConfig, ConfigError, dump_config
 from solo.files import COMMIT_MARKER
 from solo.training.best import best_steps
+from solo.training.newest import METADATA
 from solo.training.reference import find_checkpoint, parse_reference
 from solo.training.run_folder import RunFolder
 from tests.tiny import tiny_config
@@ -71,6 +72,8 @@ def run(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "x")
     for step in (9, 10, 30):
         (run.checkpoints / str(step)).mkdir(parents=True)
+        position = {"item_handlers": {}, "custom_metadata": {"step": step}}
+        (run.checkpoints / str(step) / METADATA).write_text(json.dumps(position))
         (run.checkpoints / str(step) / COMMIT_MARKER).touch()
     (run.checkpoints / "40").mkdir()
     best = {"best": {"metric": "held_out/text"}}
