@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from solo.config import ConfigError, GroupConfig, StageConfig, nearest
 
+# A key that groups may set for their parameters.
+Key = Literal["learning_rate_scale", "weight_decay", "clip_norm", "optimizer"]
+
 
 def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
     """Returns the paths that a stage trains, sorted. Raises ConfigError if a glob matches none."""
@@ -41,7 +44,7 @@ def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:
 def grouped(
     groups: Sequence[GroupConfig],
     paths: Iterable[str],
-    key: Literal["learning_rate_scale", "weight_decay", "clip_norm", "optimizer"],
+    key: Key,
     where: str = "optimizer.groups",
 ) -> dict[str, Any]:
     """Returns path -> value of a key, from the last group that matches the path and has the key.
@@ -55,7 +58,7 @@ def grouped(
 def group_of(
     groups: Sequence[GroupConfig],
     paths: Iterable[str],
-    key: Literal["learning_rate_scale", "weight_decay", "clip_norm", "optimizer"],
+    key: Key,
     where: str = "optimizer.groups",
 ) -> dict[str, int]:
     """Returns path -> number of the last group that matches the path and has a key; see `grouped`."""

@@ -28,7 +28,7 @@ SHARDED = ("fsdp", "tensor")
 
 
 def rule_name(rule: UpdateRuleConfig, spec: ParameterSpec) -> str:
-    """Returns the name of the rule that updates a parameter: Muon leaves to AdamW what is no matrix of a layer."""
+    """Returns the name of the rule that updates a parameter. With Muon, AdamW updates all but the layers' matrices."""
     return "adamw" if rule.name == "muon" and spec.role not in MUON_ROLES else rule.name
 
 
