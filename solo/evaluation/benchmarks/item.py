@@ -1,0 +1,74 @@
+"""What a benchmark consists of: items, the questions that a model is asked about them, and judged answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from solo.data.record import Image, Place, Turn
+
+Convention = Literal["lmms-eval", "VLMEvalKit", "COCO"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item of a benchmark.
+
+    id          unique within the benchmark
+    images      encoded; decoded when they are needed
+    question    as the file has it
+    references  the right answers, at least one; the letter of a multiple-choice item
+    options     texts of the options by letter, in order; empty for an open question
+    labels      what scores are grouped by, such as category, split or subtask; may be empty
+    hint        a text to read before the question
+    place       the file and row of the item
+    """
+
+    id: str
+    images: tuple[Image, ...]
+    question: str
+    references: tuple[str, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    hint: str = ""
+    place: Place | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked, once.
+
+    item    the item as it is asked: its options are rotated, if the benchmark is circular
+    prompt  the conversation that the model continues
+    key     unique within the benchmark: the item's id, with `#1`, `#2`, ... for the further rotations
+    """
+
+    item: Item
+    prompt: tuple[Turn, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A judged answer.
+
+    key        of its question
+    answer     as the model wrote it
+    extracted  what was compared with the references; None if nothing was found in the answer
+    score      from 0 (wrong) to 1 (right); that of a caption may exceed 1
+    guessed    whether `extracted` was drawn at random, as some conventions demand when nothing was found
+    """
+
+    key: str
+    answer: str
+    extracted: str | None
+    score: float
+    guessed: bool = False
+
+
+class Judged(NamedTuple):
+    """An item with the judged answer to each of its questions, in their order."""
+
+    item: Item
+    answers: tuple[Scored, ...]
