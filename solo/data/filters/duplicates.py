@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from solo.config import ConfigError
+from solo.data.images.resizing import resize
 from solo.data.record import Image
 
 _BITS = 64
@@ -86,7 +87,8 @@ def perceptual_hash(image: Image) -> int:
         import imagehash  # optional, and slow to import
     except ImportError:
         raise ConfigError("deduplicate: similar_images needs the package imagehash; install solo-vlm[dedup]") from None
-    pixels = image.decode()
+    # `phash` would resize to this size itself, to pixels that depend on the version of Pillow.
+    pixels = resize(image.decode().convert("L"), (32, 32), "lanczos")
     found = imagehash.phash(pixels).hash
     return int.from_bytes(np.packbits(found.ravel()).tobytes(), "big")
 

@@ -18,6 +18,7 @@ from PIL import Image as PillowImage
 from solo.config import ImageConfig
 from solo.data.images.decoding import Header, decode, turn
 from solo.data.images.reasons import ImageError
+from solo.data.images.resizing import resize
 
 # OpenCV would use all cores for each image, in each of the loader's workers.
 cv2.setNumThreads(1)
@@ -113,8 +114,7 @@ def _resize(pixels: np.ndarray, covered: tuple[float, float], size: tuple[int, i
     if whole and covered == size:
         return pixels
     if config.resample == "bicubic":  # OpenCV's bicubic filter is another one, and not antialiased
-        filtered = PillowImage.fromarray(pixels).resize(size, PillowImage.Resampling.BICUBIC, box=(0, 0, *covered))
-        return np.asarray(filtered)
+        return np.asarray(resize(PillowImage.fromarray(pixels), size, "bicubic", covered))
     factors = covered[0] / size[0], covered[1] / size[1]
     if max(factors) > _MOST_BLURRED:
         least = min(pixels.shape[1], size[0]), min(pixels.shape[0], size[1])

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image as PillowImage
 
 from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ConfigError, ImageConfig
 from solo.data.images.decoding import Header, decode, read_header
 from solo.data.images.geometry import PatchGrid, patch_grid, resized
+from solo.data.images.resizing import resize
 from solo.data.images.tiles import tile_grid
 
 _PADDING = 1  # of 255; the value with which Fuyu pads, before it scales pixels to [0, 1]
-_FILTERS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.Resampling.BICUBIC}
 
 
 class Patches(NamedTuple):
@@ -96,9 +95,7 @@ def _decode_resized(
 
         return fast.decode_resized(data, header, sizes, config)
     image = decode(data, config)
-    return [
-        np.asarray(image if image.size == size else image.resize(size, _FILTERS[config.resample])) for size in sizes
-    ]
+    return [np.asarray(resize(image, size, config.resample)) for size in sizes]
 
 
 def _tiles(data: bytes, header: Header, columns: int, rows: int, config: ImageConfig) -> list[np.ndarray]:

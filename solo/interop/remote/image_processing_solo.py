@@ -129,8 +129,10 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return found.astype(np.float16).astype(np.float32) if self.image["stored_as_float16"] else found
 
     def _resize(self, image: Image.Image, width: int, height: int) -> np.ndarray:
-        size = (width, height)
-        return np.asarray(image if image.size == size else image.resize(size, _FILTERS[self.image["resample"]]))
+        # Each axis by itself, rows first: from 12.2 on, Pillow chooses an order, on which the pixels depend.
+        for size in ((width, image.height), (width, height)):
+            image = image if image.size == size else image.resize(size, _FILTERS[self.image["resample"]])
+        return np.asarray(image)
 
     def _tiles(self, image: Image.Image, columns: int, rows: int) -> list[np.ndarray]:
         side = self.image["tile_size"]
