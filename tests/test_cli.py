@@ -62,6 +62,9 @@ def test_fitting_a_law_does_not_import_jax() -> None:
         (["train", "configs/quickstart.yaml", "stages.0.steps=many"], "stages.0.steps"),
         (["generate", "nowhere", "--prompt", "hello"], "nowhere"),
         (["generate", "nowhere"], "--prompt"),
+        (["generate", "nowhere", "--prompt", "hi", "--image", "configs/../README.md"], "README.md"),
+        (["generate", "nowhere", "--prompt", "hi", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["generate", "nowhere", "--prompt", ""], "nothing to answer"),
         (["evaluate", "nowhere"], "nowhere"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,19 @@ from solo.model.generate import Generated, Sampling, generate
 from solo.model.kv_cache import KVCache
 from solo.model.transformer import padded_vocab
 from solo.sharding.axes import ROW_AXES
+
+
+class Answer(NamedTuple):
+    """An answer of a model.
+
+    text    without stop token
+    tokens  that were written, a stop token included
+    cut     whether `max_new_tokens` ended it, not a stop token
+    """
+
+    text: str
+    tokens: int
+    cut: bool
 
 
 @dataclass(frozen=True)

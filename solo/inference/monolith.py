@@ -6,21 +6,32 @@ model.generate([[{"role": "user", "content": [{"type": "image", "image": "cat.pn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from solo.batch import Batch
-from solo.config import LossConfig
+from solo.config import ImageConfig, LossConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
-from solo.inference.decoding import Decoding, answer_length, row_keys
+from solo.inference.decoding import Answer, Decoding, answer_length, row_keys
 from solo.inference.hf_batch import HFBatch, check_tensors, hf_batch
-from solo.inference.prompt import Conversation, encode_prompt, parse, prompt_batches, slots
+from solo.inference.prompt import (
+    Conversation,
+    Prompt,
+    PromptBatch,
+    encode_prompt,
+    in_order,
+    parse,
+    prompt_batches,
+    prompt_needs,
+    slots,
+)
 from solo.inference.session import Session
 from solo.inference.trained import TrainedModel
 from solo.model.generate import prefill
@@ -29,7 +40,7 @@ from solo.model.placement import Placement
 from solo.sharding.generation import make_cache
 from solo.sharding.hosts import on_host, row_share, summed
 from solo.sharding.mesh import device_batch, place_rows
-from solo.training.losses import batch_loss, normalised_weights
+from solo.training.losses import at_targets, batch_loss, normalised_weights
 
 
 class Monolith(TrainedModel):
@@ -133,27 +144,71 @@ class Monolith(TrainedModel):
         if not conversations:
             return []
         prompts = [self.runs(turns, open_turn=True) for turns in parse(conversations)]
-        # A power of two, so that similar numbers of conversations share a compilation.
-        rows = self.fill(min(1 << (len(prompts) - 1).bit_length(), batch_rows))
+        rows = self.answered_together(len(prompts), batch_rows)
+        plan = in_order(prompt_needs(prompts, self.config.image), rows, self.mesh.shape["context"])
         answers: list[str] = []
-        config = self.config
-        share = row_share(self.mesh)
+        for _, written in self.answer(prompts, plan, rows, decoding, seed=seed):
+            answers += [answer.text for answer in written]
+            if progress:
+                progress(len(answers), len(prompts))
+        return answers
+
+    def answered_together(self, prompts: int, batch_rows: int) -> int:
+        """Returns the rows of a batch: a power of two, so that similar numbers of prompts share a compilation.
+
+        Args:
+            prompts: number of all prompts, at least 1.
+            batch_rows: the most that are wanted.
+        """
+        return self.fill(min(1 << (prompts - 1).bit_length(), batch_rows))
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        plan: Sequence[PromptBatch],
+        rows: int,
+        decoding: Decoding,
+        *,
+        seed: int = 0,
+        smaller: Mapping[int, ImageConfig] | None = None,
+    ) -> Iterator[tuple[PromptBatch, list[Answer]]]:
+        """Answers prompts batch by batch; `generate` is this with one shape for all batches.
+
+        Args:
+            prompts: tokenized conversations, the last turn open (`runs`).
+            plan: the batches (`in_order` or `by_length` of `solo.inference.prompt`), each of at most `rows` prompts.
+            rows: see `answered_together`.
+            decoding: settings.
+            seed: of draws; an answer's depend on the number of its prompt, not on its batch.
+            smaller: see `prompt_batches`.
+
+        Yields:
+            each batch of the plan with the answers to its prompts.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        config, share = self.config, row_share(self.mesh)
         batches = prompt_batches(
             prompts,
             rows,
             self.tokenizer,
             config.image,
             config.sequence,
+            plan=plan,
+            smaller=smaller,
             share=(share.index, share.count),
-            slot_multiple=self.mesh.shape["context"],
             agreed=lambda failed: summed(failed, share, self.mesh)(),
         )
-        for batch, counts in batches:
-            keys = row_keys(self.mesh, seed, np.arange(len(answers), len(answers) + rows))
-            answers += self._answer(batch, counts, keys, decoding)[: len(prompts) - len(answers)]
-            if progress:
-                progress(len(answers), len(prompts))
-        return answers
+        for planned, (batch, counts) in zip(plan, batches, strict=True):
+            numbers = planned.numbers + planned.numbers[-1:] * (rows - len(planned.numbers))
+            keys = row_keys(self.mesh, seed, np.array(numbers))
+            yield planned, self._answer(batch, counts, keys, decoding)[: len(planned.numbers)]
+
+    def log_probabilities(self, batch: Batch) -> np.ndarray:
+        """Computes the log-probability of each target of a batch, float32 [B, Y], in nats; 0 where there is none."""
+        found = _log_probabilities(self.definition, self.placement, self.parameters, self.place(batch))
+        return on_host(found, self.mesh)[: len(batch.text)]
 
     def session(self) -> Session:
         """Begin a conversation that keeps its KV cache; see `Session`."""
@@ -169,7 +224,7 @@ class Monolith(TrainedModel):
         other = config.model_copy(update={"patch_embed": embed.model_copy(update={"token_id": batch.under_id})})
         return replace(self.definition, config=other), batch.batch
 
-    def _answer(self, batch: Batch, counts_B2: np.ndarray, keys_B: jax.Array, decoding: Decoding) -> list[str]:
+    def _answer(self, batch: Batch, counts_B2: np.ndarray, keys_B: jax.Array, decoding: Decoding) -> list[Answer]:
         definition, count = self.definition, row_share(self.mesh).count
         text_slots = batch.text.shape[1] + decoding.max_new_tokens
         cache = make_cache(self.mesh, definition.config, len(counts_B2) * count, batch.patches.shape[1], text_slots)
@@ -179,7 +234,25 @@ class Monolith(TrainedModel):
         written = decoding.decode(self, cache, logits, keys_B)
         tokens, lengths = on_host((written.tokens, written.lengths), self.mesh)
         answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        return [self.tokenizer.decode(row[: answer_length(row, self.template.stops)]) for row in answers]
+        return [self._text(row[: answer_length(row, self.template.stops)]) for row in answers]
+
+    def _text(self, tokens: np.ndarray) -> Answer:
+        return Answer(self.tokenizer.decode(tokens.tolist()), len(tokens), int(tokens[-1]) not in self.template.stops)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _log_probabilities(
+    definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch
+) -> jax.Array:
+    model = definition.bind(parameters)
+    hidden = model.hidden(batch, where).hidden
+
+    def of_targets(logits: jax.Array, ids: jax.Array) -> jax.Array:
+        chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    found = at_targets(model, where, hidden, batch, LossConfig(), of_targets)
+    return jnp.where(batch.target_weights > 0, found, 0.0)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,13 +111,15 @@ def prompt_batches(
     image: ImageConfig,
     sequence: SequenceConfig = _PLAIN,
     *,
+    plan: Sequence[PromptBatch] | None = None,
+    smaller: Mapping[int, ImageConfig] | None = None,
     share: tuple[int, int] = (0, 1),
     slot_multiple: int = 1,
     agreed: Callable[[list[int]], list[int]] = lambda failed: failed,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yields prompts as batches of one shape, each with its rows' patch and text counts, int32 [rows, 2].
+    """Yields prompts as batches, each with its rows' patch and text counts, int32 [rows, 2].
 
-    The last batch is filled up with copies of the last prompt.
+    A batch with fewer prompts than rows is filled up with copies of its last prompt.
 
     Args:
         prompts: all prompts, the same in every process.
@@ -125,45 +127,111 @@ def prompt_batches(
         tokenizer: the tokenizer.
         image: patch size and image mask.
         sequence: sliding window and positions.
+        plan: the batches; by default all prompts in order, in batches of one shape.
+        smaller: the image config of single prompts, by number, if their images are made smaller.
         share: (index, count): of every batch, only this share of the rows is decoded and yielded.
-        slot_multiple: patch and text slots are multiples of this.
+        slot_multiple: patch and text slots are multiples of this; for the default plan.
         agreed: sums a list over the processes of all shares; it is called once for every batch.
 
     Raises:
         ValueError: an image cannot be read (all are checked before the first batch), or cannot be decoded. It is raised
             in every process, wherever the image's row is.
     """
-    room = _room(prompts, image, slot_multiple)
+    if plan is None:
+        plan = in_order(prompt_needs(prompts, image), rows, slot_multiple)
     index, count = share
     pad = tokenizer.special.pad
-    for start in range(0, len(prompts), rows):
-        here = range(start + index * rows // count, start + (index + 1) * rows // count)
-        numbers = [min(number, len(prompts) - 1) for number in here]
+    configs = smaller or {}
+
+    def encoded(number: int) -> Document:
+        return encode_prompt(prompts[number], tokenizer, configs.get(number, image), f"conversation {number}")
+
+    for planned in plan:
+        here = range(index * rows // count, (index + 1) * rows // count)
+        numbers = [planned.numbers[min(place, len(planned.numbers) - 1)] for place in here]
         documents: dict[int, Document] = {}
         failed = [0] * rows
         for number in dict.fromkeys(numbers):
             try:
-                documents[number] = encode_prompt(prompts[number], tokenizer, image, f"conversation {number}")
+                documents[number] = encoded(number)
             except ValueError:
-                failed[number - start] = 1
+                failed[planned.numbers.index(number)] = 1
         for place, times in enumerate(agreed(failed)):
             if times:
-                encode_prompt(prompts[start + place], tokenizer, image, f"conversation {start + place}")
-                raise ValueError(f"conversation {start + place}: another process could not decode an image")
+                encoded(planned.numbers[place])
+                raise ValueError(f"conversation {planned.numbers[place]}: another process could not decode an image")
+        room = planned.room
         batch = stack([row_of(documents[number], room, image, pad, sequence=sequence) for number in numbers])
         yield batch, np.array([slots(documents[number]) for number in numbers], np.int32)
 
 
-def _room(prompts: Sequence[Prompt], image: ImageConfig, multiple: int) -> tuple[int, int]:
-    """Returns the patch and text slots of a row that any of the prompts fits."""
+class PromptBatch(NamedTuple):
+    """Prompts that are answered together.
+
+    numbers  of the prompts
+    room     patch and text slots of a row
+    """
+
+    numbers: tuple[int, ...]
+    room: tuple[int, int]
+
+
+def prompt_needs(prompts: Sequence[Prompt], image: ImageConfig) -> np.ndarray:
+    """Returns the patches and text tokens of each prompt, int64 [N, 2]. No image is decoded.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
     index = IndexBuilder()
     for number, prompt in enumerate(prompts):
         try:
             index.add(prompt)
         except OSError as error:
             raise ValueError(f"conversation {number}: an image cannot be read: {error}") from None
-    patches, text, _ = index.build().counts(image).max(axis=0).tolist()
-    return rounded_room((patches, text), multiple)
+    return index.build().counts(image)[:, :2]
+
+
+def in_order(needs_N2: np.ndarray, rows: int, multiple: int = 1) -> list[PromptBatch]:
+    """Returns batches of at most `rows` prompts, in the order of the prompts and with one shape, to compile once.
+
+    Args:
+        needs_N2: see `prompt_needs`.
+        rows: of a batch.
+        multiple: patch and text slots are multiples of this.
+    """
+    if not len(needs_N2):
+        return []
+    patches, text = needs_N2.max(axis=0).tolist()
+    room = rounded_room((patches, text), multiple)
+    numbers = range(len(needs_N2))
+    return [PromptBatch(tuple(numbers[start : start + rows]), room) for start in range(0, len(needs_N2), rows)]
+
+
+def by_length(needs_N2: np.ndarray, rows: int, multiple: int = 1) -> list[PromptBatch]:
+    """Returns batches of prompts of similar length, the longest first, in few shapes.
+
+    A batch has the shape of the one before unless its own has at most half the slots, or does not fit it: at most half
+    of a batch is padding that a shape of its own would save, and the number of shapes grows with the logarithm of the
+    lengths. The longest come first, so that a lack of memory shows at once.
+
+    Args:
+        needs_N2: see `prompt_needs`.
+        rows: of a batch.
+        multiple: patch and text slots are multiples of this.
+    """
+    rooms = np.array([rounded_room((patches, text), multiple) for patches, text in needs_N2.tolist()]).reshape(-1, 2)
+    # Among equal sums, those with equal patches are neighbours; the order of the prompts decides last.
+    order = np.lexsort((np.arange(len(rooms)), -rooms[:, 0], -rooms.sum(axis=1))).tolist()
+    found: list[PromptBatch] = []
+    for start in range(0, len(order), rows):
+        numbers = tuple(order[start : start + rows])
+        patches, text = rooms[list(numbers)].max(axis=0).tolist()
+        if found:
+            before = found[-1].room
+            if patches <= before[0] and text <= before[1] and 2 * (patches + text) > sum(before):
+                patches, text = before
+        found.append(PromptBatch(numbers, (patches, text)))
+    return found
 
 
 def rounded_room(most: tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from solo.data.record import Image
 
 HELP = "answer a prompt about images"
 DESCRIPTION = (
@@ -31,31 +35,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Answer prompts about images."""
-    if not arguments.turns:
-        raise ValueError("generate needs a --prompt, after the --image options that it is about")
+    questions = user_messages(arguments.turns or [])
+    from solo.inference.decoding import Decoding
+
+    decoding = Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     import solo
 
     messages: list[dict[str, Any]] = []
-    images: list[Any] = []
     model = solo.load(arguments.run, weights=arguments.weights)
-    for kind, value in arguments.turns:
-        if kind == "image":
-            images.append({"type": "image", "image": value})
-            continue
-        messages.append({"role": "user", "content": [*images, value] if value else images})
-        images = []
+    for question in questions:
+        messages.append(question)
         (answer,) = model.generate(
             [messages],
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
             seed=arguments.seed,
         )
-        print(answer)
+        print(answer, flush=True)
         messages.append({"role": "assistant", "content": answer})
-    if images:
-        raise ValueError("the last --image has no --prompt after it")
     return 0
+
+
+def user_messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Returns the user's messages, with their images read, before a model is loaded.
+
+    Args:
+        turns: ("image", FILE) and ("prompt", TEXT), in the order of the command line.
+
+    Raises:
+        ValueError: there is no prompt, an image has no prompt after it, or an image cannot be read.
+    """
+    messages: list[dict[str, Any]] = []
+    images: list[Any] = []
+    last = ""
+    for kind, value in turns:
+        if kind == "image":
+            images.append(_image(value))
+            last = value
+            continue
+        if not value and not images:
+            raise ValueError("--prompt is empty, and has no --image before it: there is nothing to answer")
+        messages.append({"role": "user", "content": [*images, value] if value else images})
+        images = []
+    if images:
+        raise ValueError(f"--image {last} has no --prompt after it; images come before the prompt that is about them")
+    if not messages:
+        raise ValueError("generate needs a --prompt, after the --image options that it is about")
+    return messages
+
+
+def _image(path: str) -> Image:
+    from solo.data.readers.image_files import load_image
+
+    image = load_image(path)
+    try:
+        image.decode()
+    except OSError as error:
+        raise ValueError(f"--image {path}: cannot be decoded: {error}") from None
+    return image
 
 
 class _Turn(argparse.Action):

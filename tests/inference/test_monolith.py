@@ -16,8 +16,9 @@ from solo.data.rows.document import PATCH, TextRun, encode, runs
 from solo.data.text import Tokenizer, extend_tokenizer
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer
 from solo.data.text.templates import InternLM2Chat
-from solo.inference.decoding import allowed_tokens
+from solo.inference.decoding import Decoding, allowed_tokens
 from solo.inference.monolith import Monolith
+from solo.inference.prompt import by_length, in_order, parse, prompt_needs
 from solo.model.parameters import define
 from solo.model.transformer import padded_vocab
 from solo.sharding.mesh import make_mesh
@@ -152,6 +153,39 @@ def read_anew(model: Monolith, parts: list, count: int) -> list[int]:
 
 def test_an_answer_does_not_depend_on_the_others(model, answers) -> None:
     assert model.generate(CONVERSATIONS[::-1], 6) == answers[::-1]
+
+
+def test_batches_by_length_give_the_same_answers_and_say_which_were_cut(model, answers) -> None:
+    prompts = [model.runs(turns, open_turn=True) for turns in parse(CONVERSATIONS)]
+    plan = by_length(prompt_needs(prompts, model.config.image), rows=2)
+    assert [number for batch in plan for number in batch.numbers] != list(range(len(prompts)))
+    found = {
+        number: answer
+        for batch, written in model.answer(prompts, plan, 2, Decoding(6))
+        for number, answer in zip(batch.numbers, written, strict=True)
+    }
+    assert [found[number].text for number in range(len(prompts))] == answers
+    stops = {str(stop) for stop in model.template.stops}
+    for answer in found.values():
+        assert answer.tokens == len(answer.text.split()) <= 6
+        assert answer.cut == (answer.text.split()[-1] not in stops)
+    # An image that is made smaller is another prompt.
+    smaller = model.config.image.model_copy(update={"max_side": 16})
+    plan = in_order(prompt_needs(prompts[2:3], smaller), 1)
+    ((_, (other,)),) = model.answer(prompts[2:3], plan, 1, Decoding(6), smaller={0: smaller})
+    assert other.text != answers[2]
+
+
+def test_log_probabilities_are_those_of_the_logits(model) -> None:
+    batch = model.batch([[*CONVERSATIONS[0], assistant("a circle")], [{"role": "text", "content": "a red square"}]])
+    found = model.log_probabilities(batch)
+    logits = model.logits(batch).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    rows, places = np.nonzero(batch.target_weights)
+    chosen = expected[rows, batch.target_slots[rows, places], batch.target_ids[rows, places]]
+    np.testing.assert_allclose(found[rows, places], chosen, atol=1e-4)
+    assert (found[batch.target_weights == 0] == 0).all()
+    assert len(rows) > 5
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_batch(model) -> None:

@@ -15,7 +15,7 @@ from solo.data.rows.assembly import assemble_row
 from solo.data.rows.document import encode
 from solo.data.text.templates import make_template
 from solo.inference.decoding import allowed_tokens, answer_length
-from solo.inference.prompt import prompt_batches, row_of, slots
+from solo.inference.prompt import by_length, in_order, prompt_batches, row_of, slots
 from tests.data.fakes import CharacterTokenizer
 
 TOKENIZER = CharacterTokenizer()
@@ -71,3 +71,22 @@ def test_an_answer_holds_text_and_a_stop_token() -> None:
     assert not allowed[TOKENIZER.vocab_size :].any()
     tokens = np.array([7, 12, 2, 12])
     assert [answer_length(tokens, stops) for stops in ((2,), (2, 12), (3,), (7,))] == [3, 2, 4, 1]
+
+
+def test_batches_by_length_hold_every_prompt_once_and_waste_at_most_half() -> None:
+    rng = np.random.default_rng(0)
+    needs = np.stack([rng.choice([0, 64, 300, 1024, 4096], 501), rng.integers(9, 400, 501)], axis=1)
+    plan = by_length(needs, rows=8, multiple=2)
+    assert sorted(number for batch in plan for number in batch.numbers) == list(range(501))
+    assert len(plan) == 63
+    own = [by_length(needs[list(batch.numbers)], rows=8, multiple=2)[0].room for batch in plan]
+    for batch, least in zip(plan, own, strict=True):
+        assert (needs[list(batch.numbers)] <= batch.room).all()
+        assert sum(batch.room) < 2 * sum(least) or batch.room == least
+    # Every shape is compiled: each of them at least halves, or does not fit the one before.
+    assert len({batch.room for batch in plan}) < 12
+    one_shape = in_order(needs, 8)
+    assert sum(sum(batch.room) for batch in plan) < 0.5 * sum(sum(batch.room) for batch in one_shape)
+    assert sum(plan[0].room) == max(sum(batch.room) for batch in plan)
+    assert by_length(needs, rows=8, multiple=2) == plan
+    assert by_length(needs[:0], rows=8) == in_order(needs[:0], rows=8) == []
