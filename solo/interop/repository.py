@@ -33,6 +33,7 @@ _AUTO_MODEL = {
     "AutoModel": "modeling_solo.SoloMonolithModel",
     "AutoModelForCausalLM": "modeling_solo.SoloMonolithForCausalLM",
     "AutoModelForImageTextToText": "modeling_solo.SoloMonolithForCausalLM",
+    "AutoModelForMultimodalLM": "modeling_solo.SoloMonolithForCausalLM",
 }
 _AUTO_PROCESSOR = {
     "AutoImageProcessor": "image_processing_solo.SoloMonolithImageProcessor",

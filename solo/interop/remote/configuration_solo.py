@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 
 
 class SoloMonolithConfig(PreTrainedConfig):
@@ -87,5 +88,9 @@ class SoloMonolithConfig(PreTrainedConfig):
         """Whether some component has separate weights for patches."""
         return "modality" in self.model["experts"].values()
 
+
+# `transformers serve` and pipelines find out from this table, not from auto_map, that the model reads images.
+_READS_IMAGES = getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {})
+_READS_IMAGES.setdefault(SoloMonolithConfig.model_type, "SoloMonolithForCausalLM")
 
 __all__ = ["SoloMonolithConfig"]
