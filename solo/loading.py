@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from solo.data.text.templates import Template
 from solo.files import resolved
 from solo.inference.loading import load_run, read_parameters, with_newest
 from solo.inference.monolith import Monolith
@@ -15,6 +16,7 @@ from solo.inference.trained import Published, local_mesh
 from solo.interop.config_json import read_config_json
 from solo.interop.description import describe_repository, placeholder_id
 from solo.interop.layout import Layout
+from solo.interop.published_chat import end_tokens, published_template
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition, Parameters, define
 from solo.training.evaluators import TRAINED
@@ -55,14 +57,22 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
 
 
 def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
-    """Load a model from a folder in Hugging Face form. Without tokenizer files it takes tensors only."""
+    """Load a model from a folder in Hugging Face form. Without tokenizer files it takes tensors only.
+
+    A text model uses the chat template of its repository. Every model ends answers at the end tokens of its repository.
+    """
     config_json = read_config_json(folder)
     layout, config, tokenizer = describe_repository(folder)
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh
-    published = Published(
-        layout.has_images, placeholder_id(config_json), partial(published_tensors, layout, definition)
-    )
+    template: Template | None = None
+    stops: tuple[int, ...] = ()
+    if tokenizer is not None:
+        # Layouts with images have chat templates of our own, which are compared with the published code.
+        template = None if layout.has_images else published_template(folder, tokenizer)
+        stops = end_tokens(folder, tokenizer)
+    rename = partial(published_tensors, layout, definition)
+    published = Published(layout.has_images, placeholder_id(config_json), rename, template, stops)
     parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
     return Monolith(config, tokenizer, parameters, mesh, published)
 

@@ -32,11 +32,15 @@ class Published:
     sees_images     False for a text model, whose patch embedder is all zeros
     placeholder_id  the token that stands for a patch in its `input_ids`, if its config names one
     rename          our arrays by path -> the repository's arrays by tensor name
+    template        its own chat template; None: the one that the config names
+    stops           tokens that end an answer, besides those of the config's template
     """
 
     sees_images: bool
     placeholder_id: int | None
     rename: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+    template: Template | None = None
+    stops: tuple[int, ...] = ()
 
 
 class TrainedModel:
@@ -108,7 +112,13 @@ class TrainedModel:
     @cached_property
     def template(self) -> Template:
         """The chat template. Raises ConfigError if the tokenizer lacks one of its tokens."""
-        return make_template(self.tokenizer, self.config.sequence)
+        if self.published is None:
+            return make_template(self.tokenizer, self.config.sequence)
+        if self.published.template is not None:
+            return self.published.template
+        found = make_template(self.tokenizer, self.config.sequence)
+        found.more_stops = self.published.stops
+        return found
 
     @property
     def placeholder_id(self) -> int:
@@ -122,11 +132,10 @@ class TrainedModel:
 
     def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
         """Apply the chat template; see `Template.runs`. Raises ValueError for an image if this is a text model."""
-        runs = self.template.runs(turns, open_turn, continued)
         blind = self.published is not None and not self.published.sees_images
-        if blind and any(isinstance(run, Image) for run in runs):
+        if blind and any(isinstance(part, Image) for turn in turns for part in turn.content):
             raise ValueError("this is a text model and cannot read images (solo import can upcycle it to a monolith)")
-        return runs
+        return self.template.runs(turns, open_turn, continued)
 
 
 def local_mesh() -> Mesh:

@@ -177,7 +177,7 @@ class HuggingFaceTokenizer(Tokenizer):
             token_id = self.find(token)
             added[next_id if token_id is None else token_id] = AddedToken(token, True)
             next_id += token_id is None
-        return HuggingFaceTokenizer(_with_tokens(self._text, added), *self._names)
+        return HuggingFaceTokenizer(with_tokens(self._text, added), *self._names)
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json`, and a `tokenizer_config.json` that names `bos`, `eos` and `pad`."""
@@ -200,7 +200,7 @@ def from_repository(text: str, found: RepositoryTokens) -> HuggingFaceTokenizer:
         raise ValueError(
             f"no file names the token that ends a text; put a {CONFIG_FILE} with eos_token next to the tokenizer.json"
         )
-    return HuggingFaceTokenizer(_with_tokens(text, found.added), found.bos, found.eos, found.pad)
+    return HuggingFaceTokenizer(with_tokens(text, found.added), found.bos, found.eos, found.pad)
 
 
 def added_tokens(text: str) -> dict[int, AddedToken]:
@@ -212,7 +212,7 @@ def added_tokens(text: str) -> dict[int, AddedToken]:
         raise ValueError("not a tokenizer.json") from None
 
 
-def _with_tokens(text: str, tokens: Mapping[int, AddedToken]) -> str:
+def with_tokens(text: str, tokens: Mapping[int, AddedToken]) -> str:
     """Returns the file's text with tokens appended, renamed or made special; the same text if nothing changes."""
     try:
         tree = json.loads(text)

@@ -46,11 +46,13 @@ class Template(ABC):
         special_tokens: special tokens that it needs.
         takes_system: whether it has a place for a system turn.
         closing: tokens after an answer; if there are any, the first one ends the answer.
+        more_stops: further tokens that end a generated answer.
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ()
     takes_system: ClassVar[bool] = True
     closing: tuple[int, ...]
+    more_stops: tuple[int, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
         self._tokenizer, self._system = tokenizer, system
@@ -67,8 +69,8 @@ class Template(ABC):
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Tokens that end a generated answer: the first of `closing`, and the end-of-text token."""
-        return tuple(dict.fromkeys([*self.closing[:1], self._tokenizer.special.eos]))
+        """Tokens that end a generated answer: the first of `closing`, the end-of-text token, and `more_stops`."""
+        return tuple(dict.fromkeys([*self.closing[:1], self._tokenizer.special.eos, *self.more_stops]))
 
     def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
         """Tokenizes turns.
