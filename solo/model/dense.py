@@ -6,6 +6,7 @@ the weights and reduces their gradients.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, overload
 
 import jax
@@ -40,6 +41,46 @@ def dense(x: Any, *weights: nnx.Param) -> Any:
         return jax.tree.map(lambda part: named(jnp.tensordot(part, value.astype(part.dtype), inputs)), x)
 
     return one_or_all(tuple(product(weight) for weight in weights))
+
+
+def dense_on_cpu(x: Any, *weights: nnx.Param) -> Any:
+    """`Dense` on one CPU device: the same values, with a backward pass that XLA compiles well there.
+
+    From the plain products, XLA fuses the elementwise operations before a gradient into a transposed copy of it, which
+    recomputes them column by column. A step of the quickstart takes 0.75 of its CPU time with this function.
+    """
+
+    def products(part: jax.Array) -> tuple[jax.Array, ...]:
+        values = [weight[...].astype(part.dtype) for weight in weights]
+        inputs = weights[0].inputs
+        x_NI = part.reshape(-1, math.prod(part.shape[part.ndim - inputs :]))
+        found = _products(x_NI, tuple(value.reshape(x_NI.shape[1], -1) for value in values))
+        batch = part.shape[: part.ndim - inputs]
+        return tuple(named(y.reshape(*batch, *v.shape[inputs:])) for y, v in zip(found, values, strict=True))
+
+    leaves, tree = jax.tree.flatten(x)
+    return one_or_all(tuple(jax.tree.unflatten(tree, each) for each in zip(*map(products, leaves), strict=True)))
+
+
+@jax.custom_vjp
+def _products(x_NI: jax.Array, weights_IO: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(x_NI @ weight_IO for weight_IO in weights_IO)
+
+
+def _products_forward(x_NI: jax.Array, weights_IO: tuple[jax.Array, ...]) -> tuple:
+    return _products(x_NI, weights_IO), (x_NI, weights_IO)
+
+
+def _products_backward(saved: tuple, gradients_NO: tuple[jax.Array, ...]) -> tuple:
+    x_NI, weights_IO = saved
+    # The barriers have each gradient written once, and its rows transposed once for all weights that read them.
+    gradients_NO = jax.lax.optimization_barrier(gradients_NO)
+    x_IN = jax.lax.optimization_barrier(x_NI.T)
+    d_x = sum(g_NO @ weight_IO.T for g_NO, weight_IO in zip(gradients_NO, weights_IO, strict=True))
+    return d_x, tuple(x_IN @ g_NO for g_NO in gradients_NO)
+
+
+_products.defvjp(_products_forward, _products_backward)
 
 
 def named(product: jax.Array) -> jax.Array:

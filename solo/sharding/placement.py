@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import ConfigError, ModelConfig
 from solo.model.attention.kernel import Kernel, choose_kernel
+from solo.model.dense import dense, dense_on_cpu
 from solo.model.moe import ExpertWeights, Load, routed_ffn
 from solo.model.placement import Placement, attention_with
 from solo.model.regions import Regions
@@ -34,7 +35,9 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     turn = rotate_by_product if device.platform == "tpu" else rotate
     if mesh.size == 1:
         return Placement(
-            attention=lambda q, k, v, attend_BS4, config: attention_with(kernel, q, k, v, attend_BS4), rotate=turn
+            dense=dense_on_cpu if device.platform == "cpu" else dense,
+            attention=lambda q, k, v, attend_BS4, config: attention_with(kernel, q, k, v, attend_BS4),
+            rotate=turn,
         )
     tensor = mesh.shape["tensor"]
     if config.kv_heads % tensor:
@@ -43,7 +46,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
 
-    def dense(x: Any, *weights: nnx.Param) -> Any:
+    def sharded(x: Any, *weights: nnx.Param) -> Any:
         return dense_on(mesh, x, *weights)
 
     def attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
@@ -52,7 +55,8 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
         return routed_ffn_on(mesh, x, live, weights, top_k, TABLE["slots"])
 
-    return Placement(constrain, dense, attention, experts, turn, row_shards=row_shards(mesh.shape), vocab_shards=tensor)
+    shards = row_shards(mesh.shape)
+    return Placement(constrain, sharded, attention, experts, turn, row_shards=shards, vocab_shards=tensor)
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
