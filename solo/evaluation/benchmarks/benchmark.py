@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from solo.data.record import Turn
-from solo.evaluation.benchmarks.item import Convention, Item, Judged, Question, Scored
-from solo.evaluation.benchmarks.metric import Metric
+from solo.evaluation.benchmarks.fields import Fields
+from solo.evaluation.benchmarks.images import check
+from solo.evaluation.benchmarks.item import Convention, Item, Judged, Question, Scored, Verdict
+from solo.evaluation.benchmarks.metric import Mean, Metric, one_per_value
+
+ACCURACY = Mean()
+Judge = Callable[[Item, str], Verdict]
+Grade = Callable[[Sequence[tuple[Question, str]]], list[Scored]]
 
 
 @dataclass(frozen=True)
@@ -15,39 +21,61 @@ class Benchmark:
     """A benchmark under one convention.
 
     name            of the task, such as `pope` or `pope_vlmevalkit`
-    dataset         name of its files; conventions share it
     title           as papers write it
     convention      whose prompt and scoring it follows
+    fields          where its files keep an item
+    ask             returns the prompt of an item
+    judge_one       judges an answer, if answers can be judged one by one
     metric          the headline
     max_new_tokens  enough for an answer
-    ask             returns the prompt of an item
-    grade           judges all answers
-    items           reads the items of files
     rotations       returns an item with its options in every order that is asked; by default as it is
     groups          the labels that scores are also given for
     further         more metrics of all items
+    judge_all       judges all answers together, in place of `judge_one`
+    files           names of its files as they are published, without suffix
+    dataset         name of its files, which conventions share; by default the name
     """
 
     name: str
-    dataset: str
     title: str
     convention: Convention
-    metric: Metric
-    max_new_tokens: int
+    fields: Fields
     ask: Callable[[Item], tuple[Turn, ...]]
-    grade: Callable[[Sequence[tuple[Question, str]]], list[Scored]]
-    items: Callable[[Sequence[str]], Iterator[Item]]
+    judge_one: Judge | None = None
+    metric: Metric = ACCURACY
+    max_new_tokens: int = 16
     rotations: Callable[[Item], Sequence[Item]] = lambda item: (item,)
     groups: tuple[str, ...] = ()
     further: tuple[Metric, ...] = ()
+    judge_all: Grade | None = None
+    files: tuple[str, ...] = ()
+    dataset: str = ""
 
-    def read(self, paths: Sequence[str]) -> Iterator[Item]:
+    def __post_init__(self) -> None:
+        if (self.judge_one is None) == (self.judge_all is None):
+            raise ValueError(f"benchmark {self.name!r} needs judge_one or judge_all")
+        if not self.dataset:
+            object.__setattr__(self, "dataset", self.name)
+
+    def read(self, paths: Sequence[str], left_out: Callable[[str], None] = lambda reason: None) -> Iterator[Item]:
         """Yields the items of files or folders, in any of the layouts that the benchmark is published in.
+
+        Args:
+            paths: TSV, parquet and Arrow files, and folders of them.
+            left_out: called with the reason for every row that is no item of the benchmark, as of another split.
 
         Raises:
             ConfigError: a file or row cannot be used; the message names file, row and column.
         """
-        return self.items(paths)
+        yield from self.fields.items(paths, f"benchmark {self.name!r}", left_out)
+
+    def check(self, item: Item) -> None:
+        """Decodes the images of an item, of which `read` looked at the headers alone.
+
+        Raises:
+            ConfigError: one cannot be decoded; the message names file and row.
+        """
+        check(item, f"benchmark {self.name!r}")
 
     def questions(self, item: Item) -> tuple[Question, ...]:
         """Returns what is asked about an item: one question, or one per rotation of its options."""
@@ -57,8 +85,11 @@ class Benchmark:
         )
 
     def judge(self, answers: Sequence[tuple[Question, str]]) -> list[Scored]:
-        """Judges answers, in their order. Captions need all of the benchmark's: a word counts more if it is rarer."""
-        return self.grade(answers)
+        """Judges answers, in their order. Pass all answers at once: a word of a caption counts more if it is rarer."""
+        if self.judge_all is not None:
+            return self.judge_all(answers)
+        assert self.judge_one is not None
+        return [Scored(question.key, answer, *self.judge_one(question.item, answer)) for question, answer in answers]
 
     def summary(self, items: Sequence[Judged]) -> dict[str, float]:
         """Returns the headline first, under the metric's name, then further metrics, then `label/value` of each group.
@@ -72,17 +103,36 @@ class Benchmark:
         for label in self.groups:
             parts: dict[str, list[Judged]] = {}
             for item in items:
-                if value := item.item.labels.get(label):
-                    parts.setdefault(value, []).append(item)
+                for one in one_per_value(item, label):
+                    if value := one.item.labels.get(label):
+                        parts.setdefault(value, []).append(one)
             found |= {f"{label}/{value}": self.metric.of(part) for value, part in sorted(parts.items())}
         return found
 
 
 def registry(benchmarks: Sequence[Benchmark]) -> Mapping[str, Benchmark]:
     """Returns benchmarks by name. Raises ValueError if two have the same."""
-    found: dict[str, Benchmark] = {}
-    for benchmark in benchmarks:
-        if benchmark.name in found:
-            raise ValueError(f"two benchmarks are named {benchmark.name!r}")
-        found[benchmark.name] = benchmark
+    found = {benchmark.name: benchmark for benchmark in benchmarks}
+    if len(found) < len(benchmarks):
+        names = [benchmark.name for benchmark in benchmarks]
+        raise ValueError(f"two benchmarks are named {next(name for name in names if names.count(name) > 1)!r}")
     return found
+
+
+def rotated(item: Item) -> Sequence[Item]:
+    """Returns an item with its options in every cyclic order: those of the file, else all that there are.
+
+    A benchmark is circular if an item is right only if it is answered right in all of them.
+    """
+    if item.variants:
+        return (item, *item.variants)
+    letters, texts = list(item.options), list(item.options.values())
+    right = letters.index(item.references[0])
+    return [
+        replace(
+            item,
+            options=dict(zip(letters, texts[-shift:] + texts[:-shift], strict=True)) if shift else item.options,
+            references=(letters[(right + shift) % len(letters)],),
+        )
+        for shift in range(len(letters))
+    ]

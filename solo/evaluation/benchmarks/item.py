@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 
 from solo.data.record import Image, Place, Turn
 
+SEVERAL = "|"
+"""Joins the values of a label that an item has several of."""
+
 Convention = Literal["lmms-eval", "VLMEvalKit", "COCO"]
 
 
@@ -20,8 +23,9 @@ class Item:
     question    as the file has it
     references  the right answers, at least one; the letter of a multiple-choice item
     options     texts of the options by letter, in order; empty for an open question
-    labels      what scores are grouped by, such as category, split or subtask; may be empty
+    labels      what scores are grouped by, such as category or split. Several values of a label are joined by `|`
     hint        a text to read before the question
+    variants    the same item with its options in other orders, if the file has them (circular evaluation)
     place       the file and row of the item
     """
 
@@ -32,6 +36,7 @@ class Item:
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
+    variants: tuple[Item, ...] = ()
     place: Place | None = field(default=None, compare=False)
 
 
@@ -62,6 +67,14 @@ class Scored:
 
     key: str
     answer: str
+    extracted: str | None
+    score: float
+    guessed: bool = False
+
+
+class Verdict(NamedTuple):
+    """A judgement; see `Scored`."""
+
     extracted: str | None
     score: float
     guessed: bool = False

@@ -1,0 +1,137 @@
+"""Images of a row: in the row, in a file beside it, in another row of the same file, or in a table of images."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from solo.config import ConfigError
+from solo.data.readers.image_files import load_image
+from solo.data.record import Image, Place
+from solo.evaluation.benchmarks.item import Item
+from solo.evaluation.benchmarks.rows import Source, open_sources
+from solo.files import is_remote
+
+GQA_IMAGE = "imageId"
+_POINTER = 64  # a text of so many characters at most is no image, but the id of the row that has it
+
+
+class Images:
+    """The images of a file's rows.
+
+    A short text in place of an image is the id of the row that holds it, as in VLMEvalKit's files. Such
+    images are kept in memory; the file is read twice more to find them. So is GQA's table of images.
+    """
+
+    def __init__(self, source: Source, columns: Sequence[str], what: str):
+        self._source, self._columns, self._what = source, list(columns), what
+        self._shared: dict[str, Any] | None = None
+        if self._columns == [GQA_IMAGE]:
+            self._shared = self._read_table()
+        elif source.is_text and "index" in source.columns and self._columns == ["image"]:
+            self._shared = self._read_shared()
+
+    def of(self, values: Mapping[str, Any], place: Place) -> tuple[Image, ...]:
+        """Returns the images of a row, at least one.
+
+        Raises:
+            ConfigError: one is missing or is not an image; the message names file, row and column.
+        """
+        found: list[Image] = []
+        empty: str | None = None
+        for column in self._columns:
+            value = values[column]
+            if self._shared is not None and isinstance(value, str) and _is_pointer(value):
+                if value not in self._shared:
+                    raise fault(self._what, place, column, f"names the image {value!r}, which is nowhere")
+                value = self._shared[value]
+            parts = _parts(value) or _parts(values.get("image_path"))
+            if not parts:
+                empty = empty or column
+                continue
+            if empty is not None:
+                raise fault(self._what, place, empty, f"is empty, but {column!r} is not")
+            found += [self._load(one, place, column) for one in parts]
+        if not found:
+            raise fault(self._what, place, self._columns[0], "holds no image")
+        return tuple(found)
+
+    def _load(self, value: Any, place: Place, column: str) -> Image:
+        folder = os.path.dirname(place.file)
+        stem = os.path.basename(place.file).split(".")[0]
+        reason = ""
+        for inside in (folder, os.path.join(folder, "images"), os.path.join(folder, "images", stem)):
+            try:
+                image = load_image(value, inside or ".")
+                image.header()
+                return image
+            except (ValueError, OSError) as error:
+                reason = reason or str(error)
+                if not isinstance(value, str) or is_remote(value):
+                    break
+        raise fault(self._what, place, column, f"cannot be read as an image: {reason}")
+
+    def _read_shared(self) -> dict[str, Any]:
+        """Returns the images that other rows point to, by the ids of their rows."""
+        wanted = {row.values["image"] for row in self._source.rows(["image"]) if _is_pointer(row.values["image"] or "")}
+        if not wanted:
+            return {}
+        rows = self._source.rows(["index", "image"])
+        return {row.values["index"]: row.values["image"] for row in rows if row.values["index"] in wanted}
+
+    def _read_table(self) -> dict[str, Any]:
+        """Returns the images of GQA by id. Their table lies in a folder of its own beside that of the questions."""
+        folder = os.path.dirname(self._source.path)
+        beside = folder.removesuffix("_instructions") + "_images"
+        if not os.path.isdir(beside):
+            raise ConfigError(
+                f"{self._what}: {self._source.path} names its images in column {GQA_IMAGE!r}, and their table belongs"
+                f" into {beside}, which does not exist; keep the folders as they are published"
+            )
+        tables = open_sources([beside], (("testdev",),), (), self._what)
+        return {str(row.values["id"]): row.values["image"] for table in tables for row in table.rows(["id", "image"])}
+
+
+def check(item: Item, what: str) -> None:
+    """Decodes the images of an item. Reading it looked at their headers alone.
+
+    Raises:
+        ConfigError: one cannot be decoded; the message names file and row.
+    """
+    for number, image in enumerate(item.images, start=1):
+        try:
+            image.decode()
+        except OSError as error:
+            which = f"image {number} of {len(item.images)}" if len(item.images) > 1 else "its image"
+            place = item.place or Place("no file")
+            raise fault(what, place, None, f"{which} cannot be decoded: {error}") from None
+
+
+def fault(what: str, place: Place, column: str | None, text: str) -> ConfigError:
+    """Returns an error that names file, row and column."""
+    where = f"column {column!r} " if column else ""
+    return ConfigError(f"{what}: {place.file}, row {place.line}: {where}{text}")
+
+
+def listed(value: Any) -> Any:
+    """Returns the list that a text writes out as Python does, and anything else as it is."""
+    if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = ast.literal_eval(value.strip())
+            if isinstance(found, list):
+                return found
+    return value
+
+
+def _parts(value: Any) -> list[Any]:
+    value = listed(value)
+    if value is None or value in ("", "nan"):
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _is_pointer(text: str) -> bool:
+    return 0 < len(text) <= _POINTER and "." not in text and "/" not in text
