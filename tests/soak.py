@@ -56,8 +56,11 @@ class Kill:
 
     @property
     def statuses(self) -> tuple[int, ...]:
-        """The exit statuses with which the attempt may end: it may have been over before the kill."""
-        return {"KILL": (137,), "TERM": (INTERRUPTED, 143), "worker": (TRANSIENT,)}[self.what]
+        """The exit statuses with which the attempt may end: a launch restarts the run after each of them.
+
+        A process that misses a killed one may end within the same poll of the launch, and then its status counts.
+        """
+        return {"KILL": (137, TRANSIENT), "TERM": (INTERRUPTED, 143), "worker": (TRANSIENT,)}[self.what]
 
 
 @dataclass

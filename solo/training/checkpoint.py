@@ -117,6 +117,9 @@ class Checkpoints:
                 # In place, whatever is not complete counts as temporary, also what a user put there.
                 cleanup_tmp_directories=not in_place,
             )
+        # Orbax would tell JAX the step of every save, which is not the number of a call to `stop_agreed`. A SIGTERM
+        # after that would stop the processes at a call that they have passed: never.
+        self._orbax._manager.reached_preemption = lambda step: False
 
     def resume(self, abstract: Callable[[Progress], TrainState]) -> tuple[Progress, TrainState] | None:
         """Restores the newest checkpoint that is whole, in all processes the same one.

@@ -175,13 +175,14 @@ def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path,
 
     with cluster(tmp_path) as nodes:
         print(nodes.run("sinfo", "-Nl"))
-        submit(nodes, "whole")
+        longer = ["stages.1.steps=300", "checkpoint.every_steps=1000"]  # long enough to be stopped in the middle
+        submit(nodes, "whole", *longer)
         wait_until(lambda: over(nodes), 600)
         print(log("whole"))
-        assert steps(tmp_path, "whole") == list(range(1, STEPS + 1))
+        assert steps(tmp_path, "whole") == list(range(1, STEPS // 2 + 300 + 1))
 
         # SIGTERM to the step, as before a time limit; only one checkpoint is made before the end, by that.
-        submit(nodes, "stopped", "checkpoint.every_steps=1000")
+        submit(nodes, "stopped", *longer)
         wait_until(lambda: len(steps(tmp_path, "stopped")) > 2)
         print(nodes.run("squeue", "-o", "%i %j %T %D %N"))
         (job,) = nodes.run("squeue", "-h", "-o", "%i").split()

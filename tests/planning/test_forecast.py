@@ -73,7 +73,7 @@ def test_the_command_writes_every_figure(found: Forecast, tmp_path: Path, monkey
         == 0
     )
     plan = json.loads((tmp_path / "new" / "plan.json").read_text())
-    assert set(plan) == {"file", "config", "machine", "stages", "recipe", "basis", "overrides"}
+    assert set(plan) == {"file", "config", "machine", "stages", "evaluation", "recipe", "basis", "overrides"}
     first, second = plan["stages"]
     assert set(first) == {
         *("stage", "mesh", "settings", "rows", "memory", "flops", "collectives", "step", "mfu", "tokens_per_second"),

@@ -257,8 +257,8 @@ def test_a_refusal_says_what_to_do(runs: Runs, reference, stages, changes, messa
 @pytest.mark.parametrize("stages", [[{}], [{"steps": 3}], [{"name": "new"}, {"steps": 9}]])
 def test_a_position_is_refused_before_anything_is_written(runs: Runs, stages) -> None:
     with pytest.raises(ConfigError, match="cannot branch"):
-        runs.train("refused", *(runs.stage(**stage) for stage in stages), branch="base")
-    assert not runs.run("refused").path.exists()
+        runs.train("position", *(runs.stage(**stage) for stage in stages), branch="base")
+    assert not runs.run("position").path.exists()
 
 
 def test_another_tokenizer_is_refused_with_the_way_to_take_the_right_one(runs: Runs) -> None:

@@ -330,7 +330,9 @@ def test_a_bucket_whose_files_cannot_be_removed_is_refused(tmp_path, s3, monkeyp
     def denied(self, path):
         raise PermissionError("Access Denied when calling DeleteObject")
 
-    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "rm_file", denied)
+    files = fsspec.get_filesystem_class("s3")
+    files.clear_instance_cache()  # an instance holds its methods
+    monkeypatch.setattr(files, "rm_file", denied)
     rows = [f"stages.{number}.batch_rows=8" for number in (0, 1)]  # a row for each of the tests' devices
     assert main([*command(tmp_path, f"{s3}/runs"), *rows]) == 2
     assert "cannot be reached: Access Denied when calling DeleteObject; log in with `aws configure`" in (

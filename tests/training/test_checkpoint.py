@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from solo.config import CheckpointConfig, ImageConfig, MeshConfig, ModelConfig, SafetyConfig, StageConfig
 from solo.model.parameters import ModelDefinition
@@ -153,3 +154,12 @@ def test_if_all_checkpoints_are_damaged_nothing_begins_anew(tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read(.|\n)*/5 is(.|\n)*/3 is"):
         Checkpoints(tmp_path, CheckpointConfig()).resume(lambda progress: built(definition(), 1)[1])
     assert Checkpoints(tmp_path / "new", CheckpointConfig()).resume(lambda progress: built(definition(), 1)[1]) is None
+
+
+def test_saves_do_not_count_as_calls_at_which_processes_may_stop(tmp_path, monkeypatch) -> None:
+    """JAX keeps the number of the last call: after a save of step 500, it would wait for the 501st call to stop."""
+    calls = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: calls.append(step))
+    save(tmp_path, definition(), steps=(3, 6))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["3", "6"]
+    assert calls == []
