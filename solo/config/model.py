@@ -121,6 +121,12 @@ class ModelConfig(Section):
     keys_decide = ("model",)
 
     vocab_size: int | None = Field(None, ge=1, description="V; default: the size of the tokenizer's vocabulary")
+    appended_rows: int = Field(
+        0,
+        ge=0,
+        description="the last rows of the vocabulary that were appended after training and are never predicted; an"
+        " export appends one for its placeholder",
+    )
     width: int = Field(ge=1, description="D")
     layers: int = Field(ge=1, description="L")
     heads: int = Field(ge=1, description="H")

@@ -10,7 +10,7 @@ from solo.config import Config, ExpertsConfig, ImageConfig, ModelConfig, MoEConf
 from solo.interop.layout import Layout, LayoutError, Sections
 
 # Keys that upcycling may change. They are compared by separate rules.
-_COMPARED_APART = {"experts", "moe", "vocab_size"}
+_COMPARED_APART = {"experts", "moe", "vocab_size", "appended_rows"}
 
 
 def source_model(sections: Sections, config: Config) -> ModelConfig:

@@ -45,6 +45,7 @@ class _ConfigJson(_Kind):
     vision_config: _ConfigJson | None = None
 
     vocab_size: PositiveInt | None = None
+    appended_rows: int | None = Field(None, ge=0)
     hidden_size: PositiveInt | None = None
     intermediate_size: PositiveInt | None = None
     num_hidden_layers: int | None = Field(None, ge=0)  # 0 in the vision_config of Mono-InternVL

@@ -13,6 +13,8 @@ from solo.interop.config_json import read_config_json
 from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
 
+# Our own key of config.json, for layouts without our sections: see `model.appended_rows`.
+APPENDED_ROWS = "appended_rows"
 _SOLO_PLACEHOLDER = 32001  # <vpatch> of SOLO-7B
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -33,6 +35,7 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
     layout = recognise(config_json, str(folder / "config.json"))
     sections = layout.config_from(config_json)
     tokenizer = open_tokenizer(folder) if has_tokenizer(folder) else None
+    sections["model"].setdefault("appended_rows", config_json.get(APPENDED_ROWS) or 0)
     if layout.adds_placeholder:
         sections["model"]["patch_embed"].setdefault("token_id", _added_token(sections, tokenizer))
     if not layout.has_images:

@@ -65,17 +65,28 @@ class ExportPlan:
         return rule.join([self.read(slice_) for slice_ in rule.slices])
 
     def read(self, slice_: ParameterSlice) -> np.ndarray:
-        """Returns a parameter slice in the published dtype, with the published vocabulary rows; new rows are zero.
+        """Returns a parameter slice in the published dtype, with the published vocabulary rows.
+
+        An appended row is the mean of the trained ones. Its logit is then the mean of theirs, so that it never wins
+        and its probability is at most one in V, even where the code that computes it cannot leave the row out.
 
         Raises ValueError if a value is infinite or not a number, or becomes infinite in the published dtype.
         """
+        values = self.trained(slice_)
+        if "vocab" not in (axes := self.source.definition.specs[slice_.path].axes):
+            return values
+        axis = axes.index("vocab")
+        missing = self.definition.vocab_size - values.shape[axis]
+        mean = values.mean(axis, np.float64, keepdims=True).astype(values.dtype)
+        return np.concatenate([values, np.repeat(mean, missing, axis)], axis)
+
+    def trained(self, slice_: ParameterSlice) -> np.ndarray:
+        """Returns a parameter slice in the published dtype, without the vocabulary rows that were appended."""
         values = self.source.read(slice_)
         axes = self.source.definition.specs[slice_.path].axes
         if "vocab" in axes:
-            axis, rows = axes.index("vocab"), self.source.definition.vocab_size
-            values = values[(slice(None),) * axis + (slice(rows),)]
-            missing = self.definition.vocab_size - rows
-            values = np.pad(values, [(0, missing if number == axis else 0) for number in range(values.ndim)])
+            rows = self.definition.vocab_size - self.config.model.appended_rows
+            values = values[(slice(None),) * axes.index("vocab") + (slice(rows),)]
         with np.errstate(over="ignore"):
             found = values.astype(_NUMPY[self.dtype])
         if not np.isfinite(found.astype(np.float32)).all():
@@ -100,7 +111,8 @@ def make_plan(source: Source, layout: Layout, dtype: Dtype) -> ExportPlan:
     image = source.config.image
     if placeholder is not None:
         image = image.model_copy(update={"placeholder_token": placeholder})
-    model = source.config.model.model_copy(update={"vocab_size": rows})
+    appended_rows = rows - source.definition.vocab_size + source.config.model.appended_rows
+    model = source.config.model.model_copy(update={"vocab_size": rows, "appended_rows": appended_rows})
     config = source.config.model_copy(update={"model": model, "image": image})
     definition = ModelDefinition(model, image, rows)
     rules = source.in_reading_order(layout.tensors(definition))

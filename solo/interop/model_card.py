@@ -14,6 +14,8 @@ from solo.training.evaluators import TRAINED, without_replaced
 from solo.training.metrics import read_metrics
 from solo.training.metrics_file import reportable
 
+# The same as in remote/versions_solo.py, which imports transformers.
+OLDEST_TRANSFORMERS = "5.15.1"
 _CARD = """\
 ---
 library_name: transformers
@@ -48,8 +50,8 @@ answer = model.generate(**inputs, max_new_tokens=64)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-The code in this repository is PyTorch and needs transformers 5. Images are allowed in every turn, also on top of a
-cache.
+The code in this repository is PyTorch and needs transformers {oldest} or newer. Images are allowed in every turn, also
+on top of a cache.
 """,
     "fuyu": """\
 ```python
@@ -86,7 +88,7 @@ def model_card(plan: ExportPlan, name: str) -> str:
         name=name,
         patch=plan.config.image.patch_size,
         facts=_facts(plan),
-        use=use.format(name=name),
+        use=use.format(name=name, oldest=OLDEST_TRANSFORMERS),
         training=_training(plan),
         scores=_scores(plan),
     )

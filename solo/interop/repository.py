@@ -15,6 +15,7 @@ from solo.data.images.delimiters import image_tokens
 from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
 from solo.interop.chat_template import chat_template
+from solo.interop.description import APPENDED_ROWS
 from solo.interop.export_plan import ExportPlan
 from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
 
@@ -25,6 +26,7 @@ REMOTE_CODE = (
     "modeling_solo.py",
     "processing_solo.py",
     "spans_solo.py",
+    "versions_solo.py",
 )
 # Represents an image in chat templates if the vocabulary has no placeholder token.
 PLACEHOLDER = "<image>"
@@ -64,6 +66,8 @@ def config_json(plan: ExportPlan) -> dict[str, Any]:
     special = plan.tokenizer.special
     found |= {"bos_token_id": special.bos, "eos_token_id": special.eos, "pad_token_id": special.pad}
     placeholder = plan.config.image.placeholder_token
+    if plan.layout.name != "native" and (appended := plan.config.model.appended_rows):
+        found[APPENDED_ROWS] = appended
     if plan.layout.names_placeholder and placeholder is not None:
         found["image_token_id"] = plan.tokenizer.find(placeholder)
     if plan.layout.name == "native":

@@ -132,11 +132,12 @@ class Transformer(nnx.Module):
     def logits(self, x: jax.Array, placement: Placement | None = None) -> jax.Array:
         """Maps final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
 
-        Padding has probability zero, so the loss does not depend on it.
+        Padding and `appended_rows` have probability zero, so the loss does not depend on them.
         """
         logits = (placement or Placement()).head(x, self.head_kernel())
         logits = logits * logits_multiplier(self.config)
-        return jnp.where(np.arange(logits.shape[-1]) < self.vocab_size, logits, _NO_PROBABILITY)
+        predicted = self.vocab_size - self.config.appended_rows
+        return jnp.where(np.arange(logits.shape[-1]) < predicted, logits, _NO_PROBABILITY)
 
     def residual_stream(self, batch: Batch) -> list[Regions]:
         """Returns the L + 1 hidden states before, between and after the layers, on one device, for inspection."""

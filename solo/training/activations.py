@@ -69,7 +69,7 @@ def activations_of(
             there = micro.target_weights > 0
 
             def largest_logits(logits: jax.Array, ids: jax.Array) -> jax.Array:
-                known = np.arange(logits.shape[-1]) < definition.vocab_size
+                known = np.arange(logits.shape[-1]) < definition.vocab_size - definition.config.appended_rows
                 return jnp.where(known, jnp.abs(logits), 0.0).max(-1)
 
             logits = at_targets(model, where, output.hidden, micro, stage.loss, largest_logits)

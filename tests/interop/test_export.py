@@ -42,6 +42,7 @@ NATIVE_ONLY = {
     "processing_solo.py",
     "processor_config.json",
     "spans_solo.py",
+    "versions_solo.py",
 }
 
 

@@ -37,7 +37,8 @@ def exported_mask(twins, example) -> np.ndarray:
     model = twins.torch_model.model
     ids = twins.inputs(example)["input_ids"]
     embeds = torch.zeros(*ids.shape, twins.config.model.width)
-    mask = model._mask(ids, embeds, ids == model.config.image_token_id, None, None, 0)
+    is_patch = ids == model.config.image_token_id
+    mask = model.attention_mask(ids, embeds, is_patch if is_patch.any() else None, None, None)
     return (mask[0, 0] == 0).numpy()
 
 

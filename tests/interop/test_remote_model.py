@@ -1,5 +1,7 @@
 """Compares the exported PyTorch model with the JAX model on the same weights."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -268,6 +270,45 @@ def test_chunked_prefill(twins):
     wanted = twins.torch_model.generate(**inputs, **SETTINGS)
     found = twins.torch_model.generate(**inputs, **SETTINGS, prefill_chunk_size=4 + 7)
     assert torch.equal(found, wanted)
+
+
+MASKS = {
+    "prefix": EXPERTS,
+    "bidirectional_beyond_the_window": SWITCHES["bidirectional_beyond_the_window"],
+    "causal_within_a_window": {"sequence": {"sliding_window": 4}},
+    "isolated": {"image": {"mask": "isolated"}, "sequence": {"sliding_window": 4}},
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_static_cache_changes_nothing(name):
+    """Padded rows, longer than the window, and images that see themselves."""
+    twins = make_twins(modeling_solo, **MASKS[name])
+    few, many = document(twins.config, 2, (1, 2), 1, seed=1), document(twins.config, (2, 2), 3, (2, 1), 4, seed=2)
+    inputs = twins.inputs(few, many)
+    found = twins.torch_model.generate(**inputs, **SETTINGS, cache_implementation="static")
+    assert torch.equal(found, greedy(twins, inputs, 5))
+
+
+def test_a_decoding_step_is_one_compiled_graph(experts):
+    """With a static cache: no graph break, and one graph for all steps."""
+    from torch._dynamo.testing import CompileCounter
+
+    inputs = experts.inputs(document(experts.config, 2, (1, 2), 1, seed=1), document(experts.config, (2, 2), 3, seed=2))
+    wanted = experts.torch_model.generate(**inputs, **SETTINGS)
+    counter, forward = CompileCounter(), experts.torch_model.forward
+    compiled = torch.compile(forward, backend=counter, fullgraph=True)
+
+    def step(input_ids=None, **kwargs):
+        return (compiled if input_ids.shape[1] == 1 else forward)(input_ids=input_ids, **kwargs)
+
+    experts.torch_model.forward = functools.wraps(forward)(step)
+    try:
+        found = experts.torch_model.generate(**inputs, **SETTINGS, cache_implementation="static")
+    finally:
+        del experts.torch_model.forward
+    assert torch.equal(found, wanted)
+    assert counter.frame_count == 1
 
 
 def test_a_second_turn_with_an_image(twins):

@@ -7,6 +7,9 @@ usual top-level names (`hidden_size`, ...) are derived from them.
 
 from __future__ import annotations
 
+from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers before its names are imported
+
+# isort: split
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -33,7 +36,7 @@ class SoloMonolithConfig(PreTrainedConfig):
     """
 
     model_type = "solo_monolith"
-    keys_to_ignore_at_inference = ("past_key_values", "cache")
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  Trainer adds a list to it
     has_no_defaults_at_init = True
 
     def __init__(
@@ -82,6 +85,12 @@ class SoloMonolithConfig(PreTrainedConfig):
     def rotary_dim(self) -> int:
         """Number of dimensions of a head that are rotated: the first ones."""
         return int(self.head_dim * self.model["rope_fraction"])
+
+    @property
+    def appended_ids(self) -> range:
+        """Ids of the rows that were appended to the trained vocabulary, which are never predicted."""
+        rows = self.model["vocab_size"]
+        return range(rows - self.model.get("appended_rows", 0), rows)
 
     @property
     def routes(self) -> bool:

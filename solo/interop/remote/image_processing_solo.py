@@ -3,6 +3,9 @@
 `image` in `preprocessor_config.json` is the section of that name in the training config.
 """
 
+from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers before its names are imported
+
+# isort: split
 import math
 from typing import Any, NamedTuple
 

@@ -297,6 +297,7 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         routing: Routing | None,
+        *,
         cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:

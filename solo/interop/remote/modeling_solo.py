@@ -10,6 +10,9 @@ rows.
 
 from __future__ import annotations
 
+from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers before its names are imported
+
+# isort: split
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from .configuration_solo import SoloMonolithConfig
 from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, MoE, Routing, SoloMonolithLayer, make_norm
 from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
 
+_OF_PATCHES = ("pixel_values", "patches_grid")
 # transformers 5.24 renamed the cache, in outputs and in arguments.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
@@ -131,30 +135,24 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         Raises:
             ValueError: the numbers of placeholders and patches differ, or an input is missing.
         """
-        cache = past_key_values if cache is None else cache
-        is_patch = self._is_patch(input_ids, inputs_embeds)
+        cache = self._usable(past_key_values if cache is None else cache, use_cache)
+        features = self._features(pixel_values, patches_grid, mm_encoder_outputs)
+        is_patch = self._is_patch(input_ids, inputs_embeds, features)
         if inputs_embeds is None:
             # The placeholder may have no row.
-            inputs_embeds = self.text_embed(torch.where(is_patch, 0, input_ids))
-        if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
-            features = mm_encoder_outputs["image"]["pooler_output"]
-            features = torch.cat([each.reshape(-1, each.shape[-1]) for each in features])
+            inputs_embeds = self.text_embed(input_ids if is_patch is None else torch.where(is_patch, 0, input_ids))
+        if features is not None:
             inputs_embeds = self._place(inputs_embeds, is_patch, features)
-        elif pixel_values is not None:
-            features = self.get_image_features(pixel_values, patches_grid, return_dict=True).last_hidden_state
-            inputs_embeds = self._place(inputs_embeds, is_patch, features)
-        if (use_cache if use_cache is not None else self.config.use_cache) and cache is None:
-            cache = DynamicCache(config=self.config)
         past = 0 if cache is None else cache.get_seq_length()
         if position_ids is None:
             position_ids = self._positions(input_ids, inputs_embeds, attention_mask, patches_grid, past)
-        mask = self._mask(input_ids, inputs_embeds, is_patch, attention_mask, cache, past)
+        mask = self.attention_mask(input_ids, inputs_embeds, is_patch, attention_mask, cache)
         rotary = rotary_tables(self.config, position_ids)
-        routing = Routing.of(is_patch) if self.config.routes and is_patch is not None and is_patch.any() else None
+        routing = Routing.of(is_patch) if self.config.routes and is_patch is not None else None
         x, states, attentions = inputs_embeds, [], []
         for layer in self.layers:
             states.append(x)
-            x, weights = layer(x, mask, rotary, routing, cache, **kwargs)
+            x, weights = layer(x, mask, rotary, routing, cache=cache, **kwargs)
             attentions.append(weights)
         x = self.final_norm(x)
         return BaseModelOutputWithPast(
@@ -164,22 +162,60 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _is_patch(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor | None:
-        """Returns which tokens are patches, bool [B, S], or None if it is unknown and does not matter."""
-        if input_ids is not None:
-            return input_ids == self.config.image_token_id
-        if inputs_embeds is None:
-            raise ValueError("give input_ids or inputs_embeds")
-        if self.config.routes or self.config.image["mask"] != "causal":
-            raise ValueError("this model must know which tokens are patches: give input_ids with inputs_embeds")
-        return None
+    def _usable(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """Returns the cache to write to, or None.
+
+        Checkpointed layers run twice and would write twice, so that they have none.
+        """
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if cache is not None and cache.get_seq_length():
+                raise ValueError("gradient checkpointing runs layers twice, which a filled cache does not allow")
+            return None
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            return DynamicCache(config=self.config)
+        return cache
+
+    def _features(
+        self, pixel_values: Tensor | None, patches_grid: Tensor | None, mm_encoder_outputs: dict[str, Any] | None
+    ) -> Tensor | None:
+        """Returns the embedded patches [n, D] of these tokens, or None without any."""
+        if mm_encoder_outputs and mm_encoder_outputs.get("image") is not None:
+            features = mm_encoder_outputs["image"]["pooler_output"]
+            return torch.cat([each.reshape(-1, each.shape[-1]) for each in features])
+        if pixel_values is None:
+            return None
+        return self.get_image_features(pixel_values, patches_grid, return_dict=True).last_hidden_state
+
+    def _is_patch(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, features: Tensor | None
+    ) -> Tensor | None:
+        """Returns which tokens are patches, bool [B, S], or None if none is.
+
+        Patches are among the tokens only if they are given, as features or within `inputs_embeds`. A step of decoding
+        is therefore known to be text without a look at its ids, and is compiled as one graph.
+        """
+        if input_ids is None:
+            if inputs_embeds is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            if self.config.routes or self.config.image["mask"] != "causal":
+                raise ValueError("this model must know which tokens are patches: give input_ids with inputs_embeds")
+            return None
+        is_patch = input_ids == self.config.image_token_id
+        if features is None and inputs_embeds is None:
+            if not torch.compiler.is_compiling() and is_patch.any():
+                raise ValueError(f"{self._counted(is_patch)} for 0 patches: pixel_values is missing")
+            return None
+        return is_patch if features is not None or is_patch.any() else None
+
+    def _counted(self, is_patch: Tensor) -> str:
+        return f"{int(is_patch.sum())} placeholders (token {self.config.image_token_id})"
 
     def _place(self, inputs_embeds: Tensor, is_patch: Tensor | None, features: Tensor) -> Tensor:
         if is_patch is None:
             raise ValueError("patches need input_ids with placeholders")
         found = int(is_patch.sum())
         if found != len(features):
-            raise ValueError(f"{found} placeholders (token {self.config.image_token_id}) for {len(features)} patches")
+            raise ValueError(f"{self._counted(is_patch)} for {len(features)} patches")
         return inputs_embeds.masked_scatter(is_patch[..., None], features.to(inputs_embeds))
 
     def _positions(
@@ -196,22 +232,27 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
             raise ValueError("grid positions: give position_ids as returned by get_position_ids for the whole sequence")
         return self.get_position_ids(input_ids, attention_mask, patches_grid)
 
-    def _mask(
+    def attention_mask(
         self,
         input_ids: Tensor | None,
         inputs_embeds: Tensor,
         is_patch: Tensor | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
-        past: int,
     ) -> Any:
-        """Returns the attention mask: causal within the sliding window, except for the tokens of images."""
+        """Returns the attention mask: causal within the sliding window, except for the tokens of images.
+
+        A mask [B, 1, S, R] is returned as it is.
+        """
+        if attention_mask is not None and attention_mask.ndim == 4:
+            return attention_mask
         attention, window = self.config.image["mask"], self.config.sequence["sliding_window"]
-        has_patches = is_patch is not None and bool(is_patch.any())
         special: dict[str, Any] = {}
         limits = []
-        if has_patches and attention in ("bidirectional", "prefix"):
-            blocks = image_blocks(self.config, input_ids, past)
+        past = 0 if cache is None else cache.get_seq_length()
+        slots = inputs_embeds.shape[1] if cache is None else cache.get_mask_sizes(inputs_embeds.shape[1], 0)[0]
+        if is_patch is not None and attention in ("bidirectional", "prefix"):
+            blocks = image_blocks(self.config, input_ids, int(past), slots)
 
             def same_image(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
                 return (blocks[b, q] == blocks[b, k]) & (blocks[b, q] >= 0)
@@ -221,8 +262,8 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
                 limits.append(lambda b, h, q, k: (q - k < window) | same_image(b, h, q, k))
         elif window is not None:
             limits.append(lambda b, h, q, k: q - k < window)
-        if has_patches and attention == "isolated":
-            alone = F.pad(is_patch, (past, 0))
+        if is_patch is not None and attention == "isolated":
+            alone = F.pad(is_patch, (int(past), max(slots - int(past) - is_patch.shape[1], 0)))
             limits.append(lambda b, h, q, k: (q == k) | ~alone[b, q])
         if limits:
             special["and_mask_function"] = and_masks(*limits)
@@ -280,7 +321,16 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """See `SoloMonolithModel.forward`. Labels [B, S] are shifted here; -100 is ignored."""
+        """See `SoloMonolithModel.forward`.
+
+        Labels [B, S] are shifted here; -100 is ignored. Other keyword arguments also reach the loss, such as
+        `num_items_in_batch` of Trainer, by which it divides in place of the number of labels.
+        """
+        if labels is not None and not torch.compiler.is_compiling() and (labels == self.config.image_token_id).any():
+            raise ValueError(
+                f"labels contain the placeholder of patches (token {self.config.image_token_id}), which is not to be"
+                " predicted: set labels to -100 there"
+            )
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -296,9 +346,11 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(outputs.last_hidden_state[:, kept])
+        for row in self.config.appended_ids:
+            logits[..., row] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -311,6 +363,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         """Generates as in transformers. On top of a cache, the whole conversation with all images may be given again;
         patches that are in the cache are skipped.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in _OF_PATCHES}
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         past = 0 if cache is None else cache.get_seq_length()
@@ -319,16 +372,50 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
             grid = kwargs.get("patches_grid")
             if kwargs.get("position_ids") is None and self.config.model["rope_sections"] is not None:
                 kwargs["position_ids"] = self.model.get_position_ids(ids, mask, grid)
-            for name in ("pixel_values", "patches_grid"):
-                if kwargs.get(name) is not None:
+            for name in _OF_PATCHES:
+                if name in kwargs:
                     kwargs[name] = take_new(ids == self.config.image_token_id, past, kwargs[name])
         return super().generate(inputs, **kwargs)
 
+    def create_masks_for_generate(self, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+        """Leaves the mask of a static cache to `prepare_inputs_for_generation`, which has the ids."""
+        return attention_mask
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers. Ids accompany `inputs_embeds`, and a static cache gets its mask here, as a whole."""
+        found: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        ids, embeds = found.get("input_ids"), found.get("inputs_embeds")
+        if embeds is not None and input_ids.shape[1] >= embeds.shape[1]:
+            ids = found["input_ids"] = input_ids[:, -embeds.shape[1] :]
+        mask, cache = found.get("attention_mask"), found.get(CACHE)
+        if isinstance(cache, Cache) and cache.is_compileable and (mask is None or mask.ndim == 2):
+            like: Tensor = found["input_ids"] if embeds is None else embeds
+            sizes = torch.empty((*like.shape[:2], 0), dtype=self.dtype, device=like.device)
+            is_patch = None if ids is None else ids == self.config.image_token_id
+            if is_patch is not None and not is_patch.any():
+                is_patch = None
+            found["attention_mask"] = self.model.attention_mask(ids, sizes, is_patch, mask, cache)
+        return found
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        if self.config.model["rope_sections"] is None or inputs_tensor.dtype.is_floating_point:
+        ids = model_kwargs.get("input_ids")
+        ids = inputs_tensor if ids is None or not ids.shape[1] else ids
+        if self.config.model["rope_sections"] is None or ids.dtype.is_floating_point:
             return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
-        mask, grid = model_kwargs.get("attention_mask"), model_kwargs.get("patches_grid")
-        return self.model.get_position_ids(inputs_tensor, mask, grid)
+        return self.model.get_position_ids(ids, model_kwargs.get("attention_mask"), model_kwargs.get("patches_grid"))
 
     def _expand_inputs_for_generation(
         self,
@@ -340,7 +427,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         """Repeats rows. Patches have no batch axis, so the patches of a row are repeated together."""
         if expand_size == 1:
             return input_ids, model_kwargs
-        of_patches = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "patches_grid")}
+        of_patches = {name: model_kwargs.pop(name, None) for name in _OF_PATCHES}
         encoded = model_kwargs.pop("mm_encoder_outputs", None)
         is_patch = None if input_ids is None else input_ids == self.config.image_token_id
         input_ids, model_kwargs = super()._expand_inputs_for_generation(

@@ -1,5 +1,8 @@
 """Turns texts with images into token ids, with delimiters and placeholders for every image."""
 
+from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers before its names are imported
+
+# isort: split
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin

@@ -54,8 +54,10 @@ def _frequencies(config: SoloMonolithConfig, length_B: Tensor) -> Tensor:
     return frequency
 
 
-def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Tensor:
-    """Returns the number of each token's image, or -1: int64 [B, past + S]. Tokens of one image see each other.
+def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int, slots: int) -> Tensor:
+    """Returns the number of each token's image, or -1: int64 [B, slots]. Tokens of one image see each other.
+
+    The tokens occupy slots from `past` on, of those of a cache.
 
     An image consists of its patches and row tokens; with image mask "prefix" also of its begin and end tokens.
 
@@ -78,7 +80,8 @@ def image_blocks(config: SoloMonolithConfig, input_ids: Tensor, past: int) -> Te
     else:
         first = inside & ~_before(inside)
     number = first.long().cumsum(-1) - 1
-    return F.pad(number.masked_fill(~inside, -1), (past, 0), value=-1)
+    after = max(slots - past - input_ids.shape[1], 0)
+    return F.pad(number.masked_fill(~inside, -1), (past, after), value=-1)
 
 
 def grid_positions(
