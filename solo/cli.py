@@ -75,6 +75,7 @@ def _run(parsed: argparse.Namespace) -> int:
         resumes = {
             "train": "; the same command resumes from the last checkpoint",
             "prepare": "; the same command continues with the parts that are missing",
+            "evaluate": "; the same command continues with the answers that are missing",
         }.get(parsed.verb_name, "")
         print(f"solo: stopped{resumes}", file=sys.stderr)
         return STOPPED

@@ -14,7 +14,7 @@ from solo.inference.loading import load_run, read_parameters, with_newest
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
 from solo.interop.config_json import read_config_json
-from solo.interop.description import describe_repository, placeholder_id
+from solo.interop.description import describe_repository, max_positions, placeholder_id
 from solo.interop.layout import Layout
 from solo.interop.published_chat import end_tokens, published_template
 from solo.interop.weights import load_parameters, tensor_of
@@ -72,7 +72,9 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
         template = None if layout.has_images else published_template(folder, tokenizer)
         stops = end_tokens(folder, tokenizer)
     rename = partial(published_tensors, layout, definition)
-    published = Published(layout.has_images, placeholder_id(config_json), rename, template, stops)
+    published = Published(
+        layout.has_images, placeholder_id(config_json), rename, template, stops, max_positions(config_json)
+    )
     parameters = load_parameters(folder, definition, mesh, without_images=not layout.has_images)
     return Monolith(config, tokenizer, parameters, mesh, published)
 

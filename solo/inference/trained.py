@@ -34,6 +34,7 @@ class Published:
     rename          our arrays by path -> the repository's arrays by tensor name
     template        its own chat template; None: the one that the config names
     stops           tokens that end an answer, besides those of the config's template
+    max_positions   the longest sequence that its config names
     """
 
     sees_images: bool
@@ -41,6 +42,7 @@ class Published:
     rename: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     template: Template | None = None
     stops: tuple[int, ...] = ()
+    max_positions: int | None = None
 
 
 class TrainedModel:
@@ -130,12 +132,29 @@ class TrainedModel:
             return self._tokenizer.id(token)
         return self.definition.vocab_size - 1
 
+    @property
+    def context(self) -> int | None:
+        """The most patches and text tokens of a sequence: as the repository says, or as trained; None if not known."""
+        if self.published is not None and self.published.max_positions is not None:
+            return self.published.max_positions
+        return longest_sequence(self.config)
+
     def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
         """Apply the chat template; see `Template.runs`. Raises ValueError for an image if this is a text model."""
         blind = self.published is not None and not self.published.sees_images
         if blind and any(isinstance(part, Image) for turn in turns for part in turn.content):
             raise ValueError("this is a text model and cannot read images (solo import can upcycle it to a monolith)")
         return self.template.runs(turns, open_turn, continued)
+
+
+def longest_sequence(config: Config) -> int | None:
+    """Returns the slots of the longest training row, or the trained length of the scaled rotary positions."""
+    rows = [
+        stage.row_slots if stage.patch_slots is None else stage.patch_slots + (stage.text_slots or 0)
+        for stage in config.stages
+    ]
+    scaling = config.model.rope_scaling
+    return max(rows) if rows else scaling.trained_length if scaling is not None else None
 
 
 def local_mesh() -> Mesh:

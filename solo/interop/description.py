@@ -56,6 +56,13 @@ def placeholder_id(config_json: dict[str, Any]) -> int | None:
     return next((int(config_json[key]) for key in keys if config_json.get(key) is not None), None)
 
 
+def max_positions(config_json: dict[str, Any]) -> int | None:
+    """Returns the longest sequence that config.json names, for the whole model or for its language model."""
+    parts = [config_json, *(config_json.get(key) for key in ("text_config", "llm_config", "language_config"))]
+    named = (part.get("max_position_embeddings") for part in parts if isinstance(part, dict))
+    return next((int(value) for value in named if value), None)
+
+
 def _template(layout: Layout, tokenizer: Tokenizer) -> str:
     """Returns the layout's first chat template whose tokens the tokenizer has, else the template without markup."""
     for name in layout.templates:

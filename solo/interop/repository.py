@@ -14,6 +14,7 @@ from solo.config import ConfigError, ImageConfig
 from solo.data.images.delimiters import image_tokens
 from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
+from solo.inference.trained import longest_sequence
 from solo.interop.chat_template import chat_template
 from solo.interop.description import APPENDED_ROWS
 from solo.interop.export_plan import ExportPlan
@@ -73,18 +74,8 @@ def config_json(plan: ExportPlan) -> dict[str, Any]:
     if plan.layout.name == "native":
         tokens = image_tokens(plan.config.image, plan.tokenizer)
         found |= {"image_begin_id": tokens.begin, "image_end_id": tokens.end, "image_row_id": tokens.row}
-        found["max_position_embeddings"] = _max_positions(plan)
+        found["max_position_embeddings"] = longest_sequence(plan.config)
     return found
-
-
-def _max_positions(plan: ExportPlan) -> int | None:
-    """Returns the slots of the longest training row, or the trained length of the scaled rotary positions."""
-    scaling = plan.config.model.rope_scaling
-    rows = [
-        stage.row_slots if stage.patch_slots is None else stage.patch_slots + (stage.text_slots or 0)
-        for stage in plan.config.stages
-    ]
-    return max(rows) if rows else scaling.trained_length if scaling is not None else None
 
 
 def _write_tokenizer(folder: Path, plan: ExportPlan, tokenizer: Tokenizer) -> None:

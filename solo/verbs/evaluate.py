@@ -1,26 +1,73 @@
-"""`solo evaluate`: evaluate a run again and rewrite its report."""
+"""`solo evaluate`: evaluate a run again and rewrite its report, or score a model on benchmarks and on text."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "evaluate a checkpoint of a run, and write its report again"
+HELP = "evaluate a checkpoint of a run again, or score a model on benchmarks and on text"
 DESCRIPTION = (
-    "Runs all evaluators of the run's config with a checkpoint, by default the newest, adds their lines to"
-    " metrics.jsonl, and writes report.html again."
+    "Without --tasks and --text: runs all evaluators of the run's config with a checkpoint, by default the newest, adds"
+    " their lines to metrics.jsonl, and writes report.html again. With them: answers benchmarks from files that you"
+    " have, and writes every prediction, results.json and page.html. Stopped in between, the same command goes on with"
+    " the answers that are missing."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo evaluate`."""
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint: RUN@STEP, RUN@best")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run, or a checkpoint: RUN@STEP, RUN@best; with --tasks or --text also a repository",
+    )
     parser.add_argument(
         "--weights", metavar="NAME", default="trained", help="the name of an average; default: the trained weights"
     )
+    asked = parser.add_argument_group("benchmarks")
+    asked.add_argument("--tasks", metavar="A,B", help="names of benchmarks; an unknown name lists them all")
+    asked.add_argument(
+        "--files",
+        action="append",
+        metavar="FOLDER|TASK=PATH",
+        help="a folder with a file or folder named after each benchmark, or the files of one; repeatable",
+    )
+    asked.add_argument("--output", metavar="FOLDER", help="default: RUN/benchmarks/STEP, else benchmarks/NAME")
+    asked.add_argument("--limit", type=int, metavar="N", help="the first N items of each benchmark")
+    asked.add_argument("--batch-rows", type=int, default=32, metavar="N", help="prompts answered together; default 32")
+    asked.add_argument("--max-new-tokens", type=int, metavar="N", help="in place of the benchmark's")
+    asked.add_argument(
+        "--context", type=int, metavar="N", help="longest sequence; default: as trained, or as the repository says"
+    )
+    asked.add_argument("--force", action="store_true", help="write over predictions of another model or prompt")
+    asked.add_argument(
+        "--page-items", type=int, default=2_000, metavar="N", help="questions of a benchmark on the page; default 2000"
+    )
+    further = parser.add_argument_group("what a score tells")
+    further.add_argument(
+        "--without-images", action="store_true", help="also ask without the images: MMStar's multi-modal gain"
+    )
+    further.add_argument(
+        "--language-model",
+        metavar="MODEL",
+        help="the language model it started from, asked without images: MMStar's leakage; with --text: the text before",
+    )
+    further.add_argument("--blank-images", action="store_true", help="also ask with uniform grey images")
+    further.add_argument(
+        "--against",
+        action="append",
+        metavar="PREDICTIONS",
+        help="compare with predictions of another call on the same items, a file or a folder; repeatable",
+    )
+    further.add_argument("--resamples", type=int, default=2_000, metavar="N", help="of the bootstrap; default 2000")
+    further.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default 0")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate a checkpoint of a run, and write its report again."""
+    """Evaluates a checkpoint, or scores a model."""
+    if arguments.tasks is not None:
+        return _score(arguments)
+    if given := _only_with_tasks(arguments):
+        raise ValueError(f"{given} goes with --tasks")
     from rich.console import Console
 
     from solo.evaluation.results import print_results
@@ -37,3 +84,53 @@ def run(arguments: argparse.Namespace) -> int:
     print_results(results, console)
     console.print(f"report: {parse_reference(arguments.run).folder}/report.html", soft_wrap=True, markup=False)
     return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from solo.evaluation.scoring.request import Request
+    from solo.evaluation.scoring.run import PAGE, RESULTS, evaluate_benchmarks
+    from solo.evaluation.scoring.scores import Resampling
+    from solo.evaluation.scoring.show import print_scores
+    from solo.training.observer import ProgressBar
+
+    asks_without = arguments.without_images or arguments.language_model is not None
+    request = Request(
+        reference=arguments.run,
+        weights=arguments.weights,
+        tasks=tuple(filter(None, (name.strip() for name in arguments.tasks.split(",")))),
+        files=tuple(arguments.files or ()),
+        output=arguments.output,
+        limit=arguments.limit,
+        batch_rows=arguments.batch_rows,
+        max_new_tokens=arguments.max_new_tokens,
+        context=arguments.context,
+        baselines=(*(("removed",) if asks_without else ()), *(("blanked",) if arguments.blank_images else ())),
+        language_model=arguments.language_model,
+        against=tuple(arguments.against or ()),
+        how=Resampling(arguments.resamples, arguments.seed),
+        force=arguments.force,
+        page_items=arguments.page_items,
+    )
+    console = Console()
+    observer = ProgressBar(console)
+    try:
+        outcome = evaluate_benchmarks(request, observer)
+    finally:
+        observer.finish()
+    print_scores(outcome.tasks, console)
+    for name in (RESULTS, PAGE):
+        console.print(f"{name.partition('.')[0]}: {outcome.folder / name}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _only_with_tasks(arguments: argparse.Namespace) -> str | None:
+    """Returns the first given option that means nothing without benchmarks."""
+    defaults = {"batch_rows": 32, "page_items": 2_000, "resamples": 2_000, "seed": 0}
+    asked = ["files", "output", "limit", "batch_rows", "max_new_tokens", "context", "force", "page_items"]
+    further = ["without_images", "language_model", "blank_images", "against", "resamples", "seed"]
+    for name in asked + further:
+        if (getattr(arguments, name) or defaults.get(name)) != defaults.get(name):
+            return f"--{name.replace('_', '-')}"
+    return None

@@ -1,0 +1,1 @@
+"""Scores of benchmarks: answers that survive a kill, intervals, what the images contribute, and a page."""

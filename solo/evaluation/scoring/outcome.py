@@ -1,0 +1,50 @@
+"""What a call of `solo evaluate --tasks` found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from solo.evaluation.scoring.answering import Task
+from solo.evaluation.scoring.intervals import Difference
+from solo.evaluation.scoring.scores import Comparison, Score, difference_dict
+
+LANGUAGE_MODEL = "language_model"
+
+
+@dataclass
+class Evaluated:
+    """What a call found out about one benchmark.
+
+    scores       by `shown`, `removed`, `blanked` and `language_model`
+    measures     see `solo.evaluation.scoring.scores.measures`
+    comparisons  with other predictions
+    seconds      spent on answers in this call
+    """
+
+    task: Task
+    scores: dict[str, Score] = field(default_factory=dict)
+    measures: dict[str, Difference] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "title": self.task.benchmark.title,
+            "scores": {name: each.as_dict() for name, each in self.scores.items()},
+            "measures": {name: difference_dict(each) for name, each in self.measures.items()},
+            "against": [each.as_dict() for each in self.comparisons],
+            "left_out": dict(self.task.left_out),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call found out, and where it wrote it."""
+
+    folder: Path
+    model: str
+    tasks: Sequence[Evaluated]

@@ -1,0 +1,173 @@
+"""The predictions of a call as one HTML file: pictures, questions and answers, to filter and to search.
+
+The page holds each picture once, as a thumbnail, and shows questions as they are scrolled to. It needs no network and
+runs no script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image as PillowImage
+
+import solo
+from solo.data.record import Image
+from solo.evaluation.scoring.answering import Line
+from solo.evaluation.scoring.intervals import Difference
+from solo.evaluation.scoring.outcome import Evaluated, Outcome
+from solo.files import json_text
+
+SIDE = 208  # pixels of a thumbnail's longer side
+_SMALL = 64  # smaller pictures are kept as they are
+WAYS = {
+    "shown": "with images",
+    "removed": "without images",
+    "blanked": "blanked images",
+    "language_model": "language model, without images",
+}
+MEASURES = {
+    "multimodal_gain": "multi-modal gain: with images - without",
+    "leakage": "leakage: without images - language model, at least 0",
+    "gain_over_blanked": "gain over blanked images",
+}
+
+
+def render(outcome: Outcome, most: int) -> str:
+    """Returns the page. Equal arguments give equal text.
+
+    Args:
+        outcome: the scores and predictions.
+        most: questions of a benchmark that are shown. If it has more, they are spread evenly over it.
+    """
+    album = _Album()
+    tasks = [_task(each, most, album) for each in outcome.tasks]
+    data = {"tasks": tasks, "images": album.thumbnails}
+    folder = files("solo.evaluation.scoring")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(folder.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
+        model=outcome.model,
+        version=solo.__version__,
+        scores=[row for each in outcome.tasks for row in _scores(each)],
+        differences=[row for each in outcome.tasks for row in _differences(each)],
+        # Nothing within may end the element that holds it.
+        data=Markup(json_text(data).replace("<", "\\u003c")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+class _Album:
+    """Thumbnails by number, each picture once."""
+
+    def __init__(self) -> None:
+        self.thumbnails: list[str] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, image: Image) -> int:
+        """Returns the number of a picture's thumbnail, which is made if it is missing."""
+        if image.data not in self._numbers:
+            self._numbers[image.data] = len(self.thumbnails)
+            self.thumbnails.append(thumbnail(image))
+        return self._numbers[image.data]
+
+
+def thumbnail(image: Image) -> str:
+    """Returns a small picture as a data URI; an empty text if the image cannot be decoded."""
+    try:
+        picture = image.decode()
+    except OSError:
+        return ""
+    buffer = io.BytesIO()
+    if max(picture.size) <= _SMALL:
+        picture.save(buffer, "WEBP", lossless=True)
+    else:
+        picture.thumbnail((SIDE, SIDE), PillowImage.Resampling.BICUBIC, reducing_gap=2.0)
+        picture.save(buffer, "WEBP", quality=60)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _task(each: Evaluated, most: int, album: _Album) -> dict[str, Any]:
+    lines = next(iter(each.scores.values())).lines
+    count = len(lines)
+    chosen = range(count) if count <= most else np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
+    questions = list(each.task.questions.values())
+    return {
+        "name": each.task.benchmark.name,
+        "title": each.task.benchmark.title,
+        "of": count,
+        "ways": [WAYS[name] for name in each.scores],
+        "against": [comparison.model for comparison in each.comparisons],
+        "records": [
+            {
+                "key": lines[number]["key"],
+                "prompt": lines[number]["prompt"].replace("<image>", "").strip(),
+                "references": lines[number]["references"],
+                "options": lines[number]["options"],
+                "labels": lines[number]["labels"],
+                "images": [album.number(image) for image in _images(questions[number].prompt)],
+                "answers": [_answer(score.lines[number]) for score in each.scores.values()],
+                "others": [_other(comparison.lines, lines[number]["key"]) for comparison in each.comparisons],
+            }
+            for number in chosen
+        ],
+    }
+
+
+def _images(turns: Sequence[Any]) -> list[Image]:
+    return [part for turn in turns for part in turn.content if isinstance(part, Image)]
+
+
+def _answer(line: Line) -> dict[str, Any]:
+    marks = [name for name in ("cut", "shrunk", "too_long", "guessed") if line.get(name)]
+    return {"text": line["answer"], "extracted": line["extracted"], "score": line["score"], "marks": marks}
+
+
+def _other(lines: Mapping[str, Line], key: str) -> dict[str, Any] | None:
+    return _answer(lines[key]) if key in lines else None
+
+
+def _scores(each: Evaluated) -> list[dict[str, str]]:
+    return [
+        {
+            "task": each.task.benchmark.title if place == 0 else "",
+            "way": WAYS[name],
+            "score": points(score.value.value),
+            "interval": f"{points(score.value.low)} to {points(score.value.high)}",
+            "items": f"{score.items:,}",
+            "cut": f"{score.count('cut'):,}" if score.count("cut") else "",
+            "metric": score.metric,
+            "convention": score.settings.convention,
+        }
+        for place, (name, score) in enumerate(each.scores.items())
+    ]
+
+
+def _differences(each: Evaluated) -> list[dict[str, str]]:
+    rows = [(MEASURES[name], value) for name, value in each.measures.items()]
+    for other in each.comparisons:
+        words = f"against {other.model}: {other.items:,} items, {other.fixed:,} better, {other.broken:,} worse"
+        rows.append((words, other.difference))
+    return [{"task": each.task.benchmark.title, "words": words, **difference_words(value)} for words, value in rows]
+
+
+def difference_words(value: Difference) -> dict[str, str]:
+    """Returns the texts of a difference: `points`, `interval` and `p`."""
+    return {
+        "points": f"{value.value:+.1f}",
+        "interval": f"{value.low:+.1f} to {value.high:+.1f}",
+        "p": f"{value.p:.3f}",
+    }
+
+
+def points(value: float) -> str:
+    """Returns a score with one decimal, or a dash if it is undefined."""
+    return "–" if value != value else f"{value:.1f}"

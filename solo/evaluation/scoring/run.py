@@ -1,0 +1,182 @@
+"""`solo evaluate --tasks`: asks a model, and the language model it started from, and writes what they score."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import solo
+from solo.config import ConfigError
+from solo.evaluation.benchmarks.definitions import BENCHMARKS, benchmark
+from solo.evaluation.scoring.answering import Asking, Line, Task, answer
+from solo.evaluation.scoring.outcome import LANGUAGE_MODEL, Evaluated, Outcome
+from solo.evaluation.scoring.page import render
+from solo.evaluation.scoring.predictions import Images, Predictions, prediction_files, read_predictions
+from solo.evaluation.scoring.request import Named, Request, benchmark_files, named_model, output_folder
+from solo.evaluation.scoring.scores import Comparison, Score, compare, measures, score
+from solo.files import json_text, write_whole
+from solo.training.observer import Observer
+
+RESULTS = "results.json"
+PAGE = "page.html"
+_WAYS = {
+    "shown": "",
+    "removed": " without images",
+    "blanked": " with blanked images",
+    LANGUAGE_MODEL: " of the language model",
+}
+_Others = Sequence[tuple[Path, Mapping[str, Any], Sequence[Line]]]
+
+
+def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
+    """Answers benchmarks, and writes predictions, `results.json` and `page.html`.
+
+    Everything that can be wrong with the request is found before a model is loaded.
+
+    Args:
+        request: what to do.
+        observer: shows the progress.
+
+    Raises:
+        ConfigError: a benchmark, file or folder is wrong, or predictions were made otherwise.
+        ValueError: there is no such model.
+    """
+    chosen = [benchmark(name) for name in dict.fromkeys(request.tasks)]
+    _check_names(request)
+    paths = [benchmark_files(each, request.files) for each in chosen]
+    model = named_model(request.reference, request.weights)
+    language_model = named_model(request.language_model) if request.language_model else None
+    folder = output_folder(request, model)
+    others = _others(request.against)
+    tasks = []
+    for definition, where in zip(chosen, paths, strict=True):
+        observer.note(f"reading {definition.name}")
+        tasks.append(Evaluated(Task.read(definition, where, request.limit)))
+        for reason, count in tasks[-1].task.left_out.items():
+            observer.say(f"{definition.name}: {count:,} rows are left out: {reason}")
+    ways: list[Images] = ["shown", *request.baselines]
+    _ask(request, model, request.weights, tasks, ways, folder, observer)
+    if language_model is not None:
+        _ask(request, language_model, "trained", tasks, ["removed"], folder, observer, LANGUAGE_MODEL)
+    for each in tasks:
+        each.measures = measures(each.scores, request.how)
+        each.comparisons = _compared(each, others, request)
+    outcome = Outcome(folder, model.name, tasks)
+    _write(outcome, request)
+    return outcome
+
+
+def _ask(
+    request: Request,
+    named: Named,
+    weights: str,
+    tasks: Sequence[Evaluated],
+    ways: Sequence[Images],
+    folder: Path,
+    observer: Observer,
+    called: str | None = None,
+) -> None:
+    """Asks one model everything, and adds its scores under the names of the ways, or as `called`."""
+    observer.note(f"loading {named.name}")
+    loaded = solo.load(named.path, weights=weights)
+    asking = Asking.of(loaded, named.name, request.context or loaded.context, request.batch_rows)
+    jobs = []
+    for each in tasks:
+        for images in ways:
+            name = called or images
+            settings = asking.settings(each.task.benchmark, images, request.max_new_tokens)
+            ending = "" if name == "shown" else f".{name}"
+            jobs.append(
+                (each, name, settings, Predictions(folder / f"{settings.task}{ending}.jsonl", settings, request.force))
+            )
+    for each, name, settings, file in jobs:
+        title = f"{settings.task}{_WAYS[name]}"
+
+        def note(done: int, total: int, title: str = title) -> None:
+            observer.note(f"answering {title}: {done:,} of {total:,}")
+
+        began = time.perf_counter()
+        lines = answer(asking, each.task, settings, file, request.force, note)
+        each.seconds += time.perf_counter() - began
+        observer.note(f"scoring {title}")
+        found = score(each.task, settings, lines, request.how)
+        unasked = file.finish(found.lines)
+        each.scores[name] = found
+        _say(observer, title, found, unasked)
+    del loaded, asking
+    gc.collect()  # the next model needs the memory
+
+
+def _say(observer: Observer, title: str, found: Score, unasked: int) -> None:
+    """Says what the score alone does not show."""
+    said = {
+        "cut": "answers were cut by max_new_tokens before the model ended them",
+        "shrunk": "prompts do not fit the model's longest sequence, and their images were made smaller (--context)",
+        "too_long": "prompts do not fit the model's longest sequence at all, and count as wrong (--context)",
+        "guessed": "answers say nothing that the convention recognises, and an option was drawn for them",
+    }
+    for what, words in said.items():
+        if count := found.count(what):
+            observer.say(f"{title}: {count:,} of {len(found.lines):,} {words}")
+    if unasked:
+        words = "answers of an earlier call are to questions that were not asked now; they stay"
+        observer.say(f"{title}: {unasked:,} {words}")
+
+
+def _check_names(request: Request) -> None:
+    known = {name for each in BENCHMARKS.values() for name in (each.name, each.dataset)}
+    for text in request.files:
+        task, mark, _ = text.partition("=")
+        if mark and task not in known and not Path(text).exists():
+            benchmark(task)
+
+
+def _others(against: Sequence[str]) -> _Others:
+    """Reads other predictions. Raises ConfigError if a file holds none."""
+    found: list[tuple[Path, Mapping[str, Any], Sequence[Line]]] = []
+    for text in against:
+        place = Path(text)
+        if not place.exists():
+            raise ConfigError(f"--against {text}: there is no such file or folder")
+        files = prediction_files(place)
+        if not files:
+            raise ConfigError(f"--against {text}: the folder holds no predictions (TASK.jsonl)")
+        for path in files:
+            settings, lines = read_predictions(path)
+            if settings is None or not lines:
+                raise ConfigError(f"--against {path}: it is not a file of predictions")
+            found.append((path, settings, lines))
+    return found
+
+
+def _compared(each: Evaluated, others: _Others, request: Request) -> list[Comparison]:
+    """Compares with the other predictions of the same benchmark and images."""
+    task = each.task.benchmark.name
+    return [
+        compare(each.task, own, settings, lines, request.how, str(path))
+        for path, settings, lines in others
+        for name, own in each.scores.items()
+        if settings.get("task") == task
+        and (settings.get("images") == name if str(path) in request.against else path.name == file_name(task, name))
+    ]
+
+
+def file_name(task: str, name: str) -> str:
+    """Returns the name of the file of predictions of a benchmark, asked in one of the ways of `Evaluated.scores`."""
+    return f"{task}.jsonl" if name == "shown" else f"{task}.{name}.jsonl"
+
+
+def _write(outcome: Outcome, request: Request) -> None:
+    results = {
+        "model": outcome.model,
+        "version": solo.__version__,
+        "resamples": request.how.resamples,
+        "seed": request.how.seed,
+        "limit": request.limit,
+        "tasks": {each.task.benchmark.name: each.as_dict() for each in outcome.tasks},
+    }
+    write_whole(outcome.folder / RESULTS, json_text(results, indent=1) + "\n")
+    write_whole(outcome.folder / PAGE, render(outcome, request.page_items))

@@ -1,0 +1,56 @@
+"""Scores as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from solo.evaluation.scoring.outcome import Evaluated
+from solo.evaluation.scoring.page import MEASURES, WAYS, difference_words, points
+from solo.evaluation.scoring.scores import Score
+
+
+def print_scores(found: Sequence[Evaluated], console: Console, groups: bool = True) -> None:
+    """Prints the scores with their 95% intervals, what they tell about images, and comparisons."""
+    table = Table("task", box=None, header_style="bold", pad_edge=False)
+    for title in ("score", "95% interval", "items", "cut", "metric", "convention"):
+        table.add_column(title, justify="right" if title not in ("metric", "convention") else "left", no_wrap=True)
+    for each in found:
+        for name, score in each.scores.items():
+            table.add_row(*_row(each, name, score))
+            if groups and name == "shown":
+                for group, value in list(score.summary.items())[1:]:
+                    table.add_row(f"  {group}", points(value), "", "", "", "", "", style="dim")
+    console.print(table)
+    _print_differences(found, console)
+
+
+def _row(each: Evaluated, name: str, score: Score) -> list[str]:
+    value = score.value
+    return [
+        each.task.benchmark.name if name == "shown" else f"  {WAYS[name]}",
+        points(value.value),
+        f"{points(value.low)} to {points(value.high)}",
+        f"{score.items:,}",
+        f"{score.count('cut'):,}" if score.count("cut") else "",
+        score.metric,
+        score.settings.convention,
+    ]
+
+
+def _print_differences(found: Sequence[Evaluated], console: Console) -> None:
+    table = Table("task", "difference", box=None, header_style="bold", pad_edge=False)
+    for title in ("points", "95% interval", "p"):
+        table.add_column(title, justify="right")
+    for each in found:
+        name = each.task.benchmark.name
+        for measure, value in each.measures.items():
+            table.add_row(name, MEASURES[measure], *difference_words(value).values())
+        for other in each.comparisons:
+            words = f"against {other.model} ({other.items:,} items; {other.fixed:,} better, {other.broken:,} worse)"
+            table.add_row(name, words, *difference_words(other.difference).values())
+    if table.row_count:
+        console.print()
+        console.print(table)
