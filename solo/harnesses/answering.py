@@ -1,0 +1,110 @@
+"""What the models of all harnesses share: a loaded model, decoding settings, answers in the order of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import solo
+from solo.inference.monolith import Monolith
+from solo.inference.prompt import Conversation
+from solo.training.evaluators import TRAINED
+
+# Rows of this many batches share one padded shape. A larger number compiles less and pads more.
+_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Decoding settings of one request.
+
+    Attributes:
+        max_new_tokens: the limit for an answer without a stop token.
+        temperature: 0 is greedy.
+        top_p: see `solo.inference.decoding.Decoding`.
+        until: texts that end an answer. Neither they nor what follows them belongs to it.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    until: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], max_new_tokens: int) -> Settings:
+        """Reads the generation settings of a task in the words of transformers.
+
+        Args:
+            given: settings of the task. None means that a setting is not given.
+            max_new_tokens: the limit if the task has none.
+
+        Raises:
+            ValueError: a setting is unknown, or asks for something other than greedy decoding or sampling.
+        """
+        held = {key: value for key, value in given.items() if value is not None}
+        limit = held.pop("max_new_tokens", None) or held.pop("max_gen_toks", None) or max_new_tokens
+        until = held.pop("until", ())
+        temperature = float(held.pop("temperature", 1.0 if held.get("do_sample") else 0.0))
+        if not held.pop("do_sample", temperature > 0):
+            temperature = 0.0
+        top_p = float(held.pop("top_p", 1.0))
+        if held.pop("num_beams", 1) != 1:
+            raise ValueError("solo has no beam search: set num_beams to 1 (lmms-eval: --gen_kwargs num_beams=1)")
+        # They make no difference: every answer ends at a stop token, and every decoding uses the KV cache.
+        for name in ("use_cache", "image_aspect_ratio"):
+            held.pop(name, None)
+        if held:
+            raise ValueError(f"solo does not know the generation settings {', '.join(sorted(held))}")
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        return cls(int(limit), temperature, top_p if temperature else 1.0, tuple(text for text in stops if text))
+
+    def cut(self, answer: str) -> str:
+        """Returns the answer up to the first text of `until`."""
+        return min((answer.partition(text)[0] for text in self.until), key=len, default=answer)
+
+
+class Answering:
+    """A model that answers the requests of a harness.
+
+    Args:
+        pretrained: a run, one of its checkpoints, or a repository; see `solo.load`.
+        weights: of a run, `trained`, or the name of an average.
+        batch_size: largest number of requests that are answered together.
+        seed: seed of the draws of tasks that sample.
+    """
+
+    def __init__(self, pretrained: str, weights: str = TRAINED, batch_size: int = 1, seed: int = 0):
+        self.model: Monolith = solo.load(pretrained, weights=weights)
+        self.batch_size, self.seed = batch_size, seed
+
+    def answer(self, requests: Sequence[tuple[Conversation, Settings]], first: int = 0) -> list[str]:
+        """Answers conversations with their settings; requests of the same settings are answered together.
+
+        Args:
+            requests: conversations as in `Monolith.generate`, and their settings.
+            first: number of the first request in the task. Draws depend on it, so that repeated requests differ.
+
+        Raises:
+            ValueError: a request that cannot be answered, such as one with a video.
+        """
+        groups: dict[Settings, list[int]] = {}
+        for number, (_, settings) in enumerate(requests):
+            groups.setdefault(settings, []).append(number)
+        answers: dict[int, str] = {}
+        for settings, numbers in groups.items():
+            written = self.model.generate(
+                [requests[number][0] for number in numbers],
+                settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=self.seed + first,
+                batch_rows=self.batch_size,
+            )
+            answers |= {number: settings.cut(text) for number, text in zip(numbers, written, strict=True)}
+        return [answers[number] for number in range(len(requests))]
+
+    @property
+    def chunk(self) -> int:
+        """Number of requests whose images are in memory at a time."""
+        return self.batch_size * _BATCHES
