@@ -60,6 +60,21 @@ def write_whole(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+_LFS = b"version https://git-lfs.github.com"
+
+
+def lfs_pointer(path: Path) -> str | None:
+    """Returns a message if a file is a pointer that Git LFS left in the place of the file, else None.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) != _LFS:
+            return None
+    return f"{path} is a pointer to a file in Git LFS; `git lfs pull` fetches it"
+
+
 def unwritable(path: Path, folder: bool = False) -> str | None:
     """Returns why a file cannot be written, or None if it can be. The folder that will hold it is created.
 

@@ -13,7 +13,7 @@ from solo.files import resolved
 from solo.inference.loading import load_run, read_parameters, with_newest
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
-from solo.interop.config_json import read_config_json
+from solo.interop.config_json import is_repository, read_config_json
 from solo.interop.description import describe_repository, max_positions, placeholder_id
 from solo.interop.layout import Layout
 from solo.interop.published_chat import end_tokens, published_template
@@ -47,7 +47,7 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
         raise ValueError(
             f"{folder} is not a folder; expected a run (runs/<name>), one of its checkpoints, or a repository"
         )
-    if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+    if is_repository(folder):
         if which is not None:
             raise ValueError(f"{folder} is a repository, which has one set of weights; {which} names none of them")
         if weights != TRAINED:
@@ -101,7 +101,7 @@ def initial_parameters(folder: str | Path, definition: ModelDefinition, mesh: Me
     """
     named, which = parse_reference(folder)
     path = resolved(named)
-    if (path / "config.json").is_file():
+    if is_repository(path):
         return load_parameters(path, definition, mesh)
     if path.parent.name == "checkpoints":
         return read_parameters(path, definition, mesh)

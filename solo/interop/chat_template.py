@@ -12,33 +12,39 @@ import re
 from solo.config import SequenceConfig
 
 # Renders the content of a message. `unbroken` drops line breaks between a text and an image, `stripped` drops white
-# space at both ends, `broken` adds a line break after images at the start. `gap` separates a message that begins with
-# text from the text before it.
+# space at both ends, `broken` leaves empty texts out and adds a line break after images at the start. `gap` separates a
+# message that begins with text from the text before it.
 _CONTENT = """\
 {%- macro render(content, images=true, unbroken=false, stripped=false, broken=false) -%}
-{%- set list = [{'type': 'text', 'text': content}] if content is string else content -%}
-{%- set state = namespace(opening=true, text='') -%}
-{%- for part in list -%}
-{%- set after_image = loop.previtem is defined and loop.previtem['type'] == 'image' -%}
-{%- if broken and not loop.first -%}
-{%- set state.opening = state.opening and after_image -%}
-{%- if state.opening and not (part['type'] == 'text' and part['text'][:1].isspace()) -%}{{ '\\n' }}{%- endif -%}
-{%- endif -%}
+{%- set state = namespace(opening=true, text='', parts=[]) -%}
+{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
 {%- if part['type'] == 'image' -%}
-{{ IMAGE if images }}
+{%- set state.parts = state.parts + [none] -%}
 {%- else -%}
 {%- set state.text = part['text'] -%}
-{%- if unbroken and after_image -%}{%- set state.text = state.text.lstrip('\\n') -%}{%- endif -%}
+{%- if unbroken and loop.previtem is defined and loop.previtem['type'] == 'image' -%}
+{%- set state.text = state.text.lstrip('\\n') -%}
+{%- endif -%}
 {%- if unbroken and loop.nextitem is defined and loop.nextitem['type'] == 'image' -%}
 {%- set state.text = state.text.rstrip('\\n') -%}
 {%- endif -%}
 {%- if stripped and loop.first -%}{%- set state.text = state.text.lstrip() -%}{%- endif -%}
 {%- if stripped and loop.last -%}{%- set state.text = state.text.rstrip() -%}{%- endif -%}
-{{ state.text }}
+{%- if state.text != '' -%}{%- set state.parts = state.parts + [state.text] -%}{%- endif -%}
 {%- endif -%}
 {%- endfor -%}
+{%- for part in state.parts -%}
+{%- if broken and not loop.first -%}
+{%- set state.opening = state.opening and loop.previtem is none -%}
+{%- if state.opening and not (part is string and part[:1].isspace()) -%}{{ '\\n' }}{%- endif -%}
+{%- endif -%}
+{%- if part is string -%}{{ part }}{%- elif images -%}{{ IMAGE }}{%- endif -%}
+{%- endfor -%}
 {%- endmacro -%}
-{%- macro gap(content) -%}{{ GAP if content is string or content[0]['type'] == 'text' }}{%- endmacro -%}
+{%- macro gap(content, stripped=false) -%}
+{%- set body = render(content, stripped=stripped) -%}
+{{ GAP if body != '' and not body.startswith(IMAGE) }}
+{%- endmacro -%}
 """
 
 _SYSTEM = """\
@@ -92,7 +98,7 @@ TEXT_TURN{{ EOS }}
 {%- else -%}
 {{ BOS if loop.first }}{{ '<|im_start|>' ~ message['role'] ~ '\\n' }}
 {%- if message['role'] == 'assistant' -%}
-{{ gap(message['content']) }}{{ render(message['content'], stripped=STRIPPED) }}
+{{ gap(message['content'], STRIPPED) }}{{ render(message['content'], stripped=STRIPPED) }}
 {%- else -%}
 {{ render(message['content'], stripped=STRIPPED, broken=true) }}
 {%- endif -%}

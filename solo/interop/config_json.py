@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from solo.files import lfs_pointer
 from solo.interop.layout import LayoutError
 
 
@@ -86,14 +87,41 @@ class _ConfigJson(_Kind):
     moe_part: str | None = None
 
 
+def is_repository(folder: Path) -> bool:
+    """Returns whether a folder is a repository in Hugging Face form, or was meant to be one, and is not a run."""
+    named = ("config.json", "adapter_config.json")
+    return any((folder / name).is_file() for name in named) and not (folder / "config.yaml").is_file()
+
+
+def adapter_message(folder: Path) -> str | None:
+    """Returns a message if a folder holds an adapter of PEFT, whose weights are not in the model's, else None."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    return (
+        f"{folder} has an adapter of PEFT ({path.name}) for the model {base or 'it was trained on'}, whose weights are"
+        " not in the model's; merge it (merge_and_unload of peft), save the model, and name that folder"
+    )
+
+
 def read_config_json(folder: str | Path) -> dict[str, Any]:
     """Returns a repository's config.json. Raises LayoutError if it is missing or not a JSON object."""
     folder = Path(folder)
     path = folder / "config.json"
     if not folder.exists():
         raise LayoutError(f"{folder} does not exist; download the repository and name its folder")
+    if not path.is_file() and (adapter := adapter_message(folder)):
+        raise LayoutError(adapter)
     try:
+        if pointer := lfs_pointer(path):
+            raise LayoutError(pointer)
         found = json.loads(path.read_text(encoding="utf-8"))
+    except LayoutError:
+        raise
     except OSError as error:
         raise LayoutError(f"{folder} is not a model repository: cannot read {path}: {error.strerror}") from None
     except ValueError as error:

@@ -9,13 +9,16 @@ steps by the class of the tokenizer instead of by the settings stored in the Sen
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Iterator
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 
 _UNIGRAM, _BPE = 1, 2
+_TEXTS = 600  # that are compared
 _SPACE = "▁"
 
 
@@ -27,7 +30,9 @@ def tokenizer_json(model: bytes, add_bos: bool) -> str:
         add_bos: whether encoding with special tokens prepends the BOS token.
 
     Raises:
-        ValueError: the model is neither Unigram nor BPE.
+        ValueError: the model is neither Unigram nor BPE, or has settings that the format cannot express: random texts
+            have other ids then. (Pieces of type USER_DEFINED in a model with a dummy prefix have, and
+            treat_whitespace_as_suffix.)
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     kind = proto.trainer_spec.model_type
@@ -41,6 +46,7 @@ def tokenizer_json(model: bytes, add_bos: bool) -> str:
         if piece.type in (piece.CONTROL, piece.USER_DEFINED):
             tokenizer.add_tokens([AddedToken(piece.piece, normalized=False, special=piece.type == piece.CONTROL)])
             assert tokenizer.token_to_id(piece.piece) == token
+    _check_ids(model, proto, tokenizer)
     if add_bos:
         name = proto.trainer_spec.bos_piece
         ids = [(name, tokenizer.token_to_id(name))]
@@ -48,6 +54,37 @@ def tokenizer_json(model: bytes, add_bos: bool) -> str:
             single=f"{name} $A", pair=f"{name} $A {name} $B", special_tokens=ids
         )
     return str(tokenizer.to_str())
+
+
+def _check_ids(model: bytes, proto: Any, tokenizer: Tokenizer) -> None:
+    """Raises ValueError if random texts have other ids than in SentencePiece."""
+    theirs = SentencePieceProcessor()
+    theirs.LoadFromSerializedProto(model)
+    texts = list(_texts(proto))
+    # Names of special tokens are left out: Hugging Face finds them in text, and we never do.
+    special = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+    texts = [text for text in texts if not any(name in text for name in special)]
+    found = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    wrong = [text for text, ids in zip(texts, found, strict=True) if ids != list(theirs.EncodeAsIds(text))]
+    if wrong:
+        raise ValueError(
+            f"this SentencePiece model cannot be written as tokenizer.json: {len(wrong)} of {len(texts)} random texts"
+            f" have other token ids there, such as {min(wrong, key=len)!r}. Its settings:"
+            f" add_dummy_prefix {proto.normalizer_spec.add_dummy_prefix}, treat_whitespace_as_suffix"
+            f" {proto.trainer_spec.treat_whitespace_as_suffix}, pieces of type USER_DEFINED"
+            f" {sum(piece.type == piece.USER_DEFINED for piece in proto.pieces)}"
+        )
+
+
+def _texts(proto: Any) -> Iterator[str]:
+    """Yields texts of pieces of the vocabulary, spaces and other characters in random order, the same every time."""
+    draw = random.Random(0)
+    pieces = [piece.piece.replace(_SPACE, " ") for piece in proto.pieces if piece.type == piece.NORMAL]
+    whole = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
+    others = [*string.printable, " ", "  ", _SPACE, "é", "日", "🙂", *whole]
+    for number in range(_TEXTS):
+        parts = (draw.choice(pieces if draw.random() < 0.6 else others) for _ in range(number % 12))
+        yield "".join(parts)
 
 
 def has_dummy_prefix(model: bytes) -> bool:

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from solo.config import Config, load_config
 from solo.data.text import Tokenizer, open_tokenizer
 from solo.files import complete_checkpoints, is_complete, resolved
+from solo.interop.config_json import is_repository
 from solo.interop.description import describe_repository
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.interop.weights import StoredParameters
@@ -179,7 +180,7 @@ def open_source(path: str | Path, weights: str = TRAINED, average: int | Sequenc
     folder = resolved(named)  # the names of a checkpoint and of its parent matter
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a run, one of its checkpoints, or an imported repository")
-    if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+    if is_repository(folder):
         if weights != TRAINED or average is not None:
             raise ValueError(
                 f"{folder} is a repository, which has one set of weights: --weights and --average need a run"

@@ -22,6 +22,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from solo.files import lfs_pointer
+from solo.interop.config_json import adapter_message
+
 # The dtypes that safetensors can read into NumPy arrays. Its float8 needs PyTorch.
 _DTYPES: Mapping[str, np.dtype] = {
     **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
@@ -32,9 +35,8 @@ _DTYPES: Mapping[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-ADAPTER = "adapter_config.json"
 MAX_SHARD_BYTES = 5_000_000_000
-_LFS = b"version https://git-lfs.github.com"
+_VALUES_CHECKED = 1 << 18  # at once, which fit into a processor's cache
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -81,12 +83,11 @@ class TensorReader(Mapping[str, TensorInfo]):
     def _open(self, file: Path, expected: set[str] | None) -> None:
         # safetensors reports every failure to open a file as a missing file.
         try:
-            with open(file, "rb") as raw:
-                is_pointer = raw.read(len(_LFS)) == _LFS
+            pointer = lfs_pointer(file)
         except OSError as error:
             raise TensorFileError(f"{file} cannot be read: {error.strerror}") from None
-        if is_pointer:
-            raise TensorFileError(f"{file} is a pointer to a file in Git LFS; `git lfs pull` fetches it")
+        if pointer is not None:
+            raise TensorFileError(pointer)
         try:
             opened = self._opened.enter_context(safe_open(file, "numpy", backend="pread"))
         except (SafetensorError, OSError) as error:
@@ -97,9 +98,8 @@ class TensorReader(Mapping[str, TensorInfo]):
         for name in names:
             entry = opened.get_slice(name)
             if (kind := entry.get_dtype()) not in _DTYPES:
-                raise TensorFileError(
-                    f"{file}: {name} has dtype {kind}; solo reads {', '.join(_DTYPES)}. Convert it to one of these"
-                )
+                remedy = "Dequantise the model with its scales" if kind[:2] in ("F8", "F4") else "Convert it"
+                raise TensorFileError(f"{file}: {name} has dtype {kind}; solo reads {', '.join(_DTYPES)}. {remedy}")
             self._tensors[name] = (TensorInfo(name, tuple(entry.get_shape()), _DTYPES[kind]), opened, file)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -107,15 +107,17 @@ class TensorReader(Mapping[str, TensorInfo]):
 
         Raises:
             KeyError: there is no such tensor.
-            TensorFileError: the file was truncated or replaced after it was opened.
+            TensorFileError: the file was truncated or replaced after it was opened, or a value is NaN or infinite.
         """
         _, opened, file = self._tensors[name]
         try:
-            if start == 0 and stop is None:
-                return opened.get_tensor(name)
-            return opened.get_slice(name)[start:stop]
+            whole = start == 0 and stop is None
+            values = opened.get_tensor(name) if whole else opened.get_slice(name)[start:stop]
         except (SafetensorError, OSError) as error:
             raise TensorFileError(f"{file} changed while it was read: {error}") from None
+        if count := _not_finite(values):
+            raise TensorFileError(f"{file}: {name} has {count:,} of {values.size:,} values that are NaN or infinite")
+        return values
 
     def close(self) -> None:
         """Close the files."""
@@ -137,15 +139,25 @@ class TensorReader(Mapping[str, TensorInfo]):
         return len(self._tensors)
 
 
+def _not_finite(values: np.ndarray) -> int:
+    """Returns the number of floating-point values that are NaN or infinite: those whose exponent's bits are all set."""
+    try:
+        kind = ml_dtypes.finfo(values.dtype)
+    except ValueError:  # integers
+        return 0
+    unsigned = np.dtype(f"u{values.dtype.itemsize}")
+    exponent = unsigned.type(((1 << kind.nexp) - 1) << kind.nmant)
+    bits = np.ascontiguousarray(values).reshape(-1).view(unsigned)
+    blocks = (bits[start : start + _VALUES_CHECKED] for start in range(0, len(bits), _VALUES_CHECKED))
+    return sum(int(np.count_nonzero(block & exponent == exponent)) for block in blocks)
+
+
 def _files(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
     """Yields the files to read, each with the names that the index places in it."""
     if path.is_file() and path.suffix == ".safetensors":
         yield path, None
-    elif (path / ADAPTER).is_file():
-        raise TensorFileError(
-            f"{path} has an adapter ({ADAPTER}), whose weights are not in the model's; merge it (merge_and_unload of"
-            " peft) and save the model"
-        )
+    elif adapter := adapter_message(path):
+        raise TensorFileError(adapter)
     elif (path / SINGLE).is_file():
         # An index may be left over from an earlier, sharded save in the same folder; transformers ignores it too.
         if (path / INDEX).is_file() and all((path / shard).is_file() for shard in _weight_map(path / INDEX).values()):
@@ -167,7 +179,11 @@ def _files(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
 
 def _weight_map(file: Path) -> Mapping[str, str]:
     try:
+        if pointer := lfs_pointer(file):
+            raise TensorFileError(pointer)
         found = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+    except TensorFileError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TensorFileError(f"{file} is not an index of tensors: {error}") from None
     for name, shard in found.items():

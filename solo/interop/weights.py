@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from solo.interop.config_json import read_config_json
 from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts import recognise
-from solo.interop.tensor_files import TensorReader
+from solo.interop.tensor_files import TensorInfo, TensorReader
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition, Parameters
@@ -135,11 +135,37 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
         [f"left over: {found[name]} {reader[found[name]].shape}" for name in found if name not in {*rules, *copies}],
     ]
     if any(faults):
-        raise LayoutError(f"{origin} does not fit the model; nothing was loaded:\n{listed(*faults)}")
+        causes = [*_resized(stored, definition), *_without_head(found, rules)]
+        raise LayoutError(
+            "\n".join([f"{origin} does not fit the model; nothing was loaded:", *causes, listed(*faults)])
+        )
     for copy, original in copies.items():
         if copy in found:
             _compare(reader, found[copy], found[original])
     return {found[name]: rule for name, rule in rules.items()}
+
+
+def _resized(stored: Sequence[tuple[TensorRule, TensorInfo]], definition: ModelDefinition) -> Iterator[str]:
+    """Yields the cause of wrong shapes if the vocabulary's tensors agree on another number of rows."""
+    ours = definition.vocab_size
+    of_tokens = [info for rule, info in stored if {slice_.path for slice_ in rule.slices} & {"text_embed", "head"}]
+    rows = {info.shape[0] for info in of_tokens}
+    if len(rows) == 1 and ours not in rows:
+        yield (
+            f"The vocabulary was resized: its tensors have {rows.pop():,} rows, and vocab_size of the language model in"
+            f" config.json is {ours:,}. Write the number of rows into config.json"
+        )
+
+
+def _without_head(found: Mapping[str, str], rules: Mapping[str, TensorRule]) -> Iterator[str]:
+    """Yields the cause of missing tensors if all are those of a base model, saved without its head."""
+    stem = "model."
+    inner = {name.removeprefix(stem) for name in rules if name.startswith(stem)}
+    if found and found.keys() <= inner:
+        yield (
+            "It is a base model (saved by AutoModel), which has no head for the next token. Open it with"
+            " AutoModelForCausalLM and save it again, if its head was trained"
+        )
 
 
 def _check_complete(

@@ -117,6 +117,48 @@ def test_chat_templates_give_our_ids(template, prefixed):
                 assert found == wanted, (name, open_turn, [ours._processor.IdToPiece(i) for i in wanted])
 
 
+def chats(joined, count=150):
+    """Yields random chats of images and texts: empty ones, white space, line breaks, several parts."""
+    draw = random.Random(0)
+    texts = ("", "", " ", "\n", "what?", " this: \n", "\na cat ", "é  🙂", "(a)\n\nb")
+    for _ in range(count):
+        turns = [Turn("system", (draw.choice(texts),))] if joined and draw.random() < 0.2 else []
+        for number in range(draw.randrange(1, 4)):
+            content = []
+            for _ in range(draw.randrange(1, 5)):
+                # Texts next to each other are tokenised apart in training with templates that do not join them.
+                image = draw.random() < 0.4 or (not joined and content and isinstance(content[-1], str))
+                content.append(IMAGE if image else draw.choice(texts))
+            if number % 2:
+                content = [draw.choice(texts)]
+            turns.append(Turn("assistant" if number % 2 else "user", tuple(content)))
+        yield turns
+
+
+@pytest.mark.parametrize("prefixed", [False, True], ids=["plain", "dummy prefix"])
+@pytest.mark.parametrize("template", ["roles", "solo_chat", "internlm2_chat", "chatml"])
+def test_random_chats_have_our_ids(template, prefixed):
+    plain = trained("bpe", remove_extra_whitespaces=False) if prefixed else TOKENIZERS["ours"]()
+    ours = extend_tokenizer(plain, [*MORE, *SPECIAL_TOKENS.values()])
+    theirs = Tokenizer.from_str(tokenizer_json(ours._model, add_bos=True))
+    image, config = ours.id("<image>"), SequenceConfig(template=template)
+    text = chat_template(config, "<image>", bos=True, dummy_prefix=has_dummy_prefix(ours._model))
+    for turns in chats(joined=template in ("internlm2_chat", "chatml")):
+        runs = make_template(ours, config).runs(turns, turns[-1].role == "user")
+        wanted = [token for run in runs for token in (run.tokens if isinstance(run, TextRun) else (image,))]
+        found = their_ids(theirs, text, turns, turns[-1].role == "user", "<s>", "</s>")
+        assert found == wanted, (turns, ours._processor.IdToPiece(found), ours._processor.IdToPiece(wanted))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_settings_that_a_tokenizer_json_cannot_express_are_refused(kind):
+    for options in ({"user_defined_symbols": ["<tool>", "\n"]}, {"treat_whitespace_as_suffix": True}):
+        with pytest.raises(ValueError, match=r"cannot be written as tokenizer.json: \d+ of \d+ random texts"):
+            tokenizer_json(trained(kind, remove_extra_whitespaces=False, **options)._model, add_bos=True)
+    whole = trained(kind, remove_extra_whitespaces=False, add_dummy_prefix=False, user_defined_symbols=["<tool>"])
+    assert '"<tool>"' in tokenizer_json(whole._model, add_bos=True)
+
+
 def test_tokens_that_only_the_tokenizer_json_appends(tmp_path):
     """As fine-tuning leaves them: the SentencePiece model is the base model's."""
     converted = json.loads(tokenizer_json(foreign_model(), add_bos=True))

@@ -1,15 +1,19 @@
 """Repositories load as parameters on a mesh, or not at all if something is wrong."""
 
+import json
+
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
+import solo
 from solo.config import MeshConfig
 from solo.interop.config_json import read_config_json
 from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
-from solo.interop.tensor_files import TensorReader
+from solo.interop.source import open_source
+from solo.interop.tensor_files import TensorFileError, TensorReader
 from solo.interop.weights import load_parameters, matched, tensor_of
 from solo.sharding.mesh import make_mesh, parameter_shardings
 from tests.interop.models import tiny
@@ -148,3 +152,80 @@ def test_every_kind_of_fault_is_listed(tmp_path):
     assert "  missing: model.norm.weight (32,)" in lines
     assert lines[-2].startswith("  left over: ")
     assert lines[-1] == f"  and {3 * 14 - 20} more"
+
+
+def edited(folder, **keys):
+    config = json.loads((folder / "config.json").read_text()) | keys
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_resized_vocabulary_is_named(tmp_path):
+    """Rows that config.json does not have, as frameworks leave them that write only the weights."""
+    folder = tmp_path / "llama"
+    save(folder, "llama", rows=110)
+    with pytest.raises(LayoutError, match=r"vocabulary was resized: its tensors have 110 rows, and vocab_size .* 100"):
+        solo.load(edited(folder, vocab_size=100))
+
+
+def test_a_native_repository_that_transformers_resized(tmp_path):
+    """`resize_token_embeddings` changes the upper vocab_size alone."""
+    folder = tmp_path / "model"
+    save(folder, "native", rows=110)
+    sections = json.loads((folder / "config.json").read_text())["model"]
+    assert solo.load(edited(folder, model=sections | {"vocab_size": 100})).definition.vocab_size == 110
+
+
+def test_a_base_model_has_no_head(tmp_path):
+    """AutoModel saves names without `model.`, and a class of its own."""
+
+    def change(tensors):
+        del tensors["lm_head.weight"]
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    folder = tmp_path / "llama"
+    save(folder, "llama", change=change)
+    with pytest.raises(LayoutError, match=r"is a base model \(saved by AutoModel\), which has no head"):
+        solo.load(folder)
+    with pytest.raises(LayoutError, match=r"is of a LlamaModel, which has no head .* solo reads LlamaForCausalLM"):
+        solo.load(edited(folder, architectures=["LlamaModel"]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(np.float32, np.nan), (np.float16, np.inf), (ml_dtypes.bfloat16, -np.inf)]
+)
+def test_values_that_are_not_finite_are_named(tmp_path, dtype, value):
+    def change(tensors):
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 2:4] = value
+        tensors["model.embed_tokens.weight"][:] = np.finfo(np.float16).max  # finite in all three
+
+    save(tmp_path / "llama", "llama", dtype, change)
+    with pytest.raises(TensorFileError, match=r"layers\.0\.mlp\.up_proj\.weight has 2 of [\d,]+ values that are NaN"):
+        solo.load(tmp_path / "llama")
+
+
+def test_settings_that_would_be_read_otherwise_are_refused(tmp_path):
+    folder = tmp_path / "llama"
+    save(folder, "llama")
+    with pytest.raises(LayoutError, match=r"quantization_config \(fp8\): the weights are quantised"):
+        solo.load(edited(folder, quantization_config={"quant_method": "fp8"}))
+    for keys in ({"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}):
+        with pytest.raises(LayoutError, match=r"partial_rotary_factor: 0\.5, which LlamaForCausalLM ignores"):
+            solo.load(edited(folder, quantization_config=None, **keys))
+
+
+def test_folders_of_adapters_and_pointers(tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "meta/llama"}')
+    for use in (solo.load, open_source, read_config_json):
+        with pytest.raises(ValueError, match=r"has an adapter of PEFT .* for the model meta/llama.*merge it"):
+            use(adapter)
+    folder = tmp_path / "llama"
+    save(folder, "llama")
+    for name in ("tokenizer.json", "tokenizer.model", "config.json"):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
+        with pytest.raises(ValueError, match=rf"{name} is a pointer to a file in Git LFS; `git lfs pull`"):
+            solo.load(folder)
+        (folder / name).unlink()

@@ -10,6 +10,7 @@ from solo.data.text.huggingface import added_tokens, from_repository
 from solo.data.text.repository import read_repository_tokens
 from solo.data.text.sentencepiece_model import SentencePieceTokenizer, with_repository_tokens
 from solo.data.text.tokenizer import Tokenizer
+from solo.files import lfs_pointer
 
 
 def open_tokenizer(path: str | Path) -> Tokenizer:
@@ -25,6 +26,9 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         ValueError: there is no complete tokenizer; the message names the path.
     """
     path = Path(path)
+    files = (path / sentencepiece_model.FILE, path / huggingface.FILE) if path.is_dir() else (path,)
+    if pointer := next((found for file in files if file.is_file() and (found := lfs_pointer(file))), None):
+        raise ValueError(pointer)
     try:
         if path.is_dir():
             return _open_folder(path)

@@ -11,7 +11,7 @@ from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts.evev2 import EVEV2
 from solo.interop.layouts.fuyu import FUYU
 from solo.interop.layouts.internlm2 import INTERNLM2
-from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN2, QWEN3, LlamaLike
 from solo.interop.layouts.mono_internvl import MONO_INTERNVL
 from solo.interop.layouts.native import NATIVE
 from solo.interop.layouts.solo import SAIL, SOLO
@@ -39,7 +39,25 @@ def recognise(config_json: Mapping[str, Any], origin: str) -> Layout:
     for layout in LAYOUTS.values():
         if layout.recognises(config_json):
             check_values(config_json, origin)
+            _check_weights_are_plain(config_json, origin)
             return layout
     kind = config_json.get("model_type")
     architectures = ", ".join(config_json.get("architectures") or ["no class"])
+    text = LAYOUTS.get(kind or "")
+    if isinstance(text, LlamaLike) and "vision_patch_size" not in config_json:
+        raise LayoutError(
+            f"{origin} is of a {architectures}, which has no head for the next token; solo reads {text.architecture}:"
+            " open it with AutoModelForCausalLM and save it again, if its head was trained"
+        )
     raise LayoutError(f"{origin} is of model_type {kind!r} ({architectures}); solo reads {', '.join(LAYOUTS)}")
+
+
+def _check_weights_are_plain(config_json: Mapping[str, Any], origin: str) -> None:
+    """Raises LayoutError for quantised weights: what they stand for depends on scales, which may not be stored."""
+    found = config_json.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method", "unknown") if isinstance(found, Mapping) else found
+        raise LayoutError(
+            f"{origin} has quantization_config ({method}): the weights are quantised. Save the dequantised model"
+            " (`dequantize()` of transformers), or delete the key if the stored weights are the values themselves"
+        )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from solo.config import Config
-from solo.interop.layout import Layout, Sections, demand, experts, get, sections
+from solo.interop.layout import Layout, LayoutError, Sections, demand, experts, get, sections
 from solo.interop.layouts.rope import read_rope, write_rope
 from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
@@ -114,6 +114,11 @@ class LlamaLike(Layout):
             demand(config_json, {"attention_bias": False})
         found = sections(self.fixed())
         found["model"] |= read_sizes(config_json) | read_rope(config_json)
+        if (share := found["model"]["rope_fraction"]) != 1:
+            raise LayoutError(
+                f"config.json has partial_rotary_factor: {share}, which {self.architecture} ignores and solo would"
+                " apply; delete the key if all dimensions were rotated in training"
+            )
         if self.windowed:
             # A Mistral without the key has transformers' default; null means no window.
             found["sequence"]["sliding_window"] = config_json.get("sliding_window", _DEFAULT_WINDOW)

@@ -54,7 +54,10 @@ class Native(Layout):
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         if missing := [name for name in _SECTIONS if not isinstance(config_json.get(name), dict)]:
             raise LayoutError(f"config.json of a {MODEL_TYPE} lacks the sections {', '.join(missing)}")
-        return {name: dict(config_json[name]) for name in _SECTIONS}
+        found = {name: dict(config_json[name]) for name in _SECTIONS}
+        # `resize_token_embeddings` of transformers changes this key, and not the section.
+        found["model"]["vocab_size"] = config_json.get("vocab_size", found["model"].get("vocab_size"))
+        return found
 
     def config_json(self, config: Config, vocab_size: int) -> dict[str, Any]:
         sections = {name: getattr(config, name).model_dump(mode="json") for name in _SECTIONS}
