@@ -70,7 +70,11 @@ _MME = Benchmark(
     "mme",
     "MME",
     "lmms-eval",
-    Fields(answers=_YES_NO, labels={"category": ("category",), "image": ("question_id", "image_path")}),
+    Fields(
+        answers=_YES_NO,
+        labels={"category": ("category",), "image": ("question_id", "image_path")},
+        required=("category", "image"),
+    ),
     prompts.question(prompts.PHRASE, prompts.without_request),
     choices.mme,
     MME("score", _PERCEPTION + _COGNITION),
@@ -96,6 +100,7 @@ _SCIENCEQA = Benchmark(
     "ScienceQA (test, with images)",
     "lmms-eval",
     Fields(
+        choice=True,
         options=("choices",),
         answer=("answer",),
         hint=("hint",),
@@ -112,7 +117,7 @@ _AI2D = Benchmark(
     "ai2d",
     "AI2D (test)",
     "lmms-eval",
-    Fields(options=("options",), answer=("answer",), labels=_labels("category")),
+    Fields(choice=True, options=("options",), answer=("answer",), labels=_labels("category")),
     prompts.question(prompts.LETTER),
     choices.ai2d,
     files=("AI2D_TEST",),
@@ -123,6 +128,7 @@ _SEED = Benchmark(
     "lmms-eval",
     Fields(
         id=("index", "question_id"),
+        choice=True,
         options=("choice_*",),
         answer=("answer",),
         labels={"category": ("category", "question_type_id")},
@@ -140,6 +146,7 @@ _MMSTAR = Benchmark(
     Fields(
         answer=("answer",),
         labels={"category": ("category",), "l2_category": ("l2_category", "l2-category")},
+        required=("l2_category",),
         splits=(("val",), ("test",)),
     ),
     prompts.question(prompts.LETTER.removesuffix("."), prompts.without_request),
@@ -155,6 +162,7 @@ _MMMU = Benchmark(
     "lmms-eval",
     Fields(
         id=("id", "index"),
+        choice=True,
         options=("options",),
         answer=("answer",),
         images=("image_*", "image", "image_path"),
@@ -247,6 +255,7 @@ _MMBENCH = Benchmark(
     "MMBench (dev, circular)",
     "VLMEvalKit",
     Fields(
+        choice=True,
         answer=("answer",),
         hint=("hint",),
         labels={

@@ -29,11 +29,13 @@ class Fields:
     answer      columns of the right answer or answers. In a multiple-choice item: the letter, or the number from 0
     answers     the only answers there are, in lower case
     annotators  fewest answers that the metric is defined for
+    choice      whether every item has options
     options     columns of a list of options, `choice_*` for choice_a, choice_b, ...; A, B, C, ... are always read
     hint        columns of a text to read before the question
     images      columns of the image or images, `image_*` for image_1, image_2, ...
     inline      whether markers in the text say where images are
     labels      columns of each label
+    required    labels that every item must have
     several     labels whose columns list several values with commas between them
     splits      splits that a folder may hold, in order of preference
     folders     names of the benchmark's folder in a repository that holds several
@@ -47,11 +49,13 @@ class Fields:
     answer: tuple[str, ...] = ("answers", "answer")
     answers: tuple[str, ...] = ()
     annotators: int = 1
+    choice: bool = False
     options: tuple[str, ...] = ()
     hint: tuple[str, ...] = ()
     images: tuple[str, ...] = ("image", "image_path")
     inline: bool = False
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
     splits: tuple[tuple[str, ...], ...] = (("test",), ("validation",), ("val",), ("dev",))
     folders: tuple[str, ...] = ()
@@ -87,16 +91,21 @@ class _Columns:
         have = source.columns
         self.is_text = source.is_text
         self.id = next((name for name in fields.id if set(name.split("+")) <= set(have)), None)
-        self.question = None if fields.asked else _first(fields.question, source, "question", what)
-        self.answer = _first(fields.answer, source, "answer", what)
+        self.question = None if fields.asked else _first(fields.question, source, "the question", what)
+        self.answer = _first(fields.answer, source, "the answer", what)
         self.letters = [letter for letter in _LETTERS if letter in have]
         self.options = next(filter(None, (_matching(name, have) for name in fields.options)), [])
         self.hint = next((name for name in fields.hint if name in have), None)
         self.images = next(filter(None, (_matching(name, have) for name in fields.images)), [])
         if not self.images:
-            raise _missing(fields.images, source, "images", what)
+            raise _missing(fields.images, source, "the image", what)
         labels = {label: [name for name in names if name in have] for label, names in fields.labels.items()}
         self.labels = {label: names[0] for label, names in labels.items() if names}
+        for label in fields.required:
+            if label not in self.labels:
+                raise _missing(fields.labels[label], source, f"label {label!r}", what)
+        if fields.choice and not self.letters and not self.options:
+            raise _missing(("A", "B", *fields.options), source, "the options", what)
         # Some layouts name a file beside the image, or the images of another table; others filter by these columns.
         beside = [name for name in ("image_path", "split", "g_index", "question_type", "data_type") if name in have]
         single = [self.question, self.answer, self.hint, *(self.id or "").split("+"), *self.labels.values()]
@@ -114,6 +123,8 @@ class _RowReader:
         name = self._id(number)
         question = self.fields.asked or self._text(columns.question or "")
         options = self._options()
+        if self.fields.choice and len(options) < 2:
+            raise self.fault((columns.options or columns.letters)[0], "and its kin hold fewer than two options")
         references = self._references(options)
         shown = images.of(self.values, self.place)
         if self.fields.inline:
@@ -122,6 +133,9 @@ class _RowReader:
                     raise self.fault(columns.question, f"has {marker[0]} in it, but the row has {len(shown)} images")
         labels = {label: _known(self.values[column]) or "" for label, column in columns.labels.items()}
         labels |= {label: labels[label].replace(",", SEVERAL) for label in self.fields.several if label in labels}
+        for label in self.fields.required:
+            if not labels[label]:
+                raise self.fault(columns.labels[label], "is empty, but the score depends on it")
         hint = self.values[columns.hint] if columns.hint else None
         return Item(name, shown, question, references, options, labels, _known(hint) or "", place=self.place)
 
@@ -189,7 +203,7 @@ class _RowReader:
 
 
 def _missing(names: Sequence[str], source: Source, kind: str, what: str) -> ConfigError:
-    return ConfigError(f"{what}: {source.path} has no column of {kind} ({' or '.join(names)})\n{source.listing}")
+    return ConfigError(f"{what}: {source.path} has no column for {kind}: {' or '.join(names)}\n{source.listing}")
 
 
 def _first(names: Sequence[str], source: Source, kind: str, what: str) -> str:

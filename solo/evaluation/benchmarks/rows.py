@@ -46,6 +46,7 @@ class Source:
     columns: tuple[str, ...]
     is_text: bool
     listing: str  # the columns, for error messages
+    what: str  # who asks
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """Yields the rows with some of the columns.
@@ -54,13 +55,30 @@ class Source:
             ConfigError: the file is damaged; the message names the first row that cannot be read.
         """
         if self.is_text:
-            yield from _text_rows(self.path, columns)
+            yield from self._text_rows(columns)
             return
         for part in table_parts([self.path], 1 << 20):
             for number, values in table_rows(part, list(columns)):
                 if isinstance(values, str):
-                    raise ConfigError(f"{self.path}: row {number:,}: {values}")
+                    raise ConfigError(f"{self.what}: {self.path}: row {number:,}: {values}")
                 yield Row(values, Place(self.path, number))
+
+    def _text_rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """Yields rows as texts. Only an empty field is missing; pandas would take "None" and "NA" for missing too."""
+        number = 0
+        for block in _BLOCKS:
+            try:
+                for batch in _batches(self.path, columns, block, skip=number):
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(values, Place(self.path, number))
+                return
+            except pa.ArrowInvalid as error:
+                if "straddling" not in str(error) or block == _BLOCKS[-1]:
+                    where = f"{self.what}: {self.path}: row {number + 1:,} or a later one cannot be read"
+                    raise ConfigError(f"{where}: {_say(error)}") from None
+            except READ_ERRORS as error:
+                raise ConfigError(f"{self.what}: {self.path}: after row {number:,}: {explain(error)}") from None
 
 
 def open_sources(
@@ -128,21 +146,21 @@ def _open(path: str, what: str) -> Source:
             head = file.read(1 << 16)
         if head.startswith(_TABLE) or suffix(path) in SUFFIXES:
             schema = open_table(path).schema
-            return Source(path, tuple(schema.names), False, str(Columns(schema)))
+            return Source(path, tuple(schema.names), False, str(Columns(schema)), what)
     except DamagedError as fault:
         raise ConfigError(f"{what}: {path}: {fault}") from None
     except READ_ERRORS as error:
         raise ConfigError(f"{what}: {path}: {explain(error)}") from None
     names = _names(head, path, what)
-    return Source(path, tuple(names), True, f"columns: {', '.join(names)}")
+    return Source(path, tuple(names), True, f"columns: {', '.join(names)[:500]}", what)
 
 
 def _names(head: bytes, path: str, what: str) -> list[str]:
     try:
         line = head.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
-    except UnicodeDecodeError:
-        line = ""
-    names = next(csv.reader([line], delimiter=_delimiter(line)), [])
+        names = next(csv.reader([line], delimiter=_delimiter(line)), [])
+    except (UnicodeDecodeError, csv.Error):
+        names = []
     if len(names) < 2 or not all(name.isprintable() for name in names):
         raise ConfigError(f"{what}: {path} is neither a TSV file with a header nor a parquet or Arrow file")
     repeated = next((name for name in names if names.count(name) > 1), None)
@@ -158,22 +176,10 @@ def _delimiter(line: str) -> str:
 # ---------------------------------------------------------------------------------------------- text
 
 
-def _text_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """Yields rows as texts. Only an empty field is missing: pandas would take "None" and "NA" for missing as well."""
-    number = 0
-    for block in _BLOCKS:
-        try:
-            for batch in _batches(path, columns, block, skip=number):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, Place(path, number))
-            return
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error) or block == _BLOCKS[-1]:
-                said = re.sub(r"^CSV parse error: (Row #\d+: )?", "", str(error))
-                raise ConfigError(f"{path}: row {number + 1:,} or a later one cannot be read: {said[:300]}") from None
-        except READ_ERRORS as error:
-            raise ConfigError(f"{path}: after row {number:,}: {explain(error)}") from None
+def _say(error: pa.ArrowInvalid) -> str:
+    """Returns what pyarrow says, without the row itself, which may be a whole image. It counts the header as row 1."""
+    text = re.sub(r"^CSV parse error: |(?<=, got) (\d+):.*", r" \1", str(error), flags=re.DOTALL).strip()
+    return re.sub(r"Row #(\d+)", lambda row: f"row {int(row[1]) - 1}", text)[:300]
 
 
 def _batches(path: str, columns: Sequence[str], block: int, skip: int) -> Iterator[pa.RecordBatch]:

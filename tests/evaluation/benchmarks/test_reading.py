@@ -47,6 +47,12 @@ def test_a_fault_names_file_row_and_column(change, message, tmp_path) -> None:
     [
         ("pope", {"answer": "maybe", "category": "random"}, "column 'answer' is 'maybe', not one of yes, no"),
         ("textvqa", {"answer": "['a', 'b']"}, "column 'answer' holds 2 answers; the metric needs those of 4 people"),
+        ("ai2d", {"A": "x", "B": "", "answer": "A"}, "column 'A' and its kin hold fewer than two options"),
+        (
+            "mme",
+            {"category": "", "image_path": "a", "answer": "Yes"},
+            "column 'category' is empty, but the score depends",
+        ),
         ("ai2d", {"A": "x", "B": "y", "answer": "C"}, "column 'answer' is 'C', but the options are A, B"),
     ],
 )
@@ -58,10 +64,14 @@ def test_an_answer_that_cannot_be_scored(task, row, message, tmp_path) -> None:
 def test_a_missing_column_lists_those_there_are(tmp_path) -> None:
     row = {key: value for key, value in ROW.items() if key != "answer"}
     with pytest.raises(
-        ConfigError, match=r"has no column of answer \(answers or answer\)\ncolumns: index, question, image"
+        ConfigError, match=r"has no column for the answer: answers or answer\ncolumns: index, question, image"
     ):
         read(tsv(tmp_path / "a.tsv", [row]))
-    with pytest.raises(ConfigError, match=r"no column of images .*\ncolumns:\n  id: string"):
+    with pytest.raises(ConfigError, match="no column for label 'category': category"):
+        read(tsv(tmp_path / "b.tsv", [ROW | {"answer": "Yes"}]), task="mme")
+    with pytest.raises(ConfigError, match=r"no column for the options: A or B or options"):
+        read(tsv(tmp_path / "b.tsv", [ROW]), task="ai2d")
+    with pytest.raises(ConfigError, match=r"no column for the image: .*\ncolumns:\n  id: string"):
         read(parquet(tmp_path / "a.parquet", [{"id": "1", "question": "Left?", "answer": "left"}]))
 
 
@@ -75,9 +85,12 @@ def test_a_missing_column_lists_those_there_are(tmp_path) -> None:
         (b"index\tquestion\tquestion\timage\n", "has two columns 'question'"),
         (
             b"index\tquestion\tanswer\timage\n1\tLeft?\n",
-            "row 1 or a later one cannot be read: Expected 4 columns, got 2",
+            "row 1 or a later one cannot be read: row 1: Expected 4 columns, got 2$",
         ),
-        (b"index\tquestion\tanswer\timage\n1\t\xff\xfe\tleft\tx\n", "row 1 or a later one cannot be read: .*UTF8"),
+        (
+            b"index\tquestion\tanswer\timage\n1\t\xff\xfe\tleft\tx\n",
+            "row 1 or a later one cannot be read: In CSV column #1: row 1: .*UTF8",
+        ),
     ],
 )
 def test_files_that_cannot_be_read(content, message, tmp_path) -> None:
