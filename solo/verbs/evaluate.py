@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="NAME", default="trained", help="the name of an average; default: the trained weights"
     )
     asked = parser.add_argument_group("benchmarks")
-    asked.add_argument("--tasks", metavar="A,B", help="names of benchmarks; an unknown name lists them all")
+    asked.add_argument("--tasks", metavar="A,B", help="names of benchmarks; an unknown name lists all")
     asked.add_argument(
         "--files",
         action="append",
@@ -41,6 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--force", action="store_true", help="write over predictions of another model or prompt")
     asked.add_argument(
         "--page-items", type=int, default=2_000, metavar="N", help="questions of a benchmark on the page; default 2000"
+    )
+    asked.add_argument(
+        "--text",
+        action="append",
+        nargs="+",
+        metavar="FILE",
+        help="perplexity of texts, and multiple choice by likelihood: .jsonl with {text} or {context, options, answer}"
+        " on each line, or any text file",
     )
     further = parser.add_argument_group("what a score tells")
     further.add_argument(
@@ -64,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates a checkpoint, or scores a model."""
-    if arguments.tasks is not None:
+    if arguments.tasks is not None or arguments.text is not None:
         return _score(arguments)
     if given := _only_with_tasks(arguments):
-        raise ValueError(f"{given} goes with --tasks")
+        raise ValueError(f"{given} goes with --tasks or --text")
     from rich.console import Console
 
     from solo.evaluation.results import print_results
@@ -92,14 +100,14 @@ def _score(arguments: argparse.Namespace) -> int:
     from solo.evaluation.scoring.request import Request
     from solo.evaluation.scoring.run import PAGE, RESULTS, evaluate_benchmarks
     from solo.evaluation.scoring.scores import Resampling
-    from solo.evaluation.scoring.show import print_scores
+    from solo.evaluation.scoring.show import print_scores, print_texts
     from solo.training.observer import ProgressBar
 
     asks_without = arguments.without_images or arguments.language_model is not None
     request = Request(
         reference=arguments.run,
         weights=arguments.weights,
-        tasks=tuple(filter(None, (name.strip() for name in arguments.tasks.split(",")))),
+        tasks=tuple(filter(None, (name.strip() for name in (arguments.tasks or "").split(",")))),
         files=tuple(arguments.files or ()),
         output=arguments.output,
         limit=arguments.limit,
@@ -109,6 +117,7 @@ def _score(arguments: argparse.Namespace) -> int:
         baselines=(*(("removed",) if asks_without else ()), *(("blanked",) if arguments.blank_images else ())),
         language_model=arguments.language_model,
         against=tuple(arguments.against or ()),
+        texts=tuple(path for paths in arguments.text or () for path in paths),
         how=Resampling(arguments.resamples, arguments.seed),
         force=arguments.force,
         page_items=arguments.page_items,
@@ -120,7 +129,8 @@ def _score(arguments: argparse.Namespace) -> int:
     finally:
         observer.finish()
     print_scores(outcome.tasks, console)
-    for name in (RESULTS, PAGE):
+    print_texts(outcome.texts, console)
+    for name in (RESULTS, PAGE) if outcome.tasks else (RESULTS,):
         console.print(f"{name.partition('.')[0]}: {outcome.folder / name}", soft_wrap=True, markup=False)
     return 0
 

@@ -10,6 +10,8 @@ from typing import Any
 from solo.evaluation.scoring.answering import Task
 from solo.evaluation.scoring.intervals import Difference
 from solo.evaluation.scoring.scores import Comparison, Score, difference_dict
+from solo.evaluation.scoring.text_files import TextFile
+from solo.evaluation.scoring.texts import TextScore
 
 LANGUAGE_MODEL = "language_model"
 
@@ -41,6 +43,26 @@ class Evaluated:
         }
 
 
+@dataclass
+class MeasuredText:
+    """What a call found out about one file of texts.
+
+    scores       of the model (`shown`), and of the `language_model` that it started from
+    differences  of the two by metric: the model - the language model
+    """
+
+    file: TextFile
+    scores: dict[str, TextScore] = field(default_factory=dict)
+    differences: dict[str, Difference] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "scores": {name: each.as_dict() for name, each in self.scores.items()},
+            "differences": {name: difference_dict(each) for name, each in self.differences.items()},
+        }
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a call found out, and where it wrote it."""
@@ -48,3 +70,4 @@ class Outcome:
     folder: Path
     model: str
     tasks: Sequence[Evaluated]
+    texts: Sequence[MeasuredText] = ()

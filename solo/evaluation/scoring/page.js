@@ -103,7 +103,7 @@ function card(record, way) {
   const body = element("div", "body");
   body.append(element("p", "prompt", record.prompt));
   task().ways.forEach((name, number) => body.append(answerLine(number === 0 && task().ways.length === 1 ? "" : name, record.answers[number], number === way)));
-  record.others.forEach((other, number) => other && body.append(answerLine(task().against[number], other, true)));
+  record.others.forEach((other, number) => other && body.append(answerLine(task().against[number], other, false)));
   const references = [...new Set(record.references)].map((reference) => record.options[reference] ? `${reference}. ${record.options[reference]}` : reference);
   body.append(row("reference", references.join(" · ")));
   const labels = Object.entries(record.labels).map(([label, value]) => `${label} ${value}`).join(" · ");

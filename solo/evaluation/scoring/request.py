@@ -62,6 +62,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        if not self.tasks and not self.texts:
+            raise ConfigError("--tasks names no benchmark, and --text no file")
         if self.how.resamples < 100:
             raise ConfigError(f"--resamples is {self.how.resamples}; it must be at least 100")
 

@@ -1,10 +1,11 @@
-"""`solo evaluate --tasks`: asks a model, and the language model it started from, and writes what they score."""
+"""`solo evaluate --tasks` and `--text`: asks a model, and the language model it started from, and writes the scores."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import solo
 from solo.config import ConfigError
 from solo.evaluation.benchmarks.definitions import BENCHMARKS, benchmark
 from solo.evaluation.scoring.answering import Asking, Line, Task, answer
-from solo.evaluation.scoring.outcome import LANGUAGE_MODEL, Evaluated, Outcome
+from solo.evaluation.scoring.outcome import LANGUAGE_MODEL, Evaluated, MeasuredText, Outcome
 from solo.evaluation.scoring.page import render
 from solo.evaluation.scoring.predictions import Images, Predictions, prediction_files, read_predictions
 from solo.evaluation.scoring.request import Named, Request, benchmark_files, named_model, output_folder
 from solo.evaluation.scoring.scores import Comparison, Score, compare, measures, score
+from solo.evaluation.scoring.text_files import read_texts
+from solo.evaluation.scoring.texts import differences, measure, text_settings
 from solo.files import json_text, write_whole
+from solo.training.evaluators import TRAINED
 from solo.training.observer import Observer
 
 RESULTS = "results.json"
@@ -27,6 +31,10 @@ _WAYS = {
     "removed": " without images",
     "blanked": " with blanked images",
     LANGUAGE_MODEL: " of the language model",
+}
+_TEXT_COUNTS = {
+    "truncated": "options do not fit the longest sequence with their context, whose beginning was left out (--context)",
+    "unknown": "tokens stand for characters that the vocabulary lacks; the perplexity says little",
 }
 _Others = Sequence[tuple[Path, Mapping[str, Any], Sequence[Line]]]
 
@@ -57,14 +65,17 @@ def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
         tasks.append(Evaluated(Task.read(definition, where, request.limit)))
         for reason, count in tasks[-1].task.left_out.items():
             observer.say(f"{definition.name}: {count:,} rows are left out: {reason}")
+    texts = [MeasuredText(file) for file in read_texts(request.texts, request.limit)]
     ways: list[Images] = ["shown", *request.baselines]
-    _ask(request, model, request.weights, tasks, ways, folder, observer)
+    outcome = Outcome(folder, model.name, tasks, texts)
+    _ask(request, model, request.weights, outcome, ways, observer)
     if language_model is not None:
-        _ask(request, language_model, "trained", tasks, ["removed"], folder, observer, LANGUAGE_MODEL)
+        _ask(request, language_model, TRAINED, outcome, ["removed"], observer, LANGUAGE_MODEL)
+        for text in texts:
+            text.differences = differences(text.scores["shown"], text.scores[LANGUAGE_MODEL], request.how)
     for each in tasks:
         each.measures = measures(each.scores, request.how)
         each.comparisons = _compared(each, others, request)
-    outcome = Outcome(folder, model.name, tasks)
     _write(outcome, request)
     return outcome
 
@@ -73,9 +84,8 @@ def _ask(
     request: Request,
     named: Named,
     weights: str,
-    tasks: Sequence[Evaluated],
+    outcome: Outcome,
     ways: Sequence[Images],
-    folder: Path,
     observer: Observer,
     called: str | None = None,
 ) -> None:
@@ -84,20 +94,20 @@ def _ask(
     loaded = solo.load(named.path, weights=weights)
     asking = Asking.of(loaded, named.name, request.context or loaded.context, request.batch_rows)
     jobs = []
-    for each in tasks:
+    for each in outcome.tasks:
         for images in ways:
             name = called or images
             settings = asking.settings(each.task.benchmark, images, request.max_new_tokens)
-            ending = "" if name == "shown" else f".{name}"
-            jobs.append(
-                (each, name, settings, Predictions(folder / f"{settings.task}{ending}.jsonl", settings, request.force))
-            )
+            file = Predictions(outcome.folder / file_name(settings.task, name), settings, request.force)
+            jobs.append((each, name, settings, file))
+    measured = []
+    for text in outcome.texts:
+        name = called or "shown"
+        path = outcome.folder / file_name(f"text.{text.file.name}", name)
+        measured.append((text, name, Predictions(path, text_settings(asking, text.file), request.force)))
     for each, name, settings, file in jobs:
         title = f"{settings.task}{_WAYS[name]}"
-
-        def note(done: int, total: int, title: str = title) -> None:
-            observer.note(f"answering {title}: {done:,} of {total:,}")
-
+        note = partial(_note, observer, f"answering {title}")
         began = time.perf_counter()
         lines = answer(asking, each.task, settings, file, request.force, note)
         each.seconds += time.perf_counter() - began
@@ -106,8 +116,19 @@ def _ask(
         unasked = file.finish(found.lines)
         each.scores[name] = found
         _say(observer, title, found, unasked)
+    for text, name, file in measured:
+        title = f"text {text.file.name}{_WAYS[name]}"
+        note = partial(_note, observer, f"reading {title}")
+        text.scores[name] = found_text = measure(asking, text.file, file, request.force, request.how, note)
+        for what in ("truncated",) if text.file.is_choice else ("unknown",):
+            if count := found_text.count(what):
+                observer.say(f"{title}: {count:,} {_TEXT_COUNTS[what]}")
     del loaded, asking
     gc.collect()  # the next model needs the memory
+
+
+def _note(observer: Observer, title: str, done: int, total: int) -> None:
+    observer.note(f"{title}: {done:,} of {total:,}")
 
 
 def _say(observer: Observer, title: str, found: Score, unasked: int) -> None:
@@ -177,6 +198,8 @@ def _write(outcome: Outcome, request: Request) -> None:
         "seed": request.how.seed,
         "limit": request.limit,
         "tasks": {each.task.benchmark.name: each.as_dict() for each in outcome.tasks},
+        "texts": {text.file.name: text.as_dict() for text in outcome.texts},
     }
     write_whole(outcome.folder / RESULTS, json_text(results, indent=1) + "\n")
-    write_whole(outcome.folder / PAGE, render(outcome, request.page_items))
+    if outcome.tasks:
+        write_whole(outcome.folder / PAGE, render(outcome, request.page_items))

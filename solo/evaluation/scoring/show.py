@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from solo.evaluation.scoring.outcome import Evaluated
+from solo.evaluation.scoring.outcome import LANGUAGE_MODEL, Evaluated, MeasuredText
 from solo.evaluation.scoring.page import MEASURES, WAYS, difference_words, points
 from solo.evaluation.scoring.scores import Score
 
@@ -23,8 +23,29 @@ def print_scores(found: Sequence[Evaluated], console: Console, groups: bool = Tr
             if groups and name == "shown":
                 for group, value in list(score.summary.items())[1:]:
                     table.add_row(f"  {group}", points(value), "", "", "", "", "", style="dim")
-    console.print(table)
+    if found:
+        console.print(table)
     _print_differences(found, console)
+
+
+def print_texts(found: Sequence[MeasuredText], console: Console) -> None:
+    """Prints what models make of texts, and how the model differs from the one that it started from."""
+    if not found:
+        return
+    table = Table("text", "", box=None, header_style="bold", pad_edge=False)
+    for title in ("value", "95% interval", "language model", "difference", "95% interval", "p"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for text in found:
+        mine, before = text.scores["shown"], text.scores.get(LANGUAGE_MODEL)
+        for place, (name, value) in enumerate(mine.metrics.items()):
+            row = [text.file.name if place == 0 else "", name, f"{value.value:.4g}"]
+            row.append(f"{value.low:.4g} to {value.high:.4g}")
+            if before is not None:
+                change = text.differences[name]
+                row += [f"{before.metrics[name].value:.4g}", f"{change.value:+.3g}"]
+                row += [f"{change.low:+.3g} to {change.high:+.3g}", f"{change.p:.3f}"]
+            table.add_row(*row)
+    console.print(table)
 
 
 def _row(each: Evaluated, name: str, score: Score) -> list[str]:
