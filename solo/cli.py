@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     from solo.scaling import command as fit
     from solo.scaling.sweep import command as sweep
     from solo.training import goodput
-    from solo.verbs import evaluate, export, generate, importing, inspect, prepare, runs, train
+    from solo.verbs import chat, evaluate, export, generate, importing, inspect, prepare, runs, train
 
     parser = argparse.ArgumentParser(
         prog="solo",
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "inspect": inspect,
         "train": train,
         "generate": generate,
+        "chat": chat,
         "import": importing,
         "export": export,
         "plan": plan,

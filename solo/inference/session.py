@@ -80,7 +80,7 @@ class Session:
         """Read a turn into the cache, with room for an answer. Returns the logits after it [B, V]."""
         model, image, sequence = self._model, self._model.config.image, self._model.config.sequence
         start = (0, 0) if self._document is None else slots(self._document)
-        self._document = turn if self._document is None else _join(self._document, turn)
+        self._document = turn if self._document is None else join(self._document, turn)
         stop = slots(self._document)
         counts = stop[0] - start[0], stop[1] - start[1]
         context = model.mesh.shape["context"]
@@ -100,10 +100,10 @@ class Session:
         template = self._model.template
         closing = template.closing[1:] if answer[-1] in template.stops else template.closing
         self._unread = (answer[-1], *closing)
-        self._document = _join(self._document, _text(answer[:-1], self._document))
+        self._document = join(self._document, text_document(answer[:-1], self._document))
 
 
-def _join(first: Document, second: Document) -> Document:
+def join(first: Document, second: Document) -> Document:
     """Joins two documents. The second's images are numbered after the first's."""
     images = first.image.max(initial=NO_IMAGE) + 1
     image = np.where(second.image == NO_IMAGE, NO_IMAGE, second.image + images)
@@ -116,7 +116,7 @@ def _join(first: Document, second: Document) -> Document:
     )
 
 
-def _text(tokens: list[int], like: Document) -> Document:
+def text_document(tokens: list[int], like: Document) -> Document:
     """Returns a document of text tokens."""
     return Document(
         np.array(tokens, np.int32),

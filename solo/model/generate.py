@@ -139,6 +139,22 @@ def generate(
     return written
 
 
+@partial(jax.jit, static_argnames=("definition", "where", "sliding_window"), donate_argnames="cache")
+def decode_token(
+    definition: ModelDefinition,
+    where: Placement,
+    parameters: Parameters,
+    cache: KVCache,
+    token_B: jax.Array,
+    *,
+    sliding_window: int | None = None,
+) -> tuple[KVCache, jax.Array]:
+    """Read one token of each row, int32 [B], into the cache. Returns it, and the logits [B, V] of the next token."""
+    counts_B2 = jnp.stack([jnp.zeros_like(token_B), jnp.ones_like(token_B)], axis=1)
+    chunk = _one_token(definition, sliding_window, cache, token_B)
+    return _forward(definition, where, parameters, cache, chunk, counts_B2)
+
+
 def _forward(
     definition: ModelDefinition,
     where: Placement,

@@ -18,6 +18,7 @@ from flax import nnx
 
 from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
+from solo.model.attention.dense import dense_weights
 from solo.model.declare import normal, set_region
 from solo.model.kv_cache import KVCache
 from solo.model.layer import Context, Layer, hidden_norm
@@ -148,6 +149,41 @@ class Transformer(nnx.Module):
             layer = nnx.merge(graph, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))
             found.append(layer(found[-1], context).x)
         return found
+
+    def attention_weights(
+        self, batch: Batch, queries_A: jax.Array, layer: jax.Array, placement: Placement | None = None
+    ) -> jax.Array:
+        """Compute the attention weights of some slots in one layer, for inspection.
+
+        Args:
+            batch: B rows.
+            queries_A: int32, the slots (patches first, as everywhere) whose weights are wanted.
+            layer: int32 [], its number.
+            placement: placement of the computation on devices.
+
+        Returns:
+            float32 [B, A, H, S], which sum to 1 over the S slots that a query attends to.
+        """
+        placement = placement or Placement()
+        context, num_patches = self._context(batch, placement), batch.patches.shape[1]
+        graph, stacked = nnx.split(self.layers)
+        shape = (len(batch.text), len(queries_A), self.config.heads, batch.attend.shape[1])
+
+        def apply(carry: tuple[Regions, jax.Array], state_and_number: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            (x, kept), (state, number) = carry, state_and_number
+            found = []
+
+            def attention(q: Regions, k: Regions, v: Regions) -> Regions:
+                chosen = q.join()[:, queries_A], k.join(), batch.attend[:, queries_A]
+                found.append(dense_weights(*chosen, num_patches))
+                return context.attention(q, k, v)
+
+            x = nnx.merge(graph, state)(x, context._replace(attention=attention)).x
+            return (x, jnp.where(number == layer, found[0], kept)), None
+
+        x = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
+        numbers = jnp.arange(self.config.layers)
+        return jax.lax.scan(apply, (x, jnp.zeros(shape)), (stacked, numbers))[0][1]
 
     def _context(self, batch: Batch, placement: Placement) -> Context:
         num_patches = batch.patches.shape[1]

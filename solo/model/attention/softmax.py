@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -46,6 +47,12 @@ def see(seen: Softmax, q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ
     fade = jnp.exp(seen.maximum - maximum)
     values = einsum("gkmqj,gkjc->gkmqc", weights.astype(v_GKJC.dtype), v_GKJC)
     return Softmax(seen.weighted * fade[..., None] + values, seen.total * fade + weights.sum(axis=-1), maximum)
+
+
+def tile_weights(q_GKMQC: Array, k_GKJC: Array, visible_GQJ: Array) -> Array:
+    """Returns the weights of all keys of a query, float32 [G, K, M, Q, J], if they are one tile. No keys: zeros."""
+    weights = jax.nn.softmax(_scores(q_GKMQC, k_GKJC, visible_GQJ), axis=-1)
+    return jnp.where(visible_GQJ[:, None, None], weights, 0.0)
 
 
 def finish(seen: Softmax) -> tuple[Array, Array]:
