@@ -20,7 +20,7 @@ from solo.statuses import may_be_retried
     [
         [],
         *([verb] for verb in ("prepare", "inspect", "train", "generate", "import", "export", "plan", "evaluate")),
-        *([verb] for verb in ("sweep", "goodput", "fit", "launch")),
+        *([verb] for verb in ("sweep", "goodput", "fit", "launch", "chat")),
         ["launch", "gke"],
     ],
 )

@@ -6,8 +6,6 @@ import argparse
 import socket
 from pathlib import Path
 
-from solo.config import ConfigError
-
 HELP = "ask a model about pictures in the browser, and look at how it answers"
 DESCRIPTION = (
     "Serves a page on this machine: pictures, questions and answers, the patches that each picture was cut into, the"
@@ -37,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves the page until it is interrupted."""
+    from solo.config import ConfigError
+
     for name in ("max_new_tokens", "max_images", "max_slots"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Returns a listening socket. Raises ConfigError if the address cannot be used."""
+    from solo.config import ConfigError
+
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
