@@ -88,8 +88,9 @@ def named_model(reference: str, weights: str = TRAINED) -> Named:
     """
     folder, which = parse_reference(reference)
     if which is None and is_complete(resolved(folder)):
-        path = resolved(folder)
-        name = f"{path.parent.parent}@{path.name}"
+        whole = resolved(folder)
+        path = whole.parent.parent.with_name(f"{whole.parent.parent.name}@{whole.name}")
+        name = str(path)
     elif (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
         path, name = folder, str(folder)
     elif not folder.is_dir():

@@ -20,7 +20,7 @@ from solo.evaluation.scoring.request import Named, Request, benchmark_files, nam
 from solo.evaluation.scoring.scores import Comparison, Score, compare, measures, score
 from solo.evaluation.scoring.text_files import read_texts
 from solo.evaluation.scoring.texts import differences, measure, text_settings
-from solo.files import json_text, write_whole
+from solo.files import json_text, parse_json_line, write_whole
 from solo.training.evaluators import TRAINED
 from solo.training.observer import Observer
 
@@ -76,7 +76,10 @@ def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
     for each in tasks:
         each.measures = measures(each.scores, request.how)
         each.comparisons = _compared(each, others, request)
-    _write(outcome, request)
+    _write_results(outcome, request)
+    if outcome.tasks:
+        observer.note("writing the page")
+        write_whole(outcome.folder / PAGE, render(outcome, request.page_items))
     return outcome
 
 
@@ -116,6 +119,7 @@ def _ask(
         unasked = file.finish(found.lines)
         each.scores[name] = found
         _say(observer, title, found, unasked)
+        _write_results(outcome, request)  # a later benchmark may fail
     for text, name, file in measured:
         title = f"text {text.file.name}{_WAYS[name]}"
         note = partial(_note, observer, f"reading {title}")
@@ -190,16 +194,25 @@ def file_name(task: str, name: str) -> str:
     return f"{task}.jsonl" if name == "shown" else f"{task}.{name}.jsonl"
 
 
-def _write(outcome: Outcome, request: Request) -> None:
+def _write_results(outcome: Outcome, request: Request) -> None:
+    """Writes what is known so far. What an earlier call has measured of the same model stays."""
+    path = outcome.folder / RESULTS
+    known = _earlier(path, outcome.model)
+    tasks = {each.task.benchmark.name: each.as_dict() for each in outcome.tasks if each.scores}
+    texts = {text.file.name: text.as_dict() for text in outcome.texts if text.scores}
     results = {
         "model": outcome.model,
         "version": solo.__version__,
         "resamples": request.how.resamples,
         "seed": request.how.seed,
         "limit": request.limit,
-        "tasks": {each.task.benchmark.name: each.as_dict() for each in outcome.tasks},
-        "texts": {text.file.name: text.as_dict() for text in outcome.texts},
+        "tasks": known.get("tasks", {}) | tasks,
+        "texts": known.get("texts", {}) | texts,
     }
-    write_whole(outcome.folder / RESULTS, json_text(results, indent=1) + "\n")
-    if outcome.tasks:
-        write_whole(outcome.folder / PAGE, render(outcome, request.page_items))
+    write_whole(path, json_text(results, indent=1) + "\n")
+
+
+def _earlier(path: Path, model: str) -> Mapping[str, Any]:
+    """Returns the results in a file, if they are of this model."""
+    found = parse_json_line(path.read_bytes()) if path.exists() else None
+    return found if found is not None and found.get("model") == model else {}
