@@ -65,6 +65,8 @@ def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
         tasks.append(Evaluated(Task.read(definition, where, request.limit)))
         for reason, count in tasks[-1].task.left_out.items():
             observer.say(f"{definition.name}: {count:,} rows are left out: {reason}")
+        if definition.judge_all is not None:  # it may need what is not installed
+            definition.judge([(next(iter(tasks[-1].task.questions.values())), "a")])
     texts = [MeasuredText(file) for file in read_texts(request.texts, request.limit)]
     ways: list[Images] = ["shown", *request.baselines]
     outcome = Outcome(folder, model.name, tasks, texts)
