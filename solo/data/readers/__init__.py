@@ -16,7 +16,7 @@ from solo.data.readers import (
     vqa,
     webdataset,
 )
-from solo.data.readers.generated import digits, lines, scenes, topics
+from solo.data.readers.generated import digits, lines, pictograms, scenes, topics
 from solo.data.readers.registry import (
     Examples,
     Ignored,
@@ -34,7 +34,7 @@ from solo.data.readers.sniff import AUTO, Chosen, choose_reader
 # Importing a module registers its readers.
 FORMATS = (
     *(coco, folder, frames, imagefolder, interleaved, llava, messages, parquet, sniff, solo_base64, text, tfds, vqa),
-    *(webdataset, digits, lines, scenes, topics),
+    *(webdataset, digits, lines, pictograms, scenes, topics),
 )
 
 __all__ = [

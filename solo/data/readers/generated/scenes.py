@@ -30,6 +30,7 @@ COLOURS = {
 }
 KINDS = ("circle", "square", "triangle")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+TOTAL_QUESTION = "How many shapes are there?"
 _LEAST_ASPECT = 1.25
 
 
@@ -72,12 +73,13 @@ def scenes(
     min_side: int = 32,
     max_side: int = 64,
     max_shapes: int = 3,
+    questions: int = 1,
 ) -> Examples:
     """Yields one to `max_shapes` circles, squares and triangles in a row on a light background.
 
     Sides are within [min_side, max_side] pixels, and the longer side is at least 1.25 times the shorter. Shapes stand
-    along the longer side. `mixed` yields captions and questions equally often. Record i is a function of
-    (seed, split, i).
+    along the longer side. `mixed` yields captions and questions equally often. With `questions`, up to that many are
+    asked about a scene; the answers of all but the first are not balanced. Record i is a function of (seed, split, i).
     """
     if not 8 <= min_side * _LEAST_ASPECT <= max_side:
         raise ConfigError(f"reader 'scenes': max_side {max_side} is not at least 1.25 times min_side {min_side}")
@@ -93,6 +95,9 @@ def scenes(
             question, answer, scene = ask(draw, wide, max_shapes)
             image = _render(scene, draw, min_side, max_side)
             turns = (Turn("user", (image, question)), Turn("assistant", (answer,)))
+            further = [pair for pair in _askable(scene) if pair[0] != question] if questions > 1 else []
+            for question, answer in draw.sample(further, min(questions - 1, len(further))):
+                turns += (Turn("user", (question,)), Turn("assistant", (answer,)))
         yield Record(f"{split}/{number}", turns)
 
 
@@ -108,18 +113,18 @@ def ask(draw: random.Random, wide: bool, most: int) -> Asked:
 def _ask_colour(draw: random.Random, wide: bool, most: int) -> Asked:
     target = draw.choice(SHAPES)
     others = _some([shape for shape in SHAPES if shape.kind != target.kind], draw, 0, most - 1)
-    return f"What colour is the {target.kind}?", target.colour, Scene(_mixed([target, *others], draw), wide)
+    return colour_question(target.kind), target.colour, Scene(_mixed([target, *others], draw), wide)
 
 
 def _ask_kind(draw: random.Random, wide: bool, most: int) -> Asked:
     target = draw.choice(SHAPES)
     others = _some([shape for shape in SHAPES if shape.colour != target.colour], draw, 0, most - 1)
-    return f"What shape is the {target.colour} one?", target.kind, Scene(_mixed([target, *others], draw), wide)
+    return kind_question(target.colour), target.kind, Scene(_mixed([target, *others], draw), wide)
 
 
 def _ask_total(draw: random.Random, wide: bool, most: int) -> Asked:
     shapes = _some(SHAPES, draw, 1, most)
-    return "How many shapes are there?", NUMBERS[len(shapes)], Scene(tuple(shapes), wide)
+    return TOTAL_QUESTION, NUMBERS[len(shapes)], Scene(tuple(shapes), wide)
 
 
 def _ask_number(draw: random.Random, wide: bool, most: int) -> Asked:
@@ -127,8 +132,7 @@ def _ask_number(draw: random.Random, wide: bool, most: int) -> Asked:
     counted = _some([shape for shape in SHAPES if what in (shape.colour, shape.kind)], draw, 0, most)
     rest = [shape for shape in SHAPES if what not in (shape.colour, shape.kind)]
     others = _some(rest, draw, 0 if counted else 1, most - len(counted))
-    question = f"How many {what} shapes are there?" if what in COLOURS else f"How many {what}s are there?"
-    return question, NUMBERS[len(counted)], Scene(_mixed([*counted, *others], draw), wide)
+    return number_question(what), NUMBERS[len(counted)], Scene(_mixed([*counted, *others], draw), wide)
 
 
 def _ask_neighbour(draw: random.Random, wide: bool, most: int) -> Asked:
@@ -138,6 +142,41 @@ def _ask_neighbour(draw: random.Random, wide: bool, most: int) -> Asked:
     if draw.random() < 0.5:
         scene, side = Scene((*others, reference, answer), wide), "right of" if wide else "below"
     return f"What is {side} the {reference}?", str(answer), scene
+
+
+def _askable(scene: Scene) -> list[tuple[str, str]]:
+    """Returns questions that have one answer in a scene, with the answer; of numbers, only those of what it shows."""
+    shapes = scene.shapes
+    found = [(TOTAL_QUESTION, NUMBERS[len(shapes)])]
+    for at, shape in enumerate(shapes):
+        same_kind, same_colour = (
+            [each for each in shapes if getattr(each, part) == getattr(shape, part)] for part in ("kind", "colour")
+        )
+        if len(same_kind) == 1:
+            found.append((colour_question(shape.kind), shape.colour))
+        if len(same_colour) == 1:
+            found.append((kind_question(shape.colour), shape.kind))
+        found.append((number_question(shape.kind), NUMBERS[len(same_kind)]))
+        found.append((number_question(shape.colour), NUMBERS[len(same_colour)]))
+        # Of several shapes on a side, none is the answer.
+        sides = (scene.relation, shapes[:at]), ("right of" if scene.wide else "below", shapes[at + 1 :])
+        found += [(f"What is {side} the {shape}?", str(there[0])) for side, there in sides if len(there) == 1]
+    return list(dict.fromkeys(found))
+
+
+def colour_question(kind: str) -> str:
+    """Returns the question for the colour of the only shape of a kind."""
+    return f"What colour is the {kind}?"
+
+
+def kind_question(colour: str) -> str:
+    """Returns the question for the kind of the only shape of a colour."""
+    return f"What shape is the {colour} one?"
+
+
+def number_question(what: str) -> str:
+    """Returns the question for the number of shapes of a colour or kind."""
+    return f"How many {what} shapes are there?" if what in COLOURS else f"How many {what}s are there?"
 
 
 def _some(shapes: Sequence[Shape], draw: random.Random, least: int, most: int) -> list[Shape]:

@@ -1,4 +1,4 @@
-"""Readers that need no files: digits, scenes, lines and topics."""
+"""Readers that need no files: digits, pictograms, scenes, lines and topics."""
 
 import random
 import re
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from solo.data.readers import read
-from solo.data.readers.generated import scenes
+from solo.data.readers.generated import pictograms, scenes
 from solo.data.readers.generated.digits import WORDS
+from solo.data.readers.generated.pictogram_names import KINDS
+from solo.data.readers.generated.pictograms import names_of
 from solo.data.readers.generated.topics import documents
 from solo.data.record import Image, Turn
 from tests.data.fakes import read_records
@@ -44,6 +46,50 @@ def test_a_held_out_digit_is_the_original_enlarged():
         assert np.corrcoef(pixels.ravel(), found.images[number].ravel())[0, 1] > 0.95
         assert user.content[1] == "Which digit is this?"
         assert assistant == Turn("assistant", (WORDS[found.target[number]],))
+
+
+# ---------------------------------------------------------------------------------------- pictograms
+
+
+def test_no_drawing_of_the_unseen_pictograms_is_in_another_split():
+    train, unseen = names_of("train"), names_of("unseen")
+    assert names_of("held_out") == train
+    assert not {*train} & {*unseen}
+    assert len(train) + len(unseen) == sum(map(len, KINDS.values())) == 333
+    for names in KINDS.values():
+        assert len({*names} & {*unseen}) == len(names) // 6
+
+
+def test_every_pictogram_has_a_drawing():
+    drawings = [pictograms._drawing(name) for name in names_of("train") + names_of("unseen")]
+    assert all(max(drawing.size) > 60 for drawing in drawings)
+    assert len({drawing.tobytes() for drawing in drawings}) == len(drawings)
+
+
+def test_a_pictogram_is_asked_for_its_name_and_kind():
+    for split in ("train", "unseen"):
+        for record in read_records("pictograms", 40, split=split):
+            user, name, further, kind = record.turns
+            assert user.content[1:] == ("What is this?",)
+            assert further == Turn("user", ("What kind of thing is this?",))
+            (named,) = [each for each in KINDS[kind.content[0]] if each.replace("’", "'") == name.content[0]]
+            assert named in names_of(split)
+            assert record.images()[0].size() == (40, 40)
+    (kind_question, _) = read_records("pictograms", 1, form="kind")[0].turns
+    assert kind_question.content[1:] == further.content
+    assert read_records("pictograms", 5) == read_records("pictograms", 9)[:5]
+    placed = [{r.images()[0] for r in read_records("pictograms", 60, split=s)} for s in ("train", "held_out")]
+    assert not placed[0] & placed[1]
+
+
+def test_a_pictogram_keeps_its_colours():
+    """A ripe tomato is red wherever it stands."""
+    found = [r for r in read_records("pictograms", 2500, form="name") if r.turns[1].content == ("tomato",)]
+    assert len(found) >= 3
+    for record in found:
+        pixels = np.asarray(record.images()[0].decode()).astype(int)
+        red = (pixels[..., 0] > 200) & (pixels[..., 1] < 120) & (pixels[..., 2] < 100)
+        assert red.mean() > 0.1
 
 
 # -------------------------------------------------------------------------------------------- scenes
@@ -122,6 +168,18 @@ def test_every_question_has_one_answer(most):
         assert len(set(scene.shapes)) == len(scene.shapes)
 
 
+def test_every_further_question_has_one_answer():
+    draw = random.Random(0)
+    for _ in range(300):
+        scene = scenes.Scene(tuple(draw.sample(scenes.SHAPES, draw.randint(1, 4))), draw.random() < 0.5)
+        found = scenes._askable(scene)
+        assert len({question for question, _ in found}) == len(found) >= 3
+        for question, answer in found:
+            assert answers(question, scene) == [answer]
+    first, more = (read_records("scenes", 50, form="question", questions=n) for n in (1, 3))
+    assert all(r.turns[1:2] == s.turns[1:2] and len(s.turns) == 6 for r, s in zip(first, more, strict=True))
+
+
 def test_guessing_without_the_image_does_not_pay():
     given = defaultdict(Counter)
     draw = random.Random(0)
@@ -163,6 +221,15 @@ def test_lines():
     assert read_records("lines", 1)[0].turns != read_records("lines", 1, seed=1)[0].turns
     (turn,) = read_records("lines", 1, form="caption")[0].turns
     assert turn.role == "text"
+
+
+def test_in_cells_a_character_fills_a_column_of_patches():
+    for record in read_records("lines", 50, cell=8):
+        text, pixels = record.turns[1].content[0], np.asarray(record.images()[0].decode())
+        assert pixels.shape[:2] == (16, 8 * len(text))
+        cells = pixels[..., 0].reshape(16, len(text), 8).swapaxes(0, 1)
+        for letter, drawn in zip(text, cells, strict=True):
+            assert drawn[:, 2:-2].min() > 150 if letter == " " else drawn.min() < 150, (text, letter)
 
 
 def test_different_lines_look_different():
