@@ -227,9 +227,10 @@ def test_in_cells_a_character_fills_a_column_of_patches():
     for record in read_records("lines", 50, cell=8):
         text, pixels = record.turns[1].content[0], np.asarray(record.images()[0].decode())
         assert pixels.shape[:2] == (16, 8 * len(text))
-        cells = pixels[..., 0].reshape(16, len(text), 8).swapaxes(0, 1)
-        for letter, drawn in zip(text, cells, strict=True):
-            assert drawn[:, 2:-2].min() > 150 if letter == " " else drawn.min() < 150, (text, letter)
+        grey = pixels[..., 0].astype(int)
+        cells = np.percentile(grey, 90) - grey.reshape(16, len(text), 8).swapaxes(0, 1)
+        ink = cells[:, :, 3:-3].mean((1, 2))  # of the middle of every character; a neighbour's serifs reach into a space
+        assert [letter == " " for letter in text] == (ink < 25).tolist(), text
 
 
 def test_different_lines_look_different():
