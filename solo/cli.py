@@ -53,12 +53,12 @@ def _run(parsed: argparse.Namespace) -> int:
 
     try:
         return parsed.verb(parsed)
-    except MISTAKES as error:
-        print(f"solo: {error}", file=sys.stderr)
-        return MISTAKE
     except TransientError as error:
         print(f"solo: {error}", file=sys.stderr)
         return TRANSIENT
+    except MISTAKES as error:
+        print(f"solo: {error}", file=sys.stderr)
+        return MISTAKE
     except RuntimeError as error:
         if type(error).__module__.partition(".")[0] != "solo":
             raise

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from solo.config import ConfigError
+from solo.statuses import TransientError
 
 _PATIENCE_SECONDS = 20.0  # the libraries retry for a minute if there is no network
 _TRIES = 3  # on top of those of the libraries
@@ -31,6 +32,10 @@ _Found = TypeVar("_Found")
 
 class BucketError(ConfigError, OSError):
     """A bucket cannot be reached, or a file in it is missing or damaged; the message says which."""
+
+
+class BucketDownError(BucketError, TransientError):
+    """A bucket does not answer as it should. A restart may help: networks fail for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Bucket:
         try:
             error = outcome.get(timeout=_PATIENCE_SECONDS)
         except Empty:
-            raise BucketError(
+            raise BucketDownError(
                 f"{self.url} does not answer within {_PATIENCE_SECONDS:.0f} s: is there a network?"
             ) from None
         if error is not None:
@@ -198,7 +203,9 @@ class Bucket:
                 raise
             text = str(error) or type(error).__name__
             denied = isinstance(error, PermissionError) or "credential" in text.lower() or "anonymous" in text.lower()
-            advice = f"; {_LOGIN[extra]}" if denied and extra in _LOGIN else ""
+            if not denied:
+                raise BucketDownError(f"{where} cannot be reached: {text}") from error
+            advice = f"; {_LOGIN[extra]}" if extra in _LOGIN else ""
             raise BucketError(f"{where} cannot be reached: {text}{advice}") from error
 
 

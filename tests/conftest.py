@@ -1,16 +1,28 @@
-"""Eight virtual devices for every test, and fixtures that several test modules share."""
+"""Eight virtual devices for every test, compiled programs that all of them share, and fixtures."""
 
 import os
+import shutil
+import tempfile
 
 # Before jax is imported for the first time. Unoptimised code compiles twice as fast, and tests mostly compile.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 # The compiler for TPUs may be installed; its TPUs are not looked for.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most tests train the same tiny models, and most of their time is compilation. pytest-xdist's workers and the processes
+# that tests start inherit the folder.
+os.environ["SOLO_TESTS"] = os.environ.get("SOLO_TESTS") or tempfile.mkdtemp(prefix="solo-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["SOLO_TESTS"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 
 from solo.config import TokenizerConfig
 from solo.data.text import Tokenizer, train_tokenizer
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ and "solo-tests-" in os.environ["SOLO_TESTS"]:
+        shutil.rmtree(os.environ["SOLO_TESTS"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

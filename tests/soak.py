@@ -77,7 +77,7 @@ class Soak:
         settings["stages"] = [{**stage, "steps": STAGE_STEPS} for stage in settings["stages"]]
         self.config.write_text(yaml.safe_dump({**settings, "evaluation": EVALUATION}))
         prepare = [sys.executable, "-m", "solo.cli", "prepare", str(self.config), "--workers", "1"]
-        subprocess.run(prepare, env=environment(self.folder), check=True, capture_output=True)
+        subprocess.run(prepare, env=environment(), check=True, capture_output=True)
 
     def attempt(self, name: str, kill: Kill | None = None) -> int:
         """Starts or resumes a run, kills one of its processes, and returns the exit status.
@@ -89,7 +89,7 @@ class Soak:
         words = [f"name={name}", "watch.log_every_seconds=1000", *workers]
         command = [sys.executable, "-m", "solo.cli", "train", str(self.config), *words]
         logs = self.folder / "logs" / name
-        with _variables(environment(self.folder)):
+        with _variables(environment()):
             group = Group(command, self.processes, 1, logs)
         ended = threading.Event()
         killed: list[bool] = []

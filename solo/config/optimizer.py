@@ -169,7 +169,9 @@ class OptimizerConfig(UpdateRuleConfig):
     decay_shape: Literal["linear", "1-sqrt"] = Field(
         "linear", description="wsd: 1-sqrt falls fast at first (arXiv 2405.18392)"
     )
-    final_fraction: float = Field(0.1, ge=0, le=1, description="final learning rate / peak")
+    final_fraction: float = Field(
+        0.1, ge=0, le=1, description="final learning rate / peak; not with schedules constant and inverse_sqrt"
+    )
     weight_decay: float = Field(0.1, ge=0, description="times the learning rate, as in AdamW, for every update rule")
     weight_decay_mask: Literal["matrices", "matrices_and_embeddings", "all"] = Field(
         "matrices", description="parameters that decay; matrices: not norms, biases, embeddings"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -200,6 +201,9 @@ def main(arguments: list[str] | None = None) -> int:
     if parsed.processes < 1:
         parser.error(f"--processes must be at least 1, found {parsed.processes}")
     read_secrets(parsed.secret)
+    if shutil.which(parsed.command[0]) is None:
+        _say(f"not started: {parsed.command[0]} is not a program")
+        return MISTAKE
     restarts = Restarts(parsed.max_restarts, parsed.max_idle_restarts)
     with contextlib.ExitStack() as stack:
         if parsed.pid_file and not stack.enter_context(pid_file.hold(parsed.pid_file)):

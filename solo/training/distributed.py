@@ -60,8 +60,8 @@ class OtherProcessTransientError(OtherProcessError, TransientError):
 
 # What the other processes raise, for the first kind of process 0's error.
 _TOLD = (
-    ("mistake", MISTAKES, ConfigError),
     ("transient", TransientError, OtherProcessTransientError),
+    ("mistake", MISTAKES, ConfigError),
     ("fault", Exception, OtherProcessError),
 )
 

@@ -119,7 +119,11 @@ def _slurm(environment: Mapping[str, str]) -> Hosts | None:
     if "SLURM_STEP_NODELIST" not in environment or "SLURM_PROCID" not in environment:
         return None
     nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
-    tasks = expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
+    tasks = expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if len(nodes) != len(tasks):
+        raise ConfigError(
+            f"SLURM_STEP_NODELIST has {len(nodes)} nodes, and SLURM_STEP_TASKS_PER_NODE has tasks of {len(tasks)}"
+        )
     names = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
     # A port for each job, chosen as JAX does.
     port = environment.get("JAX_COORDINATOR_PORT") or 61440 + _integer(environment, "SLURM_JOB_ID") % 4096
@@ -146,14 +150,17 @@ def _tpu_vm(environment: Mapping[str, str]) -> Hosts | None:
     workers = [endpoint.split(":")[-1] for endpoint in endpoints.split(",")]
     lines = (line.split(":", 1) for line in (_metadata(server, "tpu-env") or "").splitlines() if ":" in line)
     settings = {name.strip(): value.strip().strip("'") for name, value in lines}
-    return _slices(workers, int(worker), settings, environment, "TPU VM")
+    numbered = {"agent-worker-number": worker}
+    return _slices(workers, _integer(numbered, "agent-worker-number"), settings, environment, "TPU VM")
 
 
 def _slices(
     workers: list[str], worker: int, settings: Mapping[str, str], environment: Mapping[str, str], source: str
 ) -> Hosts:
     """Hosts of one or several slices: slice by slice, the workers of each in order."""
-    count, number = int(settings.get("MEGASCALE_NUM_SLICES") or 1), int(settings.get("MEGASCALE_SLICE_ID") or 0)
+    given = {name: value for name, value in settings.items() if value}
+    count = _integer({"MEGASCALE_NUM_SLICES": "1", **given}, "MEGASCALE_NUM_SLICES")
+    number = _integer({"MEGASCALE_SLICE_ID": "0", **given}, "MEGASCALE_SLICE_ID")
     first = settings.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
     names = tuple(
         f"slice {other} worker {place}" if other != number else name.split(":")[0]
@@ -182,16 +189,20 @@ def _expand(item: str) -> list[str]:
     numbers: list[str] = []
     for part in ranges.split(","):
         low, _, high = part.partition("-")
+        if not low.isdecimal() or not (high or low).isdecimal():
+            raise ConfigError(f"not a list of SLURM nodes: {item!r}")
         numbers += [str(number).zfill(len(low)) for number in range(int(low), int(high or low) + 1)]
     return [before + number + rest for number in numbers for rest in _expand(after)]
 
 
 def expand_counts(text: str) -> list[int]:
-    """Expands SLURM's tasks per node: `2(x3),1` is 2 2 2 1."""
+    """Expands SLURM's tasks per node: `2(x3),1` is 2 2 2 1. Raises ConfigError if it is none."""
     found = []
     for part in text.split(","):
-        count, _, times = part.partition("(x")
-        found += [int(count)] * int(times.rstrip(")") or 1)
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE must be like 2(x3),1, found {text!r}")
+        found += [int(match[1])] * int(match[2] or 1)
     return found
 
 

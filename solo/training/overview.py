@@ -29,7 +29,8 @@ class Overview:
     """A run at a glance. None stands for what is not known.
 
     name               its folder's name
-    state              running, done, interrupted, failed, killed, new, or unreadable
+    state              running, done, interrupted, failed, killed, new, unreadable, or unknown: it has metrics, but
+                       no record of its attempts
     doing              its activity, if it is running; what is wrong, if it is unreadable
     step, steps        the last step, and those of the whole run
     loss               of the last step; None if it was not finite
@@ -118,7 +119,7 @@ def _overview(run: RunFolder) -> Overview:
 
 def _state(run: RunFolder, ended: str | None, beat: Heartbeat | None) -> str:
     if ended is None and beat is None:
-        return "new"
+        return "unknown" if run.metrics_file.exists() else "new"
     if ended is not None and ended != "running or killed":
         return ended
     if not is_remote(run.path) and is_held(run.lock_file):

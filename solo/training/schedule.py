@@ -104,6 +104,14 @@ def _decayed(config: OptimizerConfig, done: jax.Array) -> jax.Array:
 def schedule_notes(stage: StageConfig, num_steps: int) -> list[str]:
     """Returns what a user would want to know about the schedule of a stage before it trains."""
     config, where = stage.optimizer, f"stage {stage.name}"
+    if config.schedule in ("constant", "inverse_sqrt") and config.final_fraction != 0.1:
+        unused = f"{where}: final_fraction is not used, because schedule {config.schedule} does not end at a fraction"
+        return [unused, *_length_notes(stage, num_steps)]
+    return _length_notes(stage, num_steps)
+
+
+def _length_notes(stage: StageConfig, num_steps: int) -> list[str]:
+    config, where = stage.optimizer, f"stage {stage.name}"
     unit, length, warmup, decay = "steps", num_steps, config.warmup_steps, config.decay_steps
     if stage.tokens is not None:
         unit, length, warmup, decay = "tokens", stage.tokens, config.warmup_tokens or 0, config.decay_tokens

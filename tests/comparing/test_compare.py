@@ -70,6 +70,8 @@ def test_the_table_has_the_latest_figures_of_every_run(tmp_path: Path, runs) -> 
     expected = {"state": "done", "step": 3, "steps": 10, "loss": 1.0, "held_out": {"digits": 0.5}, "goodput": 0.75}
     assert found["a"].items() >= {**expected, "tokens_per_second": 50.0}.items()
     assert (found["b"]["state"], found["b"]["step"], found["b"]["loss"]) == ("failed", 2, None)
+    (tmp_path / "b" / "goodput.jsonl").unlink()
+    assert runs()["b"]["state"] == "unknown"
 
 
 def test_a_run_without_an_end_is_running_if_it_lives(tmp_path: Path, runs) -> None:

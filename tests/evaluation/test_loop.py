@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from solo.config import Config, ConfigError, parse_config
 from solo.data.store.prepare import Prepared, prepare
@@ -57,23 +56,11 @@ def make(folder: Path, name: str, evaluation: dict | None = EVALUATION, steps: i
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Iterator[Path]:
-    """Where the data and the runs are; runs share compiled code."""
+def folder(tmp_path_factory) -> Path:
+    """Where the data and the runs are."""
     folder = tmp_path_factory.mktemp("evaluation")
     prepare(make(folder, "any"))
-    settings = {
-        "jax_compilation_cache_dir": str(folder / "cache"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    reset_cache()
+    return folder
 
 
 def train(config: Config, observer: Observer | None = None) -> RunFolder:

@@ -162,7 +162,7 @@ def test_two_processes_answer_as_one(spelled, tmp_path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _TWO, str(tmp_path / "tokenizer.model")],
-            env={**environment(tmp_path), **variables, "JAX_NUM_CPU_DEVICES": "4", "JAX_PROCESS_ID": str(number)},
+            env={**environment(), **variables, "JAX_NUM_CPU_DEVICES": "4", "JAX_PROCESS_ID": str(number)},
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

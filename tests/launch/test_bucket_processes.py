@@ -24,7 +24,7 @@ def start(folder: Path, url: str, machines: str) -> list[subprocess.Popen]:
         subprocess.Popen(
             command,
             env={
-                **environment(folder),
+                **environment(),
                 "SOLO_CACHE": str(folder / f"{machines}-{number}"),
                 "JAX_NUM_CPU_DEVICES": "4",
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -42,7 +42,7 @@ def start(folder: Path, url: str, machines: str) -> list[subprocess.Popen]:
 def test_two_processes_are_killed_and_resume_on_other_machines(tmp_path, s3):  # noqa: F811
     write_config(tmp_path)
     prepare = [sys.executable, "-m", "solo.cli", "prepare", str(tmp_path / "config.yaml")]
-    subprocess.run(prepare, env=environment(tmp_path), check=True, capture_output=True)
+    subprocess.run(prepare, env=environment(), check=True, capture_output=True)
     there = Bucket(f"{s3}/runs/run")
     first = start(tmp_path, f"{s3}/runs", "first")
     checkpoints = Bucket(f"{there.url}/checkpoints")

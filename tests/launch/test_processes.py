@@ -25,7 +25,7 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder = folder
         self.config = write_config(folder, evaluates=True)
-        self.environment = environment(folder)
+        self.environment = environment()
 
     def launch(self, name: str, *overrides: str) -> subprocess.Popen:
         """`launch local --yes` over two processes."""

@@ -120,7 +120,7 @@ def test_the_first_task_to_end_decides(
     replace(plan(tmp_path, "cpu-8", 2), taken=None).execute(run=lambda command: 0)
     variables = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{bin}:{os.environ['PATH']}"}
     job = subprocess.run(
-        ["bash", "launches/run/job.sbatch"], env={**environment(tmp_path), **variables}, capture_output=True, text=True
+        ["bash", "launches/run/job.sbatch"], env={**environment(), **variables}, capture_output=True, text=True
     )
     assert job.returncode == final, job.stderr
     assert (tmp_path / "requeued").exists() == again
@@ -137,7 +137,7 @@ def test_a_task_of_an_array_requeues_itself_alone(tmp_path: Path, monkeypatch) -
         path.chmod(0o755)
     replace(plan(tmp_path, "cpu-8", 2, names=("a", "b")), taken=None).execute(run=lambda command: 0)
     variables = {
-        **environment(tmp_path),
+        **environment(),
         "SLURM_JOB_ID": "7",
         "SLURM_ARRAY_JOB_ID": "7",
         "SLURM_ARRAY_TASK_ID": "1",
@@ -158,7 +158,7 @@ def test_a_value_that_looks_like_a_part_of_the_script_is_kept(tmp_path: Path) ->
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_two_real_nodes_save_at_sigterm_and_resume_when_requeued(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config, variables = write_config(tmp_path), environment(tmp_path)
+    config, variables = write_config(tmp_path), environment()
     subprocess.run([sys.executable, "-m", "solo.cli", "prepare", str(config)], env=variables, check=True)
     launch = [sys.executable, "-m", "solo.cli", "launch", "slurm", str(config), "--on", "cpu-4", "--hosts", "2"]
 

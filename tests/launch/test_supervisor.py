@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from solo.launch import supervisor
 from solo.launch.restarts import Restarts
 from solo.launch.supervisor import supervise
 from tests.launch.tiny_run import REPOSITORY, wait_until
@@ -172,3 +173,8 @@ def test_a_run_that_takes_too_long_saves_and_ends_for_good(tmp_path: Path, capsy
 def test_a_run_that_ends_in_time_keeps_its_status() -> None:
     (Path("ends") / "0").write_text("0")
     assert supervise([sys.executable, "-c", _PROCESS], Path("run"), Restarts(10, 5), 1, 0, Path("logs"), 60) == 0
+
+
+def test_a_program_that_does_not_exist_is_named(capsys) -> None:
+    assert supervisor.main(["--run-folder", "run", "--", "no-such-program", "train"]) == 2
+    assert "not started: no-such-program is not a program" in capsys.readouterr().err

@@ -45,15 +45,13 @@ def write_config(folder: Path, evaluates: bool = False) -> Path:
     return path
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Variables for a launch from any folder, with compiled code shared between runs."""
+def environment() -> dict[str, str]:
+    """Variables for a launch from any folder."""
     return {
         **os.environ,
         "XLA_FLAGS": "",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 

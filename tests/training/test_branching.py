@@ -67,11 +67,8 @@ class Runs:
 def runs(tmp_path_factory):
     """With a run `base` of four constant steps."""
     runs = Runs(tmp_path_factory.mktemp("branches"))
-    jax.config.update("jax_compilation_cache_dir", str(runs.folder / "cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     runs.train("base")
-    yield runs
-    jax.config.update("jax_compilation_cache_dir", None)
+    return runs
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

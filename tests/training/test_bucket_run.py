@@ -326,18 +326,32 @@ def test_what_cannot_be_reached_is_said_before_anything_is_prepared(tmp_path, s3
     assert not (tmp_path / "data").exists()
 
 
-def test_a_bucket_whose_files_cannot_be_removed_is_refused(tmp_path, s3, monkeypatch, capsys):  # noqa: F811
-    def denied(self, path):
-        raise PermissionError("Access Denied when calling DeleteObject")
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (PermissionError("Access Denied when calling DeleteObject"), 2, "DeleteObject; log in with `aws configure`"),
+        (ConnectionError("Could not connect to the endpoint"), 200, "Could not connect to the endpoint\n"),
+    ],
+)
+def test_a_bucket_without_rights_is_refused_and_one_that_fails_may_be_tried_again(
+    tmp_path,
+    s3,  # noqa: F811
+    monkeypatch,
+    capsys,
+    error,
+    status,
+    said,
+):
+    def fails(self, path):
+        raise error
 
     files = fsspec.get_filesystem_class("s3")
     files.clear_instance_cache()  # an instance holds its methods
-    monkeypatch.setattr(files, "rm_file", denied)
+    monkeypatch.setattr(files, "rm_file", fails)
     rows = [f"stages.{number}.batch_rows=8" for number in (0, 1)]  # a row for each of the tests' devices
-    assert main([*command(tmp_path, f"{s3}/runs"), *rows]) == 2
-    assert "cannot be reached: Access Denied when calling DeleteObject; log in with `aws configure`" in (
-        capsys.readouterr().err
-    )
+    assert main([*command(tmp_path, f"{s3}/runs"), *rows]) == status
+    assert f"cannot be reached: {error}"[:40] in (text := capsys.readouterr().err)
+    assert said in text
 
 
 def test_what_could_not_be_stored_at_the_end_is_said(s3, monkeypatch):  # noqa: F811

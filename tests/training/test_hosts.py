@@ -100,6 +100,28 @@ def test_counts_of_tasks() -> None:
     assert expand_counts("8") == [8]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x"}, r"must be like 2\(x3\),1, found '2\(x'"),
+        ({"SLURM_STEP_TASKS_PER_NODE": ""}, r"must be like 2\(x3\),1, found ''"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2"}, "has 2 nodes, and SLURM_STEP_TASKS_PER_NODE has tasks of 1"),
+        ({"SLURM_STEP_NODELIST": "gpu[a-02]"}, "not a list of SLURM nodes: 'gpu"),
+        ({"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID must be an integer, found 'x'"),
+    ],
+)
+def test_slurm_variables_that_are_none_are_named(change: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_hosts({**SLURM, **change}, NOWHERE)
+
+
+@pytest.mark.parametrize("name", ["MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "TPU_WORKER_ID"])
+def test_variables_of_slices_that_are_no_numbers_are_named(name: str) -> None:
+    given = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0", name: "one"}
+    with pytest.raises(ConfigError, match=f"{name} must be an integer, found 'one'"):
+        find_hosts(given, NOWHERE)
+
+
 def test_gke_slices_follow_each_other() -> None:
     given = {
         "TPU_WORKER_HOSTNAMES": "w0.run,w1.run",

@@ -57,7 +57,6 @@ class Runs:
         environment = {
             **os.environ,
             "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         settings = (f"name={name}", f"folder={self.folder / 'runs'}", f"data.folder={self.folder / 'data'}")

@@ -51,7 +51,7 @@ def stopped(runs: Runs, hook: str, *overrides: str) -> str:
     started.kill()
     started.communicate()
     command = [sys.executable, "-c", _HOOKED, *hook.split(), *started.args[3:]]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.folder / "cache")}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     process = subprocess.Popen(
         command,
         env=environment | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
