@@ -19,7 +19,17 @@ from solo.inference.monolith import Monolith
 _MEAN, _ALL = "mean of all heads", "whole answer"
 # Browsers then fetch nothing from other hosts, whatever Gradio's pages name.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
+_GALLERY: dict[str, Any] = {
+    "object_fit": "contain",
+    "interactive": False,
+    "show_label": False,
+    "height": "auto",
+    "buttons": ["fullscreen"],
+}
+# Gradio's buttons to share a picture would upload it.
 _CSS = """
+button[aria-label*="hare"], button[title*="hare"] { display: none !important }
+.grid-wrap { max-height: none !important }
 footer { display: none !important }
 @media (max-width: 640px) { .gradio-container { padding: 8px !important } }
 """
@@ -74,29 +84,33 @@ def make_page(model: Monolith, name: str, limits: Limits, max_new_tokens: int) -
                     file_types=["image"],
                     file_count="multiple",
                     sources=["upload"] if sees_images else [],
-                    stop_btn=True,
                 )
+                refused = gr.Textbox(label="Not asked", visible=False, interactive=False)
                 with gr.Accordion("Settings", open=False):
                     length = gr.Slider(
                         1, max_new_tokens, min(64, max_new_tokens), step=1, label="Longest answer, in tokens"
                     )
                     temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: the most likely token)")
                     top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p")
-                    seed = gr.Number(0, precision=0, label="Seed")
+                    seed = gr.Number(0, precision=0, minimum=0, label="Seed")
                 again = gr.Button("New conversation", size="sm")
             with gr.Column(scale=2, min_width=320), gr.Tabs():
                 with gr.Tab("Attention"):
                     about = gr.Markdown("Ask about a picture to see which patches the answer attended to.")
-                    heat = gr.Gallery(label="Patches by attention", columns=2, height=340, interactive=False)
+                    heat = gr.Gallery(**_GALLERY, columns=2)
                     layer = gr.Slider(1, config.layers, config.layers, step=1, label="Layer")
                     heads = [_MEAN, *(f"head {number + 1}" for number in range(config.heads))]
                     head = gr.Dropdown(heads, value=_MEAN, label="Head")
                     token = gr.Dropdown([_ALL], value=_ALL, label="Token of the answer")
                 with gr.Tab("Patches"):
-                    patches = gr.Gallery(label="Images as they were cut", columns=1, height=420, interactive=False)
+                    patches = gr.Gallery(**_GALLERY, columns=1)
                 with gr.Tab("Likelihood"):
                     table = gr.Dataframe(
-                        headers=["token", "probability", "most likely"], interactive=False, wrap=True, label="Tokens"
+                        headers=["token", "share", "most likely"],
+                        column_widths=["27%", "18%", "55%"],
+                        interactive=False,
+                        wrap=True,
+                        show_label=False,
                     )
 
         def answer(
@@ -114,22 +128,29 @@ def make_page(model: Monolith, name: str, limits: Limits, max_new_tokens: int) -
                 decoding = Decoding(int(length), float(temperature), float(top_p))
                 written = chat.ask(text, files, decoding.max_new_tokens)
             except (ValueError, OSError) as error:
-                raise gr.Error(str(error), duration=None) from None
+                yield gr.skip(), gr.skip(), gr.skip(), gr.Textbox(str(error), visible=True)
+                return
             turns = [*turns, *({"role": "user", "content": {"path": file}} for file in files)]
             turns += [{"role": "user", "content": text}] if text.strip() else []
-            yield chat, turns, gr.MultimodalTextbox(value=None)
+            yield (
+                chat,
+                turns,
+                gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True),
+                gr.Textbox(visible=False),
+            )
             try:
-                for _ in written.write(decoding, seed=int(seed)):
-                    yield chat, [*turns, {"role": "assistant", "content": written.text}], gr.skip()
+                for _ in written.write(decoding, seed=abs(int(seed or 0))):
+                    yield chat, [*turns, {"role": "assistant", "content": written.text}], gr.skip(), gr.skip()
             finally:  # also if the user stops it
                 chat.keep()
 
         def look(chat: Chat | None, layer: float, head: str) -> tuple[Any, ...]:
+            ready = gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
             if chat is None:
-                return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                return ready, *(gr.skip() for _ in range(5))
             pictures, sentence = attention(chat, layer, head, _ALL)
             choices = gr.Dropdown([_ALL, *chat.tokens()], value=_ALL)
-            return chat.gridded(), chat.likelihoods(), choices, pictures, sentence
+            return ready, chat.gridded(), chat.likelihoods(), choices, pictures, sentence
 
         def attention(chat: Chat | None, layer: float, head: str, token: str) -> tuple[Any, str]:
             if chat is None:
@@ -141,17 +162,20 @@ def make_page(model: Monolith, name: str, limits: Limits, max_new_tokens: int) -
         asked = question.submit(
             answer,
             [chat, shown, question, length, temperature, top_p, seed],
-            [chat, shown, question],
+            [chat, shown, question, refused],
             api_name="ask",
         )
-        asked.then(look, [chat, layer, head], [patches, table, token, heat, about], api_visibility="private")
-        question.stop(lambda: None, cancels=[asked], api_visibility="private")
+        looks = ([chat, layer, head], [question, patches, table, token, heat, about])
+        asked.then(look, *looks, api_visibility="private")
+        stopped = question.stop(lambda: None, cancels=[asked], api_visibility="private")
+        stopped.then(look, *looks, api_visibility="private")
         for changed in (layer.release, head.input, token.input):
             changed(attention, [chat, layer, head, token], [heat, about], api_visibility="private")
-        again.click(
-            lambda: (None, [], [], [], gr.Dropdown([_ALL], value=_ALL), [], ""),
-            None,
-            [chat, shown, patches, table, token, heat, about],
-            api_visibility="private",
-        )
+        for anew in (again.click, shown.clear):
+            anew(
+                lambda: (None, [], [], [], gr.Dropdown([_ALL], value=_ALL), [], ""),
+                None,
+                [chat, shown, patches, table, token, heat, about],
+                api_visibility="private",
+            )
     return page

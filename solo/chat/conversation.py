@@ -133,7 +133,7 @@ class Chat:
         patches = len(self.answer.document.patches)
         shares = [float(weights_N[image.slots].sum()) for image in self.images]
         pictures = [
-            (image.with_weights(weights_N[:patches]), f"image {number}: {share:.1%} of the attention")
+            (image.with_weights(weights_N[:patches]), f"{share:.0%} on image {number}")
             for number, (image, share) in enumerate(zip(self.images, shares, strict=True), 1)
         ]
         which = "the whole answer" if token is None else f"token {self.tokens()[token]}"
