@@ -17,9 +17,7 @@ from solo.evaluation.benchmarks.fields import Fields
 from solo.evaluation.benchmarks.metric import MME, Detection, Mean, MeanOfGroups
 
 _YES_NO = ("yes", "no")
-_PERCEPTION = (
-    *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
-)
+_PERCEPTION = ("existence", "count", "position", "color", "OCR", "posters", "celebrity", "scene", "landmark", "artwork")
 _COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 

@@ -45,9 +45,8 @@ class Images:
         for column in self._columns:
             value = values[column]
             if self._shared is not None and isinstance(value, str) and _is_pointer(value):
-                if value not in self._shared:
-                    raise fault(self._what, place, column, f"names the image {value!r}, which is nowhere")
-                value = self._shared[value]
+                found += self._pointed(value, place, column)
+                continue
             parts = _parts(value) or _parts(values.get("image_path"))
             if not parts:
                 empty = empty or column
@@ -58,6 +57,17 @@ class Images:
         if not found:
             raise fault(self._what, place, self._columns[0], "holds no image")
         return tuple(found)
+
+    def _pointed(self, name: str, place: Place, column: str) -> list[Image]:
+        """Returns images that another row or table holds. Rows that name the same ones share them."""
+        shared = self._shared or {}
+        if name not in shared:
+            raise fault(self._what, place, column, f"names the image {name!r}, which is nowhere")
+        if not all(isinstance(one, Image) for one in _parts(shared[name])):
+            shared[name] = [self._load(one, place, column) for one in _parts(shared[name])]
+        if not shared[name]:
+            raise fault(self._what, place, column, f"names the image {name!r}, which is empty")
+        return list(shared[name])
 
     def _load(self, value: Any, place: Place, column: str) -> Image:
         folder = os.path.dirname(place.file)

@@ -11,7 +11,7 @@ from solo.data.record import Image, Place, Turn
 SEVERAL = "|"
 """Joins the values of a label that an item has several of."""
 
-Convention = Literal["lmms-eval", "VLMEvalKit", "COCO"]
+Convention = Literal["lmms-eval", "VLMEvalKit"]
 
 
 @dataclass(frozen=True)

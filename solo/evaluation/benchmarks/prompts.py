@@ -55,11 +55,6 @@ def question(suffix: str = "", change: Callable[[str], str] = str) -> Prompt:
     return ask
 
 
-def text(words: str) -> Prompt:
-    """Returns a prompt that is the same for every item."""
-    return lambda item: user(item, words)
-
-
 def without_request(question: str) -> str:
     """Returns a question of MME or MMStar as lmms-eval asks it: without its own request for a yes or a no."""
     return question.strip().replace(_YES_OR_NO, "")

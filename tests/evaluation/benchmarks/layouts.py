@@ -36,11 +36,10 @@ def tsv(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
 def parquet(path: Path, rows: list[dict[str, Any]], features: Mapping[str, Any] | None = None) -> str:
     """A parquet file as `datasets` writes it: an image is a struct of bytes and path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = dict.fromkeys(
-        (name for name in rows[0] if name.startswith("image") and name != "image_id"), datasets.Image()
-    )
-    inferred = datasets.Dataset.from_list([{k: v for k, v in row.items() if k not in found} for row in rows]).features
-    every = datasets.Features({name: found.get(name) or inferred[name] for name in rows[0]} | dict(features or {}))
+    pictures = [name for name in rows[0] if any(isinstance(row[name], Image) for row in rows) or name == "image_2"]
+    known = dict.fromkeys(pictures, datasets.Image()) | dict(features or {})
+    inferred = datasets.Dataset.from_list([{k: v for k, v in row.items() if k not in known} for row in rows]).features
+    every = datasets.Features({name: known.get(name) or inferred[name] for name in rows[0]})
     columns = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
     datasets.Dataset.from_dict(columns, every).to_parquet(str(path))
     return str(path)

@@ -7,7 +7,10 @@ import datasets
 import pytest
 
 from solo.config import ConfigError
+from solo.evaluation.benchmarks import choices, prompts
+from solo.evaluation.benchmarks.benchmark import Benchmark
 from solo.evaluation.benchmarks.definitions import BENCHMARKS, benchmark
+from solo.evaluation.benchmarks.fields import Fields
 from solo.evaluation.benchmarks.item import Judged
 from tests.evaluation.benchmarks.layouts import PICTURES, encoded, parquet, tsv
 
@@ -175,10 +178,7 @@ def test_tsv_of_vlmevalkit(name, tmp_path) -> None:
 def test_parquet_of_hugging_face(name, tmp_path) -> None:
     _, text, right = TSV[name]
     task = BENCHMARKS[name]
-    features = {
-        "seedbench_img": {"image": datasets.Sequence(datasets.Image())},
-        "realworldqa": {"image_path": datasets.Value("string")},
-    }.get(name)
+    features = {"image": datasets.Sequence(datasets.Image())} if name == "seedbench_img" else {}
     parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [PARQUET[name]], features)
     _, asked, summary = answered(task, [str(tmp_path)], right)
     assert asked == "\n" + text
@@ -308,6 +308,29 @@ def test_pope_counts_an_item_once_per_category(tmp_path) -> None:
     assert summary["recall"] == 75
     assert summary["category/random"] == pytest.approx(200 / 3)
     assert summary["category/popular"] == 100
+
+
+def test_a_definition_is_all_that_a_new_benchmark_needs(tmp_path) -> None:
+    """The example of docs/evaluation.md."""
+    task = Benchmark(
+        "street_signs",
+        "Street signs",
+        "lmms-eval",
+        Fields(id=("id",), images=("picture",), choice=True, options=("choices",), labels={"kind": ("kind",)}),
+        prompts.question(prompts.LETTER),
+        choices.ai2d,
+        groups=("kind",),
+    )
+    signs = {"id": "a", "question": "What?", "choices": ["stop", "yield"], "kind": "red"}
+    rows = [
+        signs | {"answer": 1, "picture": PICTURES[0]},
+        signs | {"id": "b", "answer": 0, "picture": PICTURES[1], "kind": "blue"},
+    ]
+    path = parquet(tmp_path / "signs.parquet", rows, {"picture": datasets.Image()})
+    items = list(task.read([path]))
+    scores = task.judge([(task.questions(item)[0], "B. yield") for item in items])
+    summary = task.summary([Judged(item, (score,)) for item, score in zip(items, scores, strict=True)])
+    assert summary == {"accuracy": 50, "kind/blue": 0, "kind/red": 100}
 
 
 def test_names_and_conventions() -> None:
