@@ -8,8 +8,9 @@ answered once.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,10 +26,11 @@ from solo.evaluation.scoring.predictions import Images, Predictions, Settings
 from solo.evaluation.tasks import blank_images
 from solo.inference.decoding import Answer, Decoding
 from solo.inference.monolith import Monolith
-from solo.inference.prompt import Prompt, by_length
+from solo.inference.prompt import Prompt, PromptBatch, by_length
 
 Note = Callable[[int, int], None]
 Line = dict[str, Any]
+Answered = tuple[PromptBatch, list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -151,34 +153,57 @@ def answer(asking: Asking, task: Task, settings: Settings, file: Predictions, fo
     """
     try:
         asked = _asked(asking, task, settings)
-        file.check(asked.digests, force)
-        known = file.known
-        for number in sorted(asked.fit.too_long):
-            known |= {each["key"]: each for each in asked.lines(number, Answer("", 0, False))}
-        fits = [number for number in range(len(asked.prompts)) if number not in asked.fit.too_long]
-        missing = {number for number in fits if any(key not in known for key in asked.keys[number])}
-        if missing:
-            rows = asking.model.answered_together(len(fits), asking.batch_rows)
-            batches = by_length(asked.fit.needs[fits], rows, asking.model.mesh.shape["context"])
-            plan = [batch._replace(numbers=tuple(fits[place] for place in batch.numbers)) for batch in batches]
-            plan = [batch for batch in plan if missing.intersection(batch.numbers)]
-            with closing(file.open()) as lines:
-                note(sum(key in known for key in asked.digests), len(asked.digests))
-                decoding = Decoding(settings.max_new_tokens)
-                answered = asking.model.answer(asked.prompts, plan, rows, decoding, smaller=asked.fit.smaller)
-                for batch, answers in answered:
-                    for number, each in zip(batch.numbers, answers, strict=True):
-                        for line in asked.lines(number, each):
-                            if line["key"] not in known:
-                                lines.write(line)
-                                known[line["key"]] = line
-                    note(sum(key in known for key in asked.digests), len(asked.digests))
-                lines.sync()
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"{task.benchmark.name}: {asking.name}: {error}") from None
+    file.check(asked.digests, force)
+    known = file.known
+    for number in sorted(asked.fit.too_long):
+        known |= {each["key"]: each for each in asked.lines(number, Answer("", 0, False))}
+    plan, rows = _plan(asking, asked, known)
+    if plan:
+        with closing(file.open()) as lines:
+            done, every = sum(key in known for key in asked.digests), len(asked.digests)
+            note(done, every)
+            decoding = Decoding(settings.max_new_tokens)
+            answered = asking.model.answer(asked.prompts, plan, rows, decoding, smaller=asked.fit.smaller)
+            for batch, answers in _located(answered, asked):
+                for number, each in zip(batch.numbers, answers, strict=True):
+                    new = [line for line in asked.lines(number, each) if line["key"] not in known]
+                    for line in new:
+                        lines.write(line)
+                        known[line["key"]] = line
+                    done += len(new)
+                note(done, every)
+            lines.sync()
     return [known[key] for key in asked.digests]
+
+
+def _plan(asking: Asking, asked: _Asked, known: Mapping[str, Line]) -> tuple[list[PromptBatch], int]:
+    """Returns the batches with a prompt that lacks an answer, and their rows. Known answers do not change a batch."""
+    fits = [number for number in range(len(asked.prompts)) if number not in asked.fit.too_long]
+    missing = {number for number in fits if any(key not in known for key in asked.keys[number])}
+    if not missing:
+        return [], 0
+    rows = asking.model.answered_together(len(fits), asking.batch_rows)
+    batches = by_length(asked.fit.needs[fits], rows, asking.model.mesh.shape["context"])
+    plan = [batch._replace(numbers=tuple(fits[place] for place in batch.numbers)) for batch in batches]
+    return [batch for batch in plan if missing.intersection(batch.numbers)], rows
+
+
+def _located(answered: Iterator[Answered], asked: _Asked) -> Iterator[Answered]:
+    """Yields batches of answers. An image that cannot be decoded is named by its question, file and row."""
+    try:
+        yield from answered
+    except ValueError as error:
+        found = re.match(r"conversation (\d+): (.*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        key = asked.keys[int(found[1])][0]
+        place = asked.task.owners[key].place
+        where = f" ({place.file}, row {place.line})" if place is not None else ""
+        raise ConfigError(f"{asked.task.benchmark.name}: question {key!r}{where}: {found[2]}") from None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`solo evaluate --tasks` on files of small benchmarks, with a small model."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -192,6 +193,15 @@ def test_images_too_large_for_the_context_are_made_smaller_and_counted(place) ->
     assert score.count("too_long") == 20
     assert {(line["answer"], line["score"]) for line in score.lines} == {("", 0.0)}
     assert any("20 of 20 prompts" in line and "count as wrong" in line for line in told.said)
+
+
+def test_a_damaged_image_is_named_by_question_file_and_row(place, tmp_path) -> None:
+    text = (place / "files" / "OCRBench.tsv").read_text()
+    whole = base64.b64decode(png(40, 56, 1))
+    damaged = base64.b64encode(whole[:60] + bytes(30) + whole[90:]).decode()
+    (tmp_path / "OCRBench.tsv").write_text(text.replace(png(40, 56, 1), damaged))
+    with pytest.raises(ConfigError, match=r"ocrbench: question '10' \(.*OCRBench.tsv, row 1\d\): .*cannot be decoded"):
+        ask(place, "ocrbench", output="damaged", files=(f"ocrbench={tmp_path}/OCRBench.tsv",))
 
 
 def test_two_sets_of_predictions_are_compared_on_the_items_they_share(place, whole) -> None:
