@@ -60,8 +60,8 @@ class Settings:
         return cls(int(limit), temperature, top_p if temperature else 1.0, tuple(text for text in stops if text))
 
     def cut(self, answer: str) -> str:
-        """Returns the answer up to the first text of `until`."""
-        return min((answer.partition(text)[0] for text in self.until), key=len, default=answer)
+        """Returns the answer up to the first text of `until`, without the white space around it."""
+        return min((answer.partition(text)[0] for text in self.until), key=len, default=answer).strip()
 
 
 class Answering:

@@ -13,11 +13,13 @@ from solo.config import SequenceConfig
 
 # Renders the content of a message. `unbroken` drops line breaks between a text and an image, `stripped` drops white
 # space at both ends, `broken` leaves empty texts out and adds a line break after images at the start. `gap` separates a
-# message that begins with text from the text before it.
+# message that begins with text from the text before it. vLLM keeps images in their places where it finds a loop over
+# the argument itself.
 _CONTENT = """\
 {%- macro render(content, images=true, unbroken=false, stripped=false, broken=false) -%}
 {%- set state = namespace(opening=true, text='', parts=[]) -%}
-{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
+{%- for part in content -%}
 {%- if part['type'] == 'image' -%}
 {%- set state.parts = state.parts + [none] -%}
 {%- else -%}

@@ -20,9 +20,13 @@ VERSION = "0.32.0"
 NEW_TOKENS = 8
 # Width and heads of which vLLM has attention kernels for CPUs.
 _MODEL = MODEL | {"width": 128, "head_dim": 32, "ffn_width": 96}
-MODELS = {
-    "experts": {"model": _MODEL | {"experts": dict.fromkeys(("ffn", "qkv", "out", "norms"), "modality")}},
-    "shared, within a window": {"model": _MODEL | {"experts": {}}, "sequence": {"sliding_window": 24}},
+_EXPERTS = {"model": _MODEL | {"experts": dict.fromkeys(("ffn", "qkv", "out", "norms"), "modality")}}
+_WINDOW = {"model": _MODEL | {"experts": {}}, "sequence": {"sliding_window": 24}}
+# Name: sections of the config, and settings of vLLM. Chunks of 32 tokens cut prompts within images.
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "experts": (_EXPERTS, {}),
+    "experts, prompts in chunks of 32 tokens": (_EXPERTS, {"max_num_batched_tokens": 32, "max_num_seqs": 4}),
+    "shared, within a window": (_WINDOW, {}),
 }
 _SIZES = {"image0": (20, 30), "image1": (64, 40), "image2": (8, 8), "image3": (33, 64)}
 _CHATS = [
@@ -46,6 +50,7 @@ if __name__ == "__main__":
         dtype="float32",
         max_model_len=512,
         limit_mm_per_prompt={"image": 4},
+        distributed_executor_backend="uni",
         **json.loads(settings),
     )
     prompts = [
@@ -56,7 +61,7 @@ if __name__ == "__main__":
     sampling = SamplingParams(temperature=0, max_tokens=8, logprobs=0)
     found = [one.outputs[0] for one in model.generate(prompts, sampling)]
     chats = [one["messages"] for one in json.load(open(asked))]
-    again = model.chat(chats, sampling, chat_template_content_format="openai")
+    again = model.chat(chats, sampling)
     assert [one.outputs[0].token_ids for one in again] == [one.token_ids for one in found], (again, found)
     answers = [
         {"ids": list(one.token_ids), "logprobs": [at[token].logprob for at, token in zip(one.logprobs, one.token_ids)]}
@@ -73,26 +78,20 @@ def run(folder: Path) -> None:
     files = folder / "vllm_files"
     files.mkdir(exist_ok=True)
     (files / "ask.py").write_text(_PROGRAM)
-    for number, (name, sections) in enumerate(MODELS.items()):
+    for number, (name, (sections, settings)) in enumerate(CASES.items()):
         repository = files / f"repository{number}"
         export(saved_run(files / f"run{number}", tokenizer(), **sections), repository, verified=False)
         asked, wanted = ask_transformers(repository, files)
         (files / "asked.json").write_text(json.dumps(asked))
-        # The second time a prompt is read in chunks of 32 tokens, which cut images in two.
-        for settings in ({}, {"max_num_batched_tokens": 32, "max_num_seqs": 4, "enable_chunked_prefill": True}):
-            given = [repository, files / "asked.json", files / "written.json", json.dumps(settings)]
-            started(
-                [programs / "python", files / "ask.py", *given], VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1"
-            )
-            found = json.loads((files / "written.json").read_text())
-            assert [one["ids"] for one in found] == [one["ids"] for one in wanted], (name, settings, found, wanted)
-            difference = max(
-                np.abs(np.subtract(one["logprobs"], other["logprobs"])).max()
-                for one, other in zip(found, wanted, strict=True)
-            )
-            how = settings or "whole prompts"
-            print(f"vLLM {VERSION}, {name}, {how}: same tokens, log-probabilities {difference:.1e} apart")
-            assert difference < 1e-4
+        given = [repository, files / "asked.json", files / "written.json", json.dumps(settings)]
+        variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        started([programs / "python", files / "ask.py", *given], **variables)
+        found = json.loads((files / "written.json").read_text())
+        assert [one["ids"] for one in found] == [one["ids"] for one in wanted], (name, found, wanted)
+        pairs = zip(found, wanted, strict=True)
+        apart = max(np.abs(np.subtract(one["logprobs"], other["logprobs"])).max() for one, other in pairs)
+        print(f"vLLM {VERSION}, {name}: the tokens of transformers, log-probabilities {apart:.1e} apart", flush=True)
+        assert apart < 1e-4
 
 
 def ask_transformers(repository: Path, files: Path) -> tuple[list[dict], list[dict]]:

@@ -108,6 +108,8 @@ def settings(repository, published, **changes):
     model_config = {
         "hf_config": published.config,
         "model": str(repository),
+        "revision": None,
+        "code_revision": None,
         "max_model_len": 512,
         "enforce_eager": True,
         "try_get_generation_config": published.generation_config.to_diff_dict,

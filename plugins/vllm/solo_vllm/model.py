@@ -79,8 +79,11 @@ class SoloMonolithForCausalLM(nn.Module, SupportsMultiModal):
         config = vllm_config.model_config.hf_config
         if reason := refusal(config, vllm_config):
             raise ValueError(f"solo in vLLM: {reason}")
-        name = vllm_config.model_config.model
-        self.remote = sys.modules[get_class_from_dynamic_module("modeling_solo.SoloMonolithModel", name).__module__]
+        given = vllm_config.model_config
+        published = get_class_from_dynamic_module(
+            "modeling_solo.SoloMonolithModel", given.model, revision=given.revision, code_revision=given.code_revision
+        )
+        self.remote = sys.modules[published.__module__]
         self.config = config
         self.model = Backbone(self.remote, config)
         self.head = nn.Linear(config.model["width"], config.vocab_size, bias=False)
@@ -98,7 +101,7 @@ class SoloMonolithForCausalLM(nn.Module, SupportsMultiModal):
             )
             for number in range(config.num_hidden_layers)
         )
-        settings = vllm_config.model_config.try_get_generation_config()
+        settings = given.try_get_generation_config()
         self.never = sorted({config.image_token_id, *(settings.get("suppress_tokens") or ())})
 
     def get_language_model(self) -> nn.Module:
