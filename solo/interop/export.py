@@ -84,9 +84,9 @@ def export(
     try:
         plan = make_plan(source, target, dtype)
         with complete_folder(to) as folder:
+            write_files(folder, plan)  # first: it refuses tokenizers that cannot be written
             report(f"writing {len(plan.tensors):,} tensors")
             write_tensors(folder, plan.tensors, plan.value, max_shard_bytes=max_shard_bytes)
-            write_files(folder, plan)
             (folder / "README.md").write_text(model_card(plan, Path(to).name))
             verification = verify(folder, plan, report) if verified else None
     finally:

@@ -92,7 +92,7 @@ class PublishedTemplate(Template):
         tokenizer: the model's tokenizer, for `text` turns.
         encoder: encodes rendered text, in which the names of special tokens stand for them.
         tokens: texts of special tokens by the names that templates use (`bos_token`).
-        ends: tokens that end an answer; empty: the tokenizer's end-of-text token.
+        ends: tokens that end an answer.
     """
 
     def __init__(
@@ -116,8 +116,11 @@ class PublishedTemplate(Template):
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """The special token that the template writes after an answer, and the repository's end tokens."""
-        return tuple(dict.fromkeys([*self.closing[:1], *(self._ends or (self._tokenizer.special.eos,))]))
+        """The special token that the template writes after an answer, the repository's end tokens, and the tokenizer's.
+
+        Some repositories name only one of them.
+        """
+        return tuple(dict.fromkeys([*self.closing[:1], *self._ends, self._tokenizer.special.eos]))
 
     def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
         """See `Template`. Raises ValueError, too, if the template refuses a conversation."""
@@ -237,7 +240,8 @@ def _encoder(folder: Path, tokens: Mapping[str, str]) -> tokenizers.Tokenizer:
         text = with_tokens(file.read_text(encoding="utf-8"), found.added)
     else:
         model = with_repository_tokens((folder / "tokenizer.model").read_bytes(), found)
-        text = tokenizer_json(model, add_bos=False)
+        # Hugging Face splits rendered text at added tokens, which is wanted here, even where SentencePiece would not.
+        text = tokenizer_json(model, add_bos=False, checked=False)
     encoder = tokenizers.Tokenizer.from_str(text)
     encoder.no_truncation()
     encoder.no_padding()

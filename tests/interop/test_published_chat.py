@@ -226,3 +226,18 @@ def test_templates_by_name_and_templates_that_would_leave_the_sandbox(tmp_path):
         published_template(folder, tokenizer).runs(turns("Hi"), open_turn=True)
     write_repository(folder, {"eos_token": "<|im_end|>"})
     assert published_template(folder, tokenizer) is None
+
+
+def test_a_sentencepiece_model_without_a_tokenizer_json(tmp_path):
+    """Tokens that text matches as a whole are split off, as Hugging Face does."""
+    transformers = pytest.importorskip("transformers")
+    added = {"493": {"content": "<tool>", "special": False}, "494": {"content": "<|im_end|>", "special": True}}
+    config = {"chat_template": CHATML, "bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": added}
+    folder = write_repository(tmp_path / "model", config, tokenizer_model=foreign_model())
+    ours = published_template(folder, open_tokenizer(folder))
+    assert [open_tokenizer(folder).token(token) for token in ours.stops] == ["<|im_end|>", "</s>"]
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=ours._encoder, bos_token="<s>", eos_token="</s>")
+    messages = [{"role": "user", "content": "use <tool> now"}]
+    theirs = fast.apply_chat_template(messages, chat_template=CHATML, add_generation_prompt=True, return_dict=False)
+    assert ids(ours.runs(turns("use <tool> now"), open_turn=True)) == list(theirs)
+    assert 493 in list(theirs)

@@ -229,7 +229,9 @@ def test_in_cells_a_character_fills_a_column_of_patches():
         assert pixels.shape[:2] == (16, 8 * len(text))
         grey = pixels[..., 0].astype(int)
         cells = np.percentile(grey, 90) - grey.reshape(16, len(text), 8).swapaxes(0, 1)
-        ink = cells[:, :, 3:-3].mean((1, 2))  # of the middle of every character; a neighbour's serifs reach into a space
+        ink = cells[:, :, 3:-3].mean(
+            (1, 2)
+        )  # of the middle of every character; a neighbour's serifs reach into a space
         assert [letter == " " for letter in text] == (ink < 25).tolist(), text
 
 
