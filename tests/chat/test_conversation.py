@@ -13,6 +13,7 @@ from solo.data.rows.document import PATCH, encode
 from solo.data.text.templates import TextRun
 from solo.inference.decoding import Decoding
 from solo.inference.session import join, text_document
+from solo.inference.streaming import StreamedAnswer
 from tests import reference
 from tests.tiny import picture, tiny_monolith
 
@@ -180,3 +181,10 @@ def test_images_are_put_together_from_their_patches(tiny_tokenizer, name):
     assert np.abs(inside - expected).max() <= 1 or tiled
     assert (np.asarray(cut.with_grid())[top * factor] == 255).any()
     assert f"{len(cut.slots)} visual tokens" in cut.caption
+
+
+def test_on_a_mesh_it_is_the_same(chat, tiny_tokenizer):
+    """Rows are filled up to the devices that they are sharded over."""
+    other = StreamedAnswer(tiny_monolith(tiny_tokenizer, devices=2), chat.messages[:1])
+    assert [each.token for each in other.write(GREEDY)] == [each.token for each in chat.answer.written]
+    np.testing.assert_allclose(other.attention(1), chat.answer.attention(1), atol=1e-5)
