@@ -23,7 +23,8 @@ def found(judge, answer, reference="B", options=OPTIONS):
         ("yes, there is", None, "yes", "yes"),
         ("y", None, "yes", None),
         ("N.", None, "no", None),
-        ("I say no", None, None, "no"),  # MME reads four characters
+        ("I say no", None, None, "no"),
+        ("ok no", None, None, "no"),  # MME reads four characters
         ("not at all", None, "no", None),  # "no" begins "not"
         ("Know it? Yes", None, "no", "yes"),
         ("No. Yes.", None, "no", None),  # both words
@@ -110,7 +111,7 @@ def test_mmmu_draws_a_letter_if_it_finds_none() -> None:
     assert min(counts) > 70  # about 100 each
     assert sum(verdict.score for verdict in drawn) == counts[1]
     assert drawn == [choices.mmmu(Item(str(number), (), "", ("B",), OPTIONS), "no idea") for number in range(400)]
-    assert choices.mmmu(Item("1", (), "", ("B",), OPTIONS), "a red kite").guessed  # five words or fewer: a draw
+    assert choices.mmmu(Item("1", (), "", ("B",), OPTIONS), "it is a red kite").guessed  # five words or fewer
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,8 @@ def test_mmmu_draws_a_letter_if_it_finds_none() -> None:
         ("b", None),  # lower case
         ("A or B", None),  # two letters
         ("A blue boat", "A"),  # the article is a letter
-        ("A kite of the brightest possible red", None),  # not among the last four words
+        ("B is one two", "B"),
+        ("B is one two three", None),  # not among the last four words
         ("The answer is B. A kite has strings", "B"),  # declared
         ("The answer is a boat", "A"),  # VLMEvalKit's pattern ignores case, so the article declares A
         ("The correct answer is **C**. Here A is wrong", "C"),
