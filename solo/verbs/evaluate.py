@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates a checkpoint, or scores a model."""
     if arguments.tasks is not None or arguments.text is not None:
         return _score(arguments)
-    if given := _only_with_tasks(arguments):
+    if given := _given(arguments, _FOR_BOTH + _FOR_TASKS):
         raise ValueError(f"{given} goes with --tasks or --text")
     from rich.console import Console
 
@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    if arguments.tasks is None and (given := _given(arguments, _FOR_TASKS)):
+        raise ValueError(f"{given} goes with --tasks")
     from rich.console import Console
 
     from solo.evaluation.scoring.request import Request
@@ -135,12 +137,14 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _only_with_tasks(arguments: argparse.Namespace) -> str | None:
-    """Returns the first given option that means nothing without benchmarks."""
-    defaults = {"batch_rows": 32, "page_items": 2_000, "resamples": 2_000, "seed": 0}
-    asked = ["files", "output", "limit", "batch_rows", "max_new_tokens", "context", "force", "page_items"]
-    further = ["without_images", "language_model", "blank_images", "against", "resamples", "seed"]
-    for name in asked + further:
-        if (getattr(arguments, name) or defaults.get(name)) != defaults.get(name):
+_FOR_TASKS = ("files", "max_new_tokens", "page_items", "without_images", "blank_images", "against")
+_FOR_BOTH = ("output", "limit", "batch_rows", "context", "force", "language_model", "resamples", "seed")
+_DEFAULTS = {"batch_rows": 32, "page_items": 2_000, "resamples": 2_000, "seed": 0}
+
+
+def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> str | None:
+    """Returns the first of some options that is given, or None."""
+    for name in names:
+        if getattr(arguments, name) not in (None, False, _DEFAULTS.get(name)):
             return f"--{name.replace('_', '-')}"
     return None

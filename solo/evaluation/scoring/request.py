@@ -66,6 +66,8 @@ class Request:
             raise ConfigError("--tasks names no benchmark, and --text no file")
         if self.how.resamples < 100:
             raise ConfigError(f"--resamples is {self.how.resamples}; it must be at least 100")
+        if self.how.seed < 0:
+            raise ConfigError(f"--seed is {self.how.seed}; it must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
     language_model = named_model(request.language_model) if request.language_model else None
     folder = output_folder(request, model)
     others = _others(request.against)
+    _check_against(request, others, observer)
     tasks = []
     for definition, where in zip(chosen, paths, strict=True):
         observer.note(f"reading {definition.name}")
@@ -177,6 +178,21 @@ def _others(against: Sequence[str]) -> _Others:
                 raise ConfigError(f"--against {path}: it is not a file of predictions")
             found.append((path, settings, lines))
     return found
+
+
+def _check_against(request: Request, others: _Others, observer: Observer) -> None:
+    """Says which benchmarks are not compared. Raises ConfigError if a file or folder has predictions of none of them."""
+    for text in request.against:
+        here = [settings.get("task") for path, settings, _ in others if Path(text) in (path, path.parent)]
+        if not set(here) & set(request.tasks):
+            raise ConfigError(
+                f"--against {text}: it holds predictions of {', '.join(sorted(set(map(str, here))))}, and none of"
+                f" {', '.join(request.tasks)}"
+            )
+    known = {settings.get("task") for _, settings, _ in others}
+    for task in request.tasks:
+        if request.against and task not in known:
+            observer.say(f"{task}: --against has no predictions of it")
 
 
 def _compared(each: Evaluated, others: _Others, request: Request) -> list[Comparison]:

@@ -213,6 +213,8 @@ def test_two_sets_of_predictions_are_compared_on_the_items_they_share(place, who
     assert comparison.other == pytest.approx(1000 / 3)
     assert comparison.difference.value == pytest.approx(comparison.mine - comparison.other)
     assert comparison.broken - comparison.fixed == pytest.approx(-6 * comparison.difference.value / 1000)
+    with pytest.raises(ConfigError, match=r"it holds predictions of ocrbench, and none of pope"):
+        ask(place, "pope", output="other", against=(str(whole.folder),), files=(f"pope={place}/files/OCRBench.tsv",))
     with pytest.raises(ConfigError, match=r"--against .*the folder holds no predictions"):
         ask(place, "ocrbench", output="other", reference=str(place / "run@2"), against=(str(place / "files"),))
 
@@ -233,7 +235,9 @@ def test_the_digest_of_weights_knows_every_element_and_no_mesh(tokenizer) -> Non
         (["--tasks", "pope"], "--files pope=PATH"),
         (["--tasks", "pope", "--files", "popee=x"], "popee"),
         (["--tasks", "pope", "--limit", "0"], "--limit is 0"),
-        (["--limit", "3"], "--limit goes with --tasks"),
+        (["--limit", "3"], "--limit goes with --tasks or --text"),
+        (["--text", "a.txt", "--without-images"], "--without-images goes with --tasks"),
+        (["--tasks", "pope", "--seed", "-1"], "--seed is -1"),
         (["--tasks", "pope", "--files", "nowhere"], "nowhere"),
     ],
 )
