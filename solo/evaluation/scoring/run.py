@@ -181,7 +181,7 @@ def _others(against: Sequence[str]) -> _Others:
 
 
 def _check_against(request: Request, others: _Others, observer: Observer) -> None:
-    """Says which benchmarks are not compared. Raises ConfigError if a file or folder has predictions of none of them."""
+    """Says which benchmarks are not compared. Raises ConfigError if a file or folder has none of them."""
     for text in request.against:
         here = [settings.get("task") for path, settings, _ in others if Path(text) in (path, path.parent)]
         if not set(here) & set(request.tasks):

@@ -66,6 +66,26 @@ def test_runs_averages_buckets_and_repositories_are_asked_alike(run, s3, tmp_pat
     assert (folder, exported) == (Path("benchmarks") / "repository", said)
 
 
+def test_the_text_path_of_a_model_leaks_nothing(run, tmp_path) -> None:
+    export(run, tmp_path / "text", layout="llama", verified=False)
+    request = Request(
+        str(run),
+        tasks=("ocrbench",),
+        files=(str(run.parent),),
+        output="leak",
+        max_new_tokens=3,
+        batch_rows=4,
+        baselines=("removed",),
+        language_model=str(tmp_path / "text"),
+    )
+    (found,) = evaluate_benchmarks(request, Observer()).tasks
+    mine, other = ([line["answer"] for line in found.scores[name].lines] for name in ("removed", "language_model"))
+    assert other == mine
+    assert found.measures["leakage"][:3] == (0, 0, 0)
+    with pytest.raises(ConfigError, match="this is a text model and cannot read images"):
+        answers(run, str(tmp_path / "text"))
+
+
 def test_predictions_are_not_appended_to_in_a_bucket(run) -> None:
     request = Request(str(run), tasks=("ocrbench",), output="gs://bucket/out")
     with pytest.raises(ConfigError, match="which buckets do not offer"):
