@@ -22,6 +22,8 @@ _CONTENT = """\
 {%- for part in content -%}
 {%- if part['type'] == 'image' -%}
 {%- set state.parts = state.parts + [none] -%}
+{%- elif part['type'] != 'text' -%}
+{{ raise_exception('this model reads text and images, no parts of type ' ~ part['type']) }}
 {%- else -%}
 {%- set state.text = part['text'] -%}
 {%- if unbroken and loop.previtem is defined and loop.previtem['type'] == 'image' -%}
@@ -47,6 +49,18 @@ _CONTENT = """\
 {%- set body = render(content, stripped=stripped) -%}
 {{ GAP if body != '' and not body.startswith(IMAGE) }}
 {%- endmacro -%}
+{%- if tools or documents -%}
+{{ raise_exception('this chat template has no place for tools and documents') }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant', 'text'] -%}
+{{ raise_exception('this chat template has no place for the role ' ~ message['role']) }}
+{%- elif message['tool_calls'] is defined and message['tool_calls'] -%}
+{{ raise_exception('this chat template has no place for tool_calls') }}
+{%- elif message['content'] is not defined or message['content'] is none -%}
+{{ raise_exception('a message has no content') }}
+{%- endif -%}
+{%- endfor -%}
 """
 
 _SYSTEM = """\

@@ -26,6 +26,7 @@ class Layout(ABC):
         has_images: whether its models read images. A text model can be upcycled into one that does.
         adds_placeholder: whether the embedding of a placeholder token is added to every patch (SOLO).
         names_placeholder: whether config.json has the id of the token that stands for a patch in `input_ids`.
+        images_form: how its code takes images: `form` of the exported image processor. None if none is exported.
         templates: chat templates of its models, tried in this order where `config_from` names none.
         special_tokens: tokens that its tokenizers store as ordinary ones and that text must never produce.
     """
@@ -34,6 +35,7 @@ class Layout(ABC):
     has_images: bool
     adds_placeholder: bool = False
     names_placeholder: bool = False
+    images_form: str | None = None
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 

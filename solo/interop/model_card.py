@@ -55,13 +55,14 @@ on top of a cache.
 """,
     "fuyu": """\
 ```python
-from transformers import FuyuForCausalLM
+from transformers import AutoProcessor, FuyuForCausalLM
 
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 model = FuyuForCausalLM.from_pretrained("{name}")
 ```
 
-Tokenizer and patch size differ from Fuyu-8B's. `pixel_values` contains patches row by row with pixels ordered
-(y, x, channel), and `input_ids` has the image token in place of every patch.
+Tokenizer and patch size differ from Fuyu-8B's, and so does the processor. `pixel_values` contains patches row by row
+with pixels ordered (y, x, channel), and `input_ids` has the image token in place of every patch.
 """,
     "text": """\
 ```python
@@ -75,6 +76,7 @@ This is the text path of a vision-language model. Weights that only images need 
 """,
     "published": """\
 Tensor names and shapes are those of the published model of this kind. Its own code, which is not included, loads them.
+`AutoProcessor.from_pretrained("{name}", trust_remote_code=True)` returns the inputs of that code.
 """,
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from solo.config import ConfigError, ImageConfig
+from solo.config import ImageConfig
 from solo.data.images.delimiters import image_tokens
 from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
@@ -20,6 +20,7 @@ from solo.interop.description import APPENDED_ROWS
 from solo.interop.export_plan import ExportPlan
 from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
 
+PROCESSOR_CODE = ("image_processing_solo.py", "processing_solo.py", "versions_solo.py")
 REMOTE_CODE = (
     "configuration_solo.py",
     "image_processing_solo.py",
@@ -50,12 +51,16 @@ def write_files(folder: Path, plan: ExportPlan) -> None:
     if plan.tokenizer is not None:
         _write_tokenizer(folder, plan, plan.tokenizer)
         _write_json(folder / "generation_config.json", _generation(plan, plan.tokenizer))
+    code: tuple[str, ...] = ()
+    if plan.layout.images_form is not None and plan.tokenizer is not None:
+        _write_processor(folder, plan.config.image, plan.layout.images_form)
+        code = PROCESSOR_CODE
     if plan.layout.name == "native":
         config |= {"auto_map": _AUTO_MODEL}
-        _write_processor(folder, plan.config.image)
-        for name in REMOTE_CODE:
-            with resources.as_file(resources.files("solo.interop.remote") / name) as file:
-                shutil.copyfile(file, folder / name)
+        code = REMOTE_CODE
+    for name in code:
+        with resources.as_file(resources.files("solo.interop.remote") / name) as file:
+            shutil.copyfile(file, folder / name)
     _write_json(folder / "config.json", config)
 
 
@@ -115,13 +120,14 @@ def _generation(plan: ExportPlan, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _write_processor(folder: Path, image: ImageConfig) -> None:
+def _write_processor(folder: Path, image: ImageConfig, form: str) -> None:
     if image.placeholder_token is None:
-        raise ConfigError("image.placeholder_token is not set")
+        image = image.model_copy(update={"placeholder_token": PLACEHOLDER})
     classes = {"processor_class": "SoloMonolithProcessor", "auto_map": _AUTO_PROCESSOR}
     images = {
         "image_processor_type": "SoloMonolithImageProcessor",
         "image": image.model_dump(mode="json"),
+        "form": form,
         **classes,
     }
     _write_json(folder / "preprocessor_config.json", images)

@@ -82,6 +82,62 @@ def test_pixels_and_places_are_the_same(name):
     np.testing.assert_allclose(again * 255, raw, atol=0.2)
 
 
+OVERRIDES = {
+    "native": ({"size": {"longest_edge": 32}}, {"max_side": 32}),
+    "native_capped": ({"max_pixels": 640}, {"max_pixels": 640}),
+    "tiles": ({"max_tiles": 2}, {"max_tiles": 2}),
+    "area_up": ({"size": {"max_pixels": 512}}, {"min_pixels": 512, "max_pixels": 512}),
+    "area_within": ({"min_pixels": 2000}, {"min_pixels": 2000, "max_pixels": 2000}),
+    "area_nearest": ({"min_pixels": 100, "max_pixels": 900}, {"min_pixels": 100, "max_pixels": 900}),
+    "padded": ({"size": {"height": 24, "width": 36}}, {"max_height": 24, "max_width": 36}),
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_limits_of_a_call_and_of_loading_are_those_of_a_config(name):
+    given, wanted = OVERRIDES[name]
+    images = [noise(200, 61), noise(40, 90)]
+    plain = processor_of(ImageConfig(**GEOMETRIES[name]))
+    expected = processor_of(ImageConfig(**GEOMETRIES[name] | wanted))(images, return_tensors="np")
+    done = {"do_resize": True, "do_rescale": True, "do_normalize": True, "image_mean": list(plain.image["mean"])}
+    loaded = SoloMonolithImageProcessor(image=plain.image, **given)
+    assert SoloMonolithImageProcessor(**loaded.to_dict()).image == loaded.image
+    for found in (plain(images, return_tensors="np", **given, **done), loaded(images, return_tensors="np")):
+        assert found["image_grids_of"] == expected["image_grids_of"]
+        np.testing.assert_array_equal(found["pixel_values"], expected["pixel_values"])
+    assert plain(images)["image_grids_of"] != expected["image_grids_of"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("tiles", {"max_pixels": 100}, "no max_pixels; their size is limited by max_tiles"),
+        ("padded", {"min_pixels": 100}, "no min_pixels; their size is limited by max_height, max_width"),
+        ("native", {"size": {"shortest_edge": 8}}, "no shortest_edge"),
+        ("native", {"size": 224}, "size is 224; it must be a dictionary"),
+        ("area_up", {"max_pixels": 0}, "max_pixels is 0"),
+        ("native", {"do_resize": False}, r"images of \[\(33, 8\)\] \(width, height\) must be resized"),
+        ("native", {"do_normalize": False}, "do_normalize=False is not what this model was trained with"),
+        ("native", {"image_mean": [0.1, 0.1, 0.1]}, "image_mean"),
+        ("native", {"resample": PillowImage.Resampling.NEAREST}, "resample"),
+        ("native", {"crop_size": {"height": 8, "width": 8}}, "crop_size=.* has no meaning"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(name, given, message):
+    processor = processor_of(ImageConfig(**GEOMETRIES[name]))
+    with pytest.raises(ValueError, match=message):
+        processor([noise(40, 8), noise(33, 8)], **given)
+
+
+def test_images_that_need_no_resizing_and_no_images():
+    processor = processor_of(ImageConfig(**GEOMETRIES["native"]))
+    image = noise(40, 8)
+    found = processor([image], do_resize=False, return_tensors="np")
+    np.testing.assert_array_equal(found["pixel_values"], processor(image, return_tensors="np")["pixel_values"])
+    with pytest.raises(ValueError, match="images is empty"):
+        processor([])
+
+
 @pytest.mark.parametrize("background", ["white", "#0080ff", "published"])
 def test_transparent_and_deep_images(background):
     config = ImageConfig(patch_size=8, max_side=64, background=background)

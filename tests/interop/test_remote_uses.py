@@ -38,8 +38,8 @@ def run(tmp_path_factory, tiny_tokenizer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(run, tmp_path_factory):
-    """The export's folder. Code is copied to a cache of its own, and nothing connects to a network."""
+def repository(run, tmp_path_factory, code_cache):
+    """The export's folder. Nothing connects to a network."""
 
     def refuse(*arguments, **options):
         raise OSError("there is no network")
@@ -47,7 +47,6 @@ def repository(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "repository"
     export(run, folder, verified=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder.parent / "modules"))
         patch.setattr(socket, "create_connection", refuse)
         patch.setattr(socket.socket, "connect", refuse)
         yield folder
@@ -229,6 +228,75 @@ def test_patches_without_pixels_and_labels_of_patches_are_refused(model, batch):
     text = {name: value[1:2] for name, value in ids.items()}
     plain = new_tokens(model, text)
     assert torch.equal(new_tokens(model, text | {"pixel_values": None, "patches_grid": None}), plain)
+
+
+# What users hand to the processor
+
+
+def test_limits_reach_the_images_by_every_way(repository, processor):
+    """A third of the pixels: in a call, in the keyword arguments of images, and when loading."""
+    few = {"max_pixels": 256}
+    question = [user(image(32, 24, 0), TEXT)]
+    loaded = transformers.AutoProcessor.from_pretrained(repository, **few, **TRUSTED)
+    options = TOKENS | {"add_generation_prompt": True}
+    found = [
+        processor.apply_chat_template(question, **options, processor_kwargs=dict(few)),
+        loaded.apply_chat_template(question, **options),
+    ]
+    by_name = processor(text="<image>", images=question[0]["content"][0]["image"], images_kwargs=few)
+    np.testing.assert_array_equal(by_name["pixel_values"], found[0]["pixel_values"])
+    plain = processor.apply_chat_template(question, **options)
+    assert len(plain["pixel_values"]) == 12
+    for each in found:
+        assert len(each["pixel_values"]) == 2 == int((each["input_ids"] == processor.image_token_id).sum())
+        assert torch.equal(each["pixel_values"], found[0]["pixel_values"])
+    (counts,) = {
+        tuple(p._get_num_multimodal_tokens([(24, 32)], **k).num_image_tokens)
+        for p, k in ((processor, few), (loaded, {}))
+    }
+    assert counts == (2,)
+
+
+def test_images_belong_to_the_texts_of_their_placeholders(processor):
+    one, two, three = (image(8 * n, 8, n)["image"] for n in (1, 2, 3))
+    texts = ["<image><image> what", "<image>", "this"]
+    options = {"return_tensors": "pt", "padding": True}
+    nested = processor(text=texts, images=[[one, two], [three], []], **options)
+    flat = processor(text=texts, images=[one, two, three], **options)
+    assert torch.equal(nested["pixel_values"], flat["pixel_values"])
+    assert [int((row == processor.image_token_id).sum()) for row in nested["input_ids"]] == [3, 3, 0]
+    with pytest.raises(ValueError, match=r"\[2, 1, 0\] placeholders <image>, but \[1, 2, 0\] images"):
+        processor(text=texts, images=[[one], [two, three], []], **options)
+    with pytest.raises(ValueError, match="images"):
+        processor(text=texts, images=[one, two], **options)
+    for nothing in (None, [], [[]]):
+        assert "pixel_values" not in processor(text=["this"], images=nothing, **options)
+    for given in ({"videos": [one]}, {"audio": [np.zeros(8)]}):
+        with pytest.raises(ValueError, match="this model reads text and images, no"):
+            processor(text=["this"], **given)
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "message"),
+    [
+        ([user({"type": "video", "path": "a.mp4"})], {}, "no parts of type video"),
+        ([user(TEXT)], {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools and documents"),
+        ([{"role": "developer", "content": "be brief"}, user(TEXT)], {}, "no place for the role developer"),
+        ([user(TEXT), {"role": "tool", "content": "4"}], {}, "no place for the role tool"),
+        ([user(TEXT), {"role": "assistant", "tool_calls": [{"name": "f"}]}], {}, "no place for tool_calls"),
+        ([user(TEXT), {"role": "assistant"}], {}, "a message has no content"),
+    ],
+)
+@pytest.mark.parametrize("template", ["roles", "solo_chat", "chatml"])
+def test_what_a_template_cannot_say_is_refused(processor, template, messages, options, message):
+    from jinja2 import TemplateError
+
+    from solo.config import SequenceConfig
+    from solo.interop.chat_template import chat_template
+
+    text = chat_template(SequenceConfig(template=template), "<image>", True, False)
+    with pytest.raises(TemplateError, match=message):
+        processor.apply_chat_template(messages, chat_template=text, tokenize=False, **options)
 
 
 # Fine-tuning

@@ -28,6 +28,7 @@ class EVEv2(Layout):
 
     name = "evev2"
     has_images = True
+    images_form = "images"
     templates = ("chatml",)
 
     def fixed(self) -> Mapping[str, Any]:

@@ -97,6 +97,7 @@ class Fuyu(Layout):
     name = "fuyu"
     has_images = True
     names_placeholder = True
+    images_form = "channels_last"
     templates = ("fuyu",)
 
     def fixed(self) -> Mapping[str, Any]:

@@ -87,6 +87,7 @@ class LlamaLike(Layout):
     windowed: bool = False
     max_positions: int = 32_768
     has_images: bool = False
+    images_form: str | None = None
     adds_placeholder: bool = False
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ class MonoInternVL(Layout):
 
     name = "mono_internvl"
     has_images = True
+    images_form = "tiles"
 
     def fixed(self) -> Mapping[str, Any]:
         own = {

@@ -47,6 +47,7 @@ class Native(Layout):
     name = "native"
     has_images = True
     names_placeholder = True
+    images_form = "patches"
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         return config_json.get("model_type") == MODEL_TYPE

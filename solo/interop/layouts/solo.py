@@ -118,6 +118,7 @@ SOLO = Solo(
     "SoloForCausalLM",
     windowed=True,
     has_images=True,
+    images_form="vision_patches",
     adds_placeholder=True,
     special_tokens=_TOKENS,
 )

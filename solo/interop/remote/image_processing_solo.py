@@ -7,6 +7,7 @@ from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers b
 
 # isort: split
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,73 @@ class SoloMonolithImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-
 
     images_per_text: list[int] | None
     max_tiles: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+
+
+# The limits on an image's size that each geometry has.
+_LIMITS = {
+    "native": ("max_side", "max_pixels"),
+    "area": ("min_pixels", "max_pixels"),
+    "tiles": ("max_tiles",),
+    "padded": ("max_height", "max_width"),
+}
+_KEYS_OF_SIZE = {"longest_edge": "max_side", "height": "max_height", "width": "max_width"}
+
+
+def overridden(section: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section `image` with the arguments of a call that change the size of images.
+
+    Args:
+        section: the section of the training config.
+        given: keys of `SoloMonolithImagesKwargs`. Sizes: `max_tiles`, `min_pixels`, `max_pixels`, and `size` with the
+            keys `min_pixels`, `max_pixels`, `longest_edge`, or `height` and `width`.
+
+    Raises:
+        ValueError: the geometry does not have this limit, or an argument asks for something that is not done in
+            training.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    size = given.pop("size", {})
+    if not isinstance(size, Mapping):
+        raise ValueError(f"size is {size!r}; it must be a dictionary")
+    limits: dict[str, Any] = {
+        name: given.pop(name) for name in ("max_tiles", "min_pixels", "max_pixels") if name in given
+    }
+    limits |= {str(_KEYS_OF_SIZE.get(name, name)): value for name, value in size.items() if value is not None}
+    known = _LIMITS[section["geometry"]]
+    for name, value in limits.items():
+        if name not in known:
+            raise ValueError(f"this model's images have no {name}; their size is limited by {', '.join(known)}")
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    # One bound moves the other where they would cross.
+    if "min_pixels" not in limits and (section.get("min_pixels") or 0) > limits.get("max_pixels", math.inf):
+        limits["min_pixels"] = limits["max_pixels"]
+    if "max_pixels" not in limits and (section.get("max_pixels") or math.inf) < limits.get("min_pixels", 0):
+        limits["max_pixels"] = limits["min_pixels"]
+    for name, value in given.items():
+        if name in _DONE and value != (done := _DONE[name](section)):
+            raise ValueError(f"{name}={value!r} is not what this model was trained with, {name}={done!r}")
+        if name not in _DONE:
+            raise ValueError(f"{name}={value!r} has no meaning for this model's images")
+    return {**section, **limits}
+
+
+# What happens to every image. Saying so changes nothing.
+_DONE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "do_resize": lambda image: True,
+    "do_convert_rgb": lambda image: True,
+    "do_rescale": lambda image: True,
+    "do_normalize": lambda image: True,
+    "do_center_crop": lambda image: False,
+    "rescale_factor": lambda image: 1 / 255,
+    "image_mean": lambda image: list(image["mean"]),
+    "image_std": lambda image: list(image["std"]),
+    "resample": lambda image: _FILTERS[image["resample"]],
+    "device": lambda image: "cpu",
+    "return_tensors": lambda image: None,
+}
 
 
 class SoloMonolithImageProcessor(BaseImageProcessor):
@@ -41,23 +109,26 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
 
     Args:
         image: the section of the config: geometry, patch_size, resample, mean, std, and so on.
+        form: what the model's code takes; see `preprocess`.
     """
 
     model_input_names = ("pixel_values", "patches_grid")
     valid_kwargs = SoloMonolithImagesKwargs
 
-    def __init__(self, image: dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(self, image: dict[str, Any] | None = None, form: str = "patches", **kwargs: Any):
         if image is None:
             raise ValueError("the image processor of this model needs the section `image` of its config")
+        names = kwargs.keys() & SoloMonolithImagesKwargs.__annotations__.keys()
+        self.image = overridden(image, {name: kwargs.pop(name) for name in names})
         super().__init__(**kwargs)
-        self.image = image
+        self.form = form
 
     def preprocess(
         self,
         images: Any,
         images_per_text: list[int] | None = None,
-        max_tiles: int | None = None,
         return_tensors: str | None = None,
+        do_resize: bool | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Cuts images into patches.
@@ -65,26 +136,60 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         Args:
             images: one or more Pillow images, arrays [height, width, 3], paths or URLs.
             images_per_text: number of images of each text, in order.
-            max_tiles: overrides the config's.
             return_tensors: "pt" or "np"; NumPy arrays by default.
-            kwargs: ignored.
+            do_resize: False refuses images that would have to be resized.
+            kwargs: see `overridden`.
 
         Returns:
-            pixel_values    float32 [n, p*p*3]: normalised pixels of the patches of all images, channel by channel
-            patches_grid    int64 [n, 2]: row and column of each patch in its image or tile
-            image_grids_of  tiles, rows and columns of every image, as a list
+            image_grids_of: tiles, rows and columns of every image, as a list. And normalised float32 pixels, in the
+            form that the model's code takes:
+
+            patches         pixel_values [n, p*p*3], patches of all images, channel by channel, and their places
+                            patches_grid, int64 [n, 2]: row and column of each patch in its image or tile
+            vision_patches  vision_patches [n, p*p*3], the same (SOLO)
+            channels_last   pixel_values [1, n, p*p*3], with the channels of a pixel side by side (Fuyu)
+            tiles           pixel_values [tiles, 3, side, side], and image_flags, int64 [tiles, 1], all 1 (InternVL)
+            images          images, a list of [3, height, width] (EVE)
+
+        Raises:
+            ValueError: there are no images, or an argument cannot be honoured; see `overridden`.
         """
+        config = overridden(self.image, kwargs)
+        if isinstance(images, list | tuple) and not images:
+            raise ValueError("images is empty")
         found = [self.open(image) for image in make_flat_list_of_images(self.fetch_images(images))]
         shares = [count for count in images_per_text or [1] * len(found) for _ in range(count)]
-        cut = [self.cut(image, share, max_tiles) for image, share in zip(found, shares, strict=True)]
-        raw = np.concatenate([pixels for pixels, _, _ in cut])
-        data = {
-            "pixel_values": self.normalised(raw),
-            "patches_grid": np.concatenate([places for _, places, _ in cut]).astype(np.int64),
-        }
-        feature = BatchFeature(data, tensor_type=return_tensors)
-        feature["image_grids_of"] = [grid for _, _, grid in cut]
+        if do_resize is False and (wrong := [each.size for each in found if not fits(*each.size, config)]):
+            raise ValueError(f"do_resize is False, but images of {wrong} (width, height) must be resized")
+        pairs = list(zip(found, shares, strict=True))
+        if self.form in ("tiles", "images"):
+            wholes = [self._wholes(image, share, config) for image, share in pairs]
+            feature = self._whole(wholes, return_tensors)
+        else:
+            cut = [self.cut(image, share, config) for image, share in pairs]
+            pixels = self.normalised(np.concatenate([pixels for pixels, _ in cut]))
+            feature = self._in_patches(pixels, np.concatenate([places for _, places in cut]), return_tensors)
+        feature["image_grids_of"] = [self.grid(*image.size, share, config) for image, share in pairs]
         return feature
+
+    def _in_patches(self, pixels: np.ndarray, places: np.ndarray, return_tensors: str | None) -> BatchFeature:
+        if self.form == "vision_patches":
+            data = {"vision_patches": pixels}
+        elif self.form == "channels_last":
+            by_pixel = pixels.reshape(len(pixels), 3, -1).transpose(0, 2, 1)
+            data = {"pixel_values": np.ascontiguousarray(by_pixel).reshape(1, *pixels.shape)}
+        else:
+            data = {"pixel_values": pixels, "patches_grid": places.astype(np.int64)}
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _whole(self, wholes: list[list[np.ndarray]], return_tensors: str | None) -> BatchFeature:
+        channels = [whole.transpose(2, 0, 1) for of_image in wholes for whole in of_image]
+        pixels = [self.normalised(each.reshape(1, -1)).reshape(each.shape) for each in channels]
+        if self.form == "tiles":
+            data = {"pixel_values": np.stack(pixels), "image_flags": np.ones((len(pixels), 1), np.int64)}
+            return BatchFeature(data, tensor_type=return_tensors)
+        # Of different sizes, so that they are not one tensor.
+        return BatchFeature({"images": [BatchFeature({"x": each}, tensor_type=return_tensors)["x"] for each in pixels]})
 
     def open(self, image: Any) -> Image.Image:
         """Returns an RGB Pillow image, rotated by its EXIF orientation if training did so."""
@@ -99,31 +204,33 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             image = ImageOps.exif_transpose(image)
         return to_rgb(image, self.image.get("background", "published"))
 
-    def grid(self, width: int, height: int, images: int = 1, max_tiles: int | None = None) -> Grid:
+    def grid(self, width: int, height: int, images: int = 1, config: dict[str, Any] | None = None) -> Grid:
         """Returns the grid of an image of this size whose text has `images` images."""
-        config = self.image
+        config = self.image if config is None else config
         if config["geometry"] == "tiles":
-            columns, rows = tile_grid(width, height, config, images, max_tiles)
+            columns, rows = tile_grid(width, height, config, images)
             side = config["tile_size"] // config["patch_size"]
             return Grid(columns * rows + (config["thumbnail"] and columns * rows > 1), side, side)
         wide, high = resized(width, height, config)
         return Grid(1, -(-high // config["patch_size"]), -(-wide // config["patch_size"]))
 
-    def cut(self, image: Image.Image, images: int, max_tiles: int | None) -> tuple[np.ndarray, np.ndarray, Grid]:
-        """Returns raw pixels uint8 [n, p*p*3], places [n, 2], and the grid."""
-        config = self.image
+    def _wholes(self, image: Image.Image, images: int, config: dict[str, Any]) -> list[np.ndarray]:
+        """Returns the tiles of an image, or the resized image: uint8 [height, width, 3]."""
         if config["geometry"] == "tiles":
-            wholes = self._tiles(image, *tile_grid(*image.size, config, images, max_tiles))
-        else:
-            wholes = [self._filled(self._resize(image, *resized(*image.size, config)))]
-        grid = self.grid(*image.size, images, max_tiles)
+            return self._tiles(image, *tile_grid(*image.size, config, images))
+        return [self._filled(self._resize(image, *resized(*image.size, config)))]
+
+    def cut(self, image: Image.Image, images: int, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns raw pixels uint8 [n, p*p*3] and places [n, 2]."""
+        wholes = self._wholes(image, images, config)
+        grid = self.grid(*image.size, images, config)
         by_column = config["patch_order"] == "columns"
         places = np.indices((grid.rows, grid.columns)).transpose((2, 1, 0) if by_column else (1, 2, 0)).reshape(-1, 2)
         pixels = np.concatenate([patches_of(whole, config["patch_size"], by_column) for whole in wholes])
         places = np.tile(places, (len(wholes), 1))
         if config.get("markers"):
             pixels, places = with_markers(pixels, places, grid)
-        return pixels, places, grid
+        return pixels, places
 
     def normalised(self, raw: np.ndarray) -> np.ndarray:
         """Returns (value / 255 - mean) / std, float32."""
@@ -195,15 +302,20 @@ def resized(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
     return max(wide, least), max(high, least)
 
 
-def tile_grid(
-    width: int, height: int, config: dict[str, Any], images: int = 1, max_tiles: int | None = None
-) -> tuple[int, int]:
+def fits(width: int, height: int, config: dict[str, Any]) -> bool:
+    """Returns whether an image of this size is cut as it is."""
+    if config["geometry"] == "tiles":
+        return width == height == config["tile_size"]
+    return (width, height) == resized(width, height, config)
+
+
+def tile_grid(width: int, height: int, config: dict[str, Any], images: int = 1) -> tuple[int, int]:
     """Returns the columns and rows of tiles: the grid whose aspect ratio is closest to the image's.
 
     Among equally close grids it is the one with the fewest tiles, unless a later one has less than twice the pixels of
     the image.
     """
-    most = max_tiles or config["max_tiles"]
+    most = config["max_tiles"]
     most = max(most // images, 1) if config.get("share_tiles") else most
     pairs = [(i, j) for i in range(1, most + 1) for j in range(1, most // i + 1) if i * j >= config["min_tiles"]]
     best, least = (1, 1), math.inf

@@ -429,10 +429,13 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
             return input_ids, model_kwargs
         of_patches = {name: model_kwargs.pop(name, None) for name in _OF_PATCHES}
         encoded = model_kwargs.pop("mm_encoder_outputs", None)
+        positions = model_kwargs.pop("position_ids", None)
         is_patch = None if input_ids is None else input_ids == self.config.image_token_id
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
+        if positions is not None:  # rows are the last axis but one: [B, S] or [3, B, S]
+            model_kwargs["position_ids"] = positions.repeat_interleave(expand_size, dim=-2)
         for name, value in of_patches.items():
             if value is not None:
                 model_kwargs[name] = expand_by_row(is_patch, value, expand_size)

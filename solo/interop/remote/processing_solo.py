@@ -3,12 +3,15 @@
 from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers before its names are imported
 
 # isort: split
+import itertools
 from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
 
-from .image_processing_solo import Grid, SoloMonolithImagesKwargs
+from .image_processing_solo import Grid, SoloMonolithImagesKwargs, overridden
+
+_EVE_IMAGE = -200
 
 
 class SoloMonolithProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -33,6 +36,7 @@ class SoloMonolithProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = SoloMonolithProcessorKwargs
+    skip_tensor_conversion = ("video_metadata", "text_replacement_offsets", "images")
 
     def __init__(
         self,
@@ -48,22 +52,62 @@ class SoloMonolithProcessor(ProcessorMixin):
     ):
         self.image_token, self.image_begin_token, self.image_end_token = image_token, image_begin_token, image_end_token
         self.image_row_token, self.row_token_after_last = image_row_token, row_token_after_last
+        if image_token not in tokenizer.get_vocab():
+            tokenizer.add_tokens([image_token], special_tokens=True)
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         tokens = (image_token, image_begin_token, image_end_token, image_row_token)
         self.image_token_ids = tokenizer.convert_tokens_to_ids([token for token in tokens if token is not None])
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """Processes texts, in which `image_token` stands for an image, as in transformers.
+
+        Images are a flat list in the order of the placeholders, or a list for each text.
 
         Returns:
             input_ids and attention_mask; with images also pixel_values and patches_grid, see
             `SoloMonolithImageProcessor`; with return_mm_token_type_ids also a 1 for every token of an image.
+
+        Raises:
+            ValueError: videos or audio are given, a text has more or fewer placeholders than images, or an argument
+                cannot be honoured.
         """
-        if images is not None and text is not None:
-            texts = [text] if isinstance(text, str) else text
+        if videos is not None or audio is not None:
+            raise ValueError(f"this model reads text and images, no {'videos' if audio is None else 'audio'}")
+        texts = [text] if isinstance(text, str) else text
+        nested = isinstance(images, list | tuple) and all(isinstance(each, list | tuple) for each in images)
+        if nested and texts is not None:
+            given, wanted = [len(each) for each in images], [each.count(self.image_token) for each in texts]
+            if images and given != wanted:
+                raise ValueError(f"the texts have {wanted} placeholders {self.image_token}, but {given} images")
+            images = [image for each in images for image in each]
+        images = None if isinstance(images, list | tuple) and not images else images
+        if images is not None and texts is not None:
             kwargs["images_per_text"] = [each.count(self.image_token) for each in texts]
-        return super().__call__(images=images, text=text, **kwargs)
+        found = super().__call__(images=images, text=text, **kwargs)
+        ids, form = found.get("input_ids"), self.image_processor.form
+        if ids is not None and form == "vision_patches" and "vision_patches" in found:
+            found["vision_patch_indices"] = self._numbered(ids)
+        elif ids is not None and form == "images":
+            found["input_ids"] = self._replaced(ids)
+        return found
+
+    def _numbered(self, ids: Any) -> Any:
+        """Returns the number of each patch in `vision_patches`, and -1 for text, in the form of `ids`."""
+        if not isinstance(ids, list):
+            is_patch = ids == self.image_token_id
+            return is_patch.reshape(-1).cumsum(0).reshape(is_patch.shape) * is_patch - 1
+        numbers = itertools.count()
+        return [[next(numbers) if token == self.image_token_id else -1 for token in row] for row in ids]
+
+    def _replaced(self, ids: Any) -> Any:
+        """Returns `ids` with the number that EVE's code replaces by an image."""
+        if not isinstance(ids, list):
+            is_image = ids == self.image_token_id
+            return ids * ~is_image + _EVE_IMAGE * is_image
+        return [[_EVE_IMAGE if token == self.image_token_id else token for token in row] for row in ids]
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -76,6 +120,8 @@ class SoloMonolithProcessor(ProcessorMixin):
 
     def image_text(self, grid: Grid) -> str:
         """Returns the delimiters, placeholders and row tokens of an image with this grid."""
+        if self.image_processor.form == "images":
+            return self.image_token
         if self.image_row_token is None:
             inside = self.image_token * self._placeholders(grid)
         else:
@@ -90,10 +136,14 @@ class SoloMonolithProcessor(ProcessorMixin):
         return grid.tiles * grid.rows * grid.columns + markers
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Returns the numbers of placeholders and patches of images of these sizes (height, width)."""
+        """Returns the numbers of placeholders and patches of images of these sizes (height, width).
+
+        `kwargs` are those of the image processor.
+        """
         if image_sizes is None:
             return MultiModalData()
-        grids = [self.image_processor.grid(width, height) for height, width in image_sizes]
+        config = overridden(self.image_processor.image, kwargs)
+        grids = [self.image_processor.grid(width, height, config=config) for height, width in image_sizes]
         patches = [self._placeholders(grid) for grid in grids]
         return MultiModalData(num_image_tokens=patches, num_image_patches=patches)
 
