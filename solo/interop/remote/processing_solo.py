@@ -83,6 +83,10 @@ class SoloMonolithProcessor(ProcessorMixin):
             if images and given != wanted:
                 raise ValueError(f"the texts have {wanted} placeholders {self.image_token}, but {given} images")
             images = [image for each in images for image in each]
+        elif isinstance(images, list | tuple) and images and texts is not None:
+            counts = [each.count(self.image_token) for each in texts]
+            if sum(counts) != len(images):
+                raise ValueError(f"the texts have {counts} placeholders {self.image_token}, but {len(images)} images")
         images = None if isinstance(images, list | tuple) and not images else images
         if images is not None and texts is not None:
             kwargs["images_per_text"] = [each.count(self.image_token) for each in texts]
