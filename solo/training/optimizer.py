@@ -214,13 +214,17 @@ def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptSta
         count 0: their bias correction is that of a first step.
     """
     old, anew = _by_path(previous), begin_anew(fresh, previous)
+    given: set[int] = set()
 
     def carried(kind: type, number: int, path: str, leaf: Any) -> Any:
         if path in anew:
             return leaf
-        before = old[path][kind][number].astype(leaf.dtype)
-        # Each count needs its own buffer, because a step donates them all.
-        return jax.device_put(jnp.copy(before) if before.ndim == 0 else before, leaf.sharding)
+        before = old[path][kind][number]
+        # What parameters shared, such as a count or Muon's coefficients, needs a buffer for each: a step donates them.
+        shared = before.ndim == 0 or id(before) in given
+        given.add(id(before))
+        before = before.astype(leaf.dtype)
+        return jax.device_put(jnp.copy(before) if shared else before, leaf.sharding)
 
     def carry(node: Any) -> Any:
         if not _is_state(node):

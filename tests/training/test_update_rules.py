@@ -302,6 +302,9 @@ def test_carried_parameters_go_on_and_new_ones_take_a_first_step(case: str) -> N
 
     first, state = jax.jit(lambda p: train(make_optimizer(of, SPECS, MODEL), p, steps=2))(old)
     fresh = carry_state(carries.init(first | new), state)
+    # A step donates every array, so that no two may share a buffer.
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(fresh)]
+    assert len(set(buffers)) == len(buffers)
     found, _ = jax.jit(lambda p, s: train(carries, p, steps=2, state=s, first=2))(first | new, fresh)
     assert_close(found, expected(), 1e-5)
 
