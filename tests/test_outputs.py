@@ -116,9 +116,9 @@ def test_no_option_overwrites_what_it_did_not_write(tmp_path, capsys, monkeypatc
 
 def test_compiled_programs_are_checked_before_they_are_compiled(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    file = tmp_path / "quickstart_classes_cpu-1.hlo"
+    file = tmp_path / "quickstart_captions_cpu-1.hlo"
     file.write_text(MINE)
-    assert main([*PLAN, "--hlo", str(tmp_path), "--stage", "classes"]) == 2
+    assert main([*PLAN, "--hlo", str(tmp_path), "--stage", "captions"]) == 2
     assert f"{file} exists, and solo plan --hlo did not write it" in capsys.readouterr().err
     assert file.read_text() == MINE
 

@@ -87,7 +87,7 @@ def test_only_whole_option_names_match_and_other_errors_pass(message: str, kind:
 )
 def test_libtpus_error_message_is_recognised(option: str, reason: str) -> None:
     settings = ("mesh.fsdp=1", "model.attention_implementation=blocks", f"compiler_options.{option}")
-    words = ("plan", "configs/quickstart.yaml", *settings, "--on", "v5e-1", "--stage", "classes")
+    words = ("plan", "configs/quickstart.yaml", *settings, "--on", "v5e-1", "--stage", "captions")
     done = subprocess.run(
         [sys.executable, "-m", "solo.cli", *words],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
