@@ -30,6 +30,7 @@ from solo.training.distributed import from_first
 
 def for_orbax(folder: Path) -> Path:
     """Returns a folder or checkpoint as Orbax takes it: absolute, and with the libraries of its store set up."""
+    _silence_unread_errors()
     if not is_remote(folder):
         return folder.absolute()
     import fsspec
@@ -65,6 +66,19 @@ def reading_context() -> ocp.Context:
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
     return context
+
+
+@functools.cache
+def _silence_unread_errors() -> None:
+    """Keeps asyncio from logging every error of a damaged checkpoint.
+
+    Orbax reads arrays side by side and raises the first error. The others would fill the log with hundreds of pages.
+    """
+
+    def is_read(record: logging.LogRecord) -> bool:
+        return "never retrieved" not in (text := record.getMessage()) or "tensorstore" not in text
+
+    logging.getLogger("asyncio").addFilter(is_read)
 
 
 def renames_folders(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from solo.model.transformer import padded_vocab
 from solo.sharding.generation import make_cache
 from solo.sharding.mesh import make_mesh
 from tests.inference.test_monolith import CONVERSATIONS, Spelled, random_parameters
-from tests.launch.tiny_run import REPOSITORY, environment
+from tests.launch.tiny_run import REPOSITORY, environment, outputs
 from tests.tiny import MODEL, assistant, image, tiny_config, user
 
 MESHES = [
@@ -170,6 +170,6 @@ def test_two_processes_answer_as_one(spelled, tmp_path) -> None:
         )
         for number in range(2)
     ]
-    said = [process.communicate(timeout=300) for process in processes]
+    said = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], said
     assert all("fine" in out for out, _ in said)

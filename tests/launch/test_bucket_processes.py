@@ -11,7 +11,7 @@ import pytest
 from solo.launch.supervisor import _free_port
 from solo.storage import Bucket
 from tests.data.buckets import _s3, s3  # noqa: F401
-from tests.launch.tiny_run import STEPS, environment, wait_until, write_config
+from tests.launch.tiny_run import STEPS, environment, outputs, wait_until, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_two_processes_are_killed_and_resume_on_other_machines(tmp_path, s3):  #
         process.communicate()
     before = len(checkpoints.folders())
     second = start(tmp_path, f"{s3}/runs", "second")
-    said = "".join(process.communicate(timeout=400)[1] for process in second)
+    said = "".join(error for _, error in outputs(second))
     assert [process.returncode for process in second] == [0, 0], said
     assert before > 0
     lines = [json.loads(line) for line in there.read("metrics.jsonl").splitlines()]

@@ -11,7 +11,17 @@ import pytest
 
 from solo.launch.supervisor import _free_port
 from solo.training.ledger import goodput
-from tests.launch.tiny_run import REPOSITORY, STEPS, environment, metrics, saved, steps, wait_until, write_config
+from tests.launch.tiny_run import (
+    REPOSITORY,
+    STEPS,
+    environment,
+    metrics,
+    outputs,
+    saved,
+    steps,
+    wait_until,
+    write_config,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +74,7 @@ class Runs:
         ]
 
     def finish(self, processes: list[subprocess.Popen]) -> tuple[list[int], str]:
-        said = "".join(process.communicate(timeout=400)[1] for process in processes)
+        said = "".join(error for _, error in outputs(processes))
         return [process.returncode for process in processes], said
 
 
@@ -205,6 +215,7 @@ def test_damaged_arrays_make_all_processes_fall_back_to_the_same_step(runs: Runs
         path.write_bytes(bytes(path.stat().st_size))
     statuses, said = runs.finish(runs.start(name))
     assert statuses == [0, 0], said
+    assert "never retrieved" not in said  # asyncio's pages about each array
     assert checkpoint.with_name(f"{newest}.damaged").is_dir()
     (resumed,) = [line for line in metrics(runs.folder, name) if line["kind"] == "resumed"]  # under another name
     assert resumed["step"] == before
@@ -295,7 +306,7 @@ def test_rows_and_counts_on_meshes_that_span_processes(runs: Runs) -> None:
         )
         for number in range(2)
     ]
-    said = [process.communicate(timeout=300) for process in processes]
+    said = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], said
     assert all("fine" in out for out, _ in said)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -53,6 +55,15 @@ def environment() -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
     }
+
+
+def outputs(processes: Sequence[subprocess.Popen], seconds: float = 400) -> list[tuple[str, str]]:
+    """Waits for the ends of processes, and returns what each wrote.
+
+    All are read at the same time: one whose pipe is full would wait, and let those wait that need it.
+    """
+    with ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(lambda process: process.communicate(timeout=seconds), processes))
 
 
 def metrics(folder: Path, name: str) -> list[dict]:

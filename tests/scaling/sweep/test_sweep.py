@@ -20,6 +20,7 @@ from solo.scaling.sweep.points import Point, expand
 from solo.scaling.sweep.spec import load_spec
 from solo.training.metrics import read_metrics
 from solo.training.run_folder import RunFolder
+from tests.launch.tiny_run import outputs
 from tests.scaling.sweep.tiny_sweep import ENVIRONMENT, write_sweep
 
 pytestmark = pytest.mark.slow
@@ -76,8 +77,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     # The children may take a moment longer to end.
     wait(lambda: sweep.folder.status(stable.id) == "interrupted", 10)
     both = [start(spec, "--yes"), start(spec, "--yes")]
-    outputs = [process.communicate(timeout=400)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    said = [out for out, _ in outputs(both)]
+    assert [process.returncode for process in both] == [0, 0], said
     return sweep
 
 
