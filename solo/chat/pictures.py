@@ -35,7 +35,7 @@ class CutImage:
 
     @property
     def caption(self) -> str:
-        """The numbers of its patches."""
+        """Rows, columns, side and number of its patches, for display."""
         rows, columns = (self.boxes[: len(self.boxes) // self.tiles].max(axis=0) // self.side + 1).tolist()
         tiles = f"{self.tiles} tiles of " if self.tiles > 1 else ""
         return f"{tiles}{rows} x {columns} patches of {self.side} pixels: {len(self.slots):,} visual tokens"

@@ -1,4 +1,4 @@
-"""What the models of all harnesses share: a loaded model, decoding settings, answers in the order of requests."""
+"""Code that the models of all harnesses share: loading, decoding settings, and answers in the order of requests."""
 
 from __future__ import annotations
 

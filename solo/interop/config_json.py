@@ -94,7 +94,7 @@ def is_repository(folder: Path) -> bool:
 
 
 def adapter_message(folder: Path) -> str | None:
-    """Returns a message if a folder holds an adapter of PEFT, whose weights are not in the model's, else None."""
+    """Returns a message if a folder holds an adapter of PEFT that was not merged, else None."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None
@@ -103,8 +103,8 @@ def adapter_message(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         base = None
     return (
-        f"{folder} has an adapter of PEFT ({path.name}) for the model {base or 'it was trained on'}, whose weights are"
-        " not in the model's; merge it (merge_and_unload of peft), save the model, and name that folder"
+        f"{folder} has an adapter of PEFT ({path.name}) for the model {base or 'it was trained on'}, which is not"
+        " merged into the model's weights; merge it (merge_and_unload of peft), save the model, and name that folder"
     )
 
 

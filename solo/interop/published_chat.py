@@ -162,8 +162,8 @@ class PublishedTemplate(Template):
     def _prefix(self, text: str, prefix: str) -> str:
         if not text.startswith(prefix):
             raise ValueError(
-                f"{self._origin} writes earlier turns otherwise once others follow, so the tokens of a single turn are"
-                " not defined; give the whole conversation to generate()"
+                f"{self._origin} renders earlier turns differently once others follow, so the tokens of a single turn"
+                " are not defined; pass the whole conversation to generate()"
             )
         return prefix
 

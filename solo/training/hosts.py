@@ -196,7 +196,7 @@ def _expand(item: str) -> list[str]:
 
 
 def expand_counts(text: str) -> list[int]:
-    """Expands SLURM's tasks per node: `2(x3),1` is 2 2 2 1. Raises ConfigError if it is none."""
+    """Expands SLURM's tasks per node: `2(x3),1` is 2 2 2 1. Raises ConfigError if the text is malformed."""
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)

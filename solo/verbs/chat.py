@@ -8,8 +8,8 @@ from pathlib import Path
 
 HELP = "ask a model about pictures in the browser, and look at how it answers"
 DESCRIPTION = (
-    "Serves a page on this machine: pictures, questions and answers, the patches that each picture was cut into, the"
-    " patches that an answer attended to, and the likelihood of its tokens. Needs the extra `chat`. Ctrl-C ends it."
+    "Serves a page on this machine to ask about images. It shows the patches that each image was cut into, the patches"
+    " that an answer attended to, and the likelihood of its tokens. Needs the extra `chat`. Ctrl-C ends it."
 )
 
 
@@ -21,16 +21,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="NAME", default="trained", help="an average of the weights, such as ema; default: trained"
     )
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="default 7860; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="default 7860; 0 chooses a free port")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="default 127.0.0.1, which other machines cannot reach. There is no password: use ssh -L rather than this",
+        help="default 127.0.0.1, which other machines cannot reach. There is no password, so prefer ssh -L",
     )
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer; default 256")
-    parser.add_argument("--max-images", type=int, default=8, metavar="N", help="images of a conversation; default 8")
-    parser.add_argument("--max-slots", type=int, default=16_384, metavar="N", help="patches and tokens; default 16384")
+    parser.add_argument(
+        "--max-images", type=int, default=8, metavar="N", help="most images in a conversation; default 8"
+    )
+    parser.add_argument(
+        "--max-slots",
+        type=int,
+        default=16_384,
+        metavar="N",
+        help="most patches and tokens in a conversation; default 16384",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

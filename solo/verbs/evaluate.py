@@ -6,10 +6,10 @@ import argparse
 
 HELP = "evaluate a checkpoint of a run again, or score a model on benchmarks and on text"
 DESCRIPTION = (
-    "Without --tasks and --text: runs all evaluators of the run's config with a checkpoint, by default the newest, adds"
-    " their lines to metrics.jsonl, and writes report.html again. With them: answers benchmarks from files that you"
-    " have, and writes every prediction, results.json and page.html. Stopped in between, the same command goes on with"
-    " the answers that are missing."
+    "Without --tasks and --text: runs all evaluators of the run's config on a checkpoint, by default the newest, adds"
+    " their lines to metrics.jsonl, and writes report.html again. With --tasks: answers benchmarks from files that you"
+    " have, and writes all predictions, results.json and page.html. With --text: measures the model on text. If it is"
+    " stopped, the same command continues with the missing answers."
 )
 
 
@@ -31,16 +31,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER|TASK=PATH",
         help="a folder with a file or folder named after each benchmark, or the files of one; repeatable",
     )
-    asked.add_argument("--output", metavar="FOLDER", help="default: RUN/benchmarks/STEP, else benchmarks/NAME")
-    asked.add_argument("--limit", type=int, metavar="N", help="the first N items of each benchmark")
-    asked.add_argument("--batch-rows", type=int, default=32, metavar="N", help="prompts answered together; default 32")
-    asked.add_argument("--max-new-tokens", type=int, metavar="N", help="in place of the benchmark's")
     asked.add_argument(
-        "--context", type=int, metavar="N", help="longest sequence; default: as trained, or as the repository says"
+        "--output",
+        metavar="FOLDER",
+        help="where all files are written; default: RUN/benchmarks/STEP, or benchmarks/NAME for a model that is no run",
     )
-    asked.add_argument("--force", action="store_true", help="write over predictions of another model or prompt")
+    asked.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or text file")
     asked.add_argument(
-        "--page-items", type=int, default=2_000, metavar="N", help="questions of a benchmark on the page; default 2000"
+        "--batch-rows", type=int, default=32, metavar="N", help="the most prompts answered together; default 32"
+    )
+    asked.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="the longest answer; default: the benchmark's own limit"
+    )
+    asked.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="the longest sequence, in patches and text tokens; default: as in training, or as the repository says",
+    )
+    asked.add_argument(
+        "--force", action="store_true", help="write over predictions of another model, other settings or other prompts"
+    )
+    asked.add_argument(
+        "--page-items",
+        type=int,
+        default=2_000,
+        metavar="N",
+        help="the most questions of a benchmark on the page; default 2000",
     )
     asked.add_argument(
         "--text",
@@ -50,24 +67,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="perplexity of texts, and multiple choice by likelihood: .jsonl with {text} or {context, options, answer}"
         " on each line, or any text file",
     )
-    further = parser.add_argument_group("what a score tells")
+    further = parser.add_argument_group("baselines, comparisons and intervals")
     further.add_argument(
         "--without-images", action="store_true", help="also ask without the images: MMStar's multi-modal gain"
     )
     further.add_argument(
         "--language-model",
         metavar="MODEL",
-        help="the language model it started from, asked without images: MMStar's leakage; with --text: the text before",
+        help="the language model that the model started from, asked without images (MMStar's leakage), and measured on"
+        " --text for comparison",
     )
     further.add_argument("--blank-images", action="store_true", help="also ask with uniform grey images")
     further.add_argument(
         "--against",
         action="append",
         metavar="PREDICTIONS",
-        help="compare with predictions of another call on the same items, a file or a folder; repeatable",
+        help="a file or folder of predictions to compare with; repeatable",
     )
-    further.add_argument("--resamples", type=int, default=2_000, metavar="N", help="of the bootstrap; default 2000")
-    further.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap; default 0")
+    further.add_argument(
+        "--resamples", type=int, default=2_000, metavar="N", help="number of bootstrap resamples; default 2000"
+    )
+    further.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap; default 0")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -143,7 +163,7 @@ _DEFAULTS = {"batch_rows": 32, "page_items": 2_000, "resamples": 2_000, "seed": 
 
 
 def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> str | None:
-    """Returns the first of some options that is given, or None."""
+    """Returns the first of these options that differs from its default, or None."""
     for name in names:
         if getattr(arguments, name) not in (None, False, _DEFAULTS.get(name)):
             return f"--{name.replace('_', '-')}"

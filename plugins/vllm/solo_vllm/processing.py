@@ -17,7 +17,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-# Sides of images among which the one with the most tokens is looked for.
+# Candidate sides of the image with the most tokens.
 _SIDES = (1 << 14, 1 << 12, 1 << 11, 1 << 10, 512, 256)
 
 
@@ -38,10 +38,10 @@ def image_ids(config: Any, processor: Any, grid: Any) -> list[int]:
 
 
 class ProcessingInfo(BaseProcessingInfo):
-    """What vLLM asks before there are images."""
+    """Answers vLLM's questions about the images of a model before there are any."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Any number of images."""
+        """Returns no limit on images."""
         return {"image": None}
 
     def grid(self, image: Any) -> Any:
@@ -50,7 +50,7 @@ class ProcessingInfo(BaseProcessingInfo):
         return images.grid(*images.open(image).size)
 
     def largest(self) -> tuple[int, int]:
-        """Returns the width and height of the smallest image among some that has the most tokens."""
+        """Returns the width and height of the smallest of some squares that have the most tokens."""
         processor = self.get_hf_processor()
 
         def tokens(side: int) -> int:
@@ -62,7 +62,7 @@ class ProcessingInfo(BaseProcessingInfo):
 
 
 class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
-    """Inputs that vLLM measures its memory with."""
+    """Inputs with which vLLM measures its use of memory."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """Returns a text with this many images."""
@@ -78,7 +78,7 @@ class DummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
 
 
 class Processor(BaseMultiModalProcessor[ProcessingInfo]):
-    """Replaces the placeholder of an image by its tokens, and hands its patches over."""
+    """Replaces the placeholder of an image by its tokens, and passes its patches on."""
 
     def _get_hf_mm_text(self, mm_counts: Mapping[str, int]) -> str:
         return self.dummy_inputs.get_dummy_text(mm_counts)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from solo.data.record import Turn
 from solo.evaluation.benchmarks.fields import Fields
-from solo.evaluation.benchmarks.images import check
 from solo.evaluation.benchmarks.item import Convention, Item, Judged, Question, Scored, Verdict
 from solo.evaluation.benchmarks.metric import Mean, Metric, one_per_value
 
@@ -23,7 +22,7 @@ class Benchmark:
     name            of the task, such as `pope` or `pope_vlmevalkit`
     title           as papers write it
     convention      whose prompt and scoring it follows
-    fields          where its files keep an item
+    fields          the columns of an item
     ask             returns the prompt of an item
     judge_one       judges an answer, if answers can be judged one by one
     metric          the headline
@@ -58,24 +57,18 @@ class Benchmark:
             object.__setattr__(self, "dataset", self.name)
 
     def read(self, paths: Sequence[str], left_out: Callable[[str], None] = lambda reason: None) -> Iterator[Item]:
-        """Yields the items of files or folders, in any of the layouts that the benchmark is published in.
+        """Yields the items of files or folders, in any layout that the benchmark is published in.
+
+        Only the headers of images are read: an image may still turn out to be damaged when it is decoded.
 
         Args:
             paths: TSV, parquet and Arrow files, and folders of them.
-            left_out: called with the reason for every row that is no item of the benchmark, as of another split.
+            left_out: called with the reason for every row that is left out, such as one of another split.
 
         Raises:
             ConfigError: a file or row cannot be used; the message names file, row and column.
         """
         yield from self.fields.items(paths, f"benchmark {self.name!r}", left_out)
-
-    def check(self, item: Item) -> None:
-        """Decodes the images of an item, of which `read` looked at the headers alone.
-
-        Raises:
-            ConfigError: one cannot be decoded; the message names file and row.
-        """
-        check(item, f"benchmark {self.name!r}")
 
     def questions(self, item: Item) -> tuple[Question, ...]:
         """Returns what is asked about an item: one question, or one per rotation of its options."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections.abc import Mapping, Sequence
 
 from solo.evaluation.benchmarks.item import Item, Verdict
-from solo.evaluation.benchmarks.vqa_words import without_punctuation
+from solo.evaluation.benchmarks.vqa_words import UNPUNCTUATED, without_punctuation
 
 _LETTERS = ("A", "B", "C", "D")
-_UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 
 
 def compared(found: str | None, item: Item, guessed: bool = False) -> Verdict:
@@ -57,7 +55,7 @@ def scienceqa(item: Item, answer: str) -> Verdict:
 def ai2d(item: Item, answer: str) -> Verdict:
     """lmms-eval's rule of AI2D: a letter and a stop at the beginning, else the answer but for case and punctuation."""
     found = re.match(r"\s*([A-Z])\.", answer)
-    given = found[1] if found else answer.strip().translate(_UNPUNCTUATED)
+    given = found[1] if found else answer.strip().translate(UNPUNCTUATED)
     return compared(given, item)
 
 

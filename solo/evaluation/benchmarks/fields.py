@@ -1,4 +1,4 @@
-"""Fields of a benchmark: which columns its layouts keep an item in, and how a row becomes one."""
+"""Fields of a benchmark: the columns that hold an item in each layout, and how a row becomes an item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROTATION = 1_000_000  # MMBench numbers the rotations of item 7 as 1000007, 200
 
 @dataclass(frozen=True)
 class Fields:
-    """Where an item is. Each of the names is a column, and the first that a file has is read.
+    """The columns of an item. Of several names of a column, the first that a file has is read.
 
     id          columns of the id; `a+b` joins two. Without one, rows are numbered from 1
     question    columns of the question
@@ -124,7 +124,9 @@ class _RowReader:
         question = self.fields.asked or self._text(columns.question or "")
         options = self._options()
         if self.fields.choice and len(options) < 2:
-            raise self.fault((columns.options or columns.letters)[0], "and its kin hold fewer than two options")
+            raise self.fault(
+                (columns.options or columns.letters)[0], "and the other columns of options hold fewer than two options"
+            )
         references = self._references(options)
         shown = images.of(self.values, self.place)
         if self.fields.inline:
@@ -178,11 +180,13 @@ class _RowReader:
             value = listed(value)
         found = [_answer(one) for one in (value if isinstance(value, list) else [value])]
         if any(one is None for one in found) or not any(one and one.strip() for one in found):
-            secret = "a test split keeps its answers secret: take the split that is meant for validation"
+            secret = "test splits keep their answers secret: use the validation split"
             raise self.fault(column, f"holds no answer ({value!r:.60}); {secret}")
         if len(found) < self.fields.annotators:
-            people = self.fields.annotators
-            raise self.fault(column, f"holds {len(found)} answers; the metric needs those of {people} people at least")
+            raise self.fault(
+                column,
+                f"holds {len(found)} answers; the metric needs at least {self.fields.annotators} annotators' answers",
+            )
         texts = tuple(str(one) for one in found)
         if options:
             return (self._letter(column, texts[0], isinstance(value, int), options),)

@@ -11,12 +11,11 @@ from typing import Any
 from solo.config import ConfigError
 from solo.data.readers.image_files import load_image
 from solo.data.record import Image, Place
-from solo.evaluation.benchmarks.item import Item
 from solo.evaluation.benchmarks.rows import Source, open_sources
 from solo.files import is_remote
 
 GQA_IMAGE = "imageId"
-_POINTER = 64  # a text of so many characters at most is no image, but the id of the row that has it
+_POINTER = 64  # a text of at most this many characters is the id of the row that has the image
 
 
 class Images:
@@ -62,7 +61,7 @@ class Images:
         """Returns images that another row or table holds. Rows that name the same ones share them."""
         shared = self._shared or {}
         if name not in shared:
-            raise fault(self._what, place, column, f"names the image {name!r}, which is nowhere")
+            raise fault(self._what, place, column, f"names the image {name!r}, which does not exist")
         if not all(isinstance(one, Image) for one in _parts(shared[name])):
             shared[name] = [self._load(one, place, column) for one in _parts(shared[name])]
         if not shared[name]:
@@ -103,21 +102,6 @@ class Images:
             )
         tables = open_sources([beside], (("testdev",),), (), self._what)
         return {str(row.values["id"]): row.values["image"] for table in tables for row in table.rows(["id", "image"])}
-
-
-def check(item: Item, what: str) -> None:
-    """Decodes the images of an item. Reading it looked at their headers alone.
-
-    Raises:
-        ConfigError: one cannot be decoded; the message names file and row.
-    """
-    for number, image in enumerate(item.images, start=1):
-        try:
-            image.decode()
-        except OSError as error:
-            which = f"image {number} of {len(item.images)}" if len(item.images) > 1 else "its image"
-            place = item.place or Place("no file")
-            raise fault(what, place, None, f"{which} cannot be decoded: {error}") from None
 
 
 def fault(what: str, place: Place, column: str | None, text: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Metrics of a whole benchmark, in a form that resampling is cheap in.
+"""Metrics of a whole benchmark, in a form that makes resampling cheap.
 
 A metric is a function of sums over independent units: a mean is a sum of scores over a count, F1 a function of three
 counts. `tallies` gives the terms of the sums, a row per unit; `value` computes the metric from their sums. A bootstrap
@@ -71,7 +71,7 @@ class Mean(Metric):
 
 
 def score(item: Judged) -> float:
-    """Returns the score of an item: the lowest of its questions'. Circular evaluation counts so."""
+    """Returns the score of an item: the lowest score of its questions, as in circular evaluation."""
     return min(answer.score for answer in item.answers)
 
 

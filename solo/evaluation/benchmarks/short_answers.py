@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 
 from solo.evaluation.benchmarks.item import Item, Verdict
-from solo.evaluation.benchmarks.vqa_words import lmms_eval_form, plain_form, vlmevalkit_form
+from solo.evaluation.benchmarks.vqa_words import UNPUNCTUATED, lmms_eval_form, plain_form, vlmevalkit_form
 from solo.evaluation.metrics import collapsed, edit_distance
 
-_UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
 
@@ -101,7 +99,7 @@ def _contained(item: Item, answer: str, fold: Callable[[str], str]) -> Verdict:
 
 
 def _bare(text: str) -> str:
-    return text.lower().translate(_UNPUNCTUATED)
+    return text.lower().translate(UNPUNCTUATED)
 
 
 def _close(answer: str, reference: str) -> bool:

@@ -1,13 +1,16 @@
 """Normal form of short answers: punctuation, number words, articles and contractions, as the EvalAI server of VQA does.
 
-The two harnesses differ in three places, which `VQA` and `VLMEVALKIT` keep: lmms-eval separates possessives and drops
-question marks first, removes any full stop that no digit follows, and VLMEvalKit only one between two non-digits.
+The harnesses differ, and so do the forms here. For TextVQA, lmms-eval separates possessives and drops commas and
+question marks first. It removes every full stop that no digit follows; VLMEvalKit only one without a digit on either
+side.
 """
 
 from __future__ import annotations
 
 import re
+import string
 
+UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _COMMAS_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
@@ -68,7 +71,11 @@ def _line(text: str) -> str:
 
 
 def _without_punctuation(text: str, comma: re.Pattern[str], stop: re.Pattern[str]) -> str:
-    """Removes a sign that stands beside a space anywhere, else puts a space in its place."""
+    """Removes punctuation.
+
+    A sign disappears if it stands beside a space anywhere in the text, or if a number has a comma in it. Otherwise a
+    space takes its place.
+    """
     found = text
     joins = comma.search(text) is not None
     for sign in _PUNCTUATION:

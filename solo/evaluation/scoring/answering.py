@@ -1,13 +1,12 @@
-"""Answers the questions of a benchmark, and goes on where an earlier call stopped.
+"""Answers the questions of a benchmark, and continues where an earlier call stopped.
 
-The batches follow from the prompts alone, so that a call that goes on computes the same batches as one that was never
+The batches depend on the prompts alone, so that a call that continues computes the same batches as one that was never
 stopped, and its answers are the same to the last bit. Prompts that are equal, as many are without their images, are
 answered once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from solo.config import ConfigError, ImageConfig
 from solo.data.record import Image, Turn
 from solo.evaluation.benchmarks.benchmark import Benchmark
 from solo.evaluation.benchmarks.item import Item, Judged, Question, Scored
-from solo.evaluation.scoring.digest import config_digest, prompt_digest, weights_digest
+from solo.evaluation.scoring.digest import config_digest, prompt_digest, text_digest, weights_digest
 from solo.evaluation.scoring.fitting import Fitted, fitted
 from solo.evaluation.scoring.predictions import Images, Predictions, Settings
 from solo.evaluation.tasks import blank_images
@@ -103,7 +102,7 @@ def with_score(line: Line, scored: Scored) -> Line:
 
 
 def _sharing(item: Item, images: dict[bytes, Image]) -> Item:
-    """Returns an item whose images are those that equal ones of other items are, too."""
+    """Returns an item in which images that equal those of other items are the same objects."""
     shared = tuple(images.setdefault(image.data, image) for image in item.images)
     return replace(item, images=shared, variants=tuple(_sharing(each, images) for each in item.variants))
 
@@ -142,7 +141,7 @@ def answer(asking: Asking, task: Task, settings: Settings, file: Predictions, fo
         task: the benchmark.
         settings: of the file.
         file: known answers; new ones are appended after every batch.
-        force: answer again what the file answers to other prompts.
+        force: answer again where the file answers another prompt.
         note: called with (answered, all) before the first and after every batch.
 
     Returns:
@@ -208,7 +207,7 @@ def _located(answered: Iterator[Answered], asked: _Asked) -> Iterator[Answered]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """The questions of a task as a model is asked them.
+    """The questions of a task as they are put to a model.
 
     turns    the prompt of each question, by key
     digests  of the prompts, by key, in the order of the questions
@@ -281,7 +280,7 @@ def _with_sizes(digest: str, smaller: ImageConfig | None) -> str:
     """Returns the digest of a prompt whose images may have been made smaller."""
     if smaller is None:
         return digest
-    return hashlib.sha256(f"{digest} {smaller.model_dump_json()}".encode()).hexdigest()[:16]
+    return text_digest(f"{digest} {smaller.model_dump_json()}")
 
 
 def prompt_text(turns: Sequence[Turn]) -> str:
@@ -300,7 +299,7 @@ def as_shown(turns: Sequence[Turn], images: Images) -> tuple[Turn, ...]:
 
 
 def without_images(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Returns a prompt without its images, and without the line breaks that parted them from the text."""
+    """Returns a prompt without its images, and without the line breaks between them and the text."""
     found = []
     for turn in turns:
         content: list[str] = []

@@ -22,7 +22,7 @@ def weights_digest(model: Monolith) -> str:
     """
     sums = {path: np.asarray(found).tolist() for path, found in _all_sums(dict(model.parameters)).items()}
     parts = [[path, list(value.shape), str(value.dtype), sums[path]] for path, value in model.parameters.items()]
-    return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()[:16]
+    return text_digest(json.dumps(sorted(parts)))
 
 
 def config_digest(model: Monolith) -> str:
@@ -32,7 +32,12 @@ def config_digest(model: Monolith) -> str:
     tokens = [int(token) for run in probe if not isinstance(run, Image) for token in run.tokens]
     sequence = model.config.sequence.model_dump(mode="json")
     parts: list[Any] = [*sections, sequence, model.tokenizer.fingerprint, tokens, list(model.template.stops)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return text_digest(json.dumps(parts, sort_keys=True))
+
+
+def text_digest(text: str) -> str:
+    """Returns a digest of a text, 16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def image_digest(image: Image) -> str:
@@ -58,7 +63,7 @@ def prompt_digest(turns: Sequence[Turn], images: dict[bytes, str]) -> str:
             else:
                 content.append({"text": part})
         parts.append([turn.role, content])
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return text_digest(json.dumps(parts))
 
 
 @jax.jit

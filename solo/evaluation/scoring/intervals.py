@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The difference of two values on the same items, its interval, and how surprising it would be without one.
+    """The difference of two values on the same items, its interval, and its p-value.
 
     p  twice the smaller share of the resamples in which the difference is not above, or not below, zero; at most 1
     """
@@ -54,7 +54,7 @@ class Tallies:
 
     @classmethod
     def of(cls, value: Value, units: np.ndarray, cluster: Sequence[str]) -> Tallies:
-        """Adds the tallies of units [units, sums] up by the cluster of each unit, in the order of their first units."""
+        """Adds up the tallies of units [units, sums] by cluster. Clusters are in the order of their first units."""
         numbers = {name: number for number, name in enumerate(dict.fromkeys(cluster))}
         found = np.zeros((len(numbers), units.shape[1]))
         np.add.at(found, [numbers[name] for name in cluster], units)

@@ -1,4 +1,4 @@
-"""What a call of `solo evaluate --tasks` found out."""
+"""The results of a call of `solo evaluate --tasks` or `--text`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LANGUAGE_MODEL = "language_model"
 
 @dataclass
 class Evaluated:
-    """What a call found out about one benchmark.
+    """The results of one benchmark.
 
     scores       by `shown`, `removed`, `blanked` and `language_model`
     measures     see `solo.evaluation.scoring.scores.measures`
@@ -33,7 +33,7 @@ class Evaluated:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the results as JSON values."""
         return {
             "title": self.task.benchmark.title,
             "scores": {name: each.as_dict() for name, each in self.scores.items()},
@@ -45,7 +45,7 @@ class Evaluated:
 
 @dataclass
 class MeasuredText:
-    """What a call found out about one file of texts.
+    """The results of one file of texts.
 
     scores       of the model (`shown`), and of the `language_model` that it started from
     differences  of the two by metric: the model - the language model
@@ -56,7 +56,7 @@ class MeasuredText:
     differences: dict[str, Difference] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the results as JSON values."""
         return {
             "scores": {name: each.as_dict() for name, each in self.scores.items()},
             "differences": {name: difference_dict(each) for name, each in self.differences.items()},
@@ -65,7 +65,7 @@ class MeasuredText:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call found out, and where it wrote it."""
+    """All results of a call, and the folder that it wrote them to."""
 
     folder: Path
     model: str

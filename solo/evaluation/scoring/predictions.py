@@ -64,10 +64,10 @@ class Predictions:
     Args:
         path: the file; it is created with the first answer.
         settings: of this call.
-        force: write over predictions that were made otherwise.
+        force: write over predictions of other settings.
 
     Raises:
-        ConfigError: the file holds predictions that were made otherwise, or is not a file of predictions.
+        ConfigError: the file holds predictions of other settings, or is not a file of predictions.
     """
 
     def __init__(self, path: Path, settings: Settings, force: bool = False):
@@ -83,11 +83,6 @@ class Predictions:
             )
         self._fresh = stored is None or bool(others)
         self.known = {} if self._fresh else {line["key"]: line for line in lines}
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self._path
 
     def check(self, digests: Mapping[str, str], force: bool) -> None:
         """Compares the prompts of known answers with those of this call.
@@ -118,10 +113,10 @@ class Predictions:
         return JsonLinesFile(self._path)
 
     def finish(self, lines: Iterable[Mapping[str, Any]]) -> int:
-        """Writes the file again: these lines in this order, then answers that were not asked for this time.
+        """Writes the file again: these lines in this order, then known answers to other questions.
 
         Returns:
-            the number of the latter.
+            the number of answers to other questions.
         """
         complete = {line["key"]: line for line in lines}
         kept = [line for key, line in self.known.items() if key not in complete]
@@ -135,7 +130,7 @@ class Predictions:
 
 
 def read_predictions(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Returns the settings of a file, or None if it has none, and its predictions. Damaged lines are passed over.
+    """Returns the settings of a file, or None if it has none, and its predictions. Damaged lines are skipped.
 
     If a key occurs twice, the last one counts.
     """

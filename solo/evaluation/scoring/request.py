@@ -1,4 +1,4 @@
-"""What `solo evaluate --tasks` is asked for, checked before a model is loaded."""
+"""The request of `solo evaluate --tasks` and `--text`, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from solo.training.reference import find_checkpoint, parse_reference
 
 @dataclass(frozen=True)
 class Request:
-    """Options of `solo evaluate --tasks`.
+    """Options of `solo evaluate --tasks` and `--text`.
 
     reference       a run, one of its checkpoints, or a repository
     weights         `trained`, or the name of an average
     tasks           names of benchmarks
     files           `FOLDER`, which holds files named after the benchmarks, and `TASK=PATH`
     output          the folder of predictions and results
-    limit           items of each benchmark; None: all
+    limit           items of each benchmark or text file; None: all
     batch_rows      the most prompts that are answered together
-    max_new_tokens  in place of the benchmark's
-    context         in place of the model's longest sequence
+    max_new_tokens  the longest answer; None: the benchmark's
+    context         the longest sequence; None: the model's
     baselines       further ways to ask: without images, with blanked ones
     language_model  a run or repository: what the model started from, asked without images
     against         files or folders of predictions to compare with
     texts           files for perplexity and multiple choice on text
     how             resampling of the intervals
-    force           write over predictions that were made otherwise
+    force           write over predictions of another model, other settings or other prompts
     page_items      the most questions of a benchmark on the page
     """
 
@@ -112,7 +112,9 @@ def output_folder(request: Request, model: Named) -> Path:
     """
     if request.output is not None:
         if is_remote(request.output):
-            raise ConfigError(f"--output {request.output}: predictions are appended to, which buckets do not offer")
+            raise ConfigError(
+                f"--output {request.output}: predictions are appended to files, which buckets do not offer"
+            )
         return Path(request.output)
     path = place(model.path)
     folder, _, step = path.name.rpartition("@")

@@ -34,7 +34,7 @@ _WAYS = {
 }
 _TEXT_COUNTS = {
     "truncated": "options do not fit the longest sequence with their context, whose beginning was left out (--context)",
-    "unknown": "tokens stand for characters that the vocabulary lacks; the perplexity says little",
+    "unknown": "tokens stand for characters that the vocabulary lacks, so the perplexity means little",
 }
 _Others = Sequence[tuple[Path, Mapping[str, Any], Sequence[Line]]]
 
@@ -150,7 +150,7 @@ def _say(observer: Observer, title: str, found: Score, unasked: int) -> None:
         if count := found.count(what):
             observer.say(f"{title}: {count:,} of {len(found.lines):,} {words}")
     if unasked:
-        words = "answers of an earlier call are to questions that were not asked now; they stay"
+        words = "earlier answers are kept whose questions were not asked this time"
         observer.say(f"{title}: {unasked:,} {words}")
 
 
@@ -192,7 +192,7 @@ def _check_against(request: Request, others: _Others, observer: Observer) -> Non
     known = {settings.get("task") for _, settings, _ in others}
     for task in request.tasks:
         if request.against and task not in known:
-            observer.say(f"{task}: --against has no predictions of it")
+            observer.say(f"{task}: --against has no predictions for it")
 
 
 def _compared(each: Evaluated, others: _Others, request: Request) -> list[Comparison]:

@@ -1,10 +1,10 @@
-"""Scores of judged answers with their intervals, and what two sets of answers to the same questions tell together.
+"""Scores of judged answers with their intervals, and comparisons of two sets of answers to the same questions.
 
 MMStar (arXiv 2403.20330, section 4.2) defines two measures of a benchmark: the multi-modal gain, a model's score with
 images minus its score without them, and the multi-modal leakage, its score without images minus the score of the
 language model that it started from, and not below 0. The paper removes the images; so does this code. In the loop
 (`blank_images` of a task) they are replaced by uniform grey ones of the same sizes instead: the prompt keeps its length
-and its form, and the model cannot tell that it is asked about nothing. Both baselines can be measured.
+and form, so the model cannot tell from the prompt that an image is missing. Both baselines can be measured.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Score:
         return sum(bool(line.get(what)) for line in self.lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. Undefined metrics are null."""
+        """Returns the score as JSON values. Undefined metrics are None."""
         return {
             **asdict(self.settings),
             "metric": self.metric,
@@ -90,7 +90,7 @@ def score(task: Task, settings: Settings, lines: Sequence[Line], how: Resampling
 
 
 def measures(scores: Mapping[str, Score], how: Resampling) -> dict[str, Difference]:
-    """Returns what the scores of one benchmark tell about the images' part in them.
+    """Returns what the images of one benchmark contribute to its score.
 
     Args:
         scores: any of `shown`, `removed` and `blanked` of one model, and `language_model` without images.
@@ -137,7 +137,7 @@ class Comparison:
     lines: Mapping[str, Line]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the comparison as JSON values, without its lines."""
         return {
             "model": self.model,
             "mine": _number(self.mine),
@@ -203,7 +203,7 @@ def compare(
 
 
 def difference_dict(found: Difference) -> dict[str, Any]:
-    """For JSON."""
+    """Returns a difference as JSON values. Undefined bounds are None."""
     return {"difference": _number(found.value), "low": _number(found.low), "high": _number(found.high), "p": found.p}
 
 

@@ -12,15 +12,15 @@ from solo.evaluation.scoring.page import MEASURES, WAYS, difference_words, point
 from solo.evaluation.scoring.scores import Score
 
 
-def print_scores(found: Sequence[Evaluated], console: Console, groups: bool = True) -> None:
-    """Prints the scores with their 95% intervals, what they tell about images, and comparisons."""
+def print_scores(found: Sequence[Evaluated], console: Console) -> None:
+    """Prints the scores with their 95% intervals, the contribution of images, and comparisons."""
     table = Table("task", box=None, header_style="bold", pad_edge=False)
     for title in ("score", "95% interval", "items", "cut", "metric", "convention"):
         table.add_column(title, justify="right" if title not in ("metric", "convention") else "left", no_wrap=True)
     for each in found:
         for name, score in each.scores.items():
             table.add_row(*_row(each, name, score))
-            if groups and name == "shown":
+            if name == "shown":
                 for group, value in list(score.summary.items())[1:]:
                     table.add_row(f"  {group}", points(value), "", "", "", "", "", style="dim")
     if found:
@@ -29,7 +29,7 @@ def print_scores(found: Sequence[Evaluated], console: Console, groups: bool = Tr
 
 
 def print_texts(found: Sequence[MeasuredText], console: Console) -> None:
-    """Prints what models make of texts, and how the model differs from the one that it started from."""
+    """Prints the scores on texts, and the differences from the language model that the model started from."""
     if not found:
         return
     table = Table("text", "", box=None, header_style="bold", pad_edge=False)

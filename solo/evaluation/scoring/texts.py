@@ -1,10 +1,10 @@
 """Perplexity of texts and multiple choice by likelihood, with the conventions of lm-evaluation-harness.
 
 Perplexity: a text is predicted from its beginning-of-text token in windows of the longest sequence, each of which
-continues where the one before ended (`loglikelihood_rolling`). The last window reaches back so far that it is full.
+continues where the one before ended (`loglikelihood_rolling`). The last window starts early enough to be full.
 
 Multiple choice: the likelihood of each option, after the context and a space. Context and option are tokenized together
-and parted where the context's own tokens end. `acc` takes the most likely option, `acc_norm` the most likely per
+and divided where the context's own tokens end. `acc` takes the most likely option, `acc_norm` the most likely per
 character, and `acc_bytes` per byte of UTF-8 (as the harness's code does, whose paper says bytes for `acc_norm`).
 
 Unlike there, the text always begins with the model's beginning-of-text token, or its end-of-text token without one:
@@ -13,7 +13,6 @@ that is what our models are trained on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import TextRun, encode
 from solo.data.text import Tokenizer
 from solo.evaluation.scoring.answering import Asking, Line, Note
+from solo.evaluation.scoring.digest import text_digest
 from solo.evaluation.scoring.intervals import Difference, Interval, Tallies, difference, interval
 from solo.evaluation.scoring.predictions import Predictions, Settings
 from solo.evaluation.scoring.scores import Resampling
@@ -71,7 +71,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a model makes of a file of texts.
+    """The score of a model on a file of texts.
 
     metrics  by name, with their intervals
     lines    one for each item, in order
@@ -88,7 +88,7 @@ class TextScore:
         return sum(int(line[what]) for line in self.lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the score as JSON values."""
         counts = ("truncated",) if self.file.is_choice else ("tokens", "bytes", "unknown")
         return {
             "model": self.model,
@@ -284,4 +284,4 @@ def _sums(file: TextFile, lines: Sequence[Line]) -> np.ndarray:
 
 def _digest(item: Document | Choice, context: int) -> str:
     parts = [item.text] if isinstance(item, Document) else [item.context, list(item.options), item.answer]
-    return hashlib.sha256(json.dumps([context, *parts]).encode()).hexdigest()[:16]
+    return text_digest(json.dumps([context, *parts]))

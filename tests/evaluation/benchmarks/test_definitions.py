@@ -214,7 +214,7 @@ def test_parquet_of_gqa_has_its_images_in_a_table_of_their_own(tmp_path) -> None
     items = list(BENCHMARKS["gqa"].read([str(tmp_path)]))
     assert [(item.id, item.images) for item in items] == [("201", (PICTURES[1],)), ("200", (PICTURES[0],))]
     parquet(images, [{"id": "n1", "image": PICTURES[1]}])
-    with pytest.raises(ConfigError, match="row 2: column 'imageId' names the image 'n0', which is nowhere"):
+    with pytest.raises(ConfigError, match="row 2: column 'imageId' names the image 'n0', which does not exist"):
         list(BENCHMARKS["gqa"].read([str(tmp_path)]))
 
 

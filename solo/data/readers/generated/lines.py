@@ -29,7 +29,7 @@ def lines(
     """Yields dark words on a light background, in Pillow's built-in bitmap font of 6 x 11 pixels per character.
 
     Margins are 2 to 6 pixels wide. With `cell`, there are none: every character is enlarged to cell x 2 cell pixels,
-    and the line shifted by up to an eighth of a cell, so that patches of that size hold a character each.
+    and the line is shifted by up to an eighth of a cell, so that two patches of side `cell` hold one character.
 
     The words are those of 2 to 8 letters in Python's own documentation. Record i is a function of (seed, split, i). The
     splits are drawn independently, so a short line can be in both.

