@@ -16,6 +16,8 @@ from tqdm import tqdm
 from solo.harnesses.answering import Answering, Settings
 from solo.training.evaluators import TRAINED
 
+_SEPARATOR = "\n\n"
+
 
 class Solo(lmms):
     """A run or a repository, answered by JAX on all devices of this process.
@@ -82,8 +84,11 @@ class Solo(lmms):
     def _request(
         self, context: str, doc_to_messages: Any, settings: dict[str, Any], document: int, task: str, split: str
     ) -> tuple[list[dict[str, Any]], Settings]:
+        # lmms-eval's default is its separator of examples, which would cut an answer after its first paragraph. Its own
+        # chat models ignore it, too.
+        given = {name: value for name, value in settings.items() if (name, value) != ("until", [_SEPARATOR])}
         try:
-            found = Settings.of(settings, self.max_new_tokens)
+            found = Settings.of(given, self.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"task {task}: {error}") from None
         messages = doc_to_messages(self.task_dict[task][split][document])

@@ -165,6 +165,7 @@ _DEFAULTS = {"batch_rows": 32, "page_items": 2_000, "resamples": 2_000, "seed": 
 def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> str | None:
     """Returns the first of these options that differs from its default, or None."""
     for name in names:
-        if getattr(arguments, name) not in (None, False, _DEFAULTS.get(name)):
+        value = getattr(arguments, name)
+        if value is not None and value is not False and value != _DEFAULTS.get(name):
             return f"--{name.replace('_', '-')}"
     return None

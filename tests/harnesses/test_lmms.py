@@ -102,6 +102,13 @@ def test_answers_are_ours_in_the_order_of_the_requests(make, monolith):
     assert not model.is_simple
 
 
+def test_the_separator_of_examples_does_not_end_an_answer(make):
+    model = make()
+    for until, wanted in ((["\n\n"], ()), (["</answer>"], ("</answer>",)), (["\n\n", "Q:"], ("\n\n", "Q:"))):
+        (request,) = requests_of(model, [{"max_new_tokens": 4, "until": until}])
+        assert model._request(*request.args)[1] == Settings(4, until=wanted)
+
+
 def test_a_system_prompt_begins_every_conversation(make, monolith):
     model = make(system_prompt="of")
     found = model.generate_until(requests_of(model, [GREEDY]))

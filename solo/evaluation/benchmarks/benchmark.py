@@ -81,8 +81,10 @@ class Benchmark:
         """Judges answers, in their order. Pass all answers at once: a word of a caption counts more if it is rarer."""
         if self.judge_all is not None:
             return self.judge_all(answers)
-        assert self.judge_one is not None
-        return [Scored(question.key, answer, *self.judge_one(question.item, answer)) for question, answer in answers]
+        judge = self.judge_one
+        assert judge is not None
+        # The plug-ins hand answers to the harnesses without the white space around them, too.
+        return [Scored(question.key, answer, *judge(question.item, answer.strip())) for question, answer in answers]
 
     def summary(self, items: Sequence[Judged]) -> dict[str, float]:
         """Returns the headline first, under the metric's name, then further metrics, then `label/value` of each group.

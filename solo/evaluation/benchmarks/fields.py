@@ -226,8 +226,9 @@ def _matching(name: str, columns: Sequence[str]) -> list[str]:
 
 
 def _known(value: Any) -> str | None:
-    """Returns a text, or None if it is missing. Files that came through pandas have the text "nan" there."""
-    return None if value is None or value in ("", "nan") else str(value)
+    """Returns a text, or None if it is missing. Files that came through pandas have "nan" there, as text or number."""
+    text = "" if value is None else str(value)
+    return None if text in ("", "nan") else text
 
 
 def _answer(value: Any) -> str | None:

@@ -116,6 +116,12 @@ def _folder(folder: Path, splits: Sequence[Sequence[str]], folders: Sequence[str
     kinds = {suffix(path.name) for path in found}
     if len(kinds) > 1:
         raise ConfigError(f"{what}: {folder} holds {' and '.join(sorted(kinds))} files; name those to read")
+    known = dict.fromkeys(split for names in splits for split in names)
+    if "train" not in known and all(_is_of_train(path.relative_to(folder)) for path in found):
+        wanted = " or ".join(known)
+        raise ConfigError(
+            f"{what}: {folder} holds the split train alone, not {wanted}; name its files to read them anyway"
+        )
     of = {path: _split_of(path.relative_to(folder), splits) for path in found}
     if len(set(of.values())) > 1:
         chosen = next((set(names) for names in splits if set(names) <= set(of.values())), None)
@@ -126,6 +132,11 @@ def _folder(folder: Path, splits: Sequence[Sequence[str]], folders: Sequence[str
             )
         found = [path for path in found if of[path] in chosen]
     return sorted(map(str, found), key=natural)
+
+
+def _is_of_train(path: Path) -> bool:
+    name, *folders = (part.lower() for part in reversed(path.parts))
+    return "train" in (re.split(r"\W", name)[0], *folders)
 
 
 def _split_of(path: Path, splits: Sequence[Sequence[str]]) -> str | None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from solo.config import ConfigError, ImageConfig
+from solo.config import ConfigError
 from solo.data.record import Image, Turn
 from solo.evaluation.benchmarks.benchmark import Benchmark
 from solo.evaluation.benchmarks.item import Item, Judged, Question, Scored
-from solo.evaluation.scoring.digest import config_digest, prompt_digest, text_digest, weights_digest
+from solo.evaluation.scoring.digest import check_finite, config_digest, prompt_digest, text_digest, weights_digest
 from solo.evaluation.scoring.fitting import Fitted, fitted
 from solo.evaluation.scoring.predictions import Images, Predictions, Settings
 from solo.evaluation.tasks import blank_images
@@ -93,7 +93,14 @@ class Task:
             Judged(item, tuple(by_key[question.key] for question in questions))
             for item, questions in zip(self.items, self.asked, strict=True)
         ]
-        return [with_score(line, each) for line, each in zip(lines, scored, strict=True)], judged
+        asked = zip(self.questions.values(), lines, scored, strict=True)
+        # The references may have changed since the question was answered.
+        return [with_score({**line, **_facts(question.item)}, each) for question, line, each in asked], judged
+
+
+def _facts(item: Item) -> Line:
+    """Returns what a prediction repeats of its item."""
+    return {"references": list(item.references), "options": dict(item.options), "labels": dict(item.labels)}
 
 
 def with_score(line: Line, scored: Scored) -> Line:
@@ -124,7 +131,8 @@ class Asking:
 
     @classmethod
     def of(cls, model: Monolith, name: str, context: int | None, batch_rows: int) -> Asking:
-        """Computes the digests of a model."""
+        """Computes the digests of a model. Raises ConfigError if its weights are not numbers."""
+        check_finite(model, name)
         return cls(model, name, weights_digest(model), config_digest(model), context, batch_rows)
 
     def settings(self, benchmark: Benchmark, images: Images, max_new_tokens: int | None) -> Settings:
@@ -230,7 +238,6 @@ class _Asked:
 
     def _line(self, key: str, number: int, answer: Answer) -> Line:
         question = self.task.questions[key]
-        item = question.item
         line = {
             "kind": "prediction",
             "task": self.settings.task,
@@ -242,9 +249,7 @@ class _Asked:
             "extracted": None,
             "score": None,
             "guessed": False,
-            "references": list(item.references),
-            "options": dict(item.options),
-            "labels": dict(item.labels),
+            **_facts(question.item),
             "tokens": answer.tokens,
             "cut": answer.cut,
             "shrunk": number in self.fit.smaller,
@@ -269,18 +274,20 @@ def _asked(asking: Asking, task: Task, settings: Settings) -> _Asked:
     prompts: list[Prompt] = [asking.model.runs(turns[first], open_turn=True) for first, *_ in keys.values()]
     fit = fitted(prompts, asking.model.config.image, asking.context, settings.max_new_tokens)
     digests = {
-        key: _with_sizes(digest, fit.smaller.get(number))
-        for number, (digest, same) in enumerate(keys.items())
-        for key in same
+        key: _as_fitted(digest, number, fit) for number, (digest, same) in enumerate(keys.items()) for key in same
     }
     return _Asked(task, settings, turns, {key: digests[key] for key in turns}, prompts, list(keys.values()), fit)
 
 
-def _with_sizes(digest: str, smaller: ImageConfig | None) -> str:
-    """Returns the digest of a prompt whose images may have been made smaller."""
-    if smaller is None:
+def _as_fitted(digest: str, number: int, fit: Fitted) -> str:
+    """Returns the digest of a prompt as it was made to fit: with smaller images, or left out as too long."""
+    if number in fit.too_long:
+        how = "too long"
+    elif number in fit.smaller:
+        how = fit.smaller[number].model_dump_json()
+    else:
         return digest
-    return text_digest(f"{digest} {smaller.model_dump_json()}")
+    return text_digest(f"{digest} {how}")
 
 
 def prompt_text(turns: Sequence[Turn]) -> str:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from solo.config import ConfigError
 from solo.data.record import Image, Turn
 from solo.inference.monolith import Monolith
 
@@ -23,6 +24,21 @@ def weights_digest(model: Monolith) -> str:
     sums = {path: np.asarray(found).tolist() for path, found in _all_sums(dict(model.parameters)).items()}
     parts = [[path, list(value.shape), str(value.dtype), sums[path]] for path, value in model.parameters.items()]
     return text_digest(json.dumps(sorted(parts)))
+
+
+def check_finite(model: Monolith, name: str) -> None:
+    """Refuses weights that answer the same to everything, since comparisons with NaN have no order.
+
+    Raises:
+        ConfigError: a parameter has an element that is NaN or infinite.
+    """
+    fine = _all_finite(dict(model.parameters))
+    wrong = sorted(path for path, value in fine.items() if not np.asarray(value))
+    if wrong:
+        raise ConfigError(
+            f"{name}: {len(wrong)} of {len(fine)} parameters hold NaN or infinite values, the first is {wrong[0]}; the"
+            " training has diverged, or the file is damaged. Take an earlier checkpoint"
+        )
 
 
 def config_digest(model: Monolith) -> str:
@@ -64,6 +80,11 @@ def prompt_digest(turns: Sequence[Turn], images: dict[bytes, str]) -> str:
                 content.append({"text": part})
         parts.append([turn.role, content])
     return text_digest(json.dumps(parts))
+
+
+@jax.jit
+def _all_finite(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: jnp.isfinite(value).all() for path, value in parameters.items()}
 
 
 @jax.jit

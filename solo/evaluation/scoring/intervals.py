@@ -32,7 +32,8 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """The difference of two values on the same items, its interval, and its p-value.
 
-    p  twice the smaller share of the resamples in which the difference is not above, or not below, zero; at most 1
+    p  twice the smaller share of the resamples in which the difference is not above, or not below, zero; at most 1.
+       Not a number with a single cluster
     """
 
     value: float
@@ -68,7 +69,8 @@ class Tallies:
 def interval(tallies: Tallies, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
     """Returns a metric with its percentile interval. Equal arguments give equal intervals.
 
-    Where every question is right, or every one wrong, all resamples agree, and the interval has no width.
+    Where every question is right, or every one wrong, all resamples agree, and the interval has no width. A single
+    cluster says nothing about the spread: the bounds are not numbers.
 
     Args:
         tallies: the metric.
@@ -115,7 +117,12 @@ def difference(
 
 
 def _resampled(metrics: Sequence[Tallies], resamples: int, seed: int) -> list[np.ndarray]:
-    """Returns the values of each metric in every resample, float64 [resamples]. All see the same draws."""
+    """Returns the values of each metric in every resample, float64 [resamples]. All see the same draws.
+
+    The values are not numbers if there is one cluster, of which every resample would be a copy.
+    """
+    if len(metrics[0].clusters) < 2:
+        return [np.full(resamples, np.nan) for _ in metrics]
     rows = [
         [each.value(weights @ each.clusters) for each in metrics]
         for weights in _weights(len(metrics[0].clusters), resamples, seed)

@@ -63,11 +63,15 @@ class MeasuredText:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """All results of a call, and the folder that it wrote them to."""
+    """All results of a call, and the folder that it wrote them to.
+
+    weights  digest of the model's weights, once it is loaded
+    """
 
     folder: Path
     model: str
     tasks: Sequence[Evaluated]
     texts: Sequence[MeasuredText] = ()
+    weights: str = ""

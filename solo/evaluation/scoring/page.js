@@ -37,7 +37,7 @@ function choices() {
   for (const mark of ["cut", "shrunk", "too_long", "guessed"])
     if (records.some((record) => record.answers.some((answer) => answer.marks.includes(mark))))
       verdicts.push([mark, MARKS[mark]]);
-  against.forEach((name, number) => verdicts.push([`better${number}`, `better than ${name}`], [`worse${number}`, `worse than ${name}`]));
+  against.forEach(({ name }, number) => verdicts.push([`better${number}`, `better than ${name}`], [`worse${number}`, `worse than ${name}`]));
   if (ways.length > 1) verdicts.push(["same", "right in every way of asking"]);
   fill(find("verdict"), verdicts);
 }
@@ -52,8 +52,9 @@ function passes(record, way, group, verdict, words) {
   if (verdict) {
     const pair = verdict.match(/^(better|worse)(\d+)$/);
     if (pair) {
-      const other = record.others[Number(pair[2])];
-      if (!other || (pair[1] === "better" ? answer.score <= other.score : answer.score >= other.score)) return false;
+      // The two were asked in the same way, whichever is chosen.
+      const other = record.others[Number(pair[2])], mine = record.answers[task().against[Number(pair[2])].way];
+      if (!other || (pair[1] === "better" ? mine.score <= other.score : mine.score >= other.score)) return false;
     } else if (verdict === "same") {
       if (!record.answers.every((each) => each.score >= 1)) return false;
     } else if (verdict in MARKS ? !answer.marks.includes(verdict) : verdictOf(answer) !== verdict) return false;
@@ -103,7 +104,7 @@ function card(record, way) {
   const body = element("div", "body");
   body.append(element("p", "prompt", record.prompt));
   task().ways.forEach((name, number) => body.append(answerLine(number === 0 && task().ways.length === 1 ? "" : name, record.answers[number], number === way)));
-  record.others.forEach((other, number) => other && body.append(answerLine(task().against[number], other, false)));
+  record.others.forEach((other, number) => other && body.append(answerLine(task().against[number].name, other, false)));
   const references = [...new Set(record.references)].map((reference) => record.options[reference] ? `${reference}. ${record.options[reference]}` : reference);
   body.append(row("reference", references.join(" · ")));
   const labels = Object.entries(record.labels).map(([label, value]) => `${label} ${value}`).join(" · ");

@@ -23,6 +23,7 @@ from solo.data.record import Image
 from solo.evaluation.scoring.answering import Line
 from solo.evaluation.scoring.intervals import Difference
 from solo.evaluation.scoring.outcome import Evaluated, Outcome
+from solo.evaluation.scoring.scores import Comparison
 from solo.files import json_text
 
 SIDE = 208  # pixels of a thumbnail's longer side
@@ -105,7 +106,10 @@ def _task(each: Evaluated, most: int, album: _Album) -> dict[str, Any]:
         "title": each.task.benchmark.title,
         "of": count,
         "ways": [WAYS[name] for name in each.scores],
-        "against": [comparison.model for comparison in each.comparisons],
+        "against": [
+            {"name": compared_with(comparison), "way": list(each.scores).index(comparison.way)}
+            for comparison in each.comparisons
+        ],
         "records": [
             {
                 "key": lines[number]["key"],
@@ -141,7 +145,7 @@ def _scores(each: Evaluated) -> list[dict[str, str]]:
             "task": each.task.benchmark.title if place == 0 else "",
             "way": WAYS[name],
             "score": points(score.value.value),
-            "interval": f"{points(score.value.low)} to {points(score.value.high)}",
+            "interval": bounds(score.value.low, score.value.high),
             "items": f"{score.items:,}",
             "cut": f"{score.count('cut'):,}" if score.count("cut") else "",
             "metric": score.metric,
@@ -154,7 +158,7 @@ def _scores(each: Evaluated) -> list[dict[str, str]]:
 def _differences(each: Evaluated) -> list[dict[str, str]]:
     rows = [(MEASURES[name], value) for name, value in each.measures.items()]
     for other in each.comparisons:
-        words = f"against {other.model}: {other.items:,} items, {other.fixed:,} better, {other.broken:,} worse"
+        words = f"against {compared_with(other)}: {other.items:,} items, {other.fixed:,} better, {other.broken:,} worse"
         rows.append((words, other.difference))
     return [{"task": each.task.benchmark.title, "words": words, **difference_words(value)} for words, value in rows]
 
@@ -162,12 +166,22 @@ def _differences(each: Evaluated) -> list[dict[str, str]]:
 def difference_words(value: Difference) -> dict[str, str]:
     """Returns the texts of a difference: `points`, `interval` and `p`."""
     return {
-        "points": f"{value.value:+.1f}",
-        "interval": f"{value.low:+.1f} to {value.high:+.1f}",
-        "p": f"{value.p:.3f}",
+        "points": points(value.value, "+.1f"),
+        "interval": bounds(value.low, value.high, "+.1f"),
+        "p": points(value.p, ".3f"),
     }
 
 
-def points(value: float) -> str:
-    """Returns a score with one decimal, or a dash if it is undefined."""
-    return "–" if value != value else f"{value:.1f}"
+def compared_with(other: Comparison) -> str:
+    """Returns the name of the other model, and how both were asked unless the images were shown."""
+    return other.model if other.way == "shown" else f"{other.model}, {WAYS[other.way]}"
+
+
+def points(value: float, form: str = ".1f") -> str:
+    """Returns a score, by default with one decimal, or a dash if it is undefined."""
+    return "–" if value != value else format(value, form)
+
+
+def bounds(low: float, high: float, form: str = ".1f") -> str:
+    """Returns the bounds of an interval, or a dash if they are undefined."""
+    return "–" if low != low else f"{low:{form}} to {high:{form}}"

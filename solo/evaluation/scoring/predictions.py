@@ -120,9 +120,9 @@ class Predictions:
         """
         complete = {line["key"]: line for line in lines}
         kept = [line for key, line in self.known.items() if key not in complete]
-        text = "".join(map(json_line, [self._first_line(), *complete.values(), *kept]))
-        if not self._path.exists() or self._path.read_text(encoding="utf-8") != text:
-            write_whole(self._path, text)
+        content = "".join(map(json_line, [self._first_line(), *complete.values(), *kept])).encode()
+        if not self._path.exists() or self._path.read_bytes() != content:
+            write_whole(self._path, content)
         return len(kept)
 
     def _first_line(self) -> dict[str, Any]:

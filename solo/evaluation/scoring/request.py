@@ -128,7 +128,8 @@ def benchmark_files(benchmark: Benchmark, files: Sequence[str]) -> list[str]:
     """Returns the files of a benchmark: those that `TASK=PATH` names, else what a folder holds under one of its names.
 
     Raises:
-        ConfigError: there are none; the message lists the names that were looked for.
+        ConfigError: there are none, and the message lists the names that were looked for; or a folder holds several,
+            such as a TSV and a table of the same benchmark, whose items would count twice.
     """
     named = [text.partition("=") for text in files]
     own = [path for task, mark, path in named if mark and task == benchmark.name]
@@ -141,12 +142,22 @@ def benchmark_files(benchmark: Benchmark, files: Sequence[str]) -> list[str]:
         if not folder.is_dir():
             raise ConfigError(f"--files {folder}: there is no such folder")
         found = sorted(path for path in folder.iterdir() if _stem(path) in names)
+        if len({_copy(path) for path in found}) > 1:
+            listed = ", ".join(path.name for path in found)
+            raise ConfigError(
+                f"{benchmark.name}: {folder} holds several: {listed}; name one with --files {benchmark.name}=PATH"
+            )
         if found:
             return [str(path) for path in found]
     raise ConfigError(
         f"{benchmark.name}: no files. Name them with --files {benchmark.name}=PATH, or with --files FOLDER, which holds"
         f" a file or folder named {', '.join(sorted(names))}" + (f"; looked in {', '.join(folders)}" if folders else "")
     )
+
+
+def _copy(path: Path) -> tuple[str, str]:
+    """Returns what the shards of one table have in common: their name, and its endings."""
+    return _stem(path), "" if path.is_dir() else path.name.lower().partition(".")[2]
 
 
 def _stem(path: Path) -> str:

@@ -78,7 +78,7 @@ def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
             text.differences = differences(text.scores["shown"], text.scores[LANGUAGE_MODEL], request.how)
     for each in tasks:
         each.measures = measures(each.scores, request.how)
-        each.comparisons = _compared(each, others, request)
+        each.comparisons = _compared(each, others, request, observer)
     _write_results(outcome, request)
     if outcome.tasks:
         observer.note("writing the page")
@@ -99,6 +99,8 @@ def _ask(
     observer.note(f"loading {named.name}")
     loaded = solo.load(named.path, weights=weights)
     asking = Asking.of(loaded, named.name, request.context or loaded.context, request.batch_rows)
+    if called is None:
+        outcome.weights = asking.weights
     jobs = []
     for each in outcome.tasks:
         for images in ways:
@@ -195,16 +197,23 @@ def _check_against(request: Request, others: _Others, observer: Observer) -> Non
             observer.say(f"{task}: --against has no predictions for it")
 
 
-def _compared(each: Evaluated, others: _Others, request: Request) -> list[Comparison]:
-    """Compares with the other predictions of the same benchmark and images."""
-    task = each.task.benchmark.name
-    return [
-        compare(each.task, own, settings, lines, request.how, str(path))
-        for path, settings, lines in others
-        for name, own in each.scores.items()
-        if settings.get("task") == task
-        and (settings.get("images") == name if str(path) in request.against else path.name == file_name(task, name))
-    ]
+def _compared(each: Evaluated, others: _Others, request: Request, observer: Observer) -> list[Comparison]:
+    """Compares with the other predictions of the same benchmark and images, and says which are not compared."""
+    task, files = each.task.benchmark.name, set(map(Path, request.against))
+    found: list[Comparison] = []
+    for path, settings, lines in others:
+        if settings.get("task") != task:
+            continue
+        # A folder also holds answers of the language model, whose images are removed, too: the name tells.
+        ways = [
+            name
+            for name in each.scores
+            if (settings.get("images") == name if path in files else path.name == file_name(task, name))
+        ]
+        if not ways:
+            observer.say(f"{task}: --against {path} is not compared: nothing was asked in that way now")
+        found += [compare(each.task, each.scores[name], settings, lines, request.how, str(path), name) for name in ways]
+    return found
 
 
 def file_name(task: str, name: str) -> str:
@@ -213,24 +222,25 @@ def file_name(task: str, name: str) -> str:
 
 
 def _write_results(outcome: Outcome, request: Request) -> None:
-    """Writes what is known so far. What an earlier call has measured of the same model stays."""
+    """Writes what is known so far. What an earlier call has measured of the same weights stays."""
     path = outcome.folder / RESULTS
-    known = _earlier(path, outcome.model)
-    tasks = {each.task.benchmark.name: each.as_dict() for each in outcome.tasks if each.scores}
-    texts = {text.file.name: text.as_dict() for text in outcome.texts if text.scores}
+    known = _earlier(path, outcome)
+    # With each entry, since those of earlier calls may have others.
+    how = {"limit": request.limit, "resamples": request.how.resamples, "seed": request.how.seed}
+    tasks = {each.task.benchmark.name: each.as_dict() | how for each in outcome.tasks if each.scores}
+    texts = {text.file.name: text.as_dict() | how for text in outcome.texts if text.scores}
     results = {
         "model": outcome.model,
+        "weights": outcome.weights,
         "version": solo.__version__,
-        "resamples": request.how.resamples,
-        "seed": request.how.seed,
-        "limit": request.limit,
         "tasks": known.get("tasks", {}) | tasks,
         "texts": known.get("texts", {}) | texts,
     }
     write_whole(path, json_text(results, indent=1) + "\n")
 
 
-def _earlier(path: Path, model: str) -> Mapping[str, Any]:
-    """Returns the results in a file, if they are of this model."""
+def _earlier(path: Path, outcome: Outcome) -> Mapping[str, Any]:
+    """Returns the results in a file, if they are of this model: a name may stand for other weights than before."""
     found = parse_json_line(path.read_bytes()) if path.exists() else None
-    return found if found is not None and found.get("model") == model else {}
+    same = found is not None and (found.get("model"), found.get("weights")) == (outcome.model, outcome.weights)
+    return found if found is not None and same else {}

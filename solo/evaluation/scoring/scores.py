@@ -118,6 +118,8 @@ def measures(scores: Mapping[str, Score], how: Resampling) -> dict[str, Differen
 class Comparison:
     """A score against that of other predictions, on the items that both have.
 
+    model        of the other predictions
+    way          how both were asked; see `solo.evaluation.scoring.outcome.Evaluated`
     mine, other  the scores on these items
     difference   mine - other
     items        that both have
@@ -127,6 +129,7 @@ class Comparison:
     """
 
     model: str
+    way: str
     mine: float
     other: float
     difference: Difference
@@ -140,6 +143,7 @@ class Comparison:
         """Returns the comparison as JSON values, without its lines."""
         return {
             "model": self.model,
+            "way": self.way,
             "mine": _number(self.mine),
             "other": _number(self.other),
             **difference_dict(self.difference),
@@ -151,7 +155,13 @@ class Comparison:
 
 
 def compare(
-    task: Task, mine: Score, settings: Mapping[str, Any], lines: Sequence[Line], how: Resampling, where: str
+    task: Task,
+    mine: Score,
+    settings: Mapping[str, Any],
+    lines: Sequence[Line],
+    how: Resampling,
+    where: str,
+    way: str = "shown",
 ) -> Comparison:
     """Compares a score with the predictions of another model, judged in the same way.
 
@@ -162,6 +172,7 @@ def compare(
         lines: the other predictions.
         how: for the interval.
         where: the file of the other predictions.
+        way: how both were asked.
 
     Raises:
         ConfigError: they are of another task, convention or images, answer other prompts, or share no item.
@@ -174,8 +185,8 @@ def compare(
     others = {line["key"]: line for line in lines}
     own = {line["key"]: line for line in mine.lines}
     for key in own.keys() & others.keys():
-        sizes = own[key]["shrunk"] or others[key].get("shrunk")
-        if not sizes and own[key]["prompt_digest"] != others[key]["prompt_digest"]:
+        fitted = any(line.get("shrunk") or line.get("too_long") for line in (own[key], others[key]))
+        if not fitted and own[key]["prompt_digest"] != others[key]["prompt_digest"]:
             raise ConfigError(f"--against {where}: question {key!r} had another prompt or image there")
     kept = [
         place for place, questions in enumerate(task.asked) if all(question.key in others for question in questions)
@@ -191,6 +202,7 @@ def compare(
     worse = [a["score"] < b["score"] for a, b in zip(my_lines, other_lines, strict=True)]
     return Comparison(
         str(settings.get("model")),
+        way,
         first.total(),
         second.total(),
         difference(first, second, resamples=how.resamples, seed=how.seed),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from solo.evaluation.scoring.outcome import LANGUAGE_MODEL, Evaluated, MeasuredText
-from solo.evaluation.scoring.page import MEASURES, WAYS, difference_words, points
+from solo.evaluation.scoring.page import MEASURES, WAYS, bounds, compared_with, difference_words, points
 from solo.evaluation.scoring.scores import Score
 
 
@@ -38,12 +38,12 @@ def print_texts(found: Sequence[MeasuredText], console: Console) -> None:
     for text in found:
         mine, before = text.scores["shown"], text.scores.get(LANGUAGE_MODEL)
         for place, (name, value) in enumerate(mine.metrics.items()):
-            row = [text.file.name if place == 0 else "", name, f"{value.value:.4g}"]
-            row.append(f"{value.low:.4g} to {value.high:.4g}")
+            row = [text.file.name if place == 0 else "", name, points(value.value, ".4g")]
+            row.append(bounds(value.low, value.high, ".4g"))
             if before is not None:
                 change = text.differences[name]
-                row += [f"{before.metrics[name].value:.4g}", f"{change.value:+.3g}"]
-                row += [f"{change.low:+.3g} to {change.high:+.3g}", f"{change.p:.3f}"]
+                row += [points(before.metrics[name].value, ".4g"), points(change.value, "+.3g")]
+                row += [bounds(change.low, change.high, "+.3g"), points(change.p, ".3f")]
             table.add_row(*row)
     console.print(table)
 
@@ -53,7 +53,7 @@ def _row(each: Evaluated, name: str, score: Score) -> list[str]:
     return [
         each.task.benchmark.name if name == "shown" else f"  {WAYS[name]}",
         points(value.value),
-        f"{points(value.low)} to {points(value.high)}",
+        bounds(value.low, value.high),
         f"{score.items:,}",
         f"{score.count('cut'):,}" if score.count("cut") else "",
         score.metric,
@@ -70,7 +70,8 @@ def _print_differences(found: Sequence[Evaluated], console: Console) -> None:
         for measure, value in each.measures.items():
             table.add_row(name, MEASURES[measure], *difference_words(value).values())
         for other in each.comparisons:
-            words = f"against {other.model} ({other.items:,} items; {other.fixed:,} better, {other.broken:,} worse)"
+            counts = f"{other.items:,} items; {other.fixed:,} better, {other.broken:,} worse"
+            words = f"against {compared_with(other)} ({counts})"
             table.add_row(name, words, *difference_words(other.difference).values())
     if table.row_count:
         console.print()

@@ -210,7 +210,11 @@ def _groups(asking: Asking, file: TextFile, context: int) -> Iterator[tuple[list
 
 
 def _log_likelihoods(asking: Asking, windows: Sequence[Window]) -> list[float]:
-    """Returns the log-likelihood of each window's predicted tokens, in nats."""
+    """Returns the log-likelihood of each window's predicted tokens, in nats.
+
+    Raises:
+        ConfigError: one is not a number.
+    """
     model, config = asking.model, asking.model.config
     if not windows:
         return []
@@ -228,6 +232,11 @@ def _log_likelihoods(asking: Asking, windows: Sequence[Window]) -> list[float]:
         pad = model.tokenizer.special.pad
         made = stack([assemble_row([(each, 0)], shape, config.image, pad, config.sequence) for each in documents])
         totals = model.log_probabilities(made).astype(np.float64).sum(axis=1)
+        if np.isnan(totals).any():
+            raise ConfigError(
+                f"{asking.name}: the likelihood of a text is not a number: the model's activations overflow; its"
+                " training has diverged, or its config is not that of the weights"
+            )
         for number, total in zip(batch.numbers, totals.tolist(), strict=False):
             found[number] = total
     return found

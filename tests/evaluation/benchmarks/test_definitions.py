@@ -11,7 +11,7 @@ from solo.evaluation.benchmarks import choices, prompts
 from solo.evaluation.benchmarks.benchmark import Benchmark
 from solo.evaluation.benchmarks.definitions import BENCHMARKS, benchmark
 from solo.evaluation.benchmarks.fields import Fields
-from solo.evaluation.benchmarks.item import Judged
+from solo.evaluation.benchmarks.item import Item, Judged, Question
 from tests.evaluation.benchmarks.layouts import PICTURES, encoded, parquet, tsv
 
 PHRASE = "\nAnswer the question using a single word or phrase."
@@ -331,6 +331,15 @@ def test_a_definition_is_all_that_a_new_benchmark_needs(tmp_path) -> None:
     scores = task.judge([(task.questions(item)[0], "B. yield") for item in items])
     summary = task.summary([Judged(item, (score,)) for item, score in zip(items, scores, strict=True)])
     assert summary == {"accuracy": 50, "kind/blue": 0, "kind/red": 100}
+
+
+def test_white_space_around_an_answer_does_not_count() -> None:
+    for name, item, answer in (
+        ("chartqa", Item("1", (), "Rising?", ("Yes",)), " Yes\n"),
+        ("mmmu_val", Item("1", (), "Which?", ("B",), {"A": "kite", "B": "boat", "C": "tree"}), "B\n"),
+    ):
+        (scored,) = BENCHMARKS[name].judge([(Question(item, (), "1"), answer)])
+        assert (scored.answer, scored.score, scored.guessed) == (answer, 1.0, False)
 
 
 def test_names_and_conventions() -> None:

@@ -135,6 +135,15 @@ def test_a_folder_means_its_split(tmp_path) -> None:
         read(splits, task="docvqa")
 
 
+def test_a_folder_of_the_train_split_is_no_benchmark(tmp_path) -> None:
+    for name in ("train-00000-of-00001.parquet", "train/0000.parquet"):
+        folder = tmp_path / str(len(name))
+        path = parquet(folder / name, [{"id": "1", "question": "Left?", "answer": "left", "image": PICTURES[0]}])
+        with pytest.raises(ConfigError, match="holds the split train alone, not testdev; name its files"):
+            read(folder)
+        assert len(read(path)) == 1
+
+
 def test_rows_without_ids_are_numbered_over_all_files(tmp_path) -> None:
     row = {"question": "How many?", "answer": "2", "image": PICTURES[0]}
     paths = [parquet(tmp_path / f"{name}.parquet", [row, row]) for name in "ab"]
@@ -170,6 +179,13 @@ def test_text_that_looks_missing_is_kept_and_large_rows_are_read(tmp_path, monke
         assert [item.references for item in items] == [("None",), ("NA",), ("nan",)]
         assert items[0].question == 'A "quoted"\nline\tand tab?'
         assert len(items[1].question) == 3000
+
+
+def test_numbers_that_are_none_are_missing_options(tmp_path) -> None:
+    row = {"question": "Left?", "A": "left", "B": "right", "C": float("nan"), "hint": float("nan"), "answer": "B"}
+    path = parquet(tmp_path / "a.parquet", [{**row, "image": PICTURES[0]}])
+    (item,) = read(path, task="scienceqa_img")
+    assert (item.options, item.hint) == ({"A": "left", "B": "right"}, "")
 
 
 def test_damage_in_a_table_is_reported(tmp_path) -> None:

@@ -87,6 +87,16 @@ def test_equal_seeds_give_equal_intervals_and_chunks_do_not_matter(monkeypatch) 
     assert interval(tallies(scores), seed=7) == once
 
 
+def test_one_cluster_has_neither_interval_nor_p() -> None:
+    one, other = tallies(np.array([1, 0, 1]), np.zeros(3)), tallies(np.array([1, 1, 1]), np.zeros(3))
+    found = interval(one)
+    assert found.value == pytest.approx(200 / 3)
+    assert np.isnan(found[1:]).all()
+    change = difference(other, one, floor=0.0)
+    assert change.value == pytest.approx(100 / 3)
+    assert np.isnan(change[1:]).all()
+
+
 def test_undefined_metrics_have_no_interval() -> None:
     found = interval(Tallies.of(lambda sums: sums[..., 0] * np.nan, np.ones((3, 1)), list("abc")))
     assert np.isnan(found).all()

@@ -83,6 +83,11 @@ def predictions(outcome, name: str = "") -> list[dict]:
     return [line for line in read_json_lines(path)[0] if line["kind"] == "prediction"]
 
 
+def page_data(folder: Path) -> dict:
+    page = (folder / "page.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
 @pytest.fixture(scope="module")
 def whole(place):
     """An evaluation that was never stopped, on one device's worth of rows."""
@@ -105,6 +110,20 @@ def test_every_prediction_says_what_was_asked_and_by_whom(place, whole) -> None:
     assert results["ocrbench"]["scores"]["shown"]["score"] == score.value.value
     assert results["ocrbench"]["scores"]["shown"]["summary"]["category/a"] == pytest.approx(400)
     assert results["ocrbench"]["scores"]["shown"]["clusters"] == 2
+    assert (results["ocrbench"]["limit"], results["ocrbench"]["resamples"]) == (None, 2_000)
+
+
+def test_results_of_other_weights_do_not_stay(place, whole) -> None:
+    results = json.loads((whole.folder / "results.json").read_text())
+    folder = place / "stays"
+    folder.mkdir()
+    (folder / "ocrbench.jsonl").write_bytes((whole.folder / "ocrbench.jsonl").read_bytes())
+    for weights, stays in ((results["weights"], True), ("0" * 16, False)):
+        before = {**results, "weights": weights, "tasks": {"mme": {"scores": {}}}}
+        (folder / "results.json").write_text(json.dumps(before))
+        ask(place, "ocrbench", output="stays")
+        found = json.loads((folder / "results.json").read_text())
+        assert (set(found["tasks"]), found["weights"]) == ({"ocrbench", *(["mme"] * stays)}, results["weights"])
 
 
 def test_the_measures_of_images_are_differences_of_the_scores(whole) -> None:
@@ -136,7 +155,7 @@ def test_going_on_gives_the_files_of_an_evaluation_that_was_not_stopped(place, w
             ask(place, "ocrbench", output="stopped", observer=Told(batches))
     assert len(read_json_lines(path)[0]) == 1 + 2 * 8
     # A kill in the middle of a line.
-    path.write_bytes(path.read_bytes()[:-40])
+    path.write_bytes(path.read_bytes()[:-40] + "\u00e9".encode()[:1])
     ask(place, "ocrbench", output="stopped")
     assert path.read_bytes() == (whole.folder / "ocrbench.jsonl").read_bytes()
     # Nothing is missing now, and nothing is answered.
@@ -155,6 +174,7 @@ def test_eight_devices_say_what_one_says(place, whole, monkeypatch) -> None:
         ({"reference": "run@2"}, "other weights"),
         ({"max_new_tokens": 5}, r"another max_new_tokens \(4, now 5\)"),
         ({"context": 40}, "another --context"),
+        ({"context": 12}, "another --context"),
     ],
 )
 def test_predictions_that_were_made_otherwise_are_refused(place, whole, changes, words) -> None:
@@ -193,6 +213,9 @@ def test_images_too_large_for_the_context_are_made_smaller_and_counted(place) ->
     assert score.count("too_long") == 20
     assert {(line["answer"], line["score"]) for line in score.lines} == {("", 0.0)}
     assert any("20 of 20 prompts" in line and "count as wrong" in line for line in told.said)
+    # They fit now, and were never asked.
+    with pytest.raises(ConfigError, match=r"20 answers are to other prompts .* --context"):
+        ask(place, "ocrbench", output="none")
 
 
 def test_a_damaged_image_is_named_by_question_file_and_row(place, tmp_path) -> None:
@@ -219,6 +242,29 @@ def test_two_sets_of_predictions_are_compared_on_the_items_they_share(place, who
         ask(place, "ocrbench", output="other", reference=str(place / "run@2"), against=(str(place / "files"),))
 
 
+def test_a_comparison_says_how_both_were_asked(place, whole, monkeypatch) -> None:
+    renamed = place / "renamed.jsonl"
+    renamed.write_bytes((whole.folder / "ocrbench.blanked.jsonl").read_bytes())
+    monkeypatch.chdir(place)
+    told = Told()
+    changes = {"output": "ways", "reference": str(place / "run@2"), "limit": 12, "baselines": ("removed",)}
+    found = ask(place, "ocrbench", against=(str(whole.folder), "./renamed.jsonl"), observer=told, **changes)
+    assert {each.way for each in found.tasks[0].comparisons} == {"shown", "removed"}
+    said = "is not compared: nothing was asked in that way now"
+    assert f"ocrbench: --against renamed.jsonl {said}" in told.said
+    assert f"ocrbench: --against {whole.folder}/ocrbench.blanked.jsonl {said}" in told.said
+    results = json.loads((found.folder / "results.json").read_text())["tasks"]["ocrbench"]
+    assert sorted(each["way"] for each in results["against"]) == ["removed", "shown"]
+    (task,) = page_data(found.folder)["tasks"]
+    assert {each["way"]: each["name"] for each in task["against"]} == {
+        0: f"{place}/run@1",
+        1: f"{place}/run@1, without images",
+    }
+    renamed.write_bytes((whole.folder / "ocrbench.jsonl").read_bytes())
+    found = ask(place, "ocrbench", against=("./renamed.jsonl",), **changes)
+    assert [each.way for each in found.tasks[0].comparisons] == ["shown"]
+
+
 def test_the_digest_of_weights_knows_every_element_and_no_mesh(tokenizer) -> None:
     model = tiny_monolith(tokenizer, tiny_config(), devices=8)
     once = weights_digest(model)
@@ -235,7 +281,7 @@ def test_the_digest_of_weights_knows_every_element_and_no_mesh(tokenizer) -> Non
         (["--tasks", "pope"], "--files pope=PATH"),
         (["--tasks", "pope", "--files", "popee=x"], "popee"),
         (["--tasks", "pope", "--limit", "0"], "--limit is 0"),
-        (["--limit", "3"], "--limit goes with --tasks or --text"),
+        (["--limit", "0"], "--limit goes with --tasks or --text"),
         (["--text", "a.txt", "--without-images"], "--without-images goes with --tasks"),
         (["--tasks", "pope", "--seed", "-1"], "--seed is -1"),
         (["--tasks", "pope", "--files", "nowhere"], "nowhere"),
@@ -254,8 +300,7 @@ def test_the_command_prints_a_table(place, capsys) -> None:
     assert re.search(r"ocrbench +\d+\.\d +\d+\.\d to \d+\.\d +12", said)
     assert "multi-modal gain" in said
     assert str(place / "printed" / "results.json") in said
-    page = (place / "printed" / "page.html").read_text()
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    data = page_data(place / "printed")
     (task,) = data["tasks"]
     assert (len(task["records"]), task["of"], task["ways"]) == (12, 12, ["with images", "without images"])
     assert len(data["images"]) == 2

@@ -82,10 +82,23 @@ def test_a_comparison_takes_the_items_that_both_have(pope_task) -> None:
     with pytest.raises(ConfigError, match="its images is 'removed', not 'shown'"):
         compare(pope_task, mine, {**settings, "images": "removed"}, other.lines, HOW, "b.jsonl")
     changed = [{**line, "prompt_digest": "x"} for line in other.lines]
+    left_out = [{**line, "too_long": True} for line in changed]
+    assert compare(pope_task, mine, settings, left_out, HOW, "b.jsonl").items == 24
     with pytest.raises(ConfigError, match="another prompt or image"):
         compare(pope_task, mine, settings, changed, HOW, "b.jsonl")
     with pytest.raises(ConfigError, match="none of the items"):
         compare(pope_task, mine, settings, [], HOW, "b.jsonl")
+
+
+def test_a_prediction_repeats_the_reference_that_it_is_judged_by(pope_task) -> None:
+    stale = [
+        {"key": key, "answer": "yes", "prompt_digest": key, "references": ["maybe"], "labels": {"category": "old"}}
+        for key in pope_task.questions
+    ]
+    lines, _ = pope_task.judged(stale)
+    for line, item in zip(lines, pope_task.items, strict=True):
+        assert (line["references"], line["labels"]) == (list(item.references), dict(item.labels))
+        assert line["score"] == (item.references[0] == "yes")
 
 
 def test_prompts_without_images_keep_their_words(pope_task) -> None:
@@ -107,5 +120,12 @@ def test_files_are_found_by_the_names_of_a_benchmark(tmp_path) -> None:
     assert benchmark_files(benchmark("gqa"), [str(tmp_path)]) == [str(tmp_path / "GQA_TestDev_Balanced.tsv")]
     assert benchmark_files(benchmark("pope_vlmevalkit"), [str(tmp_path)]) == [str(tmp_path / "pope")]
     assert benchmark_files(benchmark("mme"), [str(tmp_path), "mme=here.tsv"]) == ["here.tsv"]
+    shards = [tmp_path / f"vqav2-0000{number}-of-00002.parquet" for number in range(2)]
+    for each in (*shards, tmp_path / "POPE.tsv"):
+        each.touch()
+    assert benchmark_files(benchmark("vqav2"), [str(tmp_path)]) == list(map(str, shards))
+    # The same items would count twice.
+    with pytest.raises(ConfigError, match=r"holds several: POPE.tsv, pope; name one with --files pope=PATH"):
+        benchmark_files(benchmark("pope"), [str(tmp_path)])
     with pytest.raises(ConfigError, match="--files mme=PATH"):
         benchmark_files(benchmark("mme"), [str(tmp_path)])

@@ -73,6 +73,17 @@ def test_perplexity_is_that_of_the_logits(model, tmp_path) -> None:
         measured(model, TextFile("texts", [Document("0", "another"), *file.items[1:]]), tmp_path)
 
 
+def test_weights_without_numbers_are_not_scored(model, tmp_path) -> None:
+    file = TextFile("choices", CHOICES)
+    head = np.full_like(np.array(model.parameters["head"]), np.nan)
+    with pytest.raises(ConfigError, match=r"a: 1 of .* NaN or infinite values, the first is head"):
+        measured(model.with_parameters({**model.parameters, "head": jax.numpy.asarray(head)}), file, tmp_path)
+    overflowing = model.with_parameters(dict(model.parameters))
+    overflowing.log_probabilities = lambda batch: np.full((len(batch.text), 1), np.nan)
+    with pytest.raises(ConfigError, match="the likelihood of a text is not a number"):
+        measured(overflowing, file, tmp_path)
+
+
 def test_windows_predict_every_token_once_with_full_context_at_the_end() -> None:
     tokens = list(range(10, 33))
     found = document_windows(0, tokens, 1, 8)
