@@ -54,6 +54,12 @@ def png(image, **options):
     return buffer.getvalue()
 
 
+def tiff(values, **options):
+    buffer = io.BytesIO()
+    PillowImage.fromarray(values).save(buffer, "TIFF", **options)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 @settings(max_examples=300, deadline=None)
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), images=st.integers(1, 5))
@@ -144,10 +150,21 @@ def test_transparent_and_deep_images(background):
     deep = PillowImage.fromarray(np.random.default_rng(0).integers(0, 65536, (16, 24)).astype(np.uint16))
     files = [png(noise(24, 16, "RGBA")), png(noise(24, 16, "RGBA").convert("LA")), png(deep)]
     files.append(png(noise(24, 16).quantize(8), transparency=3))
+    values = np.random.default_rng(1).random((16, 24))
+    files += [tiff((most * values).astype(kind)) for most, kind in ((1, "f4"), (255, "f4"), (255, "i4"))]
+    files.append(tiff((65_535 * values).astype("u2"), tiffinfo={262: 0}))  # white is zero
+    files.append(b"P5 24 16 65535\n" + (65_535 * values).astype(">u2").tobytes())
     for data in files:
         with PillowImage.open(io.BytesIO(data)) as image:
             found = np.asarray(processor_of(config).open(image))
         np.testing.assert_array_equal(found, np.asarray(decode(data, config)))
+
+
+def test_pixels_of_no_known_range_are_refused():
+    processor = processor_of(ImageConfig(patch_size=8, max_side=64, background="white"))
+    for pixel in (-1.0, 256.0, float("nan")):
+        with pytest.raises(ValueError, match="none is known to be black or white"):
+            processor.open(PillowImage.fromarray(np.full((8, 8), pixel, np.float32)))
 
 
 @pytest.mark.parametrize("exif", ["apply", "ignore"])

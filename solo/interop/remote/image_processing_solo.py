@@ -19,6 +19,7 @@ from transformers.processing_utils import ImagesKwargs
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 BEGIN_MARKER, ROW_MARKER = -1, -2
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 _PADDING = 1  # value of 255 that pads an image to whole patches
 
 
@@ -200,9 +201,8 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             if array.dtype != np.uint8:
                 raise ValueError(f"an image array must have dtype uint8, not {array.dtype}")
             image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-        if self.image["exif"] == "apply":
-            image = ImageOps.exif_transpose(image)
-        return to_rgb(image, self.image.get("background", "published"))
+        turned = ImageOps.exif_transpose(image) if self.image["exif"] == "apply" else image
+        return to_rgb(turned, self.image.get("background", "published"), image)
 
     def grid(self, width: int, height: int, images: int = 1, config: dict[str, Any] | None = None) -> Grid:
         """Returns the grid of an image of this size whose text has `images` images."""
@@ -256,24 +256,44 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         return np.pad(pixels, ((0, below), (0, right), (0, 0)), constant_values=_PADDING)
 
 
-def to_rgb(image: Image.Image, background: str) -> Image.Image:
-    """Returns an RGB image, with transparent pixels composited on `background` and 16-bit grey reduced to 8 bits.
+def to_rgb(image: Image.Image, background: str, file: Image.Image) -> Image.Image:
+    """Returns an RGB image, with transparent pixels composited on `background` and deep grey reduced to 8 bits.
 
-    "published" returns `image.convert("RGB")`.
+    "published" returns `image.convert("RGB")`. `file` is the image as it was opened: its format and its tags say what
+    the values of deep grey mean.
     """
     if background == "published":
         return image.convert("RGB")
-    if image.mode.startswith("I;16"):
-        values, transparent = np.asarray(image), image.info.get("transparency")
-        grey = Image.fromarray((values >> 8).astype(np.uint8))
-        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-        image = grey if transparent is None else Image.merge("LA", [grey, alpha])
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _eight_bits(image, getattr(file, "format", None), getattr(file, "tag_v2", {}))
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     found = Image.new("RGB", layer.size, ImageColor.getrgb(background))
     found.paste(layer, mask=layer.getchannel("A"))
     return found
+
+
+def _eight_bits(image: Image.Image, form: str | None, tags: Mapping[int, Any]) -> Image.Image:
+    """Returns grey of more than 8 bits as L, or as LA if one of its values means transparent."""
+    values, transparent = np.asarray(image), image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        found = values >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)
+    elif form == "PPM" and image.mode == "I":  # Pillow has scaled it to 16 bits
+        found = values >> 8
+    else:
+        least, most = values.min(), values.max()
+        if not (least >= 0 and most <= 255):
+            raise ValueError(
+                f"an image has pixels from {least:g} to {most:g}, of which none is known to be black or white; 0 to 1"
+                " and 0 to 255 can be read"
+            )
+        found = np.rint(values * (255.0 if values.dtype.kind == "f" and most <= 1 else 1.0))
+    found = found.astype(np.uint8)
+    grey = Image.fromarray(255 - found if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else found)
+    if not isinstance(transparent, int):
+        return grey
+    return Image.merge("LA", [grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))])
 
 
 def patches_of(pixels: np.ndarray, side: int, by_column: bool) -> np.ndarray:
