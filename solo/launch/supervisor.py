@@ -90,13 +90,23 @@ class Group:
         return {"stdout": log, "stderr": subprocess.STDOUT}
 
     def _first_bad(self) -> int:
-        ended = [process.poll() for process in self._processes]
-        # If several failed at once, an exit status explains the deaths by signal.
-        bad = sorted((status for status in ended if status), key=lambda status: (status < 0, status))
-        return (bad[0] if bad[0] > 0 else 128 - bad[0]) if bad else 0
+        return cause([process.poll() for process in self._processes])
 
     def _living(self) -> bool:
         return any(process.poll() is None for process in self._processes)
+
+
+def cause(ended: Sequence[int | None]) -> int:
+    """Returns the exit status that explains the ends seen at one time, or 0 if none is bad. Signal n is 128 + n.
+
+    Args:
+        ended: each process's status as `subprocess` gives it; None if it has not ended.
+
+    No process kills another one: SIGKILL comes from outside, and what the others say is its consequence. Otherwise an
+    exit status explains deaths by signal, such as that of JAX, which aborts if another process is gone.
+    """
+    bad = sorted((status for status in ended if status), key=lambda status: (status != -signal.SIGKILL, status < 0))
+    return (bad[0] if bad[0] > 0 else 128 - bad[0]) if bad else 0
 
 
 def supervise(

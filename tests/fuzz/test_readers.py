@@ -11,7 +11,7 @@ from tests.fuzz.readers import fuzz, plan
 from tests.fuzz.seeds import all_seeds
 from tests.fuzz.sources import Source
 
-GENERATED = {"digits", "lines", "scenes", "topics"}
+GENERATED = {"digits", "lines", "pictograms", "scenes", "topics"}
 
 
 def test_every_reader_is_fuzzed() -> None:

@@ -178,3 +178,17 @@ def test_a_run_that_ends_in_time_keeps_its_status() -> None:
 def test_a_program_that_does_not_exist_is_named(capsys) -> None:
     assert supervisor.main(["--run-folder", "run", "--", "no-such-program", "train"]) == 2
     assert "not started: no-such-program is not a program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"),
+    [
+        ([None, 0], 0),
+        ([None, 1, -6], 1),
+        ([-6, None], 134),
+        ([1, -9, -6], 137),  # another process failed because that one was killed
+        ([200, 0, -15], 200),
+    ],
+)
+def test_the_cause_among_ends_seen_at_once(ended: list[int | None], status: int) -> None:
+    assert supervisor.cause(ended) == status
