@@ -25,7 +25,7 @@ def _labels(*names: str) -> dict[str, tuple[str, ...]]:
     return {name: (name,) for name in names}
 
 
-# ---------------------------------------------------------------------------- what is no item of a benchmark
+# ---------------------------------------------------------------------------- rows that are left out
 
 
 def _text_only(values: Mapping[str, Any]) -> str | None:
