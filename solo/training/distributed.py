@@ -11,10 +11,8 @@ The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,31 +21,27 @@ from typing import Any, NoReturn, TypeVar
 from solo.config import ConfigError
 from solo.statuses import TransientError
 from solo.training.hosts import Hosts, find_hosts, seconds_of
+from solo.training.roll_call import START_TIMEOUT, roll_call
 
 T = TypeVar("T")
 
 # Errors of this kind are mistakes of the user: a restart does not help. The command line ends with status 2.
 MISTAKES = (ValueError, FileExistsError)
 
-START_TIMEOUT = "SOLO_START_TIMEOUT_SECONDS"
 # Pods of one job have been seen to start ten minutes apart.
 START_SECONDS = 900
-# Processes of an attempt that was killed may hold the port for a while.
-PORT_SECONDS = 60
 SET_UP_SECONDS = 900
 SAVE_SECONDS = 1800
 # One host of many may read a checkpoint much more slowly than the others.
 RESTORE_SECONDS = 5400
-# The other processes read an error of process 0 within this time, if they are alive.
+# The other processes read an error of process 0, and end, within this time, if they are alive.
 TOLD_SECONDS = 10
+# From the last word of a process until the operating system has removed it.
+LAST_WORD_SECONDS = 1
 # After this long without a heartbeat, JAX declares a process dead.
 HEARTBEAT_SECONDS = 100
 # Errors that a process causes itself.
 _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND", "FAILED_PRECONDITION")
-
-
-class MissingHostsError(RuntimeError):
-    """Some processes of the run did not start; the message names them."""
 
 
 class OtherProcessError(RuntimeError):
@@ -102,93 +96,6 @@ def join(
     return hosts
 
 
-def roll_call(hosts: Hosts, seconds: float) -> None:
-    """Waits until every process has connected to process 0, at the port that JAX uses right afterwards.
-
-    JAX itself ends such a wait with SIGABRT and does not say which processes are missing.
-
-    Raises:
-        MissingHostsError: some processes did not connect in time, process 0 could not be reached, or its port is taken.
-    """
-    if hosts.is_first:
-        _call(hosts, seconds)
-    else:
-        _answer(hosts, seconds)
-
-
-def _call(hosts: Hosts, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    present: dict[int, socket.socket] = {}
-    with _listening(hosts, min(seconds, PORT_SECONDS)) as server:
-        while len(present) < len(hosts.names) - 1 and (left := end - time.monotonic()) > 0:
-            server.settimeout(left)
-            try:
-                caller, _ = server.accept()
-                caller.settimeout(5)
-                said = caller.recv(16).decode()
-            except (TimeoutError, OSError, UnicodeDecodeError):
-                continue
-            if said.strip().isdigit() and 0 < int(said) < len(hosts.names):
-                present[int(said)] = caller
-            else:
-                caller.close()  # not a process of this run
-    missing = [number for number in range(1, len(hosts.names)) if number not in present]
-    for caller in present.values():
-        with caller, contextlib.suppress(OSError):  # it may have died meanwhile: JAX will miss it
-            caller.sendall((json.dumps(missing) + "\n").encode())
-    _check(hosts, missing, seconds)
-
-
-def _listening(hosts: Hosts, seconds: float) -> socket.socket:
-    """Returns a server at process 0's port, once no other program holds the port."""
-    port, end = int(hosts.coordinator.rpartition(":")[2]), time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_server(("", port), backlog=len(hosts.names))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            if time.monotonic() >= end:
-                raise MissingHostsError(
-                    f"port {port}, at which process 0 waits for the others, was in use for {seconds:g} s: by another"
-                    f" run, or another process that is number 0 ({hosts.source}); end it, or choose another port"
-                ) from None
-        time.sleep(0.2)
-
-
-def _answer(hosts: Hosts, seconds: float) -> None:
-    host, _, port = hosts.coordinator.rpartition(":")
-    end = time.monotonic() + seconds
-    refused = ""
-    while (left := end - time.monotonic()) > 0:
-        try:
-            with socket.create_connection((host, int(port)), timeout=min(left, 10)) as connection:
-                connection.sendall(f"{hosts.index}\n".encode())
-                # Process 0 may have started its timeout later.
-                connection.settimeout(left + seconds + 10)
-                answer = connection.makefile().readline()
-        except OSError as error:
-            refused = f": {error}"
-            time.sleep(0.2)
-            continue
-        if answer:
-            return _check(hosts, json.loads(answer), seconds)
-        time.sleep(0.2)
-    raise MissingHostsError(
-        f"process {hosts.index} ({hosts.names[hosts.index]}) could not reach {hosts.names[0]}, process 0, at"
-        f" {hosts.coordinator} within {seconds:g} s{refused}"
-    )
-
-
-def _check(hosts: Hosts, missing: list[int], seconds: float) -> None:
-    if missing:
-        who = ", ".join(f"{hosts.names[number]} (process {number})" for number in missing)
-        raise MissingHostsError(
-            f"{len(missing)} of {len(hosts.names)} processes ({hosts.source}) did not start within {seconds:g} s: {who}"
-            f"; look at their logs, or raise {START_TIMEOUT}"
-        )
-
-
 def leave() -> None:
     """Leaves the run once all other processes have called this function."""
     if among_others():
@@ -207,10 +114,33 @@ def among_others() -> bool:
 
 
 def end_at_once(status: int) -> NoReturn:
-    """Ends this process without waiting for the others, which JAX then ends."""
+    """Ends this process without an orderly shutdown. JAX then ends the others.
+
+    Processes that know of an error of process 0 end first, with its status: after process 0, JAX would abort them.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    if _shared_errors:
+        _end_before_first(_shared_errors[-1])
     os._exit(status)
+
+
+def _end_before_first(key: str) -> None:
+    """Announces the end of this process or, in process 0, waits until all others have announced theirs.
+
+    Args:
+        key: that of the error that all processes end with.
+    """
+    import jax
+
+    client = _client()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if jax.process_index():
+            client.key_value_set(f"{key}/ends/{jax.process_index()}", "yes")
+            return
+        for number in range(1, jax.process_count()):
+            client.blocking_key_value_get(f"{key}/ends/{number}", TOLD_SECONDS * 1000)
+        time.sleep(LAST_WORD_SECONDS)
 
 
 def wait_for_dead_process(error: Exception) -> None:
@@ -341,32 +271,22 @@ def exchange(
 
 
 def _tell(key: str, error: Exception | None) -> None:
-    """Tells the other processes how a task of process 0 ended, and waits until they know of an error.
-
-    This process is about to end then, and with it JAX would end processes that have not been told.
-    """
-    import jax
-
+    """Tells the other processes how a task of process 0 ended."""
     client = _client()
     if error is None:
         client.key_value_set(key, json.dumps(None))
         return
     kind = next(name for name, kinds, _ in _TOLD if isinstance(error, kinds))
     client.key_value_set(key, json.dumps([str(error) or type(error).__name__, kind]))
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        for number in range(1, jax.process_count()):
-            client.blocking_key_value_get(f"{key}/told/{number}", TOLD_SECONDS * 1000)
+    _shared_errors.append(key)
 
 
 def _raise_told(key: str, seconds: float = SET_UP_SECONDS) -> None:
     """Waits for the end of a task of process 0, and raises its error."""
-    import jax
-
-    client = _client()
-    told = json.loads(client.blocking_key_value_get(key, int(seconds * 1000)))
+    told = json.loads(_client().blocking_key_value_get(key, int(seconds * 1000)))
     if told is None:
         return
-    client.key_value_set(f"{key}/told/{jax.process_index()}", "yes")
+    _shared_errors.append(key)
     text, kind = told
     raise next(raised for name, _, raised in _TOLD if name == kind)(f"process 0: {text}")
 
@@ -392,6 +312,8 @@ def stop_agreed(requested: bool) -> bool:
 
 
 _counts: dict[str, int] = {}
+# Keys of errors of process 0 that all processes know.
+_shared_errors: list[str] = []
 
 
 def _count(what: str) -> int:

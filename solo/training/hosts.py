@@ -1,7 +1,7 @@
 """The processes of a run, and the index of this one, from the scheduler's environment.
 
 JAX detects some of these clusters too (`jax._src.clusters`, private), but only their coordinator and counts. The roll
-call of `solo.training.distributed` also needs a name for every process. Nothing is imported from JAX here.
+call of `solo.training.roll_call` also needs a name for every process. Nothing is imported from JAX here.
 
     source        environment
     explicit      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; optionally SOLO_HOST_NAMES=name,name,...

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         from solo.training.lineage import branch_config
 
         config = config.model_copy(update={"branch": branch_config(arguments.branch_from)})
-    from solo.training.distributed import MissingHostsError, join
+    from solo.training.distributed import join
+    from solo.training.roll_call import MissingHostsError
     from solo.training.stopping import Interrupted, Stop
 
     stop = Stop()

@@ -1,10 +1,9 @@
-"""The roll call, between threads; tests/launch/test_processes.py runs real processes."""
+"""What processes tell each other, and how they end; tests/launch/test_processes.py trains in several."""
 
 import argparse
-import contextlib
-import socket
-import threading
-import time
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -14,83 +13,8 @@ from solo.config import ConfigError
 from solo.statuses import FAILED, MISTAKE, TRANSIENT, TransientError
 from solo.training import distributed
 from solo.training.checkpoint import CheckpointError
-from solo.training.distributed import MissingHostsError, first_then_others, roll_call, stop_agreed, wait_for_all
-from solo.training.hosts import Hosts
-
-NAMES = ("north", "east", "south", "west")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def wait_for_port(port: int) -> None:
-    for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.02)
-
-
-def call(*present: int, seconds: float = 2.0, noise: tuple[bytes, ...] = ()) -> dict[int, str]:
-    """Returns the error of each process that connects, or None."""
-    port, heard = free_port(), {}
-
-    def take_part(index: int) -> None:
-        try:
-            roll_call(Hosts(NAMES, index, f"127.0.0.1:{port}", None, "a test"), seconds)
-            heard[index] = ""
-        except MissingHostsError as error:
-            heard[index] = str(error)
-
-    threads = [threading.Thread(target=take_part, args=(index,)) for index in present]
-    for thread in threads:
-        thread.start()
-    for said in noise:
-        wait_for_port(port)
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(said)
-    for thread in threads:
-        thread.join(30)
-    assert len(heard) == len(present)
-    return heard
-
-
-def test_the_roll_call_ends_when_all_processes_have_connected() -> None:
-    assert call(3, 1, 2, 0) == dict.fromkeys(range(4), "")
-
-
-def test_missing_processes_are_named_to_all_others() -> None:
-    heard = call(0, 2)
-    assert set(heard) == {0, 2}
-    for text in heard.values():
-        assert "2 of 4 processes (a test) did not start within 2 s: east (process 1), west (process 3)" in text
-
-
-def test_without_process_0_each_says_where_it_looked() -> None:
-    (text,) = call(2, seconds=1).values()
-    assert "process 2 (south) could not reach north, process 0, at 127.0.0.1:" in text
-    assert "refused" in text
-
-
-def test_other_connections_are_ignored() -> None:
-    """A port scanner is not a process of the run."""
-    heard = call(0, 1, 2, noise=(b"GET / HTTP/1.1\r\n", b"99\n", b"\xff\xfe", b""))
-    assert "1 of 4 processes" in heard[0]
-    assert "west (process 3)" in heard[0]
-
-
-def test_a_port_that_an_earlier_attempt_holds_is_waited_for() -> None:
-    with socket.create_server(("", 0)) as held:
-        hosts = [Hosts(NAMES[:2], index, f"127.0.0.1:{held.getsockname()[1]}", None, "a test") for index in range(2)]
-        with pytest.raises(MissingHostsError, match=r"port \d+, .* was in use for 0\.3 s: by another run"):
-            roll_call(hosts[0], 0.3)
-        first = threading.Thread(target=roll_call, args=(hosts[0], 20))
-        first.start()
-        time.sleep(0.3)
-    roll_call(hosts[1], 20)
-    first.join(20)
-    assert not first.is_alive()
+from solo.training.distributed import first_then_others, stop_agreed, wait_for_all
+from tests.training.test_roll_call import free_port
 
 
 def test_a_single_process_waits_for_nothing() -> None:
@@ -149,3 +73,40 @@ def test_the_other_processes_end_with_the_status_of_the_first(monkeypatch, error
         raise raised.value
 
     assert cli._run(argparse.Namespace(verb=verb)) == status
+
+
+# Process 1 learns of the error, but is slow to end; its busy computer may not run it for a while.
+_SLOW_TO_END = """
+import sys, time
+from solo.config import ConfigError
+from solo.training.distributed import end_at_once, first_then_others, join
+
+def first():
+    raise ConfigError("wrong")
+
+hosts = join()
+try:
+    first_then_others(first, lambda: None)
+except ConfigError as error:
+    print(error, flush=True)
+    time.sleep(2 * hosts.index)
+    end_at_once(2)
+"""
+
+
+def test_process_0_ends_after_the_others_that_know_of_its_error(tmp_path) -> None:
+    """JAX would abort them after its end: 134, which launchers restart, instead of 2."""
+    hosts = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SLOW_TO_END],
+            env={**os.environ, **hosts, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert [text.splitlines()[-1] for text in said] == ["wrong", "process 0: wrong"]
