@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from solo.arguments import parse_with_overrides
-from solo.faults import fault_of
+from solo.faults import fault_of, is_of_runtime
 from solo.libtpu import may_have_tpu, quiet_libtpu
 from solo.statuses import FAILED, INTERRUPTED, MISTAKE, STOPPED, TRANSIENT, TransientError
 
@@ -57,6 +57,8 @@ def _run(parsed: argparse.Namespace) -> int:
         print(f"solo: {error}", file=sys.stderr)
         return TRANSIENT
     except MISTAKES as error:
+        if is_of_runtime(error):
+            raise
         print(f"solo: {error}", file=sys.stderr)
         return MISTAKE
     except RuntimeError as error:

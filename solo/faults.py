@@ -12,6 +12,8 @@ _NO_BACKEND = "Unable to initialize backend"
 # A process that was killed may still hold the devices; runtimes of accelerators start in any order.
 _MAY_PASS = ("already in use", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED")
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
+# How the words of such an error begin.
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED): ")
 
 
 class Fault(NamedTuple):
@@ -26,9 +28,20 @@ def fault_of(error: BaseException) -> Fault | None:
     text = str(error)
     if _NO_BACKEND in text or _is_silent(error):
         return _no_devices(text)
-    if text.startswith(_NO_MEMORY) and type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+    if text.startswith(_NO_MEMORY) and is_of_runtime(error):
         return _no_memory(text)
     return None
+
+
+def is_of_runtime(error: BaseException) -> bool:
+    """Returns whether JAX's runtime raised an error.
+
+    A compiled function raises ValueError, with the same words, if it fails while it is called: for want of memory, or
+    because another process is gone.
+    """
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+        return True
+    return type(error) is ValueError and _STATUS.match(str(error)) is not None
 
 
 def _is_silent(error: BaseException) -> bool:

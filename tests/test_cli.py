@@ -4,8 +4,10 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from solo.cli import main
@@ -187,10 +189,14 @@ def test_devices_of_a_process_that_is_about_to_end_are_worth_another_try(monkeyp
     assert may_be_retried(fault.status)
 
 
-def test_too_little_memory_is_explained(monkeypatch, capsys) -> None:
-    import jax.numpy as jnp
+def call_that_fails(arguments: object) -> None:
+    """As a compiled function does that was called before."""
+    raise ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
 
-    monkeypatch.setattr("solo.verbs.train.run", lambda arguments: jnp.zeros(1 << 50))
+
+@pytest.mark.parametrize("run", [lambda arguments: jnp.zeros(1 << 50), call_that_fails])
+def test_too_little_memory_is_explained(monkeypatch, capsys, run: Callable) -> None:
+    monkeypatch.setattr("solo.verbs.train.run", run)
     assert main(["train", "configs/quickstart.yaml"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("solo: the devices' memory does not suffice: Out of memory allocating ")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from solo.config import ConfigError
+from solo.faults import is_of_runtime
 from solo.statuses import TransientError
 from solo.training.hosts import Hosts, find_hosts, seconds_of
 from solo.training.roll_call import START_TIMEOUT, roll_call
@@ -149,12 +150,10 @@ def wait_for_dead_process(error: Exception) -> None:
     Args:
         error: that error, or one that it led to: a save fails, too, if another process dies.
     """
-    if not among_others():
+    if not among_others() or isinstance(error, TransientError):
         return
-    import jax
-
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+    while cause is not None and not is_of_runtime(cause):
         cause = cause.__cause__ or cause.__context__
     if cause is not None and not str(cause).startswith(_OWN_FAULTS):
         print(f"solo: {error}\nsolo: waiting to see whether another process died", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import json
 import shutil
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,17 @@ Pictures = Callable[[Mapping[str, Any]], Sequence[bytes | None]]
 
 _SHOWN = "shown.json"
 _EVENTS = "events.out.tfevents."
+
+
+def _import_library() -> None:
+    """Imports tensorboardX, which would import what else it can write from and to: seconds at every start."""
+    hidden = {"torch", "boto3", "google.cloud.storage"} - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        import tensorboardX  # noqa: F401
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 class TensorBoard:
@@ -40,7 +52,7 @@ class TensorBoard:
 
     def begin(self, resume_step: int) -> int:
         """Opens a new file. Returns the last step that needs not be shown again; -1 if there is none."""
-        # Imported here: it is slow.
+        _import_library()
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
 

@@ -88,7 +88,7 @@ def _train(
     except Interrupted:
         leave()
         raise
-    except (JaxRuntimeError, CheckpointError) as error:
+    except (JaxRuntimeError, ValueError, CheckpointError) as error:
         wait_for_dead_process(error)
         raise
     finally:

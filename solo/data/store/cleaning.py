@@ -6,18 +6,20 @@ import re
 from pathlib import Path
 
 from solo.data.store.description import Description
-from solo.data.store.part_files import PARTIAL
 
 _PART_FILE = re.compile(r"[0-9a-f]{16}\.[\w.]+")
+# `PartFiles`, `assemble` and `write_whole` give such names: with a process's number, until the file is complete.
+_UNFINISHED = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.partial)?")
 _INDEX = re.compile(r"[0-9a-f]{16}")
 _LEGACY = re.compile(r"shard-\d{5,}\.array_record|index\.npz")  # of earlier versions
 
 
 def remove_partial(source: Path) -> None:
     """Removes files that a killed process left unfinished. No other process may prepare the source."""
-    for folder in (source / "parts", source / "index"):
-        for path in folder.glob(f".*{PARTIAL}") if folder.is_dir() else ():
-            _remove(path)
+    for folder in (source, source / "parts", source / "index"):
+        for path in list(folder.iterdir()) if folder.is_dir() else ():
+            if _UNFINISHED.fullmatch(path.name):
+                _remove(path)
 
 
 def remove_unused(source: Path, description: Description) -> None:

@@ -99,6 +99,24 @@ def test_a_killed_preparation_is_continued(tmp_path, whole, parts):
     assert {path: after[path] for path in kept} == kept
 
 
+def test_files_that_a_killed_process_left_unfinished_are_removed(tmp_path, whole):
+    """Whatever it was writing: a part, its manifest, the index or what describes the source. Other files stay."""
+    prepare(made(tmp_path), workers=1)
+    source = tmp_path / "data" / "sources" / "chat"
+    manifest = next((source / "parts").glob("*.json"))
+    manifest.unlink()  # what was being written when the process was killed
+    (source / "source.json").unlink()
+    for name in ("source.json.7-0123abcd", f"parts/{manifest.name}.7-0123abcd", "parts/a.records.7-0123abcd.partial"):
+        path = source / name
+        path.with_name(f".{path.name}").write_bytes(b"{")
+    index = source / "index" / ".a.7-0123abcd.partial"
+    index.mkdir()
+    (index / "rows.npy").touch()
+    (source / "parts" / ".of the user.json").touch()
+    prepare(made(tmp_path), workers=1)
+    assert state(tmp_path / "data") == {**whole, "sources/chat/parts/.of the user.json": b""}
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 3)], ids=["lost", "cut"])
 @pytest.mark.parametrize("end", ["records", "images", "table.npz", "tokens", "runs.npz", "json"])
 def test_files_that_are_lost_or_cut_are_made_again(tmp_path, whole, end, damage):
