@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import solo
-from solo.inference.monolith import Monolith
-from solo.inference.prompt import Conversation
+from solo.evaluation.scoring.fitting import fitted
+from solo.inference.decoding import Decoding
+from solo.inference.monolith import Monolith, parse
+from solo.inference.prompt import Conversation, in_order
 from solo.training.evaluators import TRAINED
 
 # Rows of this many batches share one padded shape. A larger number compiles less and pads more.
@@ -72,11 +75,15 @@ class Answering:
         weights: of a run, `trained`, or the name of an average.
         batch_size: largest number of requests that are answered together.
         seed: seed of the draws of tasks that sample.
+        context: the most patches and text tokens of a sequence; None: see `TrainedModel.context`.
     """
 
-    def __init__(self, pretrained: str, weights: str = TRAINED, batch_size: int = 1, seed: int = 0):
+    def __init__(
+        self, pretrained: str, weights: str = TRAINED, batch_size: int = 1, seed: int = 0, context: int | None = None
+    ):
         self.model: Monolith = solo.load(pretrained, weights=weights)
         self.batch_size, self.seed = batch_size, seed
+        self.context = context or self.model.context
 
     def answer(self, requests: Sequence[tuple[Conversation, Settings]], first: int = 0) -> list[str]:
         """Answers conversations with their settings; requests of the same settings are answered together.
@@ -93,16 +100,37 @@ class Answering:
             groups.setdefault(settings, []).append(number)
         answers: dict[int, str] = {}
         for settings, numbers in groups.items():
-            written = self.model.generate(
-                [requests[number][0] for number in numbers],
-                settings.max_new_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=self.seed + first,
-                batch_rows=self.batch_size,
-            )
+            written = self._write([requests[number][0] for number in numbers], settings, self.seed + first)
             answers |= {number: settings.cut(text) for number, text in zip(numbers, written, strict=True)}
         return [answers[number] for number in range(len(requests))]
+
+    def _write(self, conversations: Sequence[Conversation], settings: Settings, seed: int) -> list[str]:
+        """Answers conversations as `solo evaluate` does: images are made smaller where a prompt would not fit.
+
+        The answer to a prompt that does not fit even so is empty. Harnesses allow answers that are longer than a small
+        model's sequences: an answer takes at most half of a sequence.
+        """
+        model, limit = self.model, settings.max_new_tokens
+        limit = limit if self.context is None else max(1, min(limit, self.context // 2))
+        prompts = [model.runs(turns, open_turn=True) for turns in parse(conversations)]
+        fit = fitted(prompts, model.config.image, self.context, limit)
+        fits = [number for number in range(len(prompts)) if number not in fit.too_long]
+        for count, what in (
+            (len(fit.smaller), "do not fit the model's longest sequence, and their images were made smaller"),
+            (len(fit.too_long), "do not fit the model's longest sequence at all; their answers are empty"),
+        ):
+            if count:
+                print(f"solo: {count} of {len(prompts)} prompts {what}", file=sys.stderr)
+        if not fits:
+            return [""] * len(prompts)
+        rows = model.answered_together(len(fits), self.batch_size)
+        plan = in_order(fit.needs[fits], rows, model.mesh.shape["context"])
+        plan = [batch._replace(numbers=tuple(fits[place] for place in batch.numbers)) for batch in plan]
+        decoding = Decoding(limit, settings.temperature, settings.top_p)
+        written = dict.fromkeys(range(len(prompts)), "")
+        for batch, answers in model.answer(prompts, plan, rows, decoding, seed=seed, smaller=fit.smaller):
+            written |= {number: answer.text for number, answer in zip(batch.numbers, answers, strict=True)}
+        return list(written.values())
 
     @property
     def chunk(self) -> int:

@@ -29,6 +29,8 @@ class Solo(lmms):
         max_new_tokens: the limit for tasks that give none.
         system_prompt: a text, or a file with it, that begins every conversation.
         seed: seed of the draws of tasks that sample.
+        context: the longest sequence, in patches and text tokens; by default as in training, or as the repository says.
+            Images are made smaller until a prompt fits.
         max_batch_size: lmms-eval passes it; must be None, since batch sizes are not searched for.
         device: lmms-eval passes it; JAX chooses the devices (`JAX_PLATFORMS`).
 
@@ -46,6 +48,7 @@ class Solo(lmms):
         max_new_tokens: int = 1024,
         system_prompt: str | None = None,
         seed: int = 0,
+        context: int | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
         **unknown: Any,
@@ -59,7 +62,7 @@ class Solo(lmms):
             raise ValueError("--batch_size must be a number from 1; solo does not search for the largest")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("start one process: JAX uses all of its devices by itself")
-        self.answering = Answering(str(pretrained), weights, int(batch_size), seed)
+        self.answering = Answering(str(pretrained), weights, int(batch_size), seed, context)
         self.max_new_tokens = int(max_new_tokens)
         self.system_prompt = self._resolve_system_prompt(system_prompt) if system_prompt else ""
 

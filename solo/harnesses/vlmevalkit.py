@@ -27,6 +27,8 @@ class Solo(BaseModel):
     Args:
         pretrained: a run, one of its checkpoints (`runs/x@1000`), or a repository.
         weights: of a run, `trained`, or the name of an average.
+        context: the longest sequence, in patches and text tokens; by default as in training, or as the repository says.
+            Images are made smaller until a prompt fits.
         settings: generation settings such as `max_new_tokens` (by default 1,024) and `temperature` (by default 0).
 
     Raises:
@@ -36,10 +38,10 @@ class Solo(BaseModel):
     INTERLEAVE = True
     allowed_types = ("text", "image")
 
-    def __init__(self, pretrained: str, weights: str = TRAINED, **settings: Any):
+    def __init__(self, pretrained: str, weights: str = TRAINED, context: int | None = None, **settings: Any):
         super().__init__()
         self.settings = Settings.of(settings, max_new_tokens=1024)
-        self.answering = Answering(pretrained, weights)
+        self.answering = Answering(pretrained, weights, context=context)
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
         """Answers one message of texts and images, [{"type": "image" or "text", "value": path or text}]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 HELP = "evaluate a checkpoint of a run again, or score a model on benchmarks and on text"
 DESCRIPTION = (
@@ -37,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where all files are written; default: RUN/benchmarks/STEP, or benchmarks/NAME for a model that is no run",
     )
     asked.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or text file")
-    asked.add_argument(
-        "--batch-rows", type=int, default=32, metavar="N", help="the most prompts answered together; default 32"
-    )
+    asked.add_argument("--batch-rows", type=int, metavar="N", help="the most prompts answered together; default 32")
     asked.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="the longest answer; default: the benchmark's own limit"
     )
@@ -55,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--page-items",
         type=int,
-        default=2_000,
         metavar="N",
         help="the most questions of a benchmark on the page; default 2000",
     )
@@ -84,10 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PREDICTIONS",
         help="a file or folder of predictions to compare with; repeatable",
     )
-    further.add_argument(
-        "--resamples", type=int, default=2_000, metavar="N", help="number of bootstrap resamples; default 2000"
-    )
-    further.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap; default 0")
+    further.add_argument("--resamples", type=int, metavar="N", help="number of bootstrap resamples; default 2000")
+    further.add_argument("--seed", type=int, metavar="N", help="seed of the bootstrap; default 0")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -133,16 +129,15 @@ def _score(arguments: argparse.Namespace) -> int:
         files=tuple(arguments.files or ()),
         output=arguments.output,
         limit=arguments.limit,
-        batch_rows=arguments.batch_rows,
         max_new_tokens=arguments.max_new_tokens,
         context=arguments.context,
         baselines=(*(("removed",) if asks_without else ()), *(("blanked",) if arguments.blank_images else ())),
         language_model=arguments.language_model,
         against=tuple(arguments.against or ()),
         texts=tuple(path for paths in arguments.text or () for path in paths),
-        how=Resampling(arguments.resamples, arguments.seed),
+        how=Resampling(**_only_given(arguments, "resamples", "seed")),
         force=arguments.force,
-        page_items=arguments.page_items,
+        **_only_given(arguments, "batch_rows", "page_items"),
     )
     console = Console()
     observer = ProgressBar(console)
@@ -159,13 +154,15 @@ def _score(arguments: argparse.Namespace) -> int:
 
 _FOR_TASKS = ("files", "max_new_tokens", "page_items", "without_images", "blank_images", "against")
 _FOR_BOTH = ("output", "limit", "batch_rows", "context", "force", "language_model", "resamples", "seed")
-_DEFAULTS = {"batch_rows": 32, "page_items": 2_000, "resamples": 2_000, "seed": 0}
 
 
 def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> str | None:
-    """Returns the first of these options that differs from its default, or None."""
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value is not False and value != _DEFAULTS.get(name):
-            return f"--{name.replace('_', '-')}"
-    return None
+    """Returns the first of these options that was given, or None."""
+    # 0 equals False, and is a number that somebody gave.
+    given = [name for name in names if not any(getattr(arguments, name) is unset for unset in (None, False))]
+    return f"--{given[0].replace('_', '-')}" if given else None
+
+
+def _only_given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Returns the values of those of these options that were given; the others keep their defaults."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -5,9 +5,13 @@ import importlib
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
+from solo.evaluation.scoring.fitting import fitted
 from solo.harnesses.answering import Settings
+from solo.inference.monolith import Monolith, parse
+from solo.inference.prompt import prompt_needs
 from tests.harnesses.questions import conversation, question
 from tests.tiny import tiny_monolith
 
@@ -100,6 +104,30 @@ def test_answers_are_ours_in_the_order_of_the_requests(make, monolith):
     assert len(set(found)) == len(found)
     assert model.cached == [("generate_until", (question(n), settings[n]), text) for n, text in enumerate(found)]
     assert not model.is_simple
+
+
+def test_prompts_are_made_to_fit_as_solo_evaluate_makes_them(make, monolith, capsys):
+    """Five pictures of several sizes: some prompts fit, some fit with a smaller picture, and no prompt of 8 does."""
+    prompts = [monolith.runs(turns, open_turn=True) for turns in parse([conversation(number) for number in range(5)])]
+    whole = prompt_needs(prompts, monolith.config.image).sum(axis=1)
+    context = int(np.median(whole)) + 6
+    fit = fitted(prompts, monolith.config.image, context, 6)
+    assert 0 < len(fit.smaller) < 5
+    assert not fit.too_long
+
+    def answers(count, **arguments):
+        model = make(batch_size="2", **arguments)
+        return model.generate_until(requests_of(model, [GREEDY] * count))
+
+    found = answers(5, context=context)
+    for number, text in enumerate(found):
+        image = fit.smaller.get(number, monolith.config.image)
+        alone = Monolith(
+            monolith.config.model_copy(update={"image": image}), monolith.tokenizer, monolith.parameters, monolith.mesh
+        )
+        assert text == alone.generate([conversation(number)], 6)[0].strip()
+    assert f"solo: {len(fit.smaller)} of 5 prompts do not fit" in capsys.readouterr().err
+    assert answers(2, context=8) == ["", ""]
 
 
 def test_the_separator_of_examples_does_not_end_an_answer(make):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2_000
-LEVEL = 0.95
+_COVERAGE = 0.95
 _DRAWS = 1 << 22  # held in memory at once
 
 Value = Callable[[np.ndarray], np.ndarray]
@@ -66,8 +66,8 @@ class Tallies:
         return float(self.value(self.clusters.sum(axis=0)))
 
 
-def interval(tallies: Tallies, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
-    """Returns a metric with its percentile interval. Equal arguments give equal intervals.
+def interval(tallies: Tallies, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Returns a metric with its 95% percentile interval. Equal arguments give equal intervals.
 
     Where every question is right, or every one wrong, all resamples agree, and the interval has no width. A single
     cluster says nothing about the spread: the bounds are not numbers.
@@ -76,10 +76,9 @@ def interval(tallies: Tallies, *, resamples: int = RESAMPLES, seed: int = 0, lev
         tallies: the metric.
         resamples: how many times the clusters are drawn, with replacement.
         seed: of the draws.
-        level: coverage that is aimed at.
     """
     (found,) = _resampled([tallies], resamples, seed)
-    return Interval(tallies.total(), *_percentiles(found, level))
+    return Interval(tallies.total(), *_percentiles(found))
 
 
 def difference(
@@ -88,17 +87,15 @@ def difference(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    level: float = LEVEL,
     floor: float = -np.inf,
 ) -> Difference:
-    """Returns first - second with the paired percentile interval.
+    """Returns first - second with the paired 95% percentile interval.
 
     Args:
         first: a metric.
         second: a metric of the same clusters, in the same order.
         resamples: see `interval`.
         seed: see `interval`.
-        level: see `interval`.
         floor: smaller differences count as this one, also those of the resamples.
 
     Raises:
@@ -109,7 +106,7 @@ def difference(
     mine, other = _resampled([first, second], resamples, seed)
     plain = mine - other
     value = first.total() - second.total()
-    low, high = _percentiles(np.maximum(plain, floor), level)
+    low, high = _percentiles(np.maximum(plain, floor))
     known = plain[~np.isnan(plain)]
     tail = min((known <= 0).sum(), (known >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (len(known) + 1)) if len(known) else float("nan")
@@ -140,9 +137,9 @@ def _weights(clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
     known = values[~np.isnan(values)]
     if not len(known):
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
     return float(low), float(high)
