@@ -4,8 +4,10 @@ import os
 import shutil
 import tempfile
 
-# Before jax is imported for the first time. Unoptimised code compiles twice as fast, and tests mostly compile.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+from tests.compiler import QUICK
+
+# Before jax is imported for the first time.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK}"
 # The compiler for TPUs may be installed; its TPUs are not looked for.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most tests train the same tiny models, and most of their time is compilation. pytest-xdist's workers and the processes

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from solo.training.metrics import read_metrics
+from tests.compiler import QUICK
 from tests.training.test_resume import CONFIG
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def environment() -> dict[str, str]:
     """Variables for a launch from any folder."""
     return {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": QUICK,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
     }

@@ -14,6 +14,7 @@ import yaml
 
 from solo.training.ledger import goodput, read_ledger
 from solo.training.metrics import read_metrics
+from tests.compiler import QUICK
 
 CONFIG = {
     "name": "run",
@@ -56,7 +57,7 @@ class Runs:
     def start(self, name: str, *overrides: str, **popen) -> subprocess.Popen:
         environment = {
             **os.environ,
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": QUICK,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         settings = (f"name={name}", f"folder={self.folder / 'runs'}", f"data.folder={self.folder / 'data'}")
@@ -188,7 +189,7 @@ def test_a_full_disk_while_saving_keeps_the_last_good_checkpoint(runs: Runs) -> 
     process.kill()
     process.communicate()
     arguments = [a.replace("name=whole", "name=full") for a in process.args[3:]]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": QUICK}
     done = subprocess.run(
         [sys.executable, "-c", limited, *arguments], env=environment, capture_output=True, text=True, timeout=120
     )

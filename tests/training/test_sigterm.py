@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.compiler import QUICK
 from tests.training.test_resume import Runs
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ def stopped(runs: Runs, hook: str, *overrides: str) -> str:
     started.kill()
     started.communicate()
     command = [sys.executable, "-c", _HOOKED, *hook.split(), *started.args[3:]]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": QUICK}
     process = subprocess.Popen(
         command,
         env=environment | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from solo.scaling.sweep.spec import SweepSpec, load_spec
+from tests.compiler import QUICK
 
 # One device, because two rows cannot be sharded over eight.
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": QUICK}
 MODEL = {
     "width": 16,
     "layers": 1,
