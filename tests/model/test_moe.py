@@ -36,20 +36,21 @@ def slots(seed: int = 1) -> tuple[Regions, Regions]:
 
 def one_by_one(x_ND: jax.Array, found: ExpertWeights, top_k: int) -> jax.Array:
     """One slot at a time, with every expert on it."""
-    outputs = []
-    for x in x_ND:
+
+    def one(x):
         probability = jax.nn.softmax(x @ found.router)
         chosen = jnp.argsort(-probability)[:top_k]
         share = probability[chosen] / (probability[chosen].sum() if top_k > 1 else 1)
         each = jnp.stack([(jax.nn.silu(x @ g) * (x @ u)) @ d for g, u, d in zip(*found[1:], strict=True)])
-        outputs.append(share @ each[chosen])
-    return jnp.stack(outputs)
+        return share @ each[chosen]
+
+    return jax.lax.map(one, x_ND)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_no_slot_is_dropped_and_each_uses_its_experts(top_k) -> None:
     (x, live), found = slots(), weights()
-    out, load = routed_ffn(x, live, found, top_k)
+    out, load = jax.jit(routed_ffn, static_argnums=3)(x, live, found, top_k)
     flat = x.join().reshape(-1, D)
     np.testing.assert_allclose(out.join().reshape(-1, D), one_by_one(flat, found, top_k), atol=1e-5)
     assert load.slots == live.join().sum()
@@ -64,8 +65,9 @@ def test_gradients_equal_those_of_the_loop() -> None:
     def sparse(found: ExpertWeights, x: Regions) -> jax.Array:
         return jnp.sum(jnp.sin(routed_ffn(x, live, found, 2)[0].join()))
 
-    grads = jax.grad(sparse, argnums=(0, 1))(found, x)
-    expected = jax.grad(lambda f, x: jnp.sum(jnp.sin(one_by_one(x, f, 2))), argnums=(0, 1))(found, flat)
+    grads = jax.jit(jax.grad(sparse, argnums=(0, 1)))(found, x)
+    loop = jax.jit(jax.grad(lambda f, x: jnp.sum(jnp.sin(one_by_one(x, f, 2))), argnums=(0, 1)))
+    expected = loop(found, flat)
     for got, wanted in zip(grads[0], expected[0], strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-5)
     np.testing.assert_allclose(grads[1].join().reshape(-1, D), expected[1], atol=2e-5)
@@ -77,20 +79,22 @@ def definition() -> ModelDefinition:
 
 def test_the_balancing_loss_is_one_for_an_even_load_and_grows_with_its_weight() -> None:
     model = definition()
-    parameters = model.initialise(jax.random.key(0))
+    parameters = jax.jit(model.initialise)(jax.random.key(0))
     even = {**parameters, "layers/ffn/moe/router": jnp.zeros_like(parameters["layers/ffn/moe/router"])}
     row = stack([pack([random_document(np.random.default_rng(0), 50, 2)], model, RowShape(32, 40, 32))])
     # With equal probabilities E x sum(share x 1/E) = 1 for any choice.
-    assert model.bind(even).hidden(row).auxiliary == pytest.approx(1.0, rel=1e-5)
-    assert model.bind(parameters).hidden(row).auxiliary > 1.0
+    auxiliary = jax.jit(lambda parameters: model.bind(parameters).hidden(row).auxiliary)
+    assert auxiliary(even) == pytest.approx(1.0, rel=1e-5)
+    assert auxiliary(parameters) > 1.0
 
-    def loss(share: float) -> float:
+    @jax.jit
+    def loss(share: jax.Array) -> jax.Array:
         config = LossConfig()
         weighted = row._replace(target_weights=normalised_weights(jnp.asarray(row.target_weights), config))
-        return float(batch_loss(model, Placement(), parameters, weighted, config, share=share)[0])
+        return batch_loss(model, Placement(), parameters, weighted, config, share=share)[0]
 
-    auxiliary = float(model.bind(parameters).hidden(row).auxiliary)
-    assert loss(1.0) - loss(0.0) == pytest.approx(SETTINGS.auxiliary_weight * auxiliary, rel=1e-2)
+    expected = SETTINGS.auxiliary_weight * float(auxiliary(parameters))
+    assert float(loss(1.0)) - float(loss(0.0)) == pytest.approx(expected, rel=1e-2)
 
 
 def one_device():
@@ -100,7 +104,7 @@ def one_device():
 @pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2, "context": 2}, {"data": 2, "fsdp": 4}])
 def test_a_mesh_computes_the_same(sizes) -> None:
     model = definition()
-    parameters = model.initialise(jax.random.key(0))
+    parameters = jax.jit(model.initialise)(jax.random.key(0))
     documents = [random_document(np.random.default_rng(seed), 50, 2) for seed in range(8)]
     batch = stack([pack([document], model, RowShape(32, 40, 32)) for document in documents])
     batch = batch._replace(target_weights=normalised_weights(jnp.asarray(batch.target_weights), LossConfig()))

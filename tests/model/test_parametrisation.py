@@ -1,7 +1,6 @@
 """muP and CompleteP: equal to the standard parametrisation at the base size, and their factors at other sizes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,7 +50,7 @@ def test_all_parametrisations_agree_at_the_base_size() -> None:
     for kind in KINDS:
         of = definition(kind)
         made = make_stage(of, stage, 2, SafetyConfig(), make_mesh(MeshConfig(), jax.devices()[:1]))
-        state = made.start(of.initialise(jax.random.key(0)))
+        state = made.start(jax.jit(of.initialise)(jax.random.key(0)))
         for seed in range(2):
             state, measured = made.step(state, random_batch(of, seed))
         found.append((float(measured["loss"]), jax.device_get(state.parameters)))
@@ -93,7 +92,7 @@ def test_initial_scales_follow_width_and_depth() -> None:
     wide = {"width": 128, "heads": 16, "kv_heads": 8, "ffn_width": 192}
 
     def deviations(kind: str, **changes) -> dict[str, float]:
-        drawn = definition(kind, **changes).initialise(jax.random.key(0))
+        drawn = jax.jit(definition(kind, **changes).initialise)(jax.random.key(0))
         return {path: float(value.std()) for path, value in drawn.items()}
 
     before, mup = deviations("standard", **wide), deviations("mup", **wide)
@@ -108,9 +107,9 @@ def test_steps_and_eps_follow_the_size() -> None:
     of = definition("completep", base_width=16, base_layers=1)
     assert (width_factor(of.config), depth_factor(of.config)) == (2, 2)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, eps=1e-3, clip_norm=None), of.specs, of.config)
-    params = {path: jnp.zeros(spec.shape) for path, spec in of.specs.items()}
-    grads = {path: jnp.full(spec.shape, 1e-3) for path, spec in of.specs.items()}
-    steps, _ = optimizer.update(grads, optimizer.init(params), params)
+    params = {path: np.zeros(spec.shape, np.float32) for path, spec in of.specs.items()}
+    grads = {path: np.full(spec.shape, 1e-3, np.float32) for path, spec in of.specs.items()}
+    steps, _ = jax.jit(lambda: optimizer.update(grads, optimizer.init(params), params))()
 
     def expected(step: float, eps: float) -> float:
         return step * 1e-3 / (1e-3 + eps * 1e-3)

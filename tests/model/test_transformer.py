@@ -65,7 +65,7 @@ CASES = [
 @pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
 def test_packed_rows_equal_the_reference_model_on_each_document(documents, experts, mode, switches) -> None:
     definition = make(experts, mode, **switches)
-    parameters = definition.initialise(jax.random.key(1))
+    parameters = jax.jit(definition.initialise)(jax.random.key(1))
     row = pack(documents, definition, RowShape(64, 80, 64))
     loss, grads = loss_and_grads(definition, parameters, stack([row]))
 
@@ -80,14 +80,14 @@ def test_packed_rows_equal_the_reference_model_on_each_document(documents, exper
 
 def test_outputs_are_in_the_slots_of_their_elements(documents) -> None:
     definition = make(ALL_EXPERTS, "bidirectional")
-    parameters = definition.initialise(jax.random.key(2))
+    parameters = jax.jit(definition.initialise)(jax.random.key(2))
     row = stack([pack(documents, definition, RowShape(64, 80, 64))])
     model = definition.bind(parameters)
     hidden = jax.jit(model.hidden)(row).hidden
-    logits = model.logits(hidden.join())[0]
+    logits = np.asarray(model.logits(hidden.join())[0])
     patch, text = 0, 64
     for document in documents:
-        expected = forward(parameters, definition.config, definition.image, document)
+        expected = jax.jit(lambda p, d=document: forward(p, definition.config, definition.image, d))(parameters)
         for number, token in enumerate(document.tokens):
             slot = patch if token < 0 else text
             patch, text = patch + (token < 0), text + (token >= 0)
@@ -97,7 +97,7 @@ def test_outputs_are_in_the_slots_of_their_elements(documents) -> None:
 def test_packed_equals_unpacked(documents) -> None:
     """One row of three documents against three rows of one document: loss and every gradient."""
     definition = make(VISUAL_FFN, "causal")
-    parameters = definition.initialise(jax.random.key(4))
+    parameters = jax.jit(definition.initialise)(jax.random.key(4))
     packed = stack([pack(documents, definition, RowShape(64, 80, 64))])
     alone = stack([pack([document], definition, RowShape(48, 64, 64)) for document in documents])
     loss, grads = loss_and_grads(definition, parameters, packed)
@@ -109,7 +109,7 @@ def test_packed_equals_unpacked(documents) -> None:
 def test_text_does_not_use_the_visual_expert(documents) -> None:
     """With NaN in the visual expert, text stays the same and patches become NaN."""
     definition = make(VISUAL_FFN, "causal")
-    parameters = definition.initialise(jax.random.key(5))
+    parameters = jax.jit(definition.initialise)(jax.random.key(5))
     text_only = [
         document
         for document in [random_document(np.random.default_rng(s), VOCAB, 2, 1) for s in range(9)]
@@ -117,8 +117,8 @@ def test_text_does_not_use_the_visual_expert(documents) -> None:
     ]
     batch = stack([pack(text_only, definition, RowShape(8, 64, 64))])
     poisoned = {path: value * np.nan if "ffn/patches" in path else value for path, value in parameters.items()}
-    clean = definition.bind(parameters).hidden(batch).hidden
-    dirty = definition.bind(poisoned).hidden(batch).hidden
+    hidden = jax.jit(lambda parameters: definition.bind(parameters).hidden(batch).hidden)
+    clean, dirty = hidden(parameters), hidden(poisoned)
     np.testing.assert_array_equal(clean.text, dirty.text)
     assert np.isnan(dirty.patches).all()
 
@@ -126,7 +126,7 @@ def test_text_does_not_use_the_visual_expert(documents) -> None:
 def test_bfloat16_is_close_to_float32(documents) -> None:
     definition = make(VISUAL_FFN, "causal")
     half = make(VISUAL_FFN, "causal", compute_dtype="bfloat16")
-    parameters = definition.initialise(jax.random.key(6))
+    parameters = jax.jit(definition.initialise)(jax.random.key(6))
     row = stack([pack(documents, definition, RowShape(64, 80, 64))])
     loss, _ = loss_and_grads(definition, parameters, row)
     half_loss, grads = loss_and_grads(half, parameters, row)
@@ -136,7 +136,7 @@ def test_bfloat16_is_close_to_float32(documents) -> None:
 
 def test_the_patch_bias_and_the_patch_token_are_added_to_every_patch(documents) -> None:
     definition = make(SHARED, "causal", patch_embed=PatchEmbedConfig(bias=True, token_id=3))
-    parameters = definition.initialise(jax.random.key(7))
+    parameters = jax.jit(definition.initialise)(jax.random.key(7))
     row = stack([pack(documents, definition, RowShape(64, 80, 64))])
     shift = jnp.zeros_like(parameters["text_embed"]).at[3].set(2.0)
     moved = {

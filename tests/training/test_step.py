@@ -1,5 +1,7 @@
 """One step: accumulation, frozen parameters, averaging, bad losses; on one device and on meshes of eight."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +52,14 @@ def batches(count: int, rows: int = 8) -> list[Batch]:
     return [stack([row() for _ in range(rows)]) for _ in range(count)]
 
 
+@cache
+def made(definition: ModelDefinition, stage: str, safety: SafetyConfig, mesh_config: MeshConfig, devices: int):
+    """The mesh, the jitted initialisation and the stage, which tests share: tracing it takes longer than its steps."""
+    mesh = make_mesh(mesh_config, jax.devices()[:devices])
+    config = StageConfig.model_validate_json(stage)
+    return mesh, jax.jit(definition.initialise), make_stage(definition, config, 5, safety, mesh)
+
+
 def run(
     stage: StageConfig,
     data: list[Batch],
@@ -59,9 +69,9 @@ def run(
     definition: ModelDefinition = DEFINITION,
 ):
     """Losses of every step, and the state after the last."""
-    mesh = make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
-    built = make_stage(definition, stage, 5, safety or SafetyConfig(), mesh)
-    state = built.start(definition.initialise(jax.random.key(0)))
+    wanted = (stage.model_dump_json(), safety or SafetyConfig(), mesh_config or MeshConfig(), devices)
+    mesh, initialise, built = made(definition, *wanted)
+    state = built.start(initialise(jax.random.key(0)))
     measured = []
     for batch in data:
         state, metrics = built.step(state, device_batch(batch, mesh))

@@ -1,5 +1,7 @@
 """Update rules against optax on each layer's own matrix, on one device and on eight; groups; what is refused."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,21 +121,31 @@ def by_optax(case: str) -> optax.GradientTransformation:
     return optax.partition({"muon": rules[case], "rest": adamw}, labels)
 
 
+@partial(jax.jit, static_argnums=0)
+def step(optimizer, scales: dict, parameters: dict, state, gradients: dict):
+    directions, state = optimizer.update(gradients, state, parameters)
+    return {p: v - RATE * scales.get(p, 1.0) * directions[p] for p, v in parameters.items()}, state
+
+
+@partial(jax.jit, static_argnums=0)
+def optax_step(optimizer, parameters: dict, state, gradients: dict):
+    updates, state = optimizer.update(gradients, state, parameters)
+    return optax.apply_updates(parameters, updates), state
+
+
 def train(optimizer, parameters: dict, steps: int = 3, scales: dict | None = None, state=None, first: int = 0):
     """Some steps as `solo.training.step` takes them."""
-    state = optimizer.init(parameters) if state is None else state
+    state = jax.jit(optimizer.init)(parameters) if state is None else state
     for number in range(first, first + steps):
         gradients = {path: value for path, value in arrays(10 + number).items() if path in parameters}
-        directions, state = optimizer.update(gradients, state, parameters)
-        parameters = {p: v - RATE * (scales or {}).get(p, 1.0) * directions[p] for p, v in parameters.items()}
+        parameters, state = step(optimizer, scales or {}, parameters, state, gradients)
     return parameters, state
 
 
 def train_by_optax(optimizer, parameters: dict, steps: int = 3) -> dict:
-    state = optimizer.init(parameters)
+    state = jax.jit(optimizer.init)(parameters)
     for number in range(steps):
-        updates, state = optimizer.update(unstacked(arrays(10 + number)), state, parameters)
-        parameters = optax.apply_updates(parameters, updates)
+        parameters, state = optax_step(optimizer, parameters, state, unstacked(arrays(10 + number)))
     return parameters
 
 
@@ -146,10 +158,9 @@ def assert_close(found: dict, expected: dict, rtol: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("case", RULES)
 def test_each_layer_is_updated_as_by_optax_on_its_own_matrix(case: str) -> None:
-    found, _ = jax.jit(lambda p: train(make_optimizer(rule_config(case), SPECS, MODEL), p))(arrays(0))
+    found, _ = train(make_optimizer(rule_config(case), SPECS, MODEL), arrays(0))
     reference = optax.chain(optax.clip_by_global_norm(CLIP), by_optax(case))
-    expected = jax.jit(lambda p: train_by_optax(reference, p))(unstacked(arrays(0)))
-    assert_close(unstacked(found), expected)
+    assert_close(unstacked(found), train_by_optax(reference, unstacked(arrays(0))))
 
 
 def test_a_momentum_of_zero_is_plain_gradient_descent() -> None:
@@ -180,7 +191,7 @@ def test_groups_are_transformations_of_their_own() -> None:
         learning_rate_scale={"*bias": 9.0, "head": 2.0},
     )
     scales = rate_scales(SPECS, stage)
-    found, _ = jax.jit(lambda p: train(make_optimizer(of, SPECS, MODEL), p, scales=scales))(arrays(0))
+    found, _ = train(make_optimizer(of, SPECS, MODEL), arrays(0), scales=scales)
 
     def label(name: str) -> str:
         if name.startswith(("layers/qkv", "layers/out")):
@@ -206,7 +217,7 @@ def test_groups_are_transformations_of_their_own() -> None:
         "rest": optax.adamw(RATE, 0.9, 0.95, weight_decay=DECAY, mask=mask),
     }
     reference = optax.chain(clip, optax.partition(rules, each(label)))
-    assert_close(unstacked(found), jax.jit(lambda p: train_by_optax(reference, p))(unstacked(arrays(0))))
+    assert_close(unstacked(found), train_by_optax(reference, unstacked(arrays(0))))
 
 
 def test_the_last_group_with_a_key_sets_it() -> None:
@@ -237,12 +248,12 @@ def test_eight_devices_hold_a_share_of_the_state_and_update_like_one(case: str, 
     low = {"first_moment_dtype": "bfloat16", "second_moment_dtype": "bfloat16"}
     of = config("muon", **low) if case == "bfloat16" else rule_config(case)
     mesh, before = make_mesh(MeshConfig(**fsdp), jax.devices()[:8]), arrays(0)
-    expected, whole = jax.jit(lambda p: train(make_optimizer(of, SPECS, MODEL), p, steps=1))(before)
+    expected, whole = train(make_optimizer(of, SPECS, MODEL), before, steps=1)
     optimizer = make_optimizer(of, SPECS, MODEL, mesh=mesh)
     by_path = parameter_shardings(SPECS, mesh)
     shardings = shardings_like(jax.eval_shape(optimizer.init, before), SPECS, mesh)
-    step = jax.jit(lambda p: train(optimizer, p, steps=1), in_shardings=(by_path,), out_shardings=(by_path, shardings))
-    found, state = step(jax.device_put(before, by_path))
+    sharded = {"in_shardings": (by_path,), "out_shardings": (by_path, shardings)}
+    found, state = jax.jit(lambda p: train(optimizer, p, steps=1), **sharded)(jax.device_put(before, by_path))
     assert_close(found, expected, 2e-2 if case == "bfloat16" else 1e-4)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), whole)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
@@ -294,19 +305,16 @@ def test_carried_parameters_go_on_and_new_ones_take_a_first_step(case: str) -> N
     old = {path: value for path, value in before.items() if not path.startswith(("layers/ffn", "head"))}
     new = {path: value for path, value in before.items() if path not in old}
 
-    @jax.jit
-    def expected():
-        plain = make_optimizer(of, SPECS, MODEL)
-        alone, _ = train(plain, old, steps=4)
-        return alone | train(plain, new, steps=2, first=2)[0]
-
-    first, state = jax.jit(lambda p: train(make_optimizer(of, SPECS, MODEL), p, steps=2))(old)
+    plain = make_optimizer(of, SPECS, MODEL)
+    first, state = train(plain, old, steps=2)
+    alone, _ = train(plain, first, steps=2, state=state, first=2)
+    expected = alone | train(plain, new, steps=2, first=2)[0]
     fresh = carry_state(carries.init(first | new), state)
     # A step donates every array, so that no two may share a buffer.
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(fresh)]
     assert len(set(buffers)) == len(buffers)
-    found, _ = jax.jit(lambda p, s: train(carries, p, steps=2, state=s, first=2))(first | new, fresh)
-    assert_close(found, expected(), 1e-5)
+    found, _ = train(carries, first | new, steps=2, state=fresh, first=2)
+    assert_close(found, expected, 1e-5)
 
 
 def test_a_state_of_other_shapes_is_not_carried_at_all() -> None:
@@ -323,10 +331,10 @@ def test_a_state_of_other_shapes_is_not_carried_at_all() -> None:
 def test_bfloat16_moments_are_stored_in_two_bytes_and_updated_in_float32() -> None:
     low = {"first_moment_dtype": "bfloat16", "second_moment_dtype": "bfloat16"}
     before = arrays(0)
-    found, state = jax.jit(lambda p: train(make_optimizer(config(**low), SPECS, MODEL), p))(before)
+    found, state = train(make_optimizer(config(**low), SPECS, MODEL), before)
     size = sum(value.size for value in before.values())
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 4 * size + 4  # and a count
-    exact, _ = jax.jit(lambda p: train(make_optimizer(config(), SPECS, MODEL), p))(before)
+    exact, _ = train(make_optimizer(config(), SPECS, MODEL), before)
     for path, value in before.items():
         moved = float(jnp.abs(exact[path] - value).max())
         assert 0 < float(jnp.abs(found[path] - exact[path]).max()) < 0.05 * moved, path
