@@ -38,8 +38,9 @@ def pictograms(
 ) -> Examples:
     """Yields a pictogram on a plain background of side x side pixels, with its name, its kind or both as answers.
 
-    A drawing is turned by up to 12 degrees, takes 70 to 100% of the side, and stands anywhere. `held_out` has the
-    drawings of `train` in new poses; `unseen` has a sixth of every kind's drawings, which the other splits leave out.
+    A drawing is turned by up to 12 degrees, takes 70 to 100% of the side, and stands anywhere. `both` asks for either
+    first, equally often. `held_out` has the drawings of `train` in new poses; `unseen` has a sixth of every kind's
+    drawings, which the other splits leave out.
     Record i is a function of (seed, split, i).
     """
     if not 16 <= side <= _DRAWN_SIDE:
@@ -48,7 +49,7 @@ def pictograms(
     for number in count():
         draw = random.Random(f"pictograms {seed} {split} {number}")
         name = draw.choice(names)
-        yield Record(f"{split}/{number}", _turns(_place(drawing(name), draw, side), name, form))
+        yield Record(f"{split}/{number}", _turns(_place(drawing(name), draw, side), name, form, draw))
 
 
 def names_of(split: Split) -> list[str]:
@@ -59,9 +60,9 @@ def names_of(split: Split) -> list[str]:
     return sorted(name for name in KIND_OF if (name in unseen) == (split == "unseen"))
 
 
-def _turns(image: Image, name: str, form: str) -> tuple[Turn, ...]:
+def _turns(image: Image, name: str, form: str, draw: random.Random) -> tuple[Turn, ...]:
     pairs = {"name": (NAME_QUESTION, name.replace("’", "'")), "kind": (KIND_QUESTION, KIND_OF[name])}
-    (first, answer), *rest = pairs.values() if form == "both" else [pairs[form]]
+    (first, answer), *rest = draw.sample(list(pairs.values()), 2) if form == "both" else [pairs[form]]
     turns = [Turn("user", (image, first)), Turn("assistant", (answer,))]
     for question, answer in rest:
         turns += [Turn("user", (question,)), Turn("assistant", (answer,))]

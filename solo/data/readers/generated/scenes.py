@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from typing import Literal
@@ -79,7 +79,7 @@ def scenes(
 
     Sides are within [min_side, max_side] pixels, and the longer side is at least 1.25 times the shorter. Shapes stand
     along the longer side. `mixed` yields captions and questions equally often. With `questions`, up to that many are
-    asked about a scene; the answers of all but the first are not balanced. Record i is a function of (seed, split, i).
+    asked about a scene; the scene is built around the first. Record i is a function of (seed, split, i).
     """
     if not 8 <= min_side * _LEAST_ASPECT <= max_side:
         raise ConfigError(f"reader 'scenes': max_side {max_side} is not at least 1.25 times min_side {min_side}")
@@ -95,9 +95,8 @@ def scenes(
             question, answer, scene = ask(draw, wide, max_shapes)
             image = _render(scene, draw, min_side, max_side)
             turns = (Turn("user", (image, question)), Turn("assistant", (answer,)))
-            further = [pair for pair in _askable(scene) if pair[0] != question] if questions > 1 else []
-            for question, answer in draw.sample(further, min(questions - 1, len(further))):
-                turns += (Turn("user", (question,)), Turn("assistant", (answer,)))
+            for further, its_answer in _further(scene, question, questions - 1, draw):
+                turns += (Turn("user", (further,)), Turn("assistant", (its_answer,)))
         yield Record(f"{split}/{number}", turns)
 
 
@@ -144,24 +143,41 @@ def _ask_neighbour(draw: random.Random, wide: bool, most: int) -> Asked:
     return f"What is {side} the {reference}?", str(answer), scene
 
 
-def _askable(scene: Scene) -> list[tuple[str, str]]:
-    """Returns questions that have one answer in a scene, with the answer; of numbers, only those of what it shows."""
+def _further(scene: Scene, asked: str, most: int, draw: random.Random) -> Iterator[tuple[str, str]]:
+    """Yields up to `most` other questions about a scene, with their answers.
+
+    A kind of question is drawn first, then one of its answers. Few scenes have two or three of anything, so these
+    answers are preferred: otherwise nearly every number would be zero or one.
+    """
+    kinds = [[pair for pair in pairs if pair[0] != asked] for pairs in _askable(scene)]
+    for _ in range(most):
+        kinds = [pairs for pairs in kinds if pairs]
+        if not kinds:
+            return
+        pairs = draw.choice(kinds)
+        answers = sorted({answer for _, answer in pairs})
+        (answer,) = draw.choices(answers, [4 if answer in NUMBERS[2:] else 1 for answer in answers])
+        pair = draw.choice([pair for pair in pairs if pair[1] == answer])
+        pairs.remove(pair)
+        yield pair
+
+
+def _askable(scene: Scene) -> list[list[tuple[str, str]]]:
+    """Returns all questions that have one answer in a scene, with the answer, for each kind of question."""
     shapes = scene.shapes
-    found = [(TOTAL_QUESTION, NUMBERS[len(shapes)])]
+    colours, kinds = ([getattr(shape, part) for shape in shapes] for part in ("colour", "kind"))
+    neighbours = []
     for at, shape in enumerate(shapes):
-        same_kind, same_colour = (
-            [each for each in shapes if getattr(each, part) == getattr(shape, part)] for part in ("kind", "colour")
-        )
-        if len(same_kind) == 1:
-            found.append((colour_question(shape.kind), shape.colour))
-        if len(same_colour) == 1:
-            found.append((kind_question(shape.colour), shape.kind))
-        found.append((number_question(shape.kind), NUMBERS[len(same_kind)]))
-        found.append((number_question(shape.colour), NUMBERS[len(same_colour)]))
         # Of several shapes on a side, none is the answer.
         sides = (scene.relation, shapes[:at]), ("right of" if scene.wide else "below", shapes[at + 1 :])
-        found += [(f"What is {side} the {shape}?", str(there[0])) for side, there in sides if len(there) == 1]
-    return list(dict.fromkeys(found))
+        neighbours += [(f"What is {side} the {shape}?", str(there[0])) for side, there in sides if len(there) == 1]
+    return [
+        [(colour_question(shape.kind), shape.colour) for shape in shapes if kinds.count(shape.kind) == 1],
+        [(kind_question(shape.colour), shape.kind) for shape in shapes if colours.count(shape.colour) == 1],
+        [(TOTAL_QUESTION, NUMBERS[len(shapes)])],
+        [(number_question(what), NUMBERS[[*colours, *kinds].count(what)]) for what in (*COLOURS, *KINDS)],
+        neighbours,
+    ]
 
 
 def colour_question(kind: str) -> str:

@@ -66,17 +66,22 @@ def test_every_pictogram_has_a_drawing():
     assert len({drawing.tobytes() for drawing in drawings}) == len(drawings)
 
 
-def test_a_pictogram_is_asked_for_its_name_and_kind():
+def test_a_pictogram_is_asked_for_its_name_and_kind_in_either_order():
+    first_asked = Counter()
     for split in ("train", "unseen"):
         for record in read_records("pictograms", 40, split=split):
-            user, name, further, kind = record.turns
-            assert user.content[1:] == ("What is this?",)
-            assert further == Turn("user", ("What kind of thing is this?",))
-            (named,) = [each for each in KINDS[kind.content[0]] if each.replace("’", "'") == name.content[0]]
+            (first, *questions), *answers = (turn.content for turn in record.turns)
+            assert isinstance(first, Image)
+            asked = dict(zip([*questions, *answers[1]], [*answers[0], *answers[2]], strict=True))
+            name, kind = asked["What is this?"], asked["What kind of thing is this?"]
+            first_asked[questions[0]] += 1
+            (named,) = [each for each in KINDS[kind] if each.replace("’", "'") == name]
             assert named in names_of(split)
             assert record.images()[0].size() == (40, 40)
-    (kind_question, _) = read_records("pictograms", 1, form="kind")[0].turns
-    assert kind_question.content[1:] == further.content
+    assert min(first_asked.values()) > 25
+    for form, question in (("name", "What is this?"), ("kind", "What kind of thing is this?")):
+        ((_, only), _) = (turn.content for turn in read_records("pictograms", 1, form=form)[0].turns)
+        assert only == question
     assert read_records("pictograms", 5) == read_records("pictograms", 9)[:5]
     placed = [{r.images()[0] for r in read_records("pictograms", 60, split=s)} for s in ("train", "held_out")]
     assert not placed[0] & placed[1]
@@ -172,12 +177,26 @@ def test_every_further_question_has_one_answer():
     draw = random.Random(0)
     for _ in range(300):
         scene = scenes.Scene(tuple(draw.sample(scenes.SHAPES, draw.randint(1, 4))), draw.random() < 0.5)
-        found = scenes._askable(scene)
+        found = list(scenes._further(scene, scenes.TOTAL_QUESTION, 100, draw))
+        assert scenes.TOTAL_QUESTION not in dict(found)
         assert len({question for question, _ in found}) == len(found) >= 3
         for question, answer in found:
             assert answers(question, scene) == [answer]
     first, more = (read_records("scenes", 50, form="question", questions=n) for n in (1, 3))
     assert all(r.turns[1:2] == s.turns[1:2] and len(s.turns) == 6 for r, s in zip(first, more, strict=True))
+
+
+def test_rare_numbers_are_asked_for_too():
+    numbers, others = Counter(), 0
+    for record in read_records("scenes", 1000, form="question", questions=4):
+        for (question,), (answer,) in zip(*([t.content for t in record.turns[n::2]] for n in (2, 3)), strict=True):
+            if question != scenes.TOTAL_QUESTION and question.startswith("How many"):
+                numbers[answer] += 1
+            else:
+                others += 1
+    assert 0.2 < numbers.total() / (numbers.total() + others) < 0.4
+    assert max(numbers.values()) < 0.5 * numbers.total()
+    assert numbers["two"] + numbers["three"] > 0.15 * numbers.total()
 
 
 def test_guessing_without_the_image_does_not_pay():
