@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from solo.cli import main
 from solo.launch.supervisor import _free_port
 from solo.storage import Bucket
 from tests.data.buckets import _s3, s3  # noqa: F401
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.slow
 def start(folder: Path, url: str, machines: str) -> list[subprocess.Popen]:
     """Two processes of four devices; each has its own machine's copies."""
     port = _free_port()
-    command = [sys.executable, "-m", "solo.cli", "train", str(folder / "config.yaml"), f"folder={url}"]
+    settings = (f"folder={url}", f"checkpoint.every_steps={STEPS // 2}")
+    command = [sys.executable, "-m", "solo.cli", "train", str(folder / "config.yaml"), *settings]
     return [
         subprocess.Popen(
             command,
@@ -40,9 +42,7 @@ def start(folder: Path, url: str, machines: str) -> list[subprocess.Popen]:
 
 
 def test_two_processes_are_killed_and_resume_on_other_machines(tmp_path, s3):  # noqa: F811
-    write_config(tmp_path)
-    prepare = [sys.executable, "-m", "solo.cli", "prepare", str(tmp_path / "config.yaml")]
-    subprocess.run(prepare, env=environment(), check=True, capture_output=True)
+    assert main(["prepare", str(write_config(tmp_path)), "--workers", "1"]) == 0
     there = Bucket(f"{s3}/runs/run")
     first = start(tmp_path, f"{s3}/runs", "first")
     checkpoints = Bucket(f"{there.url}/checkpoints")
