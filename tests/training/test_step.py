@@ -88,7 +88,7 @@ def test_training_lowers_the_loss() -> None:
 @pytest.mark.parametrize("average", ["token", "row"])
 def test_four_micro_batches_equal_one_batch(average: str) -> None:
     (batch,) = batches(1)
-    parameters = DEFINITION.initialise(jax.random.key(0))
+    parameters = jax.jit(DEFINITION.initialise)(jax.random.key(0))
 
     def computed(accumulate: int):
         stage = stage_config(loss={"average": average}, accumulate=accumulate)
@@ -133,7 +133,7 @@ def test_z_loss_adds_the_squared_log_normaliser() -> None:
 
 
 def test_frozen_parameters_are_bit_identical_and_have_no_optimizer_memory() -> None:
-    before = {path: np.asarray(value) for path, value in DEFINITION.initialise(jax.random.key(0)).items()}
+    before = {path: np.asarray(value) for path, value in jax.jit(DEFINITION.initialise)(jax.random.key(0)).items()}
     stage = stage_config(train=["patch_embed", "layers/ffn/patches/*"])
     _, state = run(stage, batches(3))
     trained = {path for path in before if path == "patch_embed/kernel" or path.startswith("layers/ffn/patches/")}
@@ -149,7 +149,7 @@ def test_learning_rate_scales_apply_by_component() -> None:
     (batch,) = batches(1)
     slow = stage_config(learning_rate_scale={"layers/*": 0.5, "head": 0.0}, optimizer=sgd_like())
     fast = stage_config(optimizer=sgd_like())
-    start = DEFINITION.initialise(jax.random.key(0))
+    start = jax.jit(DEFINITION.initialise)(jax.random.key(0))
     moved_slow, moved_fast = (run(stage, [batch])[1].parameters for stage in (slow, fast))
     np.testing.assert_array_equal(moved_slow["head"], start["head"])
     for path in ("layers/qkv/shared/q", "layers/ffn/text/up"):
