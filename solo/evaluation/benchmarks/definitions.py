@@ -72,6 +72,7 @@ _MME = Benchmark(
         answers=_YES_NO,
         labels={"category": ("category",), "image": ("question_id", "image_path")},
         required=("category", "image"),
+        values={"category": _PERCEPTION + _COGNITION},
     ),
     prompts.question(prompts.PHRASE, prompts.without_request),
     choices.mme,

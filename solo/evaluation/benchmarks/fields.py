@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ class Fields:
     inline      whether markers in the text say where images are
     labels      columns of each label
     required    labels that every item must have
+    values      the only values there are of a required label
     several     labels whose columns list several values with commas between them
     splits      splits that a folder may hold, in order of preference
     folders     names of the benchmark's folder in a repository that holds several
@@ -56,6 +58,7 @@ class Fields:
     inline: bool = False
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     several: tuple[str, ...] = ()
     splits: tuple[tuple[str, ...], ...] = (("test",), ("validation",), ("val",), ("dev",))
     folders: tuple[str, ...] = ()
@@ -134,10 +137,17 @@ class _RowReader:
                 if not 1 <= int(marker[1]) <= len(shown):
                     raise self.fault(columns.question, f"has {marker[0]} in it, but the row has {len(shown)} images")
         labels = {label: _known(self.values[column]) or "" for label, column in columns.labels.items()}
-        labels |= {label: labels[label].replace(",", SEVERAL) for label in self.fields.several if label in labels}
+        labels |= {
+            label: SEVERAL.join(part.strip() for part in labels[label].split(","))
+            for label in self.fields.several
+            if label in labels
+        }
         for label in self.fields.required:
             if not labels[label]:
                 raise self.fault(columns.labels[label], "is empty, but the score depends on it")
+        for label, values in self.fields.values.items():
+            if labels[label] not in values:
+                raise self.fault(columns.labels[label], f"is {labels[label]!r:.60}, not one of {', '.join(values)}")
         hint = self.values[columns.hint] if columns.hint else None
         return Item(name, shown, question, references, options, labels, _known(hint) or "", place=self.place)
 
@@ -168,7 +178,8 @@ class _RowReader:
             texts = listed(self.values[column])
             if not isinstance(texts, list) or len(texts) > len(_LETTERS):
                 raise self.fault(column, f"must be a list of options, not {self.values[column]!r:.100}")
-            found = dict(zip(_LETTERS, map(str, texts), strict=False))
+            # A text is an option whatever it says; None and NaN stand for a missing one.
+            found = dict(zip(_LETTERS, (one if isinstance(one, str) else _known(one) for one in texts), strict=False))
         else:
             return {}
         return {letter: text for letter, text in found.items() if text is not None}
@@ -176,7 +187,8 @@ class _RowReader:
     def _references(self, options: Mapping[str, str]) -> tuple[str, ...]:
         column = self.columns.answer
         value = self.values[column]
-        if isinstance(value, str) and self.columns.is_text and not options:
+        # A table has lists, so that a text in it that looks like one is the answer, unless the column is of lists.
+        if isinstance(value, str) and (self.columns.is_text or column == "answers") and not options:
             value = listed(value)
         found = [_answer(one) for one in (value if isinstance(value, list) else [value])]
         if any(one is None for one in found) or not any(one and one.strip() for one in found):
@@ -189,7 +201,7 @@ class _RowReader:
             )
         texts = tuple(str(one) for one in found)
         if options:
-            return (self._letter(column, texts[0], isinstance(value, int), options),)
+            return (self._letter(column, texts[0], isinstance(value, int | float), options),)
         if self.fields.answers:
             texts = tuple(text.strip().lower().replace(".", "") for text in texts)
             if texts[0] not in self.fields.answers:
@@ -199,8 +211,8 @@ class _RowReader:
     def _letter(self, column: str, text: str, counted: bool, options: Mapping[str, str]) -> str:
         """Returns the letter of an option that is named by its letter, or by its number from 0."""
         text = text.strip()
-        if (counted or text.isdecimal()) and 0 <= int(text) < len(options):
-            return list(options)[int(text)]
+        if (counted or text.isdecimal()) and 0 <= int(text) < len(_LETTERS) and _LETTERS[int(text)] in options:
+            return _LETTERS[int(text)]
         if text.upper() in options:
             return text.upper()
         raise self.fault(column, f"is {text!r:.60}, but the options are {', '.join(options)}")
@@ -234,6 +246,9 @@ def _known(value: Any) -> str | None:
 def _answer(value: Any) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("answer")
+    if isinstance(value, float):
+        # pandas makes all numbers of a column floats if one is missing.
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
     return None if value is None else str(value)
 
 

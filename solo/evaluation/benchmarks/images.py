@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,8 @@ from solo.evaluation.benchmarks.rows import Source, open_sources
 from solo.files import is_remote
 
 GQA_IMAGE = "imageId"
+_QUOTES = re.compile(r"""['"]\s+['"]""")
+_STRING = re.compile(r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"', re.DOTALL)
 _POINTER = 64  # a text of at most this many characters is the id of the row that has the image
 
 
@@ -111,13 +114,27 @@ def fault(what: str, place: Place, column: str | None, text: str) -> ConfigError
 
 
 def listed(value: Any) -> Any:
-    """Returns the list that a text writes out as Python does, and anything else as it is."""
+    """Returns the list that a text writes out as Python or NumPy does, and anything else as it is."""
     if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            found = ast.literal_eval(value.strip())
+            found = ast.literal_eval(_with_commas(value.strip()))
             if isinstance(found, list):
                 return found
     return value
+
+
+def _with_commas(text: str) -> str:
+    """Returns a list with commas between all its texts. NumPy leaves them out, and Python would join such texts."""
+    if _QUOTES.search(text) is None:
+        return text
+    pieces, place = [], 0
+    for found in _STRING.finditer(text):
+        pieces.append(text[place : found.start()])
+        if place and not pieces[-1].strip():
+            pieces[-1] = ", "
+        pieces.append(found[0])
+        place = found.end()
+    return "".join([*pieces, text[place:]])
 
 
 def _parts(value: Any) -> list[Any]:

@@ -5,6 +5,7 @@ A file's first bytes decide what it is, not its name. A folder stands for the ta
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import re
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from solo.config import ConfigError
+from solo.data.readers.file_kinds import file_kind
 from solo.data.readers.listing import is_hidden
 from solo.data.readers.paths import COMPRESSED, READ_ERRORS, expand, natural, open_bytes, suffix
 from solo.data.readers.tables import SUFFIXES, Columns, open_table, table_files, table_parts, table_rows
@@ -173,7 +175,10 @@ def _names(head: bytes, path: str, what: str) -> list[str]:
     except (UnicodeDecodeError, csv.Error):
         names = []
     if len(names) < 2 or not all(name.isprintable() for name in names):
-        raise ConfigError(f"{what}: {path} is neither a TSV file with a header nor a parquet or Arrow file")
+        kind = "UTF-16 text (save it as UTF-8)" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+        kind = kind or file_kind(head)
+        found = f"; it is {kind}" if kind else ""
+        raise ConfigError(f"{what}: {path} is neither a TSV file with a header nor a parquet or Arrow file{found}")
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise ConfigError(f"{what}: {path} has two columns {repeated!r}")

@@ -57,6 +57,12 @@ def test_a_fault_names_file_row_and_column(change, message, tmp_path) -> None:
             "column 'category' is empty, but the score depends",
         ),
         ("ai2d", {"A": "x", "B": "y", "answer": "C"}, "column 'answer' is 'C', but the options are A, B"),
+        ("ai2d", {"A": "x", "B": "", "C": "y", "answer": "1"}, "column 'answer' is '1', but the options are A, C"),
+        (
+            "mme",
+            {"category": "Existence", "image_path": "a", "answer": "Yes"},
+            "column 'category' is 'Existence', not one of existence, count",
+        ),
     ],
 )
 def test_an_answer_that_cannot_be_scored(task, row, message, tmp_path) -> None:
@@ -84,6 +90,8 @@ def test_a_missing_column_lists_those_there_are(tmp_path) -> None:
         (b"", "is neither a TSV file with a header nor a parquet"),
         (b"\x89PNG\r\n\x1a\n\0\0", "is neither a TSV file with a header nor a parquet"),
         (b"PAR1 cut off", "the file cannot be read"),
+        ("index\tquestion".encode("utf-16"), r"parquet or Arrow file; it is UTF-16 text \(save it as UTF-8\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "parquet or Arrow file; it is a Git LFS pointer"),
         (b"index\tquestion\tanswer\timage\n", "has no rows"),
         (b"index\tquestion\tquestion\timage\n", "has two columns 'question'"),
         (
@@ -186,6 +194,44 @@ def test_numbers_that_are_none_are_missing_options(tmp_path) -> None:
     path = parquet(tmp_path / "a.parquet", [{**row, "image": PICTURES[0]}])
     (item,) = read(path, task="scienceqa_img")
     assert (item.options, item.hint) == ({"A": "left", "B": "right"}, "")
+
+
+def test_lists_with_missing_options_and_written_as_text(tmp_path) -> None:
+    rows = [
+        {"options": ["nan", None, "dog"], "answer": "2"},
+        {"options": ["", "cat", "dog"], "answer": "2"},
+    ]
+    path = parquet(tmp_path / "a.parquet", [{"question": "Which?", "image": PICTURES[0], **row} for row in rows])
+    items = read(path, task="ai2d")
+    assert [item.options for item in items] == [{"A": "nan", "C": "dog"}, {"A": "", "B": "cat", "C": "dog"}]
+    assert [item.references for item in items] == [("C",), ("C",)]
+    answers = {
+        "['a', 'b']": ("a", "b"),
+        "['it\\'s' \"b's\"\n 'c, d']": ("it's", "b's", "c, d"),  # as NumPy writes it, which pandas does
+        "[\"x ' ' y\"]": ("x ' ' y",),
+    }
+    rows = [{"questionId": str(number), "answers": text} for number, text in enumerate(answers)]
+    rows = [{"question": "Which?", "image": PICTURES[0], **row} for row in rows]
+    path = parquet(tmp_path / "b.parquet", rows)
+    assert [item.references for item in read(path, task="docvqa")] == list(answers.values())
+    path = tsv(tmp_path / "b.tsv", [{**row, "image": encoded(0)} for row in rows])
+    assert [item.references for item in read(path, task="docvqa")] == list(answers.values())
+
+
+def test_numbers_as_answers(tmp_path) -> None:
+    row = {"question": "How many?", "image": PICTURES[0]}
+    path = parquet(tmp_path / "a.parquet", [row | {"answer": value} for value in (0.0, 2.5, 1e20)])
+    assert [item.references for item in read(path, task="chartqa")] == [("0",), ("2.5",), ("100000000000000000000",)]
+    path = parquet(tmp_path / "b.parquet", [row | {"choices": ["a", "b"], "answer": 1.0}])
+    assert read(path, task="scienceqa_img")[0].references == ("B",)
+    path = parquet(tmp_path / "c.parquet", [row | {"answer": value} for value in (3.0, float("nan"))])
+    with pytest.raises(ConfigError, match=r"row 2: column 'answer' holds no answer \(nan\)"):
+        read(path, task="chartqa")
+
+
+def test_values_of_a_label_with_spaces_between_them(tmp_path) -> None:
+    (item,) = read(tsv(tmp_path / "a.tsv", [ROW | {"answer": "yes", "category": "random, popular"}]), task="pope")
+    assert item.labels == {"category": "random|popular"}
 
 
 def test_damage_in_a_table_is_reported(tmp_path) -> None:
