@@ -29,8 +29,6 @@ from solo.statuses import INTERRUPTED, TRANSIENT
 from solo.training.metrics import read_metrics
 from tests.launch.tiny_run import environment, steps, write_config
 
-STAGE_STEPS = 20
-STEPS = 2 * STAGE_STEPS
 EVALUATION = {
     "every_steps": 5,
     "losses": {"digits": {"source": "digits", "batches": 2}, "topics": {"source": "topics", "batches": 2}},
@@ -69,15 +67,22 @@ class Soak:
 
     folder: Path
     processes: int = 8
+    stages: int = 2
+    stage_steps: int = 20
     ends: Counter[tuple[str, str, int]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.config = write_config(self.folder)
         settings = yaml.safe_load(self.config.read_text())
-        settings["stages"] = [{**stage, "steps": STAGE_STEPS} for stage in settings["stages"]]
+        settings["stages"] = [{**stage, "steps": self.stage_steps} for stage in settings["stages"][-self.stages :]]
         self.config.write_text(yaml.safe_dump({**settings, "evaluation": EVALUATION}))
         prepare = [sys.executable, "-m", "solo.cli", "prepare", str(self.config), "--workers", "1"]
         subprocess.run(prepare, env=environment(), check=True, capture_output=True)
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return self.stages * self.stage_steps
 
     def attempt(self, name: str, kill: Kill | None = None) -> int:
         """Starts or resumes a run, kills one of its processes, and returns the exit status.
@@ -175,11 +180,11 @@ def _variables(wanted: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def random_kill(rng: random.Random, processes: int, newest: int) -> Kill:
+def random_kill(rng: random.Random, soak: Soak, newest: int) -> Kill:
     """Returns a kill of any process at any moment after the newest checkpoint."""
     what = rng.choice(("KILL", "KILL", "TERM", "worker"))
     moment = "step" if what == "worker" else rng.choice(("start", "step", "step", "save", "evaluation"))
-    return Kill(what, rng.randrange(processes), rng.randint(newest, min(newest + 8, STEPS)), moment)
+    return Kill(what, rng.randrange(soak.processes), rng.randint(newest, min(newest + 8, soak.steps)), moment)
 
 
 def main(arguments: list[str] | None = None, say: Callable[[str], None] = print) -> int:
@@ -194,13 +199,13 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     soak = Soak(parsed.folder or Path(tempfile.mkdtemp(prefix="soak-")), parsed.processes)
     soak.attempt("whole")
     expected, runs = soak.lines("whole"), 0
-    say(f"{parsed.processes} processes, {STEPS} steps, {len(expected)} lines of metrics; in {soak.folder}")
+    say(f"{parsed.processes} processes, {soak.steps} steps, {len(expected)} lines of metrics; in {soak.folder}")
     while time.monotonic() < end:
         name, status = f"killed-{runs}", -1
         while status:
             over = time.monotonic() >= end
             newest = max(_saved(soak, name), default=0)
-            kill = None if over else random_kill(rng, parsed.processes, newest)
+            kill = None if over else random_kill(rng, soak, newest)
             began = time.monotonic()
             status = soak.attempt(name, kill)
             say(f"{name}: {kill}: ended with {status} after {time.monotonic() - began:.0f} s")

@@ -15,7 +15,7 @@ from solo.files import is_complete
 from solo.training.checkpoint import Checkpoints, Progress
 from solo.training.orbax_paths import renames_folders
 from tests.training.test_bucket_run import abstract, state
-from tests.training.test_resume import Runs, runs  # noqa: F401
+from tests.training.test_resume import Runs
 
 # What gcsfuse answers unless it is mounted with --rename-dir-limit. Empty folders can be renamed.
 SHIM = r"""
@@ -102,7 +102,7 @@ def refuse(self, target):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes(runs: Runs, shim, tmp_path, monkeypatch):  # noqa: F811
+def test_a_killed_run_resumes(runs: Runs, shim, tmp_path, monkeypatch):
     """Preparing, training, kill -9 in the middle of a save, and resuming, without a single rename of a folder."""
     monkeypatch.setenv("LD_PRELOAD", shim)
     place = (f"data.folder={tmp_path / 'data'}",)
