@@ -1,7 +1,9 @@
 """The exported image processor returns the same pixels as `solo.data`, bit for bit."""
 
+import base64
 import io
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -158,6 +160,28 @@ def test_transparent_and_deep_images(background):
         with PillowImage.open(io.BytesIO(data)) as image:
             found = np.asarray(processor_of(config).open(image))
         np.testing.assert_array_equal(found, np.asarray(decode(data, config)))
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_images_that_are_named_have_the_same_pixels(exif, tmp_path, monkeypatch):
+    config = ImageConfig(patch_size=8, max_side=64, background="white", exif=exif)
+    tags = PillowImage.Exif()
+    tags[0x0112] = 6
+    deep = PillowImage.fromarray(np.random.default_rng(0).integers(0, 65536, (16, 24)).astype(np.uint16))
+    processor = processor_of(config)
+    for data in (png(noise(24, 16, "RGBA")), png(deep), png(noise(24, 8), exif=tags)):
+        (tmp_path / "a.png").write_bytes(data)
+        text = base64.b64encode(data).decode()
+        answer = httpx.Response(200, content=data, request=httpx.Request("GET", "http://host/a.png"))
+        monkeypatch.setattr(httpx, "get", lambda *given, answer=answer, **options: answer)
+        ours = decode_patches(data, config)
+        for name in (str(tmp_path / "a.png"), f"data:image/png;base64,{text}", text, "http://host/a.png"):
+            found = processor([[name]], return_tensors="np")
+            np.testing.assert_array_equal(found["patches_grid"], ours.places)
+            np.testing.assert_array_equal(found["pixel_values"], processor.normalised(ours.pixels))
+    for name in ("missing.png", "data:image/png;base64,AAAA", str(tmp_path)):
+        with pytest.raises(ValueError, match=r"is no file, no web address, and no image in base64"):
+            processor(name)
 
 
 def test_pixels_of_no_known_range_are_refused():

@@ -6,10 +6,14 @@
 from .versions_solo import OLDEST  # noqa: F401  refuses an older transformers before its names are imported
 
 # isort: split
+import base64
+import io
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 from transformers import BatchFeature
@@ -173,6 +177,17 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         feature["image_grids_of"] = [self.grid(*image.size, share, config) for image, share in pairs]
         return feature
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Opens images that are named by paths, URLs, data URIs or base64, one or nested lists of them.
+
+        transformers' `load_image` would drop transparency and the values of deep grey, and rotate every image.
+        """
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str):
+            return _opened(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
+
     def _in_patches(self, pixels: np.ndarray, places: np.ndarray, return_tensors: str | None) -> BatchFeature:
         if self.form == "vision_patches":
             data = {"vision_patches": pixels}
@@ -254,6 +269,21 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
     def _filled(self, pixels: np.ndarray) -> np.ndarray:
         below, right = (-side % self.image["patch_size"] for side in pixels.shape[:2])
         return np.pad(pixels, ((0, below), (0, right), (0, 0)), constant_values=_PADDING)
+
+
+def _opened(source: str) -> Image.Image:
+    """Opens an image as its file has it: a web address, a path, or a data URI or other base64."""
+    if source.startswith(("http://", "https://")):
+        answer = httpx.get(source, follow_redirects=True)
+        return Image.open(io.BytesIO(answer.raise_for_status().content))
+    if os.path.isfile(source):
+        return Image.open(source)
+    try:
+        text = source.split(",", 1)[1] if source.startswith("data:image/") else source
+        return Image.open(io.BytesIO(base64.b64decode(text)))
+    except (ValueError, IndexError, OSError) as error:
+        shown = source if len(source) <= 200 else f"{source[:100]}... ({len(source):,} characters)"
+        raise ValueError(f"{shown!r} is no file, no web address, and no image in base64: {error}") from None
 
 
 def to_rgb(image: Image.Image, background: str, file: Image.Image) -> Image.Image:
