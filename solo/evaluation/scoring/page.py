@@ -26,6 +26,9 @@ from solo.evaluation.scoring.outcome import Evaluated, Outcome
 from solo.evaluation.scoring.scores import Comparison
 from solo.files import json_text
 
+PAGE_MARK = " · solo</title>"
+"""A text by which a page of ours is known."""
+
 SIDE = 208  # pixels of a thumbnail's longer side
 _SMALL = 64  # smaller pictures are kept as they are
 WAYS = {

@@ -14,7 +14,7 @@ from solo.config import ConfigError
 from solo.evaluation.benchmarks.definitions import BENCHMARKS, benchmark
 from solo.evaluation.scoring.answering import Asking, Line, Task, answer
 from solo.evaluation.scoring.outcome import LANGUAGE_MODEL, Evaluated, MeasuredText, Outcome
-from solo.evaluation.scoring.page import render
+from solo.evaluation.scoring.page import PAGE_MARK, render
 from solo.evaluation.scoring.predictions import Images, Predictions, prediction_files, read_predictions
 from solo.evaluation.scoring.request import Named, Request, benchmark_files, named_model, output_folder
 from solo.evaluation.scoring.scores import Comparison, Score, compare, measures, score
@@ -58,6 +58,7 @@ def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
     model = named_model(request.reference, request.weights)
     language_model = named_model(request.language_model) if request.language_model else None
     folder = output_folder(request, model)
+    _check_folder(folder, request.force)
     others = _others(request.against)
     _check_against(request, others, observer)
     tasks = []
@@ -156,6 +157,22 @@ def _say(observer: Observer, title: str, found: Score, unasked: int) -> None:
         observer.say(f"{title}: {unasked:,} {words}")
 
 
+def _check_folder(folder: Path, force: bool) -> None:
+    """Raises ConfigError if the folder is a file, or has files of the user under the names of results."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; results are written to a folder (--output)")
+    results, page = folder / RESULTS, folder / PAGE
+    known = parse_json_line(results.read_bytes()) if results.exists() else None
+    foreign = [results] if results.exists() and (known is None or "weights" not in known) else []
+    if page.exists() and PAGE_MARK not in page.read_text(errors="replace"):
+        foreign.append(page)
+    if foreign and not force:
+        raise ConfigError(
+            f"{foreign[0]} exists, and was not written by solo evaluate; choose another folder (--output), or --force"
+            " to write over it"
+        )
+
+
 def _check_names(request: Request) -> None:
     known = {name for each in BENCHMARKS.values() for name in (each.name, each.dataset)}
     for text in request.files:
@@ -240,7 +257,6 @@ def _write_results(outcome: Outcome, request: Request) -> None:
 
 
 def _earlier(path: Path, outcome: Outcome) -> Mapping[str, Any]:
-    """Returns the results in a file, if they are of this model: a name may stand for other weights than before."""
+    """Returns the results in a file, if they are of these weights. The same path may be written in several ways."""
     found = parse_json_line(path.read_bytes()) if path.exists() else None
-    same = found is not None and (found.get("model"), found.get("weights")) == (outcome.model, outcome.weights)
-    return found if found is not None and same else {}
+    return found if found is not None and found.get("weights") == outcome.weights else {}

@@ -24,7 +24,7 @@ def print_scores(found: Sequence[Evaluated], console: Console) -> None:
                 for group, value in list(score.summary.items())[1:]:
                     table.add_row(f"  {group}", points(value), "", "", "", "", "", style="dim")
     if found:
-        console.print(table)
+        _print(table, console)
     _print_differences(found, console)
 
 
@@ -32,9 +32,10 @@ def print_texts(found: Sequence[MeasuredText], console: Console) -> None:
     """Prints the scores on texts, and the differences from the language model that the model started from."""
     if not found:
         return
-    table = Table("text", "", box=None, header_style="bold", pad_edge=False)
+    table = Table("text", box=None, header_style="bold", pad_edge=False)
+    table.add_column("metric", no_wrap=True)
     for title in ("value", "95% interval", "language model", "difference", "95% interval", "p"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right")
     for text in found:
         mine, before = text.scores["shown"], text.scores.get(LANGUAGE_MODEL)
         for place, (name, value) in enumerate(mine.metrics.items()):
@@ -45,7 +46,12 @@ def print_texts(found: Sequence[MeasuredText], console: Console) -> None:
                 row += [points(before.metrics[name].value, ".4g"), points(change.value, "+.3g")]
                 row += [bounds(change.low, change.high, "+.3g"), points(change.p, ".3f")]
             table.add_row(*row)
-    console.print(table)
+    _print(table, console)
+
+
+def _print(table: Table, console: Console) -> None:
+    """Prints a table, without cutting or wrapping it in a file or pipe."""
+    (console if console.is_terminal else Console(file=console.file, width=240)).print(table)
 
 
 def _row(each: Evaluated, name: str, score: Score) -> list[str]:
@@ -75,4 +81,4 @@ def _print_differences(found: Sequence[Evaluated], console: Console) -> None:
             table.add_row(name, words, *difference_words(other.difference).values())
     if table.row_count:
         console.print()
-        console.print(table)
+        _print(table, console)

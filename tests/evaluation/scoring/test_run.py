@@ -119,7 +119,8 @@ def test_results_of_other_weights_do_not_stay(place, whole) -> None:
     folder.mkdir()
     (folder / "ocrbench.jsonl").write_bytes((whole.folder / "ocrbench.jsonl").read_bytes())
     for weights, stays in ((results["weights"], True), ("0" * 16, False)):
-        before = {**results, "weights": weights, "tasks": {"mme": {"scores": {}}}}
+        # The same path may have been written in another way.
+        before = {**results, "model": "run@1", "weights": weights, "tasks": {"mme": {"scores": {}}}}
         (folder / "results.json").write_text(json.dumps(before))
         ask(place, "ocrbench", output="stays")
         found = json.loads((folder / "results.json").read_text())
@@ -274,6 +275,21 @@ def test_the_digest_of_weights_knows_every_element_and_no_mesh(tokenizer) -> Non
     assert weights_digest(model.with_parameters({**model.parameters, "head": jax.numpy.asarray(head)})) != once
 
 
+def test_files_of_the_user_are_not_written_over(place, tmp_path) -> None:
+    for name, content in (("results.json", '{"mine": 1}'), ("results.json", "text"), ("page.html", "<title>my page")):
+        folder = tmp_path / f"{name} {len(content)}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(ConfigError, match=rf"{name} exists, and was not written by solo evaluate; choose another"):
+            ask(place, "ocrbench", output=folder, limit=2)
+        assert (folder / name).read_text() == content
+        assert len(list(folder.iterdir())) == 1
+    ask(place, "ocrbench", output=folder, limit=2, force=True)
+    ask(place, "ocrbench", output=folder, limit=2)
+    with pytest.raises(ConfigError, match=r"page\.html is a file; results are written to a folder"):
+        ask(place, "ocrbench", output=folder / "page.html")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -290,6 +306,15 @@ def test_the_digest_of_weights_knows_every_element_and_no_mesh(tokenizer) -> Non
 def test_mistakes_are_found_before_a_model_is_loaded(words, message, capsys) -> None:
     assert main(["evaluate", "no-such-run", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_names_of_metrics_are_whole(place, capsys, tmp_path) -> None:
+    (tmp_path / "kept.txt").write_text("a red circle?")
+    words = ["--text", str(tmp_path / "kept.txt"), "--output", str(tmp_path / "out"), "--language-model"]
+    assert main(["evaluate", str(place / "run@1"), *words, str(place / "run@2")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    names = ("bits_per_byte", "byte_perplexity", "token_perplexity")
+    assert all(any(name in line for line in said) for name in names)
 
 
 def test_the_command_prints_a_table(place, capsys) -> None:
