@@ -14,6 +14,7 @@ from solo.config import ConfigError, nearest
 from solo.evaluation.benchmarks import captions, choices, prompts, short_answers
 from solo.evaluation.benchmarks.benchmark import Benchmark, Judge, registry, rotated
 from solo.evaluation.benchmarks.fields import Fields
+from solo.evaluation.benchmarks.images import is_missing
 from solo.evaluation.benchmarks.metric import MME, Detection, Mean, MeanOfGroups
 
 _YES_NO = ("yes", "no")
@@ -29,7 +30,8 @@ def _labels(*names: str) -> dict[str, tuple[str, ...]]:
 
 
 def _text_only(values: Mapping[str, Any]) -> str | None:
-    return None if values.get("image") or values.get("image_path") else "a question without an image"
+    without = all(is_missing(values.get(name)) for name in ("image", "image_path"))
+    return "a question without an image" if without else None
 
 
 def _video(values: Mapping[str, Any]) -> str | None:

@@ -271,7 +271,7 @@ def _with_variants(items: Iterator[Item], left_out: LeftOut) -> Iterator[Item]:
     for item in items:
         groups.setdefault(_group(item), []).append(item)
     for name, (*group,) in groups.items():
-        main = next((item for item in group if item.id == name), None)
+        main = next((item for item in group if _plain(item.id) == name), None)
         if main is None:
             left_out("a rotation of a question that is not in the file")
             continue
@@ -281,5 +281,11 @@ def _with_variants(items: Iterator[Item], left_out: LeftOut) -> Iterator[Item]:
 
 def _group(item: Item) -> str:
     if item.labels.get("group"):
-        return item.labels["group"]
+        return _plain(item.labels["group"])
     return str(int(item.id) % _ROTATION) if item.id.isdecimal() else item.id
+
+
+def _plain(number: str) -> str:
+    """Returns a number without zeros before it, or behind it where pandas made the column floats."""
+    whole = number.removesuffix(".0")
+    return str(int(whole)) if whole.isdecimal() else number

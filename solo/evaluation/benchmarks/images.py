@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -114,12 +115,13 @@ def fault(what: str, place: Place, column: str | None, text: str) -> ConfigError
 
 
 def listed(value: Any) -> Any:
-    """Returns the list that a text writes out as Python or NumPy does, and anything else as it is."""
+    """Returns the list that a text writes out as Python, NumPy or JSON does, and anything else as it is."""
     if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            found = ast.literal_eval(_with_commas(value.strip()))
-            if isinstance(found, list):
-                return found
+        for read in (lambda text: ast.literal_eval(_with_commas(text)), json.loads):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                found = read(value.strip())
+                if isinstance(found, list):
+                    return found
     return value
 
 
@@ -137,9 +139,16 @@ def _with_commas(text: str) -> str:
     return "".join([*pieces, text[place:]])
 
 
+def is_missing(value: Any) -> bool:
+    """Returns whether a field of an image holds none. Some writers store a mapping of nothing in its place."""
+    if isinstance(value, Mapping):
+        return all(each is None for each in value.values())
+    return value is None or value in ("", "nan")
+
+
 def _parts(value: Any) -> list[Any]:
     value = listed(value)
-    if value is None or value in ("", "nan"):
+    if is_missing(value):
         return []
     return value if isinstance(value, list) else [value]
 

@@ -209,6 +209,7 @@ def test_lists_with_missing_options_and_written_as_text(tmp_path) -> None:
         "['a', 'b']": ("a", "b"),
         "['it\\'s' \"b's\"\n 'c, d']": ("it's", "b's", "c, d"),  # as NumPy writes it, which pandas does
         "[\"x ' ' y\"]": ("x ' ' y",),
+        '["a", true]': ("a", "True"),  # JSON
     }
     rows = [{"questionId": str(number), "answers": text} for number, text in enumerate(answers)]
     rows = [{"question": "Which?", "image": PICTURES[0], **row} for row in rows]
@@ -232,6 +233,30 @@ def test_numbers_as_answers(tmp_path) -> None:
 def test_values_of_a_label_with_spaces_between_them(tmp_path) -> None:
     (item,) = read(tsv(tmp_path / "a.tsv", [ROW | {"answer": "yes", "category": "random, popular"}]), task="pope")
     assert item.labels == {"category": "random|popular"}
+
+
+def test_rotations_whose_numbers_pandas_made_floats(tmp_path) -> None:
+    row = {"question": "Which?", "A": "a", "B": "b", "answer": "A", "image": encoded(0)}
+    rows = [
+        row | {"index": "007", "g_index": 7.0},
+        row | {"index": "1000007", "g_index": 7.0, "answer": "B", "image": "007"},
+        row | {"index": "8", "g_index": ""},
+    ]
+    for columns in (rows, [{key: value for key, value in each.items() if key != "g_index"} for each in rows]):
+        items = read(tsv(tmp_path / "a.tsv", columns), task="mmbench")
+        assert [(item.id, [each.id for each in item.variants]) for item in items] == [("007", ["1000007"]), ("8", [])]
+
+
+def test_a_mapping_of_nothing_is_no_image(tmp_path) -> None:
+    row = {"question": "Which?", "choices": ["a", "b"], "answer": 1}
+    images = [{"bytes": PICTURES[0].data, "path": None}, {"bytes": None, "path": None}]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([row | {"image": image} for image in images]), path)
+    reasons: list[str] = []
+    (item,) = BENCHMARKS["scienceqa_img"].read([str(path)], reasons.append)
+    assert (item.images, reasons) == (PICTURES[:1], ["a question without an image"])
+    with pytest.raises(ConfigError, match="row 2: column 'image' holds no image"):
+        read(path, task="chartqa")
 
 
 def test_damage_in_a_table_is_reported(tmp_path) -> None:
