@@ -195,7 +195,8 @@ def _delimiter(line: str) -> str:
 def _say(error: pa.ArrowInvalid) -> str:
     """Returns what pyarrow says, without the row itself, which may be a whole image. It counts the header as row 1."""
     text = re.sub(r"^CSV parse error: |(?<=, got) (\d+):.*", r" \1", str(error), flags=re.DOTALL).strip()
-    return re.sub(r"Row #(\d+)", lambda row: f"row {int(row[1]) - 1}", text)[:300]
+    text = re.sub(r"Row #(\d+)", lambda row: f"row {int(row[1]) - 1}", text)[:300]
+    return f"{text}; save the file as UTF-8" if "invalid UTF8" in text else text
 
 
 def _batches(path: str, columns: Sequence[str], block: int, skip: int) -> Iterator[pa.RecordBatch]:

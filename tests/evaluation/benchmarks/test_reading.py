@@ -100,7 +100,7 @@ def test_a_missing_column_lists_those_there_are(tmp_path) -> None:
         ),
         (
             b"index\tquestion\tanswer\timage\n1\t\xff\xfe\tleft\tx\n",
-            "row 1 or a later one cannot be read: In CSV column #1: row 1: .*UTF8",
+            "row 1 or a later one cannot be read: In CSV column #1: row 1: .*; save the file as UTF-8$",
         ),
     ],
 )
