@@ -250,10 +250,29 @@ def _write_results(outcome: Outcome, request: Request) -> None:
         "model": outcome.model,
         "weights": outcome.weights,
         "version": solo.__version__,
-        "tasks": known.get("tasks", {}) | tasks,
-        "texts": known.get("texts", {}) | texts,
+        "tasks": _joined(known.get("tasks", {}), tasks),
+        "texts": _joined(known.get("texts", {}), texts),
     }
     write_whole(path, json_text(results, indent=1) + "\n")
+
+
+def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns results by task or file. A way of asking that an earlier call measured stays if the scores agree.
+
+    They differ if, for example, the earlier call asked other questions.
+    """
+    found = {**earlier}
+    for name, entry in now.items():
+        before = earlier.get(name, {})
+        common = before.get("scores", {}).keys() & entry["scores"].keys()
+        # As JSON, in which both are written.
+        if common and all(json_text(before["scores"][way]) == json_text(entry["scores"][way]) for way in common):
+            kept = {
+                key: before.get(key, {}) | entry[key] for key in ("scores", "measures", "differences") if key in entry
+            }
+            entry = {**entry, **kept}
+        found[name] = entry
+    return found
 
 
 def _earlier(path: Path, outcome: Outcome) -> Mapping[str, Any]:

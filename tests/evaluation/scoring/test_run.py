@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -125,6 +126,20 @@ def test_results_of_other_weights_do_not_stay(place, whole) -> None:
         ask(place, "ocrbench", output="stays")
         found = json.loads((folder / "results.json").read_text())
         assert (set(found["tasks"]), found["weights"]) == ({"ocrbench", *(["mme"] * stays)}, results["weights"])
+
+
+def test_ways_that_an_earlier_call_asked_stay_while_the_scores_agree(place, whole) -> None:
+    folder = place / "earlier_ways"
+    shutil.copytree(whole.folder, folder)
+    before = json.loads((folder / "results.json").read_text())["tasks"]
+    for limit, ways, measures in (
+        (None, {"shown", "removed", "blanked"}, {"multimodal_gain", "gain_over_blanked"}),
+        (10, {"shown"}, set()),
+    ):
+        ask(place, "ocrbench", output="earlier_ways", limit=limit)
+        found = json.loads((folder / "results.json").read_text())["tasks"]
+        assert (set(found["ocrbench"]["scores"]), set(found["ocrbench"]["measures"])) == (ways, measures)
+        assert (found == before) is (limit is None)
 
 
 def test_the_measures_of_images_are_differences_of_the_scores(whole) -> None:
