@@ -1,1 +1,1 @@
-"""`solo chat`: a page to ask a model about pictures, and to look at how it answers. Only `app` needs Gradio."""
+"""`solo chat`: a web page to ask a model about images and to inspect its answers. Only `app` needs Gradio."""

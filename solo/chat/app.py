@@ -18,7 +18,7 @@ from solo.inference.decoding import Decoding
 from solo.inference.monolith import Monolith
 
 _MEAN, _ALL = "mean of all heads", "whole answer"
-# Browsers then fetch nothing from other hosts, whatever Gradio's pages name.
+# With this policy, browsers fetch nothing from other hosts, even if Gradio's pages refer to them.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:"
 _GALLERY: dict[str, Any] = {
     "object_fit": "contain",
@@ -41,9 +41,9 @@ def make_app(model: Monolith, name: str, limits: Limits, max_new_tokens: int) ->
 
     Args:
         model: the model to ask.
-        name: of the model, for the title.
-        limits: what a question may hold.
-        max_new_tokens: the longest answer that can be chosen.
+        name: the model's name, for the title.
+        limits: limits of a question.
+        max_new_tokens: maximum value of the setting for the length of an answer.
     """
     app = FastAPI()
 
@@ -70,7 +70,7 @@ def make_app(model: Monolith, name: str, limits: Limits, max_new_tokens: int) ->
 
 
 class _Column(NamedTuple):
-    """The left column: the conversation, and how answers are written."""
+    """The left column: the conversation and the decoding settings."""
 
     shown: gr.Chatbot
     question: gr.MultimodalTextbox
@@ -80,7 +80,7 @@ class _Column(NamedTuple):
 
 
 class _Views(NamedTuple):
-    """The right column: what the model saw, and what it might have said."""
+    """The right column: attention, patches and likelihoods of the last answer."""
 
     about: gr.Markdown
     heat: gr.Gallery
@@ -148,7 +148,7 @@ def _views(layers: int, heads: list[str]) -> _Views:
 
 
 def _connect(chat: gr.State, left: _Column, right: _Views, begin: Callable[[], Chat], heads: list[str]) -> None:
-    """Makes the page answer. `begin` starts a conversation."""
+    """Connects the controls of the page to a conversation. `begin` starts a conversation."""
 
     def attention(chat: Chat | None, layer: float, head: str, token: str) -> tuple[Any, str]:
         if chat is None:
@@ -198,7 +198,7 @@ def _answer(
     top_p: float,
     seed: float,
 ) -> Iterator[tuple[Any, ...]]:
-    """Asks, and yields the chat, its turns, the box of the question, and why it was refused."""
+    """Asks a question. Yields the chat, its turns, the text of the question box, and the reason for a refusal."""
     chat = chat or begin()
     text, files = message.get("text") or "", message.get("files") or []
     try:

@@ -1,4 +1,4 @@
-"""The logic of `solo chat`, without its page: limits, the conversation, and what is shown of an answer."""
+"""The logic of `solo chat` without its page: limits, the conversation, and the views of an answer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from solo.inference.streaming import StreamedAnswer
 
 @dataclass(frozen=True)
 class Limits:
-    """What a question may hold.
+    """Limits of a question.
 
-    images      images of a conversation
-    image_mb    megabytes of an image file
-    characters  characters of a question
-    slots       patches and text tokens of a conversation with its answer
+    images      maximum number of images in a conversation
+    image_mb    maximum size of an image file in megabytes
+    characters  maximum number of characters in a question
+    slots       maximum number of patches and text tokens in a conversation, including the answer
     """
 
     images: int = 8
@@ -36,7 +36,7 @@ class Limits:
 
 @dataclass
 class Chat:
-    """One conversation with a model. `messages` holds the turns so far, and `answer` what is known of the last one."""
+    """One conversation with a model. `messages` contains the turns so far, and `answer` the last answer."""
 
     model: Monolith
     limits: Limits = field(default_factory=Limits)
@@ -45,15 +45,16 @@ class Chat:
     images: list[CutImage] = field(default_factory=list)
 
     def ask(self, text: str, files: Sequence[str | Path], max_new_tokens: int) -> StreamedAnswer:
-        """Returns the answer to the next question, to be written with `StreamedAnswer.write`; then call `keep`.
+        """Returns the answer to the next question. Generate it with `StreamedAnswer.write`, then call `keep`.
 
         Args:
             text: the question.
-            files: the images before it.
-            max_new_tokens: length of the answer.
+            files: images that precede the question.
+            max_new_tokens: maximum length of the answer.
 
         Raises:
-            ValueError: the question is empty or exceeds a limit, or an image cannot be read. Nothing changes.
+            ValueError: the question is empty or exceeds a limit, or an image cannot be read. The conversation is
+                unchanged.
         """
         limits = self.limits
         if not text.strip() and not files:
@@ -80,7 +81,7 @@ class Chat:
         return answer
 
     def keep(self) -> None:
-        """Makes the last answer, as far as it was written, a turn of the conversation."""
+        """Appends the text of the last answer so far to the conversation, as a turn."""
         if self.answer is not None:
             self.messages.append({"role": "assistant", "content": [self.answer.text]})
 
@@ -118,12 +119,12 @@ class Chat:
         ]
 
     def attended(self, layer: int, head: int | None, token: int | None) -> tuple[list[tuple[Any, str]], str]:
-        """Returns the images with the patches that the answer attended to, and a sentence about it.
+        """Returns the images with the patches that the answer attended to, and a sentence that sums up the weights.
 
         Args:
-            layer: its number, from 0.
-            head: its number, from 0; None is the mean of all.
-            token: number of a token of the answer, from 0; None is the mean of all.
+            layer: number of the layer, from 0.
+            head: number of the head, from 0; None: the mean over all heads.
+            token: number of a token of the answer, from 0; None: the mean over all tokens.
         """
         if self.answer is None or not self.answer.written:
             return [], "Ask something first."

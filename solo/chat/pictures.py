@@ -1,4 +1,4 @@
-"""Pictures of what a model sees: an image as it was cut into patches, and how much each patch was attended to."""
+"""Pictures of a model's input: an image with its patches, and the attention weight of each patch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CutImage:
     pixels  uint8 [height, width, 3], put together from the patches; several tiles lie side by side
     slots   int64 [n], the patch slots of its patches; those of learned markers are left out
     boxes   int64 [n, 2], upper edge and left edge of each patch in `pixels`
-    side    of a patch in pixels
-    tiles   number of tiles, 1 if the image was not cut into several
+    side    side length of a patch in pixels
+    tiles   number of tiles; 1 if the image was not cut into tiles
     """
 
     pixels: np.ndarray
@@ -45,7 +45,7 @@ class CutImage:
         return self._enlarged(self.pixels)
 
     def with_weights(self, weights_P: np.ndarray) -> PillowImage.Image:
-        """Returns the picture darkened, but for the patches with weight. The largest weight is the brightest."""
+        """Returns the picture, darkened where weights are small. The patch with the largest weight is the brightest."""
         weights = weights_P[self.slots]
         most = weights.max(initial=0)
         share = weights / most if most > 0 else weights

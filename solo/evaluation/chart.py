@@ -18,10 +18,10 @@ SMOOTHING = 0.9
 
 @styled
 def loss_chart(lines: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draws the loss in nats per target over the steps: every step faintly, the running mean of each stage boldly.
+    """Draws the loss in nats per target over the steps: faint for every step, bold for the running mean of a stage.
 
     Args:
-        lines: of `metrics.jsonl`.
+        lines: lines of `metrics.jsonl`.
 
     Returns:
         An SVG element; empty if there are fewer than two training steps with a finite loss.
@@ -38,7 +38,7 @@ def loss_chart(lines: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Draws two curves for each stage. The axis fits the means: a loss that towers above them is cut off."""
+    """Draws two curves for each stage. The axis is scaled to the means, so single high losses are cut off."""
     top = -float("inf")
     for stage, group in groupby(steps, key=lambda line: line["stage"]):
         numbers, losses = zip(*((line["step"], line["loss"]) for line in group), strict=True)
@@ -65,9 +65,10 @@ def draw_losses(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> None:
 
 
 def held_out_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Returns the finite held-out losses of every evaluator, (step, nats) in the order of the steps.
+    """Returns the finite held-out losses of every evaluator as (step, nats), sorted by step.
 
-    Keys are the evaluators' names, with those of the weights if they are averages. The last line of a step counts.
+    Keys are the evaluators' names, followed by the name of the weights if these are an average. If a step has several
+    lines, the last one is used.
     """
     found: dict[str, dict[int, float]] = {}
     for line in lines:
@@ -78,10 +79,10 @@ def held_out_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[
 
 @styled
 def held_out_chart(lines: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draws the held-out losses in nats per target over the steps; the lowest of each curve has a ring around it.
+    """Draws the held-out losses in nats per target over the steps. A ring marks the lowest point of each curve.
 
     Args:
-        lines: of `metrics.jsonl`.
+        lines: lines of `metrics.jsonl`.
 
     Returns:
         An SVG element; empty if nothing was measured twice.

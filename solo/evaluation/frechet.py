@@ -10,9 +10,9 @@ _SIGMAS = 3.0
 def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
     """Returns the Fréchet distance of the Gaussians with the means and covariances of two sets of vectors.
 
-    |mean x - mean y|^2 + Tr(A + B - 2 (A B)^(1/2)) for covariances A and B (Dowson and Landau, 1982). With X and Y
-    centred and scaled such that A = X'X and B = Y'Y, the trace of the root is the sum of the singular values of X Y'.
-    The square root of A B itself would lose half of the digits of every small eigenvalue.
+    The distance is |mean x - mean y|^2 + Tr(A + B - 2 (A B)^(1/2)) for covariances A and B (Dowson and Landau, 1982).
+    With X and Y centred and scaled such that A = X'X and B = Y'Y, the trace of the square root is the sum of the
+    singular values of X Y'. Computing the square root of A B would lose half of the digits of every small eigenvalue.
 
     It takes O(m^2 k) operations, where m is the smaller and k the larger of the number of vectors and their width, and
     the memory of a few copies of the vectors.
@@ -22,7 +22,7 @@ def frechet_distance(x_ND: np.ndarray, y_MD: np.ndarray) -> float:
         y_MD: M >= 2 vectors of the same width.
 
     Returns:
-        NaN if a value is not finite.
+        The distance, or NaN if a value is not finite.
     """
     if not (np.isfinite(x_ND).all() and np.isfinite(y_MD).all()):
         return float("nan")
@@ -42,6 +42,9 @@ def _factor(centred_ND: np.ndarray) -> np.ndarray:
 
 
 def without_outliers(x_ND: np.ndarray) -> np.ndarray:
-    """Returns the vectors whose length is within three standard deviations of the mean; all if one is not finite."""
+    """Returns the vectors whose length is within three standard deviations of the mean.
+
+    If a value is not finite, all vectors are returned.
+    """
     lengths = np.linalg.norm(x_ND, axis=1)
     return x_ND[~(np.abs(lengths - lengths.mean()) > _SIGMAS * lengths.std())]

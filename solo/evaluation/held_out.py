@@ -1,4 +1,4 @@
-"""Checks that what a run is measured on is held out: that no stage trains on the same records."""
+"""Checks that no stage of a run trains on the records that the run is evaluated on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from solo.data.store.source import PreparedSource
 def not_held_out(config: Config, prepared: Prepared) -> list[str]:
     """Returns a message for every source of the evaluation that shares records with a source of the stages.
 
-    Two records are the same if their image files are, whatever the texts; without images, if their turns are. Parts
-    whose tables are not on this machine, because the data is in a bucket, are not compared.
+    Two records are the same if they have the same image files, or, without images, the same turns. Parts whose tables
+    are not on this machine, because the data is in a bucket, are not compared.
     """
     measured: dict[str, list[str]] = {}
     for kind, name, section in config.evaluation.evaluators():

@@ -1,4 +1,4 @@
-"""The modality integration rate: how far apart the hidden states of images and of text are. It needs no benchmark.
+"""The modality integration rate: how far apart the hidden states of images and of text are.
 
 "Deciphering Cross-Modal Alignment in Large Vision-Language Models with Modality Integration Rate", arXiv 2410.07167. In
 every layer, the hidden states of visual and of text tokens are divided by the mean length of the text's. Tokens whose
@@ -8,10 +8,11 @@ model aligns the modalities.
 
 This is the paper's definition. The code that was published with it (shikiw/Modality-Integration-Rate) differs in four
 points: it replaces an outlier, which it measures from the median length, by the median of each dimension; by default it
-approximates the matrix square root by five Newton steps; it counts only the text after the image; and it takes the last
-layer after the final norm. Here the square root is exact, and the last layer is treated like the others. As there, the
-embeddings do not count. The text of a monolith's document includes delimiters of images, row separators and roles.
-These special tokens are neither modality and do not count; nor do learned visual tokens that mark an image's rows.
+approximates the matrix square root by five Newton steps; it only uses the text after the image; and it takes the last
+layer after the final norm. Here the square root is exact, and the last layer is treated like the others. Like that
+code, this module leaves out the embeddings. The text of a monolith's document includes delimiters of images, row
+separators and roles. These special tokens belong to neither modality and are left out, and so are learned visual tokens
+that mark an image's rows.
 
 Cost: one forward pass over `documents` rows. The states of the compared tokens stay on the devices until their layer is
 computed: 4 x layers x tokens x width bytes in bfloat16 over all row shards, which is 2.1 GB on each of 8 devices for 64
@@ -87,9 +88,9 @@ def integration_rate(
 
     Args:
         model: the model, on any mesh.
-        name: of the evaluator, for error messages.
-        settings: of the evaluator.
-        config: the run; a document fits a row of its last stage.
+        name: the evaluator's name, for error messages.
+        settings: the evaluator's settings.
+        config: the config of the run. Only documents that fit a row of its last stage are used.
         sources: records by source name.
         progress: called with (documents done, documents) after every batch.
 
@@ -176,9 +177,9 @@ def _states(
 def layer_states(
     definition: ModelDefinition, where: Placement, parameters: Parameters, batch: Batch, slots: Regions
 ) -> jax.Array:
-    """Returns what every layer puts out at some slots, [L, B, N + M, D] in the compute dtype.
+    """Returns the output of every layer at some slots, [L, B, N + M, D] in the compute dtype.
 
-    `slots`: int32 [B, N] patches and [B, M] text tokens of each row; a negative one gives any of them.
+    `slots` are int32 [B, N] patches and [B, M] text tokens of each row. For negative slots, the output is arbitrary.
     """
 
     def taken(x_BSD: jax.Array, slots_BN: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""The evaluators of a run: what its config names, measured on the mesh that trains, where the parameters lie.
+"""The evaluators in a run's config. They run on the training mesh and leave the parameters sharded.
 
-The training loop calls them at their cadence, and `solo evaluate` for one checkpoint. Every evaluator yields one line
-of `metrics.jsonl`. They draw no random numbers and touch neither the training state nor its data.
+The training loop calls each of them at its cadence, and `solo evaluate` calls them for one checkpoint. Every evaluator
+yields one line of `metrics.jsonl`. They draw no random numbers and change neither the training state nor its data.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ Note = Callable[[int, int], None]
 class RunEvaluators:
     """Implements `solo.training.evaluators.Evaluators` for a config.
 
-    What can be wrong with the data of an evaluation is found here, before the first step. What fails later, such as a
-    damaged image, is said and leaves a line of kind `failed_evaluation`; only at the last step it ends the run.
+    The constructor checks the data of all evaluators, so errors are found before the first step. If an evaluator fails
+    later, for example because of a damaged image, the failure is reported and leaves a line of kind
+    `failed_evaluation`. It ends the run only at the last step.
 
     Args:
-        config: the run.
-        prepared: its data.
-        definition: its model.
-        mesh: where the parameters lie.
-        observer: shows what is being measured.
-        run: the run whose `metrics.jsonl` names what was measured before; None: everything is measured again.
+        config: the config of the run.
+        prepared: the prepared data.
+        definition: the definition of the model.
+        mesh: the mesh that the parameters are sharded over.
+        observer: shows the current evaluation.
+        run: the run whose `metrics.jsonl` lists earlier measurements. None: everything is measured again.
 
     Raises:
         ConfigError: a source has no record that fits a row, or a record of a task has no answer.
@@ -139,7 +140,7 @@ class RunEvaluators:
             raise EvaluationStopped
 
     def _measured_at(self, step: int) -> set[Key]:
-        """Returns what `metrics.jsonl` holds of a step; only at the step that a run resumes from it can hold any."""
+        """Returns the measurements of a step in `metrics.jsonl`. Only the step that a run resumes from can have any."""
         if self._known is None:
             run = self._run
             found = (
@@ -152,7 +153,7 @@ class RunEvaluators:
         return set()
 
     def _with(self, parameters: Parameters) -> Monolith:
-        """Returns the model with these parameters. No reference to them is kept: the next step overwrites them."""
+        """Returns the model with these parameters, to which no reference is kept: the next step donates them."""
         if self._model is None:
             model = Monolith(self._config, self._prepared.tokenizer, parameters, self._mesh)
             self._model = model.with_parameters({})

@@ -1,8 +1,8 @@
-"""Mean cross-entropy of held-out sources, on the mesh that trains; scaling laws are fitted to it.
+"""Mean cross-entropy of held-out sources, computed on the training mesh. Scaling laws are fitted to it.
 
-All targets of a source weigh the same, regardless of the average in training. Rows are planned with seed 0, so that
-runs with different seeds are measured on the same tokens. The rows do not depend on the mesh either: it only decides
-how many of them are computed at once.
+All targets of a source have the same weight, whatever `loss.average` is in training. Rows are planned with seed 0, so
+runs with different seeds are measured on the same tokens. The rows do not depend on the mesh either, which only
+determines how many of them are computed at once.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Note = Callable[[int, int], None]
 class HeldOutLoss(NamedTuple):
     """A held-out loss.
 
-    name             of the evaluator
-    source           that it measures
-    loss             nats, the mean over `targets` targets
+    name             name of the evaluator
+    source           the source that it measures
+    loss             mean over `targets` targets, in nats
     targets          number of target tokens
     loss_by_context  means over the targets that see no patch (`text_only`) and those that see one (`with_image`)
     """
@@ -59,14 +59,14 @@ class HeldOutLoss(NamedTuple):
 
 
 class HeldOutLosses:
-    """Computes the held-out losses of a run's config, with parameters that lie on a mesh.
+    """Computes the held-out losses of a run's config with sharded parameters.
 
-    All processes of the mesh call the same methods in the same order; each loads its own rows.
+    All processes of the mesh must call the same methods in the same order. Each process loads its own rows.
 
     Args:
-        config: the run; rows and image geometry are those of its last stage.
-        prepared: its data.
-        definition: its model.
+        config: the config of the run. Rows and image geometry are those of its last stage.
+        prepared: the prepared data.
+        definition: the definition of the model.
         mesh: the devices.
 
     Raises:
@@ -84,9 +84,10 @@ class HeldOutLosses:
         """Computes one of the losses.
 
         Args:
-            name: of a loss in the config.
-            parameters: sharded over the mesh.
-            note: called with (batches done, batches) after every batch; what it raises ends the computation.
+            name: name of a loss in the config.
+            parameters: the parameters, sharded over the mesh.
+            note: called with (batches done, batches) after every batch. An exception that it raises ends the
+                computation.
 
         Raises:
             ConfigError: too many documents cannot be read, or the source has no target.
@@ -101,7 +102,7 @@ class HeldOutLosses:
             for number, batch in enumerate(batches, start=1):
                 documents += batch_stats(batch).documents
                 sums = self._sums(parameters, device_batch(batch, self._mesh, share.count))
-                if before is not None:  # it is read while the next one is computed
+                if before is not None:  # It is read while the next batch is computed.
                     total += np.asarray(before)
                 before = sums
                 note(number, rows.batches)
@@ -140,9 +141,9 @@ class HeldOutLosses:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A process's rows: `at_once` rows of a plan at a time over all processes, the last of them filled with empty ones.
+    """The rows of one process. All processes together take `at_once` rows at a time; the last batch is padded.
 
-    Row k of the plan is in batch k // at_once, wherever the plan's own batches end.
+    Row k of the plan is in batch k // at_once, independent of the plan's own batches.
     """
 
     planned: RowSource
@@ -170,7 +171,7 @@ class _Rows:
 
 
 def evaluation_set(config: Config, prepared: Prepared) -> str:
-    """Returns a digest of sources, tokens and rows: losses with different digests are not comparable."""
+    """Returns a digest of sources, tokens and rows. Losses with different digests are not comparable."""
     parts: list[Any] = []
     for name, settings in config.evaluation.losses.items():
         plan = _plan(config, prepared, name, settings)
@@ -183,7 +184,7 @@ def evaluation_set(config: Config, prepared: Prepared) -> str:
 
 def _plan(config: Config, prepared: Prepared, name: str, settings: HeldOutConfig) -> StagePlan:
     last = config.stages[-1]
-    # Not a copy of the last stage: its length is one pass over the source.
+    # Unlike the last stage, this one is as long as one pass over the source.
     stage = StageConfig.model_validate(
         {
             "name": "held_out",

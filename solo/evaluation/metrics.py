@@ -22,10 +22,10 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def character_error_rate(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the edits that turn the answers into the references, in percent of the references' characters.
+    """Returns the number of edits that turn the answers into the references, in percent of the references' characters.
 
-    It may exceed 100. Edits and characters are summed over all examples, so long ones weigh more. Both texts are
-    `collapsed` first.
+    The rate may exceed 100. Edits and characters are summed over all examples, so long examples have more weight. Both
+    texts are normalised with `collapsed` first.
 
     Raises:
         ValueError: there are no answers, or all references are empty.

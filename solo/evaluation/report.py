@@ -39,14 +39,14 @@ def write_report(
     lines: Sequence[Mapping[str, Any]],
     samples: Sequence[SampleAnswers] = (),
 ) -> None:
-    """Writes the report as one HTML file, which appears whole or not at all.
+    """Writes the report as one HTML file. The write is atomic.
 
     Args:
         path: the file.
-        config: the run.
-        definition: the model, for parameter counts.
+        config: the config of the run.
+        definition: the definition of the model, for parameter counts.
         results: results of the tasks, with the examples to show.
-        lines: of `metrics.jsonl`, for the loss chart and the figures.
+        lines: lines of `metrics.jsonl`, for the loss chart and the figures.
         samples: sample answers to show.
     """
     write_whole(Path(path), render(config, definition, results, lines, samples))
@@ -91,7 +91,10 @@ class Fact:
 
 
 def run_facts(definition: ModelDefinition, lines: Sequence[Mapping[str, Any]]) -> list[Fact]:
-    """Returns the size of the model and the cost of its training. Totals survive lines lost from `metrics.jsonl`."""
+    """Returns the size of the model and the cost of its training.
+
+    The totals are correct even if lines are missing in `metrics.jsonl`.
+    """
     facts = [Fact("parameters", short(definition.num_parameters()))]
     active = active_parameters(definition)
     if active.patches != active.text:
@@ -123,7 +126,7 @@ def best_facts(lines: Sequence[Mapping[str, Any]], best: BestConfig | None) -> l
 
 
 def held_out_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns the table of held-out losses: the newest one of every evaluator, its parts, and the lowest one."""
+    """Returns the table of held-out losses: the newest loss of every evaluator, its parts, and the lowest loss."""
     from solo.evaluation.chart import held_out_curves  # as above
 
     curves, rows = held_out_curves(lines), []

@@ -19,7 +19,7 @@ UNITS = {"exact_match": "right", "character_error_rate": "characters wrong"}
 def task_fields(result: TaskResult) -> dict[str, Any]:
     """Returns the fields of a task's line in `metrics.jsonl`. Scores are in percent, the gain in points.
 
-    `answers` are those of the first examples, for the report.
+    `answers` contains the answers to the first examples, for the report.
     """
     return {
         "metric": result.metric,
@@ -48,7 +48,7 @@ def newest(lines: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, A
 def task_results(
     lines: Iterable[Mapping[str, Any]], config: EvaluationConfig, sources: Mapping[str, Records]
 ) -> list[TaskResult]:
-    """Returns the newest result of every task of the config, with the examples that its line has answers of.
+    """Returns the newest result of every task of the config, with the examples whose answers are in its line.
 
     Raises:
         ConfigError: the source of a task is missing, or has changed.

@@ -41,7 +41,7 @@ def report_run(run: RunFolder, config: Config, prepared: Prepared, observer: Obs
 def evaluate_folder(reference: str | Path, observer: Observer, weights: str = TRAINED) -> list[TaskResult]:
     """Evaluates a checkpoint of a run on this process's devices, and writes the report again.
 
-    The checkpoint is read onto the devices in shards. Lines that the metrics hold already are not written again.
+    The checkpoint is loaded onto the devices in shards. Lines that are already in the metrics are not written again.
 
     Args:
         reference: a run's folder (its newest checkpoint), `RUN@STEP` or `RUN@best`.
@@ -50,7 +50,7 @@ def evaluate_folder(reference: str | Path, observer: Observer, weights: str = TR
 
     Raises:
         ValueError: the run has no such checkpoint.
-        CheckpointError: it does not belong to the run's model, or is damaged.
+        CheckpointError: the checkpoint does not belong to the run's model, or is damaged.
         ConfigError: the folder is not a run, its prepared data is missing, or a task has no record with an answer.
     """
     folder, which = parse_reference(reference)
@@ -72,7 +72,7 @@ def evaluate_folder(reference: str | Path, observer: Observer, weights: str = TR
 
 
 def _record(run: RunFolder, lines: list[dict[str, Any]]) -> None:
-    """Appends lines that the metrics do not hold yet.
+    """Appends the lines that are not in the metrics yet.
 
     The file is not rewritten, because the run may be training and appending to it.
     """

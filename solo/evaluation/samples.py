@@ -1,4 +1,4 @@
-"""Sample answers, to be read: what a model says to the first records of a source, from step to step."""
+"""Sample answers for people to read: a model's answers to the first records of a source, at several steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from solo.data.record import Image, Turn
 from solo.evaluation.tasks import Example, Records, split_answer
 from solo.inference.monolith import Monolith
 
-# Of the picture of an example: pixels of its longer side, and the images that it shows.
+# Limits of an example's picture: pixels of its longer side, and the number of images that it shows.
 PICTURE_SIDE = 512
 PICTURE_IMAGES = 4
 _GAP = 4
@@ -29,12 +29,12 @@ def sample_answers(
     sources: Mapping[str, Records],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Answers the samples with greedy decoding. All processes of the model's mesh call it.
+    """Answers the samples with greedy decoding. All processes of the model's mesh must call it.
 
     Args:
         model: the model.
-        name: of the evaluator, for error messages.
-        settings: of the evaluator.
+        name: the evaluator's name, for error messages.
+        settings: the evaluator's settings.
         sources: records by source name.
         progress: called with (answered, total).
 
@@ -63,7 +63,7 @@ def sample_answers(
 
 
 def sample_examples(name: str, settings: SamplesConfig, sources: Mapping[str, Records]) -> list[Example]:
-    """Returns the samples without answers. A record that ends without an answer is asked as it is.
+    """Returns the samples without answers. If a record does not end with an answer, all of it is the prompt.
 
     Raises:
         ConfigError: the source is missing or empty.
@@ -85,7 +85,7 @@ def sample_examples(name: str, settings: SamplesConfig, sources: Mapping[str, Re
 
 
 def prompt_text(turns: Sequence[Turn]) -> str:
-    """Returns a prompt as text: a line for every turn, with the role if there are several speakers."""
+    """Returns a prompt as text: one line per turn, with the role if there are several speakers."""
     many = len({turn.role for turn in turns}) > 1
     lines = []
     for turn in turns:
@@ -100,7 +100,7 @@ def picture(turns: Sequence[Turn], side: int = PICTURE_SIDE) -> bytes | None:
 
     Args:
         turns: the prompt.
-        side: the most pixels of the picture's longer side.
+        side: maximum length of the picture's longer side, in pixels.
     """
     shown: list[PillowImage.Image] = []
     for image in [part for turn in turns for part in turn.content if isinstance(part, Image)][:PICTURE_IMAGES]:
@@ -125,8 +125,10 @@ def picture(turns: Sequence[Turn], side: int = PICTURE_SIDE) -> bytes | None:
 def changes_shown(
     lines: Iterable[Mapping[str, Any]], name: str, weights: str, most: int = 5
 ) -> list[Mapping[str, Any]]:
-    """Returns at most `most` lines of one evaluator's samples in the order of their steps: the first, the last and some
-    evenly spread between them."""
+    """Returns at most `most` lines of one evaluator's samples, sorted by step.
+
+    The first and the last are included, and the others are evenly spaced between them.
+    """
     own: dict[int, Mapping[str, Any]] = {}
     for line in lines:
         if line["kind"] == "samples" and line.get("task") == name and line.get("weights", "trained") == weights:
@@ -141,10 +143,10 @@ def changes_shown(
 class SampleAnswers:
     """The answers of one evaluator for the report.
 
-    name      of the evaluator
-    weights   that answered
-    examples  without answers
-    answers   by step, the first one first: an answer for each example
+    name      name of the evaluator
+    weights   name of the weights that answered
+    examples  the examples without answers
+    answers   step -> an answer for each example, in the order of the steps
     """
 
     name: str

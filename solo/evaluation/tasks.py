@@ -1,4 +1,4 @@
-"""Tasks: a model continues conversations whose last answer was removed; its text is compared with that answer."""
+"""Tasks: the last answer of a conversation is removed, and the model's answer is compared with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its answers. `blanked` is the answer to the question with blanked images, if asked for."""
+    """A question with its answers. `blanked` is the answer with blanked images, if the task asks for it."""
 
     id: str
     prompt: tuple[Turn, ...]
@@ -62,7 +62,7 @@ class TaskResult:
 
     @property
     def gain(self) -> float | None:
-        """Points gained from the images, positive if they help: MMStar's multi-modal gain (arXiv 2403.20330)."""
+        """The gain from images in points, MMStar's multi-modal gain (arXiv 2403.20330). Positive if the images help."""
         if self.score_blank is None:
             return None
         gain = self.score - self.score_blank
@@ -81,7 +81,7 @@ def evaluate(
         model: the model to evaluate.
         config: the tasks, and how many examples of each to keep for the report.
         sources: records by source name.
-        progress: called with (task, answered, total) after every batch; examples answered twice count twice.
+        progress: called with (task, answered, total) after every batch. With blanked images, an example counts twice.
 
     Raises:
         ConfigError: a task's source is missing or empty, or one of its records has no answer.
@@ -126,7 +126,7 @@ def evaluate_task(
 
 
 def questions(name: str, task: TaskConfig, sources: Mapping[str, Records], most: int | None = None) -> list[Example]:
-    """Returns a task's examples, without answers; the first `most` of them.
+    """Returns the first `most` examples of a task, without answers.
 
     Raises:
         ConfigError: the source is missing or empty, or one of its records has no answer.

@@ -1,4 +1,4 @@
-"""Plug-ins for evaluation harnesses that other people keep. Each module imports its harness, which solo does not need.
+"""Plug-ins for third-party evaluation harnesses. Each module imports its harness, which is not a dependency of solo.
 
 lmms        lmms-eval, found through the entry point `lmms_eval.models`
 vlmevalkit  VLMEvalKit, registered by running its `run.py` through the module

@@ -14,7 +14,7 @@ from solo.inference.monolith import Monolith, parse
 from solo.inference.prompt import Conversation, in_order
 from solo.training.evaluators import TRAINED
 
-# Rows of this many batches share one padded shape. A larger number compiles less and pads more.
+# Rows of this many batches share one padded shape. A larger number means fewer compilations and more padding.
 _BATCHES = 16
 
 
@@ -23,10 +23,10 @@ class Settings:
     """Decoding settings of one request.
 
     Attributes:
-        max_new_tokens: the limit for an answer without a stop token.
+        max_new_tokens: maximum length of an answer.
         temperature: 0 is greedy.
         top_p: see `solo.inference.decoding.Decoding`.
-        until: texts that end an answer. Neither they nor what follows them belongs to it.
+        until: stop strings. The answer is cut before the first of them.
     """
 
     max_new_tokens: int
@@ -36,11 +36,11 @@ class Settings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], max_new_tokens: int) -> Settings:
-        """Reads the generation settings of a task in the words of transformers.
+        """Reads the generation settings of a task, which have the names that transformers uses.
 
         Args:
             given: settings of the task. None means that a setting is not given.
-            max_new_tokens: the limit if the task has none.
+            max_new_tokens: default for tasks that do not set it.
 
         Raises:
             ValueError: a setting is unknown, or asks for something other than greedy decoding or sampling.
@@ -54,7 +54,7 @@ class Settings:
         top_p = float(held.pop("top_p", 1.0))
         if held.pop("num_beams", 1) != 1:
             raise ValueError("solo has no beam search: set num_beams to 1 (lmms-eval: --gen_kwargs num_beams=1)")
-        # They make no difference: every answer ends at a stop token, and every decoding uses the KV cache.
+        # These have no effect: every answer ends at a stop token, and decoding always uses the KV cache.
         for name in ("use_cache", "image_aspect_ratio"):
             held.pop(name, None)
         if held:
@@ -72,10 +72,10 @@ class Answering:
 
     Args:
         pretrained: a run, one of its checkpoints, or a repository; see `solo.load`.
-        weights: of a run, `trained`, or the name of an average.
-        batch_size: largest number of requests that are answered together.
-        seed: seed of the draws of tasks that sample.
-        context: the most patches and text tokens of a sequence; None: see `TrainedModel.context`.
+        weights: for a run, `trained` or the name of an average.
+        batch_size: maximum number of requests that are answered together.
+        seed: seed for tasks that sample.
+        context: maximum number of patches and text tokens in a sequence; None: see `TrainedModel.context`.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Answering:
         self.context = context or self.model.context
 
     def answer(self, requests: Sequence[tuple[Conversation, Settings]], first: int = 0) -> list[str]:
-        """Answers conversations with their settings; requests of the same settings are answered together.
+        """Answers conversations with their settings. Requests with the same settings are answered together.
 
         Args:
             requests: conversations as in `Monolith.generate`, and their settings.
-            first: number of the first request in the task. Draws depend on it, so that repeated requests differ.
+            first: number of the first request in the task. Sampling depends on it, so that repeated requests differ.
 
         Raises:
-            ValueError: a request that cannot be answered, such as one with a video.
+            ValueError: a request cannot be answered, for example because it has a video.
         """
         groups: dict[Settings, list[int]] = {}
         for number, (_, settings) in enumerate(requests):
@@ -105,10 +105,10 @@ class Answering:
         return [answers[number] for number in range(len(requests))]
 
     def _write(self, conversations: Sequence[Conversation], settings: Settings, seed: int) -> list[str]:
-        """Answers conversations as `solo evaluate` does: images are made smaller where a prompt would not fit.
+        """Answers conversations as `solo evaluate` does: if a prompt does not fit, its images are made smaller.
 
-        The answer to a prompt that does not fit even so is empty. Harnesses allow answers that are longer than a small
-        model's sequences: an answer takes at most half of a sequence.
+        If it still does not fit, its answer is empty. An answer takes at most half of a sequence, because harnesses may
+        request answers that are longer than the sequences of a small model.
         """
         model, limit = self.model, settings.max_new_tokens
         limit = limit if self.context is None else max(1, min(limit, self.context // 2))

@@ -1,4 +1,4 @@
-"""Entry points that harnesses load. Solo without these harnesses never imports this module."""
+"""Entry points that harnesses load. Only the harnesses import this module."""
 
 from __future__ import annotations
 

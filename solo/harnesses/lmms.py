@@ -1,7 +1,7 @@
 """A model of lmms-eval (0.7): `lmms-eval --model solo --model_args pretrained=runs/x --tasks pope`.
 
-lmms-eval finds it through the entry point `lmms_eval.models` of this package. It is a chat model: a task gives messages
-with the images at their places, and solo's own chat template makes the prompt.
+lmms-eval finds it through the entry point `lmms_eval.models` of this package. It is a chat model: a task provides
+messages that contain the images in order, and solo's own chat template makes the prompt.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Solo(lmms):
 
     Args:
         pretrained: a run, one of its checkpoints (`runs/x@1000`), or a repository.
-        weights: of a run, `trained`, or the name of an average.
+        weights: for a run, `trained` or the name of an average.
         batch_size: number of requests that are answered together.
-        max_new_tokens: the limit for tasks that give none.
-        system_prompt: a text, or a file with it, that begins every conversation.
-        seed: seed of the draws of tasks that sample.
+        max_new_tokens: default for tasks that do not set it.
+        system_prompt: a system prompt, or a file that contains it.
+        seed: seed for tasks that sample.
         context: the longest sequence, in patches and text tokens; by default as in training, or as the repository says.
-            Images are made smaller until a prompt fits.
-        max_batch_size: lmms-eval passes it; must be None, since batch sizes are not searched for.
-        device: lmms-eval passes it; JAX chooses the devices (`JAX_PLATFORMS`).
+            If a prompt does not fit, its images are made smaller.
+        max_batch_size: passed by lmms-eval; must be None, because there is no search for the largest batch size.
+        device: passed by lmms-eval and ignored; JAX chooses the devices (`JAX_PLATFORMS`).
 
     Raises:
         ValueError: an unknown argument, several processes, or weights that cannot be opened.
@@ -87,8 +87,8 @@ class Solo(lmms):
     def _request(
         self, context: str, doc_to_messages: Any, settings: dict[str, Any], document: int, task: str, split: str
     ) -> tuple[list[dict[str, Any]], Settings]:
-        # lmms-eval's default is its separator of examples, which would cut an answer after its first paragraph. Its own
-        # chat models ignore it, too.
+        # lmms-eval's default stop string is its separator of examples, which would cut an answer after its first
+        # paragraph. Its own chat models ignore it, too.
         given = {name: value for name, value in settings.items() if (name, value) != ("until", [_SEPARATOR])}
         try:
             found = Settings.of(given, self.max_new_tokens)

@@ -26,9 +26,9 @@ class Solo(BaseModel):
 
     Args:
         pretrained: a run, one of its checkpoints (`runs/x@1000`), or a repository.
-        weights: of a run, `trained`, or the name of an average.
+        weights: for a run, `trained` or the name of an average.
         context: the longest sequence, in patches and text tokens; by default as in training, or as the repository says.
-            Images are made smaller until a prompt fits.
+            If a prompt does not fit, its images are made smaller.
         settings: generation settings such as `max_new_tokens` (by default 1,024) and `temperature` (by default 0).
 
     Raises:

@@ -22,9 +22,9 @@ from solo.sharding.axes import ROW_AXES
 class Answer(NamedTuple):
     """An answer of a model.
 
-    text    without stop token
-    tokens  that were written, a stop token included
-    cut     whether `max_new_tokens` ended it, not a stop token
+    text    the answer without its stop token
+    tokens  the generated tokens, including the stop token
+    cut     whether the answer was cut off by `max_new_tokens` instead of ending with a stop token
     """
 
     text: str
@@ -36,8 +36,8 @@ class Answer(NamedTuple):
 class Decoding:
     """Decoding settings. An answer ends at a stop token of its template, or after `max_new_tokens`.
 
-    temperature  0 takes the most likely token; above 0, tokens are drawn from softmax(logits / temperature)
-    top_p        draw from the fewest tokens whose probabilities reach this sum
+    temperature  0 selects the most likely token; above 0, tokens are sampled from softmax(logits / temperature)
+    top_p        sample from the smallest set of most likely tokens whose probabilities sum to at least this
 
     Raises:
         ValueError: a setting is out of range.
@@ -58,7 +58,7 @@ class Decoding:
     def decode(self, model: TrainedModel, cache: KVCache, logits_BV: jax.Array, keys_B: jax.Array) -> Generated:
         """Continue prefilled rows; see `solo.model.generate.generate`.
 
-        Decoding stops a row at the first of the template's `stops` only; `answer_length` cuts the row at the others.
+        Decoding only stops at the first of the template's `stops`; `answer_length` cuts the row at the others.
         """
         return generate(
             model.definition,
@@ -99,7 +99,7 @@ def _key_maker(mesh: Mesh) -> Any:
 
 
 def allowed_tokens(tokenizer: Tokenizer, padded_size: int, stops: Sequence[int]) -> np.ndarray:
-    """Returns bool [V]: the tokens that an answer may hold, which are text and stop tokens."""
+    """Returns bool [V]: the tokens that an answer may contain, which are text and stop tokens."""
     allowed = np.arange(padded_size) < tokenizer.vocab_size
     allowed[list(tokenizer.special_ids)] = False
     allowed[list(stops)] = True

@@ -3,7 +3,7 @@
 `input_ids` are in reading order, with a placeholder for each patch. They become an ordinary batch, and the slot of each
 element is kept so that results can be returned in the order of `input_ids`. Numpy only.
 
-Letters besides those of solo/batch.py: N elements of a row of `input_ids`, n patches of all rows.
+Shape letters in addition to those of solo/batch.py: N elements of a row of `input_ids`, n patches of all rows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HFBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class HFTensors:
-    """Tensors in Hugging Face form, as numpy arrays that fit together.
+    """Tensors in Hugging Face form, as numpy arrays with consistent shapes.
 
     ids         int32 [B, N]
     labels      int32 [B, N]; IGNORED where there is no target
@@ -85,7 +85,7 @@ def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: i
         placeholder_id: the id in `input_ids` that stands for a patch of `pixel_values`.
 
     Raises:
-        ValueError: an unknown name, shapes that do not fit together, or more or fewer patches than placeholders.
+        ValueError: a name is unknown, shapes are inconsistent, or the numbers of patches and placeholders differ.
     """
     if unknown := sorted(set(tensors) - set(_NAMES)):
         raise ValueError(f"batch() does not know {', '.join(unknown)}; it takes {', '.join(_NAMES)}")
@@ -117,7 +117,7 @@ def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: i
 
 
 def _numpy(value: Any) -> np.ndarray:
-    """Returns a numpy array of anything numpy can read, or of a PyTorch tensor on any device (bfloat16 as float32)."""
+    """Converts array-likes and PyTorch tensors on any device to numpy (bfloat16 to float32)."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
@@ -168,7 +168,7 @@ def _tiles(
 def _indexed(
     given: dict[str, np.ndarray], real: np.ndarray, image: ImageConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the same from `vision_patches` (SOLO), without patches if they are not given."""
+    """Returns patch indices, patches and grid from `vision_patches` (SOLO); no patches if they are not given."""
     values = image.patch_size**2 * 3
     patches = given.get("vision_patches", np.zeros((0, values))).reshape(-1, values)
     numbers = np.full(real.shape, -1, np.int64)
@@ -189,7 +189,7 @@ def _under(ids: np.ndarray) -> int | None:
 
 
 def hf_batch(given: HFTensors, config: Config, *, slot_multiple: int = 8) -> HFBatch:
-    """Makes one row per row of `input_ids`. As in the published code, padding after a row sees its real elements."""
+    """Makes one row per row of `input_ids`. As in the published code, padding after a row attends to its elements."""
 
     def round_up(count: int) -> int:
         return -(-count // slot_multiple) * slot_multiple
@@ -197,7 +197,7 @@ def hf_batch(given: HFTensors, config: Config, *, slot_multiple: int = 8) -> HFB
     is_patch = given.patch >= 0
     shape = RowShape(
         round_up(int(is_patch.sum(axis=1).max())),
-        # One slot more than elements: see `_note_length`.
+        # There is one slot more than elements; see `_note_length`.
         round_up(int((~is_patch).sum(axis=1).max()) + 1),
         round_up(int((given.labels[:, 1:] != IGNORED).sum(axis=1).max(initial=0))),
     )
@@ -236,13 +236,13 @@ def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tupl
 
 
 def _images(is_patch: np.ndarray) -> np.ndarray:
-    """Returns the image of each element, int32: every run of patches is an image."""
+    """Returns the number of each element's image, int32. Every run of consecutive patches is one image."""
     begins = np.diff(is_patch.astype(int), prepend=0) > 0
     return np.where(is_patch, np.cumsum(begins) - 1, NO_IMAGE).astype(np.int32)
 
 
 def _note_length(row: Batch, slots: np.ndarray) -> None:
-    """Give an empty slot the last position, since the published code scales frequencies by the padded length."""
+    """Gives an empty slot the last position, because the published code scales frequencies by the padded length."""
     empty = np.setdiff1d(np.arange(len(row.positions)), slots)[-1]
     row.positions[empty] = len(slots) - 1
 

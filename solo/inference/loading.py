@@ -69,10 +69,10 @@ def with_newest(run: Path, read: Callable[[Path], T]) -> T:
 
 
 def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh, weights: str = TRAINED) -> Parameters:
-    """Read the parameters of a checkpoint, sharded over the mesh. Nothing is written, so the run may be training.
+    """Read the parameters of a checkpoint, sharded over the mesh. It only reads, so the run may be training.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: the folder of the checkpoint.
         definition: the model.
         mesh: the devices.
         weights: `trained`, or the name of an average.
@@ -80,7 +80,7 @@ def read_parameters(checkpoint: Path, definition: ModelDefinition, mesh: Mesh, w
     Raises:
         ValueError: the checkpoint is not complete, or has no such weights.
         CheckpointError: its parameters are not the model's; the message lists the differences.
-        DamagedError: files of it are missing or damaged.
+        DamagedError: files of the checkpoint are missing or damaged.
     """
     if not is_complete(checkpoint):
         raise ValueError(f"{checkpoint} is not a complete checkpoint")

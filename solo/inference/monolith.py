@@ -59,14 +59,14 @@ class Monolith(TrainedModel):
 
         Args:
             conversations: lists of {"role", "content"}; see `solo.data.readers.conversations.parse_conversation`.
-            slot_multiple: P, T and Y are the least multiples of this that fit the largest row.
+            slot_multiple: P, T and Y are the smallest multiples of this that fit the largest row.
             tensors: instead of conversations, the tensors of a Hugging Face model's forward pass; see
-                `solo.inference.hf_batch`. Logits and gradients of such a batch come in the order of its `input_ids`
-                and under the published names.
+                `solo.inference.hf_batch`. Logits of such a batch are in the order of its `input_ids`, and gradients
+                have the published names.
 
         Raises:
-            ValueError: no conversation, a malformed one, an image that cannot be read, or tensors that do not fit
-                together.
+            ValueError: there is no conversation, one is malformed, an image cannot be read, or tensors have
+                inconsistent shapes.
         """
         if tensors:
             if conversations is not None:
@@ -120,23 +120,23 @@ class Monolith(TrainedModel):
         batch_rows: int = 64,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Continue each conversation: extend a last turn that is `assistant` or `text`, else answer.
+        """Generate the next turn of each conversation. If its last turn is `assistant` or `text`, extend that turn.
 
-        An answer depends on its conversation and, if tokens are drawn, on its place in the list. It does not depend on
-        the other conversations. On a mesh over several processes, all of them call this with the same conversations;
-        each decodes the images of its own rows, and all get all answers.
+        An answer depends on its conversation and, with sampling, on its place in the list. It does not depend on the
+        other conversations. If the mesh spans several processes, all of them must call this with the same
+        conversations; each decodes the images of its own rows, and all return all answers.
 
         Args:
             conversations: lists of {"role", "content"}, with any number of images in any turn.
-            max_new_tokens: the limit for an answer without a stop token; see `Decoding`.
-            temperature: 0 takes the most likely token; above 0, tokens are drawn.
-            top_p: draw from the fewest tokens whose probabilities reach this sum.
-            seed: seed of the draws.
-            batch_rows: largest number of conversations that are answered together.
+            max_new_tokens: maximum length of an answer; see `Decoding`.
+            temperature: 0 selects the most likely token; above 0, tokens are sampled.
+            top_p: sample from the smallest set of most likely tokens whose probabilities sum to at least this.
+            seed: seed for sampling.
+            batch_rows: maximum number of conversations that are answered together.
             progress: called with (answered, total) after every batch. All batches of a call have one shape.
 
         Raises:
-            ValueError: a malformed conversation, an unreadable image, or a setting out of range.
+            ValueError: a conversation is malformed, an image cannot be read, or a setting is out of range.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p)
         if batch_rows < 1:
@@ -157,8 +157,8 @@ class Monolith(TrainedModel):
         """Returns the rows of a batch: a power of two, so that similar numbers of prompts share a compilation.
 
         Args:
-            prompts: number of all prompts, at least 1.
-            batch_rows: the most that are wanted.
+            prompts: total number of prompts, at least 1.
+            batch_rows: maximum number of rows.
         """
         return self.fill(min(1 << (prompts - 1).bit_length(), batch_rows))
 
@@ -175,15 +175,15 @@ class Monolith(TrainedModel):
         """Answers prompts batch by batch; `generate` is this with one shape for all batches.
 
         Args:
-            prompts: tokenized conversations, the last turn open (`runs`).
+            prompts: tokenized conversations whose last turn is open (`runs`).
             plan: the batches (`in_order` or `by_length` of `solo.inference.prompt`), each of at most `rows` prompts.
             rows: see `answered_together`.
-            decoding: settings.
-            seed: of draws; an answer's depend on the number of its prompt, not on its batch.
+            decoding: decoding settings.
+            seed: seed for sampling. The samples of an answer depend on the number of its prompt, not on its batch.
             smaller: see `prompt_batches`.
 
         Yields:
-            each batch of the plan with the answers to its prompts.
+            Each batch of the plan with the answers to its prompts.
 
         Raises:
             ValueError: an image cannot be read.

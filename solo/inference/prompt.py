@@ -27,7 +27,7 @@ def parse(conversations: Sequence[Conversation]) -> list[tuple[Turn, ...]]:
     """Returns the turns of each conversation, given as messages (see `parse_conversation`) or as turns.
 
     Raises:
-        ValueError: something is not a conversation, or an image file cannot be read; the message says which.
+        ValueError: an item is not a conversation, or an image file cannot be read; the message says which.
     """
     found = []
     for number, conversation in enumerate(conversations):
@@ -52,7 +52,7 @@ def _turns(conversation: Conversation) -> tuple[Turn, ...]:
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, image: ImageConfig, where: str) -> Document:
-    """Encodes a prompt. Raises a ValueError that names the place of an image that cannot be decoded."""
+    """Encodes a prompt. If an image cannot be decoded, raises a ValueError that says where it is."""
     try:
         return encode(prompt, tokenizer, image)
     except OSError as error:
@@ -77,10 +77,10 @@ def row_of(
     Positions and visibility are those of the whole document, computed by the code that training uses.
 
     Args:
-        document: the only one of its row; it has no targets.
-        room: patch and text slots of the row.
+        document: the only document of the row; it has no targets.
+        room: numbers of patch and text slots of the row.
         image: patch size and image mask.
-        pad: token of empty text slots.
+        pad: token for empty text slots.
         start: numbers of patches and text tokens to skip at the document's beginning.
         sequence: sliding window and positions.
     """
@@ -119,23 +119,23 @@ def prompt_batches(
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yields prompts as batches, each with its rows' patch and text counts, int32 [rows, 2].
 
-    A batch with fewer prompts than rows is filled up with copies of its last prompt.
+    A batch with fewer prompts than rows is padded with copies of its last prompt.
 
     Args:
         prompts: all prompts, the same in every process.
-        rows: rows of a batch, over all processes.
+        rows: number of rows of a batch, over all processes.
         tokenizer: the tokenizer.
         image: patch size and image mask.
         sequence: sliding window and positions.
         plan: the batches; by default all prompts in order, in batches of one shape.
-        smaller: the image config of single prompts, by number, if their images are made smaller.
+        smaller: number of a prompt -> its image config, for prompts whose images are made smaller.
         share: (index, count): of every batch, only this share of the rows is decoded and yielded.
-        slot_multiple: patch and text slots are multiples of this; for the default plan.
+        slot_multiple: in the default plan, patch and text slots are multiples of this.
         agreed: sums a list over the processes of all shares; it is called once for every batch.
 
     Raises:
-        ValueError: an image cannot be read (all are checked before the first batch), or cannot be decoded. It is raised
-            in every process, wherever the image's row is.
+        ValueError: an image cannot be read (all are checked before the first batch) or decoded. Every process raises
+            it, whichever process has the image's row.
     """
     if plan is None:
         plan = in_order(prompt_needs(prompts, image), rows, slot_multiple)
@@ -168,8 +168,8 @@ def prompt_batches(
 class PromptBatch(NamedTuple):
     """Prompts that are answered together.
 
-    numbers  of the prompts
-    room     patch and text slots of a row
+    numbers  numbers of the prompts
+    room     numbers of patch and text slots of a row
     """
 
     numbers: tuple[int, ...]
@@ -192,11 +192,11 @@ def prompt_needs(prompts: Sequence[Prompt], image: ImageConfig) -> np.ndarray:
 
 
 def in_order(needs_N2: np.ndarray, rows: int, multiple: int = 1) -> list[PromptBatch]:
-    """Returns batches of at most `rows` prompts, in the order of the prompts and with one shape, to compile once.
+    """Returns batches of at most `rows` prompts in the given order. All have one shape, so they compile once.
 
     Args:
         needs_N2: see `prompt_needs`.
-        rows: of a batch.
+        rows: number of rows of a batch.
         multiple: patch and text slots are multiples of this.
     """
     if not len(needs_N2):
@@ -210,13 +210,13 @@ def in_order(needs_N2: np.ndarray, rows: int, multiple: int = 1) -> list[PromptB
 def by_length(needs_N2: np.ndarray, rows: int, multiple: int = 1) -> list[PromptBatch]:
     """Returns batches of prompts of similar length, the longest first, in few shapes.
 
-    A batch has the shape of the one before unless its own has at most half the slots, or does not fit it: at most half
-    of a batch is padding that a shape of its own would save, and the number of shapes grows with the logarithm of the
-    lengths. The longest come first, so that a lack of memory shows at once.
+    A batch reuses the shape of the previous one unless it does not fit, or needs at most half the slots. So at most
+    half of a batch is padding that its own shape would avoid, and the number of shapes grows with the logarithm of the
+    lengths. The longest prompts come first, so that running out of memory happens at the beginning.
 
     Args:
         needs_N2: see `prompt_needs`.
-        rows: of a batch.
+        rows: number of rows of a batch.
         multiple: patch and text slots are multiples of this.
     """
     rooms = np.array([rounded_room((patches, text), multiple) for patches, text in needs_N2.tolist()]).reshape(-1, 2)
@@ -235,13 +235,13 @@ def by_length(needs_N2: np.ndarray, rows: int, multiple: int = 1) -> list[Prompt
 
 
 def rounded_room(most: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Returns the patch and text slots of a row for at most this many: buckets, rounded up to a multiple."""
+    """Returns numbers of patch and text slots that hold at least these: buckets, rounded up to a multiple."""
     patches, text = (-(-bucket(count) // multiple) * multiple for count in most)
     return patches, text
 
 
 def bucket(count: int) -> int:
-    """Returns the least of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
+    """Returns the smallest of 0, 8, 12, 16, 24, 32, 48, ... (2^k and 3 * 2^(k-1)) that is at least `count`.
 
     Shapes rounded up to buckets waste at most a third, and few distinct shapes are compiled.
     """

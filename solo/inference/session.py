@@ -1,4 +1,4 @@
-"""A conversation with a KV cache: every turn is read once, so a turn costs only its own length."""
+"""A conversation that keeps its KV cache: the cost of a turn depends only on the turn's own length."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ class Session:
 
         Args:
             content: a string, or strings and image parts; see `solo.data.readers.conversations.parse_conversation`.
-            max_new_tokens: the limit for an answer without a stop token; see `Decoding`.
-            temperature: 0 takes the most likely token; above 0, tokens are drawn.
-            top_p: draw from the fewest tokens whose probabilities reach this sum.
-            seed: seed of the draws.
+            max_new_tokens: maximum length of an answer; see `Decoding`.
+            temperature: 0 selects the most likely token; above 0, tokens are sampled.
+            top_p: sample from the smallest set of most likely tokens whose probabilities sum to at least this.
+            seed: seed for sampling.
 
         Raises:
-            ValueError: a malformed part, an unreadable image, or a setting out of range. The session is unchanged.
+            ValueError: a part is malformed, an image cannot be read, or a setting is out of range. The session is
+                unchanged.
         """
         model = self._model
         decoding = Decoding(max_new_tokens, temperature, top_p)
@@ -77,7 +78,7 @@ class Session:
         return model.tokenizer.decode(answer)
 
     def _prefill(self, turn: Document, max_new_tokens: int) -> jax.Array:
-        """Read a turn into the cache, with room for an answer. Returns the logits after it [B, V]."""
+        """Prefill a turn into the cache, with room for an answer. Returns the logits after it [B, V]."""
         model, image, sequence = self._model, self._model.config.image, self._model.config.sequence
         start = (0, 0) if self._document is None else slots(self._document)
         self._document = turn if self._document is None else join(self._document, turn)
@@ -95,7 +96,7 @@ class Session:
         return logits
 
     def _keep(self, answer: list[int]) -> None:
-        """Record that the cache holds the answer without its last token, which is prefilled with the next turn."""
+        """Record that the cache contains the answer except its last token, which is prefilled with the next turn."""
         assert self._document is not None
         template = self._model.template
         closing = template.closing[1:] if answer[-1] in template.stops else template.closing

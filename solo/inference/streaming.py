@@ -1,6 +1,6 @@
-"""An answer that is written token by token, with what is known about every token: for looking at a model.
+"""An answer that is generated token by token, with the probability and the attention weights of every token.
 
-`Monolith.generate` writes the same tokens faster.
+`Monolith.generate` returns the same tokens faster.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from solo.sharding.hosts import on_host
 class Written(NamedTuple):
     """A token of an answer.
 
-    token        its id
-    probability  its probability under the model, at temperature 1 and among all tokens
-    likely       the most likely tokens with their probabilities, from the most likely on
+    token        id of the token
+    probability  its probability under the model at temperature 1, over the whole vocabulary
+    likely       the most likely tokens with their probabilities, in descending order
     """
 
     token: int
@@ -39,14 +39,14 @@ class Written(NamedTuple):
 
 
 class StreamedAnswer:
-    """The answer to a conversation. Iterate over `write` once; the other methods then describe what was written.
+    """The answer to a conversation. Iterate over `write` once; the other methods then describe the answer.
 
     Attributes:
-        document: the conversation as it is read: tokens and patches.
+        document: the conversation as tokens and patches.
         written: the tokens so far.
 
     Raises:
-        ValueError: a malformed conversation, or an image that cannot be read.
+        ValueError: the conversation is malformed, or an image cannot be read.
     """
 
     def __init__(self, model: Monolith, conversation: Conversation):
@@ -60,9 +60,9 @@ class StreamedAnswer:
         """Yields the tokens of the answer, a stop token included.
 
         Args:
-            decoding: settings. At temperature 0 the tokens are those of `Monolith.generate`.
-            seed: of the draws.
-            alternatives: number of likely tokens to list.
+            decoding: decoding settings. At temperature 0, the tokens are those of `Monolith.generate`.
+            seed: seed for sampling.
+            alternatives: number of most likely tokens to list for every token.
         """
         model, config = self._model, self._model.config
         window, stops = config.sequence.sliding_window, set(model.template.stops)
@@ -91,15 +91,15 @@ class StreamedAnswer:
 
     @property
     def text(self) -> str:
-        """The answer so far. A character whose last bytes are missing is left out."""
+        """The text of the answer so far. An incomplete last character is left out."""
         stops = set(self._model.template.stops)
         tokens = [each.token for each in self.written if each.token not in stops]
         return self._model.tokenizer.decode(tokens).rstrip("\N{REPLACEMENT CHARACTER}")
 
     def attention(self, layer: int) -> np.ndarray:
-        """Compute the weights with which the answer's tokens were written, in one layer.
+        """Compute the attention weights of one layer for the tokens of the answer.
 
-        The weights of a token are those of the slot before it, whose hidden state predicts it.
+        The weights of a token are those of the slot before it, whose hidden state predicts the token.
 
         Returns:
             float32 [A, H, N]: A tokens of the answer, N patches and text tokens: the document's patches first, then its

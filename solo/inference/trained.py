@@ -31,10 +31,10 @@ class Published:
 
     sees_images     False for a text model, whose patch embedder is all zeros
     placeholder_id  the token that stands for a patch in its `input_ids`, if its config names one
-    rename          our arrays by path -> the repository's arrays by tensor name
-    template        its own chat template; None: the one that the config names
-    stops           tokens that end an answer, besides those of the config's template
-    max_positions   the longest sequence that its config names
+    rename          converts arrays by path to the repository's arrays by tensor name
+    template        the repository's own chat template; None: the one that the config names
+    stops           tokens that end an answer, in addition to those of the config's template
+    max_positions   the longest sequence according to the repository's config
     """
 
     sees_images: bool
@@ -48,14 +48,14 @@ class Published:
 class TrainedModel:
     """A trained model.
 
-    config       config of its run, or the config that a repository's files describe
-    definition   everything about the network except its values
+    config       config of the run, or the config that a repository's files describe
+    definition   everything about the network except the values of its parameters
     parameters   path -> float32 array, sharded over the mesh
-    mesh         the devices; all of this process's unless one is given. A mesh may span several processes: then each
-                 of them holds a model, and calls the same methods with the same arguments
+    mesh         the devices; by default all devices of this process. If the mesh spans several processes, each of them
+                 must create the model, and call the same methods with the same arguments
     placement    the network's operations on that mesh
-    generation   the same for generation
-    published    properties of the repository it comes from; None for our own runs
+    generation   the network's operations for generation on that mesh
+    published    properties of the repository that the model comes from; None for a run
 
     Raises:
         ConfigError: the vocabulary is too small for the tokenizer, or its size is not known.
@@ -79,7 +79,7 @@ class TrainedModel:
         self.generation = generation(self.mesh, config.model)
 
     def with_parameters(self, parameters: Parameters) -> Self:
-        """Returns the model with other parameters, which lie on its mesh. What was compiled for this one serves it."""
+        """Returns the model with other parameters on the same mesh. It reuses the compiled functions."""
         other = copy(self)
         other.parameters = parameters
         return other
@@ -87,7 +87,7 @@ class TrainedModel:
     def place(self, batch: Batch) -> Batch:
         """Put a batch on the devices, with empty rows added so that its rows can be sharded.
 
-        On a mesh over several processes, all of them hold the whole batch.
+        If the mesh spans several processes, each of them must pass the whole batch.
         """
         missing = self.fill(len(batch.text)) - len(batch.text)
         padded = (
@@ -124,7 +124,7 @@ class TrainedModel:
 
     @property
     def placeholder_id(self) -> int:
-        """The id that stands for a patch in `input_ids`: as the repository or the config names it, else the last id."""
+        """The id that stands for a patch in `input_ids`, from the repository or the config; by default the last id."""
         token = self.config.image.placeholder_token
         if self.published is not None and self.published.placeholder_id is not None:
             return self.published.placeholder_id
@@ -134,7 +134,7 @@ class TrainedModel:
 
     @property
     def context(self) -> int | None:
-        """The most patches and text tokens of a sequence: as the repository says, or as trained; None if not known."""
+        """The longest sequence in patches and text tokens, from the repository or from training; None if unknown."""
         if self.published is not None and self.published.max_positions is not None:
             return self.published.max_positions
         return longest_sequence(self.config)
