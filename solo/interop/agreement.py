@@ -1,4 +1,4 @@
-"""Compares a repository's config with ours: they describe the same model, or ours can be upcycled from it."""
+"""Checks that a repository's config describes the same model as ours, or one that ours can be upcycled from."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def source_image(sections: Sections, config: Config) -> ImageConfig:
 
 
 def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> list[str]:
-    """Compares all keys that decide the model. Additions that upcycling can make are not differences.
+    """Compares all keys that affect the model. Additions that upcycling can make are allowed.
 
     Returns:
-        Differences that an upcycled model may have and the user should know: the sliding window.
+        Allowed differences that the user should know about: the sliding window.
 
     Raises:
         LayoutError: the models differ; all differences are listed.

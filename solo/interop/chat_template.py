@@ -12,9 +12,9 @@ import re
 from solo.config import SequenceConfig
 
 # Renders the content of a message. `unbroken` drops line breaks between a text and an image, `stripped` drops white
-# space at both ends, `broken` leaves empty texts out and adds a line break after images at the start. `gap` separates a
-# message that begins with text from the text before it. vLLM keeps images in their places where it finds a loop over
-# the argument itself.
+# space at both ends, `broken` leaves out empty texts and adds a line break after images at the start. `gap` separates a
+# message that begins with text from the text before it. vLLM only keeps the positions of images if a template loops
+# over the argument itself.
 _CONTENT = """\
 {%- macro render(content, images=true, unbroken=false, stripped=false, broken=false) -%}
 {%- set state = namespace(opening=true, text='', parts=[]) -%}

@@ -14,7 +14,7 @@ from solo.interop.layout import LayoutError
 
 
 class _Object(BaseModel):
-    """A JSON object whose declared keys may be absent or null, and that may have others."""
+    """A JSON object whose declared keys may be absent or null. It may have other keys."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -39,7 +39,7 @@ class _Kind(_Object):
 
 
 class _ConfigJson(_Kind):
-    """The keys of all layouts. A language or vision model inside is checked like the whole."""
+    """The keys of all layouts. A nested language or vision config is checked in the same way."""
 
     text_config: _ConfigJson | None = None
     llm_config: _ConfigJson | None = None

@@ -44,7 +44,7 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
         sections.setdefault("sequence", {}).setdefault("template", _template(layout, tokenizer))
     config = parse_config({"name": "loaded", **sections}, origin=str(folder / "config.json"))
     if tokenizer:
-        # Published files store some of these as ordinary tokens, to which text could encode. The ids do not change.
+        # Published files store some of these as ordinary tokens, so text could encode to them. The ids do not change.
         special = [*(token for _, token in needed_tokens(config)), *expand_tokens(layout.special_tokens)]
         tokenizer = extend_tokenizer(tokenizer, [token for token in special if tokenizer.find(token) is not None])
     return layout, config, tokenizer

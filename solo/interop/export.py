@@ -1,4 +1,4 @@
-"""Exporting: a checkpoint becomes a Hugging Face repository that other people's code loads."""
+"""Export: converts a checkpoint to a Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Exported:
     """Summary of an export.
 
     Attributes:
-        layout: its name.
+        layout: name of the layout.
         tensors: number of tensors written.
         nbytes: size of their values.
-        left_out: parameters that the layout does not store: in a text layout, those that only images need.
+        left_out: parameters that the layout does not store: in a text layout, those that are only used for images.
         placeholder: the token that was appended to stand for a patch, or None.
         verification: what was compared, or None if verification was switched off.
     """
@@ -62,13 +62,13 @@ def export(
 
     Args:
         checkpoint: a run's folder, one of its checkpoints, or a repository as `solo import` writes it.
-        to: the folder to write. It appears complete or not at all.
+        to: the folder to write. Writing is atomic.
         layout: a name in `solo.interop.layouts`. The text layouts store the text path of a monolith.
         dtype: dtype of the weights.
-        weights: of a run, `trained`, or the name of an average that was kept in training, such as `ema`.
-        average: of a run, the mean of this many of the newest checkpoints, or of those of these steps.
+        weights: for a run, `trained` or the name of an average that was kept in training, such as `ema`.
+        average: for a run, export the mean of this many of the newest checkpoints, or of those of these steps.
         verified: read everything back and compare it with the checkpoint: tensors bit for bit, and logits and answers
-            where PyTorch and transformers are installed.
+            if PyTorch and transformers are installed.
         max_shard_bytes: limit on the values in a file.
         report: called with the current step.
 

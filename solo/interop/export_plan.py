@@ -24,7 +24,7 @@ _NUMPY: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-# Candidates for a vocabulary without a placeholder token. The first that it does not have is appended.
+# Placeholder tokens for vocabularies without one. The first of these that is not in the vocabulary is appended.
 _PLACEHOLDERS = ("<image>", "<image_patch>", "<|image_patch|>")
 
 
@@ -35,9 +35,9 @@ class ExportPlan:
     Attributes:
         source: the model to export.
         layout: layout of the repository.
-        config: as published: with the placeholder and the number of vocabulary rows.
+        config: the published config, with the placeholder and the number of vocabulary rows.
         definition: definition of the model that `config` describes.
-        tokenizer: as published, or None if the source has none.
+        tokenizer: the published tokenizer, or None if the source has none.
         rules: name -> rule of every tensor, in the order of writing.
         dtype: dtype of the weights.
         left_out: parameters that the layout does not store.
@@ -67,8 +67,8 @@ class ExportPlan:
     def read(self, slice_: ParameterSlice) -> np.ndarray:
         """Returns a parameter slice in the published dtype, with the published vocabulary rows.
 
-        An appended row is the mean of the trained ones. Its logit is then the mean of theirs, so that it never wins
-        and its probability is at most one in V, even where the code that computes it cannot leave the row out.
+        An appended row is the mean of the trained rows. Its logit is then the mean of theirs, so it is never the
+        largest, and its probability is at most 1/V, even if the code that computes it cannot leave out the row.
 
         Raises ValueError if a value is infinite or not a number, or becomes infinite in the published dtype.
         """

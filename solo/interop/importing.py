@@ -1,6 +1,6 @@
-"""Importing: a repository of another layout is converted, or upcycled, into one of our own.
+"""Import: converts or upcycles a repository of another layout to our own layout.
 
-Tensors are converted one at a time in the source's dtype, so that memory holds one or two of them.
+Tensors are converted one at a time in the source's dtype, so only one or two of them are in memory.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Imported:
         layout: layout of the source.
         tensors: number of tensors written.
         nbytes: size of their values.
-        copied: number of tensors that are copies of the text's: experts of patches.
-        drawn: number of tensors that were drawn: the patch embedding.
+        copied: number of tensors that are copies of text weights: visual experts.
+        drawn: number of tensors that were initialised randomly: the patch embedding.
         rows: vocabulary rows of the source and of the result.
         tokenizer: number of tokens of the tokenizer that was written, or None if the source has no tokenizer.
         notes: other differences between source and result.
@@ -84,9 +84,9 @@ def import_repository(
         source: a folder with config.json and safetensors, of any layout in `solo.interop.layouts`.
         config: describes the result. A source of the same model is converted; one that lacks visual experts,
             vocabulary rows or images is upcycled. The tokens of `data.tokenizer.add_tokens` are appended.
-        out: the folder to write. It appears complete or not at all.
+        out: the folder to write. Writing is atomic.
         new_tokens: rows of new tokens are the mean of the existing ones, or N(0, init_std^2).
-        seed: seed of the draws.
+        seed: seed for random initialisation.
         max_shard_bytes: limit on the values in a file.
         progress: called with (bytes written, total bytes) for every tensor.
 
@@ -149,7 +149,7 @@ class _Conversion:
         self._stored, self._ours = stored, ours
         self._new_tokens, self._std, self._seed = new_tokens, ours.config.init_std, seed
         self._adds_rows = ours.vocab_size > theirs.vocab_size
-        # Tensor -> its rule, and the slice that it is made from; None is drawn.
+        # Tensor -> its rule, and the slice that it is made from; None: it is initialised randomly.
         self._planned: dict[str, tuple[TensorRule, ParameterSlice | None]] = {}
         self._dtypes: dict[str, np.dtype] = {}
         self.copied = self.drawn = 0
@@ -232,7 +232,7 @@ def _reporting(
 
 
 def _common_dtype(tensors: Iterable[TensorInfo]) -> str:
-    """Returns the dtype of most values."""
+    """Returns the dtype that most values have."""
     sizes: dict[str, int] = {}
     for info in tensors:
         sizes[info.dtype.name] = sizes.get(info.dtype.name, 0) + info.nbytes

@@ -26,9 +26,10 @@ class Layout(ABC):
         has_images: whether its models read images. A text model can be upcycled into one that does.
         adds_placeholder: whether the embedding of a placeholder token is added to every patch (SOLO).
         names_placeholder: whether config.json has the id of the token that stands for a patch in `input_ids`.
-        images_form: how its code takes images: `form` of the exported image processor. None if none is exported.
-        templates: chat templates of its models, tried in this order where `config_from` names none.
-        special_tokens: tokens that its tokenizers store as ordinary ones and that text must never produce.
+        images_form: the form in which its code takes images: `form` of the exported image processor. None if no
+            processor is exported.
+        templates: chat templates of its models, tried in this order if `config_from` names none.
+        special_tokens: tokens that its tokenizers store as ordinary tokens and that text must never produce.
     """
 
     name: str

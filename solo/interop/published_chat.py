@@ -46,7 +46,7 @@ def published_template(folder: Path, tokenizer: Tokenizer) -> PublishedTemplate 
         source, origin = file.read_text(encoding="utf-8"), str(file)
     else:
         source, origin = config.get("chat_template"), f"chat_template of {folder / CONFIG_FILE}"
-        if isinstance(source, list):  # several by name; all but the default one are for tools
+        if isinstance(source, list):  # named templates; all except `default` are for tools
             named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
             if "default" not in named:
                 raise LayoutError(f"{origin}: there is no template `default` among {', '.join(map(str, named))}")
@@ -83,8 +83,8 @@ def end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
 class PublishedTemplate(Template):
     """A chat template in Jinja. Its tokens are those of `apply_chat_template` of transformers.
 
-    Text never encodes to a special token, unlike in transformers: a message that spells one is split there. Images are
-    refused: the models whose templates are read here see none.
+    Unlike in transformers, text never encodes to a special token: a message that contains the name of one is split
+    there. Images are refused, because these templates belong to text models.
 
     Args:
         source: the template.
@@ -156,7 +156,7 @@ class PublishedTemplate(Template):
             return self._jinja.render(
                 messages=list(messages), tools=None, documents=None, add_generation_prompt=asks, **self._tokens
             )
-        except Exception as error:  # a template can fail in as many ways as a program
+        except Exception as error:  # a template can raise any error
             raise ValueError(f"{self._origin} refuses the conversation: {error}") from None
 
     def _prefix(self, text: str, prefix: str) -> str:
@@ -180,7 +180,7 @@ class PublishedTemplate(Template):
         return found
 
     def _separator(self, turns: Sequence[Turn]) -> str:
-        """Returns a character that no turn has. It separates the parts of a message that spells a special token."""
+        """Returns a character that no turn contains. It separates the parts of messages that name special tokens."""
         text = "".join(part for turn in turns for part in turn.content if isinstance(part, str))
         return next(each for each in map(chr, range(0xE000, 0xF8FF)) if each not in text)
 
@@ -217,7 +217,7 @@ def _message(turn: Turn, special: Sequence[str], apart: str) -> dict[str, str]:
 
 
 def _cut_after(text: str, content: str) -> str:
-    """Cuts rendered text behind the last message, which is to be continued. Templates may strip its white space."""
+    """Cuts rendered text after the last message, which is to be continued. Templates may strip its white space."""
     for wanted in (content, content.strip()):
         place = text.rfind(wanted)
         if place >= 0:

@@ -1,10 +1,10 @@
 """Converts a SentencePiece model to a `tokenizer.json`, which AutoTokenizer opens without the SentencePiece package.
 
-Token ids equal SentencePiece's for every text without special tokens. Our own tokenizers never find special tokens in
-text; Hugging Face's do unless `split_special_tokens=True`.
+Token ids equal SentencePiece's for every text without special tokens. Our own tokenizers never recognise special tokens
+in text; Hugging Face's do unless `split_special_tokens=True`.
 
 The converters of transformers are not used because exporting must not need transformers, and because they choose their
-steps by the class of the tokenizer instead of by the settings stored in the SentencePiece model.
+steps by the class of the tokenizer instead of the settings stored in the SentencePiece model.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ def tokenizer_json(model: bytes, add_bos: bool, *, checked: bool = True) -> str:
         checked: compare the ids of random texts with SentencePiece's.
 
     Raises:
-        ValueError: the model is neither Unigram nor BPE, or has settings that the format cannot express: random texts
-            have other ids then. (Pieces of type USER_DEFINED in a model with a dummy prefix have, and
-            treat_whitespace_as_suffix.)
+        ValueError: the model is neither Unigram nor BPE, or random texts have other ids, because the format cannot
+            express the model's settings (USER_DEFINED pieces with a dummy prefix, treat_whitespace_as_suffix).
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     kind = proto.trainer_spec.model_type
@@ -79,7 +78,7 @@ def _check_ids(model: bytes, proto: Any, tokenizer: Tokenizer) -> None:
 
 
 def _texts(proto: Any) -> Iterator[str]:
-    """Yields texts of pieces of the vocabulary, spaces and other characters in random order, the same every time."""
+    """Yields random texts of vocabulary pieces, spaces and other characters. The texts are deterministic."""
     draw = random.Random(0)
     pieces = [piece.piece.replace(_SPACE, " ") for piece in proto.pieces if piece.type == piece.NORMAL]
     whole = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]

@@ -73,8 +73,8 @@ class Source(ABC):
 class RunSource(Source):
     """A checkpoint of a run, or the mean of several.
 
-    The parameter read last is kept, because its layers are read one after the other. A mean is summed in float64, so
-    that a parameter takes 12 bytes for each of its elements.
+    The last parameter is cached, because its layers are read one after the other. A mean is summed in float64, so a
+    parameter takes 12 bytes per element.
 
     Args:
         checkpoint: the checkpoint, or the newest of several.
@@ -168,12 +168,11 @@ def open_source(path: str | Path, weights: str = TRAINED, average: int | Sequenc
 
     Args:
         path: a run's folder (its newest checkpoint), one of its checkpoints (also `RUN@STEP`), or a repository.
-        weights: of a run, `trained`, or the name of an average.
-        average: of a run, take the mean of this many of the newest checkpoints, or of those of these steps.
+        weights: for a run, `trained` or the name of an average.
+        average: for a run, use the mean of this many of the newest checkpoints, or of the checkpoints of these steps.
 
     Raises:
-        ValueError: it is none of these, or has no such weights or checkpoints; LayoutError and TensorFileError among
-            them.
+        ValueError: it is none of these, or has no such weights or checkpoints; also as LayoutError or TensorFileError.
         CheckpointError: the checkpoint does not fit the run's model.
     """
     named, which = parse_reference(path)

@@ -1,8 +1,9 @@
 """Safetensors files: a strict reader, and a writer that holds two tensors in memory.
 
-Reading is the `safetensors` package's, with its `pread` backend: mapped files would count towards the process's memory.
-Writing is our own because the package takes all tensors of a file at once. The format is 8 bytes, little endian, with
-the length of a JSON header, the header (name -> dtype, shape, data_offsets), and the values without gaps.
+Files are read with the `safetensors` package and its `pread` backend, because mapped files would count towards the
+process's memory. They are written by our own code, because the package needs all tensors of a file at once. A file
+consists of the length of the header (8 bytes, little endian), a JSON header (name -> dtype, shape, data_offsets), and
+the values without gaps.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class TensorFileError(ValueError):
-    """A file of tensors is missing, damaged, or contradicts its index."""
+    """A file of tensors is missing or damaged, or contradicts its index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class TensorInfo:
 class TensorReader(Mapping[str, TensorInfo]):
     """The tensors of a repository or of one file: a mapping of names to infos, and `read` for the values.
 
-    Opening reads and checks every header and no values. Use it as a context manager, or call `close`.
+    The constructor reads and checks every header but no values. Use it as a context manager, or call `close`.
 
     Args:
         path: a folder with model.safetensors, or with an index and its shards; or one file.
@@ -140,7 +141,7 @@ class TensorReader(Mapping[str, TensorInfo]):
 
 
 def _not_finite(values: np.ndarray) -> int:
-    """Returns the number of floating-point values that are NaN or infinite: those whose exponent's bits are all set."""
+    """Returns the number of NaN or infinite values: those whose exponent bits are all set."""
     try:
         kind = ml_dtypes.finfo(values.dtype)
     except ValueError:  # integers
@@ -292,7 +293,7 @@ def complete_folder(folder: str | Path) -> Iterator[Path]:
     """Yields `<folder>.partial`, which is renamed to `folder` if the block succeeds and removed otherwise.
 
     Raises:
-        FileExistsError: the folder exists, or its partial one does: another process fills it, or was killed.
+        FileExistsError: the folder or its partial folder exists. Another process is writing the latter, or was killed.
         TensorFileError: the folder cannot be created, or a file cannot be written.
     """
     folder = Path(folder)

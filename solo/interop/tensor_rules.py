@@ -114,8 +114,8 @@ class Rules:
         """Returns the rule of a tensor that stores one parameter as PyTorch does.
 
         Matrices are (out, in) and expert matrices (E, out, in), while ours have their inputs first, in one or two axes
-        (`out` [H, C, D]). Biases have one axis. All else keeps its shape. `shape` reshapes the result, such as to a
-        convolution's (out, C, y, x).
+        (`out` [H, C, D]). Biases have one axis. All other parameters keep their shape. `shape` reshapes the result,
+        for example to a convolution's (out, C, y, x).
         """
         spec, ours = self.definition.specs[path], self.shape(ParameterSlice(path, layer))
         if not spec.is_matrix:
@@ -153,9 +153,9 @@ class Rules:
         return TensorRule(name, shape, (slice_,), split, join)
 
     def packed(self, name: str, paths: tuple[str, str, str], layer: int) -> TensorRule:
-        """Returns the rule of a tensor that packs q, k and v by key/value head: its queries, its key, its value.
+        """Returns the rule of a tensor that packs q, k and v by key/value head: queries, then key, then value.
 
-        This is InternLM2's `wqkv`, and Persimmon's `query_key_value`, whose groups have one query.
+        InternLM2 has this as `wqkv`, and Persimmon as `query_key_value`, with one query per group.
         Weights have the shape ((H + 2K) C, D), biases ((H + 2K) C).
         """
         slices = tuple(ParameterSlice(path, layer) for path in paths)

@@ -1,8 +1,8 @@
 """Compares an exported repository with its checkpoint: tensors read back, logits and answers computed by PyTorch.
 
-Both models compute in float32 from the same rounded weights, so their logits differ by float32 rounding only, with
-any written dtype. Ours is the model before a placeholder was appended to its vocabulary, so that a row that took part
-in the predictions would show.
+Both models compute in float32 from the same rounded weights, so for any exported dtype their logits differ only by
+float32 rounding. Our model has the vocabulary before a placeholder was appended, so the comparison fails if the
+placeholder affects the predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from solo.interop.export_plan import ExportPlan
 from solo.interop.tensor_files import TensorReader
 from solo.interop.tensor_rules import ParameterSlice
 
-# Allowed difference of logits relative to their spread: float32 sums in another order.
+# Allowed difference of logits relative to their spread, because float32 sums have another order.
 TOLERANCE = 1e-3
 _NEW_TOKENS = 16
 _QUESTION, _ANSWER = "What is shown here?", "A test picture."
@@ -190,7 +190,7 @@ def _compare_logits(
 
 
 def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> LogitComparison:
-    """Compares logits [N, V] with logits [N, W], whose further tokens, W >= V, ours cannot predict."""
+    """Compares logits [N, V] with logits [N, W], W >= V, where our model cannot predict the additional tokens."""
     count = ours.shape[1]
     p, q = _log_softmax(ours), _log_softmax(theirs)[:, :count]
     best = [np.argsort(-logits, axis=-1, kind="stable")[:, :5] for logits in (ours, theirs)]
@@ -215,7 +215,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def _compare_answers(plan: ExportPlan, ours: Monolith, reference: Any) -> int:
     prompts = [messages[:1] for _, messages in _inputs(plan, reference.has_images)]
     mine = ours.generate(prompts, max_new_tokens=_NEW_TOKENS)
-    # Both by our tokenizer: the two libraries decode invalid UTF-8 differently.
+    # Our tokenizer decodes both, because the two libraries decode invalid UTF-8 differently.
     theirs = [ours.tokenizer.decode(reference.answer(prompt, _NEW_TOKENS)) for prompt in prompts]
     for number, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if a != b:

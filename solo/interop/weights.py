@@ -32,17 +32,17 @@ def load_parameters(
 ) -> Parameters:
     """Loads all parameters of a model from a repository of any layout, as float32 arrays sharded over a mesh.
 
-    Tensors are read one after the other and sent to the devices, each of which gets its slice. The host holds one
-    tensor at a time. Every process reads all files.
+    Tensors are read one after the other, and each device receives its slice. The host holds one tensor at a time. Every
+    process reads all files.
 
     Args:
         folder: a folder with config.json and safetensors, such as `solo import` and `solo export` write.
         definition: the model.
-        mesh: devices; parameters are sharded over it as `parameter_shardings` says.
+        mesh: devices; parameters are sharded over it according to `parameter_shardings`.
         without_images: accept a text model. Its patch embedding is zero.
 
     Raises:
-        LayoutError: the layout is unknown, or tensors are missing, left over, or of other shapes; all are named.
+        LayoutError: the layout is unknown, or tensors are missing, unexpected or of other shapes; all are named.
         TensorFileError: a file is damaged.
     """
     layout = recognise(read_config_json(folder), str(Path(folder) / "config.json"))
@@ -83,7 +83,7 @@ class StoredParameters:
         self._last: tuple[str, dict[ParameterSlice, np.ndarray]] | None = None
 
     def read(self, slice_: ParameterSlice) -> np.ndarray:
-        """Returns a slice in its stored dtype. Keeps the tensor read last: some store several slices (wqkv)."""
+        """Returns a slice in its stored dtype. The last tensor is cached, because some store several slices (wqkv)."""
         name = self.tensors[slice_]
         if self._last is None or self._last[0] != name:
             self._last = None  # frees it before the next tensor is read
@@ -102,8 +102,8 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
     """Returns the rule of every stored tensor, by the tensor's name in the repository.
 
     Raises:
-        LayoutError: tensors are missing, left over, stored under two names, not floating-point, or of other shapes;
-            all are named. Or a copy differs from its original.
+        LayoutError: tensors are missing, unexpected, stored under two names, not floating-point, or of other shapes
+            (all are named); or a copy differs from its original.
     """
     rules = {rule.name: rule for rule in layout.tensors(definition)}
     copies = layout.copies(definition)
@@ -158,7 +158,7 @@ def _resized(stored: Sequence[tuple[TensorRule, TensorInfo]], definition: ModelD
 
 
 def _without_head(found: Mapping[str, str], rules: Mapping[str, TensorRule]) -> Iterator[str]:
-    """Yields the cause of missing tensors if all are those of a base model, saved without its head."""
+    """Yields the cause of missing tensors if the repository is a base model that was saved without its head."""
     stem = "model."
     inner = {name.removeprefix(stem) for name in rules if name.startswith(stem)}
     if found and found.keys() <= inner:

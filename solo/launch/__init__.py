@@ -7,7 +7,7 @@ Every target makes a `Plan`: files to write, commands to run, and commands that 
 `--yes` the plan is printed as a shell script; with it, the same plan is executed. No cloud library is imported: all
 actions are the printed commands of `sbatch`, `kubectl` and `gcloud`.
 
-Every target treats the exit statuses of `solo train` alike: 0 done; 42 saved or interrupted, restart; 1 to 126, except
-42: a fault that a restart does not cure; above 126: killed, restart. Several starts in a row without a new checkpoint
-end a run: see `solo.launch.restarts`.
+All targets treat the exit statuses of `solo train` in the same way: 0: done; 42: saved or interrupted, restart; 1 to
+126, except 42: a fault that a restart does not fix; above 126: killed, restart. After several starts in a row without a
+new checkpoint, a run is not restarted; see `solo.launch.restarts`.
 """

@@ -1,4 +1,4 @@
-"""`solo launch`: its arguments, and its actions. Help imports nothing heavy."""
+"""`solo launch`: its arguments and its actions. `--help` imports no heavy module."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _config(arguments: argparse.Namespace, where: str, line: str) -> Config:
 
 
 def _array(name: str) -> dict[str, str]:
-    """Returns the lines of overrides of a job array, by where they are. Raises ConfigError if there are none."""
+    """Returns the lines of overrides of a job array by their location. Raises ConfigError if there are none."""
     from solo.config import ConfigError
 
     path = Path(name)
@@ -208,7 +208,7 @@ def _add_target(verbs: Any, name: str, about: str) -> Any:
 
 
 def _option(parser: Any, flag: str, **settings: Any) -> None:
-    """Adds an option that only the target itself reads, from `Request.options`."""
+    """Adds an option that only the target reads, from `Request.options`."""
     action = parser.add_argument(flag, **settings)
     parser.set_defaults(target_options=(*parser.get_default("target_options"), action.dest))
 

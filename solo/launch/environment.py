@@ -1,7 +1,7 @@
 """Environment variables and secrets of a launch.
 
-A variable is written into the plan. A secret is only named: its value is read where the run starts, and never stands in
-a plan, a script or a manifest.
+The value of a variable is part of the plan. For a secret, the plan only contains its name: the value is read where the
+run starts, and no plan, script or manifest contains it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _TAKEN = re.compile(
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret that a run finds in an environment variable.
+    """A secret that is passed to a run in an environment variable.
 
-    name       the variable
-    reference  where its value is, as the target understands it; None: in a variable of that name, here
+    name       name of the variable
+    reference  where the target finds its value; None: in the variable of that name in this environment
     """
 
     name: str
@@ -80,7 +80,7 @@ def _check_name(option: str, word: str, name: str, found: Mapping[str, object]) 
 
 
 def must_be_set(secret: Secret, here: Mapping[str, str]) -> None:
-    """Raises ConfigError if a secret that is passed on from this process's environment is not in it."""
+    """Raises ConfigError if a secret should come from this process's environment but is not set there."""
     if not here.get(secret.name):
         raise ConfigError(
             f"--secret {secret.name}: it is not set here; for example: read -rs {secret.name} && export {secret.name}"

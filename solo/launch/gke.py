@@ -70,9 +70,9 @@ def plan(request: Request) -> Plan:
 
 
 def as_node_pool(machine: Machine) -> Machine:
-    """Returns the machine as node pools of TPUs are usually made, xpk's among them: at most four chips on a host.
+    """Returns the machine with the usual hosts of TPU node pools, which have at most four chips, as those of xpk.
 
-    v5e-8 and v6e-8 exist as one host of eight chips, too; `--hosts 1` requests that.
+    v5e-8 and v6e-8 also exist as one host of eight chips, which `--hosts 1` requests.
     """
     if machine.chip.is_tpu and machine.chips_per_host > machine.chip.chips_per_host:
         return replace(machine, hosts=machine.chips // machine.chip.chips_per_host)
@@ -80,7 +80,7 @@ def as_node_pool(machine: Machine) -> Machine:
 
 
 def is_in_buckets(config: Config) -> bool:
-    """Returns whether the run and its prepared data are in buckets, so that hosts need not mount one."""
+    """Returns whether both the run and its prepared data have bucket URLs, so that hosts need not mount a bucket."""
     return is_remote(config.folder) and is_remote(config.data.folder)
 
 

@@ -1,6 +1,6 @@
 """The JobSet of a run on Google Kubernetes Engine: one child Job per slice and one pod per host.
 
-The manifest is built as data and contains no nulls. The exit status of a pod decides what follows:
+The manifest is built as plain data and contains no nulls. The exit status of a pod determines what happens next:
 
     0            the pod is done
     1 to 126     except 42: the Job fails by its pod failure policy, and the JobSet fails for good
@@ -25,7 +25,7 @@ MOUNT = "/mnt/solo"
 CONTAINER = "train"
 JOB = "slice"
 PORT = 8476
-# Exit statuses of faults that a restart does not cure.
+# Exit statuses of faults that a restart does not fix.
 FAULTS = [code for code in range(1, 127) if code != INTERRUPTED]
 SECRET_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 SECRET_KEY = re.compile(r"[A-Za-z0-9._-]+")

@@ -1,4 +1,4 @@
-"""Checks the values of a launch's options, so that a mistake is found here and not on machines that are paid for."""
+"""Checks the values of a launch's options, so that mistakes are found before machines are requested."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DURATION = re.compile(r"(\d+)([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _ONE_WORD = (r"\S+", "one word")
 
-# Option -> what its whole value must match, and how to say so.
+# Option -> the pattern that its whole value must match, and a description for the error message.
 _PATTERNS: dict[str, tuple[str, str]] = {
     "image": (r"[a-zA-Z0-9][a-zA-Z0-9._:/@-]*", "an image, such as us-docker.pkg.dev/PROJECT/REPOSITORY/solo:TAG"),
     "service_account": (rf"{_NAME}(@{_NAME})?", "a name of a service account, or its e-mail address"),
@@ -37,7 +37,7 @@ _CAPACITY = ("spot", "reserved", "reservation")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for the first option whose value has no meaning, or that contradicts another."""
+    """Raises ConfigError for the first option whose value is invalid or that contradicts another option."""
     for name, (pattern, meaning) in _PATTERNS.items():
         value = options.get(name)
         if value is not None and not re.fullmatch(pattern, value):

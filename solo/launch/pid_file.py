@@ -1,11 +1,11 @@
-"""A file that names the process that works on something, and is locked as long as that process lives.
+"""PID files: each names a process, which keeps the file locked while it runs.
 
-    python -m solo.launch.pid_file holder FILE     prints who holds it; nothing if nobody does
-    python -m solo.launch.pid_file state FILE      says in words whether anybody does
+    python -m solo.launch.pid_file holder FILE     prints the process that holds the file, or nothing
+    python -m solo.launch.pid_file state FILE      prints a sentence that says whether a process holds it
     python -m solo.launch.pid_file stop FILE       sends that process SIGTERM
-    python -m solo.launch.pid_file run FILE COMMAND ...    becomes a command, and holds the file until its end
+    python -m solo.launch.pid_file run FILE COMMAND ...    executes a command, which holds the file until it ends
 
-The lock tells a process that lives from a number that a killed one left behind. Standard library only.
+The lock distinguishes a running process from the stale PID of a killed one. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from solo.statuses import MISTAKE
 
 
 class Holder(NamedTuple):
-    """A process that lives, and its host."""
+    """A running process and its host."""
 
     pid: int
     host: str
@@ -63,7 +63,10 @@ def holder(path: Path) -> Holder | None:
 
 
 def become(path: Path, command: list[str]) -> int:
-    """Replaces this process by a command that holds a file until its end. Returns 2 if another process holds it."""
+    """Replaces this process with a command that holds a file until it ends.
+
+    Returns 2 if another process holds the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
     if not _lock(file.fileno()):

@@ -49,12 +49,12 @@ class Command:
 
 
 def tail(files: str, lines: int, absent: str, why: str = "") -> Command:
-    """Returns the command that shows the end of files, or says why there are none yet.
+    """Returns the command that shows the end of files, or prints a message if there are none yet.
 
     Args:
         files: a path or a glob, quoted for the shell.
-        lines: of each file.
-        absent: what to say if there is no such file.
+        lines: number of lines of each file.
+        absent: the message if there is no such file.
         why: see `Command`.
     """
     absent = shlex.quote(f"launch: {absent}")
@@ -65,7 +65,7 @@ def tail(files: str, lines: int, absent: str, why: str = "") -> Command:
 
 @dataclass(frozen=True)
 class Watch:
-    """The commands by which `solo launch watch` follows a run whose machines do not return by themselves.
+    """The commands that `solo launch watch` uses for a run whose machines do not return by themselves.
 
     state           prints the state of the machines
     ended           prints the exit status of a run that has ended, and fails until then
@@ -87,13 +87,13 @@ class Plan:
     """The actions of a launch.
 
     run       name of the launch: a DNS label
-    runs      where the runs' files are; tells this launch from another of the same name
+    runs      folders of the runs; they distinguish this launch from another one of the same name
     taken     prints something if an earlier launch of this name is still queued or running
     files     files to write first
     commands  commands to run afterwards, in order, until one fails
     status, logs, stop  commands of the later verbs
     watch     set if the run must be watched; the last command then starts the watch
-    notes     comments for the reader
+    notes     comments for the user
     """
 
     run: str
@@ -167,7 +167,7 @@ class Plan:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Returns a file of `templates/` with each @NAME@ replaced. What a value itself contains is not replaced."""
+    """Returns a file of `templates/` with each @NAME@ replaced. Replacements are not applied to inserted values."""
     text = resources.files("solo.launch").joinpath(f"templates/{template}").read_text()
     return re.sub(rf"@({'|'.join(values)})@", lambda match: values[match[1]], text)
 
@@ -178,7 +178,7 @@ def show(commands: Sequence[Command]) -> str:
 
 
 def run_all(commands: Sequence[Command], run: Callable[[Command], int] | None = None) -> int:
-    """Run commands in order until one fails that must not. Returns its status, or 0."""
+    """Run commands in order until one fails that must not fail. Returns its status, or 0."""
     for command in commands:
         status = (run or _run)(command)
         if status and not command.may_fail:
@@ -199,7 +199,7 @@ def load_record(run: str) -> Mapping[str, Any]:
     """Returns the record of a launch: `status`, `logs` and `stop` as Commands, `watch` as a Watch or None.
 
     Raises:
-        ConfigError: there was no such launch from this folder.
+        ConfigError: no such launch was made from this folder.
     """
     path = FOLDER / run / "plan.json"
     try:

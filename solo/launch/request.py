@@ -26,8 +26,8 @@ class Request:
     run          name of the launch: a DNS label
     configs      the run's config; several only for a job array
     options      the target's options: image, bucket, zone, partition, ...
-    environment  variables of the run
-    secrets      variables whose values the plan does not know
+    environment  environment variables of the run
+    secrets      environment variables whose values are not part of the plan
     """
 
     run: str
@@ -101,7 +101,7 @@ def run_name(name: str) -> str:
 
 
 def check(config: Config, machine: Machine) -> None:
-    """Check what the run itself would check once the machines are paid for.
+    """Perform the checks that the run itself would perform after the machines have started.
 
     Raises:
         ConfigError: the mesh does not fit the machine's devices and slices, or the rows of a batch cannot be sharded

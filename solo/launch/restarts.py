@@ -1,10 +1,10 @@
-"""Decides whether a run is restarted. It imports only the standard library, except for a run in a bucket, so it runs
-where nothing is installed yet.
+"""Decides whether a run is restarted.
 
     python -m solo.launch.restarts --state FILE --run-folder FOLDER [--max-restarts N] [--max-idle-restarts N]
 
-runs before every start of a job that a scheduler restarts. It counts the start in FILE, and ends with 1 if the run was
-started too often, or several times in a row without a new checkpoint.
+runs before every start of a job that a scheduler restarts. It counts the start in FILE, and exits with status 1 if the
+run was started too often, or several times in a row without a new checkpoint. Unless the run is in a bucket, it only
+imports the standard library, so it works where nothing is installed yet.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Restarts:
 
     starts  number of starts so far
     idle    number of latest starts in a row without a newer checkpoint
-    step    newest checkpoint of all starts; one that was damaged since, and is made again, is no progress
+    step    newest checkpoint of all starts. If it is damaged later and saved again, this is not counted as progress
     """
 
     maximum: int = MAX_RESTARTS

@@ -97,7 +97,7 @@ def _script(request: Request, folders: Sequence[str], configs: Sequence[str]) ->
         "gpus-per-node": None if cpu else machine.chips_per_host,
         "output": f"{request.folder}/slurm-%{'A_%a' if len(configs) > 1 else 'j'}.log",
         "open-mode": "append",
-        # Sent to the steps; with `B:` only the batch script would get it.
+        # The signal is sent to the job steps; with `B:`, only the batch script would receive it.
         "signal": f"TERM@{options.get('grace_seconds') or 120}",
         "array": f"0-{len(configs) - 1}" if len(configs) > 1 else None,
         **{name: options.get(name) for name in ("partition", "account", "time", "qos", "constraint", "reservation")},

@@ -2,10 +2,10 @@
 
     python -m solo.launch.supervisor --run-folder FOLDER [--processes N] [--devices N] [--logs FOLDER] -- COMMAND ...
 
-Secrets come over standard input: `--secret NAME` reads the variable's value from there, up to a NUL.
-SIGTERM is passed on to the processes, and their exit status is then final. Ctrl-C does the same, so that the run is
-saved; a second one reaches the processes and ends them. If one process fails, all are ended. The first status counts,
-because the others are its consequence.
+Secrets are passed over standard input: `--secret NAME` reads the variable's value from there, up to a NUL.
+SIGTERM is forwarded to the processes, which are then not restarted. Ctrl-C does the same, so that the run is saved; a
+second Ctrl-C ends the processes immediately. If one process fails, all are ended. The exit status is that of the first
+failure, because the others are its consequence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from solo.launch import pid_file
 from solo.launch.restarts import Restarts, add_options, newest_step
 from solo.statuses import INTERRUPTED, MISTAKE, may_be_retried
 
-# Seconds that the other processes get once one has failed. After 42 all have saved and are about to exit.
+# Seconds that the other processes have to exit after one has failed. After 42, all have saved and are about to exit.
 _GRACE = {INTERRUPTED: 120.0}
 _SHORT_GRACE = 10.0
 _POLL = 0.1
@@ -44,7 +44,7 @@ class Group:
             subprocess.Popen(
                 command,
                 env={**os.environ, **_environment(number, processes, devices, port)},
-                start_new_session=True,  # a terminal's Ctrl-C would reach it, too
+                start_new_session=True,  # otherwise, Ctrl-C in a terminal would reach it, too
                 **self._outputs(number, logs),
             )
             for number in range(processes)
@@ -62,7 +62,7 @@ class Group:
                 process.send_signal(number)
 
     def wait(self, until: float = float("inf")) -> int:
-        """Wait until all have ended; from `until` on, they are told to. Returns 0, or the first other status.
+        """Wait until all have ended. At time `until`, tell them to end. Returns 0, or the first nonzero status.
 
         Signal n is 128 + n.
         """
@@ -77,7 +77,7 @@ class Group:
             while self._living() and time.monotonic() < end:
                 time.sleep(_POLL)
             for process in self._processes:
-                with contextlib.suppress(ProcessLookupError):  # its own processes, which read data, may outlive it
+                with contextlib.suppress(ProcessLookupError):  # its data workers may outlive it
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             return status
@@ -97,13 +97,13 @@ class Group:
 
 
 def cause(ended: Sequence[int | None]) -> int:
-    """Returns the exit status that explains the ends seen at one time, or 0 if none is bad. Signal n is 128 + n.
+    """Returns the exit status that caused the failures seen at one time, or 0 if there is none. Signal n is 128 + n.
 
     Args:
-        ended: each process's status as `subprocess` gives it; None if it has not ended.
+        ended: each process's status as returned by `subprocess`; None if it has not ended.
 
-    No process kills another one: SIGKILL comes from outside, and what the others say is its consequence. Otherwise an
-    exit status explains deaths by signal, such as that of JAX, which aborts if another process is gone.
+    No process kills another one, so SIGKILL comes from outside, and the other statuses are its consequence. Otherwise,
+    an exit status is the cause of deaths by signal, for example because JAX aborts if another process is gone.
     """
     bad = sorted((status for status in ended if status), key=lambda status: (status != -signal.SIGKILL, status < 0))
     return (bad[0] if bad[0] > 0 else 128 - bad[0]) if bad else 0
@@ -118,19 +118,20 @@ def supervise(
     logs: Path | None = None,
     max_seconds: float = 0,
 ) -> int:
-    """Run a command until it is done, fails for good, or is told to stop.
+    """Run a command until it is done, fails permanently, or is told to stop.
 
     Args:
         command: the command of every process.
         run_folder: the run's folder, for its checkpoints.
         restarts: the limits of restarts.
         processes: number of processes, joined over localhost.
-        devices: virtual CPU devices of each process; 0: those that jax finds.
+        devices: virtual CPU devices of each process; 0: the devices that JAX finds.
         logs: folder for `host-<number>.log`; default: this process's own output.
-        max_seconds: time after which the run is told to save and end for good; 0: no limit.
+        max_seconds: time after which the run is told to save and to end permanently; 0: no limit.
 
     Returns:
-        0; the status of a fault; 1 after too many restarts or `max_seconds`; 42 after SIGTERM or Ctrl-C.
+        0 if the run is done; the status of a fault; 1 after too many restarts or `max_seconds`; 42 after SIGTERM or
+        Ctrl-C.
     """
     group: Group | None = None
     stopped = False
@@ -233,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
 def read_secrets(names: Sequence[str]) -> None:
     """Sets environment variables to values from standard input, each of which ends with a NUL.
 
-    A value that is neither an argument nor in a file is not seen by other users of the host, and not kept by Docker.
+    Other users of the host can see arguments, and Docker keeps them, so secrets are neither arguments nor files.
     """
     if names:
         values = sys.stdin.buffer.read().split(b"\0")[:-1]

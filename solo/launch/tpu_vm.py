@@ -1,8 +1,8 @@
 """Target: Cloud TPU VMs, requested as queued resources and watched from this machine.
 
-A queued resource of Spot VMs that is preempted becomes SUSPENDED and does not return: it must be deleted and created
-again. `solo launch watch` does that, and releases the machines once the run has ended. The hosts run a start-up script
-that mounts the bucket, pulls the image, and runs `solo.launch.supervisor`.
+When Spot VMs are preempted, their queued resource becomes SUSPENDED and does not recover: it must be deleted and
+created again. `solo launch watch` does that, and releases the machines once the run has ended. The hosts run a start-up
+script that mounts the bucket, pulls the image, and runs `solo.launch.supervisor`.
 """
 
 from __future__ import annotations

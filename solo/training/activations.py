@@ -1,6 +1,6 @@
 """Sizes of activations: the residual stream after every layer, and the logits.
 
-They are measured by a program of their own, so that the training step is the same program with and without them.
+A separate program measures them, so the training step is the same program with and without the measurement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from solo.training.losses import at_targets
 
 
 class Activations(NamedTuple):
-    """Sizes over the live slots of a batch; those over no slot are zero.
+    """Sizes over the live (non-empty) slots of a batch; zero if there are none.
 
     mean_square    float32 [L] patches and [L] text: mean square of the residual stream after every layer
     largest        float32 [L] patches and [L] text: its largest absolute value
@@ -99,12 +99,12 @@ def activations_of(
 
 
 def activations_line(step: int, stage: str, found: Activations) -> dict[str, Any]:
-    """Returns the line of `metrics.jsonl`; without a live slot of a region, its numbers are None.
+    """Returns the line of `metrics.jsonl`. If a region has no live slot, its numbers are None.
 
     Args:
-        step: of the run.
+        step: step of the run.
         stage: name of the stage.
-        found: measured with the weights before the step's update, on the host.
+        found: the sizes with the weights before the step's update, on the host.
     """
 
     def listed(values: Regions, live: Regions) -> dict[str, list[float] | None]:
@@ -121,10 +121,10 @@ def activations_line(step: int, stage: str, found: Activations) -> dict[str, Any
 
 
 def _sum_of_mean_squares(x_BSD: jax.Array, live_BS: jax.Array) -> jax.Array:
-    """Sum over the live slots of each one's mean square, float32 []."""
+    """Sum of the mean squares of the live slots, float32 []."""
     return jnp.sum(jnp.where(live_BS, jnp.mean(jnp.square(x_BSD.astype(jnp.float32)), axis=-1), 0.0))
 
 
 def _largest(x_BSD: jax.Array, live_BS: jax.Array) -> jax.Array:
-    """Largest absolute value of the live slots, float32 []; 0 if there is none."""
+    """Largest absolute value of the live slots, float32 []; 0 if there are none."""
     return jnp.max(jnp.where(live_BS[..., None], jnp.abs(x_BSD.astype(jnp.float32)), 0.0), initial=0.0)

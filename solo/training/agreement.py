@@ -1,7 +1,7 @@
-"""Before the first step, all processes of a run compare what they are about to run.
+"""Before the first step, all processes of a run compare their configs, versions, devices, data and plans.
 
-Processes that start from different files (another learning rate, another preparation of the data) would train to the
-end, each on its own idea of the run: nothing in the computation notices. Programs of different shapes would hang.
+Nothing else would detect processes that start from different files, for example with another learning rate or other
+prepared data: they would train to the end with inconsistent results. Programs of different shapes would hang.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from solo.data.store.prepare import Prepared
 from solo.training.distributed import among_others, exchange
 from solo.training.hosts import seconds_of
 
-# Keys whose values may differ from host to host: places on its own disks.
+# Keys whose values may differ from host to host: paths on local disks.
 OF_A_HOST = ("data.cache", "data.cache_gigabytes")
 # NFS keeps the attributes of a folder for up to 60 seconds.
 SEEN_SECONDS = 90.0
 SEEN_TIMEOUT = "SOLO_SHARED_FOLDER_SECONDS"
 _ABSENT = "-"
 _SHOWN = 20
-# Rows of a stage's plan that are compared one by one: the first steps.
+# Number of first steps of a stage whose rows are compared one by one.
 _SAMPLE = 4
 
 
@@ -70,7 +70,7 @@ def compare_plans(prepared: Prepared, plans: Sequence[StagePlan]) -> None:
 
 
 def check_shared(folder: Path) -> None:
-    """Checks that all processes see a folder of process 0, before the first save waits for them in vain.
+    """Checks that all processes see a folder of process 0. Otherwise the first save would wait for them forever.
 
     Process 0 writes a file with a random name; the others look for it. Does nothing in a run of one process.
 
@@ -115,7 +115,7 @@ def check_shared(folder: Path) -> None:
 
 
 def _compare(topic: str, facts: Mapping[str, Any]) -> None:
-    """Every process compares its facts with those of process 0; all processes learn of all differences."""
+    """Every process compares its facts with those of process 0. All processes receive all differences."""
     mine = {key: json.dumps(value) for key, value in facts.items()}
 
     def differences(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a config may change about the mixture of a run that has begun: entries that have not taken effect yet."""
+"""Changes of the mixture that a resumed run may make: entries that have not taken effect yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from solo.config import Config, ConfigError
 def amendable(old: Config, new: Config, steps_done: int) -> list[str]:
     """Returns the dotted keys, and prefixes of keys that end in a dot, that may differ in a resumed run.
 
-    These are entries of `mixture_changes` at steps that the run has not passed, and the sources that only they name.
+    These are entries of `mixture_changes` at steps that the run has not reached, and sources that occur only in them.
 
     Args:
         old: config of the run.
@@ -36,7 +36,7 @@ def amendable(old: Config, new: Config, steps_done: int) -> list[str]:
 
 
 def _tokenizer_keys(old: Config, new: Config, added: list[str]) -> list[str]:
-    """Returns the keys of `data.tokenizer.train_on` if it names what trained the tokenizer before."""
+    """Returns the keys of `data.tokenizer.train_on` if it names the sources that the tokenizer was trained on."""
     names = tuple(old.data.sources)
     if old.data.tokenizer.path is not None or old.data.tokenizer.train_on:
         return []

@@ -18,7 +18,7 @@ class Average(NamedTuple):
     """An average of the weights.
 
     weights  path -> float32 average; before the first update, the weights themselves
-    updates  int32 []: the number of weights that are averaged
+    updates  int32 []: number of updates
     step     int32 []: steps of the run
     """
 
@@ -30,7 +30,7 @@ class Average(NamedTuple):
 def averaged_paths(stages: Iterable[StageConfig], stage: StageConfig, paths: Iterable[str]) -> list[str]:
     """Returns the paths that averages hold in a stage, sorted: those trained in it or in a stage before it.
 
-    All others have not changed since the run began, so that their average is their value.
+    All other parameters have not changed since the run began, so their average is their value.
     """
     paths, found = list(paths), set(trainable_paths(paths, stage))
     for before in stages:
@@ -43,7 +43,7 @@ def averaged_paths(stages: Iterable[StageConfig], stage: StageConfig, paths: Ite
 def begin(configs: Mapping[str, AverageConfig], weights: Parameters) -> dict[str, Average]:
     """Returns averages before the first step."""
     zero = jnp.zeros((), jnp.int32)
-    # A step donates its state, so that no array may be in it twice.
+    # A step donates its state, so no array may occur in it twice.
     return {name: Average({path: jnp.copy(value) for path, value in weights.items()}, zero, zero) for name in configs}
 
 
@@ -51,9 +51,9 @@ def update(config: AverageConfig, average: Average, weights: Parameters, good: j
     """Returns an average after a step.
 
     Args:
-        config: its section.
-        average: the average before.
-        weights: path -> weights after the step; the paths of the average among them.
+        config: config of the average.
+        average: the average before the step.
+        weights: path -> weights after the step, including the paths of the average.
         good: bool []: whether the step changed the weights.
     """
     step = average.step + 1
@@ -73,7 +73,7 @@ def update(config: AverageConfig, average: Average, weights: Parameters, good: j
 def carry(fresh: Mapping[str, Average], before: Mapping[str, Average]) -> dict[str, Average]:
     """Returns the averages with which a stage begins, from its `begin` and the averages of the stage before.
 
-    Parameters that were not trained before enter with their value, which is their average so far.
+    Parameters that were not trained before start with their value, which is their average so far.
     """
     return {
         name: before[name]._replace(

@@ -1,6 +1,6 @@
 """The best checkpoints of a run, by a metric of its evaluators.
 
-The lines of `metrics.jsonl` decide, so that a resumed run, and a later command, find the same ones.
+They are determined from `metrics.jsonl`, so a resumed run or a later command finds the same ones.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from solo.config import BestConfig, Config
 from solo.training.evaluators import TRAINED, without_replaced
 
-# The field of an evaluator's line that stands for it, by kind.
+# The field of an evaluator's line that is its main result, by kind.
 MAIN_FIELDS = {"held_out": "loss", "evaluation": "score", "integration_rate": "rate"}
 
 
 def value_of(line: Mapping[str, Any], config: BestConfig) -> float | None:
-    """Returns the value of the metric in a line of `metrics.jsonl`; None if the line holds no finite one."""
+    """Returns the value of the metric in a line of `metrics.jsonl`; None if the line has no finite value."""
     kind, _, rest = config.metric.partition("/")
     task = line.get("task")
     if line["kind"] != kind or task is None or line.get("weights", TRAINED) != config.weights:
@@ -34,20 +34,20 @@ def value_of(line: Mapping[str, Any], config: BestConfig) -> float | None:
 
 
 def best_steps(lines: Iterable[Mapping[str, Any]], config: BestConfig) -> list[int]:
-    """Returns the steps with a finite value of the metric, best first; of equal ones, the earlier first."""
+    """Returns the steps with a finite value of the metric, from best to worst; see `ranked`."""
     return ranked(values_by_step(lines, config), config)
 
 
 def values_by_step(lines: Iterable[Mapping[str, Any]], config: BestConfig) -> dict[int, float]:
-    """Returns the finite values of the metric, by step. The last line of a step counts.
+    """Returns the finite values of the metric, by step. If a step has several lines, the last one is used.
 
-    Lines of an evaluator that a resumed run replaced do not count.
+    Lines of an evaluator that a resumed run replaced are ignored.
     """
     return {line["step"]: value for line in without_replaced(lines) if (value := value_of(line, config)) is not None}
 
 
 def ranked(values: Mapping[int, float], config: BestConfig) -> list[int]:
-    """Returns the steps, that of the best value first; of equal values, the earlier step first."""
+    """Returns the steps sorted from the best value to the worst. Of equal values, the earlier step is first."""
     sign = 1 if config.mode == "min" else -1
     return sorted(values, key=lambda step: (sign * values[step], step))
 
@@ -57,14 +57,14 @@ class BestSteps:
 
     Args:
         config: the run.
-        values: of the metric so far, by step.
+        values: values of the metric so far, by step.
     """
 
     def __init__(self, config: Config, values: Mapping[int, float]):
         self._config, self._best, self._values = config, config.checkpoint.best, dict(values)
 
     def measured_at(self, step: int, last: bool) -> bool:
-        """Returns whether the metric is measured after a step, which is then saved."""
+        """Returns whether the metric is measured after a step. Such steps are saved."""
         if self._best is None:
             return False
         evaluation = self._config.evaluation

@@ -19,7 +19,7 @@ _WAITING = 200_000  # lines
 
 
 class Board(Protocol):
-    """Shows lines. All methods are called from one thread, which is not that of the training loop."""
+    """Shows lines. All methods are called from one thread, which is not the training loop's."""
 
     name: str
 
@@ -41,14 +41,14 @@ class Board(Protocol):
 
 
 class Shown:
-    """A board, and the thread that feeds it: first the lines that it lacks, then those of the run.
+    """A board and the thread that feeds it, first with the lines that it lacks and then with those of the run.
 
     Args:
         board: the board.
         path: `metrics.jsonl`.
         end: size of the file before the run's first line.
         resume_step: the step that the run resumes after.
-        tell: called once if the board fails.
+        tell: called with a message if the board fails, at most once.
     """
 
     def __init__(self, board: Board, path: Path, end: int, resume_step: int, tell: Callable[[str], None]):
@@ -70,7 +70,7 @@ class Shown:
                 self._fail("it is too slow")
 
     def close(self) -> None:
-        """Waits until all lines are shown, but not for long."""
+        """Waits until all lines are shown, for a limited time."""
         if self._failed:
             return
         with suppress(Full):
@@ -86,7 +86,7 @@ class Shown:
                 missing = lines_after(file, end, known) if known < resume_step else []
             for line in missing:
                 self._board.show(line)
-                time.sleep(0)  # the loop goes first
+                time.sleep(0)  # yields to the training loop
             self._follow()
         except BaseException as error:  # SystemExit of a library, too
             self._fail(f"{type(error).__name__}: {error}")

@@ -1,13 +1,12 @@
-"""Branches: a run that continues from a checkpoint of another one.
+"""Branches: a run that continues from a checkpoint of another run.
 
-The names of the stages decide how. If the branch has a stage of the same name as the checkpoint's, it goes on with that
-stage: at its step, with its data, its optimizer state, and its own schedule at that step. The run's steps are counted
-on. A branch with more steps, or with further stages, thus does what a run of its config would have done from the
-beginning.
+The names of the stages decide how. If the branch has a stage of the same name as the checkpoint's, it continues that
+stage: at the checkpoint's step, with its data and optimizer state, and with the branch's own schedule at that step. The
+step count of the run continues. A branch with more steps or further stages therefore does what a run of its config
+would have done from the beginning.
 
-If the branch has no such stage, its first stage follows the checkpoint as a stage follows another one: from its first
-step, with data of its own, and with the optimizer state if it says `optimizer_state: carry`. The run counts its steps
-from 1.
+If the branch has no such stage, its first stage begins at its first step with its own data, like any stage that follows
+another one. It takes over the optimizer state if it says `optimizer_state: carry`. The run counts its steps from 1.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def find_origin(config: Config, run: RunFolder) -> Origin:
 
 
 def check_position(found: Origin, config: Config) -> None:
-    """Checks the position of a branch as far as the config tells it: stages may count epochs or tokens.
+    """Checks the position of a branch as far as the config determines it: stages may count epochs or tokens.
 
     Raises:
         ConfigError: the stages are not those of the other run up to the checkpoint.
@@ -83,7 +82,7 @@ def check_position(found: Origin, config: Config) -> None:
 
 
 def _check_position(found: Origin, config: Config, number: int, steps: list[int]) -> None:
-    """Raises ConfigError if stage `number` does not go on at the checkpoint. `steps` are those of the stages."""
+    """Raises ConfigError if stage `number` cannot continue at the checkpoint. `steps` are the steps of each stage."""
     was, what = found.progress, f"stage {found.stage.name!r}"
     done = was.stage_step
     before = sum(steps[:number])
@@ -121,7 +120,7 @@ def start_of(found: Origin, config: Config, plans: list[StagePlan]) -> Progress:
 
 
 def _check_data(found: Origin, config: Config, number: int, plan: StagePlan) -> None:
-    """Raises ConfigError if a stage cannot go on with the data that the other run began it with."""
+    """Raises ConfigError if a stage cannot continue with the data that it began with in the other run."""
     stage, was = config.stages[number], found.progress
     advice = (
         f"A stage goes on with the data that it began with. To change its weights from here on, set"
@@ -160,7 +159,7 @@ class Branched:
     """The beginning of a branch.
 
     start, state  position and state
-    notes         what was kept and what begins anew, for the user
+    notes         messages for the user: what was kept and what starts fresh
     line          line of `metrics.jsonl`
     """
 
@@ -182,11 +181,11 @@ def branch_off(
 
     Args:
         found: the checkpoint.
-        config: the branch.
-        definition: its model.
-        mesh: its devices.
-        plans: the plans of its stages.
-        stages: returns the compiled stage of a number.
+        config: config of the branch.
+        definition: definition of the branch's model.
+        mesh: devices of the branch.
+        plans: plans of the branch's stages.
+        stages: returns the compiled stage with a given number.
 
     Raises:
         ConfigError: see `start_of`; or the stage trains other parameters and does not say `optimizer_state: carry`.
@@ -239,7 +238,7 @@ def _as_saved(found: Origin, now: StageConfig, definition: ModelDefinition, mesh
 
 
 def _kept(found: Origin, now: StageConfig, definition: ModelDefinition, anew: set[str]) -> list[str]:
-    """Returns the parameters that both stages train by the same rule, but for those whose state begins anew."""
+    """Returns the parameters that both stages train by the same rule, except those whose state starts fresh."""
     specs = definition.specs
     rules, rules_now = (update_rules(stage.optimizer, specs) for stage in (found.stage, now))
     both = set(trainable_paths(specs, found.stage)) & set(trainable_paths(specs, now))
@@ -294,7 +293,7 @@ def _said(
 
 
 def _ended(before: TrainState, state: TrainState) -> list[str]:
-    """Returns notes on averages that go on without some of their parameters, which the branch does not train."""
+    """Returns notes on averages that continue without some parameters, because the branch does not train them."""
     notes = []
     for name in sorted(before.averages.keys() & state.averages.keys()):
         if left := sorted(before.averages[name].weights.keys() - state.averages[name].weights.keys()):

@@ -1,8 +1,8 @@
 """The files of a run whose folder is in a bucket.
 
 Orbax writes checkpoints into the bucket. All other files are small, and some are appended to, which object stores do
-not offer: they are written on this machine, in `RunFolder.work`, and copied to the bucket with every checkpoint and
-from time to time.
+not support. They are therefore written on this machine, in `RunFolder.work`, and copied to the bucket periodically and
+with every checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from solo.training.run_folder import RunFolder
 from solo.training.run_lock import RunLock, living_holder
 
 STORE_SECONDS = 30.0
-PATIENCE_SECONDS = 300.0  # for a network that fails when a checkpoint is due
+PATIENCE_SECONDS = 300.0  # retries if the network fails when a checkpoint is due
 _LARGEST_SHARE = 0.05  # of the time may be spent on copying files in the background
 _NOT_COPIED = ("run.lock", "tensorboard")
 _LINES = ".jsonl"
@@ -36,13 +36,13 @@ _log = logging.getLogger(__name__)
 def fetch(run: RunFolder, lines: bool = True, held: bool = False) -> None:
     """Copies the files of a run from its bucket. Does nothing while a process of this machine trains the run.
 
-    The bucket is right, with one exception: a file of lines that was only appended to since it was copied to the bucket
-    is kept.
+    Files in the bucket replace local ones, with one exception: a file of lines that was only appended to since it was
+    copied to the bucket is kept.
 
     Args:
         run: the run.
-        lines: also the files of lines and the report; config and tokenizer do not need them.
-        held: this process trains the run.
+        lines: whether to copy the files of lines and the report, too. Reading config and tokenizer does not need them.
+        held: whether this process trains the run.
 
     Raises:
         BucketError: the bucket cannot be reached.
@@ -64,7 +64,7 @@ def _is_copied(name: str) -> bool:
 
 
 def _clear(work: Path, names: list[str]) -> None:
-    """Removes copies of files that the bucket does not hold any more; all of them, if it holds no run."""
+    """Removes copies of files that are no longer in the bucket; all copies if the bucket has no run."""
     for path in work.iterdir():
         if path.name == "run.lock":
             continue
@@ -100,23 +100,23 @@ class Store:
     """Stores the files of a run durably. Those of a run in a local folder are stored when they are synced."""
 
     def store(self) -> None:
-        """Returns once all files are stored as they are now.
+        """Stores the current content of all files.
 
         Raises:
-            CheckpointError: they cannot be stored, or another process has taken the run over.
+            CheckpointError: they cannot be stored, or another process has taken over the run.
         """
 
 
 @contextmanager
 def storing(run: RunFolder, tell: Callable[[str], None], lock: RunLock | None = None) -> Iterator[Store]:
-    """Yields the store of a run. While the context lasts, files are copied to the bucket from time to time.
+    """Yields the store of a run. While the context is active, files are copied to the bucket periodically.
 
     At its end, all files are stored.
 
     Args:
-        run: the run's folder, as this process sees it.
+        run: the run's folder for this process.
         tell: called with messages for the user.
-        lock: of the run in its bucket, if this process holds it.
+        lock: lock of the run in its bucket, if this process holds it.
 
     Raises:
         CheckpointError: see `Store.store`.
@@ -140,9 +140,9 @@ def storing(run: RunFolder, tell: Callable[[str], None], lock: RunLock | None = 
 
 @contextmanager
 def adding_results(run: RunFolder, tell: Callable[[str], None]) -> Iterator[None]:
-    """Stores the files of a run in a bucket at the end, to which results were added meanwhile.
+    """On exit, stores the files of a run in a bucket, including results that were added within the context.
 
-    If the run is being trained, they are not stored, because its process would write over them.
+    If another process trains the run, they are not stored, because that process would overwrite them.
     """
     yield
     if not is_remote(run.path) or run.process or is_held(run.lock_file):
@@ -158,10 +158,10 @@ class BucketStore(Store):
     """Copies changed files of `work` to the bucket. Thread-safe.
 
     Args:
-        run: the run's folder, as this process sees it.
+        run: the run's folder for this process.
         tell: called with messages for the user.
-        lock: of the run, if this process holds it.
-        background: copy from time to time until `stop` is called.
+        lock: lock of the run, if this process holds it.
+        background: whether to copy periodically until `stop` is called.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class BucketStore(Store):
             self._thread.start()
 
     def store(self) -> None:
-        """See `Store`. Tries for some minutes."""
+        """See `Store`. Retries for some minutes."""
         from solo.training.checkpoint import BucketFailsError, CheckpointError  # imports JAX
 
         end, wait = time.monotonic() + PATIENCE_SECONDS, 1.0
@@ -224,7 +224,7 @@ class BucketStore(Store):
         return sorted(path for path in found if _is_copied(path.relative_to(work).as_posix()) and path.name[0] != ".")
 
     def _push_lines(self, name: str, path: Path, size: int) -> None:
-        """Uploads the lines that a file has now; it may grow meanwhile."""
+        """Uploads the current lines of a file, which may grow meanwhile."""
         copy = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         try:
             with path.open("rb") as file, copy.open("wb") as to:
@@ -252,7 +252,7 @@ class BucketStore(Store):
 
 
 def gather_quarantine(run: RunFolder) -> None:
-    """Moves what the other processes of an earlier attempt have quarantined to the run's own file."""
+    """Moves the entries that other processes of an earlier attempt quarantined to the run's own file."""
     parts = [path for path in run.work.glob("quarantine-*.jsonl") if path.stem.removeprefix("quarantine-").isdigit()]
     if not parts:
         return

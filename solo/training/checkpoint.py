@@ -32,7 +32,7 @@ from solo.training.orbax_paths import for_orbax, reading_context, saving_context
 from solo.training.schedule import TokenCount
 from solo.training.step import TrainState
 
-# TensorStore's words for failures of a bucket that say nothing about what is in it.
+# Texts of TensorStore's errors for failures of a bucket, which do not mean that its content is damaged.
 _BUCKET_FAILS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED")
 
 
@@ -41,7 +41,7 @@ class CheckpointError(RuntimeError):
 
 
 class BucketFailsError(CheckpointError, TransientError):
-    """A bucket does not take or give a checkpoint for now."""
+    """A bucket temporarily cannot store or return a checkpoint."""
 
 
 class DamagedError(CheckpointError):
@@ -67,7 +67,7 @@ class Progress:
 
 
 class _Chosen:
-    """Tells Orbax to keep the steps that `kept` returns for those that are saved."""
+    """Makes Orbax keep the steps that `kept` selects from the saved ones."""
 
     def __init__(self, kept: Callable[[Collection[int]], Collection[int]]):
         self._kept = kept
@@ -82,9 +82,9 @@ class Checkpoints:
     """The checkpoints of one run, local or not. At most one save is in progress. Not thread-safe.
 
     Args:
-        folder: of the checkpoints.
-        config: which of them are kept.
-        kept: returns further steps to keep, among those that are saved; the same in all processes.
+        folder: folder of the checkpoints.
+        config: which checkpoints are kept.
+        kept: selects further steps to keep from the saved ones; the same in all processes.
     """
 
     def __init__(
@@ -114,17 +114,17 @@ class Checkpoints:
                 # Every call saves: the trainer decides when.
                 save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
                 preservation_policy=training.preservation_policies.AnyPreservationPolicy(keep),
-                # In place, whatever is not complete counts as temporary, also what a user put there.
+                # When saving in place, every incomplete folder counts as temporary, even if a user put it there.
                 cleanup_tmp_directories=not in_place,
             )
-        # Orbax would tell JAX the step of every save, which is not the number of a call to `stop_agreed`. A SIGTERM
-        # after that would stop the processes at a call that they have passed: never.
+        # Orbax would tell JAX the step of every save, which is not the number of a call to `stop_agreed`. After a
+        # SIGTERM, the processes would then wait for a call that they have already passed, and never stop.
         self._orbax._manager.reached_preemption = lambda step: False
 
     def resume(self, abstract: Callable[[Progress], TrainState]) -> tuple[Progress, TrainState] | None:
-        """Restores the newest checkpoint that is whole, in all processes the same one.
+        """Restores the newest intact checkpoint, the same one in all processes.
 
-        Damaged ones are passed over: they are renamed, and `passed_over` says why.
+        Damaged checkpoints are skipped and renamed, and `passed_over` gives the reasons.
 
         Args:
             abstract: returns a TrainState of `jax.ShapeDtypeStruct` with shardings for a position.
@@ -133,7 +133,7 @@ class Checkpoints:
             The position and the state, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: the newest whole checkpoint does not match `abstract`, or all of them are damaged.
+            CheckpointError: the newest intact checkpoint does not match `abstract`, or all of them are damaged.
         """
         while True:
             told = from_first(self._newest)
@@ -159,7 +159,7 @@ class Checkpoints:
             self.passed_over.append(f"{damage}{from_first(partial(self._set_aside, progress.step))}")
 
     def _newest(self) -> dict[str, Any]:
-        """Process 0 chooses. Damaged checkpoints that are newer get another name."""
+        """Chooses the newest intact checkpoint, in process 0. Newer, damaged ones are renamed."""
         newest, passed = newest_whole(self.folder)
         step = -1 if newest is None else int(newest.name)
         damaged = [path for path in complete_checkpoints(self.folder) if int(path.name) > step]
@@ -248,7 +248,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _opening(folder: Path) -> Iterator[None]:
-    """Says what is missing if Orbax may not look at a bucket."""
+    """Explains the missing permission if Orbax may not read a bucket's metadata."""
     try:
         yield
     except Exception as error:
@@ -262,7 +262,7 @@ def _opening(folder: Path) -> Iterator[None]:
 
 
 def unreadable_error(checkpoint: Path, error: Exception) -> CheckpointError:
-    """Returns the error for a checkpoint that cannot be read: damaged, unless it is only its bucket that fails."""
+    """Returns the error for a checkpoint that cannot be read: it is damaged, or its bucket fails."""
     text = unreadable(checkpoint, error)
     if is_remote(checkpoint) and any(word in str(error) for word in _BUCKET_FAILS):
         return BucketFailsError(text.replace(": files of it are missing or damaged", ": its bucket fails"))
@@ -270,7 +270,7 @@ def unreadable_error(checkpoint: Path, error: Exception) -> CheckpointError:
 
 
 def unreadable(checkpoint: Path, error: Exception) -> str:
-    """Says that a checkpoint is damaged: a file of it is missing or cut short."""
+    """Returns the error for a checkpoint of which a file is missing or truncated."""
     cause = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
     what = f"checkpoint {checkpoint} cannot be read: files of it are missing or damaged"
     return f"{what} ({type(error).__name__}: {cause})"
@@ -288,7 +288,7 @@ def items_of(specs: Mapping[str, Any], stored: Mapping[str, Any], weights: str) 
     """Returns the items of a checkpoint that hold some of its weights.
 
     Args:
-        specs: path -> anything, for every parameter that is wanted.
+        specs: path -> any value, for every requested parameter.
         stored: the checkpoint's metadata, by item.
         weights: `trained`, or the name of an average, which holds the parameters that were trained.
 
@@ -320,8 +320,8 @@ def read_items(checkpoint: Path, wanted: Mapping[str, Any]) -> Parameters:
 
 
 def _check_items(checkpoint: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises CheckpointError if a checkpoint does not hold what is wanted; `stored` is its metadata."""
-    if empty := [name for name in wanted if not stored.get(name)]:  # so Orbax answers if it cannot read an item
+    """Raises CheckpointError if a checkpoint lacks a requested item; `stored` is its metadata."""
+    if empty := [name for name in wanted if not stored.get(name)]:  # what Orbax returns if it cannot read an item
         raise DamagedError(unreadable(checkpoint, ValueError(f"{', '.join(empty)} cannot be read")))
     lines = [line for name, tree in wanted.items() for line in differences(stored.get(name, {}), tree)]
     if lines:
@@ -333,7 +333,7 @@ def _check_items(checkpoint: Path, stored: Mapping[str, Any], wanted: Mapping[st
 
 
 def read_state(checkpoint: Path, abstract: TrainState) -> TrainState:
-    """Reads a checkpoint of another run; nothing is written there. See `Checkpoints.restore`."""
+    """Reads a checkpoint of another run without writing to its folder. See `Checkpoints.restore`."""
     wanted, place = _items(abstract), for_orbax(checkpoint)
     try:
         stored = ocp.checkpointables_metadata(place).metadata
@@ -363,7 +363,7 @@ def _state(loaded: Mapping[str, Any], abstract: TrainState) -> TrainState:
 
 
 def differences(stored: Any, wanted: Any) -> list[str]:
-    """Returns a line for each leaf that is missing or left over, or has another shape or dtype."""
+    """Returns a line for each leaf that is missing or unexpected, or has another shape or dtype."""
 
     def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
@@ -384,7 +384,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """Returns what a checkpoint holds, by its name."""
+    """Returns the content of a checkpoint by name."""
     items = {"parameters": state.parameters, "optimizer": _counters(state)}
     if state.averages:
         items["averages"] = {name: average._asdict() for name, average in state.averages.items()}

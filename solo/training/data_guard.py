@@ -1,7 +1,7 @@
-"""Stops a run whose data cannot be read, before it trains on nothing.
+"""Stops a run if too much of its data cannot be read.
 
-The plan says how many documents and targets a batch holds, and the batch itself shows how many arrived. Both counts
-are over all hosts, so that every host decides alike.
+The plan determines how many documents and targets a batch should have. They are compared with the batch itself. Both
+counts are over all hosts, so that all hosts make the same decision.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from solo.data.planning.stage_plan import PlanStatistics
 from solo.files import read_json_lines
 from solo.model.flops import BatchStats
 
-# Documents over which the share of unreadable ones is taken, at least: the last of a run, or one batch if it has more.
+# The share of unreadable documents is taken over this many of the latest ones, or over one batch if it has more.
 SAMPLE = 1000
 _REASONS_SHOWN = 5
 
 
 class DataError(ValueError):
-    """The data of a run cannot be trained on; the message says what is missing, and where."""
+    """The data of a run cannot be used for training; the message says what is missing, and where."""
 
 
 class DataGuard:
@@ -39,9 +39,9 @@ class DataGuard:
         """Compares a batch with its plan.
 
         Args:
-            where: the batch, in words, to begin messages with.
-            planned: its plan.
-            found: its documents and targets.
+            where: name of the batch, with which messages begin.
+            planned: plan of the batch.
+            found: documents and targets of the batch.
 
         Raises:
             DataError: the batch has no target, or too many of the latest documents could not be read.
@@ -53,7 +53,7 @@ class DataGuard:
         seen, missing = (sum(column) for column in zip(*self._recent, strict=True))
         if not found.targets:
             raise DataError(f"{where} has no target to learn from: {self._why(planned, found)}{self._summary()}")
-        # Fewer documents than the sample are judged as if the others were readable.
+        # Until the run has read SAMPLE documents, the share is still taken over SAMPLE of them.
         if missing > self._most * max(seen, SAMPLE):
             raise DataError(
                 f"{where}: {missing:,} of the last {seen:,} documents could not be read, more than data.max_unreadable"
@@ -74,7 +74,7 @@ class DataGuard:
     def _summary(self) -> str:
         """Returns lines with the most frequent reasons, by source."""
         lines = read_json_lines(self._quarantine)[0] if self._quarantine else []
-        # Reasons that differ only in numbers or names of parts are one reason.
+        # Reasons that differ only in numbers or names of parts are counted as one.
         kinds = [
             (line["source"], re.sub(r"[0-9a-f]{16}|\d+", "#", str(line.get("reason"))))
             for line in lines

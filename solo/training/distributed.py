@@ -2,10 +2,10 @@
 
 In a run of one process, nothing here waits.
 
-The exit status tells a launcher whether to restart (0: done; 1 to 126: do not; 42 and all others: restart):
+The exit status tells a launcher whether to restart (0: done; 1 to 126, except 42: no; 42 and all others: yes):
 - JAX ends a process with SIGABRT (134) after another one has died, and a restart may help;
-- a process that fails by itself must end at once (`end_at_once`). An orderly shutdown would wait minutes for processes
-  that do not know of the failure, and then be aborted, which would look like another process's failure.
+- a process that causes a failure must end immediately (`end_at_once`). An orderly shutdown would wait minutes for
+  processes that do not know of the failure, and then be aborted, which would look like another process's failure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from solo.training.roll_call import START_TIMEOUT, roll_call
 
 T = TypeVar("T")
 
-# Errors of this kind are mistakes of the user: a restart does not help. The command line ends with status 2.
+# These errors are mistakes of the user, so a restart does not help. The command line exits with status 2.
 MISTAKES = (ValueError, FileExistsError)
 
 # Pods of one job have been seen to start ten minutes apart.
@@ -35,9 +35,9 @@ SET_UP_SECONDS = 900
 SAVE_SECONDS = 1800
 # One host of many may read a checkpoint much more slowly than the others.
 RESTORE_SECONDS = 5400
-# The other processes read an error of process 0, and end, within this time, if they are alive.
+# Within this time, the other processes read an error of process 0 and end, if they are alive.
 TOLD_SECONDS = 10
-# From the last word of a process until the operating system has removed it.
+# From the last message of a process until the operating system has removed it.
 LAST_WORD_SECONDS = 1
 # After this long without a heartbeat, JAX declares a process dead.
 HEARTBEAT_SECONDS = 100
@@ -46,11 +46,11 @@ _OWN_FAULTS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_F
 
 
 class OtherProcessError(RuntimeError):
-    """Process 0 failed at a task that the others waited for."""
+    """Process 0 failed in a task that the others waited for."""
 
 
 class OtherProcessTransientError(OtherProcessError, TransientError):
-    """Likewise, by a fault that a restart may cure."""
+    """Process 0 failed in such a task because of a fault that a restart may fix."""
 
 
 # What the other processes raise, for the first kind of process 0's error.
@@ -67,8 +67,8 @@ def join(
     """Joins the run's other processes. Must be called before JAX is used.
 
     Args:
-        environment: variables.
-        found: called with the hosts before they are waited for.
+        environment: environment variables.
+        found: called with the hosts before this process waits for them.
 
     Returns:
         The run's hosts, or None if this process is alone.
@@ -98,7 +98,7 @@ def join(
 
 
 def leave() -> None:
-    """Leaves the run once all other processes have called this function."""
+    """Leaves the run after all other processes have called this function."""
     if among_others():
         import jax
 
@@ -106,7 +106,7 @@ def leave() -> None:
 
 
 def among_others() -> bool:
-    """Returns whether this process has joined others and not left yet."""
+    """Returns whether this process has joined others and has not left yet."""
     if "jax" not in sys.modules:
         return False
     import jax
@@ -130,7 +130,7 @@ def _end_before_first(key: str) -> None:
     """Announces the end of this process or, in process 0, waits until all others have announced theirs.
 
     Args:
-        key: that of the error that all processes end with.
+        key: key of the error that all processes end with.
     """
     import jax
 
@@ -145,10 +145,10 @@ def _end_before_first(key: str) -> None:
 
 
 def wait_for_dead_process(error: Exception) -> None:
-    """Waits if an error of JAX's runtime may be caused by another process. If it is, JAX ends this process.
+    """Waits if another process may have caused an error of JAX's runtime. If so, JAX ends this process.
 
     Args:
-        error: that error, or one that it led to: a save fails, too, if another process dies.
+        error: the error, or one that it caused: a save also fails if another process dies.
     """
     if not among_others() or isinstance(error, TransientError):
         return
@@ -164,8 +164,9 @@ def first_then_others(first: Callable[[], T], others: Callable[[], T]) -> T:
     """Calls `first` in process 0, then `others` in the other processes.
 
     Raises:
-        ConfigError: in the other processes, if `first` failed by a mistake of the user.
-        OtherProcessError: in the other processes, if it failed otherwise; also a TransientError, if process 0's was.
+        ConfigError: in the other processes, if `first` failed because of a mistake of the user.
+        OtherProcessError: in the other processes, if it failed otherwise; it is also a TransientError if process 0's
+            error was one.
     """
     if not among_others():
         return first()
@@ -189,7 +190,7 @@ def from_first(first: Callable[[], T], seconds: float = SET_UP_SECONDS) -> T:
 
     Args:
         first: called in process 0.
-        seconds: the others wait so long for it, at most.
+        seconds: maximum time that the others wait for it.
     """
     if not among_others():
         return first()
@@ -220,7 +221,7 @@ def first_text(mine: str, seconds: float = SET_UP_SECONDS) -> str:
 
     Args:
         mine: the text of this process.
-        seconds: the first process that calls this waits so long for the last one, at most.
+        seconds: maximum time that the first process waits for the last one.
     """
     if not among_others():
         return mine
@@ -243,10 +244,10 @@ def exchange(
     """Asks all other processes about a text of process 0. Does nothing in a run of one process.
 
     Args:
-        topic: names the exchange.
-        mine: the text; that of process 0 is sent.
+        topic: name of the exchange.
+        mine: the text; process 0's is sent to the others.
         answer: returns a process's answer to that text.
-        verdict: in process 0, returns an error for the answers by process, or None.
+        verdict: called in process 0 with the answers by process; returns an error or None.
 
     Raises:
         ConfigError: in all processes, if the verdict is one; or another error, see `first_then_others`.
@@ -281,7 +282,7 @@ def _tell(key: str, error: Exception | None) -> None:
 
 
 def _raise_told(key: str, seconds: float = SET_UP_SECONDS) -> None:
-    """Waits for the end of a task of process 0, and raises its error."""
+    """Waits until a task of process 0 has ended, and raises its error if it failed."""
     told = json.loads(_client().blocking_key_value_get(key, int(seconds * 1000)))
     if told is None:
         return
@@ -297,10 +298,10 @@ def wait_for_all(seconds: float = SAVE_SECONDS) -> None:
 
 
 def stop_agreed(requested: bool) -> bool:
-    """Returns whether all processes stop now. All of them call it equally often: after every step, for example.
+    """Returns whether all processes stop now. They must all call it equally often, for example after every step.
 
-    A single process stops if `requested`. With several processes JAX listens for SIGTERM: the first process that
-    receives it makes all of them stop at the first call that none of them has passed.
+    A single process stops if `requested`. With several processes, JAX listens for SIGTERM: if a process receives it,
+    all of them stop at the first call that none of them has passed.
     """
     if not among_others():
         return requested

@@ -1,8 +1,8 @@
-"""Whether another host trains a run in a folder that both see.
+"""Detects whether another host trains a run in a shared folder.
 
-`solo.locks` cannot tell on file systems that keep flock to each host, such as gcsfuse, Lustre with `localflock`, or NFS
-with `nolock`. The heartbeat tells: whoever trains renews it. Its times are those of the other host's clock, which may
-be wrong, so the question is whether it changes.
+`solo.locks` cannot detect this on file systems whose locks are local to each host, such as gcsfuse, Lustre with
+`localflock`, or NFS with `nolock`. There, the heartbeat is used, which the process that trains a run renews. Its times
+come from the other host's clock, which may be wrong, so it is only checked whether the heartbeat changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from solo.training.heartbeat import SECONDS, Heartbeat, read_heartbeat
 
 # gcsfuse and NFS show changes of another host up to a minute late.
 LOOK_SECONDS = 60.0 + SECONDS
-# No clock is wrong by more. A run that was killed yesterday is not waited for.
+# Clocks are assumed to be wrong by less than this. If the last heartbeat is older, the process does not wait.
 LONG_AGO_SECONDS = 6 * 3600.0
 
 
@@ -30,11 +30,11 @@ def check_not_elsewhere(
 ) -> None:
     """Returns once no other host is known to train a run.
 
-    Does not wait if the last process has ended in order, was on this host, or showed its last sign of life long ago.
+    Does not wait if the last process exited cleanly, was on this host, or wrote its last heartbeat long ago.
 
     Args:
         heartbeat: the run's heartbeat file.
-        locked: whether this process holds the run's lock, so that no other one of this host does.
+        locked: whether this process holds the run's lock, so that no other process on this host does.
         tell: called with messages for the user.
         sleep: waits for some seconds.
 
@@ -68,7 +68,7 @@ def _who(last: Heartbeat) -> str:
 
 
 def _refresh(folder: Path) -> None:
-    """Makes a network file system forget what it knows of a folder: this host has changed it."""
+    """Makes a network file system drop its cached attributes of a folder, by changing the folder."""
     probe = folder / f".look-{socket.gethostname()}"
     with contextlib.suppress(OSError):
         probe.touch()

@@ -1,4 +1,4 @@
-"""What the training loop knows of evaluation: when it is due, and that it yields lines for `metrics.jsonl`."""
+"""The interface between the training loop and evaluation: when evaluators are due, and their lines of metrics."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from solo.config.evaluation import HeldOutConfig, TaskConfig
 from solo.config.evaluators import IntegrationRateConfig, SamplesConfig
 from solo.model.parameters import Parameters
 
-# The name of the weights that are trained, among averages of them.
+# The name of the trained weights, as opposed to averages of them.
 TRAINED = "trained"
 
 
-# The kind of an evaluator's lines and its section, by the key of the config that holds it.
+# Key of `evaluation` in the config -> kind of the evaluator's lines, and class of its section.
 _SECTIONS: Mapping[str, tuple[str, type[Section]]] = {
     "tasks": ("evaluation", TaskConfig),
     "losses": ("held_out", HeldOutConfig),
@@ -25,12 +25,12 @@ _SECTIONS: Mapping[str, tuple[str, type[Section]]] = {
 
 
 def without_replaced(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the lines of `metrics.jsonl` without those of evaluators that a resumed run replaced under their names.
+    """Returns the lines of `metrics.jsonl` without results of evaluators that a resumed run replaced.
 
-    What an evaluator measured before, such as another source, is not comparable with what it measures now.
+    If an evaluator's settings change, such as its source, its earlier results are not comparable with later ones.
     """
     lines = list(lines)
-    replaced: dict[tuple[str, str], int] = {}  # (kind, name) -> the number of the first line that counts
+    replaced: dict[tuple[str, str], int] = {}  # (kind, name) -> the number of the first valid line
     for number, line in enumerate(lines):
         if line["kind"] == "resumed" and isinstance(line.get("changes"), Mapping):
             replaced.update((evaluator, number) for evaluator in _changed(line["changes"]))
@@ -54,26 +54,26 @@ def _changed(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 class EvaluationStopped(Exception):  # noqa: N818 - not a fault
-    """An evaluation ended early because the run stops. What it had not measured is missing in `metrics.jsonl`."""
+    """An evaluation ended early because the run stops. Its remaining results are missing in `metrics.jsonl`."""
 
 
 class Evaluators(Protocol):
-    """Measures the weights of a run while it trains, where they lie. All processes call the same methods in order."""
+    """Evaluates the sharded weights of a run during training. All processes call the same methods in order."""
 
     def due(self, step: int, last: bool) -> bool:
-        """Returns whether anything is measured after a step; `last` says that it is the last one of the run."""
+        """Returns whether any evaluator runs after a step. `last`: whether it is the last step of the run."""
         ...
 
     def run(
         self, weights: Mapping[str, Parameters], step: int, last: bool, stop: Callable[[], bool]
     ) -> Iterable[Mapping[str, Any]]:
-        """Measures what is due after a step and not in `metrics.jsonl` yet.
+        """Runs the evaluators that are due after a step and have no result in `metrics.jsonl` yet.
 
         Args:
             weights: sharded parameters, by the name of the weights: `TRAINED`, and every average of them.
             step: step of the run.
-            last: whether it is the last one of the run.
-            stop: says whether the run stops; called after every batch, equally often in all processes.
+            last: whether it is the last step of the run.
+            stop: returns whether the run stops; called after every batch, equally often in all processes.
 
         Returns:
             Lines of `metrics.jsonl`, with `kind` and `step`; equal in all processes, apart from `timing`.

@@ -1,4 +1,4 @@
-"""What a run says once, before its first step."""
+"""Messages that a run prints once, before its first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solo.files import is_remote
 
 
 def machine_text(mesh: Mesh) -> str:
-    """Returns the devices, processes and mesh that a run is on."""
+    """Returns a description of a run's devices, processes and mesh."""
     kind, processes = jax.devices()[0].device_kind, jax.process_count()
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     where = f"{mesh.size} {'device' if mesh.size == 1 else 'devices'} of kind {kind}"
@@ -21,7 +21,7 @@ def machine_text(mesh: Mesh) -> str:
 
 
 def start_text(folder: Path, step: int, num_steps: int) -> str:
-    """Returns the step that a run begins with, or resumes after."""
+    """Returns a message with the step that a run begins with, or resumes after."""
     if step == 0:
         return f"starts at step 1 of {num_steps} in {folder}"
     if step >= num_steps:
@@ -30,9 +30,9 @@ def start_text(folder: Path, step: int, num_steps: int) -> str:
 
 
 def elsewhere(config_file: Path, run_folder: Path) -> str | None:
-    """Returns a message if a config lies in the folder of a run, but describes a run in another folder.
+    """Returns a message if a config file is in the folder of a run but describes a run in another folder.
 
-    That is so if a run's folder was moved or copied.
+    This happens if a run's folder was moved or copied.
     """
     beside = config_file.parent
     is_run = config_file.name == "config.yaml" and any((beside / name).exists() for name in _OF_A_RUN)

@@ -1,7 +1,7 @@
-"""The data's way to the devices: the plan of a stage becomes batches, each with the facts that the host knows.
+"""Feeds the devices: turns the plan of a stage into batches, each with the facts that the host knows about its step.
 
-A mixture that follows the losses changes the plan of the steps ahead; the loader, which has read ahead, then begins
-again behind the last step.
+If the mixture is learned from the losses, updates change the plan of later steps. The loader, which has prefetched
+batches, then restarts after the last step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from solo.training.stopping import Stop
 
 
 class StepInfo(NamedTuple):
-    """The facts about a step that the hosts know before it is computed.
+    """Facts about a step that are known before it is computed.
 
     step          step of the run, from 1
     stage         index of the stage
@@ -38,7 +38,7 @@ class StepInfo(NamedTuple):
     planned       the plan's counts over the whole batch
     stats         returns counts over the whole batch of all hosts; calling it may wait for the devices
     slots         slots of the whole batch
-    wait_seconds  seconds of the step that the loop waited for the batch
+    wait_seconds  seconds that the loop waited for the batch
     """
 
     step: int
@@ -58,7 +58,7 @@ class Feeder:
         prepared: its data.
         mesh: the devices.
         ledger: records how long the devices wait for a batch.
-        idle: knows when the devices are idle.
+        idle: measures when the devices are idle.
         quarantine: file for documents that cannot be read.
         stop: whether to stop waiting for a batch; default: never.
 
@@ -79,7 +79,7 @@ class Feeder:
         stop: Stop | None = None,
     ):
         self.plans: Sequence[StagePlan] = [self._plan(config, prepared, stage) for stage in config.stages]
-        for plan in self.plans:  # all of them now, not after days of earlier stages
+        for plan in self.plans:  # plan all stages now, so that errors do not appear after days of training
             rows_per_shard(plan.stage, mesh.shape)
             check_slots(plan.stage, plan.shape.patch_slots, plan.shape.text_slots, mesh.shape)
         self.share: RowShare = row_share(mesh)
@@ -93,7 +93,7 @@ class Feeder:
         return sum(plan.num_steps for plan in self.plans[:number])
 
     def start(self, start: Progress) -> None:
-        """Brings the plan of a stage to where it starts. Must be called before its `batches`."""
+        """Restores the plan of a stage to its starting point. Must be called before the stage's `batches`."""
         plan, self.learner = self.plans[start.stage], None
         if plan.stage.mixture_learning is not None:
             self.learner = MixtureLearner(plan.stage.mixture_learning, plan.stage.mixture)
@@ -105,12 +105,12 @@ class Feeder:
             plan.seek(start.plan)
 
     def learns_after(self, info: StepInfo) -> bool:
-        """Returns whether the mixture's weights are updated after a step, once its losses were added to `learner`."""
+        """Returns whether the mixture's weights are updated after a step whose losses were added to `learner`."""
         last = info.stage_step == self.plans[info.stage].num_steps
         return self.learner is not None and self.learner.due(info.stage_step) and not last
 
     def learn(self, info: StepInfo) -> None:
-        """Updates the weights of the steps that follow. Batches that were read ahead are read again."""
+        """Updates the weights for the following steps. Prefetched batches are discarded and read again."""
         assert self.learner is not None
         weights = self.learner.update()
         step = self.plans[info.stage].change_weights(info.stage_step, weights)
@@ -141,7 +141,7 @@ class Feeder:
             known = len(self.learner.history) if self.learner else 0
             with self._loader(start.stage, stage_step, before) as loader:
                 batches = iter(loader)
-                # New weights end the loader, which has read ahead.
+                # New weights restart the loader, because it has prefetched batches.
                 while stage_step < plan.num_steps and (not self.learner or known == len(self.learner.history)):
                     asked = time.perf_counter()
                     with self._stop.at_once():

@@ -1,4 +1,4 @@
-"""`heartbeat.json`: the last sign of life of a run, and what it was doing. `solo runs` reads it."""
+"""`heartbeat.json`: when a run was last alive, and what it was doing. `solo runs` reads it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life.
+    """A heartbeat.
 
-    at        seconds since 1970 at which the process lived
-    moved     seconds since 1970 of its last step, or of other progress
-    activity  what it does
+    at        time of the heartbeat, in seconds since 1970
+    moved     time of the last step or other progress, in seconds since 1970
+    activity  current activity
     step      the last step, 0 before the first one
     steps     steps of the whole run, 0 before they are planned
     host, pid the process
-    ended     whether it has ended in order, also by an error
+    ended     whether the process ended by itself, including with an error
     """
 
     at: float
@@ -43,7 +43,7 @@ class Heartbeat:
 
 
 class Beating(Observer):
-    """Passes everything on to another observer, and writes a heartbeat from a thread of its own.
+    """Forwards everything to another observer, and writes a heartbeat from its own thread.
 
     Args:
         path: the file.
@@ -61,7 +61,7 @@ class Beating(Observer):
 
     @property
     def profile_requested(self) -> bool:
-        """Whether the other observer has heard SIGUSR2."""
+        """Whether the other observer has received SIGUSR2."""
         return self._observer.profile_requested
 
     @profile_requested.setter
@@ -100,7 +100,7 @@ class Beating(Observer):
         self._observer.finish()
 
     def close(self) -> None:
-        """Writes the last sign of life."""
+        """Writes the last heartbeat."""
         self._last = replace(self._last, ended=True)
         self._ended.set()
         self._thread.join(SECONDS)
@@ -118,7 +118,7 @@ class Beating(Observer):
 
 
 def read_heartbeat(path: Path) -> Heartbeat | None:
-    """Returns the last sign of life; None if there is none, or if it cannot be read."""
+    """Returns the last heartbeat; None if there is none, or if it cannot be read."""
     try:
         return Heartbeat(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,7 +1,7 @@
 """The processes of a run, and the index of this one, from the scheduler's environment.
 
-JAX detects some of these clusters too (`jax._src.clusters`, private), but only their coordinator and counts. The roll
-call of `solo.training.roll_call` also needs a name for every process. Nothing is imported from JAX here.
+JAX detects some of these clusters too (`jax._src.clusters`, private), but only their coordinator and counts.
+`solo.training.roll_call` also needs the name of every process. This module imports nothing from JAX.
 
     source        environment
     explicit      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; optionally SOLO_HOST_NAMES=name,name,...
@@ -55,8 +55,8 @@ def find_hosts(environment: Mapping[str, str] = os.environ, devices: Path = Path
     """Returns the run's processes, or None if this process is alone.
 
     Args:
-        environment: variables.
-        devices: the folder of device files. The metadata server is only asked if it holds a TPU.
+        environment: environment variables.
+        devices: the folder of device files. The metadata server is only queried if it contains a TPU.
 
     Raises:
         ConfigError: the variables contradict each other, or some are missing; the message names them.

@@ -9,7 +9,7 @@ import jax
 
 
 class IdleWatch:
-    """Records when the devices finished their latest work. A wait that overlaps with work costs nothing."""
+    """Records when the devices finished their latest work. Waits that overlap with work do not count as idle."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="idle-watch")
@@ -20,7 +20,7 @@ class IdleWatch:
         self._done = self._thread.submit(_when_ready, result)
 
     def idle(self, start: float, end: float) -> float:
-        """Returns the seconds without device work between two readings of `time.perf_counter`. `end` is about now."""
+        """Returns the idle seconds between two readings of `time.perf_counter`. `end` must be about now."""
         if self._done is None:
             return end - start
         if not self._done.done() or self._done.exception():

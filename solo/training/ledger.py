@@ -33,10 +33,10 @@ PARTS = ("start-up", "compile", "step", "data wait", "checkpoint", "evaluation",
 
 
 class Ledger:
-    """Records the intervals of one attempt, in a file once `open` was called.
+    """Records the intervals of one attempt, in a file after `open` was called.
 
     Args:
-        began: seconds since 1970 at which the attempt began; default: now.
+        began: start of the attempt in seconds since 1970; default: now.
     """
 
     def __init__(self, began: float | None = None):
@@ -65,7 +65,7 @@ class Ledger:
         Args:
             step: step of the checkpoint.
             on: description of the machine.
-            changes: keys of the config that it changes -> [old value, new value].
+            changes: changed keys of the config -> [old value, new value].
         """
         self._write({"resumed": step, **({"on": on} if on else {}), **({"changes": changes} if changes else {})})
 
@@ -117,7 +117,7 @@ class Goodput:
     steps     steps that count: the last one done
     last      seconds since 1970 of the last reading
     state     done, interrupted or failed; `running or killed` if the last attempt has not recorded its end
-    broken    lines that could not be read, such as those that a kill cut short
+    broken    number of lines that could not be read, for example because a kill truncated them
     """
 
     seconds: Mapping[str, float]
@@ -166,12 +166,12 @@ def _is_whole(line: Mapping[str, Any]) -> bool:
 
 
 def began_after(path: Path) -> int | None:
-    """Returns the step that a run's first attempt began after, 0 or that of a branch; None if the ledger lacks it."""
+    """Returns the step after which a run's first attempt began: 0, or the step of a branch; None if it is unknown."""
     return next((line["resumed"] for line in _lines_with("resumed", path)), None)
 
 
 def _lines_with(name: str, path: Path) -> list[dict[str, Any]]:
-    """Returns the intact lines that have a key. The others, one for each step, are not parsed, which takes long."""
+    """Returns the intact lines that have a key. The other lines, one per step, are not parsed, to save time."""
     content = path.read_bytes() if path.exists() else b""
     mark = f'"{name}"'.encode()
     found = (parse_json_line(text) for text in content.split(b"\n") if mark in text)
@@ -181,8 +181,8 @@ def _lines_with(name: str, path: Path) -> list[dict[str, Any]]:
 def goodput(path: Path) -> Goodput:
     """Sums up a ledger.
 
-    A step is lost if a later attempt resumed from before it, because it has to be taken again. The time of
-    a killed attempt after its last line counts as time between attempts, as does the wait for machines.
+    A step is lost if a later attempt resumed from before it, because it has to be repeated. The time of a killed
+    attempt after its last line counts as time between attempts, like the wait for machines.
 
     Raises:
         ConfigError: there is no ledger, or no line of it can be read.

@@ -1,4 +1,4 @@
-"""Which checkpoint a run branches from: settled once, when the branch begins, and the same ever after."""
+"""The checkpoint that a run branches from. It is chosen when the branch begins and does not change afterwards."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def branch_config(reference: str) -> BranchConfig:
 def with_lineage(config: Config) -> Config:
     """Returns the config of a run with the checkpoint that it branches from. All processes must call this.
 
-    A branch that has begun keeps its checkpoint, whether the config names it, only its run, or neither. So the command
-    that began a branch resumes it, also once the other run has newer checkpoints.
+    A branch that has begun keeps its checkpoint, whether the config names the checkpoint, only its run, or neither. So
+    the command that began a branch also resumes it, even if the other run has newer checkpoints by then.
 
     Raises:
         ConfigError: there is no such run or checkpoint, or the run has begun in another way.
@@ -84,8 +84,8 @@ def _same(stored: BranchConfig, wanted: BranchConfig) -> bool:
 def secure(config: Config, run: RunFolder) -> None:
     """Links the checkpoint that a run branches from into its folder, so that the other run may remove it.
 
-    Called by process 0. The link goes once the branch has a checkpoint of its own; see `release`. In a bucket nothing
-    is linked: the checkpoint is read where it is.
+    Called by process 0. `release` removes the link once the branch has its own checkpoint. In a bucket nothing is
+    linked: the checkpoint is read in place.
 
     Raises:
         ConfigError: the checkpoint is gone.
@@ -107,7 +107,7 @@ def secure(config: Config, run: RunFolder) -> None:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Copies a folder as links to its files, which suffices for checkpoints: their files never change."""
+    """Copies a folder as links to its files. This is safe for checkpoints, because their files never change."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, target, copy_function=_link_file)
 

@@ -1,7 +1,7 @@
-"""What a run says without a terminal: lines of plain ASCII on standard output, each written at once.
+"""The log of a run without a terminal: unbuffered lines of plain ASCII on standard output.
 
-Clusters store standard output and standard error together, or mark the latter as errors (Google Cloud Logging). So
-everything about the run's progress is on standard output, and what ends the run is on standard error.
+Clusters store standard output and standard error together, or mark the latter as errors (Google Cloud Logging).
+Therefore progress goes to standard output, and only errors that end the run go to standard error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WINDOW = 20  # step lines, over which the time left is estimated
 
 
 class LogLines(Observer):
-    """A line every so many seconds: the step with its figures, or the activity that still lasts.
+    """Prints a line every few seconds: the step with its figures, or the current activity.
 
     Args:
         every_seconds: time between two lines.
@@ -51,7 +51,7 @@ class LogLines(Observer):
         threading.Thread(target=self._tick, name="log-lines", daemon=True).start()
 
     def note(self, text: str) -> None:
-        """Prints a new activity at once, and news of the same one every so many seconds."""
+        """Prints a new activity immediately, and updates of the same one at intervals."""
         name = text.partition(":")[0]
         if self._activity is None or self._activity[0] != name:
             self._end_activity()
@@ -100,7 +100,7 @@ class LogLines(Observer):
         self._ended.set()
 
     def still(self) -> None:
-        """Prints that the current activity lasts, if nothing has been printed for a while."""
+        """Prints how long the current activity has lasted, if nothing has been printed for a while."""
         if not self._due():
             return
         activity, last = self._activity, self._last_step
@@ -135,7 +135,7 @@ class LogLines(Observer):
             try:
                 self._stream.write(f"{self._now()} {plain}\n")
                 self._stream.flush()
-            except (OSError, ValueError):  # the disk is full, or the reader is gone: training goes on
+            except (OSError, ValueError):  # the disk is full or the pipe is closed; training continues
                 pass
 
 

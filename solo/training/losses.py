@@ -1,10 +1,10 @@
 """The training objective as a sum of named loss terms, and the one place where means are taken.
 
-A term sees a micro-batch after the forward pass (`Forward`). It returns what it adds to the objective, and named sums
-to report. Sums add over micro-batches; `means` divides them on the host, and they appear in `metrics.jsonl` under their
-names. To add an auxiliary loss, write a term and list it in `TERMS`.
+A term receives a micro-batch after the forward pass (`Forward`). It returns its contribution to the objective, and
+named sums to report. Sums are added over micro-batches; `means` divides them on the host, and they appear in
+`metrics.jsonl` under their names. To add an auxiliary loss, write a term and list it in `TERMS`.
 
-The cross-entropy is computed at the target slots only and in chunks, so that logits of whole rows never exist.
+The cross-entropy is computed only at target slots and in chunks, so logits of whole rows are never materialised.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from solo.model.placement import Placement
 from solo.model.regions import Regions
 from solo.model.transformer import Output, Transformer
 
-# Float32 logits that exist at once on a device, unless `loss.chunk_size` says otherwise. At a vocabulary of 32,768
-# that is 1,024 slots: enough rows for the head's product to be bound by compute, not by reading its weights.
+# Size of the float32 logits of a chunk on a device, unless `loss.chunk_size` is set. With a vocabulary of 32,768 these
+# are 1,024 slots: enough rows to make the product with the head compute-bound instead of memory-bound.
 LOGIT_BYTES = 128 * 2**20
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mean:
-    """A mean before the division: float32 [] each. Means of micro-batches are combined by adding both."""
+    """A mean as numerator and denominator, float32 [] each. Micro-batches are combined by adding both."""
 
     total: jax.Array
     count: jax.Array
 
 
-# By name; a mapping holds the means of groups. Arrays other than means are reported unchanged.
+# Measurements by name. A nested mapping contains the means of groups. Arrays other than means are reported unchanged.
 Measured = Mapping[str, Any]
 
 
@@ -143,9 +143,9 @@ def means(measured: Measured) -> dict[str, Any]:
 def normalised_weights(weights_BY: jax.Array, config: LossConfig) -> jax.Array:
     """Scales target weights so that the loss is a plain weighted sum over the whole batch.
 
-    With `average: row` every row that has targets weighs the same, as SOLO's packs do. The loader applies the other
-    averages to the weights of a row. Called before a batch is split into micro-batches, so that
-    splitting changes nothing.
+    With `average: row`, all rows with targets have the same weight, like SOLO's packs. The loader applies the other
+    averages to the weights of a row. This is called before a batch is split into micro-batches, so splitting does not
+    change the loss.
     """
     if config.average != "row":
         return weights_BY / jnp.maximum(weights_BY.sum(), 1e-9)
@@ -158,7 +158,7 @@ def targets_per_chunk(chunk_size: int | None, rows: int, target_slots: int, voca
     """Returns the target slots of each row whose logits are computed at once; all of them if one chunk suffices.
 
     Args:
-        chunk_size: target slots of a device that are computed at once; None: the number that fits in `LOGIT_BYTES`.
+        chunk_size: number of target slots of a device per chunk; None: as many as fit in `LOGIT_BYTES`.
         rows: rows on a device.
         target_slots: Y.
         vocab: vocabulary entries on a device.
@@ -204,7 +204,7 @@ def at_targets(
     padding = -slots % width
     x_BYD, ids_BY = jnp.pad(x_BYD, ((0, 0), (0, padding), (0, 0))), jnp.pad(ids_BY, ((0, 0), (0, padding)))
     chunks = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(rows, -1, width, *a.shape[2:]), 1, 0), (x_BYD, ids_BY))
-    # Recomputed in the backward pass; otherwise the logits of every chunk would be kept.
+    # Logits are recomputed in the backward pass; otherwise those of every chunk would be kept.
     recomputed = jax.checkpoint(apply, prevent_cse=False)
     found = jax.lax.map(lambda chunk: recomputed(*chunk), chunks)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(rows, -1)[:, :slots], found)

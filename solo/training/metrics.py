@@ -20,7 +20,7 @@ from solo.training.run_folder import RunFolder
 
 
 class Metrics:
-    """Writes nothing, for processes other than the first."""
+    """Writes nothing. Processes other than the first use it."""
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Takes one line."""
@@ -33,21 +33,21 @@ class Metrics:
 
 
 class MetricsStream(Metrics):
-    """Writes `metrics.jsonl`, and hands its lines to boards such as TensorBoard.
+    """Writes `metrics.jsonl`, and passes its lines to boards such as TensorBoard.
 
-    When a run resumes, lines after the step that it resumes from are dropped, so that the file shows every step once.
-    That takes no longer for a long run than for a short one: while the run goes on, the rest of the file is checked,
-    and boards get the lines that they lack.
+    When a run resumes, lines after the step that it resumes from are dropped, so the file contains every step once.
+    This takes no longer for a long run than for a short one: the rest of the file is checked while the run continues,
+    and boards receive the lines that they lack.
 
     Args:
         run: the run's folder.
         resume_step: the step that the run resumes after.
-        began_after: the step that its first attempt began after: 0, or that of a branch. None if it is unknown.
-        boards: show the lines.
+        began_after: the step after which its first attempt began: 0, or the step of a branch. None if it is unknown.
+        boards: boards that show the lines.
         tell: called with every message for the user, from any thread.
 
-    damage  messages about lines that the file lacks up to `resume_step`: a machine may stop before the file is stored.
-            Complete once the stream is closed
+    damage  messages about lines that are missing up to `resume_step`: a machine may stop before the file is stored.
+            The list is complete after the stream is closed
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class MetricsStream(Metrics):
             self._file.sync()
 
     def close(self) -> None:
-        """Closes the file, once it has been checked, and the boards, once they have shown all lines."""
+        """Closes the file after it has been checked, and the boards after they have shown all lines."""
         self._check.join()
         with self._lock:
             self._file.close()
@@ -93,7 +93,7 @@ class MetricsStream(Metrics):
             shown.close()
 
     def _look(self, end: int, resume_step: int, began_after: int | None) -> None:
-        """Checks the lines before `end`. Damaged ones are left out, and the file as it was is kept."""
+        """Checks the lines before `end`. Damaged lines are removed, and a copy of the original file is kept."""
         try:
             damage = missing_lines(self._path, end, resume_step, began_after)
             if damage.needs_repair:
@@ -115,12 +115,12 @@ class MetricsStream(Metrics):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a metrics file. Lines that are damaged, as by a kill, are left out."""
+    """Reads a metrics file. Damaged lines, such as those truncated by a kill, are left out."""
     return [line for line in read_json_lines(path)[0] if whole_line(line)]
 
 
 def plan_line(plan: StagePlan, step: int) -> dict[str, Any]:
-    """Returns the line that precedes a stage's first step: its row shape, its documents and their repetitions."""
+    """Returns the line that precedes a stage's first step: row shape, documents and their repetitions."""
     return {
         "kind": "plan",
         "step": step,
@@ -148,7 +148,8 @@ def changed_values(changes: Iterable[Difference]) -> dict[str, list[Any]]:
 def resumed_line(step: int, changes: Iterable[Difference], machine: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the line of a run that resumes after a step with changed keys, on a machine; see `changed_values`.
 
-    Runs that resume with their config write none, so that their metrics are those of a run that never stopped.
+    A run that resumes with an unchanged config writes no such line, so its metrics equal those of a run that never
+    stopped.
     """
     return {"kind": "resumed", "step": step, "changes": changed_values(changes), "on": dict(machine)}
 

@@ -1,7 +1,7 @@
-"""Cuts and mends `metrics.jsonl` when a run resumes, however damaged the file is.
+"""Truncates and repairs `metrics.jsonl` when a run resumes.
 
-A kill cuts the last line short, a power failure leaves null bytes, and two processes that write the same file mix their
-lines. Whatever can be read is kept.
+A kill truncates the last line, a power failure leaves null bytes, and two processes that write the same file mix their
+lines. Every line that can be read is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AT_ONCE = 50  # lines that are parsed before other threads get their turn
 
 _NUMBER = (int, float)
 _VALUE = (int, float, type(None))  # null stands for a number that is not finite
-# The fields of each kind of line that reports read.
+# The fields that reports need, by kind of line.
 _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "train": {
         "stage": str,
@@ -69,11 +69,11 @@ def end_of(path: Path) -> int:
 def cut(path: Path, step: int) -> Path | None:
     """Drops the lines of steps after `step`.
 
-    The file is read backwards up to a line of an earlier training step, so that the time does not depend on its length.
+    The file is read backwards up to a line of an earlier training step, so the time does not depend on its length.
 
     Returns:
-        A copy of the file as it was, if lines after that one are damaged; a last line that a kill cut short does not
-        count. None if all is well.
+        A copy of the original file if lines after that line are damaged, apart from a truncated last line. Otherwise
+        None.
     """
     if not path.exists():
         return None
@@ -100,7 +100,7 @@ def cut(path: Path, step: int) -> Path | None:
         tail = b"".join(reversed(kept))
         if file.read(len(tail) + 1) == tail and place <= size:
             return aside  # nothing to drop
-        # The lines to keep move towards the start, so that a kill at this moment loses none.
+        # The lines to keep move towards the start of the file, so a kill at this point loses none of them.
         file.seek(place)
         file.write(tail)
         file.truncate()
@@ -110,9 +110,9 @@ def cut(path: Path, step: int) -> Path | None:
 
 
 def lines_backwards(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines before a place in a file, the last one first, each as (its place, its bytes without the end).
+    """Yields the lines before an offset in a file in reverse, as (offset, bytes without the line end).
 
-    What follows the last end of a line comes first, even if it is empty.
+    The first item is what follows the last line end, even if it is empty.
     """
     rest, block, place = b"", _BLOCK, end
     while place:
@@ -129,7 +129,7 @@ def lines_backwards(file: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def lines_after(file: BinaryIO, end: int, step: int) -> list[dict[str, Any]]:
-    """Returns the lines before a place in a file whose steps follow `step`, without reading much of the others."""
+    """Returns the lines before an offset in a file whose steps follow `step`, and reads little of the other lines."""
     found = []
     for _, text in lines_backwards(file, end):
         line = parse_line(text)
@@ -144,10 +144,10 @@ def lines_after(file: BinaryIO, end: int, step: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a file.
+    """The faults of a file.
 
     broken    lines that cannot be read
-    repeated  lines of training steps that have a later line, or of steps that are to be taken again
+    repeated  lines of training steps that have a later line, or of steps that will be repeated
     missing   messages about lines that are missing
     """
 
@@ -169,11 +169,11 @@ class Damage:
 
 
 def missing_lines(path: Path, end: int, step: int, began_after: int | None) -> Damage:
-    """Examines the lines before a place in a file.
+    """Examines the lines before an offset in a file.
 
     Args:
         path: the file.
-        end: the place.
+        end: the offset.
         step: the step that the run resumes after.
         began_after: the step that its first attempt began after; None if it is unknown.
     """
@@ -196,10 +196,10 @@ def missing_lines(path: Path, end: int, step: int, began_after: int | None) -> D
 
 
 def repair(path: Path, end: int, step: int) -> Path:
-    """Leaves out damaged lines before a place in a file, and repeated ones. What follows that place stays.
+    """Removes damaged and repeated lines before an offset in a file. The rest of the file stays.
 
     Returns:
-        The file as it was.
+        The copy of the original file.
     """
     last: dict[int, int] = {}
     for number, line in enumerate(_each(path, end)):
@@ -230,7 +230,7 @@ def set_aside(path: Path) -> Path:
 
 
 def _each(path: Path, end: int) -> Iterator[dict[str, Any] | None]:
-    """Yields every line before a place; None stands for one that is damaged. Other threads get their turn."""
+    """Yields every line before an offset, or None for a damaged line. Gives other threads time to run."""
     with path.open("rb") as file:
         for number, text in enumerate(_texts(file, end)):
             if number % _AT_ONCE == 0:
@@ -239,7 +239,7 @@ def _each(path: Path, end: int) -> Iterator[dict[str, Any] | None]:
 
 
 def _texts(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """Yields the lines before a place, except empty ones."""
+    """Yields the lines before an offset, except empty ones."""
     place = 0
     while place < end and (text := file.readline()):
         place += len(text)

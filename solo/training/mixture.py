@@ -1,4 +1,4 @@
-"""The mixture of a run as it is really consumed: documents and passes by source, and weights that change."""
+"""The mixture that a run actually consumes: documents and passes by source, and weights that change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from solo.config.mixture import MixtureLearningConfig
 from solo.data.planning.stage_plan import PlanStatistics, StagePlan
 from solo.training.losses import Mean
 
-# Above this number of expected passes, a source is said to repeat.
+# Above this number of expected passes, a note names the source.
 _ONCE = 1.005
 _POOR_FILL = 0.85
 
@@ -49,10 +49,10 @@ def _key(stage: StageConfig, source: str) -> str:
 
 
 def mixture_notes(plans: Sequence[StagePlan]) -> list[str]:
-    """Returns what to know before training: sources that repeat or teach nothing, and rows that stay empty.
+    """Returns notes about a stage: sources that repeat or have no targets, and rows with many empty slots.
 
     Raises:
-        ConfigError: no document of a stage holds a target.
+        ConfigError: no document of a stage has a target.
     """
     return [note for plan in plans for note in _notes(plan)]
 
@@ -99,7 +99,7 @@ def changed_weights(plan: StagePlan, stage_step: int) -> dict[str, float] | None
 class MixtureLearner:
     """Learns the weights of a stage online; see `MixtureLearningConfig`.
 
-    It depends only on the losses that it is given, which are the same on every host.
+    Its state depends only on the losses that it receives, which are the same on every host.
     """
 
     def __init__(self, config: MixtureLearningConfig, mixture: Mapping[str, float]) -> None:
@@ -111,7 +111,7 @@ class MixtureLearner:
         self.history: dict[int, dict[str, float]] = {}
 
     def add(self, losses: Mapping[str, Mean]) -> None:
-        """Takes the losses of a step by source, `loss_by_source` of the loss terms."""
+        """Adds the losses of a step by source, `loss_by_source` of the loss terms."""
         for name, mean in losses.items():
             if math.isfinite(float(mean.total)):
                 self._sums[name][0] += float(mean.total)
@@ -139,7 +139,7 @@ class MixtureLearner:
         return {name: least + (1 - least * len(raised)) * weight / total for name, weight in raised.items()}
 
     def state(self) -> dict[str, Any]:
-        """Returns everything that has been learned, as JSON."""
+        """Returns the state as JSON."""
         return {"sums": self._sums, "losses": self._losses, "history": list(self.history.items())}
 
     def restore(self, state: Mapping[str, Any]) -> None:

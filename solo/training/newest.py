@@ -1,9 +1,9 @@
-"""Which checkpoint of a run is the newest whole one. Training, inference and launches ask here.
+"""Finds the newest intact checkpoint of a run, for training, inference and launches.
 
-A checkpoint may be damaged after it was committed: a machine stops before its disk has stored everything, a copy ends
-halfway, somebody removes a file. What can be seen without reading the arrays is checked: the commit markers, the
-metadata, and the size of every file, which process 0 records once a save is complete. Standard library only, except
-for checkpoints in a bucket.
+A checkpoint may be damaged after it was committed: a machine stops before its disk has stored everything, a copy is
+interrupted, or a file is removed. This module checks everything that does not require reading the arrays: the commit
+markers, the metadata, and the size of every file, which process 0 records once a save is complete. It only needs the
+standard library, except for checkpoints in a bucket.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DAMAGED = ".damaged"
 
 
 class _UnreadableError(Exception):
-    """A file of a checkpoint cannot be read. That its bucket cannot be reached is another matter."""
+    """A file of a checkpoint cannot be read. If the bucket cannot be reached, BucketError is raised instead."""
 
 
 def position_of(checkpoint: Path) -> dict[str, Any]:
@@ -35,10 +35,10 @@ def position_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """Returns what is wrong with a checkpoint, as far as its arrays need not be read; None if nothing is.
+    """Returns a fault of a checkpoint that can be found without reading its arrays; None if there is none.
 
     Raises:
-        solo.storage.BucketError: it is in a bucket that cannot be reached.
+        solo.storage.BucketError: the checkpoint is in a bucket that cannot be reached.
     """
     try:
         found = _sizes(checkpoint)
@@ -97,7 +97,7 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def record_sizes(checkpoint: Path) -> None:
-    """Records the size of every file of a complete checkpoint. Without it, `fault` notices less; nothing is raised."""
+    """Records the size of every file of a complete checkpoint, for `fault`. Errors of the file system are ignored."""
     with contextlib.suppress(OSError):
         sizes = _sizes(checkpoint)
         sizes.pop(SIZES, None)
@@ -120,7 +120,7 @@ def newest_whole(folder: Path, below: int | None = None) -> tuple[Path | None, l
         below: only checkpoints of earlier steps than this.
 
     Returns:
-        Its folder or None, and a message for every newer one that is passed over.
+        Its folder or None, and a message for every newer checkpoint that was skipped.
     """
     passed: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
@@ -134,9 +134,9 @@ def newest_whole(folder: Path, below: int | None = None) -> tuple[Path | None, l
 
 
 def set_aside(checkpoint: Path) -> Path | None:
-    """Renames a damaged checkpoint, so that its step can be saved again; returns its new name.
+    """Renames a damaged checkpoint, so that its step can be saved again. Returns its new path.
 
-    Returns None if it cannot be renamed, as on some mounts of buckets. It then counts as one that is not complete.
+    Returns None if it cannot be renamed, as on some mounts of buckets. It then counts as incomplete.
     """
     for number in range(100):
         aside = checkpoint.with_name(f"{checkpoint.name}{DAMAGED}{number or ''}")

@@ -26,11 +26,11 @@ def norms_if(
     """Returns the L2 norms of the trained parameters of every component, or zeros if they are not due.
 
     Args:
-        due: bool []; the norms are not computed otherwise.
+        due: bool []: whether to compute the norms.
         specs: the parameters of the model; components are those of `solo plan --count`.
-        gradients: before clipping.
-        updates: what is subtracted from the parameters.
-        parameters: before the update.
+        gradients: gradients before clipping.
+        updates: updates, which are subtracted from the parameters.
+        parameters: parameters before the update.
     """
     paths: dict[str, list[str]] = {}
     for path in parameters:

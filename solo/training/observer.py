@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class Observer:
-    """Shows nothing; warnings go to Python's logging. Other threads than that of the run may call `say` and `warn`."""
+    """Shows nothing; warnings go to Python's logging. Any thread may call `say` and `warn`."""
 
     profile_requested: bool = False
 
@@ -25,17 +25,17 @@ class Observer:
         self.warned: set[str] = set()
 
     def listen_for_profiles(self) -> None:
-        """Makes SIGUSR2 request a trace of the next steps. Otherwise that signal ends a process. Main thread only."""
+        """Makes SIGUSR2 request a trace of the next steps; by default it ends a process. Main thread only."""
         signal.signal(signal.SIGUSR2, self._request_profile)
 
     def note(self, text: str) -> None:
-        """Shows the current activity before, between or after the steps. What precedes a colon names it."""
+        """Shows the current activity before, between or after the steps. The text before a colon is its name."""
 
     def say(self, text: str) -> None:
         """Shows a fact about the run, once."""
 
     def warn(self, text: str) -> None:
-        """Shows a message that the user should act on, or at least know."""
+        """Shows a message that the user should act on, or at least know about."""
         self.warned.add(text)
         _log.warning("%s", text)
 
@@ -56,14 +56,14 @@ class Observer:
 
 
 class Silent(Observer):
-    """Shows nothing at all, for processes other than the first."""
+    """Shows nothing at all. Processes other than the first use it."""
 
     def warn(self, text: str) -> None:
-        """The first process says it."""
+        """Does nothing, because the first process shows the message."""
 
 
 class ProgressBar(Observer):
-    """One line: stage, loss, tokens per second, useful share of slots, time left. Facts and warnings stay above it."""
+    """A progress bar: stage, loss, tokens per second, share of slots in use, time left. Messages stay above it."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -121,8 +121,8 @@ class ProgressBar(Observer):
 
 
 def observer_for(log_every_seconds: float) -> Observer:
-    """Returns what suits standard output: a progress bar on a terminal, otherwise a line every so many seconds."""
-    # Rich takes CI systems and FORCE_COLOR for terminals, too; their logs need lines.
+    """Returns an observer for standard output: a progress bar on a terminal, otherwise a line every few seconds."""
+    # Rich also treats CI systems and FORCE_COLOR as terminals, but their logs need lines.
     if sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
         return ProgressBar(Console())
     from solo.training.log_lines import LogLines

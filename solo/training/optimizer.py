@@ -17,7 +17,7 @@ from solo.model.parametrisation import eps_scale, step_scale
 from solo.training.groups import group_of, grouped, rate_scales, trainable_paths
 from solo.training.update_rules import rule_name, update_rule
 
-# The states of update rules that hold arrays of parameters.
+# States of update rules that contain arrays for each parameter.
 _STATES = (
     optax.ScaleByAdamState,
     optax.ScaleByLionState,
@@ -26,14 +26,14 @@ _STATES = (
     optax.FactoredState,
     optax.contrib.MuonState,
 )
-# Their fields that hold one value for all parameters.
+# Fields of these states that contain one value for all parameters.
 _OF_ALL = ("count", "ns_coeffs")
 
 
 class Updated(NamedTuple):
     """How a parameter is updated.
 
-    label  names the parameters that one transformation updates together; the optimizer's state has its name
+    label  name of the parameters that one transformation updates together, also in the optimizer's state
     name   see `rule_name`
     rule   the keys of the update rule
     """
@@ -70,10 +70,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns a transformation to update directions; the caller multiplies them by minus the learning rate.
 
-    Gradients are first clipped by their global norm over the trainable parameters; those of a group with its own
-    `clip_norm` by their norm over the group. Step sizes and eps follow the model's parametrisation. With `carries`,
-    every parameter has its own step count, so that `carry_state` can mix parameters with different ones. `mesh` is
-    that of the parameters; default: one device.
+    Gradients are first clipped by their global norm over the trainable parameters; gradients of a group with its own
+    `clip_norm` are clipped by their norm over the group. Step sizes and eps follow the model's parametrisation. With
+    `carries`, every parameter has its own step count, so that `carry_state` can mix parameters with different ones.
+    `mesh` is the mesh of the parameters; default: one device.
 
     Raises:
         ConfigError: a group matches no parameter, or the parametrisation does not know the update rule.
@@ -110,7 +110,7 @@ def _clip(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> optax.
 
 
 def _decay(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> list[optax.GradientTransformation]:
-    """Returns a transformation for each weight decay, the first for that of the section."""
+    """Returns a transformation for each value of weight decay. The first is for the section's own value."""
     own = grouped(config.groups, specs, "weight_decay")
     found = []
     for decay in dict.fromkeys([config.weight_decay, *own.values()]):
@@ -127,7 +127,7 @@ def _decay(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> list[
 def _by_rule(
     rules: Mapping[str, Updated], specs: Mapping[str, ParameterSpec], carries: bool, mesh: Mesh | None
 ) -> optax.GradientTransformation:
-    """Returns the update rules, each on its parameters. With several, the state holds that of each by its label."""
+    """Returns the update rules, each applied to its parameters. If there are several, the state is keyed by label."""
 
     def made(updated: Updated) -> optax.GradientTransformation:
         parts = update_rule(updated.name, updated.rule, specs, mesh)
@@ -210,8 +210,8 @@ def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptSta
         previous: the state that the previous stage ended with.
 
     Returns:
-        `fresh`, in which all but the parameters of `begin_anew` keep their moments and count. Those start at zero with
-        count 0: their bias correction is that of a first step.
+        `fresh`, with the previous moments and counts of all parameters except those of `begin_anew`. These start at
+        zero with count 0, so their bias correction is that of a first step.
     """
     old, anew = _by_path(previous), begin_anew(fresh, previous)
     given: set[int] = set()
@@ -220,7 +220,7 @@ def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptSta
         if path in anew:
             return leaf
         before = old[path][kind][number]
-        # What parameters shared, such as a count or Muon's coefficients, needs a buffer for each: a step donates them.
+        # Values that parameters shared, such as a count, need one buffer per parameter, because a step donates them.
         shared = before.ndim == 0 or id(before) in given
         given.add(id(before))
         before = before.astype(leaf.dtype)
@@ -236,10 +236,10 @@ def carry_state(fresh: optax.OptState, previous: optax.OptState) -> optax.OptSta
 
 
 def begin_anew(fresh: optax.OptState, previous: optax.OptState) -> set[str]:
-    """Returns the parameters whose state `carry_state` does not carry over: it carries all of a state, or nothing.
+    """Returns the parameters whose state `carry_state` does not carry over. A state is carried over completely or not.
 
-    Before, they had no state, that of another update rule, or one of other shapes. A count without the moments that
-    it belongs to would correct, and weigh, the new ones wrongly.
+    These parameters had no state, the state of another update rule, or state of other shapes. A count without its
+    moments would correct and weight the new moments wrongly.
     """
     old = _by_path(previous)
 

@@ -1,10 +1,11 @@
-"""What Orbax needs to know about the place of checkpoints.
+"""How Orbax writes checkpoints, depending on where they are stored.
 
 Local folders       are written under another name and renamed once complete.
 Folders that a file system refuses to rename, such as buckets mounted with Cloud Storage FUSE, and gs://
-                    are written in place; a file that is written last, `commit_success.txt`, makes them complete.
-s3://               likewise. Orbax 0.12 lists and deletes there, but its arrays only know files and gs://; TensorStore
-                    itself has a driver for S3, which `_add_s3` puts into the three functions that choose one.
+                    are written in place. The file that is written last, `commit_success.txt`, marks them as complete.
+s3://               is handled in the same way. Orbax 0.12 can list and delete there, but supports only files and gs://
+                    for arrays. TensorStore has a driver for S3, which `_add_s3` adds to the three functions that
+                    choose a driver.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from solo.training.distributed import from_first
 
 
 def for_orbax(folder: Path) -> Path:
-    """Returns a folder or checkpoint as Orbax takes it: absolute, and with the libraries of its store set up."""
+    """Returns a folder or checkpoint in the form that Orbax expects, and sets up the libraries of its store."""
     _silence_unread_errors()
     if not is_remote(folder):
         return folder.absolute()
     import fsspec
 
     for protocol in ("gs", "gcs", "s3"):
-        # TensorStore and other hosts write behind fsspec's back: what it remembers of a folder would be wrong.
+        # TensorStore and other hosts write without fsspec, so its cached listings would be wrong.
         fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
     logging.getLogger("gcsfs").setLevel(logging.ERROR)  # it warns at every call that it cannot look up a bucket's type
     if str(folder).startswith("s3://"):
@@ -59,8 +60,8 @@ def saving_context(folder: Path) -> tuple[ocp.Context, bool]:
 def reading_context() -> ocp.Context:
     """Returns a context in which this process reads its part of a checkpoint without waiting for the others.
 
-    By default, Orbax waits for all of them after every read, 300 seconds at most: a host whose disk is slow would look
-    like damage, and damage that one host alone finds would keep the others waiting.
+    By default, Orbax waits up to 300 seconds for all processes after every read. A host with a slow disk would look
+    like a damaged checkpoint, and if only one host found damage, the others would wait.
     """
     context = ocp.Context()
     context.multiprocessing.primary_host = jax.process_index()
@@ -72,7 +73,7 @@ def reading_context() -> ocp.Context:
 def _silence_unread_errors() -> None:
     """Keeps asyncio from logging every error of a damaged checkpoint.
 
-    Orbax reads arrays side by side and raises the first error. The others would fill the log with hundreds of pages.
+    Orbax reads arrays concurrently and raises the first error. The other errors would flood the log.
     """
 
     def is_read(record: logging.LogRecord) -> bool:
@@ -101,7 +102,7 @@ def renames_folders(folder: Path) -> bool:
 
 @functools.cache
 def _add_s3() -> None:
-    """Teaches Orbax to use TensorStore's driver for S3. Raises ConfigError if this version of Orbax is unknown."""
+    """Makes Orbax use TensorStore's driver for S3. Raises ConfigError if this version of Orbax is not supported."""
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -129,8 +130,8 @@ def _add_s3() -> None:
 def s3_kvstore(url: str) -> dict[str, Any]:
     """Returns TensorStore's spec of a place on S3.
 
-    Credentials are found as the AWS tools find them. TensorStore does not read AWS_ENDPOINT_URL, so it is passed on;
-    with an endpoint, it does not look up the region either.
+    Credentials are found in the same places as by the AWS tools. TensorStore does not read AWS_ENDPOINT_URL, so its
+    value is passed on; with an endpoint, TensorStore does not look up the region either.
     """
     parts = urlsplit(url)
     spec: dict[str, Any] = {"driver": "s3", "bucket": parts.netloc, "path": parts.path.lstrip("/")}

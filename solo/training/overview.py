@@ -1,4 +1,4 @@
-"""The runs of a folder at a glance: their states and latest figures, whatever has become of their files."""
+"""An overview of the runs in a folder: their states and latest figures, even if some of their files are damaged."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _FILES = ("config.yaml", "metrics.jsonl", "goodput.jsonl", "heartbeat.json", "ch
 
 @dataclass(frozen=True)
 class Overview:
-    """A run at a glance. None stands for what is not known.
+    """The state and latest figures of a run. None means that a value is not known.
 
-    name               its folder's name
-    state              running, done, interrupted, failed, killed, new, unreadable, or unknown: it has metrics, but
-                       no record of its attempts
-    doing              its activity, if it is running; what is wrong, if it is unreadable
-    step, steps        the last step, and those of the whole run
-    loss               of the last step; None if it was not finite
+    name               name of its folder
+    state              running, done, interrupted, failed, killed, new, unreadable, or unknown (it has metrics, but no
+                       record of its attempts)
+    doing              its activity if it is running; the reason if it is unreadable
+    step, steps        the last step, and the number of steps of the whole run
+    loss               loss of the last step; None if it was not finite
     held_out           the latest held-out losses, by name
-    tokens_per_second  of the last step
+    tokens_per_second  tokens per second of the last step
     goodput            share of time in steps that count
-    last               seconds since 1970 of the last sign of life
+    last               time of the last sign of life, in seconds since 1970
     """
 
     name: str
@@ -57,7 +57,7 @@ class Overview:
 
 
 def overviews(folder: str | Path) -> list[Overview]:
-    """Returns the runs in a folder, or in a bucket: those that live first, then by their last sign of life.
+    """Returns the runs in a folder or bucket: running ones first, then by their last sign of life.
 
     Raises:
         ConfigError: there is no such folder, or its bucket cannot be reached.
@@ -67,13 +67,13 @@ def overviews(folder: str | Path) -> list[Overview]:
 
 
 def overview(path: Path) -> Overview:
-    """Returns a run at a glance. Never raises an error for a file of the run."""
+    """Returns the state and figures of a run. Raises no error if a file of the run is damaged."""
     try:
         run = RunFolder(path)
         if is_remote(path):
             run = RunFolder.existing(path)
         return _overview(run)
-    except Exception as error:  # of a damaged folder, which must not hide the others
+    except Exception as error:  # an error in one folder must not hide the other runs
         return Overview(path.name, "unreadable", str(error).partition("\n")[0])
 
 

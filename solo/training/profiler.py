@@ -1,7 +1,7 @@
 """Traces of training steps, and the memory of the devices, for TensorBoard's profile plugin, XProf and pprof.
 
 <run>/profile/step-10/plugins/profile/<time>/<host>.xplane.pb   the trace: tensorboard --logdir <run>/profile
-<run>/profile/step-10/memory.prof                               what holds memory after it: pprof -web memory.prof
+<run>/profile/step-10/memory.prof                               memory of the devices after it: pprof -web memory.prof
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _ON_REQUEST = 3  # steps
 
 
 class Profiler:
-    """Traces the steps that the config names, and steps on request. A trace that fails does not stop the run.
+    """Traces the steps that the config names, and steps on request. If a trace fails, the run continues.
 
     Args:
-        config: what to trace.
-        folder: of the traces.
+        config: the steps to trace.
+        folder: folder of the traces.
         say: called with every message for the user.
     """
 
@@ -38,21 +38,21 @@ class Profiler:
         """Returns the context of a compiled step, and starts a trace before it if one is due.
 
         Args:
-            step: of the run.
-            requested: whether the next steps are to be traced, whatever the config says.
+            step: step of the run.
+            requested: whether to trace the next steps regardless of the config.
         """
         if self._until is None and (requested or self._first <= step <= self._last):
             self._start(step, self._last if step <= self._last and not requested else step + _ON_REQUEST - 1)
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def done(self, step: int, result: jax.Array) -> None:
-        """Ends the trace if this was its last step, whose result is waited for."""
+        """Waits for the step and ends the trace, if this was its last step."""
         if self._until is not None and step >= self._until:
             result.block_until_ready()
             self.close()
 
     def close(self) -> None:
-        """Ends the trace, if there is one, and stores the profile of the devices' memory beside it."""
+        """Ends the trace, if there is one, and stores the memory profile of the devices next to it."""
         if self._until is None:
             return
         self._until = None

@@ -1,4 +1,4 @@
-"""What decides a stage's compiled step: stages of equal programs, such as those of a curriculum, share one."""
+"""Identifies stages with equal programs, such as those of a curriculum, which share one compiled step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from solo.data.planning.stage_plan import StagePlan
 
-# The keys of a stage that decide its data alone.
+# The keys of a stage that only affect its data.
 _DATA: dict[str, Any] = {
     "name": "",
     "mixture_by": "documents",
@@ -19,7 +19,7 @@ _DATA: dict[str, Any] = {
 
 
 def program_of(plan: StagePlan) -> str:
-    """Returns a text that is equal for stages of equal programs, given the same model and machine."""
+    """Returns a text that is equal for stages with equal programs, given the same model and machine."""
     stage = plan.stage
     mixture = dict.fromkeys(stage.sources, 1.0)  # their names are in the program's output
     # A constant rate does not depend on the number of steps, nor does a schedule over tokens.

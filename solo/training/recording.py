@@ -1,4 +1,4 @@
-"""What becomes of a finished step: its line in `metrics.jsonl`, and the end of the run if it or its data was bad."""
+"""Records finished steps in `metrics.jsonl`, and ends the run after a bad step or bad data."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from solo.training.run_folder import RunFolder
 
 
 class BadStepError(RuntimeError):
-    """The loss was not finite, or jumped, and the config says to stop."""
+    """The loss was not finite or spiked, and the config says to stop."""
 
 
 class Recorder:
     """Records the steps of a run.
 
     Args:
-        config: the run.
-        definition: its model.
-        feeder: where its batches come from.
-        run: its folder.
-        metrics: the stream of its lines.
+        config: config of the run.
+        definition: definition of the model.
+        feeder: the source of the batches.
+        run: folder of the run.
+        metrics: stream of the lines.
         observer: shows every step.
         ledger: records how time is spent.
-        totals: sums over the steps before, by name.
+        totals: sums over the previous steps, by name.
 
     Attributes:
         totals: sums over all steps so far.
@@ -74,7 +74,7 @@ class Recorder:
         if self._feeder.learner is not None:
             self._feeder.learner.add(measured["loss_by_source"])
         values = means(measured)
-        # Since the last reading of the ledger: the end of the previous step, or of a save or a compilation.
+        # Time since the last reading of the ledger, at the end of the previous step, save or compilation.
         seconds = self._ledger.spent("step", info.step)
         bad_run = values.pop("bad_run")
         if (every := self._config.watch.norms_every_steps) and info.stage_step % every:

@@ -21,18 +21,18 @@ Which = int | Literal["latest", "best"]
 
 
 class Reference(NamedTuple):
-    """A folder, and the checkpoint that was asked for; None if none was named."""
+    """A folder and the requested checkpoint; None if no checkpoint was named."""
 
     folder: Path
     which: Which | None
 
 
 def parse_reference(text: str | Path) -> Reference:
-    """Splits `FOLDER[@STEP|@latest|@best]`. A folder that exists under the whole name is that folder.
+    """Splits `FOLDER[@STEP|@latest|@best]`. If a folder with the whole name exists, it is that folder.
 
     Raises:
-        ValueError: what follows the last `@` of the name is neither a step, nor `latest`, nor `best`. Or the folder is
-            in a bucket that cannot be reached.
+        ValueError: the text after the last `@` is neither a step, nor `latest`, nor `best`; or the folder is in a
+            bucket that cannot be reached.
     """
     whole = place(text)
     if is_remote(whole):
@@ -55,15 +55,15 @@ def parse_which(text: str) -> Which:
 
 
 def find_checkpoint(folder: Path, which: Which = "latest", below: int | None = None) -> Path:
-    """Returns the folder of a run's checkpoint. Damaged ones are passed over, and logged, unless one is named by step.
+    """Returns the folder of a run's checkpoint. Damaged ones are logged and skipped, unless the step is given.
 
     Args:
-        folder: of the run.
-        which: a step, or `latest` or `best`: the best by `checkpoint.best` of the run's config, among those that exist.
-        below: latest: only checkpoints of earlier steps than this.
+        folder: folder of the run.
+        which: a step, `latest`, or `best` (the best existing one by `checkpoint.best` of the run's config).
+        below: with `latest`, only consider checkpoints of earlier steps than this.
 
     Raises:
-        ValueError: the run has no complete checkpoint, or not that one; or its config names no metric.
+        ValueError: the run has no complete checkpoint, or not the requested one; or its config names no metric.
     """
     run = RunFolder(folder)
     complete = complete_checkpoints(run.checkpoints)

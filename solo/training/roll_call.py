@@ -1,6 +1,6 @@
-"""The roll call at a run's start: every process connects to process 0, before JAX makes them wait for each other.
+"""At the start of a run, every process connects to process 0, before JAX makes the processes wait for each other.
 
-JAX itself ends such a wait with SIGABRT and does not say which processes are missing.
+If a process is missing, JAX aborts with SIGABRT and does not say which one. This roll call names it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def roll_call(hosts: Hosts, seconds: float) -> None:
     """Waits until every process has connected to process 0, at the port that JAX uses right afterwards.
 
     Raises:
-        MissingHostsError: some processes did not connect in time, process 0 could not be reached, or its port is taken.
+        MissingHostsError: some processes did not connect in time, process 0 could not be reached, or its port is in
+            use.
     """
     if hosts.is_first:
         _call(hosts, seconds)
@@ -52,7 +53,7 @@ def _call(hosts: Hosts, seconds: float) -> None:
                 caller.close()  # not a process of this run
     missing = [number for number in range(1, len(hosts.names)) if number not in present]
     for caller in present.values():
-        with caller, contextlib.suppress(OSError):  # it may have died meanwhile: JAX will miss it
+        with caller, contextlib.suppress(OSError):  # it may have died meanwhile; JAX will notice
             caller.sendall((json.dumps(missing) + "\n").encode())
     _check(hosts, missing, seconds)
 

@@ -23,9 +23,9 @@ _CHANGES_SHOWN = 20
 class RunFolder:
     """`runs/<name>/` and the files in it.
 
-    path     where the run is; see `solo.files.place` for one in a bucket
-    process  the process of the run that uses it
-    changes  the keys in which the config that resumes the run differs from `config.yaml`; see `take_up`
+    path     location of the run; see `solo.files.place` for buckets
+    process  index of the process that uses the folder
+    changes  keys in which the config that resumes the run differs from `config.yaml`; see `take_up`
     """
 
     path: Path
@@ -34,14 +34,14 @@ class RunFolder:
 
     @property
     def work(self) -> Path:
-        """The folder on this machine of all files but the checkpoints: `path`, or a copy if that is in a bucket."""
+        """The local folder of all files except checkpoints: `path`, or a local copy if `path` is in a bucket."""
         if not is_remote(self.path):
             return self.path
         return cache_folder() / "runs" / f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:16]}"
 
     @property
     def config_file(self) -> Path:
-        """The resolved config, which is enough to repeat the run."""
+        """The resolved config, which is sufficient to reproduce the run."""
         return self.work / "config.yaml"
 
     @property
@@ -58,7 +58,7 @@ class RunFolder:
     def quarantine_file(self) -> Path:
         """JSON lines of documents and batches that were skipped, with their step, ids and the reason.
 
-        Processes on several machines cannot append to one file in a bucket, so each one has its own.
+        Processes on several machines cannot append to one file in a bucket, so each process has its own file.
         """
         return self.work / (f"quarantine-{self.process}.jsonl" if self.apart else "quarantine.jsonl")
 
@@ -79,12 +79,12 @@ class RunFolder:
 
     @property
     def lock_file(self) -> Path:
-        """The process that trains the run holds its lock; see `solo.locks`."""
+        """The lock file, which the process that trains the run holds; see `solo.locks`."""
         return self.work / "run.lock"
 
     @property
     def heartbeat_file(self) -> Path:
-        """The last sign of life; see `solo.training.heartbeat`."""
+        """The last heartbeat; see `solo.training.heartbeat`."""
         return self.work / "heartbeat.json"
 
     @property
@@ -94,7 +94,7 @@ class RunFolder:
 
     @property
     def apart(self) -> bool:
-        """Whether this process writes other files than process 0."""
+        """Whether this process writes to files of its own instead of those of process 0."""
         return self.process > 0 and is_remote(self.path)
 
     def newest_step(self) -> int | None:
@@ -103,11 +103,11 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: str | Path, lines: bool = True) -> RunFolder:
-        """Opens the folder of a run to read it. Of a run in a bucket, the small files are copied to this machine.
+        """Opens the folder of a run for reading. If the run is in a bucket, its small files are copied to this machine.
 
         Args:
             path: the folder.
-            lines: whether `metrics.jsonl` and the like are read, too.
+            lines: whether `metrics.jsonl` and similar files will be read, too.
 
         Raises:
             ConfigError: it is not the folder of a run, or its bucket cannot be reached.
@@ -123,17 +123,17 @@ class RunFolder:
 
     @classmethod
     def open(cls, config: Config, report: Callable[[str], None] = lambda line: None) -> RunFolder:
-        """Creates the folder, or opens that of a run that this config may resume.
+        """Creates the folder, or opens the folder of a run that this config may resume.
 
-        A resumed run may change the keys that do not decide its result, such as `mesh` or `checkpoint`, and entries of
-        `mixture_changes` at steps that the newest checkpoint has not passed. `changes` then holds them, `report` is
-        called with a line for each, and `config.yaml` stays as it is until `take_up`. A run that has not trained a step
-        yet takes any config.
+        A resumed run may change keys that do not affect its result, such as `mesh` or `checkpoint`, and entries of
+        `mixture_changes` at steps that the newest checkpoint has not reached. `changes` then contains them, `report` is
+        called with a line for each, and `config.yaml` is unchanged until `take_up`. A run that has not trained a step
+        yet accepts any config.
 
         Raises:
-            ConfigError: the folder holds a run with another result; the message names the keys that differ. It
-                is also raised if `config.yaml` cannot be read, for example because keys were renamed, or if the folder
-                holds no run but files that a run would write over.
+            ConfigError: the folder contains a run whose result would differ; the message names the keys. Or
+                `config.yaml` cannot be read, for example because keys were renamed. Or the folder is not a run's, but
+                contains files that a run would overwrite.
         """
         run = cls(config.run_folder)
         if is_remote(run.path):
@@ -151,12 +151,12 @@ class RunFolder:
         return run
 
     def take_up(self, config: Config) -> None:
-        """Writes `config.yaml` anew if the config that resumes the run changes any of its keys."""
+        """Rewrites `config.yaml` if the config that resumes the run changes any of its keys."""
         if self.changes:
             write_whole(self.config_file, dump_config(config))
 
     def _changes(self, config: Config, report: Callable[[str], None]) -> list[Difference]:
-        """Returns the changes of a resumed run. A config that nothing was trained with is written over."""
+        """Returns the changes of a resumed run. If no step was trained with the old config, it is overwritten."""
         try:
             stored = self._stored_config()
         except ConfigError:
@@ -185,7 +185,7 @@ class RunFolder:
         return any(line.get("kind") == "train" for line in read_json_lines(self.metrics_file)[0])
 
     def _check_spelling(self) -> None:
-        """Raises ConfigError if the disk takes the folder of another name for this one's: upper case is lower case."""
+        """Raises ConfigError if another run has this name up to case, on a file system that ignores case."""
         if is_remote(self.path):
             return
         names: list[str] = []
@@ -199,7 +199,7 @@ class RunFolder:
             )
 
     def _check_unused(self) -> None:
-        """Raises ConfigError if a run would write over files of a folder that is not a run's."""
+        """Raises ConfigError if a run would overwrite files of a folder that is not a run's."""
         files = (self.metrics_file, self.report_file, self.quarantine_file, self.tensorboard)
         tokenizer = (self.work / name for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
         found = [path.name for path in (*files, *tokenizer) if path.exists()]
@@ -219,10 +219,10 @@ class RunFolder:
             ) from None
 
     def _set_aside_incomplete(self, report: Callable[[str], None]) -> None:
-        """Renames checkpoints without a commit marker, so that none is resumed from or blocks a later save.
+        """Renames checkpoints without a commit marker, so that none of them is resumed from or blocks a later save.
 
-        Copying a run, or renaming a folder in a bucket, may stop halfway. Where folders cannot be renamed, a kill while
-        Orbax saves leaves such checkpoints, and they are removed.
+        They result from interrupted copies of runs and interrupted renames in buckets. If folders cannot be renamed, a
+        kill during a save also leaves such checkpoints, and they are removed.
         """
         if is_remote(self.path):
             self._remove_incomplete(report)
@@ -253,7 +253,7 @@ def refusal(run: Path, refused: Sequence[Difference], newest: int | None) -> str
 
     Args:
         run: the run's folder.
-        refused: the keys that differ and decide its result.
+        refused: the keys that differ and affect its result.
         newest: step of its newest checkpoint, or None.
     """
     lines = summary(refused)

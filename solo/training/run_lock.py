@@ -1,7 +1,7 @@
-"""A lock on a run whose folder is in a bucket, where no file can be locked: an object that is renewed while it is held.
+"""A lock on a run in a bucket, where files cannot be locked: an object that its holder renews.
 
-The first process writes the object under the condition that there is none, and renews it every few seconds. Another
-process takes it over if it is no longer renewed, or if its process was one of this machine and has ended.
+The first process creates the object, on the condition that it does not exist, and renews it every few seconds. Another
+process takes it over if it is no longer renewed, or if its holder was a process on the same machine and has ended.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _SETTLE_SECONDS = 1.0
 class Holder:
     """A process that holds the lock.
 
-    key      of this holding
-    host     name of its machine
-    pid      its number there
-    since    local time
-    command  its command line
-    machine  identifies the machine and container since it was started; empty if it is not known
-    started  when the process was started, in the machine's own count
-    renewed  how often the lock was renewed
+    key      unique key of this acquisition
+    host     host name
+    pid      process id
+    since    local time of the acquisition
+    command  command line
+    machine  identifies the current boot of the machine and the container; empty if unknown
+    started  start time of the process, in the kernel's units
+    renewed  number of renewals
     """
 
     key: str
@@ -64,7 +64,7 @@ class Holder:
 
     @classmethod
     def read(cls, bucket: Bucket) -> Holder | None:
-        """Returns who holds the lock of a run; None if nobody does."""
+        """Returns the holder of a run's lock; None if there is none."""
         content = bucket.read(NAME)
         try:
             return None if content is None else cls(**json.loads(content))
@@ -72,18 +72,18 @@ class Holder:
             return None  # not written by us
 
     def has_ended(self) -> bool:
-        """Returns whether this was a process of this machine that has ended."""
+        """Returns whether the holder was a process on this machine and has ended."""
         return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
 
 
 def living_holder(bucket: Bucket) -> Holder | None:
-    """Returns the process that trains a run in a bucket, if it has renewed its lock lately."""
+    """Returns the process that trains a run in a bucket, if it has renewed its lock recently."""
     other = Holder.read(bucket)
     return None if other is None or other.has_ended() or age(bucket) > DEAD_SECONDS else other
 
 
 def age(bucket: Bucket) -> float:
-    """Returns the seconds since the lock of a run was renewed, by the clock of the store; 0 if it is not known."""
+    """Returns the seconds since the lock of a run was renewed, by the store's clock; 0 if unknown."""
     probe = f"{NAME}.{uuid.uuid4().hex}"
     renewed = bucket.modified(NAME)
     bucket.write(probe, b"")
@@ -119,7 +119,7 @@ class RunLock:
         self._thread.start()
 
     def lost_to(self) -> Holder | None:
-        """Returns who has taken the lock over, as the bucket says now; None if this process holds it."""
+        """Reads from the bucket which process has taken over the lock; None if this process holds it."""
         with suppress(ConfigError, OSError):  # the bucket cannot be reached
             now = Holder.read(self._bucket)
             if now is not None and now.key != self._me.key:
@@ -127,7 +127,7 @@ class RunLock:
         return self._thief
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         self._stopped.set()
         self._thread.join()
         if self._thief is None:
@@ -135,7 +135,7 @@ class RunLock:
                 self._bucket.remove(NAME)
 
     def _wait_for(self, other: Holder, tell: Callable[[str], None]) -> None:
-        """Returns once a holder is known to have ended."""
+        """Waits until a holder is known to have ended."""
         if other.has_ended():
             return
         end = time.monotonic() + DEAD_SECONDS - age(self._bucket)
@@ -173,7 +173,7 @@ class RunLock:
 
 @contextmanager
 def holding(bucket: Bucket, tell: Callable[[str], None] = lambda text: None) -> Iterator[RunLock]:
-    """Holds the lock of a run while the context lasts; see `RunLock`."""
+    """Holds the lock of a run within the context; see `RunLock`."""
     lock = RunLock(bucket, tell)
     try:
         yield lock

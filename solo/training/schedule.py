@@ -26,7 +26,7 @@ class TokenCount(NamedTuple):
         return TokenCount(self.high + (low >> _LIMB), low & (2**_LIMB - 1))
 
     def since(self, start: int) -> jax.Array:
-        """Returns the tokens after the first `start`, float32 []: the difference is exact before it is rounded."""
+        """Returns the number of tokens after the first `start`, float32 []. The exact difference is rounded once."""
         high, low = self.high - (start >> _LIMB), self.low - (start & (2**_LIMB - 1))
         return high.astype(jnp.float32) * 2.0**_LIMB + low.astype(jnp.float32)
 
@@ -45,8 +45,8 @@ def learning_rate(config: OptimizerConfig, num_steps: int, step: jax.Array) -> j
     """Returns the learning rate of step 0, 1, ... of a stage of `num_steps`.
 
     Warm-up is linear: the first step's rate is peak / warmup_steps, and step `warmup_steps` - 1 has the peak. With
-    `start_at_zero` the schedule runs one step late, as Megatron's does: the first rate is 0, and the last step does not
-    reach the final one.
+    `start_at_zero` the schedule is one step late, as in Megatron: the first rate is 0, and the last step does not reach
+    the final rate.
     """
     step = step.astype(jnp.float32) - config.start_at_zero
     decay = _decay(config, num_steps, config.warmup_steps, config.decay_steps)
@@ -61,14 +61,14 @@ def learning_rate_over_tokens(
 ) -> jax.Array:
     """Returns the learning rate of a step of a stage of `num_tokens`.
 
-    The schedule is that of steps, with tokens in their place: the rate of a step is that of its last token, or with
-    `start_at_zero` of the last one before it. Beyond `num_tokens` it is the final one.
+    The schedule is the same as over steps, but counts tokens: the rate of a step is that of its last token, or with
+    `start_at_zero` that of the last token before it. Beyond `num_tokens`, the rate is the final one.
 
     Args:
         config: the schedule, with `warmup_tokens` and `decay_tokens`.
         num_tokens: length of the stage.
         before: tokens of the stage before the step.
-        after: tokens of the stage, those of the step included.
+        after: tokens of the stage including the step.
     """
     count, warmup = before if config.start_at_zero else after, config.warmup_tokens or 0
     decay = _decay(config, num_tokens, warmup, config.decay_tokens)
@@ -102,7 +102,7 @@ def _decayed(config: OptimizerConfig, done: jax.Array) -> jax.Array:
 
 
 def schedule_notes(stage: StageConfig, num_steps: int) -> list[str]:
-    """Returns what a user would want to know about the schedule of a stage before it trains."""
+    """Returns notes about the schedule of a stage that the user should know before training."""
     config, where = stage.optimizer, f"stage {stage.name}"
     if config.schedule in ("constant", "inverse_sqrt") and config.final_fraction != 0.1:
         unused = f"{where}: final_fraction is not used, because schedule {config.schedule} does not end at a fraction"

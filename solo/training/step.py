@@ -30,7 +30,7 @@ MEAN_DECAY = 0.98
 
 
 class Health(NamedTuple):
-    """State of the check for bad losses. It lives on the devices and in checkpoints, so that runs resume exactly.
+    """State of the check for bad losses. It is on the devices and in checkpoints, so that runs resume exactly.
 
     mean      float32 []  running mean of good losses
     good      int32 []    good steps in this stage
@@ -142,12 +142,12 @@ def make_stage(
     Args:
         definition: the model.
         stage: the stage's config.
-        num_steps: its steps.
-        safety: what counts as a bad step.
+        num_steps: number of steps of the stage.
+        safety: criteria for bad steps.
         mesh: the devices.
         options: the config's `compiler_options`.
         averages: the averages of the weights.
-        averaged: the paths that they hold; default: those that the stage trains.
+        averaged: paths of the averaged parameters; default: those that the stage trains.
         norms_every_steps: as in the config's `watch`; default: norms are not measured.
 
     Raises:

@@ -1,8 +1,9 @@
-"""SIGTERM, with which clusters end a process: the run saves its last step and ends soon, whatever it is doing.
+"""Handles SIGTERM, with which clusters end a process: the run saves its last step and ends soon.
 
-A cluster sends SIGKILL half a minute later, or a few minutes at most. While a process prepares data, compiles or writes
-the report, nothing is lost by ending at once: SIGTERM raises `Interrupted`. During the steps it is only noted, and the
-training loop saves. Further SIGTERMs change nothing, because schedulers repeat them; Ctrl-C still ends at once.
+A cluster sends SIGKILL half a minute to a few minutes later. While a process prepares data, compiles or writes the
+report, nothing is lost by ending immediately, so SIGTERM raises `Interrupted`. During the steps, SIGTERM only sets a
+flag, and the training loop saves. Further SIGTERMs are ignored, because schedulers repeat them; Ctrl-C still ends the
+run immediately.
 
 Among several processes, JAX listens instead; see `solo.training.distributed.stop_agreed`.
 """
@@ -20,18 +21,21 @@ from types import FrameType
 from solo.statuses import INTERRUPTED
 from solo.training.distributed import stop_agreed
 
-# A compilation or a read from a dead disk does not return to Python, where signals are handled.
+# A compilation or a read from an unresponsive disk does not return to Python, where signals are handled.
 PATIENCE_SECONDS = 5.0
 # The files of a run in a bucket are stored, and its lock is released.
 ENDING_SECONDS = 20.0
 
 
 class Interrupted(BaseException):
-    """SIGTERM was received; the run is saved and can be resumed. No `except Exception` may keep it from ending."""
+    """SIGTERM was received; the run is saved and can be resumed.
+
+    It is not an `Exception`, so that no `except Exception` catches it.
+    """
 
 
 class Stop:
-    """Whether a run is asked to stop.
+    """Whether a run should stop.
 
     Attributes:
         requested: whether SIGTERM was received, while the run listens for it.
@@ -45,7 +49,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles SIGTERM while the context lasts. Main thread only."""
+        """Handles SIGTERM within the context. Main thread only."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         ended = threading.Event()
@@ -63,7 +67,7 @@ class Stop:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """While the context lasts, SIGTERM sets `requested` and nothing else."""
+        """Within the context, SIGTERM only sets `requested`."""
         try:
             with self._mode(noted_only=True, first=self._first):
                 yield
@@ -72,10 +76,10 @@ class Stop:
 
     @contextlib.contextmanager
     def at_once(self, first: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """While the context lasts, SIGTERM raises `Interrupted`, also if it was noted before.
+        """Within the context, SIGTERM raises `Interrupted`, even if it was received before.
 
         Args:
-            first: called before the process is ended in the middle of work that does not return to Python.
+            first: called before the process is ended during work that does not return to Python.
         """
         with self._mode(noted_only=False, first=first):
             if self.requested:
@@ -84,11 +88,11 @@ class Stop:
             yield
 
     def agreed(self) -> bool:
-        """Returns whether all processes stop now; they call it equally often. See `stop_agreed`."""
+        """Returns whether all processes stop now. They must call it equally often; see `stop_agreed`."""
         return stop_agreed(self.requested)
 
     def check(self) -> None:
-        """Raises `Interrupted` if all processes stop now; they call it equally often."""
+        """Raises `Interrupted` if all processes stop now. They must call it equally often."""
         if self.agreed():
             raise Interrupted
 
@@ -108,7 +112,7 @@ class Stop:
             raise Interrupted
 
     def _watch(self, reader: int, ended: threading.Event) -> None:
-        """Ends the process if SIGTERM has not ended it, as when the main thread does not return from a library."""
+        """Ends the process if SIGTERM did not, for example because the main thread does not return from a library."""
         received = b""
         with open(reader, "rb", buffering=0) as pipe:
             while signal.SIGTERM not in received:

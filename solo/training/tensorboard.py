@@ -1,7 +1,7 @@
 """TensorBoard's event files, made from the lines of `metrics.jsonl`.
 
-Every attempt of a run appends a file. It begins with a mark that makes TensorBoard forget the steps that are taken
-again, so that every step is shown once.
+Every attempt of a run adds a file. The file begins with an event that makes TensorBoard drop the steps that will be
+repeated, so that every step is shown once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EVENTS = "events.out.tfevents."
 
 
 def _import_library() -> None:
-    """Imports tensorboardX, which would import what else it can write from and to: seconds at every start."""
+    """Imports tensorboardX without its optional integrations, which would take seconds at every start."""
     hidden = {"torch", "boto3", "google.cloud.storage"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -51,7 +51,7 @@ class TensorBoard:
         self._newest = 0
 
     def begin(self, resume_step: int) -> int:
-        """Opens a new file. Returns the last step that needs not be shown again; -1 if there is none."""
+        """Opens a new file. Returns the last step that need not be shown again; -1 if there is none."""
         _import_library()
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
@@ -97,7 +97,7 @@ class TensorBoard:
         return values
 
     def flush(self) -> None:
-        """Hands the events to the operating system, and notes which steps are complete: those before the newest one."""
+        """Flushes the events, and records which steps are complete: those before the newest one."""
         self._records.flush()
         self._note(self._newest - 1)
 
@@ -116,7 +116,7 @@ class TensorBoard:
         write_whole(self._folder / _SHOWN, json_text({"step": step}) + "\n")
 
     def _next_name(self) -> str:
-        """Returns a name that follows those of earlier files, whatever the clocks of their hosts: order matters."""
+        """Returns a name that sorts after those of earlier files, even if the hosts' clocks differ."""
         earlier = [path.name.removeprefix(_EVENTS)[:10] for path in self._folder.glob(f"{_EVENTS}*")]
         newest = max((int(text) for text in earlier if text.isdigit()), default=0)
         return f"{_EVENTS}{max(int(time.time()), newest + 1):010d}.{socket.gethostname()}"
@@ -126,7 +126,7 @@ class TensorBoard:
 
 
 def titled(line: Mapping[str, Any]) -> str:
-    """Returns the name of a line's evaluator, with that of the weights unless they are the trained ones."""
+    """Returns the name of a line's evaluator, with the name of the weights if they are an average."""
     return "/".join(str(line[name]) for name in ("task", "weights") if isinstance(line.get(name), str))
 
 

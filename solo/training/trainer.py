@@ -1,7 +1,7 @@
 """The training loop: runs the stages one after the other, from the last checkpoint on.
 
 records -> plan -> rows -> batch -> step -> metrics. The order of the data is a pure function of the config and the
-step, and a step is a pure function of state and batch: a run that is killed and resumed writes the same metrics.
+step, and a step is a pure function of state and batch. So a run that is killed and resumed writes the same metrics.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ class Trainer:
     """One run of a config.
 
     Args:
-        config: the run.
-        prepared: its data.
-        run: its folder.
+        config: config of the run.
+        prepared: the prepared data.
+        run: folder of the run.
         observer: shows every step.
         mesh: the devices; default: all of them.
-        initial: returns the parameters that the run begins with, sharded over the mesh; default: drawn from the seed.
+        initial: returns the initial parameters, sharded over the mesh; default: initialised from the seed.
         ledger: records how time is spent.
-        evaluators: measure the weights while the run trains; default: nothing is measured.
-        origin: finds the checkpoint of another run that this one branches from; default: it begins on its own.
-        store: stores the files of the run before every save; default: nothing but writing them to the disk.
+        evaluators: evaluators of the weights during training; default: none.
+        origin: finds the checkpoint of another run that this one branches from; default: the run is not a branch.
+        store: stores the files of the run before every save; default: only writes them to disk.
         stop: whether to stop; default: never.
 
     Attributes:
@@ -166,9 +166,9 @@ class Trainer:
     def _run_stage(
         self, start: Progress, state: TrainState, checkpoints: Checkpoints, recorder: Recorder, begins: bool
     ) -> TrainState:
-        """Trains from `start`, with the state there, to the end of its stage, and saves and evaluates on the way.
+        """Trains from `start`, with the given state, to the end of its stage, and saves and evaluates on the way.
 
-        If the run `begins` or resumes here, what a kill or another config left unmeasured is measured first.
+        If the run `begins` or resumes here, evaluators that have no result for this step run first.
         """
         feeder, stage = self._feeder, self._make_stage(start.stage)
         if start.stage_step == 0:
@@ -233,9 +233,9 @@ class Trainer:
         return state
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
-        """Measures what is due. Returns False if SIGTERM ended it.
+        """Runs the evaluators that are due. Returns False if SIGTERM ended them.
 
-        The save of this step, if any, has begun before, so that a kill loses no step.
+        The save of this step, if any, has already begun, so a kill loses no step.
         """
         self.observer.note("evaluating")
         try:
@@ -265,9 +265,9 @@ class Trainer:
         raise Interrupted
 
     def _resume(self, checkpoints: Checkpoints) -> tuple[Progress, TrainState | None, Branched | None]:
-        """Returns where the run begins: at its newest whole checkpoint, with its state, or at step 0 without one.
+        """Returns the position and state at which the run begins: its newest intact checkpoint, or step 0.
 
-        A branch without a checkpoint of its own begins at that of another run; the last value tells of it.
+        A branch without its own checkpoint begins at the other run's; the last value describes that.
         """
         self.observer.note("looking for a checkpoint")
         found = checkpoints.resume(lambda progress: self._make_stage(progress.stage).abstract)
@@ -283,7 +283,7 @@ class Trainer:
         return branched.start, branched.state, branched
 
     def _keep_branch(self, branched: Branched, checkpoints: Checkpoints) -> None:
-        """Notes where the run branches from, and saves its first checkpoint: the other run is not needed any more."""
+        """Records where the run branches from, and saves its first checkpoint, so the other run is no longer needed."""
         self._tell(branched.notes)
         self._metrics.write(branched.line)
         self._save(branched.state, branched.start, checkpoints)
@@ -293,7 +293,7 @@ class Trainer:
             release(self.run)
 
     def _enter(self, number: int, before: TrainState | None) -> TrainState:
-        """Returns the initial state of a stage: drawn, or carried over from the previous stage."""
+        """Returns the initial state of a stage: newly initialised, or carried over from the previous stage."""
         stage = self._make_stage(number)
         if before is None:
             self.observer.note("creating the parameters")
@@ -366,7 +366,7 @@ class Trainer:
         self.ledger.spent("checkpoint")
 
     def _take_up_changes(self, step: int) -> None:
-        """Notes the keys that the resumed run changes in the metrics, then in its config: a kill loses neither."""
+        """Records the changed keys of a resumed run in the metrics, then in its config, so a kill loses neither."""
         if self.run.changes:
             self._metrics.write(resumed_line(step, self.run.changes, self._machine()))
             self._metrics.sync()
@@ -377,7 +377,7 @@ class Trainer:
         return Recorder(self.config, self.definition, *common, start.totals)
 
     def _open_metrics(self, resume_step: int) -> Metrics:
-        """Cuts the run's files back to the step that it resumes from. Only the first process writes metrics."""
+        """Truncates the run's files to the step that it resumes from. Only the first process writes metrics."""
         metrics = Metrics()
         if jax.process_index() == 0:
             self._tell(drop_quarantined_after(self.run.quarantine_file, resume_step))
@@ -393,7 +393,7 @@ class Trainer:
         return boards
 
     def _tell(self, notes: Iterable[str]) -> None:
-        """Says at once, since an attempt that fails returns no notes, and again at the end."""
+        """Shows a message immediately, because a failed attempt returns no notes, and again at the end."""
         for text in notes:
             self.notes.append(text)
             self.observer.warn(text)

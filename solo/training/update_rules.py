@@ -1,8 +1,8 @@
-"""The update rules of optax, applied to stacked layers as to each layer's own matrix.
+"""The update rules of optax, applied to each layer's matrix of a stacked parameter.
 
-Muon and Adafactor treat a parameter as one matrix. Ours are stacked over layers and experts, and those of attention
-have separate axes for heads and head dimensions: `ParameterSpec.matrix_axes` says which axes a product sums over. Each
-layer is orthogonalised, factored, clipped and scaled by itself, as if it were a parameter of its own.
+Muon and Adafactor treat a parameter as one matrix. Our parameters are stacked over layers and experts, and those of
+attention have separate axes for heads and head dimensions; `ParameterSpec.matrix_axes` gives the axes that a product
+sums over. Each layer is orthogonalised, factored, clipped and scaled separately, as if it were a parameter of its own.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from solo.config import UpdateRuleConfig
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import Parameters
 
-# The roles of the matrices that Muon orthogonalises: not those that read pixels or compute logits (Jordan 2024).
+# Roles of the matrices that Muon orthogonalises. Patch embeddings and heads are excluded (Jordan 2024).
 MUON_ROLES = ("hidden", "residual", "router")
 # The mesh axes that parameters are sharded over.
 SHARDED = ("fsdp", "tensor")
 
 
 def rule_name(rule: UpdateRuleConfig, spec: ParameterSpec) -> str:
-    """Returns the name of the rule that updates a parameter. With Muon, AdamW updates all but the layers' matrices."""
+    """Returns the name of a parameter's update rule. With Muon, AdamW updates everything except layers' matrices."""
     return "adamw" if rule.name == "muon" and spec.role not in MUON_ROLES else rule.name
 
 
@@ -39,9 +39,9 @@ def update_rule(
 
     Args:
         name: see `rule_name`.
-        rule: its keys.
-        specs: the parameters, of which it updates some.
-        mesh: the devices that they are sharded over; default: one device.
+        rule: the keys of the update rule.
+        specs: all parameters; the rule updates some of them.
+        mesh: the devices that the parameters are sharded over; default: one device.
     """
     dtype = _dtype(rule.first_moment_dtype)
     if name == "adamw":
@@ -64,7 +64,7 @@ def _dtype(name: str) -> Any:
 def _low_precision_nu(adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns Adam with a second moment that is stored in bfloat16 and updated in float32.
 
-    optax has a dtype for the first moment alone, and keeps the second one in the dtype that its state has.
+    optax has an option for the dtype of the first moment only, and keeps the second one in the dtype of its state.
     """
 
     def init(parameters: Parameters) -> Any:
@@ -77,9 +77,9 @@ def _low_precision_nu(adam: optax.GradientTransformation) -> optax.GradientTrans
 def _muon(
     rule: UpdateRuleConfig, specs: Mapping[str, ParameterSpec], mesh: Mesh | None
 ) -> list[optax.GradientTransformation]:
-    """Returns the momentum, as each parameter is sharded, and its orthogonalisation, matrix by matrix on the devices.
+    """Returns momentum, sharded like the parameters, and its orthogonalisation, with whole matrices on each device.
 
-    On the momentum as it is sharded, XLA would gather whole stacks of layers twice in every Newton-Schulz step.
+    If the sharded momentum were used directly, XLA would gather whole stacks of layers twice per Newton-Schulz step.
     """
     muon = rule.muon
     assert muon is not None
@@ -88,7 +88,7 @@ def _muon(
         return {path: contrib.MuonDimensionNumbers(*specs[path].matrix_axes[1:]) for path in tree}
 
     momentum = contrib.scale_by_muon(
-        ns_steps=0,  # with "aol", which is a first step of its own, the momentum as it is
+        ns_steps=0,  # "aol" preconditions within the first step, so zero steps leave the momentum unchanged
         preconditioning="aol",
         beta=muon.momentum,
         eps=rule.eps,
@@ -118,7 +118,7 @@ def _muon(
 
 
 def _spread(matrices: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Returns matrices [B, ., .] spread over the devices that share the parameters, padded with zeros."""
+    """Returns matrices [B, ., .] sharded over B on the devices that the parameters are sharded over, zero-padded."""
     if mesh is None or (shares := prod(mesh.shape[axis] for axis in SHARDED)) == 1:
         return matrices
     padded = jnp.pad(matrices, ((0, -len(matrices) % shares), (0, 0), (0, 0)))

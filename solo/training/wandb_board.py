@@ -1,7 +1,8 @@
 """Weights & Biases, from the lines of `metrics.jsonl`. Needs the extra `wandb`.
 
-The id of the W&B run is in the run's folder, so that a resumed run continues it. W&B refuses steps that go back: steps
-that it has already are not sent again. The key comes from `wandb login` or $WANDB_API_KEY, and is in no file of a run.
+The id of the W&B run is stored in the run's folder, so that a resumed run continues it. W&B only accepts increasing
+steps, so steps that it already has are not sent again. The key comes from `wandb login` or $WANDB_API_KEY, and is not
+stored in any file of the run.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class WandbBoard:
 
     def begin(self, resume_step: int) -> int:
         """Starts or continues the run. Returns the last step that W&B has; -1 if there is none."""
-        # Read when the library is imported: it would speak on the terminal, and ask for a login.
+        # These are read when the library is imported. Otherwise it would print to the terminal and ask for a login.
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -75,11 +76,11 @@ class WandbBoard:
         self._run.log(dict(scalars(line)), step=step)
 
     def flush(self) -> None:
-        """Notes which steps W&B has. A line of the newest step may follow."""
+        """Records which steps W&B has. More lines of the newest step may follow."""
         write_whole(self._file, json_text({"id": self._run.id, "step": self._newest}) + "\n")
 
     def close(self) -> None:
-        """Ends the run, once everything is sent or stored."""
+        """Ends the run after everything is sent or stored."""
         self.flush()
         self._run.finish()
 
