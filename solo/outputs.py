@@ -23,7 +23,9 @@ _COMMENTS = {".html": ("<!-- ", " -->"), ".htm": ("<!-- ", " -->"), ".hlo": ("//
 
 def add_force(parser: argparse.ArgumentParser) -> None:
     """Declares `--force`, which every verb with an output has."""
-    parser.add_argument("--force", action="store_true", help="overwrite existing files, whoever wrote them")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite existing files, even if this command did not write them"
+    )
 
 
 def output(arguments: argparse.Namespace, option: str) -> Output | None:

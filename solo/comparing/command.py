@@ -8,14 +8,14 @@ import sys
 HELP = "show several runs on one page: curves, config differences, figures"
 DESCRIPTION = (
     "Writes one self-contained HTML page: training loss, held-out losses and losses by source of all runs, over steps,"
-    " tokens, FLOPs or time; the config keys in which they differ; and their latest figures. Runs may go on meanwhile."
+    " tokens, FLOPs or time; the config keys in which they differ; and their latest figures. Runs may be training."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo compare`."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
-    parser.add_argument("--out", default="compare.html", metavar="FILE", help="default: compare.html")
+    parser.add_argument("--out", default="compare.html", metavar="FILE", help="output file; default: compare.html")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -37,15 +37,15 @@ _SECRETS = {
     "tpu-vm": "NAME=SECRET[/VERSION]",
 }
 _SECRET_HELP = {
-    "local": "a variable of this shell that the run needs",
-    "slurm": "a variable of this shell, or the content of a private file that the nodes see",
+    "local": "an environment variable of this shell that the run needs",
+    "slurm": "an environment variable of this shell, or the content of a private file that the nodes can read",
     "gke": "the key of a Kubernetes secret as an environment variable; KEY is NAME unless given",
     "tpu-vm": "a secret of Secret Manager as an environment variable; read on the hosts",
 }
 _VERBS = {
     "status": "show what is running and what has ended",
     "logs": "show the end of the first process's output",
-    "stop": "end a run for good, after saving if possible",
+    "stop": "end a run permanently, after saving if possible",
     "watch": "request preempted machines again until the run has ended",
 }
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("gke", "tpu-vm"):
         _add_cloud(added[name])
     for name in ("local", "gke", "tpu-vm"):
-        about = "end an attempt for good after this time, saved; such as 90m, 6h, 2d"
+        about = "save and permanently end an attempt after this time, such as 90m, 6h, 2d"
         _option(added[name], "--max-duration", metavar="TIME", help=about)
     _add_gke(added["gke"])
     _add_tpu_vm(added["tpu-vm"])
@@ -179,25 +179,25 @@ def _add_target(verbs: Any, name: str, about: str) -> Any:
         "--hosts",
         type=int,
         metavar="N",
-        help="cpu-N: processes to share its devices; gke: hosts of v5e-8 and v6e-8",
+        help="cpu-N: number of processes that share the devices; gke: hosts of v5e-8 and v6e-8",
     )
     added.add_argument("--as", dest="name", metavar="RUN", help="name of the launch; default: the config's")
     added.add_argument(
-        "--max-restarts", type=int, default=MAX_RESTARTS, metavar="N", help=f"in all; default {MAX_RESTARTS}"
+        "--max-restarts", type=int, default=MAX_RESTARTS, metavar="N", help=f"limit of restarts; default {MAX_RESTARTS}"
     )
     added.add_argument(
         "--max-idle-restarts",
         type=int,
         default=MAX_IDLE_RESTARTS,
         metavar="N",
-        help=f"in a row without a new checkpoint; default {MAX_IDLE_RESTARTS}",
+        help=f"limit of consecutive restarts without a new checkpoint; default {MAX_IDLE_RESTARTS}",
     )
     added.add_argument(
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="environment variable of the run; without VALUE, that of this shell; repeatable",
+        help="environment variable of the run; without VALUE, its value in this shell; repeatable",
     )
     added.add_argument(
         "--secret", action="append", default=[], metavar=_SECRETS[name], help=f"{_SECRET_HELP[name]}; repeatable"
@@ -226,14 +226,14 @@ def _add_slurm(slurm: Any) -> None:
 
 def _add_cloud(target: Any) -> None:
     _option(target, "--image", help="container image, built from the Dockerfile")
-    _option(target, "--bucket", help="gs://..., mounted on every host; holds runs and prepared data")
+    _option(target, "--bucket", help="gs://... bucket for runs and prepared data, mounted on every host")
     _option(target, "--service-account", help="service account of Kubernetes or Compute Engine")
-    _option(target, "--spot", action="store_true", help="cheaper machines that may be preempted")
+    _option(target, "--spot", action="store_true", help="use Spot machines, which are cheaper but may be preempted")
     _option(
         target,
         "--reservation",
         metavar="NAME",
-        help="use this reservation; projects/OWNER/reservations/NAME if another project shares it",
+        help="name of a reservation; projects/OWNER/reservations/NAME if it belongs to another project",
     )
 
 
@@ -247,22 +247,22 @@ def _add_gke(gke: Any) -> None:
         "--node-selector",
         action="append",
         metavar="LABEL=VALUE[,VALUE]",
-        help="only nodes with this label, with any of the values; repeatable",
+        help="only use nodes that have this label with one of the values; repeatable",
     )
     _option(gke, "--toleration", action="append", metavar="KEY[=VALUE][:EFFECT]", help="tolerate a taint; repeatable")
     _option(
         gke,
         "--placement-policy",
         metavar="NAME",
-        help="that of the node pool; default: xpk's name for tpu7x slices of several hosts; none: no policy",
+        help="placement policy of the pool; default: xpk's name for tpu7x slices of several hosts; none: no policy",
     )
     gke.set_defaults(target_options=(*gke.get_default("target_options"), "hosts"))
 
 
 def _add_tpu_vm(tpu_vm: Any) -> None:
-    _option(tpu_vm, "--zone", help="such as us-east5-a")
-    _option(tpu_vm, "--project", help="Google Cloud project; default: gcloud's own")
-    _option(tpu_vm, "--reserved", action="store_true", help="use any reservation that matches")
+    _option(tpu_vm, "--zone", help="zone of the machines, such as us-east5-a")
+    _option(tpu_vm, "--project", help="Google Cloud project; default: gcloud's current project")
+    _option(tpu_vm, "--reserved", action="store_true", help="use any matching reservation")
     _option(
         tpu_vm,
         "--provisioning-model",

@@ -204,8 +204,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="number of processes, joined over localhost")
     parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices of each process")
     parser.add_argument("--logs", type=Path, help="folder for host-<number>.log")
-    parser.add_argument("--pid-file", type=Path, help="file for this process's id; one supervisor at a time holds it")
-    parser.add_argument("--max-seconds", type=float, default=0, help="end the run for good after this time; 0: never")
+    parser.add_argument("--pid-file", type=Path, help="PID file, which only one supervisor can hold at a time")
+    parser.add_argument(
+        "--max-seconds", type=float, default=0, help="permanently end the run after this time; 0: never"
+    )
     parser.add_argument("--secret", action="append", default=[], metavar="NAME", help="read its value from stdin")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     parsed = parser.parse_args(arguments)

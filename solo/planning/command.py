@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from solo.planning.evaluation import EvaluatorForecast
     from solo.planning.forecast import Forecast
 
-HELP = "forecast memory, time and cost of a run on a machine"
+HELP = "predict the memory, time and cost of a run on a machine"
 DESCRIPTION = (
     "With --count: prints the model's parameters by component, and its tensors in every published layout. With --on:"
     " compiles the step of `solo train` for a machine that need not be present, and prints whether it fits, how fast it"
@@ -36,12 +36,18 @@ def add_arguments(parser: Any) -> None:
     what.add_argument("--count", action="store_true", help="count tensors and parameters; compile nothing")
     what.add_argument("--on", metavar="TYPE", help="machine: v5p-128, v5e-256, v6e-16, h100-64, cpu-8, ...")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices of TYPE; default 1")
-    parser.add_argument("--stage", metavar="NAME", help="only this stage; default: all, with equal ones compiled once")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="only plan this stage; default: all stages; equal stages are compiled once"
+    )
     parser.add_argument("--search", type=Path, metavar="FILE", help="search for the best setting; write its overrides")
-    parser.add_argument("--tries", type=int, default=6, metavar="N", help="settings that a search compiles; default 6")
+    parser.add_argument(
+        "--tries", type=int, default=6, metavar="N", help="number of settings that a search compiles; default 6"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument(
-        "--quick", action="store_true", help="TPUs: compile six times faster, memory within 7%%, no time"
+        "--quick",
+        action="store_true",
+        help="TPUs: compile six times as fast, with memory accurate to 7%% and no step time",
     )
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the compiled programs to FOLDER")
     parser.add_argument("--rows-per-device", type=int, metavar="N", help="replaces batch_rows and accumulate")
@@ -49,7 +55,7 @@ def add_arguments(parser: Any) -> None:
         "--document-slots",
         type=int,
         metavar="N",
-        help="assumed length of documents; default: the data's, or a row",
+        help="assumed length of documents; default: as in the data, or a whole row",
     )
     parser.add_argument("--usd-per-chip-hour", type=float, metavar="X", help="replaces the list price")
     add_force(parser)

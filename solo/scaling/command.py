@@ -15,8 +15,9 @@ from solo.outputs import Output, add_force, output
 HELP = "fit a scaling law to a table of runs"
 DESCRIPTION = (
     "Fits a scaling law to a table of runs (CSV, JSON lines, parquet) or to a sweep's folder, with intervals, a"
-    " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` simulates a design before it is"
-    " paid for. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 invalid table or use."
+    " hold-out of the largest budget, and predictions. `solo fit simulate SPEC.yaml` simulates a design before you"
+    " pay for it. Exit status: 0 done, 1 a law was refused because the runs do not determine it, 2 invalid table or"
+    " options."
 )
 _LARGE = 5000  # runs
 _LAWS = ("chinchilla", "shared", "power", "repeated")
@@ -27,24 +28,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("results", metavar="RESULTS", help="a table, a sweep's folder, or the word simulate")
     add("spec", metavar="SPEC", nargs="?", help="with simulate: a YAML file with a design")
-    add("--n", default="n_active", metavar="COLUMN", help="active parameters, default n_active")
-    add("--d", default="tokens", metavar="COLUMN", help="training tokens, default tokens")
-    add("--loss", action="append", metavar="COLUMN", help="may be repeated, one law each; default all losses.*")
-    add("--flops", default="flops", metavar="COLUMN", help="default flops if it exists, else 6 N D")
-    add("--unique", default="unique_tokens", metavar="COLUMN", help="distinct tokens seen, for --law repeated")
-    add("--id", default="id", metavar="COLUMN", help="names of the runs, default id")
-    add("--stable-run", default="stable_run", metavar="COLUMN", help="run it was branched from, default stable_run")
+    add("--n", default="n_active", metavar="COLUMN", help="column of active parameters; default: n_active")
+    add("--d", default="tokens", metavar="COLUMN", help="column of training tokens; default: tokens")
+    add(
+        "--loss",
+        action="append",
+        metavar="COLUMN",
+        help="column of a loss; one law is fitted for each; repeatable; default: all losses.*",
+    )
+    add(
+        "--flops",
+        default="flops",
+        metavar="COLUMN",
+        help="column of FLOPs; default: flops if it exists, else 6 N D is used",
+    )
+    add(
+        "--unique",
+        default="unique_tokens",
+        metavar="COLUMN",
+        help="column of distinct training tokens, for --law repeated",
+    )
+    add("--id", default="id", metavar="COLUMN", help="column of run names; default: id")
+    add(
+        "--stable-run",
+        default="stable_run",
+        metavar="COLUMN",
+        help="column of the stable run that a run was branched from; default: stable_run",
+    )
     add("--trunk", help=argparse.SUPPRESS)
-    add("--status", default="status", metavar="COLUMN", help="only rows with done are fitted, default status")
-    add("--tokenizer", default="tokenizer", metavar="COLUMN", help="must be the same in all rows, default tokenizer")
-    add("--evaluation-set", default="evaluation_set", metavar="COLUMN", help="must be the same, default evaluation_set")
-    add("--by", metavar="COLUMN", help="fit one law for each of its values: mixtures, designs")
-    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows to use; also != < <= > >=")
-    add("--trust-units", action="store_true", help="fit sizes that look like millions, billions or PFLOPs as they are")
+    add(
+        "--status",
+        default="status",
+        metavar="COLUMN",
+        help="column of the status; only rows with `done` are fitted; default: status",
+    )
+    add(
+        "--tokenizer",
+        default="tokenizer",
+        metavar="COLUMN",
+        help="column of the tokenizer, which must be the same in all rows; default: tokenizer",
+    )
+    add(
+        "--evaluation-set",
+        default="evaluation_set",
+        metavar="COLUMN",
+        help="column of the evaluation set, which must be the same in all rows; default: evaluation_set",
+    )
+    add("--by", metavar="COLUMN", help="fit one law for each value of a column, such as a mixture or a design")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only use rows that satisfy this; operators: = != < <= > >=",
+    )
+    add(
+        "--trust-units",
+        action="store_true",
+        help="do not check whether sizes are given in millions, billions or PFLOPs",
+    )
     add("--law", choices=_LAWS, default="chinchilla", help="default chinchilla")
     add("--objective", choices=("huber", "squares"), default="huber", help="default huber, on log losses")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses, and show both fits")
-    add("--hold-out", type=float, metavar="FLOPS", help="hold out runs from this compute on; default: largest budget")
+    add(
+        "--hold-out",
+        type=float,
+        metavar="FLOPS",
+        help="hold out runs with at least this compute; default: the largest budget",
+    )
     add(
         "--predict",
         action="append",
@@ -52,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMPUTE",
         help="FLOPs, as in 1e24, or a machine and hours, as in v5p-128:72; may be repeated",
     )
-    add("--mfu", type=float, default=0.4, help="share of the peak assumed for a machine in --predict, default 0.4")
+    add("--mfu", type=float, default=0.4, help="assumed MFU of a machine in --predict; default 0.4")
     add("--config", metavar="FILE", help="write the predicted run as a config; only for a sweep's folder")
     add("--predict-unique", type=float, metavar="TOKENS", help="number of distinct tokens (--law repeated)")
     add("--score", metavar="COLUMN", help="scores of a task, fitted as a function of the loss")

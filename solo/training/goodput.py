@@ -18,7 +18,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo goodput`."""
     parser.add_argument("run", metavar="RUN", help="a run's folder")
-    parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import socket
 from pathlib import Path
 
-HELP = "ask a model about pictures in the browser, and look at how it answers"
+HELP = "ask a model about images in the browser, and inspect its answers"
 DESCRIPTION = (
     "Serves a page on this machine to ask about images. It shows the patches that each image was cut into, the patches"
     " that an answer attended to, and the likelihood of its tokens. Needs the extra `chat`. Ctrl-C ends it."
@@ -28,16 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="default 127.0.0.1, which other machines cannot reach. There is no password, so prefer ssh -L",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer; default 256")
     parser.add_argument(
-        "--max-images", type=int, default=8, metavar="N", help="most images in a conversation; default 8"
+        "--max-new-tokens", type=int, default=256, metavar="N", help="maximum length of an answer; default 256"
+    )
+    parser.add_argument(
+        "--max-images", type=int, default=8, metavar="N", help="maximum number of images in a conversation; default 8"
     )
     parser.add_argument(
         "--max-slots",
         type=int,
         default=16_384,
         metavar="N",
-        help="most patches and tokens in a conversation; default 16384",
+        help="maximum number of patches and tokens in a conversation; default 16384",
     )
 
 

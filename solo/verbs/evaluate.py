@@ -8,8 +8,8 @@ from typing import Any
 HELP = "evaluate a checkpoint of a run again, or score a model on benchmarks and on text"
 DESCRIPTION = (
     "Without --tasks and --text: runs all evaluators of the run's config on a checkpoint, by default the newest, adds"
-    " their lines to metrics.jsonl, and writes report.html again. With --tasks: answers benchmarks from files that you"
-    " have, and writes all predictions, results.json and page.html. With --text: measures the model on text. If it is"
+    " their lines to metrics.jsonl, and rewrites report.html. With --tasks: answers benchmarks from your own"
+    " files, and writes all predictions, results.json and page.html. With --text: measures the model on text. If it is"
     " stopped, the same command continues with the missing answers."
 )
 
@@ -38,9 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where all files are written; default: RUN/benchmarks/STEP, or benchmarks/NAME for a model that is no run",
     )
     asked.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or text file")
-    asked.add_argument("--batch-rows", type=int, metavar="N", help="the most prompts answered together; default 32")
     asked.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="the longest answer; default: the benchmark's own limit"
+        "--batch-rows", type=int, metavar="N", help="maximum number of prompts that are answered together; default 32"
+    )
+    asked.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="maximum length of an answer; default: the benchmark's"
     )
     asked.add_argument(
         "--context",
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page-items",
         type=int,
         metavar="N",
-        help="the most questions of a benchmark on the page; default 2000",
+        help="maximum number of questions of a benchmark on the page; default 2000",
     )
     asked.add_argument(
         "--text",
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     further = parser.add_argument_group("baselines, comparisons and intervals")
     further.add_argument(
-        "--without-images", action="store_true", help="also ask without the images: MMStar's multi-modal gain"
+        "--without-images", action="store_true", help="also ask without the images, for MMStar's multi-modal gain"
     )
     further.add_argument(
         "--language-model",

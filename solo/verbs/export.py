@@ -6,8 +6,8 @@ import argparse
 
 HELP = "write a checkpoint as a Hugging Face repository"
 DESCRIPTION = (
-    "Writes weights, config, tokenizer, processor, chat template and a card to a folder that other people's code"
-    " loads. Layout native contains its own PyTorch code for transformers; the other layouts are those of published"
+    "Writes weights, config, tokenizer, processor, chat template and a model card to a folder in Hugging"
+    " Face form. Layout native contains its own PyTorch code for transformers; the other layouts are those of published"
     " models. A text layout exports the text path of a monolith. The result is read back, and its logits and"
     " answers are compared with the checkpoint's if PyTorch and transformers are installed."
 )
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="a run's folder, a checkpoint (RUN@STEP, RUN@best), or a folder of weights",
     )
-    parser.add_argument("--to", metavar="FOLDER", required=True, help="where to; must not exist")
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="output folder; must not exist")
     parser.add_argument(
         "--weights", metavar="NAME", default="trained", help="an average of the weights, such as ema; default: trained"
     )
@@ -28,13 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--average",
         metavar="N or STEP,STEP",
         type=_average,
-        help="the mean of the newest N checkpoints, or of those of several steps",
+        help="export the mean of the newest N checkpoints, or of the checkpoints of several steps",
     )
     parser.add_argument("--layout", metavar="NAME", default="native", help="default native; an unknown name lists all")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32"
     )
-    parser.add_argument("--no-verify", dest="verify", action="store_false", help="skip the comparison")
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not compare the result with the checkpoint"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default 0: greedy")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="probability mass sampled from; default 1"
+        "--top-p", type=float, default=1.0, metavar="X", help="probability mass of the tokens to sample from; default 1"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling; default 0")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling; default 0")
     parser.set_defaults(turns=None)
 
 

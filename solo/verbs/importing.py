@@ -10,25 +10,25 @@ HELP = "convert published weights, or upcycle a text model to a monolith"
 DESCRIPTION = (
     "Writes a folder of weights for `init_from` and `solo generate`. SOURCE is a Hugging Face repository"
     " (config.json and safetensors) of the model that CONFIG describes, or of a text model of its size, which is"
-    " upcycled: visual experts are copies of the text's, --new-tokens sets the new vocabulary rows, and the patch"
-    " embedding is drawn. It needs memory for a few tensors, not for the model."
+    " upcycled: visual experts are copies of the text experts, --new-tokens sets the new vocabulary rows, and the patch"
+    " embedding is random. Only a few tensors are in memory at a time."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo import`."""
-    parser.add_argument("source", metavar="SOURCE", help="a folder")
+    parser.add_argument("source", metavar="SOURCE", help="folder of a Hugging Face repository")
     parser.add_argument(
         "--as", dest="config", metavar="CONFIG", required=True, help="a YAML file, as in configs/models"
     )
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="where to; must not exist")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="output folder; must not exist")
     parser.add_argument(
         "--new-tokens",
         choices=("mean", "normal"),
         default="mean",
-        help="rows of new tokens: the mean of the existing ones (default), or drawn with init_std",
+        help="rows of new tokens: the mean of the existing ones (default), or random with init_std",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn weights; default 0")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for random initialisation; default 0")
     # An option here, unlike in other verbs: argparse rejects positional overrides after options.
     parser.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=OVERRIDES

@@ -7,7 +7,7 @@ import argparse
 from solo.outputs import add_force, output
 from solo.verbs.overrides import OVERRIDES
 
-HELP = "show what a run will read, or what a file holds, as one HTML file"
+HELP = "show the data of a run, or the content of a file, as one HTML page"
 DESCRIPTION = (
     "Writes a page with samples of every source as the model sees them, a packed row, histograms, the shares and"
     " repeats of the mixture, and what was left out and why. A config's data must be prepared. A file, folder or"
@@ -18,10 +18,12 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo inspect`."""
-    parser.add_argument("config", metavar="CONFIG|SOURCE", help="a YAML file; or a source, such as chats.jsonl")
+    parser.add_argument("config", metavar="CONFIG|SOURCE", help="a YAML file, or a source such as chats.jsonl")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help=OVERRIDES)
-    parser.add_argument("--out", metavar="FILE", default="inspect.html", help="where to; default inspect.html")
-    parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents of every source; default 3")
+    parser.add_argument("--out", metavar="FILE", default="inspect.html", help="output file; default inspect.html")
+    parser.add_argument(
+        "--samples", type=int, default=3, metavar="N", help="number of documents to show for every source; default 3"
+    )
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step whose row is shown; default 0")
     add_force(parser)
 

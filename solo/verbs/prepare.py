@@ -9,7 +9,7 @@ from solo.verbs.overrides import add_config
 HELP = "prepare a config's sources as shards and indexes"
 DESCRIPTION = (
     "Reads every source of the config, trains or extends the tokenizer, and writes ArrayRecord shards with an"
-    " index of counts. Parts whose settings and inputs are unchanged are kept, also after a kill. `solo train` does"
+    " index of counts. Parts whose settings and inputs are unchanged are kept, even after a kill. `solo train` does"
     " this by itself unless it runs in several processes."
 )
 
@@ -18,17 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo prepare`."""
     add_config(parser)
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--shard", metavar="I/N", help="make the share of host I of N, from 0; the last host joins them")
-    ways.add_argument("--beam", action="store_true", help="make the parts with Apache Beam (extra: beam)")
-    ways.add_argument("--check", action="store_true", help="make nothing, and verify the checksums of all files")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes; default: one for each core")
-    parser.add_argument("--runner", default="DirectRunner", metavar="NAME", help="of Apache Beam, default DirectRunner")
+    ways.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="only prepare the share of host I of N, counted from 0; the last host joins the parts",
+    )
+    ways.add_argument("--beam", action="store_true", help="prepare the parts with Apache Beam (extra: beam)")
+    ways.add_argument("--check", action="store_true", help="only verify the checksums of all files")
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="number of processes; default: one for each core"
+    )
+    parser.add_argument(
+        "--runner", default="DirectRunner", metavar="NAME", help="runner of Apache Beam; default: DirectRunner"
+    )
     parser.add_argument(
         "--beam-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="of the pipeline, such as project=P; repeatable",
+        help="option of the Beam pipeline, such as project=P; repeatable",
     )
 
 

@@ -10,14 +10,16 @@ HELP = "list the runs of a folder with their states and latest figures"
 DESCRIPTION = (
     "Lists the runs of a folder or bucket (gs://, s3://): running, done, interrupted (saved after SIGTERM), failed,"
     " killed, or unreadable; their steps, loss, held-out loss, tokens per second, goodput, and the time since their"
-    " last sign of life. Running ones come first, then those that lived last."
+    " last sign of life. Running runs come first; the others are sorted by their last sign of life."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `solo runs`."""
-    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="default: runs")
-    parser.add_argument("--json", action="store_true", help="the runs as one JSON array")
+    parser.add_argument(
+        "folder", nargs="?", default="runs", metavar="FOLDER", help="folder or bucket of runs; default: runs"
+    )
+    parser.add_argument("--json", action="store_true", help="print the runs as one JSON array")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ HELP = "train a config's stages, evaluate, and write the report"
 DESCRIPTION = (
     "Trains every stage in runs/NAME, saving checkpoints; the same command resumes after any kind of stop."
     " Exit status: 0 done, 1 failed, 2 invalid config or usage, 42 saved after SIGTERM,"
-    " 200 a fault from outside, such as a killed data worker: the same command resumes."
+    " 200 an external fault, such as a killed data worker: the same command resumes."
 )
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--branch-from",
         metavar="RUN[@STEP]",
-        help="begin a new run with the weights and the optimizer state of a checkpoint of another run (newest, @STEP or"
+        help="begin a new run with the weights and the optimizer state of another run's checkpoint (newest, @STEP or"
         " @best); the same command resumes it",
     )
 

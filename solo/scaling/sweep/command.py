@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a YAML file, such as configs/sweeps/laptop.yaml; with --run or --rates also the sweep's folder",
     )
     add("--yes", action="store_true", help="train the missing runs on this machine")
-    add("--jobs", type=_positive, metavar="N", help="concurrent runs; default: that of the file")
-    add("--retry", action="store_true", help="with --yes, --slurm or --configs: failed and diverged runs as well")
+    add("--jobs", type=_positive, metavar="N", help="number of concurrent runs; default: as in the file")
+    add("--retry", action="store_true", help="with --yes, --slurm or --configs: also start failed and diverged runs")
     add("--slurm", metavar="FILE", help="write a SLURM job array of the missing runs")
     add(
         "--configs",
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the config of every run that can start, for `solo train` or `solo launch`; the next"
         " `solo sweep` collects the results",
     )
-    add("--at-once", type=_positive, default=8, metavar="N", help="with --slurm: concurrent tasks, default 8")
+    add("--at-once", type=_positive, default=8, metavar="N", help="with --slurm: number of concurrent tasks; default 8")
     add("--run", nargs="+", metavar="ID", help="train these runs of the plan in this process, one after the other")
     add("--list", action="store_true", help="print only the ids of the missing runs, one task per line")
     add("--json", metavar="FILE", help="write the table as JSON")
