@@ -60,11 +60,11 @@ class Chat:
         if not text.strip() and not files:
             raise ValueError("The question is empty.")
         if len(text) > limits.characters:
-            raise ValueError(f"The question has {len(text):,} characters; at most {limits.characters:,} are read.")
+            raise ValueError(f"The question has {len(text):,} characters; the limit is {limits.characters:,}.")
         already = sum(isinstance(part, Image) for message in self.messages for part in message["content"])
         if already + len(files) > limits.images:
             raise ValueError(
-                f"The conversation would have {already + len(files)} images; at most {limits.images} are read."
+                f"The conversation would have {already + len(files)} images; the limit is {limits.images}."
             )
         content: list[Any] = [self._image(Path(file)) for file in files]
         question = {"role": "user", "content": [*content, text] if text.strip() else content}
@@ -72,7 +72,7 @@ class Chat:
         needed = sum(slots(answer.document)) + max_new_tokens
         if needed > limits.slots:
             raise ValueError(
-                f"The conversation would take {needed:,} tokens with its answer; at most {limits.slots:,} are read."
+                f"The conversation would take {needed:,} tokens with its answer; the limit is {limits.slots:,}."
                 " Begin another, or use smaller images."
             )
         self.messages.append(question)

@@ -190,9 +190,7 @@ def open_source(path: str | Path, weights: str = TRAINED, average: int | Sequenc
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run of solo: it has no config.yaml")
     if is_checkpoint and not is_complete(folder):
-        raise ValueError(
-            f"{folder} is not a complete checkpoint: it was not written to its end, or its name is not a step"
-        )
+        raise ValueError(f"{folder} is not a complete checkpoint: its save was interrupted, or its name is not a step")
     if average is None:
         return RunSource(folder if is_checkpoint else find_checkpoint(run, which or "latest"), weights)
     if is_checkpoint or which is not None:

@@ -45,7 +45,7 @@ def variables(words: Sequence[str], here: Mapping[str, str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         _check_name("--env", word, name, found)
         if _SECRET_NAME.search(name):
-            raise ConfigError(f"--env {name}: its value would stand in the plan; use --secret {name}")
+            raise ConfigError(f"--env {name}: the plan would contain its value; use --secret {name}")
         if not equals and name not in here:
             raise ConfigError(f"--env {name}: it is not set here; set it, or write {name}=VALUE")
         found[name] = value if equals else here[name]

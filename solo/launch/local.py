@@ -46,7 +46,7 @@ def plan(request: Request) -> Plan:
     # A run with several processes does not prepare its data. Preparing may take long; `stop` also ends it.
     preparing = module("solo.launch.pid_file", "run", pid, *module("solo.cli", "prepare", config.path))
     prepare = Command((*set_variables, *preparing), "prepare the data, unless it is")
-    hosts, no_step = f"{shlex.quote(request.folder)}/logs/host-*.log", "no step was done yet"
+    hosts, no_step = f"{shlex.quote(request.folder)}/logs/host-*.log", "no step has been completed yet"
     # The file also has lines of other kinds, some of them before the first step.
     newest = f'grep -s \'^{{"kind": "train"\' {shlex.quote(metrics)} | tail -n 1 | grep .'
     return Plan(

@@ -160,9 +160,9 @@ class Plan:
 
     def _still(self) -> str:
         return (
-            f"the launch {self.run} is queued, running, or not cleared away, and would read the new files; see `solo"
-            f" launch status {self.run}`, end it with `solo launch stop {self.run} --yes`, or choose another name with"
-            " --as"
+            f"the launch {self.run} is queued, running, or has not been removed, and would read the new files; see"
+            f" `solo launch status {self.run}`, end it with `solo launch stop {self.run} --yes`, or choose another name"
+            " with --as"
         )
 
 

@@ -147,7 +147,7 @@ def supervise(
     try:
         while True:
             if refusal := restarts.start(newest_step(run_folder)):
-                _say(f"given up: {refusal}")
+                _say(f"giving up: {refusal}")
                 return 1
             group = Group(command, processes, devices, logs)
             if stopped:  # SIGTERM came during the start
@@ -155,7 +155,7 @@ def supervise(
             status = group.wait(end)
             _say(f"ended with {status}; newest checkpoint {newest_step(run_folder)}")
             if status and time.monotonic() >= end and not stopped:
-                _say(f"given up: it ran for {max_seconds:g} s, the most that this launch allows")
+                _say(f"giving up: it ran for {max_seconds:g} s, the limit of this launch")
                 return 1
             if stopped or not may_be_retried(status):
                 return status

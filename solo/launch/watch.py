@@ -60,7 +60,7 @@ def follow(
             before = state.text
         if state.text in GONE:
             if refusal := restarts.start(_newest(watch, ask)):
-                say(f"given up: {refusal}")
+                say(f"giving up: {refusal}")
                 _release(watch, ask, say)
                 return 1
             if status := _release(watch, ask, say):

@@ -144,7 +144,7 @@ def _verdict(answers: Mapping[int, str]) -> ConfigError | None:
     ]
     more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return ConfigError(
-        "the processes of this run do not run the same; nothing was trained:\n"
+        "the processes of this run differ; nothing was trained:\n"
         + "\n".join([*lines[:_SHOWN], *more])
         + "\ngive all of them the same config, code and prepared data"
     )

@@ -111,4 +111,4 @@ class Shown:
     def _fail(self, why: str) -> None:
         if not self._failed:
             self._failed = True
-            self._tell(f"{self._board.name} shows no more lines: {why}; metrics.jsonl holds them all")
+            self._tell(f"{self._board.name} stopped showing lines: {why}; metrics.jsonl contains all of them")

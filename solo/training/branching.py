@@ -89,7 +89,7 @@ def _check_position(found: Origin, config: Config, number: int, steps: list[int]
     if before != was.step - done:
         raise ConfigError(
             f"cannot branch: {what} begins after step {was.step - done} of {found.config.name}, and after step"
-            f" {before} here; keep the stages before it, or give it another name to begin it anew"
+            f" {before} here; keep the stages before it, or give it another name to start it from the beginning"
         )
     if done > steps[number]:
         raise ConfigError(
@@ -258,18 +258,14 @@ def _said(
     assert config.branch is not None
     stage, source = config.stages[start.stage], f"{config.branch.run}@{config.branch.step}"
     fresh = sorted(set(state.trainable) - set(kept))
-    how = (
-        f"goes on with stage {stage.name} after its step {start.stage_step}"
-        if goes_on
-        else f"begins stage {stage.name}"
-    )
+    how = f"continues stage {stage.name} after its step {start.stage_step}" if goes_on else f"begins stage {stage.name}"
     notes = [f"{config.name} branches from {source} and {how}"]
     if config.init_from is not None:
         notes.append("init_from is not read: the weights are those of the branch's checkpoint")
     if not kept:
-        notes.append("the optimizer state begins anew")
+        notes.append("the optimizer state starts fresh")
     elif fresh:
-        notes.append(f"the optimizer state is kept, except for {_listed(fresh)}, where it begins anew")
+        notes.append(f"the optimizer state is kept, except for {_listed(fresh)}, where it starts fresh")
     if new := sorted(state.averages.keys() - before.averages.keys()):
         notes.append(f"averages that begin with the weights of {source}: {', '.join(new)}")
     if left := sorted(before.averages.keys() - state.averages.keys()):
@@ -298,7 +294,8 @@ def _ended(before: TrainState, state: TrainState) -> list[str]:
     for name in sorted(before.averages.keys() & state.averages.keys()):
         if left := sorted(before.averages[name].weights.keys() - state.averages[name].weights.keys()):
             notes.append(
-                f"average {name} ends for {_listed(left)}, not trained in the branch: it has their trained weights"
+                f"average {name} ends for {_listed(left)}: the branch does not train them, and their trained weights"
+                " are used"
             )
     return notes
 

@@ -183,14 +183,14 @@ class BucketStore(Store):
         end, wait = time.monotonic() + PATIENCE_SECONDS, 1.0
         while True:
             if self._run_lock is not None and (thief := self._run_lock.lost_to()):
-                raise CheckpointError(f"{thief} has taken over {self._run.path}; nothing more is saved by this process")
+                raise CheckpointError(f"{thief} has taken over {self._run.path}; this process saves nothing more")
             try:
                 self.push()
                 return
             except BucketError as error:
                 if time.monotonic() + wait > end:
                     raise BucketFailsError(
-                        f"no checkpoint without its metrics, which cannot be stored: {error}"
+                        f"the metrics cannot be stored, and no checkpoint is saved without them: {error}"
                     ) from None
                 _log.warning("%s; trying again in %.0f s", error, wait)
             time.sleep(wait)

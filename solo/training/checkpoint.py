@@ -168,7 +168,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> str:
         aside = set_aside(self.folder / str(step))
-        return "" if aside is None else f"; it is named {aside.name} now"
+        return "" if aside is None else f"; it was renamed to {aside.name}"
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """Starts a save; returns once the arrays are copied. Raises CheckpointError if it, or the last save, fails."""

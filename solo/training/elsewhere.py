@@ -46,7 +46,7 @@ def check_not_elsewhere(
         return
     if time.time() - before.at > LONG_AGO_SECONDS:
         return
-    tell(f"{_who(before)} has not ended this run; waiting up to {LOOK_SECONDS:g} s for a sign of its life")
+    tell(f"{_who(before)} has not ended this run; waiting up to {LOOK_SECONDS:g} s for a new heartbeat")
     waited = 0.0
     while waited < LOOK_SECONDS:
         sleep(min(SECONDS / 4, LOOK_SECONDS - waited))
@@ -60,7 +60,7 @@ def check_not_elsewhere(
                 f"another process trains {heartbeat.parent}: {_who(now)}, at step {now.step}; wait until it ends, or"
                 " choose another name (name=...)"
             )
-    tell(f"{_who(before)} shows no sign of life; this process goes on")
+    tell(f"{_who(before)} shows no sign of life; this process continues")
 
 
 def _who(last: Heartbeat) -> str:

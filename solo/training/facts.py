@@ -40,8 +40,8 @@ def elsewhere(config_file: Path, run_folder: Path) -> str | None:
         return None
     folder, name = beside.resolve().parent, beside.resolve().name
     return (
-        f"{config_file} lies in the folder of a run, but its own folder and name say {run_folder}, and that is where"
-        f" this run is; to continue the run beside it, add folder={folder} name={name}"
+        f"{config_file} is in the folder of a run, but its keys folder and name refer to {run_folder}, which this run"
+        f" uses; to continue the run next to the config instead, add folder={folder} name={name}"
     )
 
 

@@ -191,7 +191,7 @@ def goodput(path: Path) -> Goodput:
     attempts = _attempts(lines)
     if not attempts:
         what = f"none of its {broken} lines can be read" if broken else "it is missing or empty"
-        raise ConfigError(f"{path} holds no reading: {what}; `solo train` writes it in a run's folder")
+        raise ConfigError(f"{path} has no readings: {what}; `solo train` writes it in a run's folder")
     seconds = dict.fromkeys(PARTS, 0.0)
     kept, end = 0, attempts[0][0]["began"]
     for number, attempt in enumerate(attempts):

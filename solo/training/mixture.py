@@ -62,22 +62,22 @@ def _notes(plan: StagePlan) -> Iterator[str]:
     silent = [name for name, chunks in plan.chunks.items() if not chunks.totals[2]]
     if len(silent) == len(plan.chunks):
         raise ConfigError(
-            f"stage {stage!r} has nothing to learn from: no document of {', '.join(silent)} holds a target; targets are"
+            f"stage {stage!r} has nothing to learn from: no document of {', '.join(silent)} has a target; targets are"
             " the tokens of assistant and text turns"
         )
     for name in silent:
-        yield f"stage {stage}: no document of {name} holds a target, so it is read and never learned"
+        yield f"stage {stage}: no document of {name} has a target, so it is read and never learned"
     for name, factor in plan.rounded_up.items():
-        yield f"stage {stage} draws {name}, of a very small weight, {factor:,.1f} times too often"
+        yield f"stage {stage} draws {name} {factor:,.1f} times too often, because its weight is very small"
     if any(passes > _ONCE for passes in plan.expected_passes.values()):
         times = ", ".join(f"{name} {passes:.3g} times" for name, passes in plan.expected_passes.items())
         yield f"stage {stage} reads {times}"
     for step in plan.weight_steps:
         if plan.takes_effect(step) >= plan.num_steps:
             yield (
-                f"stage {stage}: the weights of step {step} never hold, because documents are drawn for a whole packing"
-                f" window, the next one would begin at step {plan.takes_effect(step)}, and the stage ends before; give"
-                " an earlier step, or lower data.packing_window"
+                f"stage {stage}: the weights of step {step} never take effect: documents are drawn for a whole packing"
+                f" window, the next one would begin at step {plan.takes_effect(step)}, and the stage ends before that;"
+                " give an earlier step, or lower data.packing_window"
             )
             continue
         fill = plan.expected_fill(plan.takes_effect(step))

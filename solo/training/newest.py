@@ -43,7 +43,7 @@ def fault(checkpoint: Path) -> str | None:
     try:
         found = _sizes(checkpoint)
         if COMMIT_MARKER not in found:
-            return f"it was not written to its end: {COMMIT_MARKER} is missing"
+            return f"it is incomplete: {COMMIT_MARKER} is missing"
         metadata = _json(checkpoint, METADATA)
         _position(metadata)
         for item in metadata.get("item_handlers") or {}:
@@ -129,7 +129,7 @@ def newest_whole(folder: Path, below: int | None = None) -> tuple[Path | None, l
         found = fault(checkpoint)
         if found is None:
             return checkpoint, passed
-        passed.append(f"checkpoint {checkpoint} is damaged and passed over: {found}")
+        passed.append(f"checkpoint {checkpoint} is damaged and was skipped: {found}")
     return None, passed
 
 

@@ -86,7 +86,7 @@ def _runs(folder: Path) -> Iterator[Path]:
         yield from (folder / name for name in sorted(bucket.folders_with("config.yaml")))
         return
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder; give one that holds runs, such as runs")
+        raise ConfigError(f"{folder} is not a folder; give a folder of runs, such as runs")
     for path in sorted(folder.iterdir()):
         if path.is_dir() and any((path / name).exists() for name in _FILES):
             yield path

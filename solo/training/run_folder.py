@@ -169,12 +169,12 @@ class RunFolder:
             refused = [each for each in changes if each.decides_at("result") and not is_amendable(each.key, allowed)]
             if not refused:
                 for line in summary(changes):
-                    report(f"resumed with another {line}")
+                    report(f"resumed with a change of {line}")
                 return changes
             if self.has_begun():
                 raise ConfigError(refusal(self.path, refused, self.newest_step()))
             for line in summary(changes):
-                report(f"{self.path} has not trained a step yet and takes another {line}")
+                report(f"{self.path} has not trained a step yet and accepts a change of {line}")
         write_whole(self.config_file, dump_config(config))
         return []
 
@@ -205,8 +205,8 @@ class RunFolder:
         found = [path.name for path in (*files, *tokenizer) if path.exists()]
         if found:
             raise ConfigError(
-                f"{self.path} holds no config.yaml, so it is no run's folder, but it has {', '.join(found)}, which a"
-                " run would write over; choose another name (name=...), or move these files"
+                f"{self.path} has no config.yaml, so it is not a run's folder, but it has {', '.join(found)}, which a"
+                " run would overwrite; choose another name (name=...), or move these files"
             )
 
     def _stored_config(self) -> Config:
@@ -233,10 +233,10 @@ class RunFolder:
                 aside = next(name for name in names if not name.exists())
                 try:
                     path.rename(aside)
-                    report(f"checkpoint {path} was not written to its end; it is named {aside.name} now")
+                    report(f"checkpoint {path} is incomplete; it was renamed to {aside.name}")
                 except OSError:
                     shutil.rmtree(path)
-                    report(f"checkpoint {path} was not written to its end; it was removed")
+                    report(f"checkpoint {path} is incomplete and was removed")
 
     def _remove_incomplete(self, report: Callable[[str], None]) -> None:
         bucket = Bucket(str(self.checkpoints))
@@ -245,7 +245,7 @@ class RunFolder:
             if step not in complete:
                 with contextlib.suppress(FileNotFoundError):
                     bucket.remove_folder(step)
-                report(f"checkpoint {self.checkpoints / step} was not written to its end; it was removed")
+                report(f"checkpoint {self.checkpoints / step} is incomplete and was removed")
 
 
 def refusal(run: Path, refused: Sequence[Difference], newest: int | None) -> str:
@@ -271,7 +271,7 @@ def refusal(run: Path, refused: Sequence[Difference], newest: int | None) -> str
         ways.append((entry, f"this run, with other weights from step {newest or 0} on"))
     return "\n".join(
         [
-            f"{run} was made by another config, which decides its result:",
+            f"{run} was trained with other values of keys that affect its result:",
             *shown,
             "restore these values to resume it, or choose",
             *(f"  {way}: {what}" for way, what in ways),

@@ -107,7 +107,7 @@ class RunLock:
         before = Holder.read(bucket)
         if before is not None:
             self._wait_for(before, tell)
-            tell(f"{before} has not released {bucket.url}, but shows no sign of life; this process goes on")
+            tell(f"{before} has not released {bucket.url}, but shows no sign of life; this process continues")
         if not self._write(new=before is None):
             self._refuse(Holder.read(bucket))
         if before is not None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--output",
         metavar="FOLDER",
-        help="where all files are written; default: RUN/benchmarks/STEP, or benchmarks/NAME for a model that is no run",
+        help="folder for all results; default: RUN/benchmarks/STEP, or benchmarks/NAME if the model is not a run",
     )
     asked.add_argument("--limit", type=int, metavar="N", help="only the first N items of each benchmark or text file")
     asked.add_argument(
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the longest sequence, in patches and text tokens; default: as in training, or as the repository says",
     )
     asked.add_argument(
-        "--force", action="store_true", help="write over predictions of another model, other settings or other prompts"
+        "--force", action="store_true", help="overwrite predictions of another model, other settings or other prompts"
     )
     asked.add_argument(
         "--page-items",

@@ -43,7 +43,7 @@ def test_the_page_answers_and_streams_and_says_what_is_wrong(address, tmp_path):
     assert [turn["role"] for turn in turns] == ["user", "user", "assistant"]
     assert len(job.outputs()) >= 3  # the question, and every token
     *_, refused = client.predict([], {"text": "x" * 200, "files": []}, 4, 0, 1, 0, api_name="/ask")
-    assert "has 200 characters; at most 100" in str(refused)
+    assert "has 200 characters; the limit is 100" in str(refused)
     (tmp_path / "b.png").write_bytes(b"not an image")
     broken = {"text": "and this?", "files": [client_of.handle_file(str(tmp_path / "b.png"))]}
     *_, refused = client.predict([], broken, 4, 0, 1, 0, api_name="/ask")

@@ -126,10 +126,10 @@ def test_a_second_question_continues_the_conversation(chat, files, model):
     ("text", "use", "limits", "message"),
     [
         (" ", 0, {}, "The question is empty"),
-        ("what?" * 20, 0, {"characters": 50}, "has 100 characters; at most 50"),
-        ("what?", 2, {"images": 1}, "would have 2 images; at most 1"),
+        ("what?" * 20, 0, {"characters": 50}, "has 100 characters; the limit is 50"),
+        ("what?", 2, {"images": 1}, "would have 2 images; the limit is 1"),
         ("what?", 1, {"image_mb": 0}, r"0\.png has 0\.0 MB; an image may have at most 0 MB"),
-        ("what?", 2, {"slots": 20}, r"would take \d+ tokens with its answer; at most 20"),
+        ("what?", 2, {"slots": 20}, r"would take \d+ tokens with its answer; the limit is 20"),
     ],
 )
 def test_limits(model, files, text, use, limits, message):

@@ -117,7 +117,7 @@ def test_damaged_folders_do_not_hide_the_others(tmp_path: Path, runs, capsys) ->
 
 def test_a_folder_that_is_missing_is_a_mistake_of_the_user(tmp_path: Path, capsys) -> None:
     assert main(["runs", str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 class Checker(HTMLParser):

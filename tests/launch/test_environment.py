@@ -150,7 +150,7 @@ def test_a_secret_that_cannot_be_read_ends_the_run_on_tpu_vms(config: str, capsy
     script = f"bucket=b; launch=l\ngcloud() {{ [[ $1 == storage ]] && cat; }}\nsleep() {{ :; }}\n{functions}\n{reader}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout == "launch: given up: cannot read the secret HF_TOKEN\n1\n"
+    assert done.stdout == "launch: giving up: cannot read the secret HF_TOKEN\n1\n"
 
 
 def test_slurm_exports_by_name_or_reads_a_private_file(config: str, tmp_path: Path, capsys) -> None:

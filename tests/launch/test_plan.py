@@ -116,20 +116,20 @@ def test_the_programs_of_hosts_need_only_the_standard_library(module: str) -> No
     assert done.stdout.startswith(f"usage: python -m solo.launch.{module}")
 
 
-@pytest.mark.parametrize(("hosts", "which"), [("1", "step was done"), ("2", "process has begun")])
+@pytest.mark.parametrize(("hosts", "which"), [("1", "step has been completed"), ("2", "process has begun")])
 def test_a_run_that_did_no_step_is_told_so(hosts: str, which: str, tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", "true")  # the run ends at once
     assert main(["launch", "local", config(tmp_path), "name=run", "--on", "cpu-4", "--hosts", hosts, "--yes"]) == 0
     capfd.readouterr()
     assert main(["launch", "status", "run"]) == 0
-    assert capfd.readouterr().out == "launch: no step was done yet\n"
+    assert capfd.readouterr().out == "launch: no step has been completed yet\n"
     assert main(["launch", "logs", "run"]) == 0
     assert capfd.readouterr().out == f"launch: no {which} yet\n"
     Path("runs/run").mkdir(parents=True)
     Path("runs/run/metrics.jsonl").write_text('{"kind": "branched"}\n')
     assert main(["launch", "status", "run"]) == 0
-    assert capfd.readouterr().out == "launch: no step was done yet\n"
+    assert capfd.readouterr().out == "launch: no step has been completed yet\n"
     lines = ['{"kind": "train", "step": 1}\n', '{"kind": "train", "step": 2}\n', '{"kind": "evaluation"}\n']
     Path("runs/run/metrics.jsonl").write_text("".join(lines))
     assert main(["launch", "status", "run"]) == 0

@@ -91,13 +91,13 @@ def test_a_fault_that_comes_back_each_time_is_given_up(capsys) -> None:
     """A data worker that runs out of memory at the same batch, for example."""
     assert run(" ".join(["200"] * 9), max_idle=3) == 1
     assert starts() == 3
-    assert "given up: it was restarted 3 times in a row without a checkpoint" in capsys.readouterr().err
+    assert "giving up: it was restarted 3 times in a row without a checkpoint" in capsys.readouterr().err
 
 
 def test_too_many_restarts_end_with_a_message(capsys) -> None:
     assert run("42 saves4 42 42 42", max_idle=2) == 1
     assert starts() == 4
-    assert "given up: it was restarted 2 times in a row without a checkpoint after step 4" in capsys.readouterr().err
+    assert "giving up: it was restarted 2 times in a row without a checkpoint after step 4" in capsys.readouterr().err
 
 
 def test_processes_of_a_process_that_died_are_ended(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_run_that_takes_too_long_saves_and_ends_for_good(tmp_path: Path, capsy
     assert (tmp_path / "up").exists()
     said = capsys.readouterr().err
     assert "ended with 42" in said
-    assert "given up: it ran for 2 s, the most that this launch allows" in said
+    assert "giving up: it ran for 2 s, the limit of this launch" in said
 
 
 def test_a_run_that_ends_in_time_keeps_its_status() -> None:

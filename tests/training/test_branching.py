@@ -85,7 +85,7 @@ def test_more_steps_equal_a_run_that_was_longer_from_the_beginning(runs: Runs) -
     longer = runs.stage(steps=7)
     runs.train("long", longer)
     said = runs.train("extended", longer, branch="base")
-    assert any(note.endswith("/base@4 and goes on with stage stable after its step 4") for note in said)
+    assert any(note.endswith("/base@4 and continues stage stable after its step 4") for note in said)
     assert runs.lines("extended", "train")[0]["step"] == 5
     assert runs.steps("extended") == runs.steps("long", 5)
     assert [line["total_tokens"] for line in runs.lines("extended", "train")] == [
@@ -174,7 +174,7 @@ def test_an_average_that_ends_for_a_frozen_parameter_is_told(runs: Runs) -> None
     runs.train("all", runs.stage(), averages=averages)
     said = runs.train("one", runs.stage("one", train=["head"], steps=2), branch="all", averages=averages)
     (note,) = [note for note in said if note.startswith("average ema ends for final_norm/scale, layers/")]
-    assert note.endswith("not trained in the branch: it has their trained weights")
+    assert note.endswith("the branch does not train them, and their trained weights are used")
     averaged, trained = runs.weights("one", "ema"), runs.weights("one")
     assert [path for path in trained if not np.array_equal(trained[path], averaged[path])] == ["head"]
 

@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_passed_over(bucket):  # noqa: F811
     checkpoints = Checkpoints(folder, CheckpointConfig())
     progress, _ = checkpoints.resume(lambda progress: abstract(state(progress.step)))
     assert progress.step == 1
-    assert checkpoints.passed_over[0].endswith("; it is named 2.damaged now")
+    assert checkpoints.passed_over[0].endswith("; it was renamed to 2.damaged")
     checkpoints.save(state(2), Progress(2, 0, 2, {}))
     checkpoints.close()
     assert fault(folder / "2") is None
@@ -118,7 +118,7 @@ def test_incomplete_checkpoints_are_removed_and_said(bucket):  # noqa: F811
     Bucket(str(run.checkpoints)).write("2.damaged/parameters/d/1234", b"of the user")
     BucketStore(run, notes.append, background=False).push()
     RunFolder.open(config, notes.append)
-    assert notes == [f"checkpoint {bucket}/runs/tiny/checkpoints/2 was not written to its end; it was removed"]
+    assert notes == [f"checkpoint {bucket}/runs/tiny/checkpoints/2 is incomplete and was removed"]
     assert sorted(Bucket(str(run.checkpoints)).folders()) == ["1", "2.damaged"]
     assert run.newest_step() == 1
 
@@ -204,7 +204,7 @@ def test_uploads_are_tried_again_and_then_end_the_run(s3, monkeypatch):  # noqa:
     monkeypatch.setattr(bucket_run, "PATIENCE_SECONDS", 0.0)
     tries.clear()
     run.metrics_file.write_text("1\n")
-    with pytest.raises(CheckpointError, match="no checkpoint without its metrics, which cannot be stored: no network"):
+    with pytest.raises(CheckpointError, match="and no checkpoint is saved without them: no network"):
         store.store()
 
 

@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_after_the_one_before(tmp_path
     assert len(checkpoints.passed_over) == committed
     if committed:
         assert f"checkpoint {tmp_path}/5 " in checkpoints.passed_over[0]
-        assert "it is named 5.damaged now" in checkpoints.passed_over[0]
+        assert "it was renamed to 5.damaged" in checkpoints.passed_over[0]
         assert (tmp_path / "5.damaged").is_dir()
         checkpoints.save(state, Progress(5, 0, 5, {}))
         checkpoints.wait()

@@ -54,7 +54,7 @@ def test_a_dead_host_is_taken_over_with_a_note(tmp_path: Path, skew: float) -> N
     other = Other(tmp_path / "heartbeat.json", skew)
     other.check()
     assert other.waited == LOOK_SECONDS
-    assert other.told[-1] == f"process {os.getpid()} on north shows no sign of life; this process goes on"
+    assert other.told[-1] == f"process {os.getpid()} on north shows no sign of life; this process continues"
 
 
 def test_a_host_that_ends_meanwhile_is_not_waited_for_any_longer(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_command_shows_shares(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"), [([], "empty"), (["{", "[]"], "none of its 2 lines"), ([KILLED[2]], "holds no reading")]
+    ("lines", "message"), [([], "empty"), (["{", "[]"], "none of its 2 lines"), ([KILLED[2]], "has no readings")]
 )
 def test_a_ledger_without_a_reading_is_refused(tmp_path: Path, lines: list, message: str, capsys) -> None:
     write(tmp_path, *lines)

@@ -255,8 +255,8 @@ def test_a_board_that_fails_or_hangs_does_not_stop_the_run_and_is_reported_once(
     hangs.free.set()
     assert read_metrics(run.metrics_file) == lines_of(1, 2, 3)
     assert sorted(told) == [
-        "Blocked shows no more lines: OSError: no network; metrics.jsonl holds them all",
-        "Blocked shows no more lines: it did not finish within 0 s; metrics.jsonl holds them all",
+        "Blocked stopped showing lines: OSError: no network; metrics.jsonl contains all of them",
+        "Blocked stopped showing lines: it did not finish within 0 s; metrics.jsonl contains all of them",
     ]
 
 

@@ -116,8 +116,8 @@ def test_weights_that_never_hold_are_named() -> None:
     sources = quickstart(400)
     settings = {"mixture_schedule": {16: {"text": 0.5}, 30: {"text": 2.0}}, "steps": 31, "batch_rows": 32}
     found = plan({"digits": 1.0, "text": 1.0}, {name: sources[name] for name in ("digits", "text")}, **settings)
-    (note,) = [note for note in mixture_notes([found]) if "never hold" in note]
-    assert "the weights of step 30 never hold" in note
+    (note,) = [note for note in mixture_notes([found]) if "never take effect" in note]
+    assert "the weights of step 30 never take effect" in note
     assert found.weights(30)["text"] == 0.5
 
 
@@ -128,7 +128,7 @@ def test_sources_without_targets_are_named_and_a_stage_of_them_is_refused() -> N
     learned = text_source(np.full(400, 40))
     settings = {"row_slots": 256, "steps": 2}
     (note,) = mixture_notes([plan({"silent": 0.1, "learned": 1.0}, {"silent": silent, "learned": learned}, **settings)])
-    assert note == "stage test: no document of silent holds a target, so it is read and never learned"
+    assert note == "stage test: no document of silent has a target, so it is read and never learned"
     with pytest.raises(ConfigError, match="stage 'test' has nothing to learn from: no document of silent"):
         mixture_notes([plan({"silent": 1.0}, {"silent": silent}, target_slots=8, **settings)])
 

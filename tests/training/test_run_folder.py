@@ -41,10 +41,10 @@ def test_keys_that_decide_nothing_of_the_result_may_change_on_resume(tmp_path: P
     overrides = ["model.remat=dots", "evaluation.report_examples=3", "mesh.tensor=2", "compiler_options={xla_a: 1}"]
     run, notes = opened(tmp_path, *overrides)
     assert notes == [
-        'resumed with another model.remat: "none" -> "dots"',
-        "resumed with another mesh.tensor: 1 -> 2",
-        "resumed with another evaluation.report_examples: 12 -> 3",
-        "resumed with another compiler_options.xla_a: not set -> 1",
+        'resumed with a change of model.remat: "none" -> "dots"',
+        "resumed with a change of mesh.tensor: 1 -> 2",
+        "resumed with a change of evaluation.report_examples: 12 -> 3",
+        "resumed with a change of compiler_options.xla_a: not set -> 1",
     ]
     assert changed_values(run.changes)["mesh.tensor"] == [1, 2]
     assert load_config(run.config_file).model.remat == "none"
@@ -68,7 +68,7 @@ def test_a_config_with_another_result_is_refused_with_the_ways_out(tmp_path: Pat
     with pytest.raises(ConfigError) as caught:
         opened(tmp_path, "seed=1", "model.remat=dots")
     assert str(caught.value) == (
-        f"{run.path} was made by another config, which decides its result:\n  seed: 0 -> 1\n"
+        f"{run.path} was trained with other values of keys that affect its result:\n  seed: 0 -> 1\n"
         "restore these values to resume it, or choose\n  name=...: a new run from the beginning"
     )
     complete(run, 30)
@@ -104,7 +104,7 @@ def test_a_run_that_has_not_trained_a_step_takes_any_config(tmp_path: Path, brok
         run.config_file.write_text("colour: blue")
     run, notes = opened(tmp_path, "seed=1", "mesh.fsdp=2")
     said = [
-        f"{run.path} has not trained a step yet and takes another {change}"
+        f"{run.path} has not trained a step yet and accepts a change of {change}"
         for change in ("seed: 0 -> 1", "mesh.fsdp: -1 -> 2")
     ]
     assert notes == ([] if broken else said)
@@ -172,7 +172,7 @@ def test_checkpoints_without_a_commit_marker_are_set_aside(tmp_path: Path) -> No
         (run.checkpoints / name).mkdir(parents=True)
     (run.checkpoints / "4" / COMMIT_MARKER).touch()
     _, notes = opened(tmp_path)
-    assert notes == [f"checkpoint {run.checkpoints}/6 was not written to its end; it is named 6.incomplete1 now"]
+    assert notes == [f"checkpoint {run.checkpoints}/6 is incomplete; it was renamed to 6.incomplete1"]
     names = sorted(path.name for path in run.checkpoints.iterdir())
     assert names == ["4", "6.incomplete", "6.incomplete1", "6.orbax-checkpoint-tmp"]
     assert opened(tmp_path)[1] == []
@@ -183,7 +183,7 @@ def test_a_folder_of_the_users_is_not_written_over(tmp_path: Path, name: str) ->
     config = load_config("configs/quickstart.yaml", [f"folder={tmp_path}"])
     config.run_folder.mkdir()
     (config.run_folder / name).write_text("mine")
-    with pytest.raises(ConfigError, match=rf"holds no config\.yaml.*it has {name}.*choose another name"):
+    with pytest.raises(ConfigError, match=rf"has no config\.yaml.*it has {name}.*choose another name"):
         RunFolder.open(config)
     assert [(path.name, path.read_text()) for path in config.run_folder.iterdir()] == [(name, "mine")]
 
@@ -204,7 +204,7 @@ def test_only_entries_that_have_not_taken_effect_may_change(tmp_path: Path) -> N
     sources = ", ".join(load_config(run.config_file).data.sources)
     changed = [trained_on_all, "stages.0.mixture_changes={20: {digits: 0.5}}"]
     run, notes = opened(tmp_path, *changed)
-    assert notes == ["resumed with another stages.0.mixture_changes.20.digits: not set -> 0.5"]
+    assert notes == ["resumed with a change of stages.0.mixture_changes.20.digits: not set -> 0.5"]
     run.take_up(load_config("configs/quickstart.yaml", [f"folder={tmp_path}", *changed]))
     complete(run, 30)
     for refused in ("{}", "{20: {digits: 0.7}}", "{20: {digits: 0.5}, 29: {digits: 0.6}}"):

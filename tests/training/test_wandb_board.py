@@ -92,7 +92,7 @@ def test_without_a_key_the_run_goes_on_and_says_so_once(run: RunFolder, monkeypa
     # The library remembers the key of the test before, and would look for a network.
     monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
     (told,) = write(run, 0, lines_of(1, 2), mode="online")
-    assert told.startswith("Weights & Biases shows no more lines: ")
+    assert told.startswith("Weights & Biases stopped showing lines: ")
     assert "WANDB_API_KEY" in told
     assert [line["step"] for line in read_metrics(run.metrics_file)] == [1, 2]
 

@@ -35,7 +35,7 @@ class Request:
     against         files or folders of predictions to compare with
     texts           files for perplexity and multiple choice on text
     how             resampling of the intervals
-    force           write over predictions of another model, other settings or other prompts
+    force           overwrite predictions of another model, other settings or other prompts
     page_items      the most questions of a benchmark on the page
     """
 

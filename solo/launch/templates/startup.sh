@@ -11,7 +11,7 @@ metadata() {
 }
 # Tells `solo launch watch` to release the machines.
 give_up() {
-  echo "launch: given up: $1"
+  echo "launch: giving up: $1"
   echo 1 | gcloud storage cp - "gs://$bucket/$launch/ended"
   exit 1
 }
