@@ -1,4 +1,4 @@
-"""The definition of a benchmark: where its fields are, how it is asked, how an answer is judged, what is reported."""
+"""The definition of a benchmark: its fields, its prompts, how answers are judged, and the metrics that are reported."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Benchmark:
 
     name            of the task, such as `pope` or `pope_vlmevalkit`
     title           as papers write it
-    convention      whose prompt and scoring it follows
+    convention      the harness whose prompt and scoring it follows
     fields          the columns of an item
     ask             returns the prompt of an item
     judge_one       judges an answer, if answers can be judged one by one
-    metric          the headline
-    max_new_tokens  enough for an answer
-    rotations       returns an item with its options in every order that is asked; by default as it is
-    groups          the labels that scores are also given for
-    further         more metrics of all items
+    metric          the headline metric
+    max_new_tokens  maximum length of an answer
+    rotations       returns an item with its options in every order that is asked; by default only the item itself
+    groups          labels by which scores are also reported
+    further         further metrics of all items
     judge_all       judges all answers together, in place of `judge_one`
     files           names of its files as they are published, without suffix
     dataset         name of its files, which conventions share; by default the name
@@ -71,14 +71,14 @@ class Benchmark:
         yield from self.fields.items(paths, f"benchmark {self.name!r}", left_out)
 
     def questions(self, item: Item) -> tuple[Question, ...]:
-        """Returns what is asked about an item: one question, or one per rotation of its options."""
+        """Returns the questions about an item: one, or one per rotation of its options."""
         return tuple(
             Question(turned, self.ask(turned), item.id if not number else f"{item.id}#{number}")
             for number, turned in enumerate(self.rotations(item))
         )
 
     def judge(self, answers: Sequence[tuple[Question, str]]) -> list[Scored]:
-        """Judges answers, in their order. Pass all answers at once: a word of a caption counts more if it is rarer."""
+        """Judges answers, in their order. Pass all answers at once, because CIDEr weights words by their rarity."""
         if self.judge_all is not None:
             return self.judge_all(answers)
         judge = self.judge_one

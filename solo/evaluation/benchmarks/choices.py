@@ -65,7 +65,7 @@ def first_character(item: Item, answer: str) -> Verdict:
 
 
 def ranked_letter(item: Item, answer: str) -> Verdict:
-    """lmms-eval's rule of MMStar: the letter from A to D that stands in the most telling place; see `_ranked`."""
+    """lmms-eval's rule of MMStar: the letter from A to D in the most explicit place; see `_ranked`."""
     return compared(_ranked(answer, _LETTERS), item)
 
 

@@ -1,4 +1,4 @@
-"""All benchmarks. A new one is a definition in this list; nothing else changes.
+"""All benchmarks. To add one, add a definition to this list; no other code changes.
 
 Names without a suffix follow lmms-eval 0.7.3, except MMBench, whose circular evaluation is VLMEvalKit's. Names with the
 suffix `_vlmevalkit` follow VLMEvalKit of August 2026 without a judge model. `docs/evaluation.md` has the table.

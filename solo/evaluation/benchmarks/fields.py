@@ -1,4 +1,4 @@
-"""Fields of a benchmark: the columns that hold an item in each layout, and how a row becomes an item."""
+"""Fields of a benchmark: the columns of an item in each layout, and how a row becomes an item."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ROTATION = 1_000_000  # MMBench numbers the rotations of item 7 as 1000007, 200
 
 @dataclass(frozen=True)
 class Fields:
-    """The columns of an item. Of several names of a column, the first that a file has is read.
+    """The columns of an item. If a column has several names, the first one that occurs in a file is read.
 
     id          columns of the id; `a+b` joins two. Without one, rows are numbered from 1
     question    columns of the question
     asked       the question of every item, if no column holds it
     answer      columns of the right answer or answers. In a multiple-choice item: the letter, or the number from 0
-    answers     the only answers there are, in lower case
+    answers     the allowed answers, in lower case
     annotators  fewest answers that the metric is defined for
     choice      whether every item has options
     options     columns of a list of options, `choice_*` for choice_a, choice_b, ...; A, B, C, ... are always read
@@ -37,7 +37,7 @@ class Fields:
     inline      whether markers in the text say where images are
     labels      columns of each label
     required    labels that every item must have
-    values      the only values there are of a required label
+    values      the allowed values of a required label
     several     labels whose columns list several values with commas between them
     splits      splits that a folder may hold, in order of preference
     folders     names of the benchmark's folder in a repository that holds several
@@ -178,7 +178,7 @@ class _RowReader:
             texts = listed(self.values[column])
             if not isinstance(texts, list) or len(texts) > len(_LETTERS):
                 raise self.fault(column, f"must be a list of options, not {self.values[column]!r:.100}")
-            # A text is an option whatever it says; None and NaN stand for a missing one.
+            # Every text is an option, even "None"; the values None and NaN stand for a missing option.
             found = dict(zip(_LETTERS, (one if isinstance(one, str) else _known(one) for one in texts), strict=False))
         else:
             return {}

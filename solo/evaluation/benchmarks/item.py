@@ -1,4 +1,4 @@
-"""What a benchmark consists of: items, the questions that a model is asked about them, and judged answers."""
+"""The parts of a benchmark: items, questions to a model about them, and judged answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Item:
     question    as the file has it
     references  the right answers, at least one; the letter of a multiple-choice item
     options     texts of the options by letter, in order; empty for an open question
-    labels      what scores are grouped by, such as category or split. Several values of a label are joined by `|`
+    labels      labels that scores are grouped by, such as category or split. Several values are joined by `|`
     hint        a text to read before the question
     variants    the same item with its options in other orders, if the file has them (circular evaluation)
     place       the file and row of the item
@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, once.
+    """A single question to a model.
 
     item    the item as it is asked: its options are rotated, if the benchmark is circular
     prompt  the conversation that the model continues

@@ -21,7 +21,7 @@ class Metric(ABC):
     """A metric of judged items.
 
     name    its key in a summary, such as `accuracy`
-    scale   what a score of 1 is worth: 100 for percent
+    scale   factor of the scores: 100 for percent
     spread  a label: an item counts once for each of its values
     """
 
@@ -35,7 +35,7 @@ class Metric(ABC):
 
     @abstractmethod
     def tallies(self, units: Sequence[Sequence[Judged]]) -> np.ndarray:
-        """Returns what each unit adds to the sums: float64 `[units, sums]`."""
+        """Returns the contribution of each unit to the sums: float64 `[units, sums]`."""
 
     @abstractmethod
     def value(self, sums: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Prompts: what a model is asked about an item. Each function returns the prompt of one harness's convention."""
+"""Prompts for items. Each function returns the prompt of one harness's convention."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rows of the files that benchmarks are published in: VLMEvalKit's TSV, and parquet or Arrow tables of Hugging Face.
 
-A file's first bytes decide what it is, not its name. A folder stands for the tables in it.
+The format of a file is detected from its first bytes, not from its name. A folder stands for the tables in it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def open_sources(
         paths: files, globs and folders.
         splits: in order of preference, the splits that a folder may hold the benchmark in.
         folders: names of folders that hold the benchmark in a repository with several.
-        what: who asks, for error messages, such as "benchmark 'pope'".
+        what: what the files are read for, in error messages, such as "benchmark 'pope'".
 
     Raises:
         ConfigError: a path does not exist or cannot be read, or a folder does not say which of its tables to read.

@@ -1,1 +1,1 @@
-"""Scores of benchmarks: answers that survive a kill, intervals, what the images contribute, and a page."""
+"""Scores of benchmarks: resumable answers, confidence intervals, the contribution of images, and an HTML page."""

@@ -1,8 +1,8 @@
 """Answers the questions of a benchmark, and continues where an earlier call stopped.
 
-The batches depend on the prompts alone, so that a call that continues computes the same batches as one that was never
-stopped, and its answers are the same to the last bit. Prompts that are equal, as many are without their images, are
-answered once.
+The batches depend only on the prompts. A call that continues therefore computes the same batches as one that was never
+stopped, and its answers are the same to the last bit. Identical prompts, which are common without images, are answered
+once.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Asking:
         return cls(model, name, weights_digest(model), config_digest(model), context, batch_rows)
 
     def settings(self, benchmark: Benchmark, images: Images, max_new_tokens: int | None) -> Settings:
-        """Returns what decides the answers."""
+        """Returns the settings that determine the answers."""
         longest = max_new_tokens or benchmark.max_new_tokens
         return Settings(benchmark.name, benchmark.convention, images, longest, self.weights, self.config, self.name)
 
@@ -147,13 +147,13 @@ def answer(asking: Asking, task: Task, settings: Settings, file: Predictions, fo
     Args:
         asking: the model.
         task: the benchmark.
-        settings: of the file.
+        settings: settings of the file.
         file: known answers; new ones are appended after every batch.
-        force: answer again where the file answers another prompt.
+        force: replace answers to other prompts.
         note: called with (answered, all) before the first and after every batch.
 
     Returns:
-        a line for each question, in their order, without scores.
+        A line for each question, in their order, without scores.
 
     Raises:
         ConfigError: the file answers other prompts, or an image cannot be read.
@@ -215,13 +215,13 @@ def _located(answered: Iterator[Answered], asked: _Asked) -> Iterator[Answered]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """The questions of a task as they are put to a model.
+    """The prompts of a task for a model.
 
     turns    the prompt of each question, by key
-    digests  of the prompts, by key, in the order of the questions
+    digests  digests of the prompts, by key, in the order of the questions
     prompts  the distinct prompts, tokenized
-    keys     of the questions that each distinct prompt stands for
-    fit      of the distinct prompts
+    keys     for each distinct prompt, the keys of its questions
+    fit      how the distinct prompts fit the longest sequence
     """
 
     task: Task

@@ -19,7 +19,7 @@ from solo.inference.monolith import Monolith
 def weights_digest(model: Monolith) -> str:
     """Returns a digest of the names, shapes and bits of all parameters, the same on every mesh.
 
-    It is computed on the devices: integers are added modulo 2^32, so that no order of the sum matters.
+    It is computed on the devices. Integers are added modulo 2^32, so the order of the sum does not matter.
     """
     sums = {path: np.asarray(found).tolist() for path, found in _all_sums(dict(model.parameters)).items()}
     parts = [[path, list(value.shape), str(value.dtype), sums[path]] for path, value in model.parameters.items()]
@@ -27,7 +27,7 @@ def weights_digest(model: Monolith) -> str:
 
 
 def check_finite(model: Monolith, name: str) -> None:
-    """Refuses weights that answer the same to everything, since comparisons with NaN have no order.
+    """Refuses weights that are not finite. They would give the same answer to everything.
 
     Raises:
         ConfigError: a parameter has an element that is NaN or infinite.
@@ -42,7 +42,7 @@ def check_finite(model: Monolith, name: str) -> None:
 
 
 def config_digest(model: Monolith) -> str:
-    """Returns a digest of what else decides an answer: architecture, image geometry, template and tokenizer."""
+    """Returns a digest of the config that determines an answer: architecture, image geometry, template, tokenizer."""
     sections = [section.model_dump(mode="json") for section in (model.config.model, model.config.image)]
     probe = model.runs([Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", ("c",))], open_turn=True)
     tokens = [int(token) for run in probe if not isinstance(run, Image) for token in run.tokens]

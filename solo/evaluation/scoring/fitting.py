@@ -1,4 +1,4 @@
-"""Makes the images of a prompt smaller until it fits the longest sequence that a model can be trusted with."""
+"""Makes the images of a prompt smaller if it does not fit the longest sequence of a model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def fitted(prompts: Sequence[Prompt], image: ImageConfig, context: int | None, m
     Args:
         prompts: tokenized prompts.
         image: the model's image geometry.
-        context: the most patches and text tokens of a sequence; None: there is no limit.
-        max_new_tokens: of an answer.
+        context: maximum number of patches and text tokens in a sequence; None: no limit.
+        max_new_tokens: maximum length of an answer.
 
     Raises:
         ValueError: an image cannot be read.

@@ -1,9 +1,9 @@
 """Confidence intervals by the bootstrap over clusters (Efron and Tibshirani 1993; Field and Welsh 2007). Numpy only.
 
-Questions about one image are not independent of each other, so images are drawn, each with all its questions. A metric
-is a function of sums over its units (`solo.evaluation.benchmarks.metric`), so a resample is a row of weights times a
-matrix. Two models that answered the same questions are resampled with the same weights: what makes a question hard for
-both drops out of their difference.
+Questions about one image are not independent of each other, so images are resampled, each with all its questions. A
+metric is a function of sums over its units (`solo.evaluation.benchmarks.metric`), so a resample is a row of weights
+times a matrix. Two models that answered the same questions are resampled with the same weights, so the difficulty of a
+question cancels in their difference.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Tallies:
 def interval(tallies: Tallies, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Returns a metric with its 95% percentile interval. Equal arguments give equal intervals.
 
-    Where every question is right, or every one wrong, all resamples agree, and the interval has no width. A single
-    cluster says nothing about the spread: the bounds are not numbers.
+    If all answers are right, or all are wrong, all resamples agree and the interval has zero width. With a single
+    cluster, the spread is unknown and the bounds are NaN.
 
     Args:
         tallies: the metric.
-        resamples: how many times the clusters are drawn, with replacement.
-        seed: of the draws.
+        resamples: number of resamples of the clusters, with replacement.
+        seed: seed of the resamples.
     """
     (found,) = _resampled([tallies], resamples, seed)
     return Interval(tallies.total(), *_percentiles(found))
@@ -96,7 +96,7 @@ def difference(
         second: a metric of the same clusters, in the same order.
         resamples: see `interval`.
         seed: see `interval`.
-        floor: smaller differences count as this one, also those of the resamples.
+        floor: lower bound of the difference, which is also applied to every resample.
 
     Raises:
         ValueError: the metrics are of different numbers of clusters.
@@ -114,9 +114,9 @@ def difference(
 
 
 def _resampled(metrics: Sequence[Tallies], resamples: int, seed: int) -> list[np.ndarray]:
-    """Returns the values of each metric in every resample, float64 [resamples]. All see the same draws.
+    """Returns the values of each metric in every resample, float64 [resamples]. All metrics use the same resamples.
 
-    The values are not numbers if there is one cluster, of which every resample would be a copy.
+    The values are NaN if there is only one cluster, because every resample would be a copy of it.
     """
     if len(metrics[0].clusters) < 2:
         return [np.full(resamples, np.nan) for _ in metrics]

@@ -1,7 +1,7 @@
-"""The predictions of a call as one HTML file: pictures, questions and answers, to filter and to search.
+"""The predictions of a call as one HTML file with images, questions and answers that can be filtered and searched.
 
-The page holds each picture once, as a thumbnail, and shows questions as they are scrolled to. It needs no network and
-runs no script but its own.
+The page contains each image once, as a thumbnail, and renders questions when the user scrolls to them. It needs no
+network and runs only its own script.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def render(outcome: Outcome, most: int) -> str:
 
     Args:
         outcome: the scores and predictions.
-        most: questions of a benchmark that are shown. If it has more, they are spread evenly over it.
+        most: maximum number of questions of a benchmark to show. If it has more, an evenly spaced subset is shown.
     """
     album = _Album()
     tasks = [_task(each, most, album) for each in outcome.tasks]

@@ -1,8 +1,8 @@
-"""A file of predictions: JSON lines that are appended while a model answers, and that a later call goes on with.
+"""A file of predictions: JSON lines that are appended while a model answers, so that a later call can continue.
 
-Its first line, of kind `settings`, says which model answered and how. Every other line, of kind `prediction`, is one
-answer. While answers are missing, the lines are in the order of answering, and scores that need all answers (those of
-captions) are null. Once all are there, the file is written again in the benchmark's order, with all scores.
+Its first line, of kind `settings`, describes the model and how it was asked. Every other line, of kind `prediction`, is
+one answer. While answers are missing, the lines are in the order of answering, and scores that need all answers (those
+of captions) are null. When it is complete, the file is rewritten in the benchmark's order, with all scores.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the answers of a file.
+    """The settings that determine the answers of a file.
 
     task            name of the benchmark
     convention      whose prompt and scoring it follows
     images          shown, removed, or blanked
-    max_new_tokens  the longest answer
+    max_new_tokens  maximum length of an answer
     weights         see `weights_digest`
     config          see `config_digest`
-    model           how the model was named; decides nothing
+    model           how the user named the model; only informative
     """
 
     task: str
@@ -63,7 +63,7 @@ class Predictions:
 
     Args:
         path: the file; it is created with the first answer.
-        settings: of this call.
+        settings: settings of this call.
         force: write over predictions of other settings.
 
     Raises:
@@ -88,8 +88,8 @@ class Predictions:
         """Compares the prompts of known answers with those of this call.
 
         Args:
-            digests: of the prompts of this call, by key.
-            force: forget answers to other prompts.
+            digests: digests of this call's prompts, by key.
+            force: discard answers to other prompts.
 
         Raises:
             ConfigError: an answer is to another prompt.
@@ -132,7 +132,7 @@ class Predictions:
 def read_predictions(path: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Returns the settings of a file, or None if it has none, and its predictions. Damaged lines are skipped.
 
-    If a key occurs twice, the last one counts.
+    If a key occurs twice, the last line is used.
     """
     lines, _ = read_json_lines(path)
     settings = next((line for line in lines if line.get("kind") == "settings"), None)

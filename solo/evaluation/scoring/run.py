@@ -42,10 +42,10 @@ _Others = Sequence[tuple[Path, Mapping[str, Any], Sequence[Line]]]
 def evaluate_benchmarks(request: Request, observer: Observer) -> Outcome:
     """Answers benchmarks, and writes predictions, `results.json` and `page.html`.
 
-    Everything that can be wrong with the request is found before a model is loaded.
+    The request is checked completely before a model is loaded.
 
     Args:
-        request: what to do.
+        request: the options of the call.
         observer: shows the progress.
 
     Raises:
@@ -142,7 +142,7 @@ def _note(observer: Observer, title: str, done: int, total: int) -> None:
 
 
 def _say(observer: Observer, title: str, found: Score, unasked: int) -> None:
-    """Says what the score alone does not show."""
+    """Prints counts that the score does not show, such as truncated answers."""
     said = {
         "cut": "answers were cut by max_new_tokens before the model ended them",
         "shrunk": "prompts do not fit the model's longest sequence, and their images were made smaller (--context)",

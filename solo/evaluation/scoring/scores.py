@@ -2,9 +2,9 @@
 
 MMStar (arXiv 2403.20330, section 4.2) defines two measures of a benchmark: the multi-modal gain, a model's score with
 images minus its score without them, and the multi-modal leakage, its score without images minus the score of the
-language model that it started from, and not below 0. The paper removes the images; so does this code. In the loop
-(`blank_images` of a task) they are replaced by uniform grey ones of the same sizes instead: the prompt keeps its length
-and form, so the model cannot tell from the prompt that an image is missing. Both baselines can be measured.
+language model that it started from, but at least 0. Like the paper, this code removes the images. In the training loop
+(`blank_images` of a task), they are instead replaced by uniform grey images of the same sizes: the prompt keeps its
+length and form, so the model cannot tell from the prompt that an image is missing. Both baselines can be measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model scores on a benchmark.
+    """The score of a model on a benchmark.
 
     settings  the model, and how it was asked
     metric    name of the headline
@@ -40,7 +40,7 @@ class Score:
     summary   all metrics and groups, the headline first
     clusters  independent groups of items: those with the same images
     lines     the predictions, in the benchmark's order
-    tallies   of the headline
+    tallies   tallies of the headline
     """
 
     settings: Settings
@@ -90,7 +90,7 @@ def score(task: Task, settings: Settings, lines: Sequence[Line], how: Resampling
 
 
 def measures(scores: Mapping[str, Score], how: Resampling) -> dict[str, Difference]:
-    """Returns what the images of one benchmark contribute to its score.
+    """Returns the contribution of the images of a benchmark to its score.
 
     Args:
         scores: any of `shown`, `removed` and `blanked` of one model, and `language_model` without images.
