@@ -108,7 +108,7 @@ class TrainedModel:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises ValueError if a repository came without one; batches of tensors do not need one."""
         if self._tokenizer is None:
-            raise ValueError("these weights came without a tokenizer (tokenizer.model or tokenizer.json next to them)")
+            raise ValueError("these weights have no tokenizer (tokenizer.model or tokenizer.json next to them)")
         return self._tokenizer
 
     @cached_property

@@ -57,9 +57,9 @@ class Imported:
         """Returns lines for the user."""
         lines = [f"read as {self.layout}: {self.tensors:,} tensors, {self.nbytes / 1e9:.2f} GB written"]
         if self.copied:
-            lines.append(f"experts of patches: {self.copied:,} tensors, copies of the text's")
+            lines.append(f"visual experts: {self.copied:,} tensors, copied from the text's")
         if self.drawn:
-            lines.append(f"patch embedding: {self.drawn:,} tensors, drawn")
+            lines.append(f"patch embedding: {self.drawn:,} tensors, initialised randomly")
         before, after = self.rows
         rows = f"{before:,} rows, and {after - before:,} for new tokens" if after > before else f"{after:,} rows"
         tokens = "no tokenizer: data.tokenizer.path must name one"

@@ -298,11 +298,11 @@ def complete_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     if os.path.lexists(folder):
-        raise FileExistsError(f"{folder} exists; it is not overwritten: remove it or choose another place")
+        raise FileExistsError(f"{folder} already exists; remove it or choose another folder")
     partial = folder.with_name(folder.name + ".partial")
     if os.path.lexists(partial):
         raise FileExistsError(
-            f"{partial} exists: another process is writing it, or one was killed; remove it if none is"
+            f"{partial} exists: another process is writing it, or one was killed; if none is writing it, remove it"
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

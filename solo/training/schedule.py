@@ -123,7 +123,7 @@ def _length_notes(stage: StageConfig, num_steps: int) -> list[str]:
         ]
     if config.schedule == "wsd" and decay is not None and decay > length - warmup:
         return [
-            f"{where}: the decay of {decay:,} {unit} is cut to the {length - warmup:,} that the warm-up of"
+            f"{where}: the decay of {decay:,} {unit} is shortened to the {length - warmup:,} that the warm-up of"
             f" {warmup:,} leaves of the stage's {length:,}"
         ]
     return []

@@ -25,7 +25,7 @@ _FILE = "wandb.json"
 def check_wandb(config: Config) -> None:
     """Raises ConfigError if the config wants W&B, and its library is missing."""
     if config.watch.wandb is not None and find_spec("wandb") is None:
-        raise ConfigError("watch.wandb: its library is missing: pip install 'solo-vlm[wandb]'")
+        raise ConfigError("watch.wandb needs the library wandb: pip install 'solo-vlm[wandb]'")
 
 
 class WandbBoard:

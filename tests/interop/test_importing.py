@@ -178,7 +178,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 def test_an_existing_folder_is_not_overwritten(tmp_path):
     save(tmp_path / "source", "mistral")
     (tmp_path / "out").mkdir()
-    with pytest.raises(FileExistsError, match="it is not overwritten"):
+    with pytest.raises(FileExistsError, match="already exists; remove it"):
         import_repository(tmp_path / "source", upcycled("mistral"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -258,14 +258,14 @@ def test_the_command_line(tmp_path, capsys):
     said = capsys.readouterr().out
     for line in (
         "read as internlm2: 37 tensors",
-        "experts of patches: 6 tensors, copies of the text's",
-        "patch embedding: 10 tensors, drawn",
+        "visual experts: 6 tensors, copied from the text's",
+        "patch embedding: 10 tensors, initialised randomly",
         "vocabulary: 100 rows, and 20 for new tokens; no tokenizer: data.tokenizer.path must name one",
         f"written to {out}",
     ):
         assert line in said
     assert main(arguments) == 2
-    assert "exists; it is not overwritten" in capsys.readouterr().err
+    assert "already exists; remove it" in capsys.readouterr().err
     assert main([*arguments[:-1], str(tmp_path / "new"), "--set", "model.width=64"]) == 2
     assert "model.width: 32 there, 64 here" in capsys.readouterr().err
     assert main([*arguments[:-1], str(tmp_path / "new"), "--seed", "-1"]) == 2

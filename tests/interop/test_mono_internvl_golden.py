@@ -236,7 +236,7 @@ def test_tensors_that_do_not_fit(model, change, message) -> None:
 
 
 def test_without_a_tokenizer_only_tensors_are_accepted(model) -> None:
-    with pytest.raises(ValueError, match="without a tokenizer"):
+    with pytest.raises(ValueError, match="these weights have no tokenizer"):
         model.generate([[{"role": "user", "content": "hello"}]])
 
 

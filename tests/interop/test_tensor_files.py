@@ -223,7 +223,7 @@ def test_a_folder_is_complete_or_absent(tmp_path):
     with complete_folder(tmp_path / "deep" / "out") as partial:
         (partial / "file").write_text("x")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-    with pytest.raises(FileExistsError, match="exists; it is not overwritten"), complete_folder(tmp_path / "deep/out"):
+    with pytest.raises(FileExistsError, match="already exists; remove it"), complete_folder(tmp_path / "deep/out"):
         pass
     assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
 
@@ -301,7 +301,7 @@ def test_folders_that_cannot_be_created(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     for name in ("link", ".", "/"):
-        with pytest.raises(FileExistsError, match="exists; it is not overwritten"):
+        with pytest.raises(FileExistsError, match="already exists; remove it"):
             complete_folder(name).__enter__()
     for name, reason in (("file/out", "file: "), ("x" * 300, "File name too long")):
         with pytest.raises(TensorFileError, match=f"cannot be created: .*{reason}"):

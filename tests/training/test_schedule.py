@@ -113,7 +113,7 @@ def test_a_warm_up_or_decay_that_does_not_fit_its_stage_is_told() -> None:
     assert "4,000,000 tokens is longer than the stage, which has 1,000,000" in note
     wsd = {"schedule": "wsd", "warmup_steps": 40, "decay_steps": 20}
     (note,) = schedule_notes(stage(steps=50, optimizer=wsd), 50)
-    assert "decay of 20 steps is cut to the 10" in note
+    assert "decay of 20 steps is shortened to the 10" in note
     assert not schedule_notes(stage(steps=60, optimizer=wsd), 60)
     (note,) = schedule_notes(stage(steps=60, optimizer={"schedule": "constant", "final_fraction": 0.0}), 60)
     assert "final_fraction is not used, because schedule constant" in note

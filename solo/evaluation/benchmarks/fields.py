@@ -192,7 +192,7 @@ class _RowReader:
             value = listed(value)
         found = [_answer(one) for one in (value if isinstance(value, list) else [value])]
         if any(one is None for one in found) or not any(one and one.strip() for one in found):
-            secret = "test splits keep their answers secret: use the validation split"
+            secret = "answers of test splits are often not public: use the validation split"
             raise self.fault(column, f"holds no answer ({value!r:.60}); {secret}")
         if len(found) < self.fields.annotators:
             raise self.fault(

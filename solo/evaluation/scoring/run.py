@@ -144,16 +144,16 @@ def _note(observer: Observer, title: str, done: int, total: int) -> None:
 def _say(observer: Observer, title: str, found: Score, unasked: int) -> None:
     """Prints counts that the score does not show, such as truncated answers."""
     said = {
-        "cut": "answers were cut by max_new_tokens before the model ended them",
+        "cut": "answers were truncated at max_new_tokens",
         "shrunk": "prompts do not fit the model's longest sequence, and their images were made smaller (--context)",
         "too_long": "prompts do not fit the model's longest sequence at all, and count as wrong (--context)",
-        "guessed": "answers say nothing that the convention recognises, and an option was drawn for them",
+        "guessed": "answers contain nothing that the convention recognises, so a random option was drawn",
     }
     for what, words in said.items():
         if count := found.count(what):
             observer.say(f"{title}: {count:,} of {len(found.lines):,} {words}")
     if unasked:
-        words = "earlier answers are kept whose questions were not asked this time"
+        words = "earlier answers to questions that were not asked this time are kept"
         observer.say(f"{title}: {unasked:,} {words}")
 
 

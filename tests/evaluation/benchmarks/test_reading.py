@@ -21,7 +21,10 @@ def read(*paths, task="gqa"):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": ""}, r"row 2: column 'answer' holds no answer \(None\); test splits keep their answers secret"),
+        (
+            {"answer": ""},
+            r"row 2: column 'answer' holds no answer \(None\); answers of test splits are often not public",
+        ),
         ({"answer": "['']"}, "row 2: column 'answer' holds no answer"),
         ({"question": " "}, "row 2: column 'question' must be a text, not ' '"),
         ({"index": ""}, "row 2: column 'index' is empty"),

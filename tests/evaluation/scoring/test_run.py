@@ -216,7 +216,7 @@ def test_another_image_under_the_same_id_is_refused_unless_forced(place, whole, 
     assert [line["answer"] for line in forced.tasks[0].scores["shown"].lines[10:]] == [
         line["answer"] for line in predictions(whole)[10:15]
     ]
-    assert "ocrbench: 5 earlier answers are kept whose questions were not asked this time" in told.said
+    assert "ocrbench: 5 earlier answers to questions that were not asked this time are kept" in told.said
     assert len(predictions(forced)) == 20
 
 
