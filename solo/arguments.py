@@ -1,4 +1,4 @@
-"""Parsing of command lines whose config overrides may stand anywhere. Imports nothing but the standard library."""
+"""Parses command lines with config overrides at any position. Imports only the standard library."""
 
 from __future__ import annotations
 

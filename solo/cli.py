@@ -1,4 +1,4 @@
-"""The command line: the list of verbs, and what their errors mean. `--help` imports nothing heavy.
+"""The command line: the list of verbs, and the exit statuses of their errors. `--help` imports no heavy module.
 
 A verb is a module with `HELP`, `DESCRIPTION`, `add_arguments(parser)` and `run(arguments)`. The latter returns the exit
 status.

@@ -1,4 +1,4 @@
-"""What errors of JAX and its compiler mean to the user: words and an exit status instead of a traceback."""
+"""Translates errors of JAX and its compiler to a message for the user and an exit status."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _NO_BACKEND = "Unable to initialize backend"
 # A process that was killed may still hold the devices; runtimes of accelerators start in any order.
 _MAY_PASS = ("already in use", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED")
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
-# How the words of such an error begin.
+# How the messages of such errors begin.
 _STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED): ")
 
 
 class Fault(NamedTuple):
-    """Words for the user, and the exit status of the command line."""
+    """A message for the user, and the exit status of the command line."""
 
     text: str
     status: int
 
 
 def fault_of(error: BaseException) -> Fault | None:
-    """Returns what an error of JAX means, or None if its traceback says more."""
+    """Returns the message for an error of JAX, or None if its traceback is more useful."""
     text = str(error)
     if _NO_BACKEND in text or _is_silent(error):
         return _no_devices(text)
@@ -45,7 +45,7 @@ def is_of_runtime(error: BaseException) -> bool:
 
 
 def _is_silent(error: BaseException) -> bool:
-    """JAX raises an AssertionError without words for JAX_PLATFORMS=cuda without CUDA's plugin."""
+    """JAX raises an AssertionError without a message for JAX_PLATFORMS=cuda without CUDA's plugin."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,6 +1,6 @@
-"""Files that survive a kill: files written atomically, files of JSON lines, and complete checkpoints.
+"""Crash-safe files: atomic writes, JSON lines, and complete checkpoints.
 
-Standard library only, except for places in a bucket, so that every part of the package can write with it.
+Standard library only, except for files in buckets, so that every part of the package can use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def place(path: str | os.PathLike[str]) -> Path:
-    """Returns a path, or for a URL such as `gs://bucket/runs` an object with the methods of one."""
+    """Returns a path, or, for a URL such as `gs://bucket/runs`, an object with the methods of a path."""
     text = os.fspath(path)
     if not is_remote(text):
         return Path(text)
@@ -39,7 +39,7 @@ def resolved(path: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of this machine for copies of what is in buckets: $SOLO_CACHE, by default ~/.cache/solo."""
+    """Returns the local folder for copies of files in buckets: $SOLO_CACHE, by default ~/.cache/solo."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "solo")
     return Path(os.environ.get("SOLO_CACHE") or default).expanduser().absolute()
 
@@ -64,7 +64,7 @@ _LFS = b"version https://git-lfs.github.com"
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """Returns a message if a file is a pointer that Git LFS left in the place of the file, else None.
+    """Returns a message if a file is only a Git LFS pointer, else None.
 
     Raises:
         OSError: the file cannot be read.
@@ -120,7 +120,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Returns strict JSON, in ASCII. Numbers that are not finite become null, because JSON has no words for them."""
+    """Returns strict JSON, in ASCII. Numbers that are not finite become null, because JSON cannot represent them."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
@@ -153,7 +153,7 @@ def parse_json_line(text: bytes) -> dict[str, Any] | None:
 def append_json_line(path: Path, line: Mapping[str, Any]) -> None:
     """Appends one line in a single write, so that lines of several threads and processes do not mix.
 
-    A last line that a kill cut short is ended first.
+    If a kill truncated the last line, it is ended first.
     """
     descriptor = _open_to_append(path)
     try:
@@ -167,7 +167,7 @@ def _open_to_append(path: Path) -> int:
 
 
 def _missing_end(descriptor: int) -> str:
-    """Returns the newline that the last line lacks if a kill cut it short, else an empty string."""
+    """Returns a newline if a kill truncated the last line, else an empty string."""
     size = os.fstat(descriptor).st_size
     return "\n" if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n" else ""
 
@@ -187,8 +187,8 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Reads a file of JSON lines, however damaged it is.
 
     Returns:
-        The objects, and the number of other non-empty lines, which were cut short by a kill or are garbage. No objects
-        if the file is missing.
+        The objects, and the number of other non-empty lines, which are truncated or damaged. No objects if the file is
+        missing.
     """
     found: list[dict[str, Any]] = []
     broken = 0
@@ -211,11 +211,11 @@ class JsonLinesFile:
         _append(self._file, _missing_end(self._file), path)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line and hands it to the operating system: it survives this process, not the machine."""
+        """Appends a line and flushes it, so it survives a kill of this process, but not a crash of the machine."""
         _append(self._file, json_line(line), self._path)
 
     def sync(self) -> None:
-        """Returns once all lines are stored durably.
+        """Stores all lines durably.
 
         The file is closed and opened again, because buckets mounted with Cloud Storage FUSE store a file when it is
         closed; with streaming writes, fsync alone does not.

@@ -28,16 +28,18 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
 
     Args:
         path: a run (`runs/<name>`, its newest checkpoint; it may still be training), one of its checkpoints
-            (`runs/<name>@<step>`, `runs/<name>@best`, or the folder `runs/<name>/checkpoints/<step>`), or a folder in
-            the Hugging Face form of any layout that solo knows: what `solo import` and `solo export` write, SOLO,
+            (`runs/<name>@<step>`, `runs/<name>@best`, or the folder `runs/<name>/checkpoints/<step>`), or a Hugging
+            Face repository of any supported layout: the output of `solo import` and `solo export`, SOLO,
             Mono-InternVL, EVEv2, Fuyu, Mistral, Llama, Qwen, ...
-        mesh: the devices to load it onto; by default all of this process's. It may differ from the mesh of training.
-        step: of a run, the checkpoint to load: a step, `latest`, or `best` (by `checkpoint.best` of its config).
-        weights: of a run, `trained`, or the name of an average of them, such as `ema` (`averages` of its config).
+        mesh: the devices to load the model onto; by default all devices of this process. It may differ from the mesh
+            of training.
+        step: for a run, the checkpoint to load: a step, `latest`, or `best` (by `checkpoint.best` of its config).
+        weights: for a run, `trained` or the name of an average of the weights, such as `ema` (`averages` of its
+            config).
 
     Raises:
-        ValueError: there is no such folder, it is neither a run nor a known layout, or a run has no such checkpoint or
-            weights.
+        ValueError: there is no such folder, it is neither a run nor a known layout, or the run has no such checkpoint
+            or weights.
         CheckpointError: the checkpoint does not belong to the model that the run's config describes.
     """
     path, named = parse_reference(path)
@@ -57,7 +59,7 @@ def load(path: str | Path, mesh: Mesh | None = None, *, step: Which | None = Non
 
 
 def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
-    """Load a model from a folder in Hugging Face form. Without tokenizer files it takes tensors only.
+    """Load a model from a Hugging Face repository. Without tokenizer files, the model accepts only tensors.
 
     A text model uses the chat template of its repository. Every model ends answers at the end tokens of its repository.
     """

@@ -1,7 +1,7 @@
-"""Advisory locks on files, which the system releases when their process ends, however it ends.
+"""Advisory locks on files, which the operating system releases when their process ends in any way.
 
-Locks work across hosts on file systems that support `flock` between them, such as NFS 4, or Lustre mounted with
-`flock`. A lock's file says who holds it, for the messages of those that are refused.
+Locks work across hosts on file systems that support `flock` between hosts, such as NFS 4, or Lustre mounted with
+`flock`. The file of a lock names its holder, for error messages of other processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Holder:
 
 @contextmanager
 def hold(path: Path, shared: bool = False, patience: float = 0.0) -> Iterator[bool]:
-    """Holds a lock while the context lasts. Yields False if another process holds it.
+    """Holds a lock within the context. Yields False if another process holds it.
 
     Args:
         path: the lock's file, which is created if it is missing.
@@ -73,7 +73,7 @@ def hold(path: Path, shared: bool = False, patience: float = 0.0) -> Iterator[bo
 
 
 def is_held(path: Path) -> bool:
-    """Returns whether a process holds a lock alone. The file may be read-only."""
+    """Returns whether a process holds an exclusive lock. The file may be read-only."""
     try:
         with path.open() as file:
             return not _acquire(file, fcntl.LOCK_SH)
@@ -82,7 +82,7 @@ def is_held(path: Path) -> bool:
 
 
 def holders(path: Path) -> list[Holder]:
-    """Returns who holds a lock, as far as its file tells. Processes of this host that have ended are left out."""
+    """Returns the holders of a lock according to its file, without processes of this host that have ended."""
     found = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -99,7 +99,7 @@ def holders(path: Path) -> list[Holder]:
 
 
 def held_by(path: Path) -> str:
-    """Returns who holds a lock, as words for a message."""
+    """Returns a description of the holders of a lock, for a message."""
     return " and ".join(map(str, holders(path))) or "another process"
 
 
