@@ -1,9 +1,10 @@
-"""The schema of a run: frozen, nested, validated. Unknown keys are refused with a suggestion.
+"""The config schema of a run: nested, immutable, validated sections that reject unknown keys with a suggestion.
 
-A config file is YAML. `extends: other.yaml` (a path relative to the file, or a list of them) names files that it
-overrides: mappings are merged key by key, lists are replaced. `key.path=value` overrides are applied last.
-`load_config` returns a `Config`; `dump_config` writes it as YAML that repeats the run by itself. Every key declares
-what it decides (`solo.config.base.Decides`); `identity`, `differences` and `keys_deciding` compare configs by that.
+A config file is YAML. `extends: other.yaml` (a path relative to the file, or a list of paths) loads other files first,
+and the file overrides them: mappings are merged key by key, and lists are replaced. `key.path=value` overrides are
+applied last. `load_config` returns a `Config`. `dump_config` writes it as a single self-contained YAML document. Every
+key declares what it affects (`solo.config.base.Decides`), and `identity`, `differences` and `keys_deciding` use these
+declarations to compare configs.
 """
 
 from solo.config.averages import AverageConfig

@@ -8,24 +8,24 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-# The things that a key can decide. `solo.config.compare` compares and hashes configs by them.
-#   model       the function that the network computes, given its weights
-#   data        the contents of every batch: records, their order, their tokens and patches
+# What a key can affect. `solo.config.compare` uses this to compare configs.
+#   model       the function that the network computes for given weights
+#   data        the contents of every batch: the records, their order, their tokens and patches
 #   result      the trained weights, in any other way
-#   evaluation  the measurements after training
-#   nothing     where, how fast and in how much memory a run is computed, and which files are kept
+#   evaluation  the results of evaluators
+#   nothing     only where and how fast a run is computed, how much memory it uses, and which files it keeps
 Decides = Literal["model", "data", "result", "evaluation", "nothing"]
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message says what is wrong, where, and what was expected."""
+    """Raised for an invalid config. The message says what is wrong, where, and what was expected."""
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, rejects unknown keys and infinite numbers, converts no value's type.
+    """Base class of all sections: immutable, strict about types, and without unknown keys or non-finite numbers.
 
-    Every section sets `keys_decide` to what its keys decide. A key that differs from the others declares it:
-    `Field(..., json_schema_extra=decides("nothing"))`.
+    Every section sets `keys_decide` to what its keys affect. A key that differs from the rest of its section overrides
+    it: `Field(..., json_schema_extra=decides("nothing"))`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -33,11 +33,11 @@ class Section(BaseModel):
 
 
 def decides(*what: Decides) -> dict[str, Any]:
-    """Returns the metadata of a key that does not decide the same as the other keys of its section."""
+    """Returns the field metadata that overrides `keys_decide` of the section for one key."""
     return {"decides": list(what)}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns a suggestion to end an error message with, or an empty string if no known name is close."""
+    """Returns a suggestion to append to an error message, or an empty string if no known name is similar."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,4 +1,4 @@
-"""The section about the run that a run branches from."""
+"""The config section for branching from another run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from solo.config.base import Section
 
 
 class BranchConfig(Section):
-    """The checkpoint of another run that a run continues from, in a folder of its own; see `solo.training.branching`.
+    """The checkpoint of another run from which this run continues in its own folder; see `solo.training.branching`.
 
-    It has the weights, the optimizer state where it fits, and the averages. `init_from` takes weights alone.
+    The weights, the averages and, where it fits, the optimizer state are restored. `init_from` loads only the weights.
     """
 
     keys_decide = ("result",)
@@ -20,6 +20,6 @@ class BranchConfig(Section):
     run: str = Field(min_length=1, description="folder of the other run")
     step: NonNegativeInt | Literal["best"] | None = Field(
         None,
-        description="step of its checkpoint; best: by its checkpoint.best; default: the newest one. `config.yaml` has"
-        " the step that was found when the branch began",
+        description="step of the checkpoint; best: the best one by the other run's checkpoint.best; default: the newest"
+        " one. The new run's `config.yaml` records the step that was chosen",
     )

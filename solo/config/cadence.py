@@ -6,11 +6,11 @@ from pydantic import Field
 
 from solo.config.base import Section, decides
 
-_EVERY = "the evaluator runs after every N-th step, and at the end; default: evaluation.every_steps"
+_EVERY = "run this evaluator after every N-th step and at the end; default: evaluation.every_steps"
 
 
 class Evaluator(Section):
-    """Base of the sections that describe an evaluator."""
+    """Base class of the sections of evaluators."""
 
     keys_decide = ("evaluation",)
 

@@ -1,10 +1,10 @@
-"""Compares and hashes configs by what their keys decide.
+"""Compares configs by what their keys affect.
 
-Every key declares what it decides (`solo.config.base.Decides`). Three questions are answered from that:
+Every key declares what it affects (`solo.config.base.Decides`). These declarations answer three questions:
 
-    may this run resume in that folder?       `differences`: those that decide the result are refused
-    is this run of a sweep done already?      `identity(config, "evaluation")`
-    are these weights of this model?          `keys_deciding(ModelConfig, "model")`
+    may this run resume in that folder?             `differences`: differences that affect the result are refused
+    has this run of a sweep already finished?       `identity(config, "evaluation")`
+    do these weights belong to this model?          `keys_deciding(ModelConfig, "model")`
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from solo.config.base import Decides, Section
 
-# Characters of a value in a message, and those before the place where two long values differ.
+# How many characters of a value a message shows, and how many before the first difference of two long values.
 _SHOWN, _SHOWN_BEFORE = 60, 12
 
 Level = Literal["model", "data", "result", "evaluation"]
-# The model and the data decide the result, and the result decides what an evaluation measures.
+# The model and the data affect the result, and the result affects what an evaluator measures.
 _INCLUDED: Mapping[Level, frozenset[Decides]] = {
     "model": frozenset({"model"}),
     "data": frozenset({"data"}),
@@ -33,12 +33,12 @@ _INCLUDED: Mapping[Level, frozenset[Decides]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """A key with different values in two configs; None stands for a key that one of them lacks.
+    """A key whose value differs between two configs. A value is None if its config does not have the key.
 
-    key      dotted path, as in `stages.0.optimizer.beta2`
-    decides  what the key decides
-    part     the largest part of the config that holds the key and that one of the configs lacks; empty if both have it
-    added    whether the new config has that part
+    key      dotted path, such as `stages.0.optimizer.beta2`
+    decides  what the key affects
+    part     the largest subtree that contains the key and is missing from one config; empty if both have the key
+    added    whether the new config is the one that has that subtree
     """
 
     key: str
@@ -49,7 +49,7 @@ class Difference:
     added: bool = False
 
     def decides_at(self, level: Level) -> bool:
-        """Returns whether configs with this difference differ at a level."""
+        """Returns whether this difference matters at a level."""
         return bool(self.decides & _INCLUDED[level])
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Difference:
 
 
 def summary(changes: Sequence[Difference]) -> list[str]:
-    """Returns one short line for each difference, `key: old -> new`, and one for a part that a config lacks."""
+    """Returns one line `key: old -> new` per difference, and one line per subtree that was added or removed."""
     sizes = Counter(change.part for change in changes)
     lines: dict[str, None] = {}
     for change in changes:
@@ -73,7 +73,7 @@ def summary(changes: Sequence[Difference]) -> list[str]:
 
 
 def _short(old: Any, new: Any) -> tuple[str, str]:
-    """Returns two values as text, long ones cut to where they differ."""
+    """Returns two values as text; long values are shortened to the part around their first difference."""
     texts = json.dumps(old, ensure_ascii=False), json.dumps(new, ensure_ascii=False)
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
     same = common - _SHOWN_BEFORE if max(map(len, texts)) > _SHOWN else 0
@@ -83,12 +83,12 @@ def _short(old: Any, new: Any) -> tuple[str, str]:
 
 
 def flat(config: Section) -> dict[str, Any]:
-    """Returns all values by dotted key: JSON scalars and empty containers."""
+    """Returns all values by dotted key. The values are JSON scalars and empty containers."""
     return {key: value for key, (value, _) in _flat(config).items()}
 
 
 def identity(config: Section, level: Level) -> dict[str, Any]:
-    """Returns the values that decide at a level, by dotted key: JSON scalars and empty containers.
+    """Returns the values that matter at a level, by dotted key. They are JSON scalars and empty containers.
 
     Levels are nested: `result` includes the keys of `model` and `data`, and `evaluation` includes those of `result`.
     """
@@ -96,7 +96,7 @@ def identity(config: Section, level: Level) -> dict[str, Any]:
 
 
 def differences(old: Section, new: Section) -> list[Difference]:
-    """Returns the keys whose values differ, in the schema's order."""
+    """Returns the differences between two configs, in the order of the schema."""
     before, after = _flat(old), _flat(new)
     found = []
     for key in [*before, *(key for key in after if key not in before)]:
@@ -111,26 +111,26 @@ def differences(old: Section, new: Section) -> list[Difference]:
 
 
 def _missing_part(key: str, flat: Mapping[str, Any]) -> str:
-    """Returns the shortest beginning of a dotted key that a config without the key lacks, too."""
+    """Returns the shortest prefix of a dotted key that is also missing from the config."""
     parts = key.split(".")
     beginnings = [".".join(parts[:number]) for number in range(1, len(parts) + 1)]
     return next(each for each in beginnings if each not in flat and not _is_filled(each, flat))
 
 
 def _is_filled(key: str, flat: Mapping[str, Any]) -> bool:
-    """Returns whether a container that is empty in one config has entries in the other, which differ themselves."""
+    """Returns whether the other config has entries below a key; they are reported as differences themselves."""
     return any(other.startswith(f"{key}.") for other in flat)
 
 
 def what_decides(section: type[Section], key: str) -> frozenset[Decides]:
-    """Returns what a key of a section decides, as declared."""
+    """Returns what a key of a section is declared to affect."""
     extra = section.model_fields[key].json_schema_extra
     declared: Any = extra["decides"] if isinstance(extra, dict) and "decides" in extra else section.keys_decide
     return frozenset(declared)
 
 
 def keys_deciding(section: type[Section], level: Level) -> list[str]:
-    """Returns the keys of a section that decide at a level, in the schema's order."""
+    """Returns the keys of a section that matter at a level, in the order of the schema."""
     return [key for key in section.model_fields if what_decides(section, key) & _INCLUDED[level]]
 
 

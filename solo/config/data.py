@@ -1,4 +1,4 @@
-"""Sections about data: sources, tokenizer, images, sequences."""
+"""Config sections for data: sources, tokenizer, images and sequences."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ class TokenizerConfig(Section):
 
     keys_decide = ("data",)
 
-    path: str | None = Field(None, description="a SentencePiece model, a tokenizer.json, or a folder with one of them")
+    path: str | None = Field(
+        None, description="path of a SentencePiece model, a tokenizer.json, or a folder with either"
+    )
     add_tokens: tuple[str, ...] = Field(
         (), description="special tokens, appended in this order; `<loc_{1..1024}>` stands for 1,024 of them"
     )
-    vocab_size: int = Field(1024, ge=64, description="tokens of a trained tokenizer, special tokens included")
+    vocab_size: int = Field(1024, ge=64, description="vocabulary size of a trained tokenizer, including special tokens")
     model_type: Literal["unigram", "bpe"] = "unigram"
     train_on: tuple[str, ...] = Field((), description="sources whose text trains the tokenizer; empty: all of them")
-    max_characters: int = Field(4_000_000, ge=1, description="characters read for training, over all sources")
+    max_characters: int = Field(4_000_000, ge=1, description="characters of training text, over all sources")
 
 
 class ImageConfig(Section):
-    """The conversion of an image to visual tokens, for data preparation, planning, masks and the model.
+    """How an image becomes visual tokens. Used by data preparation, planning, attention masks and the model.
 
     geometry  native: keeps the image's shape, with the longer side at most `max_side` (SOLO; SAIL with `max_pixels`)
               area: keeps the shape, scaled to an area between `min_pixels` and `max_pixels` (EVEv2, NEO)
@@ -39,50 +41,57 @@ class ImageConfig(Section):
 
     geometry: Literal["native", "area", "tiles", "padded"] = "native"
     patch_size: int = Field(
-        32, ge=1, description="side in pixels of a visual token's square", json_schema_extra=decides("model", "data")
+        32,
+        ge=1,
+        description="side of a patch in pixels; a patch is one visual token",
+        json_schema_extra=decides("model", "data"),
     )
     max_side: int = Field(1024, ge=1, description="native: longest side after resizing, in pixels (SOLO: 1024)")
     min_pixels: int | None = Field(None, ge=1, description="area: smaller images are enlarged")
     max_pixels: int | None = Field(None, ge=1, description="area, native: larger images are reduced")
     rounding: Literal["up", "nearest", "within"] = Field(
         "up",
-        description="area: how sides are rounded to whole patches; up: EVEv2 at inference; nearest: EVEv2 in training;"
-        " within: to the nearest, then down or up again if the result is out of bounds (NEO, Qwen2-VL)",
+        description="area: how sides are rounded to whole patches. up: EVEv2 at inference; nearest: EVEv2 in training;"
+        " within: to the nearest, then down or up if the area is out of bounds (NEO, Qwen2-VL)",
     )
-    tile_size: int = Field(448, ge=1, description="tiles: side in pixels")
+    tile_size: int = Field(448, ge=1, description="tiles: side of a tile in pixels")
     min_tiles: int = Field(1, ge=1)
     max_tiles: int = Field(12, ge=1, description="tiles of one image, without the thumbnail")
-    share_tiles: bool = Field(False, description="max_tiles is per record, split evenly among its images")
+    share_tiles: bool = Field(False, description="max_tiles is for a whole record, split evenly among its images")
     thumbnail: bool = Field(True, description="tiles: add the whole image as a last tile if there are several")
     max_height: int = Field(1080, ge=1, description="padded: taller images are reduced")
     max_width: int = Field(1920, ge=1, description="padded: wider images are reduced")
-    resample: Literal["bilinear", "bicubic"] = Field("bilinear", description="Pillow's antialiased filter")
+    resample: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="resampling filter, as in Pillow (antialiased)"
+    )
     exif: Literal["apply", "ignore"] = Field(
-        "apply", description="the rotation stored in the file; published processors ignore it"
+        "apply", description="orientation stored in the file's EXIF data; published processors ignore it"
     )
     background: str = Field(
         "white",
-        description='colour behind transparent pixels: white or "#rrggbb"; published: all pixels as Pillow\'s'
-        ' convert("RGB") gives them in published processors, which drops transparency and clips 16-bit grey to white',
+        description='colour behind transparent pixels: white or "#rrggbb". published: convert images as published'
+        ' processors do, with Pillow\'s convert("RGB"), which drops transparency and clips 16-bit grey to white',
     )
     max_file_pixels: int = Field(
         89_478_485,
         ge=1,
         le=178_956_970,
-        description="images whose header gives more pixels are left out (default: a quarter GiB as RGB)",
+        description="reject images with more pixels, according to their header (default: a quarter GiB as RGB)",
     )
     decoder: Literal["pillow", "fast"] = Field(
         "pillow",
-        description="pillow: the pixels of the published processors, bit for bit; fast: libjpeg-turbo's scaled decoding"
-        " and OpenCV, about twice as fast, with pixels that differ by about one level of 255 (extra `fast`)",
+        description="pillow: bit-exact with the published processors; fast: libjpeg-turbo's scaled decoding and OpenCV,"
+        " about twice as fast, with pixels that differ by about one level of 255 (extra `fast`)",
     )
     patch_order: Literal["rows", "columns"] = Field(
-        "rows", description="columns: InternVL's pixel shuffle v1", json_schema_extra=decides("model", "data")
+        "rows",
+        description="order of an image's patches; columns: InternVL's pixel shuffle v1",
+        json_schema_extra=decides("model", "data"),
     )
     begin_token: str | None = Field("<vision>", description="token before an image's patches")
     end_token: str | None = Field("</vision>", description="token after an image's patches")
     row_token: str | None = Field("<vrow_sep>", description="token between two rows of patches; unused with tiles")
-    row_token_after_last: bool = Field(False, description="also after the last row (Fuyu)")
+    row_token_after_last: bool = Field(False, description="add row_token after the last row, too (Fuyu)")
     markers: bool = Field(
         False,
         description="learned visual tokens before an image and after each row (EVEv2); patch_grid -1 and -2",
@@ -95,8 +104,8 @@ class ImageConfig(Section):
     )
     mask: Literal["causal", "bidirectional", "prefix", "isolated"] = Field(
         "causal",
-        description="attention among the tokens of one image; prefix: bidirectional, begin and end tokens included"
-        " (SAIL); isolated: a patch sees only itself (EE-MLLM's composite attention)",
+        description="attention among the tokens of one image. prefix: bidirectional, including the begin and end tokens"
+        " (SAIL); isolated: a patch attends only to itself (EE-MLLM's composite attention)",
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), json_schema_extra=decides("model"))
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
@@ -104,7 +113,7 @@ class ImageConfig(Section):
     )
     stored_as_float16: bool = Field(
         False,
-        description="round normalised pixels to float16 first, as SOLO's files do",
+        description="round normalised pixels to float16, as SOLO's data files do",
         json_schema_extra=decides("result"),
     )
 
@@ -128,19 +137,20 @@ class ImageConfig(Section):
 
 
 class SequenceConfig(Section):
-    """Chat template, token positions and sliding window of a sequence.
+    """The chat template, token positions and sliding window of a sequence.
 
-    template        roles: a role token before every turn; solo_pretrain, solo_chat: SOLO's two, the latter also
-                    SAIL's; internlm2_chat: Mono-InternVL's; chatml: Qwen's and NEO's; fuyu
-    positions       text: one count over text and patches; grid: (time, row, column) as in M-RoPE
-    sliding_window  as in Hugging Face: a slot sees itself and `sliding_window - 1` slots before it in its document
-                    (SOLO: 4097, since FlashAttention's window of 4096 does not count the slot itself); null: all
+    template        roles: a role token before every turn; solo_pretrain and solo_chat: SOLO (solo_chat: also SAIL);
+                    internlm2_chat: Mono-InternVL; chatml: Qwen and NEO; fuyu: Fuyu
+    positions       text: one index over text and patches; grid: (time, row, column), as in M-RoPE
+    sliding_window  as in Hugging Face: a slot attends to itself and to `sliding_window - 1` slots before it in its
+                    document (SOLO: 4097, since FlashAttention's window of 4096 does not count the slot itself);
+                    null: no window
     """
 
     keys_decide = ("data",)
 
     template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
-    system: str | None = Field(None, description="a system turn for conversations without one")
+    system: str | None = Field(None, description="system turn for conversations that have none")
     positions: Literal["text", "grid"] = Field("text", json_schema_extra=decides("model", "data"))
     sliding_window: int | None = Field(None, ge=1, json_schema_extra=decides("model", "data"))
 
@@ -152,37 +162,39 @@ class SequenceConfig(Section):
 
 
 class SourceConfig(Section):
-    """One dataset: a reader's name (see `solo.data.readers`), its options, and how many records to take.
+    """A dataset: its reader (see `solo.data.readers`), the reader's options, and the selection of its records.
 
-    A path, a glob or a list of them is short for `{options: {path: ...}}`, with a reader chosen from the content.
+    A path, a glob or a list of these is short for `{options: {path: ...}}` with an automatically chosen reader.
     """
 
     keys_decide = ("data",)
 
-    reader: str = Field("auto", description="auto: chosen from the content")
+    reader: str = Field("auto", description="name of a reader; auto: detect it from the content")
     options: dict[str, Any] = Field(default_factory=dict)
-    limit: int | None = Field(None, ge=1, description="records to read, before filters; required by endless readers")
+    limit: int | None = Field(
+        None, ge=1, description="largest number of records to read, before filters; required by endless readers"
+    )
     filters: FilterConfig = FilterConfig()
     empty_answers: Literal["set_aside", "read", "learn"] = Field(
         "set_aside",
-        description="for an assistant or text turn without text; set_aside: quarantine its record; read: the turn"
-        " is not learned; learn: the model learns to end the turn immediately",
+        description="what to do with an assistant or text turn that has no text. set_aside: quarantine the record;"
+        " read: keep the turn as input without a loss; learn: train the model to end the turn immediately",
     )
     held_out: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of the records that `take: train` leaves out and `take: held_out` selects, by their images,"
-        " or by their text if they have none",
+        description="share of the records that `take: train` leaves out and `take: held_out` selects, by a hash of"
+        " their images, or of their text if they have none",
     )
     take: Literal["all", "train", "held_out"] = "all"
     deduplicate: Literal["none", "exact", "images", "similar_images"] = Field(
         "none",
-        description="keep the first of the records with the same turns (exact), the same image files (images) or images"
-        " that look alike (similar_images, extra: dedup); records without images by their turns",
+        description="keep only the first record among those with the same turns (exact), the same image files (images)"
+        " or similar images (similar_images, extra `dedup`); records without images are compared by their turns",
     )
     similar_bits: int = Field(
-        0, ge=0, le=7, description="similar_images: how many of the 64 bits of two perceptual hashes may differ"
+        0, ge=0, le=7, description="similar_images: largest number of differing bits of two 64-bit perceptual hashes"
     )
 
     @model_validator(mode="after")
@@ -212,54 +224,58 @@ class DataConfig(Section):
 
     folder: str = Field(
         "data",
-        description="prepared shards, indexes and the tokenizer: a folder, or a URL such as gs://bucket/folder or"
-        " s3://bucket/folder (extras `gcs`, `s3`)",
+        description="where prepared shards, indexes and the tokenizer are stored: a folder, or a URL such as"
+        " gs://bucket/folder or s3://bucket/folder (extras `gcs`, `s3`)",
         json_schema_extra=decides("nothing"),
     )
     cache: str | None = Field(
         None,
-        description="folder for copies of files of a bucket; null: $SOLO_CACHE, or ~/.cache/solo",
+        description="folder for local copies of a bucket's files; null: $SOLO_CACHE, or ~/.cache/solo",
         json_schema_extra=decides("nothing"),
     )
     cache_gigabytes: float = Field(
         100,
         gt=0,
-        description="copies of a bucket's shards are removed, those least recently used first, above 10^9 bytes times"
-        " this number",
+        description="limit of the local copies of a bucket's shards, in units of 10^9 bytes; above it, the least"
+        " recently used copies are removed first",
         json_schema_extra=decides("nothing"),
     )
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
     tokenizer: TokenizerConfig = TokenizerConfig()
     overlong: Literal["split", "drop"] = Field(
         "split",
-        description="a document too long for a row: split into chunks that fit (never within an image), or dropped;"
-        " split also cuts text that would leave no room for the text of a row's patches",
+        description="what to do with a document that does not fit in a row. split: split it into chunks that fit,"
+        " never within an image, and also cut text that would leave no room for the text of a row's patches; drop:"
+        " leave it out",
     )
     records_per_shard: int = Field(4096, ge=1, json_schema_extra=decides("nothing"))
-    packing_window: int = Field(256, ge=1, description="rows that are packed together")
+    packing_window: int = Field(256, ge=1, description="number of rows that are packed at a time")
     worker_processes: int = Field(
-        0, ge=0, description="0: threads of the training process", json_schema_extra=decides("nothing")
+        0,
+        ge=0,
+        description="processes that prepare batches; 0: use threads of the training process",
+        json_schema_extra=decides("nothing"),
     )
     prefetch_batches: int = Field(4, ge=1, json_schema_extra=decides("nothing"))
     max_unreadable: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="share of the documents that may be unreadable in training, over the last 1,000 of them or one"
-        " batch; above it the run stops",
+        description="the run stops if a larger share of the documents is unreadable, over the last 1,000 documents or"
+        " one batch",
         json_schema_extra=decides("nothing"),
     )
     input_check: Literal["time", "hash", "none"] = Field(
         "time",
-        description="how changed inputs are detected: size and modification time; a hash of their content, which"
-        " reads all of them; none: prepared data is always used",
+        description="how changed input files are detected. time: by size and modification time; hash: by a hash of"
+        " their content, which reads every file; none: not at all, prepared data is always reused",
         json_schema_extra=decides("nothing"),
     )
     max_quarantined: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="preparing stops if more than this share of a source, and at least 100 examples, cannot be used",
+        description="preparation stops if more than this share of a source, and at least 100 examples, are unusable",
         json_schema_extra=decides("nothing"),
     )
     verify_images: bool = Field(True, description="decode every image during preparation; quarantine broken ones")

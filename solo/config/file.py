@@ -1,4 +1,4 @@
-"""Reads, merges, overrides and writes config files, and explains what is wrong with one."""
+"""Reads, merges, overrides, validates and writes config files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from solo.config.yaml_text import format_yaml, parse_yaml
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-# A recipe's value that its source does not state. It must be set before the recipe can run.
+# The value of a key that a recipe's publication does not state. It must be set before the recipe can run.
 UNKNOWN = "unknown"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Load a YAML file with the files that it extends, and apply `key.path=value` overrides.
+    """Load a YAML file and the files that it extends, and apply `key.path=value` overrides.
 
     Raises:
         ConfigError: the file cannot be read, or the config is not valid.
@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Returns a YAML file merged over those it extends, not validated. Raises ConfigError if one cannot be read."""
+    """Returns a YAML file merged over the files it extends, without validation. Raises ConfigError if unreadable."""
     return _read(Path(path), seen=())
 
 
@@ -58,7 +58,7 @@ def set_value(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_config(data: Mapping[str, Any], origin: str = "config") -> Config:
-    """Validate a mapping. Raises ConfigError with one line for each fault, or for each value that is `unknown`."""
+    """Validate a mapping as a config. Raises ConfigError with one line per error, or per value that is `unknown`."""
     if unknown := [".".join(path) for path in _unknown(data)]:
         raise ConfigError(
             f"{origin} has values that its source does not state; set them:\n"
@@ -68,7 +68,7 @@ def parse_config(data: Mapping[str, Any], origin: str = "config") -> Config:
 
 
 def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> SectionT:
-    """Validate a mapping as a section. Raises ConfigError with one line for each fault."""
+    """Validate a mapping as a section. Raises ConfigError with one line per error."""
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
@@ -82,7 +82,7 @@ def dump_config(config: Config) -> str:
 
 
 def _unknown(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yields the paths of values that are `unknown`."""
+    """Yields the paths of all values that are `unknown`."""
     if node == UNKNOWN:
         yield path
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
@@ -115,7 +115,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _spell_out_sources(data: dict[str, Any]) -> dict[str, Any]:
-    """Writes sources that are given as a path alone as mappings, so that files that extend this one can change them."""
+    """Expands sources given only as a path to mappings, so that files that extend this one can override them."""
     section = data.get("data")
     sources = section.get("sources") if isinstance(section, dict) else None
     if isinstance(section, dict) and isinstance(sources, dict):
@@ -144,7 +144,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(fault: Any, kind: Any, what: str) -> str:
-    # Without what pydantic adds for the keys of mappings and for the two forms of `max_epochs`.
+    # Drop the markers that pydantic adds for mapping keys and for the two forms of `max_epochs`.
     location = [str(part) for part in fault["loc"] if str(part) not in ("[key]", "(one)", "(each)")]
     where = ".".join(location) or "(top)"
     if fault["type"] == "extra_forbidden":

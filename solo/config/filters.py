@@ -1,4 +1,4 @@
-"""The section that selects records of a source."""
+"""The config section for filters on the records of a source."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from solo.config.base import Section
 
 
 class FilterConfig(Section):
-    """Conditions that a record must meet. Records that fail one are counted under its key.
+    """Conditions that a record must meet. A record that fails one is counted under that key.
 
-    Every image of the record must meet the conditions on images. Conditions on text apply to all of its texts joined by
-    line breaks, including questions and system turns.
+    Every image of a record must meet the conditions on images. Conditions on text apply to all texts of the record,
+    including questions and system turns, joined by line breaks.
     """
 
     keys_decide = ("data",)
@@ -32,19 +32,21 @@ class FilterConfig(Section):
     max_turns: PositiveInt | None = Field(None, description="turns of the record, a system turn included")
     min_characters: PositiveInt | None = Field(None, description="characters of all texts of the record")
     max_characters: PositiveInt | None = Field(None, description="characters of all texts of the record")
-    must_match: tuple[str, ...] = Field((), description="regular expressions (Python's), each found in the text")
-    must_not_match: tuple[str, ...] = Field((), description="regular expressions, none of them found in the text")
-    languages: tuple[str, ...] = Field(
-        (), description="ISO 639-1 codes of the languages that the text may have (extra: language)"
+    must_match: tuple[str, ...] = Field(
+        (), description="Python regular expressions that must all match somewhere in the text"
     )
+    must_not_match: tuple[str, ...] = Field(
+        (), description="Python regular expressions that must not match anywhere in the text"
+    )
+    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes of the allowed languages (extra `language`)")
     language_min_letters: PositiveInt = Field(
-        20, description="texts with fewer letters pass `languages`, since their language is uncertain"
+        20, description="texts with fewer letters always pass `languages`, since their language is uncertain"
     )
 
     @field_validator("must_match", "must_not_match", "languages", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        # A section that is checked as Python values, not as JSON, does not accept a list as a tuple.
+        # In strict mode, pydantic accepts a list for a tuple only when it parses JSON, not Python values.
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("must_match", "must_not_match")

@@ -1,4 +1,4 @@
-"""The mixture of a stage: its keys, their validation, and mean weights."""
+"""The mixture of a stage: its types, their validation, and mean weights."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ WeightsAtSteps = dict[PositiveInt, Annotated[Weights, Field(min_length=1)]]
 
 
 class MixtureLearningConfig(Section):
-    """Weights learned from the sources' losses, as Skill-it does online (arXiv 2307.14430).
+    """Mixture weights learned from the sources' losses, as in Skill-it's online algorithm (arXiv 2307.14430).
 
-    At every update, the weight of source i is its first weight times exp(rate * sum over j of graph[i][j] * L_j), with
-    L_j the mean loss of source j since the update before, summed over the last `window` updates. A source that is
-    not in `graph` helps only itself.
+    At every update, the weight of source i is its initial weight times exp(rate * sum over j of graph[i][j] * L_j).
+    L_j is the mean loss of source j since the previous update, summed over the last `window` updates. A source that
+    is not in `graph` has an edge only to itself.
     """
 
     keys_decide = ("data",)
 
     every: int = Field(ge=1, description="steps between two updates")
-    rate: float = Field(0.2, gt=0, description="eta of the exponentiated gradient")
-    window: int = Field(3, ge=1, description="updates whose losses count")
+    rate: float = Field(0.2, gt=0, description="step size (eta) of the exponentiated gradient")
+    window: int = Field(3, ge=1, description="number of updates over which losses are summed")
     graph: dict[str, dict[str, NonNegativeFloat]] = Field(
-        {}, description="source: the sources that it helps to learn, each with a factor; default: itself, 1.0"
+        {}, description="for each source, the sources that it helps to learn, with a factor; default: itself, 1.0"
     )
-    least: float = Field(0.0, ge=0, lt=1, description="smallest share of the weights that a source may have")
+    least: float = Field(0.0, ge=0, lt=1, description="minimum share of every source in the mixture")
 
 
 def sources_of(mixture: Weights, changes: WeightsAtSteps) -> tuple[str, ...]:
-    """Returns the sources of a mixture, then those that its changes add, by step."""
+    """Returns the sources of a mixture, followed by those that its changes add, ordered by step."""
     return tuple(dict.fromkeys([*mixture, *(name for step in sorted(changes) for name in changes[step])]))
 
 
 def weight_points(name: str, mixture: Weights, schedule: WeightsAtSteps) -> list[tuple[int, float]]:
-    """Returns (step, weight) of a source, by step; the first is at step 0."""
+    """Returns the (step, weight) pairs of a source, ordered by step, starting at step 0."""
     return [(0, mixture[name]), *((step, schedule[step][name]) for step in sorted(schedule) if name in schedule[step])]
 
 
@@ -104,7 +104,7 @@ def _weight_faults(mixture: Weights, schedule: WeightsAtSteps, changes: WeightsA
 
 
 def _states(mixture: Weights, schedule: WeightsAtSteps, changes: WeightsAtSteps) -> Iterator[Weights]:
-    """Yields the weights after every entry, without those between two entries."""
+    """Yields the weights at every entry of the schedule and the changes, without interpolated weights."""
     now: Weights = {}
     changed: Weights = {}
     for step in sorted({*schedule, *changes}):

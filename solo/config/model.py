@@ -1,4 +1,4 @@
-"""Sections about the model and the mesh."""
+"""Config sections for the model and the mesh."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ Sharing = Literal["shared", "modality"]
 
 
 class ExpertsConfig(Section):
-    """The components with shared weights for patches and text, and those with two sets (Mono-InternVL: ffn)."""
+    """Which components of a layer share their weights between patches and text.
+
+    modality  separate weights for patches and text (Mono-InternVL: ffn)
+    """
 
     keys_decide = ("model",)
 
-    ffn: Literal["shared", "modality", "moe"] = Field("shared", description="moe: a learned router; see model.moe")
+    ffn: Literal["shared", "modality", "moe"] = Field(
+        "shared", description="moe: mixture of experts with a learned router; see model.moe"
+    )
     qkv: Sharing = "shared"
     out: Sharing = "shared"
     norms: Sharing = "shared"
 
 
 class MoEConfig(Section):
-    """A mixture of experts with a learned router in place of the FFN: top-k, dropless, with a load-balancing loss."""
+    """A mixture of experts with a learned router that replaces the FFN: top-k, dropless, with a load-balancing loss."""
 
     keys_decide = ("model",)
 
     count: int = Field(8, ge=2)
     top_k: int = Field(1, ge=1)
-    width: int | None = Field(None, ge=1, description="F of one expert; default ffn_width / top_k")
+    width: int | None = Field(None, ge=1, description="F of an expert; default: ffn_width / top_k")
     auxiliary_weight: float = Field(
         0.01,
         ge=0,
-        description="weight of the load-balancing loss, which is computed for each micro-batch and averaged",
+        description="weight of the load-balancing loss, which is computed per micro-batch and then averaged",
         json_schema_extra=decides("result"),
     )
 
@@ -45,7 +50,7 @@ class MoEConfig(Section):
 
 
 class PatchEmbedConfig(Section):
-    """Maps the pixels of a patch to the model's width. No kind looks beyond its patch.
+    """Maps the pixels of a patch to the model's width. Every kind uses only the pixels of that patch.
 
     linear  one matrix (SOLO, SAIL, Fuyu)
     conv    a convolution of `inner_size`, GELU, and one matrix over the concatenated inner patches (EVEv2, NEO)
@@ -57,7 +62,9 @@ class PatchEmbedConfig(Section):
 
     kind: Literal["linear", "conv", "grid"] = "linear"
     bias: bool = Field(False, description="linear: adds a bias; the other kinds always have one")
-    token_id: int | None = Field(None, ge=0, description="token whose embedding is added to every patch (SOLO: 32001)")
+    token_id: int | None = Field(
+        None, ge=0, description="id of a token whose embedding is added to every patch (SOLO: 32001)"
+    )
     inner_size: int | None = Field(None, ge=1, description="conv, grid: side of an inner patch in pixels")
     inner_width: int | None = Field(None, ge=1, description="conv, grid: channels of an inner patch")
     grid_side: int | None = Field(
@@ -76,11 +83,11 @@ class PatchEmbedConfig(Section):
 
 
 class RopeScalingConfig(Section):
-    """Rotary frequencies for rows longer than those that a model was trained on.
+    """Scaling of the rotary frequencies for rows longer than those of pretraining.
 
     linear   divides positions by `factor`
     dynamic  NTK: the base grows with the row's length beyond `trained_length` (InternLM2)
-    llama3   divides low frequencies by `factor`, keeps high ones, and interpolates between
+    llama3   divides low frequencies by `factor`, keeps high ones, and interpolates in between
     """
 
     keys_decide = ("model",)
@@ -93,19 +100,19 @@ class RopeScalingConfig(Section):
 
 
 class ParametrisationConfig(Section):
-    """The scaling of initial weights and learning rates with size, so that those tuned at a base size transfer.
+    """How initial weights and learning rates scale with the model's size, so that tuned values transfer between sizes.
 
-    standard   they do not change
-    mup        transfers over widths
-    completep  transfers over widths and depths; see `solo.model.parametrisation`
+    standard   no scaling
+    mup        transfer across widths
+    completep  transfer across widths and depths; see `solo.model.parametrisation`
     """
 
     keys_decide = ("model",)
 
     kind: Literal["standard", "mup", "completep"] = "standard"
     base_width: int | None = Field(None, ge=1, description="width at which every kind equals standard")
-    base_layers: int | None = Field(None, ge=1, description="completep: layers at which it equals standard")
-    base_head_dim: int | None = Field(None, ge=1, description="C of the base size, if it differs between sizes")
+    base_layers: int | None = Field(None, ge=1, description="completep: number of layers at which it equals standard")
+    base_head_dim: int | None = Field(None, ge=1, description="C at the base size, if it differs between sizes")
 
     @model_validator(mode="after")
     def _check(self) -> ParametrisationConfig:
@@ -116,7 +123,7 @@ class ParametrisationConfig(Section):
 
 
 class ModelConfig(Section):
-    """A pre-norm decoder: norms, rotary attention with grouped keys, an FFN; see `solo.model.transformer`."""
+    """A pre-norm decoder with rotary positions and grouped-query attention; see `solo.model.transformer`."""
 
     keys_decide = ("model",)
 
@@ -124,33 +131,33 @@ class ModelConfig(Section):
     appended_rows: int = Field(
         0,
         ge=0,
-        description="the last rows of the vocabulary that were appended after training and are never predicted; an"
-        " export appends one for its placeholder",
+        description="number of rows at the end of the vocabulary that were appended after training and are never"
+        " predicted; an export appends one for its placeholder",
     )
     width: int = Field(ge=1, description="D")
     layers: int = Field(ge=1, description="L")
     heads: int = Field(ge=1, description="H")
     kv_heads: int = Field(ge=1, description="K")
-    head_dim: int | None = Field(None, ge=1, description="C; default D / H")
+    head_dim: int | None = Field(None, ge=1, description="C; default: D / H")
     ffn_width: int = Field(ge=1, description="F")
     experts: ExpertsConfig = ExpertsConfig()
     moe: MoEConfig = MoEConfig()
     patch_embed: PatchEmbedConfig = PatchEmbedConfig()
-    ffn: Literal["swiglu", "relu2"] = Field("swiglu", description="relu2: relu(up x)^2, no gate (Persimmon)")
+    ffn: Literal["swiglu", "relu2"] = Field("swiglu", description="relu2: relu(up x)^2 without a gate (Persimmon)")
     bias: Literal["none", "qkv", "all"] = Field("none", description="which projections of a layer have a bias")
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-5, gt=0)
-    qk_norm: Literal["none", "rms", "layer"] = Field("none", description="norm over each head's queries and keys")
+    qk_norm: Literal["none", "rms", "layer"] = Field("none", description="norm of the queries and keys of each head")
     rope_theta: float = Field(10_000.0, gt=0)
-    rope_fraction: float = Field(1.0, gt=0, le=1, description="share of a head's dimensions that is rotated")
+    rope_fraction: float = Field(1.0, gt=0, le=1, description="fraction of a head's dimensions that is rotated")
     rope_sections: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = Field(
-        None, description="rotated pairs for time, row and column (M-RoPE); needs sequence.positions: grid"
+        None, description="number of rotated pairs for time, row and column (M-RoPE); needs sequence.positions: grid"
     )
     rope_scaling: RopeScalingConfig | None = None
     frozen_embedding_id: int | None = Field(
         None,
         ge=0,
-        description="token whose embedding gets no gradient (InternLM2: 2)",
+        description="id of a token whose embedding gets no gradient (InternLM2: 2)",
         json_schema_extra=decides("result"),
     )
     tied_head: bool = False
@@ -167,13 +174,13 @@ class ModelConfig(Section):
     )
     scan_layers: bool = Field(
         True,
-        description="compile the layers once, as a loop; false unrolls them, which is faster for small ones",
+        description="compile the layers once, as a loop; false unrolls the loop, which is faster for small layers",
         json_schema_extra=decides("nothing"),
     )
     attention_implementation: Literal["auto", "blocks", "dense", "pallas"] = Field(
         "auto",
         description="auto: pallas on TPU and GPU, blocks on CPU. blocks: plain JAX, on any platform. pallas: the"
-        " platform's kernels, interpreted on a CPU, for tests. dense: materialises S x S, for tests",
+        " platform's kernels; on a CPU they are interpreted, for tests. dense: materialises S x S scores, for tests",
         json_schema_extra=decides("nothing"),
     )
     attention_block: int = Field(
@@ -181,7 +188,7 @@ class ModelConfig(Section):
     )
     attention_tile: tuple[PositiveInt, PositiveInt] | None = Field(
         None,
-        description="queries and keys per tile of `pallas`; null: the chip's own, from solo/chips.py",
+        description="queries and keys per tile of `pallas`; null: the chip's values in solo/chips.py",
         json_schema_extra=decides("nothing"),
     )
 
@@ -204,12 +211,12 @@ class ModelConfig(Section):
 
     @property
     def rotary_dim(self) -> int:
-        """The number of a head's first dimensions that are rotated."""
+        """The number of rotated dimensions of a head; they come first."""
         return int(self.dim_per_head * self.rope_fraction)
 
 
 class MeshConfig(Section):
-    """Devices along each mesh axis; one axis may be -1, which takes all remaining devices."""
+    """The number of devices along each mesh axis. One axis may be -1, which takes all remaining devices."""
 
     keys_decide = ("nothing",)
 

@@ -1,4 +1,4 @@
-"""Sections about the optimizer: the update rule, groups of parameters, the schedule."""
+"""Config sections for the optimizer: update rules, parameter groups and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from solo.config.base import Section
 
 MomentDtype = Literal["float32", "bfloat16"]
-# An average x of decay b rounds to 8 bits: unless (1 - b) x exceeds the rounding by far, it stalls.
+# bfloat16 has 8 bits of precision. An update changes an average x with decay b by about (1 - b) x. Unless that is far
+# above the rounding error, the average stalls.
 _MAX_BFLOAT16_DECAY = 0.99
 
 
 class MuonConfig(Section):
-    """Muon's own keys: momentum, and the orthogonalisation of each layer's matrix by Newton-Schulz steps."""
+    """Settings of Muon: momentum, and the orthogonalisation of each layer's matrices by Newton-Schulz iterations."""
 
     keys_decide = ("result",)
 
@@ -24,14 +25,14 @@ class MuonConfig(Section):
     newton_schulz_steps: int = Field(5, ge=1, le=20)
     consistent_rms: PositiveFloat | None = Field(
         0.2,
-        description="root mean square of an update: 0.2 is about AdamW's, so that one learning rate serves both"
-        " (arXiv 2502.16982); null: scaled by sqrt(max(1, outputs / inputs)) instead (Jordan 2024), which needs a"
-        " learning rate of its own",
+        description="root mean square of an update. 0.2 is about that of AdamW, so both can use the same learning rate"
+        " (arXiv 2502.16982). null: updates are scaled by sqrt(max(1, outputs / inputs)) instead (Jordan 2024), which"
+        " needs a separate learning rate",
     )
 
 
 class AdafactorConfig(Section):
-    """Adafactor's own keys (arXiv 1804.04235)."""
+    """Settings of Adafactor (arXiv 1804.04235)."""
 
     keys_decide = ("result",)
 
@@ -40,14 +41,14 @@ class AdafactorConfig(Section):
         1.0, description="largest root mean square of a matrix's update, before the learning rate"
     )
     multiply_by_parameter_scale: bool = Field(
-        True, description="step sizes are relative to the root mean square of each layer's matrix"
+        True, description="scale each step by the root mean square of the layer's matrix"
     )
     min_dim_size_to_factor: int = Field(
-        128, ge=2, description="a matrix with a smaller side has an unfactored second moment"
+        128, ge=2, description="the second moment of a matrix with a smaller side is not factored"
     )
 
 
-# The keys of each update rule, with the defaults of its paper or of common use for language models.
+# The keys of each update rule, with defaults from its paper or from common practice for language models.
 _OWN: Mapping[str, Mapping[str, Any]] = {
     "adamw": {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8},
     "lion": {"beta1": 0.9, "beta2": 0.99},
@@ -59,7 +60,7 @@ _ALL = ("beta1", "beta2", "eps", "momentum", "nesterov", "muon", "adafactor")
 
 
 class UpdateRuleConfig(Section):
-    """An update rule and its keys. Keys that the rule does not have are null, and are refused if they are set."""
+    """An update rule and its settings. Keys that do not belong to the rule must be null."""
 
     keys_decide = ("result",)
 
@@ -67,19 +68,22 @@ class UpdateRuleConfig(Section):
         "adamw", description="muon: Muon for the layers' matrices, AdamW for all other parameters"
     )
     beta1: float | None = Field(
-        None, ge=0, lt=1, description="decay of the first moment; default: 0.9, for adafactor no first moment"
+        None, ge=0, lt=1, description="decay of the first moment; default: 0.9; adafactor: null, no first moment"
     )
     beta2: float | None = Field(
-        None, ge=0, lt=1, description="decay of AdamW's second moment (default 0.95), or of Lion's momentum (0.99)"
+        None,
+        ge=0,
+        lt=1,
+        description="decay of AdamW's second moment (default: 0.95) or of Lion's momentum (default: 0.99)",
     )
     eps: PositiveFloat | None = Field(None, description="default: 1e-8; adafactor: 1e-30, added to squared gradients")
     momentum: float | None = Field(None, ge=0, lt=1, description="sgd; default: 0.9")
     nesterov: bool | None = Field(None, description="sgd; default: false")
     first_moment_dtype: MomentDtype = Field(
-        "float32", description="of the first moment or momentum; bfloat16 is safe with the default decays"
+        "float32", description="dtype of the first moment or momentum; bfloat16 is safe with the default decays"
     )
     second_moment_dtype: MomentDtype = Field(
-        "float32", description="of AdamW's second moment; bfloat16 is refused for beta2 above 0.99, where it stalls"
+        "float32", description="dtype of AdamW's second moment; bfloat16 needs a beta2 of at most 0.99, or it stalls"
     )
     muon: MuonConfig | None = None
     adafactor: AdafactorConfig | None = None
@@ -88,7 +92,7 @@ class UpdateRuleConfig(Section):
     def _check_rule(self) -> UpdateRuleConfig:
         own = _OWN[self.name]
         for key, default in own.items():
-            if getattr(self, key) is None:  # so that a resolved config shows the default
+            if getattr(self, key) is None:  # A resolved config shows the default.
                 object.__setattr__(self, key, default)
         for key in _ALL:
             if key not in own and getattr(self, key) is not None:
@@ -113,7 +117,7 @@ class UpdateRuleConfig(Section):
         return not (self.name == "sgd" and not self.momentum) and not (self.name == "adafactor" and self.beta1 is None)
 
     def _low_precision(self) -> list[tuple[str, float]]:
-        """Returns the keys of bfloat16 moments, with the decays of their averages."""
+        """Returns the dtype keys that are bfloat16, each with the decays of its moments."""
         first = {"lion": self.beta2, "sgd": self.momentum}.get(self.name, self.beta1)
         decays = {"first_moment_dtype": [first], "second_moment_dtype": [self.beta2]}
         if self.muon is not None:
@@ -124,21 +128,21 @@ class UpdateRuleConfig(Section):
 
 
 class GroupConfig(Section):
-    """Parameters whose updates differ from the rest. Keys that are null are those of the optimizer section."""
+    """A group of parameters with its own settings. A key that is null keeps the value of the optimizer section."""
 
     keys_decide = ("result",)
 
     match: tuple[str, ...] = Field(
-        min_length=1, description="globs over parameter paths; a component's name stands for all of its parameters"
+        min_length=1, description="globs over parameter paths; a component's name matches all of its parameters"
     )
-    learning_rate_scale: NonNegativeFloat | None = Field(None, description="factor on the scheduled learning rate")
+    learning_rate_scale: NonNegativeFloat | None = Field(None, description="multiplies the scheduled learning rate")
     weight_decay: NonNegativeFloat | None = Field(
-        None, description="of all parameters of the group, whatever weight_decay_mask says"
+        None, description="weight decay of all parameters of the group, regardless of weight_decay_mask"
     )
     clip_norm: PositiveFloat | None = Field(
-        None, description="the group's gradients are clipped by their own global norm, apart from the others"
+        None, description="clip the group's gradients by their own global norm, separately from all others"
     )
-    optimizer: UpdateRuleConfig | None = Field(None, description="another update rule, as {name: adamw}")
+    optimizer: UpdateRuleConfig | None = Field(None, description="another update rule, such as {name: adamw}")
 
     @model_validator(mode="after")
     def _check_group(self) -> GroupConfig:
@@ -148,37 +152,44 @@ class GroupConfig(Section):
 
 
 class OptimizerConfig(UpdateRuleConfig):
-    """The update rule, its schedule, weight decay and clipping; groups of parameters may differ."""
+    """The update rule, learning rate schedule, weight decay, gradient clipping and parameter groups."""
 
     keys_decide = ("result",)
 
-    learning_rate: float = Field(ge=0, description="peak")
+    learning_rate: float = Field(ge=0, description="peak learning rate")
     schedule: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = Field(
         "cosine",
-        description="from the end of the warm-up on; wsd: constant, then a decay; inverse_sqrt: falls like one over the"
-        " square root of the steps, in units of the warm-up. Over steps, or over tokens if the stage's length is given"
-        " in tokens",
+        description="learning rate after the warm-up. wsd: constant, then a decay; inverse_sqrt: peak /"
+        " sqrt(step / warmup_steps). The schedule is over tokens instead of steps if the stage's length is given in"
+        " tokens",
     )
     warmup_steps: int = Field(0, ge=0)
-    warmup_tokens: int | None = Field(None, ge=1, description="in place of warmup_steps, in a stage of so many tokens")
+    warmup_tokens: int | None = Field(
+        None, ge=1, description="replaces warmup_steps if the stage's length is given in tokens"
+    )
     start_at_zero: bool = Field(
-        False, description="the first step's rate is 0 and the schedule runs one step late (Megatron)"
+        False, description="the first step has a learning rate of 0, and the schedule is one step late (Megatron)"
     )
     decay_steps: int | None = Field(None, ge=1, description="wsd: length of the decay; default: a fifth of the stage")
-    decay_tokens: int | None = Field(None, ge=1, description="in place of decay_steps, in a stage of so many tokens")
+    decay_tokens: int | None = Field(
+        None, ge=1, description="replaces decay_steps if the stage's length is given in tokens"
+    )
     decay_shape: Literal["linear", "1-sqrt"] = Field(
-        "linear", description="wsd: 1-sqrt falls fast at first (arXiv 2405.18392)"
+        "linear", description="wsd: shape of the decay; 1-sqrt is steeper at first (arXiv 2405.18392)"
     )
     final_fraction: float = Field(
-        0.1, ge=0, le=1, description="final learning rate / peak; not with schedules constant and inverse_sqrt"
+        0.1, ge=0, le=1, description="final learning rate / peak; unused by the schedules constant and inverse_sqrt"
     )
-    weight_decay: float = Field(0.1, ge=0, description="times the learning rate, as in AdamW, for every update rule")
+    weight_decay: float = Field(
+        0.1, ge=0, description="decoupled weight decay, multiplied by the learning rate as in AdamW, for every rule"
+    )
     weight_decay_mask: Literal["matrices", "matrices_and_embeddings", "all"] = Field(
-        "matrices", description="parameters that decay; matrices: not norms, biases, embeddings"
+        "matrices", description="parameters with weight decay; matrices: no norms, biases or embeddings"
     )
-    clip_norm: float | None = Field(1.0, gt=0, description="largest global norm of the gradients; null: any")
+    clip_norm: float | None = Field(1.0, gt=0, description="clip gradients to this global norm; null: no clipping")
     groups: tuple[GroupConfig, ...] = Field(
-        (), description="each key of a parameter is set by the last group that matches it and has the key"
+        (),
+        description="parameter groups; if several groups match a parameter and set the same key, the last one applies",
     )
 
     @model_validator(mode="after")

@@ -1,11 +1,11 @@
-"""Renamed config keys and values: an old name is refused with a message that gives the new one."""
+"""Renamed config keys and values. An old name raises an error that gives the new name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatch
 
-# Old key -> what to write instead. `*` matches the index of any stage.
+# Old key -> its replacement. `*` matches the index of any stage.
 RENAMED_KEYS: Mapping[str, str] = {
     "start_from": "init_from",
     "data.planning_window": "data.packing_window",
@@ -19,7 +19,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "stages.*.optimizer.decayed": "stages.*.optimizer.weight_decay_mask",
 }
 
-# The same for files other than configs: a sweep, and a design for `solo fit simulate`.
+# Renamed keys of other files: sweeps, and designs for `solo fit simulate`.
 _OTHER_FILES: Mapping[str, Mapping[str, str]] = {
     "sweep": {
         "traffic": "row_statistics (and its entry pairs is named attended_pairs)",
@@ -28,7 +28,7 @@ _OTHER_FILES: Mapping[str, Mapping[str, str]] = {
     "design": {"trunk_noise": "stable_run_noise"},
 }
 
-# (Key, old value) -> what to write instead.
+# (Key, old value) -> its replacement.
 RENAMED_VALUES: Mapping[tuple[str, str], str] = {
     ("model.experts.ffn", "learned"): "moe",
     ("model.remat", "everything"): "full",
@@ -37,16 +37,16 @@ RENAMED_VALUES: Mapping[tuple[str, str], str] = {
 
 
 def new_key(key: str, what: str = "config") -> str | None:
-    """Returns what replaces a dotted key of a config, sweep or design, or None if it was never a key."""
+    """Returns the replacement of a dotted key of a config, sweep or design, or None if it was not renamed."""
     renamed = RENAMED_KEYS if what == "config" else _OTHER_FILES.get(what, {})
     return next((_with_index(new, key) for old, new in renamed.items() if fnmatch(key, old)), None)
 
 
 def new_value(key: str, value: object) -> str | None:
-    """Returns what replaces a value of a key, or None if it was never a value of it."""
+    """Returns the replacement of a value of a key, or None if it was not renamed."""
     return next((new for (at, old), new in RENAMED_VALUES.items() if fnmatch(key, at) and value == old), None)
 
 
 def _with_index(new: str, key: str) -> str:
-    """Replaces the `*` of a stage's new key by the index that the old key has."""
+    """Replaces the `*` in a stage's new key with the stage index of the old key."""
     return new.replace("stages.*", ".".join(key.split(".")[:2]), 1)

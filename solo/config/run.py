@@ -18,31 +18,29 @@ from solo.config.training import StageConfig
 from solo.config.watch import ProfileConfig, WatchConfig
 from solo.files import is_remote, place
 
-# Windows and some network shares drop a dot at the end; with one at the beginning, a folder is hidden.
+# Windows and some network shares drop a trailing dot, and a leading dot hides a folder.
 _NAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _LONGEST_NAME = 100
-# Bucket names as both stores have them: more would be refused only when the first checkpoint is saved.
+# The bucket names that both stores allow. An invalid name would otherwise fail only at the first checkpoint.
 _BUCKET = re.compile(r"(gs|s3)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^/\s]+)*/?")
 
 
 class Config(Section):
-    """A whole run."""
+    """The config of a whole run."""
 
     keys_decide = ("result",)
 
-    name: str = Field(description="of the run, and of its folder", json_schema_extra=decides("nothing"))
+    name: str = Field(description="name of the run and of its folder", json_schema_extra=decides("nothing"))
     folder: str = Field(
         "runs",
-        description="the run's files are in <folder>/<name>; also gs://bucket/folder or s3://bucket/folder",
+        description="a run is stored in <folder>/<name>; may be gs://bucket/folder or s3://bucket/folder",
         json_schema_extra=decides("nothing"),
     )
     seed: int = Field(0, ge=0, json_schema_extra=decides("data", "result"))
     init_from: str | None = Field(
-        None, description="initial weights: a folder (solo import), a run, or RUN@STEP; default: random weights"
+        None, description="initial weights: a folder written by solo import, a run, or RUN@STEP; default: random"
     )
-    branch: BranchConfig | None = Field(
-        None, description="continue from a checkpoint of another run; see --branch-from"
-    )
+    branch: BranchConfig | None = Field(None, description="branch from a checkpoint of another run; see --branch-from")
     data: DataConfig = DataConfig()
     image: ImageConfig = ImageConfig()
     sequence: SequenceConfig = SequenceConfig()
@@ -50,11 +48,11 @@ class Config(Section):
     mesh: MeshConfig = MeshConfig()
     compiler_options: dict[str, str | int | float | bool | None] = Field(
         {},
-        description="XLA options, added to the chip's own from solo/chips.py; null removes one",
+        description="XLA compiler options, added to those of the chip in solo/chips.py; null removes an option",
         json_schema_extra=decides("nothing"),
     )
     stages: tuple[StageConfig, ...] = ()
-    averages: dict[str, AverageConfig] = Field({}, description="name: an average of the weights, such as ema")
+    averages: dict[str, AverageConfig] = Field({}, description="averages of the weights by name, such as ema")
     checkpoint: CheckpointConfig = CheckpointConfig()
     safety: SafetyConfig = SafetyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -133,14 +131,14 @@ class Config(Section):
 
     @property
     def weight_names(self) -> list[str]:
-        """The names of the weights that a run has: those that are trained, and every average of them."""
+        """The names of all weights of a run: `trained`, and every average."""
         return ["trained", *self.averages]
 
     def _check_best(self) -> None:
         best, evaluation = self.checkpoint.best, self.evaluation
         if best is None:
             return
-        measured = (each for each in evaluation.evaluators() if each[0] != "samples")  # which are to be read
+        measured = (each for each in evaluation.evaluators() if each[0] != "samples")  # samples have no score
         known = {f"{kind}/{name}": section for kind, name, section in measured}
         found = [name for name in known if best.metric == name or best.metric.startswith(f"{name}/")]
         if not found:
@@ -154,13 +152,13 @@ class Config(Section):
             raise ValueError(f"checkpoint.best: evaluation.weights does not name {best.weights!r}")
 
     def image_in(self, stage: StageConfig) -> ImageConfig:
-        """Returns the image section as it applies in a stage."""
+        """Returns the image section with the overrides of a stage."""
         if stage.image is None:
             return self.image
         return ImageConfig.model_validate({**self.image.model_dump(), **stage.image.model_dump(exclude_none=True)})
 
     def check_runnable(self) -> None:
-        """Raises ConfigError if the config describes a model but no run: it has no sources or no stages."""
+        """Raises ConfigError if the config has no sources or no stages, and so describes only a model."""
         if missing := [
             key for key, found in (("data.sources", self.data.sources), ("stages", self.stages)) if not found
         ]:
@@ -168,5 +166,5 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run's files; in a bucket, an object with the methods of a path."""
+        """The folder of the run. In a bucket, it is a path-like object with the same methods."""
         return place(self.folder) / self.name

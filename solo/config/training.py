@@ -1,4 +1,4 @@
-"""Sections about the stages of a run."""
+"""Config sections for the stages of a run."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ Average = Literal["token", "row", "document", "document_root"]
 
 
 class LossConfig(Section):
-    """Cross-entropy at the target slots."""
+    """The cross-entropy loss at the target slots."""
 
     keys_decide = ("result",)
 
     average: Average = Field(
         "token",
-        description="units of equal weight: target tokens, rows (SOLO), or documents of any length; document_root:"
-        " a document's tokens weigh one over the square root of their number (InternVL and NEO: square)",
+        description="what has equal weight in the mean: target tokens, rows (SOLO), or documents. document_root: each"
+        " of a document's n target tokens has weight 1 / sqrt(n) (InternVL and NEO: square)",
     )
     z_loss: float = Field(0.0, ge=0)
     chunk_size: int | None = Field(
         None,
         ge=1,
-        description="target slots of a device whose logits exist at once; default: 128 MiB of logits",
+        description="target slots whose logits a device holds at a time; default: 128 MiB of logits",
         json_schema_extra=decides("nothing"),
     )
 
 
 class StageImageConfig(Section):
-    """Sizes of images that replace those of the `image` section in a stage."""
+    """Image sizes of a stage, which override those of the `image` section."""
 
     keys_decide = ("data",)
 
@@ -54,64 +54,69 @@ class StageImageConfig(Section):
 
 
 class StageConfig(Section):
-    """One stage of a run: its data, trained parameters, loss and optimizer."""
+    """A stage of a run: its data, trained parameters, loss and optimizer."""
 
     keys_decide = ("data",)
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    mixture: Weights = Field(min_length=1, description="source: weight; 0 if only a later entry gives it one")
+    mixture: Weights = Field(
+        min_length=1, description="weight of every source; 0 for a source that only a later entry gives a weight"
+    )
     mixture_by: Literal["documents", "tokens", "targets"] = Field(
         "documents",
-        description="what the weights count: documents, their slots (patches and text tokens), or target tokens",
+        description="unit of the weights: documents, tokens (patches and text tokens), or target tokens",
     )
     mixture_schedule: WeightsAtSteps = Field(
-        {}, description="step of the stage: weights from there on; a source that is not named keeps its own"
+        {}, description="weights from a step of the stage on; sources that an entry does not name keep their weight"
     )
     mixture_between: Literal["step", "linear"] = Field(
-        "step", description="weights between two entries: those of the earlier one, or interpolated linearly"
+        "step", description="weights between two entries. step: those of the earlier entry; linear: interpolated"
     )
     mixture_changes: WeightsAtSteps = Field(
         {},
-        description="as mixture_schedule, for changes decided during the run: a resumed run may append entries, and"
-        " they may name new sources",
+        description="like mixture_schedule, for changes made during the run: a resumed run may append entries, which"
+        " may name new sources",
     )
     max_epochs: MaxEpochs | None = Field(
-        None, description="most passes over each source in the stage, or source: passes"
+        None, description="largest number of passes over each source in the stage: a number, or one per source"
     )
     when_exhausted: Literal["refuse", "redistribute"] = Field(
         "refuse",
-        description="a source that would pass max_epochs: refuse to train, or give its weight to the others",
+        description="what to do if a source would exceed max_epochs. refuse: raise an error; redistribute: give its"
+        " weight to the other sources",
     )
     mixture_learning: MixtureLearningConfig | None = Field(
-        None, description="weights that follow the sources' losses; `mixture` has the first ones"
+        None, description="learn the weights from the sources' losses, starting at those of `mixture`"
     )
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(
-        None, gt=0, description="instead of steps: passes over each source, multiplied by the source's weight"
+        None, gt=0, description="replaces steps: passes over each source, multiplied by the source's weight"
     )
     tokens: int | None = Field(
         None,
         ge=1,
-        description="instead of steps: patches and text tokens. The stage has as many steps as they take on average,"
-        " and its schedule is over tokens (warmup_tokens, decay_tokens)",
+        description="replaces steps: number of patches and text tokens. The number of steps follows from the average"
+        " tokens per step, and the schedule is over tokens (warmup_tokens, decay_tokens)",
     )
-    batch_rows: int = Field(ge=1, description="B, over all hosts")
+    batch_rows: int = Field(ge=1, description="B, the global batch size in rows, over all hosts")
     accumulate: int = Field(
-        1, ge=1, description="micro-batches that a batch is split into", json_schema_extra=decides("result")
+        1, ge=1, description="number of micro-batches that a batch is split into", json_schema_extra=decides("result")
     )
-    row_slots: int = Field(1024, ge=16, description="target for P + T if they are chosen from the data")
-    slot_multiple: int = Field(8, ge=1, description="P, T and Y are rounded to a multiple of this")
+    row_slots: int = Field(1024, ge=16, description="approximate P + T if they are chosen from the data")
+    slot_multiple: int = Field(8, ge=1, description="P, T and Y are rounded to multiples of this")
     patch_slots: int | None = Field(None, ge=0, description="P; default: chosen from the data")
     text_slots: int | None = Field(None, ge=1, description="T; default: chosen from the data")
     target_slots: int | None = Field(None, ge=1, description="Y; default: chosen from the data")
-    image: StageImageConfig | None = Field(None, description="image sizes of this stage, such as those of a curriculum")
+    image: StageImageConfig | None = Field(
+        None, description="image sizes of this stage, such as in a resolution curriculum"
+    )
     train: tuple[str, ...] = Field(
         ("*",),
         description="globs over parameter paths; all other parameters are frozen",
         json_schema_extra=decides("result"),
     )
     learning_rate_scale: dict[str, NonNegativeFloat] = Field(
-        {}, description="glob over parameter paths: factor", json_schema_extra=decides("result")
+        {}, description="factors on the learning rate by glob over parameter paths", json_schema_extra=decides("result")
     )
     optimizer: OptimizerConfig
     optimizer_state: Literal["carry", "reset"] = Field("reset", json_schema_extra=decides("result"))
@@ -133,7 +138,7 @@ class StageConfig(Section):
         return self
 
     def _check_units(self) -> None:
-        """Raises ValueError if the schedule counts in another unit than the length of the stage."""
+        """Raises ValueError if the schedule and the length of the stage use different units."""
         over_tokens = self.tokens is not None
         for key, set_here in (
             ("warmup_steps", over_tokens and self.optimizer.warmup_steps),
@@ -151,13 +156,13 @@ class StageConfig(Section):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources of the mixture, then those that its changes add."""
+        """The sources of the mixture, followed by those that its changes add."""
         return sources_of(self.mixture, self.mixture_changes)
 
     def planned(self) -> StageConfig:
-        """Returns the stage with constant weights: their means over the schedule, without later changes.
+        """Returns the stage with constant mixture weights: their means over the schedule, without `mixture_changes`.
 
-        Row shapes are chosen for this mixture, so that a change during the run does not touch the steps before it.
+        Row shapes are chosen for this mixture, so that a change during the run does not affect the steps before it.
         """
         mixture = self.mixture
         if self.mixture_schedule:

@@ -1,4 +1,4 @@
-"""Sections about watching a run: its log lines, Weights & Biases, and profiles."""
+"""Config sections for monitoring a run: log lines, Weights & Biases, and profiles."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ from solo.config.base import Section
 
 
 class WandbConfig(Section):
-    """A run of Weights & Biases. The key comes from `wandb login` or $WANDB_API_KEY."""
+    """Logging to Weights & Biases. The API key comes from `wandb login` or $WANDB_API_KEY."""
 
     keys_decide = ("nothing",)
 
-    project: str = Field(min_length=1, description="project of the run")
-    entity: str | None = Field(None, description="user or team; default: that of the login")
+    project: str = Field(min_length=1, description="name of the project")
+    entity: str | None = Field(None, description="user or team; default: that of the API key")
     mode: Literal["online", "offline"] = Field(
-        "online", description="offline: store the run in its folder, for `wandb sync`"
+        "online", description="offline: store the W&B run in the run's folder, for `wandb sync`"
     )
-    group: str | None = Field(None, description="group that the run is shown in")
+    group: str | None = Field(None, description="group of the run")
     tags: tuple[str, ...] = Field((), description="tags of the run")
 
 
 class WatchConfig(Section):
-    """What a run shows while it trains. `metrics.jsonl` always holds every step."""
+    """What a run logs during training. `metrics.jsonl` always has every step."""
 
     keys_decide = ("nothing",)
 
-    log_every_seconds: float = Field(30.0, gt=0, description="seconds between two log lines without a terminal")
+    log_every_seconds: float = Field(
+        30.0, gt=0, description="seconds between two log lines if the output is not a terminal"
+    )
     norms_every_steps: int | None = Field(
         None,
         ge=1,
-        description="steps of a stage between two lines with the norms of every component's gradients, updates and"
-        " parameters",
+        description="log the norms of every component's gradients, updates and parameters after every N-th step of a"
+        " stage",
     )
     activations_every_steps: int | None = Field(
         None,
         ge=1,
-        description="steps of a stage between two lines with the size of the residual stream after every layer and of"
-        " the logits; each takes a further forward pass",
+        description="log the size of the logits and of the residual stream after every layer after every N-th step of a"
+        " stage; this takes an additional forward pass",
     )
-    wandb: WandbConfig | None = Field(None, description="also send the metrics to Weights & Biases; default: do not")
+    wandb: WandbConfig | None = Field(None, description="also send the metrics to Weights & Biases; default: off")
 
 
 class ProfileConfig(Section):
-    """Steps to trace with JAX's profiler, into `<run>/profile`. SIGUSR2 traces the next three steps at any time."""
+    """Steps to trace with JAX's profiler, into `<run>/profile`. At any time, SIGUSR2 traces the next three steps."""
 
     keys_decide = ("nothing",)
 

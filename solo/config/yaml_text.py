@@ -1,7 +1,7 @@
-"""YAML as configs use it: plain values that JSON has too, numbers as in YAML 1.2, and no key twice.
+"""The YAML subset of config files: JSON-compatible values, YAML 1.2 numbers, and no duplicate keys.
 
-PyYAML alone reads `1e-3` as a string, `010` as 8, `1:30` as 90 and `2026-01-01` as a date, and silently keeps the last
-of two equal keys.
+By default, PyYAML reads `1e-3` as a string, `010` as 8, `1:30` as 90 and `2026-01-01` as a date, and silently keeps
+the last of two duplicate keys.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves numbers as YAML 1.2 does, and refuses a key that a mapping has twice."""
+    """Resolves numbers as YAML 1.2 does, and rejects duplicate keys in a mapping."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        # Checked before `<<` is replaced by the mappings that it merges, whose keys may be overridden.
+        # Check before `<<` is expanded: keys of merged mappings may be overridden.
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}merge":
@@ -56,14 +56,14 @@ _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, _DIGITS)
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Returns the value of a YAML document, made of what JSON has: mappings have strings as keys.
+    """Returns the value of a YAML document as JSON-compatible data, so mappings have string keys.
 
     Args:
         text: the document.
-        what: begins the message of an error, as in "a.yaml" or "override 'seed=['".
+        what: prefix of error messages, such as "a.yaml" or "override 'seed=['".
 
     Raises:
-        ConfigError: the text is not YAML, sets a key twice, or holds a value that JSON does not have.
+        ConfigError: the text is not YAML, has duplicate keys, or has a value that JSON cannot represent.
     """
     try:
         data = yaml.load(text, Loader=_Loader)
