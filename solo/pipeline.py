@@ -1,4 +1,4 @@
-"""A whole run, as `solo train` does it: prepare the data, train every stage, evaluate, write the report."""
+"""The pipeline of `solo train`: prepares the data, trains every stage, evaluates, and writes the report."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ from solo.training.wandb_board import check_wandb
 class Trained(NamedTuple):
     """A finished run.
 
-    run      its folder
-    results  the newest result of every task; empty in other processes than the first
-    notes    messages for the user, such as data that was skipped or cut
+    run      the folder of the run
+    results  the newest result of every task; empty in all processes but the first
+    notes    messages for the user, such as about data that was skipped or cut
     """
 
     run: RunFolder
@@ -66,22 +66,22 @@ class Trained(NamedTuple):
 def train(
     config: Config, observer: Observer | None = None, began: float | None = None, stop: Stop | None = None
 ) -> Trained:
-    """Prepares data, trains and evaluates. Resumes from the last checkpoint of an earlier attempt.
+    """Prepares data, trains and evaluates. Resumes from the newest checkpoint if there is one.
 
     Args:
-        config: the run; its folder is `<folder>/<name>`.
-        observer: shows the progress; default: silent.
-        began: seconds since 1970 at which this attempt began, for `goodput.jsonl`; default: now.
-        stop: whether to stop; default: never.
+        config: the run, whose folder is `<folder>/<name>`.
+        observer: receives the progress; default: no output.
+        began: start time of this attempt in seconds since 1970, for `goodput.jsonl`; default: now.
+        stop: says when to stop; default: never.
 
     Raises:
-        ConfigError: the config does not fit its data, the devices, or the run that the folder holds. Or another
-            process trains that run.
+        ConfigError: the config does not fit its data, the devices, or the existing run in the folder; or another
+            process is training that run.
         CheckpointError: a checkpoint could not be written or read.
-        DataError: the data holds nothing to train on, or too much of it cannot be read.
-        BadStepError: a loss was not finite or jumped, and the config says to stop.
+        DataError: the data has nothing to train on, or too much of it cannot be read.
+        BadStepError: a loss was not finite or spiked, and `safety` says to stop.
         Interrupted: SIGTERM was received and `stop` listens for it; the run is saved.
-        OtherProcessError: process 0 of several failed at one of these steps.
+        OtherProcessError: process 0 failed while the other processes waited for it.
     """
     config.check_runnable()
     check_wandb(config)
@@ -92,10 +92,10 @@ def train(
         try:
             done = _train(config, observer or Observer(), ledger, stop or Stop(), stack)
         except BaseException as error:
-            with contextlib.suppress(OSError):  # a full disk, which `error` tells of
+            with contextlib.suppress(OSError):  # such as a full disk; `error` is the one to raise
                 ledger.close("interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed")
             raise
-        ledger.close("done")  # before the files of the run are stored
+        ledger.close("done")  # before `stack` uploads the files of the run
     return done
 
 
@@ -104,7 +104,7 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stop: Stop, stack
 
     def tell(text: str) -> None:
         notes.append(text)
-        observer.warn(text)  # at once: an attempt that fails does not return its notes
+        observer.warn(text)  # immediately, since an attempt that fails does not return its notes
 
     def set_up() -> tuple[RunFolder, Prepared, Store]:
         nonlocal observer
@@ -113,7 +113,8 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stop: Stop, stack
             check_position(find_origin(config, run), config)  # before anything is written
         lock = _lock(run, stack, tell)
         run = RunFolder.open(config, tell)
-        store = stack.enter_context(storing(run, tell, lock))  # before the heartbeat, whose end is stored, too
+        # Before the heartbeat, so that its end is stored, too.
+        store = stack.enter_context(storing(run, tell, lock))
         if config.branch is not None and run.newest_step() is None:
             secure(config, run)
         ledger.open(run.goodput_file)
@@ -162,13 +163,13 @@ def _train(config: Config, observer: Observer, ledger: Ledger, stop: Stop, stack
 def _data(
     config: Config, run: RunFolder, observer: Observer, stack: contextlib.ExitStack, tell: Callable[[str], None]
 ) -> Prepared:
-    """Opens the data, and prepares it first if this process is alone. It does not change until the stack is closed.
+    """Opens the data, and prepares it first if there are no other processes. The stack keeps it locked.
 
-    A run that is resumed does not take up files that were added to its sources or removed since they were prepared, as
-    other records would be another run's. It says so.
+    A resumed run ignores files that were added to or removed from its sources since they were prepared, because it must
+    continue with the same records. It tells the user so.
 
     Raises:
-        ConfigError: it cannot be prepared, or it is not prepared and other processes would wait for it.
+        ConfigError: the data cannot be prepared, or it is not prepared and other processes would have to wait for it.
     """
     folder, alone = local_folder(config), not among_others()
     kept = grown(config) if run.newest_step() is not None else []
@@ -191,7 +192,7 @@ def _data(
 
 
 def _is_prepared(config: Config) -> bool:
-    """Returns whether the data was prepared from the settings of a config, whatever its inputs are now."""
+    """Returns whether the data was prepared with the settings of a config, even if its inputs have changed since."""
     try:
         open_prepared(config)
     except ConfigError:
@@ -200,7 +201,7 @@ def _is_prepared(config: Config) -> bool:
 
 
 class _Preparation(Watcher):
-    """Tells an observer of a preparation's progress."""
+    """Reports the progress of a preparation to an observer."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -222,12 +223,12 @@ class _Preparation(Watcher):
 
 
 def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
-    """Saves the tokenizer in the run's folder. Raises ConfigError if the run has trained with another one."""
+    """Saves the tokenizer in the run's folder. Raises ConfigError if the run was trained with a different one."""
     if run.newest_step() is not None:
         try:
             before = open_tokenizer(run.work)
         except (OSError, ValueError):
-            before = None  # the folder was copied without it
+            before = None  # the folder was copied without its tokenizer
         if before is not None and before.fingerprint != prepared.tokenizer.fingerprint:
             raise ConfigError(
                 f"{run.path} was trained with another tokenizer than that of the prepared data, which has been made"
@@ -237,7 +238,7 @@ def _keep_tokenizer(run: RunFolder, prepared: Prepared) -> None:
 
 
 def _check_origin(found: Origin, config: Config, prepared: Prepared) -> None:
-    """Raises ConfigError if a branch's tokenizer, or the records of the stage that it continues, are others."""
+    """Raises ConfigError if a branch changes the tokenizer, or the records of the stage that it continues."""
     assert config.branch is not None
     other = RunFolder.existing(config.branch.run, lines=False)
     if open_tokenizer(other.work).fingerprint != prepared.tokenizer.fingerprint:
@@ -247,7 +248,7 @@ def _check_origin(found: Origin, config: Config, prepared: Prepared) -> None:
         )
     number = found.continued(config.stages)
     if number is None or found.progress.stage_step == config.stages[number].steps:
-        return  # its data begins anew
+        return  # the stage starts its data from the beginning
     before = _stored_order(other)
     changed = [
         name
@@ -262,7 +263,7 @@ def _check_origin(found: Origin, config: Config, prepared: Prepared) -> None:
 
 
 def _stored_order(run: RunFolder) -> dict[str, Any]:
-    """Returns the order of the records of a run's sources; empty in a new run, or a folder copied without it."""
+    """Returns the stored order of the records of each source; empty for a new run or a folder copied without it."""
     try:
         found: dict[str, Any] = json.loads((run.work / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -271,11 +272,11 @@ def _stored_order(run: RunFolder) -> dict[str, Any]:
 
 
 def _keep_order(run: RunFolder, config: Config, prepared: Prepared) -> None:
-    """Remembers the order of the records that the stages draw in the run's folder.
+    """Stores the order of the records of every stage's sources in the run's folder.
 
     Raises:
-        ConfigError: the run has trained on sources whose records have changed since: a record's number, and with it the
-            order of the data, would mean something else.
+        ConfigError: the run has trained on sources whose records have changed since. Record numbers, and so the order
+            of the data, would no longer match.
     """
     drawn = {name for stage in config.stages for name in stage.sources}
     found = {name: source.description.order for name, source in prepared.sources.items() if name in drawn}
@@ -294,14 +295,14 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
     """Holds the run's lock until the stack is closed. Raises ConfigError if another process holds it.
 
     Returns:
-        The lock in the bucket; None if the run is in a local folder.
+        The lock in the bucket, or None if the run is in a local folder.
     """
     if run.work.exists() and not run.work.is_dir():
         raise ConfigError(f"{run.work} is a file, where the run's folder would be: choose another name (name=...)")
     bucket = Bucket(str(run.path)) if is_remote(run.path) else None
     if bucket is not None:
         bucket.connect()
-        bucket.check_writing()  # or the run would end when its first old checkpoint is to be removed
+        bucket.check_writing()  # otherwise the run would fail only when it removes its first old checkpoint
     try:
         held = locked = stack.enter_context(hold(run.lock_file))
     except ConfigError as error:
@@ -319,10 +320,10 @@ def _lock(run: RunFolder, stack: contextlib.ExitStack, tell: Callable[[str], Non
 
 
 def check_memory(trainer: Trainer) -> list[str]:
-    """Says which stages may not fit in the devices' memory, and which parameters the mesh replicates.
+    """Returns warnings about stages that may not fit in memory and parameters that the mesh replicates.
 
     Raises:
-        ConfigError: a stage cannot fit, or replication costs too much.
+        ConfigError: a stage cannot fit, or replication costs too much memory.
     """
     here = machine_here()
     limit = None if here is None else memory_limit(here)
@@ -334,7 +335,7 @@ def check_memory(trainer: Trainer) -> list[str]:
 
 
 def _left_out(run: RunFolder, prepared: Prepared, trainer: Trainer) -> list[str]:
-    """Says how much data was skipped, cut or left out, and why."""
+    """Returns notes about how much data was skipped, cut or left out, and why."""
     found = [f"{prepared.quarantined:,} records could not be prepared"] if prepared.quarantined else []
     lines, _ = read_json_lines(run.quarantine_file)
     if lines:

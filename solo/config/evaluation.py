@@ -67,7 +67,7 @@ class EvaluationConfig(Section):
     )
 
     def evaluators(self) -> Iterator[tuple[str, str, Evaluator]]:
-        """Yields (kind, name, section) of every evaluator. Its lines in metrics.jsonl have `kind` and `task`."""
+        """Yields (kind, name, section) of every evaluator. Its metrics have the first two as `kind` and `task`."""
         for name, task in self.tasks.items():
             yield "evaluation", name, task
         for name, loss in self.losses.items():

@@ -1,4 +1,4 @@
-"""Counts the parameters of a model by component: all of them, and those that one text token or one patch uses."""
+"""Counts a model's parameters by component: in total, and active per text token and per patch."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _ORDER = list(dict.fromkeys(_NAMES.values()))
 class ComponentCount:
     """The parameters of a component, without the padding of the vocabulary.
 
-    name        the component, and the region where each has its own weights: `ffn, patches`
-    total       all of them
-    of_text     those that a text token uses; `top_k` of `count` experts with a router
-    of_patches  those that a patch uses
+    name        the component, and its region if the regions have separate weights: `ffn, patches`
+    total       all parameters
+    of_text     parameters that a text token uses; with a router, those of `top_k` of `count` experts
+    of_patches  parameters that a patch uses
     """
 
     name: str
@@ -59,7 +59,7 @@ def count_parameters(definition: ModelDefinition) -> list[ComponentCount]:
 
 
 def component_title(spec: ParameterSpec) -> str:
-    """Returns the name of a parameter's component: that of `ComponentCount`."""
+    """Returns the name of a parameter's component, as in `ComponentCount`."""
     return _title(*_component(spec))
 
 

@@ -1,7 +1,7 @@
-"""Declares parameters: each one states its role, its component, and the slots that use it.
+"""Declares parameters with their role, their component, and the slots that use them.
 
-Counts of parameters and FLOPs, initial scales, weight decay and the native export are folds over these facts
-(`ParameterSpec`). Only the Hugging Face layouts read a parameter's path.
+Parameter and FLOP counts, initial scales, weight decay and the native export are computed from this metadata
+(`ParameterSpec`). Only the Hugging Face layouts depend on a parameter's path.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Component = Literal["patch_embed", "text_embed", "norms", "qkv", "out", "ffn", "
 """The part of the network that a parameter belongs to."""
 
 Region = Literal["shared", "patches", "text", "targets", "moe"]
-"""The slots that use a parameter: all, those of one region, those whose logits are computed, or those that a learned
-router sends to the expert."""
+"""The slots that use a parameter: all slots, the slots of one region, the slots whose logits are computed, or the slots
+that a learned router sends to an expert."""
 
 Role = Literal["input", "hidden", "residual", "router", "head", "embedding", "norm", "bias", "vector"]
 """The role of a parameter.
@@ -29,7 +29,7 @@ hidden     matrix whose inputs grow with the width
 residual   hidden matrix whose outputs are added to the residual stream
 router     matrix from hidden states to the scores of the experts
 head       matrix from hidden states to logits
-embedding  table with a row per token or place; a slot looks its row up
+embedding  lookup table with a row per token or position
 norm       scale of a norm, initialised to one
 bias       initialised to zero
 vector     learned vector that replaces the embedding of a slot
@@ -40,9 +40,9 @@ _MATRICES = ("input", "hidden", "residual", "router", "head")
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """A float32 parameter: its shape, and the facts of its declaration.
+    """The shape and metadata of a float32 parameter.
 
-    shape      shape with the axis over layers, if it has one
+    shape      shape, including the axis over layers if there is one
     axes       the logical axis of every dimension
     component  the part of the network that it belongs to
     role       see `Role`
@@ -61,20 +61,19 @@ class ParameterSpec:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether slots are multiplied by it; False for a table that is only used for look-ups."""
+        """Whether slots are multiplied by the parameter. False for a table that is only used for lookups."""
         return self.role in _MATRICES
 
     @property
     def in_layers(self) -> bool:
-        """Whether it belongs to the decoder layers, which are stacked along the first axis."""
+        """Whether the parameter belongs to the decoder layers, which are stacked along the first axis."""
         return self.axes[:1] == ("layers",)
 
     @property
     def matrix_axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The axes that matrices are stacked along (layers, experts), and those of a product's inputs and outputs.
+        """The axes that matrices are stacked along (layers, experts), the input axes, and the output axes.
 
-        A parameter that is no matrix counts as a table of rows if it has two axes, and else as a vector, which has
-        outputs alone.
+        The input axis of an embedding is its first axis. Other parameters that are no matrices have only output axes.
         """
         start = int(self.in_layers)
         if self.is_matrix and self.axes[start] == "experts":
@@ -84,7 +83,7 @@ class ParameterSpec:
         return tuple(range(start)), rest[:inputs], rest[inputs:]
 
     def abstract(self) -> jax.ShapeDtypeStruct:
-        """Returns the array without its values."""
+        """Returns the shape and dtype."""
         return jax.ShapeDtypeStruct(self.shape, jnp.float32)
 
 

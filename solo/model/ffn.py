@@ -14,7 +14,11 @@ from solo.model.dense import Dense, add_bias
 
 
 class FFN(nnx.Module):
-    """swiglu: down(silu(gate(x)) * up(x)) (arXiv 2002.05202). relu2: down(relu(up(x))^2), as in Persimmon."""
+    """A feed-forward network.
+
+    swiglu  down(silu(gate(x)) * up(x)) (arXiv 2002.05202)
+    relu2   down(relu(up(x))^2), as in Persimmon
+    """
 
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
         width, hidden, std, biased = config.width, config.ffn_width, config.init_std, config.bias == "all"

@@ -1,7 +1,7 @@
-"""FLOPs of a step's matrix products, counted from shapes.
+"""Counts the FLOPs of a step's matrix products from shapes.
 
-A product of [m, k] and [k, n] counts 2 m k n. Norms, the softmax and the optimizer are left out: they are below 2% of
-the FLOPs that the compiler counts for a step.
+A product of [m, k] and [k, n] has 2 m k n FLOPs. Norms, the softmax and the optimizer are not counted: they are below
+2% of the FLOPs that the compiler counts for a step.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class BatchStats:
 
     patches, text   slots of each region
     targets         slots whose logits are computed
-    pairs           query-key pairs of the attention of one layer
-    documents       documents, or chunks of long ones; 0 if they were not counted
+    pairs           query-key pairs in the attention of one layer
+    documents       documents, or chunks of long documents; 0 if they were not counted
     """
 
     patches: int
@@ -37,7 +37,7 @@ class BatchStats:
 
 
 def batch_stats(batch: Batch) -> BatchStats:
-    """Counts the slots of a batch (numpy) that hold something, its targets, and the query-key pairs that are seen."""
+    """Counts the non-empty slots, targets, visible query-key pairs and documents of a batch (numpy)."""
     spans = batch.attend[..., 1] - batch.attend[..., 0], batch.attend[..., 3] - batch.attend[..., 2]
     live = live_slots(batch.attend)
     num_patches = batch.patches.shape[1]
@@ -51,20 +51,20 @@ def batch_stats(batch: Batch) -> BatchStats:
 
 
 def _begins(positions: Any) -> Any:
-    """Returns bool [B, S]: the slots at position 0, one in every document."""
+    """Returns bool [B, S]: the slots at position 0, of which every document has one."""
     return positions == 0 if positions.ndim == 2 else (positions == 0).all(axis=-1)
 
 
 def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozenset[str] | None = None) -> dict[str, int]:
-    """Returns FLOPs of training on a batch by part: forward, gradients of inputs, gradients of trained weights.
+    """Returns the FLOPs of a training step by part: forward pass, gradients of inputs, gradients of trained weights.
 
     Args:
         definition: the model.
-        stats: counts of the slots that hold something, for the useful FLOPs; or of all slots, for the computed ones.
+        stats: counts of the non-empty slots for useful FLOPs, or of all slots for computed FLOPs.
         trained: the paths of the trained parameters; None: all.
 
     Returns:
-        FLOPs of each of `PARTS`, without the recomputation of `model.remat`.
+        FLOPs of each of `PARTS`, without recomputation (`model.remat`).
     """
     config, specs = definition.config, definition.specs
     found = dict.fromkeys(PARTS, 0)
@@ -82,7 +82,7 @@ def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozense
 
 
 def _slots(spec: ParameterSpec, stats: BatchStats) -> Iterator[tuple[str, int]]:
-    """Returns the parts that a matrix belongs to, and the slots that are multiplied by it in each."""
+    """Yields the parts that a matrix belongs to, and the number of slots that are multiplied by it in each."""
     if not spec.is_matrix:
         return
     for region in ("patches", "text") if spec.region in ("shared", "moe") else (spec.region,):

@@ -1,7 +1,7 @@
 """Generation with a KV cache: prefill a batch of prompts, then decode token by token.
 
-Pure functions of arrays. A prefill takes chunks of any shape; patches are always in the patch region and tokens in the
-text region, so that each uses its own weights in every turn.
+All functions are pure. A prefill takes chunks of any shape. Patches are always in the patch region and text tokens in
+the text region, so each modality uses its own weights in every turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Sampling(NamedTuple):
     """Settings for sampling a token from the logits.
 
     temperature  float32 []   divides the logits; ignored by greedy decoding
-    top_p        float32 []   draw from the fewest tokens whose probabilities reach this sum (arXiv 1904.09751)
+    top_p        float32 []   nucleus sampling: the smallest set of tokens whose probabilities reach this sum
+                              (arXiv 1904.09751)
     allowed      bool [V]     tokens that may be drawn
     stop         int32 []     the token that ends a row
     """
@@ -36,9 +37,9 @@ class Sampling(NamedTuple):
 class Generated(NamedTuple):
     """The output of `generate`.
 
-    tokens   int32 [B, N]   the tokens of each row, the stop token included, filled up with stop tokens
-    lengths  int32 [B]      tokens of each row, the stop token included
-    cache    includes all tokens of a row except the last, which has not been an input yet
+    tokens   int32 [B, N]   tokens of each row, including the stop token; padded with stop tokens
+    lengths  int32 [B]      number of tokens of each row, including the stop token
+    cache    KV cache with all tokens of a row but the last, which has not been an input yet
     """
 
     tokens: jax.Array
@@ -61,13 +62,13 @@ def prefill(
         definition: the model.
         where: placement of the computation on devices.
         parameters: the model's values.
-        cache: keys and values read so far. Its buffers are reused. Keys that do not fit are dropped.
-        chunk: B rows, with patches and tokens first in their regions. `attend` and `positions` count from the
-            beginning of the row, not of the chunk.
-        counts_B2: int32, patches and text tokens of each row.
+        cache: keys and values of earlier chunks. Its buffers are donated. Keys that do not fit are dropped.
+        chunk: B rows, with padding at the end of each region. `attend` and `positions` count from the beginning of the
+            row, not of the chunk.
+        counts_B2: int32, number of patches and of text tokens in each row of the chunk.
 
     Returns:
-        The cache, and float32 logits [B, V] after each row's last text token (V padded).
+        The extended cache, and float32 logits [B, V] after the last text token of each row (V padded).
     """
     return _forward(definition, where, parameters, cache, chunk, counts_B2)
 
@@ -94,15 +95,15 @@ def generate(
 
     Args:
         definition: the model.
-        where: placement of the computation of one token of every row (`Generating.decode`).
+        where: placement of the computation on devices (`Generating.decode`).
         parameters: the model's values.
-        cache: keys and values read so far, with room for `max_new_tokens` - 1 text tokens. Its buffers are reused.
-        logits_BV: float32, for each row's first new token, as `prefill` returns them.
-        keys_B: a PRNG key per row, so that a row's draws do not depend on its neighbours.
+        cache: keys and values of the prompts, with room for `max_new_tokens` - 1 text tokens. Its buffers are donated.
+        logits_BV: float32 logits of the first new token of each row, as `prefill` returns them.
+        keys_B: a PRNG key per row, so that samples do not depend on the other rows of the batch.
         sampling: which tokens are allowed, and how they are drawn.
         max_new_tokens: N.
         greedy: always take the most likely token.
-        sliding_window: slots that a token sees, itself included, as in `SequenceConfig`; None: all.
+        sliding_window: see `SequenceConfig`.
     """
     rows = logits_BV.shape[0]
 
@@ -149,7 +150,7 @@ def decode_token(
     *,
     sliding_window: int | None = None,
 ) -> tuple[KVCache, jax.Array]:
-    """Read one token of each row, int32 [B], into the cache. Returns it, and the logits [B, V] of the next token."""
+    """Read one token of each row, int32 [B], into the cache. Returns the cache and the next token's logits [B, V]."""
     counts_B2 = jnp.stack([jnp.zeros_like(token_B), jnp.ones_like(token_B)], axis=1)
     chunk = _one_token(definition, sliding_window, cache, token_B)
     return _forward(definition, where, parameters, cache, chunk, counts_B2)
@@ -174,12 +175,12 @@ def _forward(
 
 
 def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: KVCache, token_B: jax.Array) -> Batch:
-    """Returns the next text token of every row, which sees itself and its row's slots within the sliding window."""
+    """Returns a batch with one text token per row, which attends to itself and its row within the sliding window."""
     rows = token_B.shape[0]
     patches_B, text_B = cache.length[:, 0], cache.length[:, 1]
     hidden_patches_B = hidden_text_B = jnp.zeros_like(text_B)
     if sliding_window is not None:
-        # The window counts in reading order; the slots within it are patches and text.
+        # The window counts positions in reading order, so it covers patches as well as text.
         before_B = jnp.maximum(cache.next_position + 1 - sliding_window, 0)
         read_BP = jnp.arange(cache.patch_positions.shape[1]) < patches_B[:, None]
         hidden_patches_B = jnp.sum(read_BP & (cache.patch_positions < before_B[:, None]), axis=1)
@@ -200,12 +201,12 @@ def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: K
 
 
 def _draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw a token per row, int32 [B], from the nucleus of the distribution at this temperature."""
+    """Sample a token per row, int32 [B], with temperature and top-p."""
     logits_BV = logits_BV / sampling.temperature
     descending_BV = -jnp.sort(-logits_BV, axis=-1)
     probabilities_BV = jax.nn.softmax(descending_BV, axis=-1)
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-    # The most likely token always stays, even if top_p is so small that rounding would lose it.
+    # Always keep the most likely token, even if top_p rounds to 0.
     stays_BV = (before_BV < sampling.top_p).at[:, 0].set(True)
     least_B1 = jnp.min(jnp.where(stays_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
     nucleus_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)

@@ -1,4 +1,4 @@
-"""The KV cache of generation: keys and values of the tokens and patches that each row has read, by region."""
+"""The KV cache of generation: keys and values of the patches and text tokens of each row, by region."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from solo.model.regions import Regions
 class KVCache(NamedTuple):
     """Keys and values [L, B, slots, K, C] of each region.
 
-    length            int32 [B, 2]      patches and text tokens that each row has read
+    length            int32 [B, 2]      number of cached patches and text tokens of each row
     next_position     int32 [B]         rotary position of the next text token
-    patch_positions   int32 [B, slots]  rotary positions of the patches, by which a sliding window counts
+    patch_positions   int32 [B, slots]  rotary positions of the patches, for the sliding window
     """
 
     k: Regions
@@ -42,7 +42,7 @@ def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: in
 
 
 def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
-    """Returns the same cache with at least this many patch and text slots per row. It never shrinks."""
+    """Returns the cache with at least this many patch and text slots per row. It never shrinks."""
 
     def pad(x: jax.Array, slots: int) -> jax.Array:
         missing = max(0, slots - x.shape[2])
@@ -58,9 +58,10 @@ def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
 
 
 def append(cache: KVCache, layer: jax.Array, k: Regions, v: Regions) -> KVCache:
-    """Append a layer's new keys and values [B, ., K, C] to those of each row. Entries that do not fit are dropped.
+    """Append a layer's new keys and values [B, ., K, C] to each row. Entries that do not fit are dropped.
 
-    All layers stay in one buffer, which a scan carries: decoding a token writes that token and copies nothing else.
+    All layers share one buffer, which the scan over layers carries. Decoding a token therefore writes only that token
+    and copies nothing else.
     """
 
     def write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
@@ -83,9 +84,9 @@ def keys_and_values(cache: KVCache, layer: jax.Array) -> tuple[Regions, Regions]
 
 
 def advance(cache: KVCache, chunk: Batch, counts_B2: jax.Array) -> KVCache:
-    """Update lengths, the next text token's position and the patches' positions after every layer has appended.
+    """Update the lengths and positions after all layers have appended their keys and values.
 
-    counts_B2  int32, patches and text tokens of the chunk that each row holds
+    counts_B2  int32, number of patches and of text tokens in each row of the chunk
     """
     num_patches = chunk.patches.shape[1]
     position_BS = chunk.positions if chunk.positions.ndim == 2 else chunk.positions.max(axis=-1)

@@ -25,10 +25,10 @@ class Context(NamedTuple):
     """The arguments of every layer other than its input.
 
     dense       products with weights
-    rotate      rotary positions of the batch, on queries or keys of both regions
-    attention   (q, k, v) -> the heads' outputs, within the batch's intervals
-    routed_ffn  experts that a router chooses
-    live        bool [B, .]: the slots that hold something
+    rotate      applies the batch's rotary positions to the queries or keys of both regions
+    attention   (q, k, v) -> outputs of the heads, with the mask of the batch
+    routed_ffn  computes a mixture of experts
+    live        bool [B, .]: the slots that are not empty
     append      writes a layer's keys and values into the cache
     """
 
@@ -41,7 +41,7 @@ class Context(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """A layer's hidden states, the extended cache, and its load-balancing loss (0 without a router)."""
+    """The hidden states after a layer, the extended cache, and the load-balancing loss (0 without a router)."""
 
     x: Regions
     cache: KVCache | None
@@ -49,10 +49,13 @@ class LayerOutput(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """x + out(attention(norm(x))), then x + ffn(norm(x)). Regions share a component, or each has its own."""
+    """A pre-norm layer: x + out(attention(norm(x))), then x + ffn(norm(x)).
+
+    Each component is shared by both regions or separate for each (`ModelConfig.experts`).
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        # Residual outputs are initialised smaller, so that the sum of 2 L of them keeps its scale (GPT-2).
+        # Residual outputs have a smaller initial scale, so that the sum of 2 L outputs keeps its scale (GPT-2).
         residual_std = config.init_std / (2 * config.layers) ** 0.5
         experts = config.experts
         self.query_multiplier, self.residual_multiplier = query_multiplier(config), residual_multiplier(config)
@@ -69,7 +72,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Regions, context: Context, cache: KVCache | None = None, number: jax.Array | None = None
     ) -> LayerOutput:
-        """Maps [B, ., D] to [B, ., D]. With a cache, queries also attend to the keys in it of layer `number`."""
+        """Maps [B, ., D] to [B, ., D]. With a cache, queries also attend to its keys of layer `number`."""
         q, k, v = self.qkv(self.attention_norm(x), context.dense)
         q, k = context.rotate(_times(q, self.query_multiplier)), context.rotate(k)
         q, k, v = (named(part, PROJECTION) for part in (q, k, v))

@@ -1,8 +1,8 @@
-"""A mixture of experts with a learned router in place of the FFN, for comparison with modality experts.
+"""A mixture of experts with a learned router that replaces the FFN, for comparison with modality experts.
 
 Routing is top-k and dropless: slots are sorted by expert, and every expert computes exactly the slots routed to it. The
-load-balancing loss is the Switch Transformer's (arXiv 2101.03961, eq. 4): E x sum over experts of (share of slots) x
-(mean probability).
+load-balancing loss is that of the Switch Transformer (arXiv 2101.03961, eq. 4): E times the sum over experts of (share
+of slots) x (mean probability).
 
 Letters besides those of solo/batch.py: N slots of both regions of all rows, E experts, A = top_k.
 """
@@ -23,7 +23,7 @@ from solo.model.regions import Regions
 
 
 class ExpertWeights(NamedTuple):
-    """router [D, E], gate and up [E, D, F], down [E, F, D]."""
+    """The weights of a mixture of experts: router [D, E], gate and up [E, D, F], down [E, F, D]."""
 
     router: Any
     gate: Any
@@ -34,7 +34,7 @@ class ExpertWeights(NamedTuple):
 class Load(NamedTuple):
     """The router's load, as float32 sums over the live slots.
 
-    chosen       [E]  number of times that each expert was chosen
+    chosen       [E]  number of slots that chose each expert
     probability  [E]  sum of the router's probabilities
     slots        []   live slots
     """
@@ -66,7 +66,7 @@ class MoE(nnx.Module):
         self.top_k = moe.top_k
 
     def __call__(self, x: Regions, live: Regions, routed_ffn: RoutedFFN) -> tuple[Regions, jax.Array]:
-        """Returns the outputs of both regions and the load-balancing loss, float32 [], which is 1 for an even load."""
+        """Returns the outputs of both regions and the load-balancing loss, float32 [], which is 1 if balanced."""
         weights = ExpertWeights(self.router[...], self.gate[...], self.up[...], self.down[...])
         out, load = routed_ffn(x, live, weights, self.top_k)
         slots = jnp.maximum(load.slots, 1.0)
@@ -75,7 +75,7 @@ class MoE(nnx.Module):
 
 
 class MoEFFN(nnx.Module):
-    """Puts the experts under the path `layers/ffn/moe`."""
+    """Holds the experts, so that their path is `layers/ffn/moe`."""
 
     def __init__(self, config: ModelConfig, down_std: float, rngs: nnx.Rngs):
         self.moe = MoE(config, down_std, rngs)
@@ -96,7 +96,7 @@ def routed_ffn(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) ->
 
 
 def _apply(x_ND: jax.Array, chosen_NA: jax.Array, strength_NA: jax.Array, weights: ExpertWeights) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs, [N, D]. Sorting by expert makes products dense."""
+    """Returns the weighted sum of the chosen experts' outputs, [N, D]. Sorting slots by expert keeps products dense."""
     count, top_k = len(weights.gate), chosen_NA.shape[1]
     order = jnp.argsort(chosen_NA.reshape(-1), stable=True)
     sizes_E = jnp.bincount(chosen_NA.reshape(-1), length=count)

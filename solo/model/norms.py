@@ -1,4 +1,4 @@
-"""Normalisation over the last axis. Statistics are float32; the result has the dtype of the input."""
+"""Normalisation over the last axis. Statistics are computed in float32; the output has the dtype of the input."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ class LayerNorm(nnx.Module):
 def make_norm(
     kind: Literal["rms", "layer"], width: int, eps: float, component: Component = "norms"
 ) -> RMSNorm | LayerNorm:
-    """Returns the norm that a config names."""
+    """Returns the norm of this kind (`ModelConfig.norm`)."""
     return (RMSNorm if kind == "rms" else LayerNorm)(width, eps, component)

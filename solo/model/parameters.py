@@ -1,7 +1,7 @@
-"""Parameters as a plain mapping, path -> array, and the model as a function of them.
+"""Parameters as a plain mapping, path -> array, and the model as a pure function of them.
 
-A path looks like `layers/ffn/patches/gate`; layers are stacked along a first axis. The globs of a config, checkpoints
-and shardings name parameters by these paths. A parameter's `ParameterSpec` describes it.
+A path looks like `layers/ffn/patches/gate`. Layers are stacked along the first axis. Globs in configs, checkpoints and
+shardings refer to parameters by these paths. The `ParameterSpec` of a parameter has its shape and metadata.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Parameters = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class ModelDefinition:
-    """Everything about a model except its values. `vocab_size` is the number of vocabulary rows without padding."""
+    """A model without its parameter values. `vocab_size` is the number of vocabulary rows without padding."""
 
     config: ModelConfig
     image: ImageConfig
@@ -32,7 +32,7 @@ class ModelDefinition:
 
     @cached_property
     def _split(self) -> tuple[Any, dict[tuple[Any, ...], Any]]:
-        # The key is an argument: a key that the function closes over would be used to draw real values.
+        # The key is an argument, because a key in a closure would make `eval_shape` draw real values.
         abstract = nnx.eval_shape(self._build, jax.random.key(0))
         graph, state = nnx.split(abstract)
         return graph, dict(nnx.to_flat_state(state))
@@ -58,20 +58,20 @@ class ModelDefinition:
         return dict(sorted(found.items()))
 
     def initialise(self, key: jax.Array) -> Parameters:
-        """Draw all parameters; a pure function of the key, to be jitted with the shardings they should have."""
+        """Draw all parameters. A pure function of the key; jit it with the desired output shardings."""
         state = nnx.to_flat_state(nnx.state(self._build(key), nnx.Param))
         found = {"/".join(map(str, path)): variable[...] for path, variable in state}
         scales = {path: initial_scale(spec, self.config) for path, spec in self.specs.items()}
         return {path: found[path] * scale if scale != 1 else found[path] for path, scale in scales.items()}
 
     def bind(self, parameters: Parameters) -> Transformer:
-        """Returns the model with these values; call it inside the jitted function."""
+        """Returns the model with these parameter values. Call it inside the jitted function."""
         graph, state = self._split
         flat = [(path, variable.replace(parameters["/".join(map(str, path))])) for path, variable in state.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
     def num_parameters(self) -> int:
-        """Returns the number of parameters, padded vocabulary rows included."""
+        """Returns the number of parameters, including padding rows of the vocabulary."""
         return sum(prod(spec.shape) for spec in self.specs.values())
 
 

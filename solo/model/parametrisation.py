@@ -1,7 +1,7 @@
-"""Initial scales, learning rates and multipliers as functions of a model's size (`ParametrisationConfig`).
+"""Scales initial weights, learning rates and multipliers with a model's size (`ParametrisationConfig`).
 
 muP (Yang et al. 2022, arXiv 2203.03466, table 8) keeps activations and their updates the same size at every width, so
-a learning rate tuned at a small width also suits a large one. CompleteP (Dey et al. 2025, arXiv 2505.01618, table 1,
+a learning rate tuned at a small width also works at a large one. CompleteP (Dey et al. 2025, arXiv 2505.01618, table 1,
 alpha = 1) does the same for the depth. Both are factors on the standard parametrisation that are 1 at the base size;
 m is width / base_width, d is layers / base_layers (1 except in CompleteP):
 
@@ -56,7 +56,7 @@ def initial_scale(spec: ParameterSpec, config: ModelConfig) -> float:
     """Returns the factor on a parameter's initial scale in the standard parametrisation."""
     m, d = width_factor(config), depth_factor(config)
     scale = {"hidden": m**-0.5, "residual": m**-0.5, "router": 1 / m}.get(spec.role, 1.0)
-    # The standard parametrisation divides residual outputs by the root of the depth; CompleteP has its multiplier.
+    # The standard parametrisation divides residual outputs by sqrt(depth). CompleteP uses a multiplier instead.
     return scale * d**0.5 if spec.role == "residual" else scale
 
 
@@ -65,13 +65,13 @@ def step_scale(
 ) -> float:
     """Returns the factor on the step of an update rule.
 
-    The matrices of the layers change by a spectral norm that grows like sqrt(outputs / inputs) with the width, whatever
-    the rule (Yang et al. 2023, arXiv 2310.17813). A step of Adam or Lion has entries of one size, and its singular
-    values are as unequal as the gradient's: 1/m. A step of Muon has equal singular values. Adafactor's is relative to
-    the parameter's own scale, which the initial scale has already reduced.
+    With any rule, the spectral norm of a step of the layers' matrices should scale like sqrt(outputs / inputs) with the
+    width (Yang et al. 2023, arXiv 2310.17813). A step of Adam or Lion has entries of equal size, and its singular
+    values are as unequal as those of the gradient, so its factor is 1/m. A step of Muon has equal singular values. A
+    step of Adafactor is relative to the scale of the parameter, which the initial scale has already reduced.
 
     Raises:
-        ConfigError: there is no rule for `sgd`, whose step grows with the gradient.
+        ConfigError: the rule is `sgd`, whose steps grow with the gradient and have no scaling rule.
     """
     m = width_factor(config)
     if config.parametrisation.kind != "standard" and rule == "sgd":
@@ -82,7 +82,7 @@ def step_scale(
     if spec.role not in ("hidden", "residual", "router"):
         return 1.0
     if rule == "muon":
-        # sqrt(outputs / inputs) over the spectral norm of a step, both relative to the base size.
+        # sqrt(outputs / inputs) divided by the spectral norm of a step, both relative to the base size.
         norm = m**0.5 if keys is not None and keys.muon is not None and keys.muon.consistent_rms is not None else 1.0
         return (m**-0.5 if spec.role == "router" else 1.0) / norm
     if rule == "adafactor" and keys is not None and keys.adafactor is not None:
@@ -92,6 +92,6 @@ def step_scale(
 
 
 def eps_scale(spec: ParameterSpec, config: ModelConfig) -> float:
-    """Returns the factor on Adam's eps: a larger model has smaller gradients."""
+    """Returns the factor on Adam's eps, since a larger model has smaller gradients."""
     depth = depth_factor(config) if spec.in_layers else 1.0
     return 1 / (width_factor(config) * depth)

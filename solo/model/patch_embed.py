@@ -1,6 +1,6 @@
-"""Patch embedding: maps the pixels of a patch to the model's width. One module per kind of `PatchEmbedConfig`.
+"""Patch embeddings, which map the pixels of a patch to the model's width: one module per `PatchEmbedConfig.kind`.
 
-Every kind is local to the patch: a visual token depends on its own pixels and its place in the image or tile.
+Every kind is local to the patch: a visual token depends only on its own pixels and its position in the image or tile.
 
 Letters besides those of solo/batch.py: a patch has n x n inner patches of i x i pixels, with I channels each; G is the
 side of the table of positions.
@@ -21,7 +21,7 @@ from solo.model.declare import Role, normal, zeros
 from solo.model.dense import add_bias
 from solo.model.norms import LayerNorm
 
-# PyTorch's default, which InternVL's mlp1 uses regardless of the decoder's
+# PyTorch's default, which InternVL's mlp1 uses regardless of the decoder's eps.
 _GRID_NORM_EPS = 1e-5
 # The parameter of PyTorch's bicubic kernel; Pillow and jax.image have -0.5.
 _BICUBIC_A = -0.75
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
 
 class LinearEmbed(Linear):
-    """One product with the pixels of a patch."""
+    """A linear projection of the pixels of a patch."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         shape = image.patch_size**2 * 3, config.width
@@ -62,7 +62,7 @@ class LinearEmbed(Linear):
 
 
 class ConvEmbed(nnx.Module):
-    """A convolution of stride i, GELU, and a product with the n x n inner patches (EVEv2, NEO)."""
+    """A convolution of stride i, GELU, and a linear projection of the n x n inner patches (EVEv2, NEO)."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         inner, std = _Inner(config.patch_embed, image), config.init_std
@@ -97,7 +97,7 @@ class GridEmbed(nnx.Module):
         joined = inner.count * inner.channels
         self.norm = LayerNorm(joined, _GRID_NORM_EPS, "patch_embed")
         self.hidden = Linear(rngs, (joined, width), ("inner", "embed"), std)
-        # The same axes as the preceding matrix, so that both are sharded alike.
+        # The same axes as `hidden`, so that both are sharded in the same way.
         self.out = Linear(rngs, (width, width), ("inner", "embed"), std, role="hidden")
 
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ class GridEmbed(nnx.Module):
         return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
 
     def table(self) -> jax.Array:
-        """Returns the positions of a tile's inner patches, float32 [side^2, I], resampled unless the tile has G x G."""
+        """Returns the position embeddings of a tile, float32 [side^2, I], resampled unless the tile is G x G."""
         table = self.positions[...][int(self.class_slot) :]
         if self.tile_side == self.grid_side:
             return table
@@ -135,7 +135,7 @@ class _Inner:
         self.count = self.side**2
 
     def embed(self, rngs: nnx.Rngs, std: float) -> Linear:
-        """Returns the product with the pixels of an inner patch."""
+        """Returns the linear projection of the pixels of an inner patch."""
         shape = 3 * self.size**2, self.channels
         return Linear(rngs, shape, ("pixels", "inner"), std, uses=self.count)
 

@@ -1,4 +1,4 @@
-"""The operations that depend on the devices: on one device here, on a mesh in `solo.sharding.placement`."""
+"""The operations that depend on the devices, for one device. `solo.sharding.placement` has those for a mesh."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS
 
 
 def one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    """Computes dense attention on one device: for a single query, tiles would compute a whole block of queries."""
+    """Computes dense attention on one device, for a single query. A tiled kernel would compute a whole query block."""
     kernel = Kernel("dense", config.attention_block, config.attention_block)
     return attention_with(kernel, q, k, v, attend_BS4)
 
@@ -51,15 +51,15 @@ def head_product(x: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 
 class Placement(NamedTuple):
-    """The operations that depend on the devices; the defaults are for one device.
+    """The operations that depend on the devices. The defaults are for one device.
 
     constrain   (array, logical axes) -> array, sharded over the mesh
-    dense       products with weights
-    attention   attention
-    routed_ffn  experts that a router chooses
-    rotate      rotary positions, (x [B, ., H, C], angles) -> the same shape
+    dense       multiplies by weights
+    attention   computes attention
+    routed_ffn  computes a mixture of experts
+    rotate      applies rotary positions, (x [B, ., H, C], angles) -> the same shape
     append      writes a layer's new keys and values into the KV cache
-    head        product of hidden states with the output projection
+    head        multiplies hidden states by the output projection
     row_shards    number of devices that a batch's rows are sharded over
     vocab_shards  number of devices that the vocabulary is sharded over
     """
@@ -76,10 +76,10 @@ class Placement(NamedTuple):
 
 
 class Generating(NamedTuple):
-    """The placements of generation; the defaults are for one device.
+    """The placements for generation. The defaults are for one device.
 
-    prefill  for prompts: many slots
-    decode   for one new token of each row
+    prefill  for prompts, with many slots per row
+    decode   for one new token per row
     """
 
     prefill: Placement = Placement()

@@ -1,7 +1,7 @@
 """The two regions of a row, and components with shared or separate weights for them.
 
-A hidden state is two arrays, `Regions(patches, text)`. Weights per modality are therefore a static choice, which needs
-no gather, no mask and no router.
+Hidden states are a pair of arrays, `Regions(patches, text)`. Weights per modality are therefore selected statically,
+without a gather, a mask or a router.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Regions(NamedTuple):
 class PerRegion(nnx.Module):
     """A component with one set of weights for both regions (`shared`), or one for each (`patches`, `text`).
 
-    The component takes the slots that its weights apply to: `Regions` if it is shared, so that a weight's gradient
-    is summed over both regions at once, else the array [B, ., ...] of its region.
+    A shared component is called with `Regions`, so that the gradient of a weight is summed over both regions at once. A
+    separate one is called with the array [B, ., ...] of its region.
     """
 
     def __init__(self, sharing: Sharing, make: Callable[[], Any]):
@@ -60,5 +60,5 @@ class PerRegion(nnx.Module):
 
 
 def live_slots(attend_BS4: Any) -> Any:
-    """Returns bool [B, S]: the slots that hold something; an empty slot sees nothing."""
+    """Returns bool [B, S]: the slots that are not empty. An empty slot attends to nothing."""
     return (attend_BS4[..., 1] > attend_BS4[..., 0]) | (attend_BS4[..., 3] > attend_BS4[..., 2])

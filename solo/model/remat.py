@@ -1,8 +1,8 @@
-"""Rematerialisation (`model.remat`): what a layer saves for its backward pass, and what it recomputes.
+"""Rematerialisation (`model.remat`): what a layer saves for the backward pass, and what it recomputes.
 
-The policies, from the most memory to the least. The gradients are the same with all of them.
+The policies, from the most memory to the least. All of them give the same gradients.
 
-  none         keeps everything
+  none         keeps all intermediate results
   dots         keeps the outputs of all products with weights, and of attention
   projections  keeps queries, keys and values, attention's output and its projection; recomputes the FFN, which takes
                much memory for its FLOPs
@@ -14,8 +14,8 @@ The policies, from the most memory to the least. The gradients are the same with
 Every policy keeps the layer's input [B, S, D]. `offload` moves it to the host and back while the device computes.
 
 Measured with `python -m tests.benchmarks.remat`, by the compiler's count of temporary bytes on a CPU (float32; 8
-scanned layers with D 256 and F 768, over 2 rows of 1,024 slots). The columns are the total, and what one more layer
-adds in units of its input:
+scanned layers with D 256 and F 768, over 2 rows of 1,024 slots). The columns are the total, and the increase
+per layer in units of the layer's input:
 
   none          510 MiB   28.2      attention    107 MiB   2.0
   dots          237 MiB   11.0      full          91 MiB   1.0
@@ -45,7 +45,7 @@ _NAMED = (LAYER_INPUT, PROJECTION)
 
 
 def named(x: Regions, name: str) -> Regions:
-    """Returns the same values with a name, so that a policy can save them."""
+    """Names both regions of an array for rematerialisation policies."""
     return x.map(lambda part: checkpoint_name(part, name))
 
 
@@ -56,7 +56,7 @@ def rematerialised(function: Callable[..., Any], config: ModelConfig) -> Callabl
     """
     if config.remat == "none":
         return function
-    # A scan already prevents common-subexpression elimination across the layer; another barrier would only cost time.
+    # A scan already prevents common-subexpression elimination across layers; a barrier would only cost time.
     return jax.checkpoint(function, prevent_cse=not config.scan_layers, policy=_policy(config.remat))
 
 
@@ -71,7 +71,7 @@ def _policy(name: str) -> Any:
             offload_src="device",
             offload_dst="pinned_host",
         )
-    # Attention's output is small, and expensive to compute again.
+    # Attention's output is small and expensive to recompute.
     if name == "projections":
         return policies.save_only_these_names(SAVED, PROJECTION)
     if name == "dots":

@@ -1,4 +1,4 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864): the angles, and the rotation.
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864): the angles and the rotation.
 
 Letters besides those of solo/batch.py: R rotated dimensions of a head (`ModelConfig.rotary_dim`).
 """
@@ -30,8 +30,8 @@ def rotary_angles(positions: jax.Array, config: ModelConfig) -> jax.Array:
 def frequencies(positions: jax.Array, config: ModelConfig) -> jax.Array:
     """Returns the frequencies of the pairs, float32 [R/2], or [B, 1, R/2] if they depend on the row's length.
 
-    A row's length is its largest position + 1, which in a packed row is the length of the longest document. Dynamic NTK
-    changes only rows longer than `trained_length`.
+    A row's length is its largest position + 1. In a packed row, this is the length of the longest document. Dynamic NTK
+    affects only rows longer than `trained_length`.
     """
     exponents = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
     scaling = config.rope_scaling
@@ -52,7 +52,7 @@ def _growth(length: jax.Array, scaling: RopeScalingConfig, dim: int) -> jax.Arra
 
 
 def _llama3(frequency: jax.Array, scaling: RopeScalingConfig) -> jax.Array:
-    """Applies Llama 3.1's scaling: slows down pairs with few full turns within the trained length."""
+    """Applies the scaling of Llama 3.1, which lowers the frequency of pairs with few turns in the trained length."""
     turns = scaling.trained_length * frequency / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -72,7 +72,7 @@ def rotate(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def rotate_by_product(x_BSHC: jax.Array, angles: jax.Array) -> jax.Array:
-    """Equals `rotate`, for TPUs: a product with a permutation matrix, which is exact, swaps the partners of each pair.
+    """`rotate` for TPUs: swaps the partners of each pair by multiplying by a permutation matrix, which is exact.
 
     Half a head fills half a register, so splitting and joining heads is expensive. By libtpu 0.0.42's cycle counts, a
     step takes 8% fewer cycles for a 2B model on v5e-16, 2% fewer for a 7B model on v5p-128, and the same for the 7B

@@ -1,8 +1,8 @@
-"""One decoder-only transformer over text tokens and raw image patches.
+"""A decoder-only transformer over text tokens and raw image patches.
 
 SOLO (arXiv 2407.06438) shares all weights between the modalities; Mono-InternVL (arXiv 2410.08202) gives patches their
-own FFN in every layer; EVEv2 (arXiv 2502.06788) separates all norms and projections. `ModelConfig.experts` selects
-among them.
+own FFN in every layer; EVEv2 (arXiv 2502.06788) separates all norms and projections. `ModelConfig.experts` selects one
+of these designs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Output(NamedTuple):
 
     hidden      final hidden states [B, P, D] and [B, T, D]
     cache       the extended KV cache, if one was given
-    auxiliary   float32 [], load-balancing loss of a learned router, mean over the layers; 0 without one
-    probed      what a probe returned for every layer, stacked along a first axis, if one was given
+    auxiliary   float32 [], load-balancing loss of a learned router, mean over the layers; 0 without a router
+    probed      outputs of the probe, stacked over layers along the first axis, if one was given
     """
 
     hidden: Regions
@@ -48,7 +48,7 @@ class Output(NamedTuple):
 
 
 class Transformer(nnx.Module):
-    """The whole network. Parameters are float32; the computation runs in `config.compute_dtype`."""
+    """The transformer. Parameters are float32; the computation runs in `config.compute_dtype`."""
 
     def __init__(self, config: ModelConfig, image: ImageConfig, vocab_size: int, rngs: nnx.Rngs):
         self.config, self.image, self.vocab_size = config, image, vocab_size
@@ -74,8 +74,8 @@ class Transformer(nnx.Module):
     ) -> Output:
         """Compute the final hidden states of a batch.
 
-        With a cache, the batch's rows continue the rows in the cache: `attend` counts from the cache's first slot, and
-        `positions` from the beginning of the row. A probe is applied to the hidden states after every layer.
+        With a cache, the rows of the batch continue those in the cache: `attend` counts from the first slot of the
+        cache, and `positions` from the beginning of the row. `probe` is applied to the hidden states after every layer.
         """
         placement, config = placement or Placement(), self.config
         axes = ("rows", "slots", None)
@@ -100,7 +100,7 @@ class Transformer(nnx.Module):
     def embed(
         self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array, placement: Placement | None = None
     ) -> Regions:
-        """Maps pixels [B, P, p*p*3], places [B, P, 2] and ids [B, T] to hidden states [B, P, D] and [B, T, D]."""
+        """Maps pixels [B, P, p*p*3], grid positions [B, P, 2] and token ids [B, T] to hidden states of both regions."""
         dtype, config = jnp.dtype(self.config.compute_dtype), self.config
         x_BPD = self.patch_embed(self.normalise(patches).astype(dtype), patch_grid)
         table = self.text_embed[...]
@@ -108,7 +108,7 @@ class Transformer(nnx.Module):
             x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype)
         # If the table is sharded over its width, the looked-up rows are constrained to the same sharding, so that
         # an all-to-all exchanges rows for width. Otherwise the partitioner copies all rows to every device.
-        # The cast comes after the lookup: a token's gradients are summed in float32.
+        # The cast comes after the lookup, so that a token's gradients are summed in float32.
         x_BTD = (placement or Placement()).constrain(table[text_BT], ("whole_rows", "slots", "embed")).astype(dtype)
         if config.frozen_embedding_id is not None:
             frozen = (text_BT == config.frozen_embedding_id)[..., None]
@@ -116,7 +116,7 @@ class Transformer(nnx.Module):
         return Regions(x_BPD, x_BTD)
 
     def normalise(self, patches: jax.Array) -> jax.Array:
-        """Maps raw uint8 pixels to (value / 255 - mean) / std, float32. Floats are assumed to be normalised."""
+        """Maps raw uint8 pixels to (value / 255 - mean) / std, float32. Float inputs are already normalised."""
         image = self.image
         if patches.dtype != jnp.uint8:
             return patches
@@ -133,7 +133,7 @@ class Transformer(nnx.Module):
     def logits(self, x: jax.Array, placement: Placement | None = None) -> jax.Array:
         """Maps final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
 
-        Padding and `appended_rows` have probability zero, so the loss does not depend on them.
+        Padding rows and `appended_rows` have probability zero, so the loss does not depend on them.
         """
         logits = (placement or Placement()).head(x, self.head_kernel())
         logits = logits * logits_multiplier(self.config)
@@ -157,12 +157,12 @@ class Transformer(nnx.Module):
 
         Args:
             batch: B rows.
-            queries_A: int32, the slots (patches first, as everywhere) whose weights are wanted.
-            layer: int32 [], its number.
+            queries_A: int32, the slots whose weights are returned; patches come before text.
+            layer: int32 [], number of the layer.
             placement: placement of the computation on devices.
 
         Returns:
-            float32 [B, A, H, S], which sum to 1 over the S slots that a query attends to.
+            float32 [B, A, H, S], which sum to 1 over S.
         """
         placement = placement or Placement()
         context, num_patches = self._context(batch, placement), batch.patches.shape[1]
@@ -207,5 +207,5 @@ def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Layer:
 
 
 def padded_vocab(vocab_size: int, config: ModelConfig) -> int:
-    """Returns V, the tokenizer's size rounded up to `vocab_multiple`. Padding ids never occur as inputs or targets."""
+    """Returns V, the vocabulary size rounded up to `vocab_multiple`. Padding ids are never inputs or targets."""
     return -(-vocab_size // config.vocab_multiple) * config.vocab_multiple
