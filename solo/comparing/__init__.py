@@ -1,1 +1,1 @@
-"""Several runs on one page: curves, differences of their configs, and their figures."""
+"""Compares several runs on one page: their curves, config differences, and metrics."""

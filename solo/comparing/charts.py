@@ -1,4 +1,4 @@
-"""Curves of several runs in one figure."""
+"""Draws the curves of several runs in one figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solo.comparing.reading import AXES, Run
 from solo.drawing import Drawing, styled
 from solo.files import resolved
 
-# Legible on light and on dark pages; runs beyond these differ in their dashes.
+# Colours that are legible on light and dark pages. Further runs reuse them with dashed lines.
 COLORS = ("#4477cc", "#cc6633", "#2f9e6e", "#a95fbd", "#b08a1e", "#d0506e", "#2f9fb0", "#8a8f98")
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _POINTS = 400
@@ -20,12 +20,12 @@ _SHORT = 28
 
 
 def color(number: int) -> str:
-    """Returns the colour of a run by its place on the page."""
+    """Returns the colour of a run by its position on the page."""
     return COLORS[number % len(COLORS)]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns [S] exponential running means over about a hundredth of the run, NaN where a value is NaN."""
+    """Returns [S] exponential moving averages over about 1% of the run, NaN where a value is NaN."""
     decay = 1 - 1 / max(10.0, len(values) / 100)
     total = weight = 0.0
     found = np.full(len(values), np.nan)
@@ -37,7 +37,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns at most 400 places of a curve, and the lowest and highest value around each; NaN where there is none."""
+    """Returns at most 400 points of a curve, and the lowest and highest value around each; NaN if there is none."""
     if len(x) <= _POINTS:
         return x, y, y
     edges = np.linspace(0, len(x), _POINTS + 1).astype(int)[:-1]
@@ -48,7 +48,7 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 @styled
 def loss_figure(runs: Sequence[Run], axis: str, name: str, curve: Callable[[Run], np.ndarray | None]) -> Markup:
-    """Draws a loss of every step of the runs that have it: the running mean boldly, the range of the steps faintly.
+    """Draws a per-step loss of the runs that have it: the moving average as a bold line, the range of steps faintly.
 
     Args:
         runs: all runs of the page, in order.

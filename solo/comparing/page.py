@@ -1,4 +1,4 @@
-"""The page of several runs: one self-contained HTML file."""
+"""Renders the comparison of several runs as a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF_THE_FOLDER = ("name", "folder")
 
 
 def write_page(path: Path, runs: Sequence[Run]) -> None:
-    """Writes the page, which appears whole or not at all."""
+    """Writes the page atomically."""
     write_whole(path, render(runs))
 
 
@@ -46,7 +46,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _figures(runs: Sequence[Run], axis: str, tasks: Sequence[str], sources: Sequence[str]) -> list[tuple[str, Any]]:
-    """Returns the figures on an axis with their titles; those without a curve are left out."""
+    """Returns the figures on an axis with their titles, without figures that have no curve."""
     found = [("Training loss", loss_figure(runs, axis, f"loss-{axis}", lambda run: run.loss))]
     for number, task in enumerate(tasks):
         found.append((f"Held-out loss, {task}", held_out_figure(runs, axis, f"held-out-{number}-{axis}", task)))
@@ -62,7 +62,7 @@ def _on_source(name: str, run: Run) -> np.ndarray | None:
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Returns the config keys in which runs differ, with the value of every run; empty for a key that it lacks."""
+    """Returns the config keys that differ between runs, with the value of every run; empty if it lacks the key."""
     configs = [None if run.config is None else flat(run.config) for run in runs]
     known = [config for config in configs if config is not None]
     keys = dict.fromkeys(key for config in known for key in config)

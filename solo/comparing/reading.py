@@ -38,14 +38,14 @@ class Parent:
 class Run:
     """The curves of a run.
 
-    label      a name that no other run of the page has
-    config     its config; None if it cannot be read
+    label      unique name on the page
+    config     config of the run; None if it cannot be read
     axes       name of `AXES` -> [S], increasing
     loss       [S], NaN where it was not finite
     by_source  source -> [S], NaN where no target of the source was in the batch
     held_out   name -> ([E] steps, [E] losses)
-    glance     its latest figures
-    parent     where it branched off, or None
+    glance     latest metrics of the run
+    parent     where the run branched off, or None
     """
 
     label: str
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def steps(self) -> np.ndarray:
-        """[S] steps with a line."""
+        """[S] steps that have a line in `metrics.jsonl`."""
         return self.axes["steps"]
 
     @property
@@ -74,7 +74,7 @@ class Run:
         return int(self.steps[finite[-1] + 1 if len(finite) else 0])
 
     def at(self, axis: str, steps: np.ndarray) -> np.ndarray:
-        """Returns the places of steps on an axis. Step 0, before the first one, is at its zero."""
+        """Returns the positions of steps on an axis. Step 0, before the first step, is at 0."""
         return np.interp(steps, np.insert(self.steps, 0, 0.0), np.insert(self.axes[axis], 0, 0.0))
 
 
@@ -101,7 +101,7 @@ def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """Returns the names of folders, with as many of their parents as it takes to tell them apart."""
+    """Returns the names of folders, with as many parent folders as are needed to make them unique."""
     unique = list(dict.fromkeys(paths))
     if len(unique) < len(paths):
         again = next(path for path, count in Counter(paths).items() if count > 1)
@@ -115,7 +115,7 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 
 def read_run(run: RunFolder, label: str) -> Run:
-    """Reads a run. Lines that are damaged are left out."""
+    """Reads a run. Damaged lines are skipped."""
     lines = without_replaced(read_metrics(run.metrics_file))
     last = {line["step"]: line for line in lines if line["kind"] == "train"}
     steps = [last[step] for step in sorted(last)]
@@ -148,13 +148,13 @@ def read_run(run: RunFolder, label: str) -> Run:
 
 
 def parent_of(config: Config | None) -> Parent | None:
-    """Returns where a run branched off, as its config says; None if it began on its own."""
+    """Returns where a run branched off according to its config, or None if it is not a branch."""
     branch = getattr(config, "branch", None)
     return None if branch is None or branch.step is None else Parent(place(branch.run), int(branch.step))
 
 
 def _totals(steps: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """Returns [S] totals up to each step. Totals that the lines hold survive lines that are lost."""
+    """Returns [S] totals up to each step. Totals stored in the lines stay correct even if other lines are lost."""
     totals = _numbers([line.get(f"total_{name}") for line in steps])
     sums = np.cumsum(np.nan_to_num(_numbers([line.get(name) for line in steps])))
     return np.maximum.accumulate(np.where(np.isfinite(totals), totals, sums)) if len(steps) else sums

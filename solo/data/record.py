@@ -1,8 +1,8 @@
-"""The normal form of data. A record has an id and turns. A turn has a role, and texts and images in order.
+"""The common format of all data. A record has an id and turns. A turn has a role, and texts and images in order.
 
-`system` and `user` turns are read; `assistant` turns are learned. A `text` turn is a document without a speaker, such
-as a caption or a web page: it is learned throughout and has no role tokens. `Turn.learned` exempts a turn: it is then
-only read.
+The loss covers the text of `assistant` turns, but not of `system` and `user` turns. A `text` turn is a document without
+a speaker, such as a caption or a web page: all of its text is covered by the loss, and it has no role tokens.
+`Turn.learned=False` excludes a turn from the loss.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "text")
 class Image:
     """An encoded image file (PNG, JPEG, ...), as bytes.
 
-    `file` is the path from which a reader took the bytes, if the image is a file of its own. Preparation remembers it,
-    so that a replaced image is noticed. It does not take part in comparisons.
+    `file` is the path of the image, if it is a separate file. Preparation records it to detect a replaced image. It is
+    ignored in comparisons.
     """
 
     data: bytes
@@ -38,7 +38,7 @@ class Image:
         """Returns (width, height) in pixels, read from the header.
 
         Args:
-            exif: "apply" gives the size after the rotation that the file asks for, "ignore" the stored size.
+            exif: "apply" returns the size after the rotation in the file's EXIF data, "ignore" the stored size.
 
         Raises:
             OSError: the bytes are not an image; the message says what they are.
@@ -58,7 +58,7 @@ class Image:
         """Returns the pixels as an RGB Pillow image, with transparent pixels on white.
 
         Args:
-            exif: "apply" rotates the image as the file asks for.
+            exif: "apply" rotates the image as its EXIF data specifies.
 
         Raises:
             OSError: the image cannot be decoded; the message says why.
@@ -70,8 +70,8 @@ class Image:
 class Turn:
     """The texts and images of one speaker, in reading order.
 
-    `learned` is whether the model learns to write an `assistant` or `text` turn, with the token that ends it. It means
-    nothing for `system` and `user` turns, which are never learned.
+    `learned` is whether the loss covers an `assistant` or `text` turn and the token that ends it. It has no effect on
+    `system` and `user` turns, which the loss never covers.
     """
 
     role: Role
@@ -80,13 +80,13 @@ class Turn:
 
     @property
     def supervised(self) -> bool:
-        """Whether the texts of the turn are targets."""
+        """Whether the texts of the turn are targets of the loss."""
         return self.learned and self.role in ("assistant", "text")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an example is in its source: a file, and a line, row or member in it, counted from 1."""
+    """The location of an example in its source: a file, and the number of a line, row or member in it, from 1."""
 
     file: str
     line: int | None = None
@@ -143,9 +143,9 @@ def encode_png(image: PillowImage.Image, orientation: int = 1) -> Image:
 
 
 def blank(image: Image) -> Image:
-    """Returns a uniform mid-grey image of the same size. A score with blank images shows what the pixels contribute.
+    """Returns a uniform mid-grey image of the same size, to measure how much the pixels contribute to a score.
 
-    It has the same EXIF orientation, so that its size is the same whether EXIF is applied or not.
+    It has the same EXIF orientation, so that it has the same size whether EXIF is applied or not.
     """
     header = read_header(image.data)
     return encode_png(PillowImage.new("RGB", (header.width, header.height), (128, 128, 128)), header.orientation)

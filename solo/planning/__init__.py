@@ -1,1 +1,1 @@
-"""Compiles the step of a run ahead of time for a machine, and forecasts memory, time and cost."""
+"""Compiles the training step ahead of time for a machine, and forecasts memory, time and cost."""

@@ -1,7 +1,8 @@
-"""The collectives of a step, by kind and mesh axis: bytes, seconds, and whether the computation waits for them.
+"""The collectives of a step by kind and mesh axis: bytes, seconds, and whether they overlap with computation.
 
-The bytes are exact: they are those of the program. The seconds are a model: rings over the torus links that a group of
-devices spans (an open ring has half the bandwidth), or a device's share of a switch or of the network.
+The bytes are exact, since they are read from the compiled program. The seconds are estimated with a model: rings over
+the torus links that a group of devices spans (an open ring has half the bandwidth), or a device's share of a switch or
+of the network.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class Collective:
     """All collectives of one kind along the same axes.
 
     kind        one of KINDS
-    axes        mesh axes that they run along
-    members     devices of a group
+    axes        mesh axes of the groups
+    members     number of devices of a group
     overlapped  whether they overlap with computation
     count       number per step
-    bytes       per step, of the whole arrays that one device receives, or contributes to a reduce-scatter
-    seconds     per step, a model; None: the bandwidth is unknown
+    bytes       bytes per step of the whole arrays that a device receives, or contributes to a reduce-scatter
+    seconds     estimated seconds per step; None: the bandwidth is unknown
     network     whether they cross slices or hosts over the data-centre network
     """
 
@@ -114,7 +115,7 @@ def _bytes(run: Run, kind: str, members: int) -> int:
     shape, size = run.instruction.shape, run.instruction.bytes
     if not run.instruction.opcode.endswith("-start") or not shape.startswith("(") or kind == "all-reduce":
         return size * members if kind == "reduce-scatter" else size
-    # The start's shape lists operands and results, of which there may be many, and integers of the runtime.
+    # The shape of a start lists the operands, the results, and integers of the runtime.
     both = size - 4 * shape.count("u32[]")
     return both * members // (members + 1) if kind in ("all-gather", "reduce-scatter") else both // 2
 

@@ -109,9 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for values and combinations without a meaning, and for files that cannot be written.
+    """Raises ConfigError for invalid arguments and for files that cannot be written.
 
-    Compiling takes minutes, so these are found before it.
+    Compiling takes minutes, so this is checked first.
     """
     from solo.config import ConfigError
 
@@ -195,7 +195,7 @@ def _program(arguments: argparse.Namespace, config: Config, stage: str, where: M
 
 
 def prepare_process(where: Machine) -> None:
-    """Set up jax before it starts: use no accelerator of this host, and provide the CPU devices of a cpu-N machine."""
+    """Configure jax before it starts: no accelerators of this host, and as many CPU devices as a cpu-N machine has."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
     if where.chip.name == "cpu" and "device_count" not in flags:
@@ -203,7 +203,7 @@ def prepare_process(where: Machine) -> None:
 
 
 def settle(config: Config, where: Machine, rows_per_device: int | None = None) -> tuple[Config, list[str]]:
-    """Returns the config to plan on a machine, and the overrides that lead to it.
+    """Returns the config to plan for a machine, and the overrides that produce it.
 
     Raises:
         ConfigError: the mesh does not fit the machine.

@@ -2,12 +2,12 @@
 
     step = max(computation, overlapped collectives) + awaited collectives
 
-Computation is libtpu's `estimated_cycles` of every instruction times how often it runs, at the chip's clock. Loops
-whose length depends on the data (attention in blocks) run as often as the assumed documents need. Pallas kernels have
-no cycle count: their time is the FLOPs of the tiles that they visit, at the chip's `attention_share` of peak. Gathers
-and scatters that are not fused have no cycle count either. Compared with step times published for v5e, the estimate was
-10 to 31% too slow: use it to rank settings, not as a promise. Compilers for GPU and CPU give no cycles, so there is no
-estimate for them.
+The time of computation is the sum over instructions of libtpu's `estimated_cycles`, times the number of executions,
+divided by the chip's clock. Loops whose length depends on the data (attention in blocks) are assumed to run as often as
+the assumed documents require. Pallas kernels have no cycle count: their time is the FLOPs of the tiles that they visit,
+at the chip's `attention_share` of peak FLOP/s. Gathers and scatters that are not fused have no cycle count either.
+Compared with published step times for v5e, the estimate was 10 to 31% too slow, so use it only to rank settings. The
+compilers for GPU and CPU report no cycles, so there is no estimate for them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _KERNEL = 'custom_call_target="tpu_custom_call"'
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step, by part.
+    """The seconds of a step by part.
 
     products     matrix products, including instructions fused into them
     elementwise  all other instructions with a cycle count
     kernels      attention kernels
     overlapped   collectives that run during computation
-    waited       collectives that stop the computation
+    waited       collectives that the computation waits for
     """
 
     products: float

@@ -1,7 +1,7 @@
-"""The memory of a run's evaluators on a device: their programs compiled ahead of time, beside the state of training.
+"""Forecasts the device memory of a run's evaluators by compiling their programs ahead of time.
 
-An evaluator runs between two steps, with the parameters where they lie. The optimizer's state, averages of the weights
-and the next batch stay on the devices meanwhile.
+An evaluator runs between two steps and uses the parameters in place. Meanwhile, the optimizer state, the averages of
+the weights and the next batch stay on the devices.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from solo.training.checkpoint import abstract_parameters
 
 
 class EvaluatorProgram(NamedTuple):
-    """A compiled program of an evaluator: bytes on each device.
+    """A compiled program of an evaluator, with its bytes on each device.
 
     name         prefill, decode or forward
     arguments    parameters, the batch, and the KV cache
@@ -67,15 +67,15 @@ class EvaluatorProgram(NamedTuple):
 class EvaluatorForecast:
     """The memory of one evaluator on a device.
 
-    kind, name   of the evaluator, as in its lines of `metrics.jsonl`
-    rows         rows computed at once, over all devices
-    patch_slots, text_slots  of a row
-    source       where the slots come from, in words
-    new_tokens   of an answer; 0 if nothing is generated
-    programs     its programs; those before the one that the compiler could not fit
-    kept         bytes that stay on the device meanwhile: the state of training without the parameters, and what the
+    kind, name   kind and name of the evaluator, as in `metrics.jsonl`
+    rows         rows of a batch, over all devices
+    patch_slots, text_slots  slots of a row
+    source       description of where the slots come from
+    new_tokens   tokens of an answer; 0 if nothing is generated
+    programs     compiled programs; if one did not fit, those before it
+    kept         bytes that stay on the device meanwhile: the training state without the parameters, and what the
                  evaluator keeps
-    refused      the program that the compiler could not fit, and the bytes of temporaries that it named, if it did
+    refused      the program that did not fit, and its bytes of temporaries if the compiler reported them
     limit        bytes of a device's memory; None if unknown
     """
 
@@ -99,7 +99,7 @@ class EvaluatorForecast:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits beside the state of training; true if no limit is known."""
+        """Whether the evaluator fits next to the training state. True if the limit is unknown."""
         return self.refused is None and (self.limit is None or self.needed <= self.limit)
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def forecast_evaluators(
     Args:
         config: the run.
         machine: all slices.
-        stages: forecasts of its stages: evaluation happens beside the largest of their states.
+        stages: forecasts of its stages; the largest of their states is on the device during evaluation.
         options: further compiler options.
         report: is called with the progress.
 
@@ -176,7 +176,7 @@ def forecast_evaluators(
 
 
 class _Work(NamedTuple):
-    """What decides an evaluator's programs. `states`: the tokens of each modality and row whose states are compared."""
+    """What the programs of an evaluator depend on. `states`: tokens per modality and row whose states are compared."""
 
     rows: int
     shape: RowShape
@@ -204,7 +204,7 @@ def _work(
 def _largest(
     config: Config, stage: StageConfig, source: str, most: int | None, rows: Rows, prepared: Prepared | None
 ) -> tuple[tuple[int, int], str]:
-    """Returns the patches and text tokens of the largest record of a source, and where they come from, in words."""
+    """Returns the patches and text tokens of the largest record of a source, and a description of their origin."""
     if prepared is not None and source in prepared.sources:
         index = prepared.sources[source].index
         counts = index.counts(config.image_in(stage))[:most]

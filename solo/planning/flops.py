@@ -1,7 +1,7 @@
-"""FLOPs of a step: the useful ones, and those that the machine computes.
+"""The useful FLOPs and the computed FLOPs of a step.
 
-They are counted from shapes (`solo.model.flops`), so they are exact for the assumed documents. The cost of
-recomputation follows from the policies of `solo.model.remat`, not from the program: the compiler may save some of it.
+Both are counted from shapes (`solo.model.flops`), so they are exact for the assumed documents. The cost of
+recomputation follows from the policies of `solo.model.remat`, not from the program. The compiler may avoid some of it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _MATRICES = ("qkv", "out", *_FFN)
 class StepFlops:
     """FLOPs of one step over all devices, by the parts of `solo.model.flops.step_flops`.
 
-    useful    products of slots that are not empty, and visible query-key pairs
+    useful    products of non-empty slots, and visible query-key pairs
     computed  products of all slots and whole tiles, including the recomputation of the backward pass
     tokens    patches and text tokens that a step learns from
-    visits    key blocks that a query block visits, on average
+    visits    average number of key blocks that a query block visits
     """
 
     useful: dict[str, int]
@@ -44,7 +44,7 @@ class StepFlops:
 
     @property
     def useful_share(self) -> float:
-        """Useful FLOPs over computed FLOPs."""
+        """Useful FLOPs divided by computed FLOPs."""
         return sum(self.useful.values()) / sum(self.computed.values())
 
 

@@ -40,8 +40,8 @@ BASIS = {
 class Forecast:
     """One stage's step on a machine.
 
-    config, stage, definition, rows, machine  the subject of the forecast
-    by_hand      memory, estimated from shapes
+    config, stage, definition, rows, machine  what was forecast
+    by_hand      memory estimated from shapes
     flops        FLOPs of a step over all devices
     program      the compiled step; None if the compiler could not fit it into memory
     refusal      the compiler's error in that case
@@ -83,12 +83,12 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether the step fits into memory; true if no limit is known."""
+        """Whether the step fits in memory. True if the limit is unknown."""
         return self.program is not None and (self.limit is None or self.needed <= self.limit)
 
     @property
     def mfu(self) -> float | None:
-        """Useful FLOPs per second over the peak of all chips."""
+        """Useful FLOP/s divided by the peak FLOP/s of all chips."""
         peak = self.machine.chip.peak_flops
         if self.time is None or peak is None:
             return None
@@ -170,7 +170,7 @@ def forecast(
     options: Mapping[str, Any] | None = None,
     document_slots: int | None = None,
 ) -> Forecast:
-    """Compile a stage's step for a machine and read its figures off the program.
+    """Compile a stage's step for a machine and derive its forecast from the program.
 
     Args:
         config: the run, with its mesh over all slices.

@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"(\d+)\)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line. `shape` is the text of the result's shape, `rest` the text after the opcode."""
+    """An instruction. `shape` is the text of the result's shape, `rest` the text after the opcode."""
 
     name: str
     shape: str
@@ -79,7 +79,7 @@ class Module:
     entry: str
 
     def runs(self) -> Iterator[Run]:
-        """Yields every instruction that a step runs, including those within fusions (a fusion has its own cycles)."""
+        """Yields every instruction that a step runs, including those within fusions. A fusion has its own cycles."""
         yield from self._walk(self.entry, 1, 0, ())
 
     def _walk(self, name: str, times: int, unbounded: int, inside: tuple[str, ...]) -> Iterator[Run]:

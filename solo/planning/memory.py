@@ -1,8 +1,8 @@
 """Estimates the memory that a step needs on a device from shapes, without a compiler or a device.
 
-State and batch are exact. The rest is a model: it counts the activations that `solo.model.transformer` saves for the
-backward pass, one layer's intermediate results, gathered weights, gradients and logits. Compared with compiled steps it
-was within 11% for SOLO-7B on TPUs, and 25 to 40% too high for Mono-InternVL-2B, and for SOLO-7B on H100.
+State and batch are exact. The rest is estimated: the activations that `solo.model.transformer` saves for the backward
+pass, the intermediate results of one layer, gathered weights, gradients and logits. Compared with compiled steps, the
+estimate was within 11% for SOLO-7B on TPUs, and 25 to 40% too high for Mono-InternVL-2B and for SOLO-7B on H100.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OF_FFN, _OF_WIDTH, _OF_HEADS = 4, 6, 4
 
 @dataclass(frozen=True)
 class HandCount:
-    """Estimated bytes on each device. The first four are exact, the others come from a model.
+    """Estimated bytes on each device. The first four are exact, the others are estimates.
 
     parameters, optimizer  the state
     averages               averages of the weights, in float32
@@ -45,7 +45,7 @@ class HandCount:
     gradients              gradients of the trained parameters
     saved                  activations that the forward pass keeps for the backward pass
     layer                  intermediate results and gathered weights of the layer being computed
-    vocabulary             gathered embeddings and their gradients, and the logits of a chunk
+    vocabulary             gathered embeddings and their gradients, and the logits of a loss chunk
     """
 
     parameters: int
@@ -69,7 +69,7 @@ class HandCount:
 
     @property
     def least(self) -> int:
-        """The least that any compiler needs: state, batch and saved activations."""
+        """The minimum for any compiler: state, batch and saved activations."""
         return self.arguments + self.saved
 
     @property

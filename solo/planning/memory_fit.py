@@ -1,4 +1,4 @@
-"""Estimates whether a stage fits into a machine's memory, and finds the nearest settings that would."""
+"""Estimates whether a stage fits in a machine's memory, and finds similar settings that would fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_fit(
     """Check without compiling whether a stage fits. Returns a warning if that is doubtful.
 
     Raises:
-        ConfigError: the least that any compiler needs does not fit; the message names settings that would.
+        ConfigError: not even the minimum for any compiler fits; the message names settings that would fit.
     """
     limit = memory_limit(machine)
     if limit is None:
@@ -97,7 +97,7 @@ def refusal(
     count: HandCount,
     needed: int,
 ) -> str:
-    """Returns the message for a stage that does not fit: its memory by use, and settings that would fit."""
+    """Returns the error message for a stage that does not fit: its memory by use, and settings that would fit."""
     limit = memory_limit(machine) or 0
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in count.as_dict().items() if name != "total")
     found = nearest_settings(config, stage, definition, shape, machine, needed)

@@ -1,4 +1,4 @@
-"""Compiles the step of `solo train` for a machine from shapes alone, without arrays or devices."""
+"""Compiles the step of `solo train` for a machine from shapes, without arrays or devices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from solo.sharding.mesh import batch_shardings, make_mesh
 from solo.training.averages import averaged_paths
 from solo.training.step import make_stage
 
-# An option of the TPU compiler: it compiles in a sixth of the time, with memory within 7% and a far slower program.
+# A TPU compiler option that compiles in a sixth of the time. Memory is within 7%, but the program is far slower.
 QUICK = {"exec_time_optimization_effort": -1.0}
 _EXHAUSTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

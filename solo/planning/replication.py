@@ -1,4 +1,4 @@
-"""Finds parameters that a mesh replicates because it does not divide one of their dimensions, and the cost."""
+"""Finds parameters that a mesh replicates because it does not divide one of their dimensions, and their cost."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BYTES_PER_PARAMETER = 12
 class Replication:
     """A dimension that is replicated over mesh axes instead of sharded.
 
-    dimension   logical axis and size, as in ("embed", 4096)
-    mesh_axis   and its size, as in ("fsdp", 192)
+    dimension   logical axis and its size, such as ("embed", 4096)
+    mesh_axis   mesh axis and its size, such as ("fsdp", 192)
     parameters  number of arrays with that dimension
-    cost        bytes per device, beyond those of an even shard, with the optimizer's moments
+    cost        bytes per device in excess of an even shard, including the optimizer's moments
     """
 
     dimension: tuple[str, int]

@@ -1,4 +1,4 @@
-"""The slots of a stage's rows and the documents in them, from prepared data or as stated."""
+"""The slots and documents of a stage's rows, from prepared data or as stated in the config."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Rows:
     shape       slots of a row
     num_steps   steps of the stage
     documents   documents of a sample of rows
-    source      where these figures come from, in words
+    source      description of where these figures come from
     measured    whether they come from prepared data
     vocab_size  vocabulary size of the tokenizer, if there is one
     """

@@ -1,8 +1,8 @@
 """Searches for the best setting of a run on a machine: mesh shape, rows per device, rematerialisation, attention.
 
-All combinations are estimated first, which takes a second. Those whose state and saved activations cannot fit are
-dropped. The most promising of the rest are compiled, up to a given number, and the one with the highest estimated
-tokens per second wins. Without an estimate of time (GPU, CPU), the setting that was ranked first wins.
+All combinations are first estimated from shapes, which takes about a second. Those whose state and saved activations
+cannot fit are dropped. The most promising of the rest are compiled, up to a given number, and the one with the highest
+estimated tokens per second is returned. Without time estimates (GPU, CPU), this is the setting that was ranked first.
 """
 
 from __future__ import annotations
@@ -167,12 +167,12 @@ def _with(
 
 
 def _choices(field: str) -> tuple[str, ...]:
-    """Returns the values that the schema allows, so that new ones are tried without a change here."""
+    """Returns the values that the schema allows for a key of the model section."""
     return get_args(ModelConfig.model_fields[field].annotation)
 
 
 def _goes(kernel: str, machine: Machine) -> bool:
-    """Returns whether a machine runs a kernel: CPUs only interpret Pallas."""
+    """Returns whether a kernel is worth trying on a machine. CPUs only interpret Pallas kernels."""
     return kernel == "blocks" or machine.chip.name != "cpu"
 
 

@@ -1,4 +1,4 @@
-"""Device descriptions of machines that are not present, for the compilers of TPUs and NVIDIA GPUs."""
+"""Device descriptions of absent machines, for the TPU and NVIDIA GPU compilers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ device_description_str: "{description}"
 def wraps(machine: Machine) -> tuple[bool, ...]:
     """Returns for each dimension whether the torus is closed.
 
-    2-D slices close along sides of 16 chips; 3-D slices close if all sides are multiples of four.
+    2-D slices wrap around along sides of 16 chips; 3-D slices do if all sides are multiples of four.
     """
     if machine.topology is None:
         return ()
@@ -96,7 +96,7 @@ def _tpu(machine: Machine) -> dict[str, Any]:
         missing = "topology_prefix" if machine.topology_name is None else f"bounds of {machine.chips_per_host} chips"
         raise ConfigError(f"cannot compile for {machine.name}: {missing} unknown (solo/chips/tpu.py, solo/machines.py)")
     quiet_libtpu()
-    # As a compiler, libtpu may be loaded by several processes at once.
+    # Several processes may load libtpu at the same time if they only compile.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     closed = wraps(machine)
     options: dict[str, Any] = {

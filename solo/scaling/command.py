@@ -1,4 +1,4 @@
-"""`solo fit`: its options and output. Nothing heavy is imported before it runs."""
+"""The options and output of `solo fit`. Slow imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _noted(console: Any, what: str, runs: int) -> Iterator[Callable[[str], None]]:
-    """Shows how far a fit is, on a terminal; elsewhere only for tables that take minutes, as lines."""
+    """Shows the progress of a fit on a terminal. Elsewhere, prints it as lines, only for tables that take minutes."""
     if console.is_terminal:
         with console.status(what) as status:
             yield lambda text: status.update(f"{what}: {text}")

@@ -1,1 +1,1 @@
-"""The mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, and sharded implementations of the model's operations."""

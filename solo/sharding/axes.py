@@ -1,4 +1,4 @@
-"""The axes of a mesh: their sizes, and how rows are sharded over them. Nothing here imports jax."""
+"""The sizes of the mesh axes, and the sharding of rows over them. This module does not import jax."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
 
 
 def slices_spanned(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
-    """Returns how many slices each axis spans: the outermost axes span as many as their sizes allow.
+    """Returns how many slices each axis spans. Outer axes span as many as their sizes allow.
 
     Args:
-        sizes: of a mesh's axes, outermost first.
-        slices: of the machine; within a slice, devices are linked directly.
+        sizes: sizes of the mesh axes, outermost first.
+        slices: number of slices of the machine. Devices within a slice are linked directly.
 
     Raises:
         ConfigError: the axes cannot span the slices.
@@ -43,12 +43,12 @@ def slices_spanned(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
 
 
 def row_shards(sizes: Mapping[str, int]) -> int:
-    """Returns how many shards the rows of a batch are split into; `sizes` are those of a mesh's axes."""
+    """Returns the number of shards of a batch's rows. `sizes` are those of the mesh axes."""
     return prod(sizes[axis] for axis in ROW_AXES)
 
 
 def rows_per_shard(stage: StageConfig, sizes: Mapping[str, int]) -> int:
-    """Returns the rows of a micro-batch on each device.
+    """Returns the number of rows of a micro-batch on each device.
 
     Raises:
         ConfigError: the rows cannot be sharded evenly.
@@ -64,10 +64,10 @@ def rows_per_shard(stage: StageConfig, sizes: Mapping[str, int]) -> int:
 
 
 def check_slots(stage: StageConfig, patch_slots: int, text_slots: int, sizes: Mapping[str, int]) -> None:
-    """Checks that the slots of a row can be sharded evenly. `sizes` are those of a mesh's axes.
+    """Checks that the slots of a row can be sharded evenly. `sizes` are those of the mesh axes.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: the slots cannot be sharded evenly.
     """
     parts = sizes["context"]
     if patch_slots % parts or text_slots % parts:

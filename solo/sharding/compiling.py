@@ -1,8 +1,8 @@
-"""Compiling with the options of the chip and of the config, and the error message for an option that is refused.
+"""Compiles with the options of the chip and of the config, and explains options that the compiler rejects.
 
-Options are passed to the compiler with the step, not through the environment: a run's options are known, and
-`solo plan` compiles with the same ones. The config's `compiler_options` adds to those of the chip (`solo.chips`),
-changes them, or removes one, with null.
+Options are passed to the compiler with each function, not through environment variables, so that `solo plan` and
+`solo train` compile with the same options. The config's `compiler_options` adds to the options of the chip
+(`solo.chips`), changes them, or removes one with null.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from solo.config import ConfigError
 
 
 def compiler_options(mesh: Mesh, changes: Mapping[str, OptionValue | None] | None = None) -> dict[str, OptionValue]:
-    """Returns the options for a mesh's devices with the config's changes applied; None removes an option."""
+    """Returns the options for the devices of a mesh, with the config's changes applied. None removes an option."""
     chip = chip_of(mesh.devices.flat[0].device_kind)
     table = chip.compiler_options if chip else ()
     found = {option.name: option.value for option in table if _is_known(option.name, option.value)}
     changed = {name: value for name, value in {**found, **(changes or {})}.items() if value is not None}
-    # libtpu wants strings for its own options; XLA's keep their type.
+    # libtpu expects strings for its own options. XLA's options keep their type.
     return {name: str(value).lower() if _of_libtpu(name) else value for name, value in changed.items()}
 
 
@@ -45,10 +45,10 @@ def compile_lowered(
         lowered: the result of lowering a `jax.jit` that has `compiler_options(mesh, changes)`.
         mesh: the devices to compile for.
         changes: the config's `compiler_options`.
-        further: options of this call alone.
+        further: additional options for this call only.
 
     Raises:
-        ConfigError: the compiler refuses one of the mesh's options; the message names it.
+        ConfigError: the compiler rejects one of these options; the message names it.
         JaxRuntimeError: the compiler fails for another reason.
     """
     try:
@@ -67,10 +67,10 @@ def compile_lowered(
 
 
 def _refused(error: Exception, options: Mapping[str, OptionValue]) -> str | None:
-    """Returns the option that an error is about, or None if it is about something else."""
+    """Returns the option that an error refers to, or None if it has another cause."""
     message = str(error)
     if isinstance(error, TypeError):
-        # jax sets options that are not XLA flags on an object, whose error names the expected type, not the option.
+        # jax sets options that are not XLA flags as attributes. The error then names the expected type, not the option.
         settings = [name for name in options if not name.startswith("xla_")]
         return settings[0] if settings and "ExecutableBuildOptions" in message else None
     words = set(re.findall(r"\w+", message)) if message.startswith("INVALID_ARGUMENT") else set()
@@ -83,7 +83,7 @@ def _of_libtpu(name: str) -> bool:
 
 @cache
 def _is_known(name: str, value: OptionValue) -> bool:
-    """Returns whether XLA has an option. Every compiler parses those of GPUs, and refuses names that it lacks."""
+    """Returns whether XLA has an option. Every XLA compiler parses GPU options and rejects unknown names."""
     if not name.startswith("xla_gpu_"):
         return True
     lowered = jax.jit(lambda: jnp.zeros(())).lower()

@@ -1,14 +1,14 @@
 """`solo.model.dense` on a mesh: each device multiplies its own slots.
 
-The products are written out with `shard_map` because the partitioner would reduce a weight's gradient once for every
-product that the weight is in: twice where both regions share it. It also splits products into steps that pass weights
-around, which with small matrices are many.
+The products use `shard_map`, because the partitioner would reduce a weight's gradient once for every product with that
+weight, which is twice if both regions share it. The partitioner also splits products into many small steps that pass
+weights between devices.
 
     forward    all-gather the weight over fsdp; multiply; sum over tensor if the inputs are sharded over it
     backward   the same for the gradients of the inputs. A weight's gradient is summed over the arrays on the device,
                reduce-scattered over fsdp, and summed over the other axes that shard rows and slots
 
-Collectives run in the dtype of the slots. The backward pass gathers the weights again; they are never kept.
+Collectives run in the dtype of the hidden states. Gathered weights are not saved; the backward pass gathers them again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Layout(NamedTuple):
         return PartitionSpec(*_SLOTS, *(kept[self.inputs :] if outputs else kept[: self.inputs]))
 
     def summed(self, mesh: Mesh, outputs: bool) -> tuple[str, ...]:
-        """Returns the mesh axes over which a device's product is a partial sum over the inputs (or outputs)."""
+        """Returns the mesh axes that shard the inputs (or outputs), over which partial products must be summed."""
         found = set().union(*map(_names, self.features(outputs)[len(_SLOTS) :]))
         return _in_use(mesh, found)
 
@@ -63,7 +63,7 @@ def dense_on(mesh: Mesh, x: Any, *weights: nnx.Param) -> Any:
     arrays, structure = jax.tree.flatten(x)
     layouts = tuple(_Layout(partition(each.axes, each.shape, mesh), each.inputs) for each in weights)
     products = _multiply(mesh, layouts, tuple(arrays), tuple(each[...] for each in weights))
-    # A rematerialisation policy cannot see the names inside of a shard_map, so its outputs are named here.
+    # Rematerialisation policies cannot see names inside a shard_map, so its outputs are named here.
     return one_or_all(tuple(jax.tree.unflatten(structure, map(named, each)) for each in products))
 
 
@@ -129,18 +129,18 @@ _multiply.defvjp(_forward, _backward)
 def _inputs_gradient(
     mesh: Mesh, layouts: tuple[_Layout, ...], wholes: Sequence[jax.Array], gradients: Arrays
 ) -> jax.Array:
-    """Returns the gradient of one array, from the gradients of its products with every weight."""
+    """Returns the gradient of an array, given the gradients of its products with all weights."""
     found = []
     for layout, whole, gradient in zip(layouts, wholes, gradients, strict=True):
         outputs = whole.ndim - layout.inputs
         gradient_axes, weight_axes = range(gradient.ndim - outputs, gradient.ndim), range(layout.inputs, whole.ndim)
         found.append(jnp.tensordot(gradient, whole, (tuple(gradient_axes), tuple(weight_axes))))
-    # All weights of one call are sharded alike.
+    # All weights of a call have the same sharding.
     return _summed(reduce(jnp.add, found), layouts[0].summed(mesh, outputs=True))
 
 
 def _weight_gradient(arrays: Arrays, gradients: Arrays) -> jax.Array:
-    """Returns the gradient [inputs, outputs] that the device's own slots contribute."""
+    """Returns the contribution of the device's slots to a weight's gradient, [inputs, outputs]."""
     products = [
         jnp.tensordot(array, gradient, ((0, 1), (0, 1))) for array, gradient in zip(arrays, gradients, strict=True)
     ]
@@ -157,7 +157,7 @@ def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -
 
 
 def _reduced(mesh: Mesh, layout: _Layout, gradient: jax.Array) -> jax.Array:
-    """Returns a weight's gradient summed over all rows and slots; the device keeps its shard."""
+    """Returns the device's shard of a weight's gradient, summed over all rows and slots."""
     rest = set(_BATCH)
     for dimension, entry in enumerate(layout.spec):
         if over := _in_use(mesh, _names(entry) & set(_BATCH)):
@@ -175,6 +175,6 @@ def _names(entry: str | tuple[str, ...] | None) -> set[str]:
 
 
 def _in_use(mesh: Mesh, names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the named axes with more than one device, in the mesh's order."""
+    """Returns those of the named axes that have more than one device, in the order of the mesh."""
     wanted = set(names)
     return tuple(name for name in mesh.axis_names if name in wanted and mesh.shape[name] > 1)

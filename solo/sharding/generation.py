@@ -1,4 +1,4 @@
-"""The network's operations for generation on a mesh, and the KV cache over its devices."""
+"""The model's operations for generation on a mesh, and the sharding of the KV cache."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _CACHED = PartitionSpec(None, TABLE["rows"], None, TABLE["kv_heads"])
 def generation(mesh: Mesh, config: ModelConfig) -> Generating:
     """Returns the operations of generation on a mesh.
 
-    The parameters are sharded as in training. The KV cache is sharded over rows and key heads; context shards hold the
-    same of it. Prefill shards the prompts' slots over context and gathers each layer's weights; decoding leaves the
-    weights in place (`solo.sharding.stationary`), and context shards compute the same.
+    The parameters are sharded as in training. The KV cache is sharded over rows and key heads, and replicated over
+    context. Prefill shards the slots of the prompts over context and gathers the weights of each layer. Decoding leaves
+    the weights in place (`solo.sharding.stationary`) and is replicated over context.
 
     Raises:
         ConfigError: see `placement`.
@@ -86,7 +86,7 @@ def _cached_attention_on(
     attend_BS4: jax.Array,
     config: ModelConfig,
 ) -> Regions:
-    """Computes on each device the queries of its rows, heads and `slots`, over all cached keys of the row."""
+    """Computes attention of each device's rows, heads and `slots` over all cached keys of the row."""
     queries = PartitionSpec(TABLE["rows"], slots, TABLE["heads"])
     keys = PartitionSpec(TABLE["rows"], None, TABLE["kv_heads"])
     spans = PartitionSpec(TABLE["rows"], slots)
@@ -103,7 +103,7 @@ def _cached_attention_on(
 def _append_on(
     mesh: Mesh, slots: tuple[str, ...] | None, cache: KVCache, layer: jax.Array, k: Regions, v: Regions
 ) -> KVCache:
-    """`append` on each device, for its rows and key heads; the new keys of all `slots` are gathered."""
+    """`append` on each device for its rows and key heads, after gathering the new keys over `slots`."""
     new = PartitionSpec(TABLE["rows"], slots, TABLE["kv_heads"])
     rows = PartitionSpec(TABLE["rows"])
     cached = KVCache(Regions(_CACHED, _CACHED), Regions(_CACHED, _CACHED), rows, rows, rows)

@@ -22,9 +22,9 @@ _LIMB = 32
 class RowShare:
     """This process loads rows [index * B / count, (index + 1) * B / count) of every batch.
 
-    The places of its devices in the mesh determine which rows of the global array they become.
+    The positions of its devices in the mesh determine which rows of the global array they become.
 
-    first  whether it is the first process with these rows; other processes hold other slots or heads of them
+    first  whether this is the first process with these rows; the others have other slots or heads of the same rows
     """
 
     index: int
@@ -36,7 +36,7 @@ def row_share(mesh: Mesh) -> RowShare:
     """Returns this process's share of the rows.
 
     Raises:
-        ConfigError: the processes hold different numbers of rows, or rows that overlap only in part.
+        ConfigError: the processes have different numbers of rows, or rows that overlap only partially.
     """
     if not mesh.is_multi_process:
         return RowShare(0, 1, True)
@@ -55,7 +55,7 @@ def row_share(mesh: Mesh) -> RowShare:
 
 
 def process_rows(devices: np.ndarray) -> dict[int, frozenset[int]]:
-    """Returns process -> the row shards that its devices hold; `devices` are those of a mesh, axis by axis."""
+    """Returns process -> the row shards of its devices. `devices` is the array of a mesh's devices."""
     rows = devices.reshape(prod(devices.shape[: len(ROW_AXES)]), -1)
     held: dict[int, set[int]] = {}
     for number, row in enumerate(rows):
@@ -67,12 +67,12 @@ def process_rows(devices: np.ndarray) -> dict[int, frozenset[int]]:
 def summed(counts: Sequence[int], share: RowShare, mesh: Mesh) -> Callable[[], list[int]]:
     """Sum non-negative integers over the processes, counting each row of the batch once.
 
-    The sum is dispatched at once, ahead of the next step. Returns a function that waits for it.
+    The sum is dispatched immediately, before the next step. Returns a function that waits for the result.
     """
     if not mesh.is_multi_process:
         return lambda: list(counts)
     places = len(mesh.local_devices)
-    # jax has no 64-bit integers by default: each count is sent as two halves.
+    # By default, jax has no 64-bit integers, so each count is sent as two 32-bit halves.
     mine = np.zeros((places, len(counts), 2), np.uint32)
     if share.first:
         mine[0] = [divmod(int(count), 1 << _LIMB) for count in counts]
@@ -88,12 +88,12 @@ def summed(counts: Sequence[int], share: RowShare, mesh: Mesh) -> Callable[[], l
 
 
 def replicated(tree: Any, mesh: Mesh) -> Any:
-    """Returns the same arrays on every device, so that every process can read them. All processes call it."""
+    """Replicates arrays on every device, so that every process can read them. All processes must call it."""
     return _everywhere(mesh)(tree)
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
-    """Returns numpy arrays of a tree of arrays on a mesh, in every process. One array at a time is replicated."""
+    """Returns a tree of arrays on a mesh as numpy arrays, in every process. Replicates one array at a time."""
     if not mesh.is_multi_process:
         return jax.device_get(tree)
     return jax.tree.map(lambda array: np.asarray(replicated(array, mesh)), tree)

@@ -1,7 +1,7 @@
-"""The mesh, and the one table from logical axes to mesh axes.
+"""The device mesh, and the table that maps logical axes to mesh axes.
 
-The same table serves one device, eight virtual ones, and a pod. A dimension that a mesh axis does not divide is
-replicated over it, so that small models run on any mesh; `solo plan` and `solo train` name such dimensions.
+The same table is used for any number of devices. A dimension that a mesh axis does not divide is replicated over that
+axis, so that small models run on any mesh. `solo plan` and `solo train` report such dimensions.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices on the five axes.
 
-    On TPUs the axes follow the torus. With several slices, the outermost axes span them.
-    Other devices keep jax's order. `solo plan` compiles for the mesh of this function.
+    On TPUs, the axes follow the torus, and the outermost axes span the slices if there are several. Other devices keep
+    jax's order. `solo plan` also uses this function.
 
     Args:
         config: sizes of the axes.
@@ -85,10 +85,10 @@ def parameter_shardings(specs: Mapping[str, ParameterSpec], mesh: Mesh) -> dict[
 
 
 def shardings_like(tree: Any, specs: Mapping[str, ParameterSpec], mesh: Mesh) -> Any:
-    """Returns shardings of an optimizer state: a leaf under a parameter's path is sharded like the parameter.
+    """Returns the shardings of an optimizer state. A leaf under a parameter's path is sharded like the parameter.
 
     A leaf may also have the shape of the parameter's stacked matrices (`ParameterSpec.matrix_axes`), or of their rows
-    or columns (`optax.FactoredState`). It is then sharded over the axes that it has left. All else is replicated.
+    or columns (`optax.FactoredState`). It is then sharded over its remaining axes. All other leaves are replicated.
     """
     by_path, replicated = parameter_shardings(specs, mesh), NamedSharding(mesh, PartitionSpec())
 
@@ -111,7 +111,7 @@ def shardings_like(tree: Any, specs: Mapping[str, ParameterSpec], mesh: Mesh) ->
 
 
 def _as_matrices(spec: ParameterSpec, partition: PartitionSpec) -> tuple[list[int], list[Any]]:
-    """Returns the shape of a parameter's stacked matrices, and the mesh axes of each dimension."""
+    """Returns the shape of a parameter as stacked matrices, and the mesh axes of each dimension."""
     stack, *sides = spec.matrix_axes
     merged = [*((axis,) for axis in stack), *(axes for axes in sides if axes)]
     return [prod(spec.shape[axis] for axis in axes) for axes in merged], [partition[axes[0]] for axes in merged]
@@ -128,16 +128,16 @@ def device_batch(batch: Batch, mesh: Mesh, shares: int = 1) -> Batch:
     """Move this process's rows of a batch (numpy) to its devices, as a part of a global batch.
 
     Args:
-        batch: the process's rows; those of `row_share`.
+        batch: the rows of this process, as given by `row_share`.
         mesh: the mesh of the global batch.
-        shares: number of rows of the global batch over those of this process.
+        shares: rows of the global batch divided by the rows of this process.
     """
     shardings = batch_shardings(mesh)
     if not mesh.is_multi_process:
         return jax.device_put(batch, shardings)
 
     def place(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
-        # With the global shape given, every process provides all other dimensions in full.
+        # With a global shape, every process provides all other dimensions in full.
         return jax.make_array_from_process_local_data(sharding, x, (x.shape[0] * shares, *x.shape[1:]))
 
     return Batch(*map(place, shardings, batch))

@@ -1,4 +1,4 @@
-"""The network's operations on a mesh: sharding constraints, and the computation of each device."""
+"""The model's operations on a mesh: sharding constraints, and the computation on each device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from solo.sharding.dense import dense_on
 from solo.sharding.mesh import TABLE, partition
 
 
-# Cached: a placement is a static argument of compiled functions, which compare it by identity.
+# Cached, because a placement is a static argument of compiled functions and its functions compare by identity.
 @cache
 def placement(mesh: Mesh, config: ModelConfig) -> Placement:
-    """Returns the operations of a model on a mesh, or plain local ones if it has one device.
+    """Returns the operations of a model on a mesh. On a mesh of one device, they are the local operations.
 
     Raises:
         ConfigError: the tensor axis does not divide the key heads, or the devices cannot run the attention
@@ -60,7 +60,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
-    """Computes on each device the queries of its rows, heads and context shard, over all keys of the row."""
+    """Computes attention of each device's rows, heads and context shard over all keys of the row."""
     heads = PartitionSpec(TABLE["rows"], TABLE["slots"], TABLE["heads"])
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
     intervals = Regions.split(attend_BS4, q.patches.shape[1])
@@ -70,7 +70,7 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
             k, v = (part.map(lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True)) for part in (k, v))
         return attention_with(kernel, q, k, v, intervals.join())
 
-    # A device's own rows decide how often its kernel loops, so replication cannot be checked.
+    # The kernel's loop counts depend on the device's rows, so shard_map cannot check replication.
     return jax.shard_map(
         local,
         mesh=mesh,
@@ -83,9 +83,9 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
 def routed_ffn_on(
     mesh: Mesh, x: Regions, live: Regions, weights: ExpertWeights, top_k: int, sharded: tuple[str, ...] | None
 ) -> tuple[Regions, Load]:
-    """Routes each device's slots through its shard of every expert's FFN width; no slot is sent elsewhere.
+    """A mixture of experts on a mesh. Each device has a shard of every expert's FFN width, and slots stay in place.
 
-    `sharded`: the mesh axes that the slots of a row are sharded over.
+    sharded  mesh axes that the slots of a row are sharded over
     """
     slots = PartitionSpec(TABLE["rows"], sharded)
     ffn = partition(("ffn",), weights.gate.shape[2:], mesh)[0]

@@ -1,15 +1,15 @@
-"""Products for the decoding of single tokens on a mesh: the weights stay where they are, and the slots move.
+"""Products for decoding single tokens on a mesh: the weights stay in place, and hidden states are communicated.
 
 A decoding step multiplies every weight by one slot of each row. Gathering the weights over fsdp, as in
-`solo.sharding.dense`, would move the whole model for every token. Here each device multiplies its shard of a weight by
-the rows of all devices of its fsdp group; only hidden states cross the links:
+`solo.sharding.dense`, would communicate the whole model for every token. Here, each device multiplies its shard of a
+weight by the rows of all devices of its fsdp group, and only hidden states are communicated:
 
     weight [fsdp, outputs]   all-to-all: all rows of the device's inputs; multiply; reduce-scatter the rows over fsdp
     weight [inputs, fsdp]    all-gather the rows; multiply; all-to-all: all outputs of the device's rows
     inputs over tensor       the product is also summed over tensor
 
-Partial products are float32 until they are summed, so that the result is rounded once, as on one device. No device
-holds more of a weight than its shard, at no time.
+Partial products are summed in float32, so that the result is rounded once, as on one device. A device never holds more
+of a weight than its shard.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def stationary_dense_on(mesh: Mesh, x: Any, *weights: nnx.Param) -> Any:
 
 
 def stationary_head_on(mesh: Mesh, x_BD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
-    """Multiplies final hidden states of one slot per row by the output projection. Returns float32 [B, V]."""
+    """Multiplies the final hidden states of one slot per row by the output projection. Returns float32 [B, V]."""
     return _multiply(mesh, ("embed", "vocab"), 1, x_BD[:, None], kernel_DV)[:, 0]
 
 
@@ -87,11 +87,11 @@ def _local(inputs: int, fsdp: int | None, partial_over_tensor: bool, array: jax.
 
 
 def _features(entries: Iterable[Any]) -> list[Any]:
-    """Returns the partition of an array's features: that of the weight, without fsdp, which shards the rows."""
+    """Returns the partition of an array's features: that of the weight without fsdp, since fsdp shards the rows."""
     return [None if _FSDP in (entry or ()) else entry for entry in entries]
 
 
 def _axis_of(mesh: Mesh, entries: Iterable[Any], name: str) -> int | None:
-    """Returns the dimension that a mesh axis of more than one device shards, or None."""
+    """Returns the dimension that a mesh axis shards, or None if there is none or the axis has one device."""
     found = [place for place, entry in enumerate(entries) if name in (entry or ()) and mesh.shape[name] > 1]
     return found[0] if found else None
