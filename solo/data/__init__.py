@@ -1,6 +1,6 @@
-"""Turns datasets into batches of numpy arrays, without jax. Each module imports only modules listed above it.
+"""Turns datasets into batches of numpy arrays, without jax. The modules, in the order of the pipeline:
 
-record      the normal form of an example: an id and turns
+record      the common format of an example: an id and turns
 readers     one file per dataset format; yields records
 text        turns to tokens: tokenizers and chat templates
 images      image files to patches, and the text tokens around them

@@ -3,8 +3,8 @@
 mixture        the order in which documents are drawn from the sources, with constant weights
 mixture_weights  the weights at every step: constant, scheduled, changed or learned
 draws          the order of the draws while weights change, and caps on epochs
-passes         how often each source will be read
-permutation    seeded shuffles without tables
+passes         how often each source is read
+permutation    seeded shuffles that store no tables
 row_shape      numbers of patch, text and target slots of a row
 chunks         splits documents that are too long for a row
 packing        packs documents into rows that fill both regions

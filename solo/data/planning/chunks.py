@@ -1,4 +1,4 @@
-"""Chunks, which the planner places in rows. A document that fits a row is one chunk; a longer one is split."""
+"""Splits documents into chunks that fit in a row. A document that fits is a single chunk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMPTY = "empty"
 TOO_LONG = "too long for a row"
 IMAGE_TOO_LARGE = "an image is too large for a row"
 
-_BLOCK = 1 << 17  # records that are looked at together
+_BLOCK = 1 << 17  # records that are processed at a time
 
 _Part = tuple[int, int, int, int, int]
 
@@ -95,7 +95,7 @@ class Chunks:
         return np.where(inside, split.record[last], whole), np.where(inside, part, -1)
 
     def bounds(self, chunks: np.ndarray) -> np.ndarray:
-        """Returns where these chunks lie, int64 [n, 7].
+        """Returns the location and size of these chunks, int64 [n, 7].
 
         Columns: record, first slot, one past the last slot, slots of the whole record, and patch, text and target
         slots of the chunk.

@@ -1,4 +1,4 @@
-"""The draws of a stage whose mixture may change: constant blocks, and then windows with weights of their own.
+"""The draws of a stage whose mixture may change: first from constant blocks, then from windows with their own weights.
 
 While the weights are those of step 0, chunks are drawn from the blocks of `MixtureStream`. From the first packing
 window with other weights on, every window has its own: those of its first step. The state then counts the draws of

@@ -145,7 +145,7 @@ class MixtureStream:
 
 
 def _exact_counts(shares: np.ndarray, total: int, stage: str) -> np.ndarray:
-    """Rounds shares to counts, int64 [sources], that sum to `total`: by largest remainder.
+    """Rounds shares to counts, int64 [sources], that sum to `total`, by the largest remainder method.
 
     Every source with a share has at least one.
     """

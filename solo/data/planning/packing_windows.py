@@ -106,7 +106,7 @@ class PackingPlanner:
             return self._windows[number]
 
     def sums(self, number: int) -> RowSums:
-        """Returns what the rows of window `number` hold. They are remembered for longer than the window itself."""
+        """Returns the contents of the rows of window `number`. They are cached for longer than the window itself."""
         with self._lock:
             if number not in self._sums:
                 self.window(number)
@@ -124,7 +124,7 @@ class PackingPlanner:
             return self._states[number]
 
     def change_weights(self, number: int, weights: Mapping[str, float]) -> None:
-        """Changes the weights from window `number` on, and forgets these windows."""
+        """Changes the weights from window `number` on, and discards the cached windows from there on."""
         with self._lock:
             self.draws.weights.change(number * self.draws.window_steps, weights)
             for known in (self._windows, self._sums):

@@ -1,7 +1,7 @@
-"""Attention in tiles of block x block in plain JAX, for any platform. It visits only the tiles that a query needs.
+"""Tiled attention (block x block) in plain JAX, for any platform. It visits only the tiles that queries need.
 
-Groups of query blocks advance in lock step through a loop over the key blocks that they need. The backward pass visits
-the same tiles again.
+A group of query blocks loops in lock step over the key blocks that its members need. The backward pass visits the same
+tiles again.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
 key blocks of all rows, N groups of G query blocks; Q queries and J keys of a tile.
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from solo.model.attention.softmax import Softmax, einsum, finish, nothing_seen, see, tile_gradients, within
 from solo.model.attention.tiles import SAVED, needed_blocks, pad_slots
 
-# Query blocks that advance in lock step. A larger group wastes visits and cache; a smaller one makes small products.
+# Query blocks of a group. A larger group wastes visits and cache; a smaller one has smaller, slower products.
 GROUP = 4
 
 
@@ -76,7 +76,7 @@ def _in_rows(x_NG: Array, order_NG: Array, X: int) -> Array:
 
 
 def _visible(grid: Grid, key_block_G: Array, intervals_GQ4: Array) -> Array:
-    """Returns bool [G, Q, J]: the keys of a key block that the queries of each query block see."""
+    """Returns bool [G, Q, J]: the keys of a key block that the queries of each query block attend to."""
     index = (key_block_G % grid.key_blocks)[:, None]
     is_text = index >= grid.blocks(grid.patches)
     slots_GJ = jnp.where(is_text, index - grid.blocks(grid.patches), index) * grid.block + jnp.arange(grid.block)

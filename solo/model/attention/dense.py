@@ -1,4 +1,4 @@
-"""Attention that materialises all S x R scores of a row, for a single query and for short rows on a CPU.
+"""Attention that materialises all S x R scores of a row. Used for single queries and for short rows on a CPU.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head.
 """
@@ -33,7 +33,7 @@ def _grouped(q_BSHC: Array, k_BRKC: Array) -> Array:
 
 
 def _visible(k_BRKC: Array, intervals_BS4: Array, num_patches: int) -> Array:
-    """Returns bool [B, S, R]: whether a query sees a key."""
+    """Returns bool [B, S, R]: whether a query attends to a key."""
     patches = within(jnp.arange(num_patches), intervals_BS4[..., :2])
     text = within(jnp.arange(k_BRKC.shape[1] - num_patches), intervals_BS4[..., 2:])
     return jnp.concatenate([patches, text], axis=-1)

@@ -1,8 +1,8 @@
-"""Attention over two intervals per query: the patches and the text of its row that it sees.
+"""Attention of each query over two intervals of its row: one of patches and one of text.
 
-All masking (packed documents, causality, image masks, sliding windows, padding) reaches the device as `Batch.attend`.
-The blocks of keys that a block of queries needs are therefore known beforehand, and the others are skipped. The cost
-falls from the square of the row to about the sum of the squares of its documents, in the forward and the backward pass.
+`Batch.attend` expresses all masking: packed documents, causality, image masks, sliding windows and padding. The key
+blocks that a query block needs are therefore known in advance, and all others are skipped. Instead of the square of the
+row's length, the forward and backward passes cost about the sum of the squares of its documents' lengths.
 
 Letters besides those of solo/batch.py: R key slots.
 """
@@ -37,7 +37,7 @@ def interval_attention(
     """Computes softmax attention of each query over the patches [a0, a1) and the text [a2, a3) of its row.
 
     The first `num_patches` of the R key slots are patches, the others text. Intervals count within their region; parts
-    beyond it are ignored. There may be fewer queries than keys. A query that sees nothing gets zeros. Scores,
+    beyond it are ignored. There may be fewer queries than keys. The output of a query without keys is zero. Scores,
     softmax and sums are float32.
 
     On a mesh, call it inside `shard_map`: it sorts the query blocks of all its rows by the number of their tiles.
@@ -50,8 +50,8 @@ def interval_attention(
         num_patches: number of patches among the R key slots.
         implementation: a module of `solo.model.attention`: `dense`, `blocks`, or the kernels `pallas_tpu` (`tpu`) and
             `pallas_gpu` (`gpu`).
-        block: queries of a tile.
-        key_block: keys of a kernel's tile; None: the same as `block`. The tiles of `blocks` are square.
+        block: number of queries of a tile.
+        key_block: number of keys of a kernel's tile; None: the same as `block`. The tiles of `blocks` are square.
         interpret: run a kernel step by step on any platform.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The choice of the attention implementation and its tile sizes for a device."""
+"""Chooses the attention implementation and its tile sizes for a device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
 
     block      queries of a tile
     key_block  keys of a tile
-    interpret  run a kernel step by step, as on a CPU: correct, and slow
+    interpret  interpret a kernel, as on a CPU: correct, but slow
     """
 
     implementation: Implementation
@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
     interpret: bool = False
 
     def fitted(self, queries: int, num_patches: int, num_text: int) -> Kernel:
-        """Returns the same kernel with tiles no larger than the row needs, in multiples of `LANES`."""
+        """Returns the kernel with tiles no larger than a row needs, in multiples of `LANES`."""
         block = min(self.block, round_up(queries, LANES))
         return self._replace(block=block, key_block=min(self.key_block, round_up(max(num_patches, num_text), LANES)))
 

@@ -1,4 +1,4 @@
-"""The projections around attention: from hidden states to queries, keys and values, and back."""
+"""The projections from hidden states to queries, keys and values, and from attention outputs to hidden states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solo.model.norms import make_norm
 
 
 class QKVProjection(nnx.Module):
-    """Queries, keys and values of grouped-query attention, with an optional norm of each head's queries and keys."""
+    """Projects to queries, keys and values of grouped-query attention, with an optional QK norm per head."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         width, dim, std = config.width, config.dim_per_head, config.init_std

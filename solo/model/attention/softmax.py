@@ -19,7 +19,7 @@ einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class Softmax(NamedTuple):
-    """A softmax-weighted sum of values over the keys that have been seen so far; float32."""
+    """The float32 state of an online softmax: a weighted sum of values over the keys that were added so far."""
 
     weighted: Array  # [G, K, M, Q, C] sum of exp(score - maximum) * value
     total: Array  # [G, K, M, Q] sum of exp(score - maximum)
@@ -27,7 +27,7 @@ class Softmax(NamedTuple):
 
 
 def nothing_seen(q_GKMQC: Array) -> Softmax:
-    """Returns the state before any key has been seen."""
+    """Returns the state before any keys are added."""
     zeros = jnp.zeros_like(q_GKMQC, jnp.float32)
     return Softmax(zeros, zeros[..., 0], zeros[..., 0] + FLOOR)
 
@@ -41,7 +41,7 @@ def within(slots_J: Array, bounds_Q2: Array) -> Array:
 def see(seen: Softmax, q_GKMQC: Array, k_GKJC: Array, v_GKJC: Array, visible_GQJ: Array) -> Softmax:
     """Add the keys and values of one tile."""
     scores = _scores(q_GKMQC, k_GKJC, visible_GQJ)
-    # The result does not depend on the maximum: no gradient.
+    # The result does not depend on the maximum, so it needs no gradient.
     maximum = lax.stop_gradient(jnp.maximum(seen.maximum, scores.max(axis=-1)))
     weights = jnp.exp(scores - maximum[..., None])
     fade = jnp.exp(seen.maximum - maximum)

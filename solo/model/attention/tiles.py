@@ -1,4 +1,4 @@
-"""The tiles of scores that are needed, derived from the intervals of `Batch.attend` block by block.
+"""Determines which tiles of scores are needed, from the intervals of `Batch.attend`.
 
 Letters besides those of solo/batch.py: X query blocks of a row, Y its key blocks; J the keys of a block, Q its queries.
 """
@@ -14,22 +14,22 @@ from jax import Array
 # query that sees nothing sum to 0 instead of NaN. Real scores stay far above both.
 HIDDEN = -1e30
 FLOOR = -1e29
-# A rematerialisation policy that saves this name spares the backward pass a second forward pass.
+# A rematerialisation policy that saves this name avoids a second forward pass in the backward pass.
 SAVED = "interval_attention"
 
 
 class Tiles(NamedTuple):
     """The visibility of each tile (query block, key block), bool [B, X, Y]; the key blocks of patches come first."""
 
-    some: Array  # some query sees some key
-    full: Array  # every query sees every key
+    some: Array  # at least one query attends to at least one key
+    full: Array  # every query attends to every key
 
 
 def tiles(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, key_block: int | None = None) -> Tiles:
-    """Returns which key blocks the queries of each block see in part or in full.
+    """Returns which key blocks the queries of each block attend to, partially or fully.
 
     Blocks of `block` queries run across the regions; blocks of `key_block` keys (default: `block`) lie within one.
-    Padding of the last query block sees nothing, and no query sees the padding of a key block.
+    Padding queries attend to nothing, and no query attends to padding keys.
 
     intervals_BS4  int32, as in `Batch.attend`; no interval may reach beyond its region
     """
@@ -50,7 +50,7 @@ def tiles(intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, ke
 def needed_blocks(
     intervals_BS4: Any, *, num_patches: int, num_text: int, block: int, key_block: int | None = None
 ) -> Array:
-    """Returns bool [B, X, Y]: whether a query of the tile sees one of its keys, so that it is visited. See `tiles`."""
+    """Returns bool [B, X, Y]: whether a tile is visited, because a query attends to one of its keys. See `tiles`."""
     return tiles(intervals_BS4, num_patches=num_patches, num_text=num_text, block=block, key_block=key_block).some
 
 
