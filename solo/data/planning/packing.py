@@ -1,9 +1,9 @@
-"""Packs a pool of documents into rows whose patch region and text region both fill.
+"""Packs a pool of documents into rows so that both the patch region and the text region are filled.
 
-Rows are packed one after the other. The oldest documents of the pool go in first, up to a part of the row. Many random
-completions are then tried at once, and the best is kept. Half of the trials draw only from documents that together
-have the ratio of text to patches that the row still needs: a row with a long text takes images with little text, and
-leaves the others to rows that need them.
+Rows are packed one after the other. The oldest documents of the pool are placed first, up to a part of the row. Many
+random completions are then tried at once, and the best is kept. Half of the trials draw only from documents that
+together have the ratio of text to patches that the row still needs: a row with a long text takes images with little
+text, and leaves the others to rows that need them.
 
 Best-fit decreasing works well for rows of one capacity. With two regions it fills only 84 to 95%, because it uses up
 the documents that could have balanced the last rows. Taking the oldest documents first also bounds how long

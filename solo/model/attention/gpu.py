@@ -86,7 +86,7 @@ def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits:
     return _query_gradients(sizes, q, k, v, bounds, visits.keys, rest), d_k, d_v
 
 
-# --- What the kernels share ---
+# --- Shared by all kernels ---
 
 
 def _call(kernel: Callable[..., None], sizes: Sizes, name: str, **arguments: Any) -> Callable[..., Any]:

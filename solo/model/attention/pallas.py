@@ -81,7 +81,7 @@ def pad_bounds(sizes: Sizes, intervals_BS4: Array) -> Array:
 
 
 def seen_tiles(sizes: Sizes, intervals_BS4: Array) -> Tiles:
-    """Returns which keys of each tile its queries see."""
+    """Returns which keys of each tile its queries attend to."""
     return tiles(
         intervals_BS4,
         num_patches=sizes.patches,

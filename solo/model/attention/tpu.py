@@ -1,8 +1,8 @@
 """Interval attention as Pallas kernels for TPU: flash attention that visits only the tiles that are needed.
 
-A tile is a block of queries, of all heads that share a key head, against a block of keys of one region. The needed
-tiles are listed before the kernel runs, in four arrays of integers that the chip's scalar unit prefetches. The list is
-the grid: its length is known only on the device, and a tile that no query needs does not cost a grid step.
+A tile is a block of queries, of all heads that share a key head, and a block of keys of one region. The needed tiles
+are listed before the kernel runs, in four integer arrays that the chip's scalar unit prefetches. The grid has one step
+per listed tile. Its length is known only on the device, and a tile that no query needs does not cost a grid step.
 
 Scores are transposed in a tile, keys down and queries across. A query's intervals, maximum and sum are then rows of
 lanes, and sums over keys run down the sublanes, mostly as plain additions.

@@ -34,7 +34,7 @@ from solo.model.attention.tpu_tiles import (
 )
 
 VMEM_BYTES = 60 * 2**20
-# The part of it that the arrays of a tile take, with a margin.
+# The part of the vector memory for the arrays of a tile, with a margin.
 TILE_BYTES = 12 * 2**20
 
 
