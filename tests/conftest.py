@@ -22,6 +22,12 @@ from solo.config import TokenizerConfig
 from solo.data.text import Tokenizer, train_tokenizer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first. At the end, a worker would run the last of them while the others are idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ and "solo-tests-" in os.environ["SOLO_TESTS"]:
         shutil.rmtree(os.environ["SOLO_TESTS"], ignore_errors=True)
