@@ -81,7 +81,7 @@ class Soak:
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Number of steps of the run, over all stages."""
         return self.stages * self.stage_steps
 
     def attempt(self, name: str, kill: Kill | None = None) -> int:

@@ -114,18 +114,16 @@ class Answering:
         limit = limit if self.context is None else max(1, min(limit, self.context // 2))
         prompts = [model.runs(turns, open_turn=True) for turns in parse(conversations)]
         fit = fitted(prompts, model.config.image, self.context, limit)
-        fits = [number for number in range(len(prompts)) if number not in fit.too_long]
         for count, what in (
             (len(fit.smaller), "do not fit the model's longest sequence, and their images were made smaller"),
             (len(fit.too_long), "do not fit the model's longest sequence at all; their answers are empty"),
         ):
             if count:
                 print(f"solo: {count} of {len(prompts)} prompts {what}", file=sys.stderr)
-        if not fits:
+        if not fit.fits:
             return [""] * len(prompts)
-        rows = model.answered_together(len(fits), self.batch_size)
-        plan = in_order(fit.needs[fits], rows, model.mesh.shape["context"])
-        plan = [batch._replace(numbers=tuple(fits[place] for place in batch.numbers)) for batch in plan]
+        rows = model.answered_together(len(fit.fits), self.batch_size)
+        plan = fit.batches(in_order, rows, model.mesh.shape["context"])
         decoding = Decoding(limit, settings.temperature, settings.top_p)
         written = dict.fromkeys(range(len(prompts)), "")
         for batch, answers in model.answer(prompts, plan, rows, decoding, seed=seed, smaller=fit.smaller):

@@ -12,11 +12,10 @@ Targets: experts add at most 5% to the first token, and nothing to a further one
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from solo.inference.prompt import in_order, prompt_batches, prompt_needs
 from solo.interop.export import export
 from solo.model.parameters import define
 from solo.sharding.mesh import make_mesh
+from tests.benchmarks.attention import medians
 from tests.tiny import save_run
 
 PATCH = 16
@@ -123,19 +123,6 @@ def theirs(repository: Path, asked: list[list[dict[str, Any]]]) -> Answer:
     return answer
 
 
-def seconds(contestants: Mapping[str, Answer], numbers: tuple[int, ...], repeats: int) -> dict[str, list[float]]:
-    """Returns the median seconds for each number of new tokens, by contestant; they take turns."""
-    taken: dict[str, list[list[float]]] = {name: [[] for _ in numbers] for name in contestants}
-    for repeat in range(repeats + 1):
-        for name, answer in contestants.items():
-            for number, times in zip(numbers, taken[name], strict=True):
-                start = time.perf_counter()
-                answer(number)
-                if repeat:  # the first one compiles
-                    times.append(time.perf_counter() - start)
-    return {name: [statistics.median(times) for times in each] for name, each in taken.items()}
-
-
 def show(title: str, milliseconds: Mapping[str, float], rows: int = 0) -> None:
     """Prints a line for each contestant."""
     print(f"\n{title}")
@@ -162,15 +149,18 @@ def main(repeats: int = 5) -> None:
             return found | {f"{name}, transformers": theirs(path, asked) for name, path in repositories.items()}
 
         for patches in SIZES:
-            taken = seconds(contestants(patches, 1), (1,), repeats)
-            show(f"first token, {patches} patches", {name: 1000 * each[0] for name, each in taken.items()})
+            taken = medians({name: partial(run, 1) for name, run in contestants(patches, 1).items()}, repeats)
+            show(f"first token, {patches} patches", {name: 1000 * each for name, each in taken.items()})
         for rows in BATCHES:
             entered = contestants(256, rows)
             for name in EXPERTS:
                 same = entered[name](8) == entered[f"{name}, transformers"](8)
                 print(f"\n{name}: answers {'equal' if same else 'DIFFER FROM'} those under transformers")
-            taken = seconds(entered, (1, NEW_TOKENS), repeats)
-            further = {name: 1000 * (last - first) / (NEW_TOKENS - 1) for name, (first, last) in taken.items()}
+            first, last = (
+                medians({name: partial(run, number) for name, run in entered.items()}, repeats)
+                for number in (1, NEW_TOKENS)
+            )
+            further = {name: 1000 * (last[name] - first[name]) / (NEW_TOKENS - 1) for name in entered}
             show(f"a further token, batch of {rows}", further, rows)
 
 

@@ -189,13 +189,12 @@ def answer(asking: Asking, task: Task, settings: Settings, file: Predictions, fo
 
 def _plan(asking: Asking, asked: _Asked, known: Mapping[str, Line]) -> tuple[list[PromptBatch], int]:
     """Returns the batches with a prompt that lacks an answer, and their rows. Known answers do not change a batch."""
-    fits = [number for number in range(len(asked.prompts)) if number not in asked.fit.too_long]
+    fits = asked.fit.fits
     missing = {number for number in fits if any(key not in known for key in asked.keys[number])}
     if not missing:
         return [], 0
     rows = asking.model.answered_together(len(fits), asking.batch_rows)
-    batches = by_length(asked.fit.needs[fits], rows, asking.model.mesh.shape["context"])
-    plan = [batch._replace(numbers=tuple(fits[place] for place in batch.numbers)) for batch in batches]
+    plan = asked.fit.batches(by_length, rows, asking.model.mesh.shape["context"])
     return [batch for batch in plan if missing.intersection(batch.numbers)], rows
 
 

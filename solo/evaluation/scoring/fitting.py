@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from solo.config import ImageConfig
-from solo.inference.prompt import Prompt, prompt_needs
+from solo.inference.prompt import Prompt, PromptBatch, prompt_needs
+
+Arrange = Callable[[np.ndarray, int, int], list[PromptBatch]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,19 @@ class Fitted:
     needs: np.ndarray
     smaller: Mapping[int, ImageConfig]
     too_long: frozenset[int]
+
+    @property
+    def fits(self) -> list[int]:
+        """Numbers of the prompts that fit."""
+        return [number for number in range(len(self.needs)) if number not in self.too_long]
+
+    def batches(
+        self, arrange: Callable[[np.ndarray, int, int], list[PromptBatch]], rows: int, multiple: int
+    ) -> list[PromptBatch]:
+        """Returns batches of the prompts that fit, arranged by `in_order` or `by_length` of `solo.inference.prompt`."""
+        fits = self.fits
+        batches = arrange(self.needs[fits], rows, multiple)
+        return [batch._replace(numbers=tuple(fits[place] for place in batch.numbers)) for batch in batches]
 
 
 def fitted(prompts: Sequence[Prompt], image: ImageConfig, context: int | None, max_new_tokens: int) -> Fitted:
