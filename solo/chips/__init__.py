@@ -17,7 +17,8 @@ from solo.chips.tpu import TPUS
 
 __all__ = ["CHIPS", "Chip", "Option", "OptionValue", "Price", "chip_of", "peak_flops"]
 
-CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (*TPUS, *GPUS, Chip("cpu", "cpu", ("cpu",)))}
+_CPU = Chip("cpu", "cpu", ("cpu",), quantized_products=("fp8", "int8"))
+CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (*TPUS, *GPUS, _CPU)}
 
 
 def chip_of(device_kind: str) -> Chip | None:

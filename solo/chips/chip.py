@@ -60,7 +60,9 @@ class Chip:
     network_bandwidth  bytes per second of a chip's share of the data-centre network, one direction
     clock              Hz at which compiled programs count cycles
     attention_tile     queries and keys per tile of the attention kernel
-    attention_share    share of peak that the attention kernel reaches, forward and backward together (2 to 5)
+    attention_share    share of peak that the attention kernel reaches, forward and backward together (2 to 5); GPUs:
+                       on whole tiles of a long row
+    quantized_products kinds of `model.quantization` that are faster than bfloat16; on CPUs they only work, for tests
     assumed            field -> reason, for values that were neither published nor measured
     compiler_options   options of XLA that every program is compiled with
     price              list price
@@ -92,6 +94,7 @@ class Chip:
     clock: float | None = None
     attention_tile: tuple[int, int] | None = None
     attention_share: float | None = None
+    quantized_products: tuple[str, ...] = ()
     assumed: Mapping[str, str] = field(default_factory=dict)
     compiler_options: tuple[Option, ...] = ()
     price: Price | None = None
@@ -124,4 +127,7 @@ class Chip:
     @property
     def unknown(self) -> dict[str, str]:
         """Unknown fields that a plan needs -> the figures that depend on them."""
-        return {name: figure for name, figure in _PLANNED_WITH.items() if getattr(self, name) is None}
+        needed = {name: figure for name, figure in _PLANNED_WITH.items() if getattr(self, name) is None}
+        if self.platform == "cuda":
+            needed.pop("clock", None)  # the time of a GPU's step has a model of its own
+        return needed

@@ -23,6 +23,7 @@ from solo.config.model import (
     MoEConfig,
     ParametrisationConfig,
     PatchEmbedConfig,
+    QuantizationConfig,
     RopeScalingConfig,
     Sharing,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "ParametrisationConfig",
     "PatchEmbedConfig",
     "ProfileConfig",
+    "QuantizationConfig",
     "RopeScalingConfig",
     "SafetyConfig",
     "Section",

@@ -122,6 +122,30 @@ class ParametrisationConfig(Section):
         return self
 
 
+class QuantizationConfig(Section):
+    """Products in eight bits during training; see `solo.model.quantized`.
+
+    Evaluation, generation and exports multiply in `compute_dtype`. Never quantised: patch embeddings, the head, norms,
+    attention scores, and the weights themselves.
+
+    fp8   float8, on H100, H200 and tpu7x
+    int8  on v5e, v5p and v6e
+    """
+
+    keys_decide = ("result",)
+
+    kind: Literal["none", "fp8", "int8"] = "none"
+    components: tuple[Literal["ffn", "attention"], ...] = Field(
+        ("ffn", "attention"), min_length=1, description="attention: its four projections"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> QuantizationConfig:
+        if len(set(self.components)) < len(self.components):
+            raise ValueError(f"components {list(self.components)} has a duplicate")
+        return self
+
+
 class ModelConfig(Section):
     """A pre-norm decoder with rotary positions and grouped-query attention; see `solo.model.transformer`."""
 
@@ -167,6 +191,7 @@ class ModelConfig(Section):
     init_std: float = Field(0.02, gt=0, json_schema_extra=decides("result"))
     parametrisation: ParametrisationConfig = ParametrisationConfig()
     compute_dtype: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=decides("result"))
+    quantization: QuantizationConfig = QuantizationConfig()
     remat: Literal["none", "dots", "projections", "attention", "full", "offload", "offload_projections"] = Field(
         "none",
         description="what a layer keeps for the backward pass, and where; see solo/model/remat.py",
@@ -202,6 +227,11 @@ class ModelConfig(Section):
             raise ValueError(f"rope_fraction rotates {self.rotary_dim} dimensions of a head; the number must be even")
         if self.rope_sections and sum(self.rope_sections) != self.rotary_dim // 2:
             raise ValueError(f"rope_sections {self.rope_sections} do not add up to {self.rotary_dim // 2} pairs")
+        if self.quantization.kind != "none" and "ffn" in self.quantization.components and self.experts.ffn == "moe":
+            raise ValueError(
+                "quantization does not reach the experts of a router (experts.ffn: moe); set quantization.components:"
+                " [attention]"
+            )
         return self
 
     @property

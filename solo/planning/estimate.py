@@ -6,8 +6,8 @@ The time of computation is the sum over instructions of libtpu's `estimated_cycl
 divided by the chip's clock. Loops whose length depends on the data (attention in blocks) are assumed to run as often as
 the assumed documents require. Pallas kernels have no cycle count: their time is the FLOPs of the tiles that they visit,
 at the chip's `attention_share` of peak FLOP/s. Gathers and scatters that are not fused have no cycle count either.
-Compared with published step times for v5e, the estimate was 10 to 31% too slow, so use it only to rank settings. The
-compilers for GPU and CPU report no cycles, so there is no estimate for them.
+Compared with published step times for v5e, the estimate was 10 to 31% too slow, so use it only to rank settings. GPUs
+have a model of their own, `solo.planning.gpu_time`. CPUs have none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Searches for the best setting of a run on a machine: mesh shape, rows per device, rematerialisation, attention.
+"""Searches for the best setting of a run on a machine: mesh shape, rows per device, rematerialisation, attention, and
+on GPUs whether the layers are a loop.
 
 All combinations are first estimated from shapes, which takes about a second. Those whose state and saved activations
 cannot fit are dropped. The most promising of the rest are compiled, up to a given number, and the one with the highest
-estimated tokens per second is returned. Without time estimates (GPU, CPU), this is the setting that was ranked first.
+estimated tokens per second is returned. Without time estimates (CPU), this is the setting that was ranked first.
 """
 
 from __future__ import annotations
@@ -143,15 +144,17 @@ def _settings(
                 # Offloading has no estimate: the bandwidth to host memory is unknown.
                 for remat in (policy for policy in _choices("remat") if not policy.startswith("offload")):
                     for kernel in kernels:
-                        yield _with(config, number, mesh, batch, remat, kernel)
+                        for loop in _loops(config, machine):
+                            yield _with(config, number, mesh, batch, remat, kernel, loop)
 
 
 def _with(
-    config: Config, number: int, mesh: Any, batch: int, remat: str, kernel: str
+    config: Config, number: int, mesh: Any, batch: int, remat: str, kernel: str, loop: bool
 ) -> tuple[Config, tuple[str, ...]]:
     stages = list(config.stages)
     stages[number] = stages[number].model_copy(update={"batch_rows": batch, "accumulate": 1})
-    model = config.model.model_copy(update={"remat": remat, "attention_implementation": kernel})
+    changes = {"remat": remat, "attention_implementation": kernel, "scan_layers": loop}
+    model = config.model.model_copy(update=changes)
     overrides = (
         f"mesh.replica={mesh.replica}",
         "mesh.data=1",
@@ -162,6 +165,7 @@ def _with(
         f"stages.{number}.accumulate=1",
         f"model.remat={remat}",
         f"model.attention_implementation={kernel}",
+        *([f"model.scan_layers={str(loop).lower()}"] if loop != config.model.scan_layers else []),
     )
     return config.model_copy(update={"mesh": mesh, "model": model, "stages": tuple(stages)}), overrides
 
@@ -174,6 +178,11 @@ def _choices(field: str) -> tuple[str, ...]:
 def _goes(kernel: str, machine: Machine) -> bool:
     """Returns whether a kernel is worth trying on a machine. CPUs only interpret Pallas kernels."""
     return kernel == "blocks" or machine.chip.name != "cpu"
+
+
+def _loops(config: Config, machine: Machine) -> tuple[bool, ...]:
+    """Returns the values of `model.scan_layers` to try. Unrolled layers would take hours to compile for a TPU."""
+    return (False, True) if machine.chip.platform == "cuda" else (config.model.scan_layers,)
 
 
 def _row_flops(definition: ModelDefinition, rows: Rows, machine: Machine) -> Callable[[Config, StageConfig], StepFlops]:
@@ -210,5 +219,7 @@ def _seconds(
     keys = 6 * slots * sizes["context"] * model.kv_heads * model.dim_per_head / sizes["tensor"] * (sizes["context"] > 1)
     # Attention in blocks moves scores through memory; kernels keep them on the chip.
     slow = 1.5 if model.attention_implementation == "blocks" and machine.chip.is_tpu else 1.0
+    # On an H200, steps took 1.29 and 1.35 times as long with layers in a loop (docs/benchmarks.md).
+    slow *= 1.1 if model.scan_layers and machine.chip.platform == "cuda" else 1.0
     computing = slow * sum(row.computed.values()) * rows / peak
     return (computing + (weights + activations + keys) / link) / (row.tokens * rows)

@@ -23,6 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from solo.model.dense import named, one_or_all
+from solo.model.quantized import Kind, inputs_gradient, product, weight_gradient
 from solo.sharding.mesh import TABLE, partition
 
 _BATCH = (*TABLE["rows"], *TABLE["slots"])
@@ -33,10 +34,11 @@ Arrays = tuple[jax.Array, ...]
 
 
 class _Layout(NamedTuple):
-    """The sharding of one weight, and the number of its input axes."""
+    """The sharding of one weight, the number of its input axes, and the type of its products."""
 
     spec: PartitionSpec
     inputs: int
+    kind: Kind
 
     def features(self, outputs: bool) -> PartitionSpec:
         """Returns the spec of an array [rows, slots, inputs or outputs], without the axes that shard rows."""
@@ -58,10 +60,13 @@ def _specs(layouts: tuple[_Layout, ...], arrays: int) -> tuple[tuple, tuple, tup
     )
 
 
-def dense_on(mesh: Mesh, x: Any, *weights: nnx.Param) -> Any:
-    """`solo.model.dense.dense` for arrays whose rows and slots are sharded over the mesh."""
+def dense_on(mesh: Mesh, x: Any, *weights: nnx.Param, kind: Kind = "none") -> Any:
+    """`solo.model.dense.dense` for arrays whose rows and slots are sharded over the mesh.
+
+    With a `kind` of `solo.model.quantized`, each device quantises its own arrays and the gathered weights.
+    """
     arrays, structure = jax.tree.flatten(x)
-    layouts = tuple(_Layout(partition(each.axes, each.shape, mesh), each.inputs) for each in weights)
+    layouts = tuple(_Layout(partition(each.axes, each.shape, mesh), each.inputs, kind) for each in weights)
     products = _multiply(mesh, layouts, tuple(arrays), tuple(each[...] for each in weights))
     # Rematerialisation policies cannot see names inside a shard_map, so its outputs are named here.
     return one_or_all(tuple(jax.tree.unflatten(structure, map(named, each)) for each in products))
@@ -77,7 +82,7 @@ def _multiply(
         products = []
         for layout, value in zip(layouts, values, strict=True):
             whole, over = _gathered(mesh, layout, value, arrays[0].dtype), layout.summed(mesh, outputs=False)
-            products.append(tuple(_summed(jnp.tensordot(array, whole, layout.inputs), over) for array in arrays))
+            products.append(tuple(_summed(product(layout.kind, array, whole, layout.inputs), over) for array in arrays))
         return tuple(products)
 
     return jax.shard_map(
@@ -110,7 +115,7 @@ def _backward(
         wholes = [_gathered(mesh, *each, arrays[0].dtype) for each in zip(layouts, values, strict=True)]
         back = tuple(_inputs_gradient(mesh, layouts, wholes, own) for own in zip(*gradients, strict=True))
         return back, tuple(
-            _reduced(mesh, layout, _weight_gradient(arrays, own)).astype(value.dtype)
+            _reduced(mesh, layout, _weight_gradient(layout, arrays, own)).astype(value.dtype)
             for layout, value, own in zip(layouts, values, gradients, strict=True)
         )
 
@@ -130,21 +135,18 @@ def _inputs_gradient(
     mesh: Mesh, layouts: tuple[_Layout, ...], wholes: Sequence[jax.Array], gradients: Arrays
 ) -> jax.Array:
     """Returns the gradient of an array, given the gradients of its products with all weights."""
-    found = []
-    for layout, whole, gradient in zip(layouts, wholes, gradients, strict=True):
-        outputs = whole.ndim - layout.inputs
-        gradient_axes, weight_axes = range(gradient.ndim - outputs, gradient.ndim), range(layout.inputs, whole.ndim)
-        found.append(jnp.tensordot(gradient, whole, (tuple(gradient_axes), tuple(weight_axes))))
+    found = [
+        inputs_gradient(layout.kind, gradient, whole, layout.inputs)
+        for layout, whole, gradient in zip(layouts, wholes, gradients, strict=True)
+    ]
     # All weights of a call have the same sharding.
     return _summed(reduce(jnp.add, found), layouts[0].summed(mesh, outputs=True))
 
 
-def _weight_gradient(arrays: Arrays, gradients: Arrays) -> jax.Array:
+def _weight_gradient(layout: _Layout, arrays: Arrays, gradients: Arrays) -> jax.Array:
     """Returns the contribution of the device's slots to a weight's gradient, [inputs, outputs]."""
-    products = [
-        jnp.tensordot(array, gradient, ((0, 1), (0, 1))) for array, gradient in zip(arrays, gradients, strict=True)
-    ]
-    return reduce(jnp.add, products)
+    pairs = zip(arrays, gradients, strict=True)
+    return reduce(jnp.add, (weight_gradient(layout.kind, *each, layout.inputs) for each in pairs))
 
 
 def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -9,11 +9,13 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from solo.chips import chip_of
 from solo.config import ConfigError, ModelConfig
 from solo.model.attention.kernel import Kernel, choose_kernel
 from solo.model.dense import dense, dense_on_cpu
 from solo.model.moe import ExpertWeights, Load, routed_ffn
 from solo.model.placement import Placement, attention_with
+from solo.model.quantized import kind_of, quantized_dense, require_library
 from solo.model.regions import Regions
 from solo.model.rotary import rotate, rotate_by_product
 from solo.sharding.axes import row_shards
@@ -57,6 +59,33 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
 
     shards = row_shards(mesh.shape)
     return Placement(constrain, sharded, attention, experts, turn, row_shards=shards, vocab_shards=tensor)
+
+
+@cache
+def training_placement(mesh: Mesh, config: ModelConfig) -> Placement:
+    """Returns `placement` with the products of `model.quantization`.
+
+    Raises:
+        ConfigError: see `placement`; also if the devices have no such products, or Qwix is not installed.
+    """
+    where, quantization = placement(mesh, config), config.quantization
+    if quantization.kind == "none":
+        return where
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    if chip is not None and quantization.kind not in chip.quantized_products:
+        has = " or ".join(chip.quantized_products)
+        raise ConfigError(
+            f"model.quantization.kind {quantization.kind}: {chip.name} has no such products;"
+            f" {f'choose {has}, or ' if has else ''}set it to none"
+        )
+    require_library()
+    if mesh.size == 1:
+        return where._replace(dense=quantized_dense(quantization, where.dense))
+
+    def sharded(x: Any, *weights: nnx.Param) -> Any:
+        return dense_on(mesh, x, *weights, kind=kind_of(quantization, weights[0]))
+
+    return where._replace(dense=sharded)
 
 
 def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:

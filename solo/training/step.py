@@ -17,7 +17,7 @@ from solo.model.parameters import ModelDefinition, Parameters
 from solo.sharding.axes import rows_per_shard
 from solo.sharding.compiling import compiler_options
 from solo.sharding.mesh import batch_shardings, parameter_shardings, shardings_like
-from solo.sharding.placement import placement
+from solo.sharding.placement import training_placement
 from solo.training.averages import Average, begin, update
 from solo.training.evaluators import TRAINED
 from solo.training.groups import rate_scales, trainable_paths
@@ -160,7 +160,7 @@ def make_stage(
     optimizer = make_optimizer(
         stage.optimizer, specs, definition.config, carries=stage.optimizer_state == "carry", mesh=mesh
     )
-    where = placement(mesh, definition.config)
+    where = training_placement(mesh, definition.config)
     rows_per_shard(stage, mesh.shape)
 
     def start(parameters: Parameters) -> TrainState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import MeshConfig
 from solo.model.dense import Dense, dense
+from solo.model.quantized import Kind
 from solo.model.regions import Regions
 from solo.sharding.dense import dense_on
 from solo.sharding.mesh import TABLE, make_mesh, partition
@@ -74,6 +76,15 @@ def loss(multiply: Dense, group: str, x: Regions, values: Values) -> jax.Array:
     return sum(((number + 1) * jnp.sum(jnp.sin(each)) for number, each in enumerate(products)), jnp.zeros(()))
 
 
+def linear(multiply: Dense, group: str, x: Regions, values: Values) -> jax.Array:
+    """A linear function of the products, so that their errors do not enter their gradients."""
+    weights = [
+        nnx.Param(value, axes=axes, inputs=inputs) for value, (axes, inputs) in zip(values, GROUPS[group], strict=True)
+    ]
+    products = jax.tree.leaves(multiply(x, *weights))
+    return sum((jnp.sum(each * jnp.cos(jnp.arange(each.size)).reshape(each.shape)) for each in products), jnp.zeros(()))
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("name", MESHES)
 def test_a_mesh_computes_what_one_device_does(name: str, group: str) -> None:
@@ -89,6 +100,21 @@ def test_a_mesh_computes_what_one_device_does(name: str, group: str) -> None:
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
     for gradient, value in zip(found[1][1], values, strict=True):
         assert gradient.sharding.is_equivalent_to(value.sharding, value.ndim)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("kind", "bound"), [("fp8", 0.09), ("int8", 0.02)])
+def test_a_mesh_quantises_what_each_device_multiplies(kind: Kind, bound: float, group: str) -> None:
+    pytest.importorskip("qwix", reason="pip install 'solo-vlm[quantization]'")
+    mesh, x, values = case("data, fsdp and tensor", group)
+
+    def gradients(kind: Kind) -> tuple:
+        multiply = partial(dense_on, mesh, kind=kind)
+        return jax.jit(jax.grad(lambda x, v: linear(multiply, group, x, v), (0, 1)))(x, values)
+
+    for one, other in zip(jax.tree.leaves(gradients(kind)), jax.tree.leaves(gradients("none")), strict=True):
+        assert np.linalg.norm(one - other) / np.linalg.norm(other) < bound
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
 
 def test_a_gradient_travels_once_and_is_scattered() -> None:
