@@ -14,11 +14,12 @@ from typing import get_args
 import jax.numpy as jnp
 from jax import Array
 
-from solo.model.attention.blocks import Grid, block_attention
+from solo.model.attention.blocks import block_attention
 from solo.model.attention.dense import dense_attention
 from solo.model.attention.gpu import triton_attention
 from solo.model.attention.kernel import Implementation, Kernel
 from solo.model.attention.pallas import Sizes
+from solo.model.attention.reading_order import Grid
 from solo.model.attention.tpu import flash_attention
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from solo.model.attention.interval import interval_attention
+from solo.model.attention.reading_order import Grid, Order, sort_into_tiles
 from solo.model.attention.tiles import SAVED, needed_blocks
 
 TEXT = -1
@@ -260,8 +261,9 @@ def test_blocks_that_no_query_needs_are_never_read() -> None:
         row[(row[:, 0] < 30) & (row[:, 1] > 10)] = 0
         row[(row[:, 2] < 20) & (row[:, 3] > 10)] = 0
     intervals[2] = 0
-    needed = needed_blocks(intervals, num_patches=case.patches, num_text=case.text, block=case.block).any(axis=1)
-    poisoned = ~np.repeat(needed, case.block, axis=1)  # the regions are whole numbers of blocks
+    tiles = sort_into_tiles(grid_of(case), intervals)
+    poisoned = ~np.repeat(tiles.needed.any(axis=1), case.block, axis=1)
+    poisoned = np.asarray(tiles.keys.unsort(poisoned))
     assert 0.3 < poisoned[:2].mean() < 0.9
     q, k, v, d_out = random_tensors(rng, case)
     run = forward_and_gradients(case, "blocks")
@@ -270,6 +272,34 @@ def test_blocks_that_no_query_needs_are_never_read() -> None:
     for a, b in zip(run(q, k, v, d_out, intervals), clean, strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.isnan(forward_and_gradients(case, "dense")(q, k, v, d_out, intervals)[0]).any()
+
+
+def grid_of(case: Case) -> Grid:
+    return Grid(case.rows, case.queries, case.patches, case.text, case.block)
+
+
+@pytest.mark.parametrize("case", CASES[:3])
+def test_tiles_are_needed_exactly_where_pairs_are_visible(case: Case) -> None:
+    rng = np.random.default_rng(0)
+    intervals, mask = random_rows(rng, case, "bidirectional")
+    tiles = sort_into_tiles(grid_of(case), intervals)
+
+    def in_blocks(x: np.ndarray, order: Order, axis: int) -> np.ndarray:
+        x = np.take_along_axis(x, np.expand_dims(np.asarray(order.slots), 3 - axis), axis)
+        return np.logical_or.reduceat(x, np.arange(0, x.shape[axis], case.block), axis=axis)
+
+    expected = in_blocks(in_blocks(mask, tiles.queries, 1), tiles.keys, 2)
+    assert not tiles.needed[..., -1].any()
+    np.testing.assert_array_equal(tiles.needed[..., :-1], expected)
+
+
+@pytest.mark.parametrize("mode", ["causal", "bidirectional"])
+def test_documents_need_tiles_along_the_diagonal_alone(mode: str) -> None:
+    document = [0] * 24 + [TEXT] * 8
+    intervals, _ = pack([document] * 8, 8 * 24, 8 * 8, mode)
+    tiles = sort_into_tiles(Grid(1, 256, 192, 64, 16), intervals[None])
+    # Two blocks of 16 per document: the second sees the first, and patches of one image see each other.
+    assert tiles.needed.sum() == 8 * (3 if mode == "causal" else 4)
 
 
 def test_blocks_allocate_no_array_of_queries_by_keys() -> None:
