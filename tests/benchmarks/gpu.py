@@ -2,11 +2,13 @@
 
 Both sides have the same model, weights, rows and AdamW, and run alternately in one process. PyTorch runs the model that
 exports ship (SDPA attention, autocast to bfloat16, fused AdamW on a GPU, gradient checkpointing unless `model.remat` is
-`none`). Each row is one document of full length, which is PyTorch's best case: packed rows would need masks. On a GPU
-the configs of 30M, 150M and 2B run in bfloat16; on a CPU the smallest one, with small rows, in float32 and bfloat16.
-Needs torch and transformers; on a GPU, jax and torch built for it.
+`none`). A row has one document, or several with `--documents`. PyTorch gets each document as a row of its own, which
+needs no mask and no padding: its best case. On a GPU the configs of 30M, 150M and 2B run in bfloat16; on a CPU the
+smallest one, with small rows, in float32 and bfloat16. Needs torch and transformers; on a GPU, jax and torch built for
+it.
 
-The first losses are printed too: if they differ, the two sides computed different things. MFU counts useful FLOPs
+The first losses are printed too: if they differ, the two sides computed different things. On a CPU, the ratio of CPU
+times is printed too, which other work on the machine disturbs less. MFU counts useful FLOPs
 (`solo.model.flops`) against the data sheet's peak. Memory is the compiler's count for solo, and the measured peak for
 PyTorch.
 """
@@ -67,8 +69,9 @@ class Contestant(NamedTuple):
     memory: Callable[[], int | None]
 
 
-def make_case(name: str, dtype: str, rows: int, slots: int, overrides: list[str]) -> Case:
-    """Makes rows of images (three quarters of the slots) and text; all text is supervised."""
+def make_case(name: str, dtype: str, rows: int, slots: int, overrides: list[str], packed: int = 1) -> Case:
+    """Makes rows of `packed` documents of images (three quarters of the slots) and text; all text is supervised."""
+    slots //= packed
     config = load_config(name if name.endswith(".yaml") else MODELS / f"{name}.yaml", overrides)
     model = config.model.model_copy(
         update={"compute_dtype": dtype, "vocab_size": config.model.vocab_size or config.data.tokenizer.vocab_size}
@@ -80,11 +83,13 @@ def make_case(name: str, dtype: str, rows: int, slots: int, overrides: list[str]
     images = max(1, int(0.75 * slots) // side**2)
     text = max(8, (slots - images * (side**2 + side + 1)) // images)
     parts = [part for _ in range(images) for part in ((side, side), text)]
-    documents = [document(config, *parts, seed=seed) for seed in range(rows)]
+    documents = [document(config, *parts, seed=seed) for seed in range(rows * packed)]
     documents = [dataclasses.replace(each, supervised=each.tokens != PATCH) for each in documents]
     patches = int((documents[0].tokens == PATCH).sum())
-    shape = RowShape(patches, len(documents[0].tokens) - patches, len(documents[0].tokens) - patches)
-    batch = stack([assemble_row([(each, 0)], shape, config.image, 0, config.sequence) for each in documents])
+    text = len(documents[0].tokens) - patches
+    shape = RowShape(packed * patches, packed * text, packed * text)
+    in_rows = [[(each, 0) for each in documents[first : first + packed]] for first in range(0, rows * packed, packed)]
+    batch = stack([assemble_row(row, shape, config.image, 0, config.sequence) for row in in_rows])
     definition = ModelDefinition(model, config.image, model.vocab_size)
     parameters = jax.device_get(jax.jit(definition.initialise)(jax.random.key(0)))
     return Case(config, definition, documents, batch, parameters)
@@ -95,7 +100,7 @@ def ours(case: Case) -> Contestant:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     optimizer = {"learning_rate": RATE, "schedule": "constant", "clip_norm": CLIP}
     stage_config = StageConfig.model_validate(
-        {"name": "b", "mixture": {"a": 1.0}, "steps": 100, "batch_rows": len(case.documents), "optimizer": optimizer}
+        {"name": "b", "mixture": {"a": 1.0}, "steps": 100, "batch_rows": len(case.batch.text), "optimizer": optimizer}
     )
     options = case.config.compiler_options
     stage = make_stage(case.definition, stage_config, 100, SafetyConfig(), mesh, options)
@@ -175,7 +180,10 @@ def _inputs(case: Case) -> dict[str, torch.Tensor]:
 
 
 def measure(makers: dict[str, Callable[[], Contestant]], repeats: int, in_turns: bool) -> dict[str, tuple]:
-    """Returns name -> (first loss, median seconds of a step, bytes). Without `in_turns` only one is in memory."""
+    """Returns name -> (first loss, median seconds of a step, median CPU seconds, bytes).
+
+    Without `in_turns` only one contestant is in memory.
+    """
     found = {}
     groups = [list(makers)] if in_turns else [[name] for name in makers]
     for group in groups:
@@ -183,14 +191,15 @@ def measure(makers: dict[str, Callable[[], Contestant]], repeats: int, in_turns:
         losses = {name: each.step() for name, each in contestants.items()}
         for each in contestants.values():
             each.step()  # lets allocators and clocks settle
-        seconds: dict[str, list[float]] = {name: [] for name in group}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in group}
         for _ in range(repeats):
             for name, each in contestants.items():
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 each.step()
-                seconds[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start, time.process_time() - cpu))
         for name, each in contestants.items():
-            found[name] = losses[name], statistics.median(seconds[name]), each.memory()
+            seconds, of_cpu = map(statistics.median, zip(*times[name], strict=True))
+            found[name] = losses[name], seconds, of_cpu, each.memory()
         del contestants, each
         gc.collect()
         if torch.cuda.is_available():
@@ -200,7 +209,7 @@ def measure(makers: dict[str, Callable[[], Contestant]], repeats: int, in_turns:
 
 def compare(name: str, dtype: str, arguments: argparse.Namespace) -> None:
     """Prints the figures and ratios of one config."""
-    case = make_case(name, dtype, arguments.rows, arguments.slots, arguments.set)
+    case = make_case(name, dtype, arguments.rows, arguments.slots, arguments.set, arguments.documents)
     makers: dict[str, Callable[[], Contestant]] = {
         "solo": lambda: ours(case),
         "PyTorch": lambda: theirs(case, arguments.compile),
@@ -210,16 +219,19 @@ def compare(name: str, dtype: str, arguments: argparse.Namespace) -> None:
     peak = peak_flops(jax.devices()[0].device_kind)
     slots = case.batch.attend.shape[0] * case.batch.attend.shape[1]
     print(
-        f"\n{name}, {dtype}: {case.definition.num_parameters() / 1e6:,.0f}M parameters, {len(case.documents)} rows of"
-        f" {case.batch.attend.shape[1]} slots ({case.batch.patches.shape[1]} patches), remat {case.config.model.remat}"
+        f"\n{name}, {dtype}: {case.definition.num_parameters() / 1e6:,.0f}M parameters, {len(case.batch.text)} rows of"
+        f" {case.batch.attend.shape[1]} slots ({case.batch.patches.shape[1]} patches, {arguments.documents} documents),"
+        f" remat {case.config.model.remat}"
     )
-    for who, (loss, seconds, memory) in found.items():
+    for who, (loss, seconds, _, memory) in found.items():
         mfu = f"{flops / seconds / peak:6.1%}" if peak else f"{flops / seconds / 1e9:,.0f} GFLOP/s"
         held = f"{memory / 2**30:.2f} GiB" if memory else "-"
         print(f"  {who:8} {seconds:8.4f} s   {slots / seconds:10,.0f} slots/s   MFU {mfu}   {held}   loss {loss:.4f}")
     ratios = [f"time {found['solo'][1] / found['PyTorch'][1]:.3f}"]
-    if found["PyTorch"][2]:
-        ratios.append(f"memory {found['solo'][2] / found['PyTorch'][2]:.3f}")
+    if jax.default_backend() == "cpu":
+        ratios.append(f"CPU time {found['solo'][2] / found['PyTorch'][2]:.3f}")
+    if found["PyTorch"][3]:
+        ratios.append(f"memory {found['solo'][3] / found['PyTorch'][3]:.3f}")
     print(f"  solo / PyTorch: {', '.join(ratios)}", flush=True)
 
 
@@ -231,6 +243,7 @@ def main() -> None:
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"])
     parser.add_argument("--rows", type=int, default=8 if on_gpu else 1)
     parser.add_argument("--slots", type=int, default=2048 if on_gpu else 128, help="approximate slots of a row")
+    parser.add_argument("--documents", type=int, default=1, help="documents of a row")
     parser.add_argument("--repeats", type=int, default=20 if on_gpu else 3)
     parser.add_argument("--compile", action="store_true", help="torch.compile the PyTorch model")
     parser.add_argument("--one-at-a-time", action="store_true", help="for models that do not fit in memory twice")
