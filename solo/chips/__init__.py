@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from solo.chips.chip import Chip, Option, OptionValue, Price
+from solo.chips.chip import Chip, Option, OptionValue, Price, Trial
 from solo.chips.gpu import GPUS
 from solo.chips.tpu import TPUS
 
-__all__ = ["CHIPS", "Chip", "Option", "OptionValue", "Price", "chip_of", "peak_flops"]
+__all__ = ["CHIPS", "Chip", "Option", "OptionValue", "Price", "Trial", "chip_of", "peak_flops"]
 
 _CPU = Chip("cpu", "cpu", ("cpu",), quantized_products=("fp8", "int8"))
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (*TPUS, *GPUS, _CPU)}

@@ -43,6 +43,18 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Options of XLA whose effect depends on the model. `solo plan --search-options` tries them together.
+
+    options  name -> value; None removes an option of the chip's entry
+    source   who recommends them, and what for
+    """
+
+    options: Mapping[str, OptionValue | None]
+    source: str
+
+
+@dataclass(frozen=True)
 class Chip:
     """One kind of accelerator. None stands for an unknown value; a plan lists the unknown values that it needs.
 
@@ -65,6 +77,7 @@ class Chip:
     quantized_products kinds of `model.quantization` that are faster than bfloat16; on CPUs they only work, for tests
     assumed            field -> reason, for values that were neither published nor measured
     compiler_options   options of XLA that every program is compiled with
+    trials             options that are worth trying, in this order
     price              list price
     chips_per_host     chips of each host in slices with more than one host
     sizes              chips of a slice -> its topology (TPU)
@@ -97,6 +110,7 @@ class Chip:
     quantized_products: tuple[str, ...] = ()
     assumed: Mapping[str, str] = field(default_factory=dict)
     compiler_options: tuple[Option, ...] = ()
+    trials: tuple[Trial, ...] = ()
     price: Price | None = None
     chips_per_host: int = 4
     sizes: Mapping[int, str] = field(default_factory=dict)

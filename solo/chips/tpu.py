@@ -3,9 +3,9 @@
 Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, November 2026. Topology names, bounds and usable memory
 are those that libtpu 0.0.42 accepts and reports; vector memory is that of jax's own table of TPUs.
 
-Compiler options: every option is accepted by libtpu 0.0.42 (tests/sharding/test_flags.py). v4, v5e and tpu7x have none:
-the commonly used sets left the compiled program unchanged (v5e) or are on by default (tpu7x moves its collectives to
-the SparseCore).
+Compiler options: every option is accepted by libtpu 0.0.42 (tests/sharding/test_flags.py). The commonly used sets for
+collectives are not listed for v5e, whose program they left unchanged, and for tpu7x, which moves its collectives to the
+SparseCore by default.
 
 Attention tiles were chosen on 2026-11-26 from the schedules of libtpu 0.0.42.1, in bfloat16, with heads of 128, four
 query heads to a key head. The figure is the FLOPs of a tile's products over its instruction bundles, as a share of
@@ -28,6 +28,7 @@ deducted for what a schedule excludes, mainly waiting for memory. They were not 
 from __future__ import annotations
 
 from solo.chips.chip import GIB, Chip, Option, Price
+from solo.chips.trials import ARITHMETIC, GRADIENTS, PRODUCTS, SLICES, SPARSE_CORES, VECTOR_MEMORY, vector_memory
 
 _SQUARES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {
@@ -67,6 +68,12 @@ _GATHER_IN_THREE_DIMENSIONS = (
         " stops the computation; with this option and those above it stays an asynchronous all-gather",
     ),
 )
+
+
+def _vector_memory(kib: int, figures: str) -> tuple[Option, ...]:
+    reason = "larger tiles for products, beside the attention kernels' own limits. Compiling takes three times as long"
+    return (Option(VECTOR_MEMORY, kib, f"{reason}. SOLO-7B, compiled ahead of time: {figures}"),)
+
 
 TPUS = (
     Chip(
@@ -108,6 +115,7 @@ TPUS = (
         assumed=_LIKE_V5E,
         price=Price(3.22, "2025-06", _LIST),
         sizes=_CUBES,
+        trials=PRODUCTS + GRADIENTS,
         topology_prefix="v4",
         # Makes one device of the two cores; without it jax sees two devices per chip.
         topology_options={"chip_config_name": "megacore"},
@@ -131,9 +139,11 @@ TPUS = (
         attention_tile=_TILE,
         attention_share=0.68,
         quantized_products=("int8",),
+        compiler_options=_vector_memory(65536, "v5e-256, rows of 4,096: 1.801 -> 1.566 s; with 98,304 1.588 s"),
         price=Price(1.20, "2025-06", _LIST),
         sizes=_SQUARES,
         single_hosts={1: 1, 4: 4, 8: 8},
+        trials=vector_memory(32768, 98304) + PRODUCTS + GRADIENTS + SLICES,
         topology_prefix="v5e",
         topology_options={"chip_config_name": "default"},
         accelerator_type="v5litepod",
@@ -160,6 +170,7 @@ TPUS = (
         compiler_options=_FETCH_AHEAD + _GATHER_IN_THREE_DIMENSIONS,
         price=Price(4.20, "2025-06", _LIST),
         sizes={**_CUBES, 192: "4x4x12", 384: "4x8x12", 768: "8x8x12", 3072: "12x16x16", 6144: "16x16x24"},
+        trials=vector_memory(32768, 49152) + PRODUCTS + GRADIENTS + SPARSE_CORES + SLICES,
         topology_prefix="v5p",
         topology_options={"chip_config_name": "default"},
         accelerator_type="v5p",
@@ -181,10 +192,11 @@ TPUS = (
         attention_tile=_TILE,
         attention_share=0.33,
         quantized_products=("int8",),
-        compiler_options=_FETCH_AHEAD,
+        compiler_options=_FETCH_AHEAD + _vector_memory(98304, "v6e-256, 2 rows of 8,192: 2.317 -> 1.799 s"),
         price=Price(2.70, "2025-06", _LIST),
         sizes=_SQUARES,
         single_hosts={1: 1, 4: 4, 8: 8},
+        trials=vector_memory(49152, 65536) + PRODUCTS + ARITHMETIC + GRADIENTS + SPARSE_CORES + SLICES,
         topology_prefix="v6e",
         topology_options={"chip_config_name": "default"},
         accelerator_type="v6e",
@@ -212,6 +224,7 @@ TPUS = (
             "attention_share": "v6e's, which has the same matrix units",
         },
         sizes=_CUBES,
+        trials=vector_memory(32768, 49152, 65536) + ARITHMETIC + PRODUCTS + SLICES,
         topology_prefix="tpu7x",
         topology_options={"chip_config_name": "default"},
         gke_accelerator="tpu7x",

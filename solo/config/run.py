@@ -48,7 +48,7 @@ class Config(Section):
     mesh: MeshConfig = MeshConfig()
     compiler_options: dict[str, str | int | float | bool | None] = Field(
         {},
-        description="XLA compiler options, added to those of the chip in solo/chips.py; null removes an option",
+        description="XLA compiler options, added to those of the chip in solo/chips; null removes an option",
         json_schema_extra=decides("nothing"),
     )
     stages: tuple[StageConfig, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,31 @@ def head_product(x: jax.Array, kernel_DV: jax.Array) -> jax.Array:
     return jnp.matmul(x, kernel_DV.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
+class WithHead(Protocol):
+    """Calls a function of hidden states, ids and the output projection (`Placement.with_head`)."""
+
+    def __call__(
+        self,
+        function: Callable[[jax.Array, jax.Array, jax.Array], Any],
+        x_BYD: jax.Array,
+        ids_BY: jax.Array,
+        kernel_DV: jax.Array,
+        /,
+    ) -> Any:
+        """Return the function's arrays [B, Y]."""
+        ...
+
+
+def called_once(
+    function: Callable[[jax.Array, jax.Array, jax.Array], Any],
+    x_BYD: jax.Array,
+    ids_BY: jax.Array,
+    kernel_DV: jax.Array,
+) -> Any:
+    """Calls the function with whole arrays."""
+    return function(x_BYD, ids_BY, kernel_DV)
+
+
 class Placement(NamedTuple):
     """The operations that depend on the devices. The defaults are for one device.
 
@@ -60,8 +85,12 @@ class Placement(NamedTuple):
     rotate      applies rotary positions, (x [B, ., H, C], angles) -> the same shape
     append      writes a layer's new keys and values into the KV cache
     head        multiplies hidden states by the output projection
-    row_shards    number of devices that a batch's rows are sharded over
-    vocab_shards  number of devices that the vocabulary is sharded over
+    with_head   calls a function of (x [B, Y, D], ids [B, Y], output projection [D, V]) that treats all slots alike:
+                once, or on every device with its slots and the whole projection
+    unites      whether both regions may be one array in layers that treat them alike; False where the slots of each
+                region are sharded
+    row_shards    number of devices that the rows of `with_head`'s function are sharded over
+    vocab_shards  number of devices that its projection is sharded over
     """
 
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, axes: x
@@ -71,6 +100,8 @@ class Placement(NamedTuple):
     rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate
     append: Callable[[KVCache, jax.Array, Regions, Regions], KVCache] = append
     head: Callable[[jax.Array, jax.Array], jax.Array] = head_product
+    with_head: WithHead = called_once
+    unites: bool = True
     row_shards: int = 1
     vocab_shards: int = 1
 

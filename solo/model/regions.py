@@ -28,6 +28,11 @@ class Regions(NamedTuple):
         """Split [B, S, ...] into its regions."""
         return cls(x_BS[:, :num_patches], x_BS[:, num_patches:])
 
+    @classmethod
+    def unite(cls, x_BS: jax.Array) -> Regions:
+        """Returns regions of which the second has all slots [B, S, ...], for layers that treat both alike."""
+        return cls(x_BS[:, :0], x_BS)
+
     def join(self) -> jax.Array:
         """Concatenate the regions to [B, S, ...], S = P + T."""
         return jnp.concatenate([self.patches, self.text], axis=1)

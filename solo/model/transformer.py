@@ -81,21 +81,27 @@ class Transformer(nnx.Module):
         axes = ("rows", "slots", None)
         x = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
         x = x.map(lambda part: placement.constrain(part, axes))
-        context = self._context(batch, placement)
+        # With the same weights for both regions, every product is computed once for both.
+        united = placement.unites and cache is None and all(each == "shared" for _, each in config.experts)
+        x = Regions.unite(x.join()) if united else x
+        context = self._context(batch, placement, united)
         graph, stacked = nnx.split(self.layers)
+
+        def in_regions(x: Regions) -> Regions:
+            return Regions.split(x.join(), batch.patches.shape[1]) if united else x
 
         def apply(carry: tuple[Regions, KVCache | None], layer: tuple[Any, Any]) -> tuple[Any, Any]:
             (x, cache), (state, number) = carry, layer
             out = nnx.merge(graph, state)(named(x, LAYER_INPUT), context, cache, number)
             x = out.x.map(lambda part: placement.constrain(part, axes))
-            return (x, out.cache), (out.auxiliary, probe(x) if probe else None)
+            return (x, out.cache), (out.auxiliary, probe(in_regions(x)) if probe else None)
 
         numbers = None if cache is None else jnp.arange(config.layers)
         unroll = 1 if config.scan_layers else config.layers
         (x, cache), (auxiliary, probed) = jax.lax.scan(
             rematerialised(apply, config), (x, cache), (stacked, numbers), unroll=unroll
         )
-        return Output(self.final_norm(x), cache, auxiliary.mean(), probed)
+        return Output(in_regions(self.final_norm(x)), cache, auxiliary.mean(), probed)
 
     def embed(
         self, patches: jax.Array, patch_grid: jax.Array, text_BT: jax.Array, placement: Placement | None = None
@@ -130,12 +136,17 @@ class Transformer(nnx.Module):
         """Returns the output projection [D, V], float32."""
         return self.text_embed[...].T if self.head is None else self.head[...]
 
-    def logits(self, x: jax.Array, placement: Placement | None = None) -> jax.Array:
+    def logits(self, x: jax.Array, placement: Placement | None = None, kernel_DV: jax.Array | None = None) -> jax.Array:
         """Maps final hidden states [..., D] to float32 logits [..., V], V padded (`padded_vocab`).
 
         Padding rows and `appended_rows` have probability zero, so the loss does not depend on them.
+
+        Args:
+            x: final hidden states.
+            placement: placement of the product on devices.
+            kernel_DV: the output projection, if it is already gathered.
         """
-        logits = (placement or Placement()).head(x, self.head_kernel())
+        logits = (placement or Placement()).head(x, self.head_kernel() if kernel_DV is None else kernel_DV)
         logits = logits * logits_multiplier(self.config)
         predicted = self.vocab_size - self.config.appended_rows
         return jnp.where(np.arange(logits.shape[-1]) < predicted, logits, _NO_PROBABILITY)
@@ -185,17 +196,21 @@ class Transformer(nnx.Module):
         numbers = jnp.arange(self.config.layers)
         return jax.lax.scan(apply, (x, jnp.zeros(shape)), (stacked, numbers))[0][1]
 
-    def _context(self, batch: Batch, placement: Placement) -> Context:
-        num_patches = batch.patches.shape[1]
-        angles = Regions.split(rotary_angles(batch.positions, self.config), num_patches)
+    def _context(self, batch: Batch, placement: Placement, united: bool = False) -> Context:
+        split = partial(Regions.split, num_patches=batch.patches.shape[1])
+        arrange = Regions.unite if united else split
+        angles = arrange(rotary_angles(batch.positions, self.config))
 
         def rotate(x: Regions) -> Regions:
             return x.map(placement.rotate, angles)
 
         def attention(q: Regions, k: Regions, v: Regions) -> Regions:
-            return placement.attention(q, k, v, batch.attend, self.config)
+            if united:  # the compiler removes the splits that are joined again
+                q, k, v = (split(each.join()) for each in (q, k, v))
+            out = placement.attention(q, k, v, batch.attend, self.config)
+            return Regions.unite(out.join()) if united else out
 
-        live = Regions.split(live_slots(batch.attend), num_patches)
+        live = arrange(live_slots(batch.attend))
         return Context(placement.dense, rotate, attention, placement.routed_ffn, live, placement.append)
 
 

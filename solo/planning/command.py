@@ -43,6 +43,12 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--tries", type=int, default=6, metavar="N", help="number of settings that a search compiles; default 6"
     )
+    parser.add_argument(
+        "--search-options",
+        type=Path,
+        metavar="FILE",
+        help="search for the best compiler options of the setting, or of the one that --search finds; write overrides",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     parser.add_argument(
         "--quick",
@@ -71,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     where = parse_machine(arguments.on, arguments.slices)
     best_setting, figures = output(arguments, "--search"), output(arguments, "--json")
+    best_options = output(arguments, "--search-options")
     prepare_process(where)
     from rich.console import Console
 
@@ -90,6 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = QUICK if arguments.quick and where.chip.is_tpu else None
     if best_setting:
         best, chosen = _search(arguments, config, where, best_setting, console)
+        config, changes, known = best.config, [*changes, *chosen], (best,)
+    if best_options:
+        best, chosen = _search_options(arguments, config, where, known, best_options, console)
         config, changes, known = best.config, [*changes, *chosen], (best,)
     with progress.status("") as status:
         found = forecast_recipe(config, where, arguments.stage, status.update, known, arguments.document_slots, options)
@@ -119,6 +129,7 @@ def _check(arguments: argparse.Namespace) -> None:
         for flag, value, default in (
             ("--slices", arguments.slices, 1),
             *((f"--{name}", getattr(arguments, name), None) for name in ("stage", "search", "hlo")),
+            ("--search-options", arguments.search_options, None),
             ("--rows-per-device", arguments.rows_per_device, None),
             ("--document-slots", arguments.document_slots, None),
             ("--usd-per-chip-hour", arguments.usd_per_chip_hour, None),
@@ -126,6 +137,8 @@ def _check(arguments: argparse.Namespace) -> None:
         ):
             if value != default:
                 raise ConfigError(f"{flag} goes with --on, not with --count, which compiles nothing")
+    if arguments.quick and arguments.search_options is not None:
+        raise ConfigError("--search-options compares step times, which --quick does not give")
     for flag, value in (("--tries", arguments.tries), ("--document-slots", arguments.document_slots)):
         if value is not None and value < 1:
             raise ConfigError(f"{flag} {value}: expected at least 1")
@@ -186,6 +199,40 @@ def _search(
     to.write_unmarked(" ".join(found.overrides) + "\n")  # all its words are arguments
     use = f"solo train {arguments.config} $(cat {to.path})"
     console.print(f"written to {to.path}: {use}", markup=False)
+    return found.best, found.overrides
+
+
+def _search_options(
+    arguments: argparse.Namespace,
+    config: Config,
+    where: Machine,
+    known: tuple[Forecast, ...],
+    to: Output,
+    console: Any,
+) -> tuple[Forecast, tuple[str, ...]]:
+    """Search for the best compiler options of the first or the named stage, and write them as overrides."""
+    from solo.planning.forecast import chosen_stages
+    from solo.planning.option_search import search_options
+    from solo.planning.show import show_option_search
+
+    def keep(overrides: tuple[str, ...]) -> None:
+        """Replaces what the search wrote before."""
+        saved.write_unmarked(" ".join(overrides) + "\n")
+
+    to.write_unmarked("\n")
+    saved = Output(to.path, to.command, force=True)
+    found = search_options(
+        config,
+        chosen_stages(config, arguments.stage)[0],
+        where,
+        known[0] if known else None,
+        lambda line: console.print(line, highlight=False),
+        document_slots=arguments.document_slots,
+        keep=keep,
+    )
+    show_option_search(found, console)
+    before = f" $(cat {arguments.search})" if arguments.search else ""
+    console.print(f"written to {to.path}: solo train {arguments.config}{before} $(cat {to.path})", markup=False)
     return found.best, found.overrides
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from solo.planning.evaluation import EvaluatorForecast
 from solo.planning.forecast import BASIS, Forecast
 from solo.planning.memory import format_bytes
+from solo.planning.option_search import OptionSearch
 from solo.planning.search import SearchResult
 
 _OTHER = "added by the compiler"
@@ -97,6 +98,29 @@ def show_search(found: SearchResult, console: Console) -> None:
         f" {found.left} less promising ones were not compiled (--tries)",
         highlight=False,
     )
+
+
+def show_option_search(found: OptionSearch, console: Console) -> None:
+    """Print the step with every trial's options, and whether they were kept."""
+    table = _table("compiler options", ("memory", "step s", "MFU", "compiled in", ""))
+    rows: list[tuple[str, Forecast | None, str]] = [("none but those of the chip and the config", found.first, "")]
+    rows += [(each.words, each.found, (each.refusal and "refused") or "kept" * each.kept) for each in found.tried]
+    for words, each, remark in rows:
+        table.add_row(words, *_sizes_and_times(each), remark)
+    console.print(table)
+    for tried in found.tried:
+        if tried.refusal:
+            console.print(f"{tried.words}: refused: {tried.refusal}", highlight=False, markup=False)
+
+
+def _sizes_and_times(found: Forecast | None) -> tuple[str, str, str, str]:
+    if found is None:
+        return "", "", "", ""
+    size = format_bytes(found.needed)
+    if found.time is None or found.program is None:
+        return f"{size} too large", "", "", ""
+    mfu = f"{found.mfu:.1%}" if found.mfu else "?"
+    return size, f"{found.time.total:.3f}", mfu, f"{found.program.seconds:.0f} s"
 
 
 def _memory(found: Forecast) -> Table:

@@ -33,7 +33,7 @@ _SLOTS = (TABLE["rows"], TABLE["slots"])
 Arrays = tuple[jax.Array, ...]
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """The sharding of one weight, the number of its input axes, and the type of its products."""
 
     spec: PartitionSpec
@@ -51,7 +51,7 @@ class _Layout(NamedTuple):
         return _in_use(mesh, found)
 
 
-def _specs(layouts: tuple[_Layout, ...], arrays: int) -> tuple[tuple, tuple, tuple]:
+def _specs(layouts: tuple[Layout, ...], arrays: int) -> tuple[tuple, tuple, tuple]:
     """Returns the specs of the arrays, of the weights, and of the products [weight][array]."""
     return (
         (layouts[0].features(outputs=False),) * arrays,
@@ -66,7 +66,7 @@ def dense_on(mesh: Mesh, x: Any, *weights: nnx.Param, kind: Kind = "none") -> An
     With a `kind` of `solo.model.quantized`, each device quantises its own arrays and the gathered weights.
     """
     arrays, structure = jax.tree.flatten(x)
-    layouts = tuple(_Layout(partition(each.axes, each.shape, mesh), each.inputs, kind) for each in weights)
+    layouts = tuple(Layout(partition(each.axes, each.shape, mesh), each.inputs, kind) for each in weights)
     products = _multiply(mesh, layouts, tuple(arrays), tuple(each[...] for each in weights))
     # Rematerialisation policies cannot see names inside a shard_map, so its outputs are named here.
     return one_or_all(tuple(jax.tree.unflatten(structure, map(named, each)) for each in products))
@@ -74,14 +74,14 @@ def dense_on(mesh: Mesh, x: Any, *weights: nnx.Param, kind: Kind = "none") -> An
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _multiply(
-    mesh: Mesh, layouts: tuple[_Layout, ...], arrays: Arrays, values: tuple[jax.Array, ...]
+    mesh: Mesh, layouts: tuple[Layout, ...], arrays: Arrays, values: tuple[jax.Array, ...]
 ) -> tuple[Arrays, ...]:
     array_specs, weight_specs, product_specs = _specs(layouts, len(arrays))
 
     def local(arrays: Arrays, values: tuple[jax.Array, ...]) -> tuple[Arrays, ...]:
         products = []
         for layout, value in zip(layouts, values, strict=True):
-            whole, over = _gathered(mesh, layout, value, arrays[0].dtype), layout.summed(mesh, outputs=False)
+            whole, over = gathered(mesh, layout, value, arrays[0].dtype), layout.summed(mesh, outputs=False)
             products.append(tuple(_summed(product(layout.kind, array, whole, layout.inputs), over) for array in arrays))
         return tuple(products)
 
@@ -95,14 +95,14 @@ def _multiply(
 
 
 def _forward(
-    mesh: Mesh, layouts: tuple[_Layout, ...], arrays: Arrays, values: tuple[jax.Array, ...]
+    mesh: Mesh, layouts: tuple[Layout, ...], arrays: Arrays, values: tuple[jax.Array, ...]
 ) -> tuple[tuple[Arrays, ...], tuple[Arrays, tuple[jax.Array, ...]]]:
     return _multiply(mesh, layouts, arrays, values), (arrays, values)
 
 
 def _backward(
     mesh: Mesh,
-    layouts: tuple[_Layout, ...],
+    layouts: tuple[Layout, ...],
     kept: tuple[Arrays, tuple[jax.Array, ...]],
     gradients: tuple[Arrays, ...],
 ) -> tuple[Arrays, tuple[jax.Array, ...]]:
@@ -112,7 +112,7 @@ def _backward(
     def local(
         arrays: Arrays, values: tuple[jax.Array, ...], gradients: tuple[Arrays, ...]
     ) -> tuple[Arrays, tuple[jax.Array, ...]]:
-        wholes = [_gathered(mesh, *each, arrays[0].dtype) for each in zip(layouts, values, strict=True)]
+        wholes = [gathered(mesh, *each, arrays[0].dtype) for each in zip(layouts, values, strict=True)]
         back = tuple(_inputs_gradient(mesh, layouts, wholes, own) for own in zip(*gradients, strict=True))
         return back, tuple(
             _reduced(mesh, layout, _weight_gradient(layout, arrays, own)).astype(value.dtype)
@@ -132,7 +132,7 @@ _multiply.defvjp(_forward, _backward)
 
 
 def _inputs_gradient(
-    mesh: Mesh, layouts: tuple[_Layout, ...], wholes: Sequence[jax.Array], gradients: Arrays
+    mesh: Mesh, layouts: tuple[Layout, ...], wholes: Sequence[jax.Array], gradients: Arrays
 ) -> jax.Array:
     """Returns the gradient of an array, given the gradients of its products with all weights."""
     found = [
@@ -143,13 +143,13 @@ def _inputs_gradient(
     return _summed(reduce(jnp.add, found), layouts[0].summed(mesh, outputs=True))
 
 
-def _weight_gradient(layout: _Layout, arrays: Arrays, gradients: Arrays) -> jax.Array:
+def _weight_gradient(layout: Layout, arrays: Arrays, gradients: Arrays) -> jax.Array:
     """Returns the contribution of the device's slots to a weight's gradient, [inputs, outputs]."""
     pairs = zip(arrays, gradients, strict=True)
     return reduce(jnp.add, (weight_gradient(layout.kind, *each, layout.inputs) for each in pairs))
 
 
-def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def gathered(mesh: Mesh, layout: Layout, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns the device's shard of a weight, gathered along the axes that shard rows."""
     value = value.astype(dtype)
     for dimension, entry in enumerate(layout.spec):
@@ -158,7 +158,7 @@ def _gathered(mesh: Mesh, layout: _Layout, value: jax.Array, dtype: jnp.dtype) -
     return value
 
 
-def _reduced(mesh: Mesh, layout: _Layout, gradient: jax.Array) -> jax.Array:
+def _reduced(mesh: Mesh, layout: Layout, gradient: jax.Array) -> jax.Array:
     """Returns the device's shard of a weight's gradient, summed over all rows and slots."""
     rest = set(_BATCH)
     for dimension, entry in enumerate(layout.spec):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from solo.model.regions import Regions
 from solo.model.rotary import rotate, rotate_by_product
 from solo.sharding.axes import row_shards
 from solo.sharding.dense import dense_on
+from solo.sharding.head import with_head_on
 from solo.sharding.mesh import TABLE, partition
 
 
@@ -57,8 +58,10 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
         return routed_ffn_on(mesh, x, live, weights, top_k, TABLE["slots"])
 
-    shards = row_shards(mesh.shape)
-    return Placement(constrain, sharded, attention, experts, turn, row_shards=shards, vocab_shards=tensor)
+    found = Placement(constrain, sharded, attention, experts, turn, unites=mesh.shape["context"] == 1)
+    if tensor > 1:
+        return found._replace(row_shards=row_shards(mesh.shape), vocab_shards=tensor)
+    return found._replace(with_head=partial(with_head_on, mesh))
 
 
 @cache
@@ -71,6 +74,7 @@ def training_placement(mesh: Mesh, config: ModelConfig) -> Placement:
     where, quantization = placement(mesh, config), config.quantization
     if quantization.kind == "none":
         return where
+    where = where._replace(unites=False)  # an empty region has no largest value to scale by
     chip = chip_of(mesh.devices.flat[0].device_kind)
     if chip is not None and quantization.kind not in chip.quantized_products:
         has = " or ".join(chip.quantized_products)

@@ -191,14 +191,23 @@ def at_targets(
         The function's arrays, [B, Y]. Slots without a target have values, too.
     """
     x_BYD = jnp.take_along_axis(hidden.join(), batch.target_slots[..., None], axis=1)
-    ids_BY = batch.target_ids
+
+    def in_chunks(x_BYD: jax.Array, ids_BY: jax.Array, kernel_DV: jax.Array) -> Any:
+        rows, slots = ids_BY.shape
+        vocab = kernel_DV.shape[1] // placement.vocab_shards
+        width = targets_per_chunk(config.chunk_size, rows // placement.row_shards, slots, vocab)
+
+        def apply(x: jax.Array, ids: jax.Array) -> Any:
+            return function(model.logits(x, kernel_DV=kernel_DV), ids)
+
+        return _in_chunks(apply, x_BYD, ids_BY, width)
+
+    return placement.with_head(in_chunks, x_BYD, batch.target_ids, model.head_kernel())
+
+
+def _in_chunks(apply: Callable[[jax.Array, jax.Array], Any], x_BYD: jax.Array, ids_BY: jax.Array, width: int) -> Any:
+    """Applies a function to `width` target slots of every row at a time."""
     rows, slots = ids_BY.shape
-    vocab = model.head_kernel().shape[1] // placement.vocab_shards
-    width = targets_per_chunk(config.chunk_size, rows // placement.row_shards, slots, vocab)
-
-    def apply(x: jax.Array, ids: jax.Array) -> Any:
-        return function(model.logits(x), ids)
-
     if width == slots:
         return apply(x_BYD, ids_BY)
     padding = -slots % width

@@ -22,14 +22,19 @@ def versions() -> dict[str, str]:
 
 
 def compile_record() -> dict:
-    """Bytes of a device and the kinds of collectives, with their bytes."""
+    """The chip's compiler options, bytes of a device, and the kinds of collectives, with their bytes."""
     config = load_config(FOLDER / "small.yaml")
     found = forecast(config, config.stages[0], parse_machine("v5e-8"), QUICK)
     kinds: dict[str, int] = {}
     for each in found.collectives:
         kinds[each.name] = kinds.get(each.name, 0) + each.bytes
-    memory = {part: getattr(found.program, part) for part in ("arguments", "temporaries")}
-    return {"versions": versions(), "memory": memory, "by_hand": found.by_hand.arguments, "collectives": kinds}
+    return {
+        "versions": versions(),
+        "options": {option.name: option.value for option in found.machine.chip.compiler_options},
+        "memory": {part: getattr(found.program, part) for part in ("arguments", "temporaries")},
+        "by_hand": found.by_hand.arguments,
+        "collectives": kinds,
+    }
 
 
 if __name__ == "__main__":

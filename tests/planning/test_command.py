@@ -44,7 +44,7 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("option", ["--json", "--search", "--hlo"])
+@pytest.mark.parametrize("option", ["--json", "--search", "--search-options", "--hlo"])
 def test_files_that_cannot_be_written_are_refused_before_compiling(option: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     assert main(["plan", PLAN, "--on", "cpu-8", option, str(tmp_path / "file" / "x")]) == 2
@@ -96,3 +96,22 @@ def test_slots_are_sharded_evenly_over_the_context_axis() -> None:
     stated = stage.model_copy(update={"patch_slots": 48, "text_slots": 20})
     with pytest.raises(ConfigError, match="patch_slots and text_slots to multiples of 8"):
         check_slots(stated, 48, 20, {"context": 8})
+
+
+def test_a_search_for_options_writes_what_it_keeps(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Also what it had kept when a trial ends the process."""
+    path, written = tmp_path / "options", []
+
+    def search_options(config, stage, machine, first, report, document_slots, keep):
+        keep(("compiler_options.xla_a=1",))
+        written.append(path.read_text())
+        keep(("compiler_options.xla_a=1", "compiler_options.xla_b=true"))
+        raise ConfigError("ended here")
+
+    monkeypatch.setattr("solo.planning.option_search.search_options", search_options)
+    assert main(["plan", PLAN, "--on", "cpu-8", "--search-options", str(path)]) == 2
+    assert "ended here" in capsys.readouterr().err
+    assert written == ["compiler_options.xla_a=1\n"]
+    assert path.read_text() == "compiler_options.xla_a=1 compiler_options.xla_b=true\n"
+    assert main(["plan", PLAN, "--on", "cpu-8", "--quick", "--search-options", str(tmp_path / "other")]) == 2
+    assert "--quick does not give" in capsys.readouterr().err

@@ -19,6 +19,7 @@ def test_a_tpu_step_needs_no_more_memory_and_no_other_collectives_than_before() 
     if known["versions"] != versions():
         pytest.skip(f"the record was made with {known['versions']}, here are {versions()}; {RENEW}")
     found = compile_record()
+    assert found["options"] == known["options"], f"the chip's compiler options changed; {RENEW}"
     for part, size in known["memory"].items():
         assert found["memory"][part] <= 1.05 * size, f"{part} rose by 5% or more; {RENEW}"
     new = set(found["collectives"]) - set(known["collectives"])

@@ -45,6 +45,8 @@ def test_options_of_the_config_override_those_of_the_chip() -> None:
     changed = compiler_options(Mesh("TPU v5p"), {"xla_enable_async_all_gather": None, "xla_tpu_new": 3})
     assert changed == {**{k: v for k, v in of_v5p.items() if k != "xla_enable_async_all_gather"}, "xla_tpu_new": "3"}
     assert compiler_options(Mesh("NVIDIA H200"))["xla_gpu_enable_latency_hiding_scheduler"] is True
+    limits = [compiler_options(Mesh(kind)).get("xla_tpu_scoped_vmem_limit_kib") for kind in ("TPU v5e", "TPU v6e")]
+    assert limits == ["65536", "98304"]
 
 
 @pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3"])
@@ -69,25 +71,30 @@ def test_an_option_that_xla_no_longer_has_is_left_out(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu (extra tpu)")
-@pytest.mark.parametrize(("chip", "topology"), [("v5p", "v5p:2x2x1"), ("v6e", "v6e:2x2")])
+@pytest.mark.parametrize(
+    ("chip", "topology"),
+    [("v5e", "v5e:2x2"), ("v5p", "v5p:2x2x1"), ("v6e", "v6e:2x2"), ("tpu7x", "tpu7x:2x2x1")],
+)
 def test_libtpu_knows_the_options_for_tpus(chip: str, topology: str) -> None:
     code = (
         "import sys, jax, jax.numpy as jnp\n"
         "from jax.experimental.topologies import get_topology_desc\n"
         "from jax.sharding import SingleDeviceSharding\n"
         "from tests.sharding.test_flags import Mesh\n"
+        "from solo.chips import CHIPS\n"
         "from solo.sharding.compiling import compiler_options\n"
         "devices = get_topology_desc(platform='tpu', topology_name=sys.argv[1], chip_config_name='default',"
         " chips_per_host_bounds=(2, 2, 1), num_slices=1).devices\n"
         "x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=SingleDeviceSharding(devices[0]))\n"
         "lowered = jax.jit(lambda x: 2 * x).lower(x)\n"
-        "lowered.compile(compiler_options=compiler_options(Mesh(sys.argv[2])))\n"
+        "for options in ({}, *(trial.options for trial in CHIPS[sys.argv[3]].trials)):\n"
+        "    lowered.compile(compiler_options=compiler_options(Mesh(sys.argv[2]), options))\n"
         "try: lowered.compile(compiler_options={'xla_tpu_no_such_option': 'true'})\n"
         "except jax.errors.JaxRuntimeError as error: sys.exit('No such compile option' not in str(error))\n"
         "sys.exit('not refused')"
     )
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    arguments = [sys.executable, "-c", code, topology, CHIPS[chip].device_kinds[-1]]
+    arguments = [sys.executable, "-c", code, topology, CHIPS[chip].device_kinds[-1], chip]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
