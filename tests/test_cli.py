@@ -66,6 +66,7 @@ def test_fitting_a_law_does_not_import_jax() -> None:
         (["generate", "nowhere"], "--prompt"),
         (["generate", "nowhere", "--prompt", "hi", "--image", "configs/../README.md"], "README.md"),
         (["generate", "nowhere", "--prompt", "hi", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["generate", "nowhere", "--prompt", "hi", "--prefill-chunk-size", "0"], "prefill_chunk_size"),
         (["generate", "nowhere", "--prompt", ""], "nothing to answer"),
         (["evaluate", "nowhere"], "nowhere"),
     ],

@@ -159,7 +159,7 @@ def _states(
         slot_multiple=mesh.shape["context"],
         agreed=lambda failed: summed(failed, mine, mesh)(),
     )
-    for start, (batch, counts) in zip(range(0, len(prompts), rows), batches, strict=True):
+    for start, ((batch, counts),) in zip(range(0, len(prompts), rows), batches, strict=True):
         first = start + mine.index * rows // mine.count
         real = np.arange(first, first + len(counts)) < len(prompts)
         chosen = Regions(

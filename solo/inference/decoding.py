@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.data.text import Tokenizer
+from solo.inference.prompt import bucket
 from solo.inference.trained import TrainedModel
 from solo.model.generate import Generated, Sampling, generate
 from solo.model.kv_cache import KVCache
@@ -38,6 +39,8 @@ class Decoding:
 
     temperature  0 selects the most likely token; above 0, tokens are sampled from softmax(logits / temperature)
     top_p        sample from the smallest set of most likely tokens whose probabilities sum to at least this
+    prefill_chunk_size  the most patches and text tokens of a prompt that are read at once, per row; None reads the
+                        whole prompt. An image that attends to all of itself is never split
 
     Raises:
         ValueError: a setting is out of range.
@@ -46,6 +49,7 @@ class Decoding:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -54,6 +58,13 @@ class Decoding:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.prefill_chunk_size is not None and self.prefill_chunk_size < 1:
+            raise ValueError(f"prefill_chunk_size is {self.prefill_chunk_size}; it must be at least 1")
+
+    @property
+    def slots(self) -> int:
+        """The tokens that an answer has room for: `max_new_tokens` rounded up, so that few numbers are compiled."""
+        return bucket(self.max_new_tokens)
 
     def decode(self, model: TrainedModel, cache: KVCache, logits_BV: jax.Array, keys_B: jax.Array) -> Generated:
         """Continue prefilled rows; see `solo.model.generate.generate`.
@@ -68,7 +79,9 @@ class Decoding:
             logits_BV,
             keys_B,
             self.sampling(model),
-            max_new_tokens=self.max_new_tokens,
+            np.int32(self.max_new_tokens),
+            model.layers,
+            slots=self.slots,
             greedy=self.temperature == 0,
             sliding_window=model.config.sequence.sliding_window,
         )

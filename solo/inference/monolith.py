@@ -22,9 +22,11 @@ from solo.data.rows.assembly import assemble_row, stack
 from solo.inference.decoding import Answer, Decoding, answer_length, row_keys
 from solo.inference.hf_batch import HFBatch, check_tensors, hf_batch
 from solo.inference.prompt import (
+    Chunks,
     Conversation,
     Prompt,
     PromptBatch,
+    bucket,
     encode_prompt,
     in_order,
     parse,
@@ -34,12 +36,9 @@ from solo.inference.prompt import (
 )
 from solo.inference.session import Session
 from solo.inference.trained import TrainedModel
-from solo.model.generate import prefill
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.sharding.generation import make_cache
 from solo.sharding.hosts import on_host, row_share, summed
-from solo.sharding.mesh import device_batch, place_rows
 from solo.training.losses import at_targets, batch_loss, normalised_weights
 
 
@@ -118,6 +117,7 @@ class Monolith(TrainedModel):
         top_p: float = 1.0,
         seed: int = 0,
         batch_rows: int = 64,
+        prefill_chunk_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Generate the next turn of each conversation. If its last turn is `assistant` or `text`, extend that turn.
@@ -133,12 +133,13 @@ class Monolith(TrainedModel):
             top_p: sample from the smallest set of most likely tokens whose probabilities sum to at least this.
             seed: seed for sampling.
             batch_rows: maximum number of conversations that are answered together.
+            prefill_chunk_size: bounds the memory of long prompts; see `Decoding`.
             progress: called with (answered, total) after every batch. All batches of a call have one shape.
 
         Raises:
             ValueError: a conversation is malformed, an image cannot be read, or a setting is out of range.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p)
+        decoding = Decoding(max_new_tokens, temperature, top_p, prefill_chunk_size)
         if batch_rows < 1:
             raise ValueError(f"batch_rows is {batch_rows}; it must be at least 1")
         if not conversations:
@@ -198,21 +199,23 @@ class Monolith(TrainedModel):
             plan=plan,
             smaller=smaller,
             share=(share.index, share.count),
+            slot_multiple=self.mesh.shape["context"],
+            chunk_size=decoding.prefill_chunk_size,
             agreed=lambda failed: summed(failed, share, self.mesh)(),
         )
-        for planned, (batch, counts) in zip(plan, batches, strict=True):
+        for planned, chunks in zip(plan, batches, strict=True):
             numbers = planned.numbers + planned.numbers[-1:] * (rows - len(planned.numbers))
             keys = row_keys(self.mesh, seed, np.array(numbers))
-            yield planned, self._answer(batch, counts, keys, decoding)[: len(planned.numbers)]
+            yield planned, self._answer(chunks, planned.room, keys, decoding)[: len(planned.numbers)]
 
     def log_probabilities(self, batch: Batch) -> np.ndarray:
         """Computes the log-probability of each target of a batch, float32 [B, Y], in nats; 0 where there is none."""
         found = _log_probabilities(self.definition, self.placement, self.parameters, self.place(batch))
         return on_host(found, self.mesh)[: len(batch.text)]
 
-    def session(self) -> Session:
+    def session(self, prefill_chunk_size: int | None = None) -> Session:
         """Begin a conversation that keeps its KV cache; see `Session`."""
-        return Session(self)
+        return Session(self, prefill_chunk_size)
 
     def _resolve(self, batch: Batch | HFBatch) -> tuple[ModelDefinition, Batch]:
         """Returns the model and the plain batch. For an `HFBatch`, the model adds the embedding under its patches."""
@@ -224,13 +227,10 @@ class Monolith(TrainedModel):
         other = config.model_copy(update={"patch_embed": embed.model_copy(update={"token_id": batch.under_id})})
         return replace(self.definition, config=other), batch.batch
 
-    def _answer(self, batch: Batch, counts_B2: np.ndarray, keys_B: jax.Array, decoding: Decoding) -> list[Answer]:
-        definition, count = self.definition, row_share(self.mesh).count
-        text_slots = batch.text.shape[1] + decoding.max_new_tokens
-        cache = make_cache(self.mesh, definition.config, len(counts_B2) * count, batch.patches.shape[1], text_slots)
-        placed = device_batch(batch, self.mesh, count)
-        counts = place_rows(counts_B2, self.mesh, count)
-        cache, logits = prefill(definition, self.generation.prefill, self.parameters, cache, placed, counts)
+    def _answer(self, chunks: Chunks, room: tuple[int, int], keys_B: jax.Array, decoding: Decoding) -> list[Answer]:
+        """Answers the rows of a batch, whose prompts have at most `room` patches and text tokens."""
+        cache = self.empty_cache(len(keys_B), room[0], bucket(room[1] + decoding.slots))
+        cache, logits = self.prefill_chunks(cache, chunks)
         written = decoding.decode(self, cache, logits, keys_B)
         tokens, lengths = on_host((written.tokens, written.lengths), self.mesh)
         answers = [row[:length] for row, length in zip(tokens, lengths, strict=True)]

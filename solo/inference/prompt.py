@@ -20,6 +20,8 @@ from solo.data.text import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]] | Sequence[Turn]
 Prompt = Sequence[TextRun | Image]
+# The chunks of a batch in reading order, each with the numbers of patches and of text tokens of its rows, int32 [B, 2].
+Chunks = Sequence[tuple[Batch, np.ndarray]]
 _PLAIN = SequenceConfig()
 
 
@@ -87,21 +89,85 @@ def row_of(
     patches, text = slots(document)
     unsupervised = replace(document, supervised=np.zeros_like(document.supervised))
     whole = assemble_row([(unsupervised, 0)], RowShape(patches, text, 0), image, pad, sequence)
+    return part_of_row(whole, start, (patches, text), room, pad)
+
+
+def part_of_row(row: Batch, start: Sequence[int], stop: Sequence[int], room: tuple[int, int], pad: int) -> Batch:
+    """Returns a row with the patches and text tokens of `row` from `start` to `stop`, and with padding to `room`."""
+    patches = len(row.patches)
 
     def cut(array: np.ndarray, region: int, fill: int = 0) -> np.ndarray:
-        kept = array[start[region] :]
+        kept = array[start[region] : stop[region]]
         return np.pad(kept, ((0, room[region] - len(kept)),) + ((0, 0),) * (kept.ndim - 1), constant_values=fill)
 
     def cut_both(array: np.ndarray) -> np.ndarray:
         return np.concatenate([cut(array[:patches], 0), cut(array[patches:], 1)])
 
-    return whole._replace(
-        patches=cut(whole.patches, 0),
-        patch_grid=cut(whole.patch_grid, 0),
-        text=cut(whole.text, 1, pad),
-        positions=cut_both(whole.positions),
-        attend=cut_both(whole.attend),
+    return row._replace(
+        patches=cut(row.patches, 0),
+        patch_grid=cut(row.patch_grid, 0),
+        text=cut(row.text, 1, pad),
+        positions=cut_both(row.positions),
+        attend=cut_both(row.attend),
     )
+
+
+def chunk_ends(row: Batch, document: Document, size: int | None, start: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Returns where a row is cut into chunks of at most `size` slots, int32 [N, 2]: patches and text tokens so far.
+
+    A chunk ends where no slot before its end attends to a slot after it. So an image that attends to all of itself is
+    never split, and its chunk may be larger than `size`.
+
+    Args:
+        row: what `row_of` returns for the document and `start`.
+        document: the whole document.
+        size: None for a single chunk.
+        start: see `row_of`.
+    """
+    is_patch = document.tokens[sum(start) :] == PATCH
+    ends = np.stack([np.cumsum(is_patch), np.cumsum(~is_patch)], axis=1).astype(np.int32)
+    if size is None or len(ends) <= size:
+        return ends[-1:]
+    attend = np.zeros((len(ends), 4), np.int32)
+    attend[is_patch] = row.attend[: is_patch.sum()]
+    attend[~is_patch] = row.attend[len(row.patches) :][: (~is_patch).sum()]
+    seen = np.maximum.accumulate(attend[:, [1, 3]], axis=0)
+    allowed = np.flatnonzero((seen <= ends + np.array(start)).all(axis=1)) + 1
+    found = [0]
+    while found[-1] < len(ends):
+        fits = allowed[(allowed > found[-1]) & (allowed <= found[-1] + size)]
+        found.append(int(fits[-1] if len(fits) else allowed[allowed > found[-1]][0]))
+    return ends[np.array(found[1:]) - 1]
+
+
+def chunks_of(
+    rows: Sequence[Batch],
+    ends: Sequence[np.ndarray],
+    pad: int,
+    multiple: int = 1,
+    most: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
+) -> Chunks:
+    """Cuts rows into chunks; see `chunk_ends`. Rows that end before others have empty chunks.
+
+    Args:
+        rows: rows without the B axis.
+        ends: where each row is cut.
+        pad: token for empty text slots.
+        multiple: patch and text slots are multiples of this.
+        most: maximum of an integer array over the processes that have other rows of the batch.
+    """
+    number = int(most(np.array([max(map(len, ends))]))[0])
+    ends_BN2 = np.stack([np.concatenate([each, np.repeat(each[-1:], number - len(each), axis=0)]) for each in ends])
+    counts_BN2 = np.diff(ends_BN2, axis=1, prepend=0)
+    found = []
+    for chunk, needs in enumerate(most(counts_BN2.max(axis=0))):
+        # The logits are those after a text token, so a chunk has a slot for one even if it has none.
+        room = rounded_room((int(needs[0]), max(int(needs[1]), 1)), multiple)
+        starts_B2 = ends_BN2[:, chunk] - counts_BN2[:, chunk]
+        bounds = zip(rows, starts_B2.tolist(), ends_BN2[:, chunk].tolist(), strict=True)
+        parts = [part_of_row(row, start, stop, room, pad) for row, start, stop in bounds]
+        found.append((stack(parts), counts_BN2[:, chunk]))
+    return found
 
 
 def prompt_batches(
@@ -115,9 +181,10 @@ def prompt_batches(
     smaller: Mapping[int, ImageConfig] | None = None,
     share: tuple[int, int] = (0, 1),
     slot_multiple: int = 1,
+    chunk_size: int | None = None,
     agreed: Callable[[list[int]], list[int]] = lambda failed: failed,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yields prompts as batches, each with its rows' patch and text counts, int32 [rows, 2].
+) -> Iterator[Chunks]:
+    """Yields prompts as batches, each in chunks.
 
     A batch with fewer prompts than rows is padded with copies of its last prompt.
 
@@ -130,8 +197,9 @@ def prompt_batches(
         plan: the batches; by default all prompts in order, in batches of one shape.
         smaller: number of a prompt -> its image config, for prompts whose images are made smaller.
         share: (index, count): of every batch, only this share of the rows is decoded and yielded.
-        slot_multiple: in the default plan, patch and text slots are multiples of this.
-        agreed: sums a list over the processes of all shares; it is called once for every batch.
+        slot_multiple: patch and text slots are multiples of this, except in a given plan.
+        chunk_size: the most slots of a chunk (`chunk_ends`); None: a batch is one chunk.
+        agreed: sums a list over the processes of all shares; for every batch, all call it equally often.
 
     Raises:
         ValueError: an image cannot be read (all are checked before the first batch) or decoded. Every process raises
@@ -142,6 +210,11 @@ def prompt_batches(
     index, count = share
     pad = tokenizer.special.pad
     configs = smaller or {}
+
+    def most(counts: np.ndarray) -> np.ndarray:
+        spread = np.zeros((count, counts.size), int)
+        spread[index] = counts.ravel()
+        return np.array(agreed(spread.ravel().tolist())).reshape(count, *counts.shape).max(axis=0)
 
     def encoded(number: int) -> Document:
         return encode_prompt(prompts[number], tokenizer, configs.get(number, image), f"conversation {number}")
@@ -161,8 +234,14 @@ def prompt_batches(
                 encoded(planned.numbers[place])
                 raise ValueError(f"conversation {planned.numbers[place]}: another process could not decode an image")
         room = planned.room
-        batch = stack([row_of(documents[number], room, image, pad, sequence=sequence) for number in numbers])
-        yield batch, np.array([slots(documents[number]) for number in numbers], np.int32)
+        read = {number: row_of(each, room, image, pad, sequence=sequence) for number, each in documents.items()}
+        size = None if chunk_size is None or sum(room) <= chunk_size else chunk_size
+        ends = {number: chunk_ends(read[number], each, size) for number, each in documents.items()}
+        mine = [ends[number] for number in numbers]
+        if size is None:
+            yield [(stack([read[number] for number in numbers]), np.concatenate(mine))]
+            continue
+        yield chunks_of([read[number] for number in numbers], mine, pad, slot_multiple, most)
 
 
 class PromptBatch(NamedTuple):

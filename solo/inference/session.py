@@ -10,28 +10,25 @@ import numpy as np
 
 from solo.data.readers.conversations import parse_conversation
 from solo.data.record import Image
-from solo.data.rows.assembly import stack
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
 from solo.inference.decoding import Decoding, answer_length, row_keys
-from solo.inference.prompt import bucket, encode_prompt, row_of, slots
+from solo.inference.prompt import bucket, chunk_ends, chunks_of, encode_prompt, row_of, slots
 from solo.inference.trained import TrainedModel
-from solo.model.generate import prefill
 from solo.model.kv_cache import resize
 from solo.sharding.axes import row_shards
-from solo.sharding.generation import make_cache
-from solo.sharding.hosts import on_host
+from solo.sharding.hosts import on_host, row_share
 
 
 class Session:
     """One conversation with a model, made by `Monolith.session`. Any turn may contain images."""
 
-    def __init__(self, model: TrainedModel):
-        self._model = model
+    def __init__(self, model: TrainedModel, prefill_chunk_size: int | None = None):
+        self._model, self._chunk_size = model, prefill_chunk_size
         self._document: Document | None = None  # what the cache holds
         self._unread: tuple[int, ...] = ()  # tokens to prefill before the next turn
         # Devices that rows are sharded over all compute the same row.
         self._rows = row_shards(model.mesh.shape)
-        self._cache = make_cache(model.mesh, model.definition.config, self._rows, 0, 0)
+        self._cache = model.empty_cache(self._rows, 0, 0)
 
     def say(
         self,
@@ -56,14 +53,14 @@ class Session:
                 unchanged.
         """
         model = self._model
-        decoding = Decoding(max_new_tokens, temperature, top_p)
+        decoding = Decoding(max_new_tokens, temperature, top_p, self._chunk_size)
         turns = parse_conversation([{"role": "user", "content": content}])
         begun = self._document is not None
         runs = model.runs(turns, open_turn=True, continued=begun)
         if begun:
             runs = [TextRun(self._unread, False), *runs]
         turn = encode_prompt(runs, model.tokenizer, model.config.image, "this turn")
-        logits_BV = self._prefill(turn, max_new_tokens)
+        logits_BV = self._prefill(turn, decoding)
         keys_B = row_keys(model.mesh, seed, np.zeros(self._rows, int))
         written = decoding.decode(model, self._cache, logits_BV, keys_B)
         tokens, lengths = on_host((written.tokens, written.lengths), model.mesh)
@@ -77,22 +74,20 @@ class Session:
         self._keep(answer)
         return model.tokenizer.decode(answer)
 
-    def _prefill(self, turn: Document, max_new_tokens: int) -> jax.Array:
+    def _prefill(self, turn: Document, decoding: Decoding) -> jax.Array:
         """Prefill a turn into the cache, with room for an answer. Returns the logits after it [B, V]."""
-        model, image, sequence = self._model, self._model.config.image, self._model.config.sequence
+        model, config = self._model, self._model.config
         start = (0, 0) if self._document is None else slots(self._document)
         self._document = turn if self._document is None else join(self._document, turn)
         stop = slots(self._document)
-        counts = stop[0] - start[0], stop[1] - start[1]
-        context = model.mesh.shape["context"]
-        room = -(-bucket(counts[0]) // context) * context, -(-bucket(counts[1]) // context) * context
-        row = row_of(self._document, room, image, model.tokenizer.special.pad, start, sequence)
-        chunk = model.place(stack([row] * self._rows))
-        self._cache = resize(self._cache, bucket(stop[0]), bucket(stop[1] + max_new_tokens))
-        counts_B2 = np.array([counts] * self._rows, np.int32)
-        self._cache, logits = prefill(
-            model.definition, model.generation.prefill, model.parameters, self._cache, chunk, counts_B2
-        )
+        counts, pad = (stop[0] - start[0], stop[1] - start[1]), model.tokenizer.special.pad
+        row = row_of(self._document, counts, config.image, pad, start, config.sequence)
+        ends = chunk_ends(row, self._document, decoding.prefill_chunk_size, start)
+        # Every process has all rows, which are equal; it keeps its own.
+        rows = self._rows // row_share(model.mesh).count
+        chunks = chunks_of([row] * rows, [ends] * rows, pad, model.mesh.shape["context"])
+        self._cache = resize(self._cache, bucket(stop[0]), bucket(stop[1] + decoding.slots))
+        self._cache, logits = model.prefill_chunks(self._cache, chunks)
         return logits
 
     def _keep(self, answer: list[int]) -> None:

@@ -16,13 +16,23 @@ from solo.batch import Batch
 from solo.data.rows.assembly import stack
 from solo.inference.decoding import Decoding
 from solo.inference.monolith import Monolith
-from solo.inference.prompt import Conversation, bucket, encode_prompt, parse, rounded_room, row_of, slots
+from solo.inference.prompt import (
+    Chunks,
+    Conversation,
+    bucket,
+    chunk_ends,
+    chunks_of,
+    encode_prompt,
+    parse,
+    rounded_room,
+    row_of,
+    slots,
+)
 from solo.inference.session import join, text_document
-from solo.model.generate import decode_token, prefill
+from solo.model.generate import decode_token
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.sharding.generation import make_cache
-from solo.sharding.hosts import on_host
+from solo.sharding.hosts import on_host, row_share
 
 
 class Written(NamedTuple):
@@ -68,13 +78,8 @@ class StreamedAnswer:
         window, stops = config.sequence.sliding_window, set(model.template.stops)
         rows, (patches, text) = model.fill(1), slots(self.document)
         room = self._room(patches, text)
-        cache = make_cache(
-            model.mesh, model.definition.config, rows, room[0], bucket(room[1] + decoding.max_new_tokens)
-        )
-        counts_B2 = np.array([[patches, text]] * rows, np.int32)
-        cache, logits_BV = prefill(
-            model.definition, model.generation.prefill, model.parameters, cache, self._batch(room), counts_B2
-        )
+        cache = model.empty_cache(rows, room[0], bucket(room[1] + decoding.slots))
+        cache, logits_BV = model.prefill_chunks(cache, self._chunks(rows, (patches, text), decoding))
         allowed, draw = decoding.sampling(model).allowed, np.random.default_rng(seed)
         while True:
             logits_V = on_host(logits_BV, model.mesh)[0].astype(np.float64)
@@ -86,7 +91,7 @@ class StreamedAnswer:
             token_B = np.full(rows, found.token, np.int32)
             where = model.generation.decode
             cache, logits_BV = decode_token(
-                model.definition, where, model.parameters, cache, token_B, sliding_window=window
+                model.definition, where, model.parameters, cache, token_B, model.layers, sliding_window=window
             )
 
     @property
@@ -119,6 +124,14 @@ class StreamedAnswer:
 
     def _room(self, patches: int, text: int) -> tuple[int, int]:
         return rounded_room((patches, text), self._model.mesh.shape["context"])
+
+    def _chunks(self, rows: int, counts: tuple[int, int], decoding: Decoding) -> Chunks:
+        model, config = self._model, self._model.config
+        pad = model.tokenizer.special.pad
+        row = row_of(self.document, counts, config.image, pad, sequence=config.sequence)
+        ends = chunk_ends(row, self.document, decoding.prefill_chunk_size)
+        mine = rows // row_share(model.mesh).count
+        return chunks_of([row] * mine, [ends] * mine, pad, model.mesh.shape["context"])
 
     def _batch(self, room: tuple[int, int], answer: list[int] | None = None) -> Batch:
         model, config = self._model, self._model.config

@@ -6,22 +6,27 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.batch import Batch
 from solo.config import Config, MeshConfig
 from solo.data.record import Image, Turn
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template, make_template
+from solo.inference.prompt import Chunks
+from solo.model.by_layer import prefill_by_layer, split_layers
+from solo.model.generate import prefill
+from solo.model.kv_cache import KVCache
 from solo.model.parameters import Parameters, define
 from solo.sharding.axes import row_shards
-from solo.sharding.generation import generation
+from solo.sharding.generation import generation, make_cache
 from solo.sharding.hosts import row_share
-from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings, place_rows
 from solo.sharding.placement import placement
 
 
@@ -77,12 +82,41 @@ class TrainedModel:
         self.parameters = jax.device_put(parameters, parameter_shardings(self.definition.specs, self.mesh))
         self.placement = placement(self.mesh, config.model)
         self.generation = generation(self.mesh, config.model)
+        self._layers: tuple[Parameters, ...] | None = None
 
     def with_parameters(self, parameters: Parameters) -> Self:
         """Returns the model with other parameters on the same mesh. It reuses the compiled functions."""
         other = copy(self)
-        other.parameters = parameters
+        other.parameters, other._layers = parameters, None
         return other
+
+    @property
+    def layers(self) -> tuple[Parameters, ...] | None:
+        """The parameters of each layer, if generation takes them apart (`Generating.separate_layers`)."""
+        if self._layers is None and self.generation.separate_layers:
+            self._layers = split_layers(self.parameters, NamedSharding(self.mesh, PartitionSpec()))
+        return self._layers
+
+    def empty_cache(self, rows: int, patch_slots: int, text_slots: int) -> KVCache:
+        """Returns a KV cache; see `solo.sharding.generation.make_cache`."""
+        return make_cache(self.mesh, self.definition.config, rows, patch_slots, text_slots)
+
+    def prefill(self, cache: KVCache, chunk: Batch, counts_B2: Any) -> tuple[KVCache, jax.Array]:
+        """Read a chunk of each row, on the devices, into the cache; see `solo.model.generate.prefill`."""
+        where, layers = self.generation.prefill, self.layers
+        if layers is None:
+            return prefill(self.definition, where, self.parameters, cache, chunk, counts_B2)
+        return prefill_by_layer(self.definition, where, self.parameters, layers, cache, chunk, counts_B2)
+
+    def prefill_chunks(self, cache: KVCache, chunks: Chunks) -> tuple[KVCache, jax.Array]:
+        """Read this process's rows (numpy), chunk by chunk. Returns the cache and the logits after each row's end."""
+        share, logits_BV = row_share(self.mesh).count, None
+        for chunk, counts in chunks:
+            placed, counts_B2 = device_batch(chunk, self.mesh, share), place_rows(counts, self.mesh, share)
+            cache, after_BV = self.prefill(cache, placed, counts_B2)
+            logits_BV = after_BV if logits_BV is None else _latest(counts_B2, after_BV, logits_BV)
+        assert logits_BV is not None
+        return cache, logits_BV
 
     def place(self, batch: Batch) -> Batch:
         """Put a batch on the devices, with empty rows added so that its rows can be sharded.
@@ -145,6 +179,12 @@ class TrainedModel:
         if blind and any(isinstance(part, Image) for turn in turns for part in turn.content):
             raise ValueError("this is a text model and cannot read images (solo import can upcycle it to a monolith)")
         return self.template.runs(turns, open_turn, continued)
+
+
+@jax.jit
+def _latest(counts_B2: jax.Array, after_BV: jax.Array, before_BV: jax.Array) -> jax.Array:
+    """Returns the logits after the chunk's text tokens, or those before it for rows without any."""
+    return jnp.where(counts_B2[:, 1:] > 0, after_BV, before_BV)
 
 
 def longest_sequence(config: Config) -> int | None:

@@ -1,6 +1,7 @@
 """Generation with a KV cache: prefill a batch of prompts, then decode token by token.
 
-All functions are pure. A prefill takes chunks of any shape. Patches are always in the patch region and text tokens in
+All functions are pure. A prefill takes chunks of any shape. On one CPU device, `solo.model.by_layer` prefills, and
+decoding takes the parameters of each layer. Patches are always in the patch region and text tokens in
 the text region, so each modality uses its own weights in every turn.
 """
 
@@ -37,7 +38,7 @@ class Sampling(NamedTuple):
 class Generated(NamedTuple):
     """The output of `generate`.
 
-    tokens   int32 [B, N]   tokens of each row, including the stop token; padded with stop tokens
+    tokens   int32 [B, N]   tokens of each row, including the stop token; padded with stop tokens; N is `slots`
     lengths  int32 [B]      number of tokens of each row, including the stop token
     cache    KV cache with all tokens of a row but the last, which has not been an input yet
     """
@@ -75,7 +76,7 @@ def prefill(
 
 @partial(
     jax.jit,
-    static_argnames=("definition", "where", "max_new_tokens", "greedy", "sliding_window"),
+    static_argnames=("definition", "where", "slots", "greedy", "sliding_window"),
     donate_argnames="cache",
 )
 def generate(
@@ -86,22 +87,26 @@ def generate(
     logits_BV: jax.Array,
     keys_B: jax.Array,
     sampling: Sampling,
+    max_new_tokens: jax.Array,
+    layers: tuple[Parameters, ...] | None = None,
     *,
-    max_new_tokens: int,
+    slots: int,
     greedy: bool,
     sliding_window: int | None = None,
 ) -> Generated:
-    """Decode every row until it stops, or for `max_new_tokens` >= 1 tokens.
+    """Decode every row until it stops, or for `max_new_tokens` >= 1 tokens. Compiled once for each number of slots.
 
     Args:
         definition: the model.
         where: placement of the computation on devices (`Generating.decode`).
         parameters: the model's values.
-        cache: keys and values of the prompts, with room for `max_new_tokens` - 1 text tokens. Its buffers are donated.
+        cache: keys and values of the prompts, with room for `max_new_tokens` text tokens. Its buffers are donated.
         logits_BV: float32 logits of the first new token of each row, as `prefill` returns them.
         keys_B: a PRNG key per row, so that samples do not depend on the other rows of the batch.
         sampling: which tokens are allowed, and how they are drawn.
-        max_new_tokens: N.
+        max_new_tokens: int32 [], at most `slots`.
+        layers: the parameters of each layer (`solo.model.by_layer.split_layers`), if the cache has separate layers.
+        slots: N, the tokens that a row has room for.
         greedy: always take the most likely token.
         sliding_window: see `SequenceConfig`.
     """
@@ -128,13 +133,14 @@ def generate(
             cache,
             _one_token(definition, sliding_window, cache, tokens_BN[:, number - 1]),
             jnp.stack([jnp.zeros_like(lengths_B), live_B.astype(jnp.int32)], axis=1),
+            layers,
         )
         token_B = jnp.where(live_B, pick(logits_BV, number), sampling.stop)
         written = Generated(tokens_BN.at[:, number].set(token_B), lengths_B + live_B, cache)
         return live_B & (token_B != sampling.stop), written
 
     token_B = pick(logits_BV, jnp.zeros((), jnp.int32))
-    tokens_BN = jnp.full((rows, max_new_tokens), sampling.stop, jnp.int32).at[:, 0].set(token_B)
+    tokens_BN = jnp.full((rows, slots), sampling.stop, jnp.int32).at[:, 0].set(token_B)
     start = Generated(tokens_BN, jnp.ones((rows,), jnp.int32), cache)
     _, written = jax.lax.while_loop(unfinished, decode, (token_B != sampling.stop, start))
     return written
@@ -147,13 +153,14 @@ def decode_token(
     parameters: Parameters,
     cache: KVCache,
     token_B: jax.Array,
+    layers: tuple[Parameters, ...] | None = None,
     *,
     sliding_window: int | None = None,
 ) -> tuple[KVCache, jax.Array]:
     """Read one token of each row, int32 [B], into the cache. Returns the cache and the next token's logits [B, V]."""
     counts_B2 = jnp.stack([jnp.zeros_like(token_B), jnp.ones_like(token_B)], axis=1)
     chunk = _one_token(definition, sliding_window, cache, token_B)
-    return _forward(definition, where, parameters, cache, chunk, counts_B2)
+    return _forward(definition, where, parameters, cache, chunk, counts_B2, layers)
 
 
 def _forward(
@@ -163,9 +170,11 @@ def _forward(
     cache: KVCache,
     chunk: Batch,
     counts_B2: jax.Array,
+    layers: tuple[Parameters, ...] | None = None,
 ) -> tuple[KVCache, jax.Array]:
     model = definition.bind(parameters)
-    output = model.hidden(chunk, where, cache)
+    bound = None if layers is None else [definition.bind_layer(each) for each in layers]
+    output = model.hidden(chunk, where, cache, layers=bound)
     hidden, extended = output.hidden, output.cache
     assert extended is not None
     last_B1 = jnp.maximum(counts_B2[:, 1:] - 1, 0)

@@ -13,7 +13,9 @@ from solo.model.regions import Regions
 
 
 class KVCache(NamedTuple):
-    """Keys and values [L, B, slots, K, C] of each region.
+    """Keys and values of each region: arrays [L, B, K, slots, C], or tuples of L arrays [B, K, slots, C].
+
+    On a CPU, generation keeps an array per layer: XLA would copy a layer out of the stack for every product.
 
     length            int32 [B, 2]      number of cached patches and text tokens of each row
     next_position     int32 [B]         rotary position of the next text token
@@ -27,12 +29,16 @@ class KVCache(NamedTuple):
     patch_positions: Any
 
 
-def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: int) -> KVCache:
+def empty_cache(
+    config: ModelConfig, rows: int, patch_slots: int, text_slots: int, separate_layers: bool = False
+) -> KVCache:
     """Returns a cache in the model's compute dtype with room for this many patches and text tokens per row."""
 
-    def zeros(slots: int) -> jax.Array:
-        shape = (config.layers, rows, slots, config.kv_heads, config.dim_per_head)
-        return jnp.zeros(shape, config.compute_dtype)
+    def zeros(slots: int) -> Any:
+        shape = (rows, config.kv_heads, slots, config.dim_per_head)
+        if separate_layers:
+            return tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers))
+        return jnp.zeros((config.layers, *shape), config.compute_dtype)
 
     keys, values = (Regions(zeros(patch_slots), zeros(text_slots)) for _ in range(2))
     length, next_position, patch_positions = (
@@ -44,9 +50,12 @@ def empty_cache(config: ModelConfig, rows: int, patch_slots: int, text_slots: in
 def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
     """Returns the cache with at least this many patch and text slots per row. It never shrinks."""
 
-    def pad(x: jax.Array, slots: int) -> jax.Array:
-        missing = max(0, slots - x.shape[2])
-        return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+    def pad(part: Any, slots: int) -> Any:
+        def longer(x: jax.Array) -> jax.Array:
+            missing = max(0, slots - x.shape[-2])
+            return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, missing), (0, 0)))
+
+        return jax.tree.map(longer, part)
 
     slots = Regions(patch_slots, text_slots)
     missing = max(0, patch_slots - cache.patch_positions.shape[1])
@@ -57,28 +66,34 @@ def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
     )
 
 
-def append(cache: KVCache, layer: jax.Array, k: Regions, v: Regions) -> KVCache:
+def append(cache: KVCache, layer: Any, k: Regions, v: Regions) -> KVCache:
     """Append a layer's new keys and values [B, ., K, C] to each row. Entries that do not fit are dropped.
 
-    All layers share one buffer, which the scan over layers carries. Decoding a token therefore writes only that token
-    and copies nothing else.
+    All layers share one buffer, which the scan over layers carries, or each has its own. Decoding a token therefore
+    writes only that token and copies nothing else.
     """
 
-    def write(old: jax.Array, new: jax.Array, start_B: jax.Array) -> jax.Array:
+    def write(old: Any, new: jax.Array, start_B: jax.Array) -> Any:
         if not new.shape[1]:
             return old
-        rows = jnp.arange(old.shape[1])[:, None]
-        return old.at[layer, rows, start_B[:, None] + jnp.arange(new.shape[1])].set(new.astype(old.dtype), mode="drop")
+        rows, slots = jnp.arange(len(new))[:, None], start_B[:, None] + jnp.arange(new.shape[1])
+        if isinstance(old, tuple):
+            # Head by head: a single row would become a dynamic update slice, which XLA fuses into each of its uses, and
+            # for which it then copies the whole array.
+            at = old[layer].at[rows[..., None], jnp.arange(new.shape[2]), slots[..., None]]
+            return (*old[:layer], at.set(new.astype(old[layer].dtype), mode="drop"), *old[layer + 1 :])
+        return old.at[layer, rows, :, slots].set(new.astype(old.dtype), mode="drop")
 
     starts = Regions(cache.length[:, 0], cache.length[:, 1])
     return cache._replace(k=cache.k.map(write, k, starts), v=cache.v.map(write, v, starts))
 
 
-def keys_and_values(cache: KVCache, layer: jax.Array) -> tuple[Regions, Regions]:
+def keys_and_values(cache: KVCache, layer: Any) -> tuple[Regions, Regions]:
     """Returns a layer's keys and values, [B, slots, K, C] of each region."""
 
-    def read(part: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
+    def read(part: Any) -> jax.Array:
+        found = part[layer] if isinstance(part, tuple) else jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
+        return found.swapaxes(1, 2)
 
     return cache.k.map(read), cache.v.map(read)
 

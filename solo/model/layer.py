@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class Context(NamedTuple):
     attention: Callable[[Regions, Regions, Regions], Regions]
     routed_ffn: RoutedFFN
     live: Regions
-    append: Callable[[KVCache, jax.Array, Regions, Regions], KVCache]
+    append: Callable[[KVCache, Any, Regions, Regions], KVCache]
 
 
 class LayerOutput(NamedTuple):
@@ -69,17 +69,32 @@ class Layer(nnx.Module):
         else:
             self.ffn = PerRegion(experts.ffn, lambda: FFN(config, residual_std, rngs))
 
-    def __call__(
-        self, x: Regions, context: Context, cache: KVCache | None = None, number: jax.Array | None = None
-    ) -> LayerOutput:
+    def __call__(self, x: Regions, context: Context, cache: KVCache | None = None, number: Any = None) -> LayerOutput:
         """Maps [B, ., D] to [B, ., D]. With a cache, queries also attend to its keys of layer `number`."""
-        q, k, v = self.qkv(self.attention_norm(x), context.dense)
-        q, k = context.rotate(_times(q, self.query_multiplier)), context.rotate(k)
-        q, k, v = (named(part, PROJECTION) for part in (q, k, v))
+        q, k, v = self._heads(x, context)
         if cache is not None:
             assert number is not None
             cache = context.append(cache, number, k, v)
             k, v = keys_and_values(cache, number)
+        return self._output(x, q, k, v, context, cache)
+
+    def for_some(
+        self, x: Regions, context: Context, some: Regions, context_of_some: Context, cache: KVCache, number: Any
+    ) -> LayerOutput:
+        """Returns the output for `some` of the slots of `x`; keys and values of all slots go into the cache."""
+        _, k, v = self._heads(x, context)
+        q, _, _ = self._heads(some, context_of_some)
+        cache = context.append(cache, number, k, v)
+        return self._output(some, q, *keys_and_values(cache, number), context_of_some, cache)
+
+    def _heads(self, x: Regions, context: Context) -> tuple[Regions, Regions, Regions]:
+        q, k, v = self.qkv(self.attention_norm(x), context.dense)
+        q, k = context.rotate(_times(q, self.query_multiplier)), context.rotate(k)
+        return named(q, PROJECTION), named(k, PROJECTION), named(v, PROJECTION)
+
+    def _output(
+        self, x: Regions, q: Regions, k: Regions, v: Regions, context: Context, cache: KVCache | None
+    ) -> LayerOutput:
         out = named(self.out(context.attention(q, k, v), context.dense), PROJECTION)
         x = x.map(jnp.add, _times(out, self.residual_multiplier))
         out, auxiliary = self._ffn(self.ffn_norm(x), context)

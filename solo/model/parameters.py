@@ -16,6 +16,7 @@ from flax import nnx
 
 from solo.config import Config, ConfigError, ImageConfig, ModelConfig
 from solo.model.declare import ParameterSpec
+from solo.model.layer import Layer
 from solo.model.parametrisation import initial_scale
 from solo.model.transformer import Transformer
 
@@ -67,6 +68,18 @@ class ModelDefinition:
     def bind(self, parameters: Parameters) -> Transformer:
         """Returns the model with these parameter values. Call it inside the jitted function."""
         graph, state = self._split
+        flat = [(path, variable.replace(parameters["/".join(map(str, path))])) for path, variable in state.items()]
+        return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    @cached_property
+    def _layer(self) -> tuple[Any, dict[tuple[Any, ...], Any]]:
+        abstract = nnx.eval_shape(lambda key: Layer(self.config, nnx.Rngs(params=key)), jax.random.key(0))
+        graph, state = nnx.split(abstract)
+        return graph, dict(nnx.to_flat_state(state))
+
+    def bind_layer(self, parameters: Parameters) -> Layer:
+        """Returns one layer with these parameter values, named by their paths below `layers/`."""
+        graph, state = self._layer
         flat = [(path, variable.replace(parameters["/".join(map(str, path))])) for path, variable in state.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from solo.config import ModelConfig
 from solo.model.attention.interval import interval_attention
 from solo.model.attention.kernel import Kernel, local_kernel
+from solo.model.attention.one_query import attend_once
 from solo.model.dense import Dense, dense
 from solo.model.kv_cache import KVCache, append
 from solo.model.moe import RoutedFFN, routed_ffn
@@ -40,9 +41,8 @@ def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS
 
 
 def one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    """Computes dense attention on one device, for a single query. A tiled kernel would compute a whole query block."""
-    kernel = Kernel("dense", config.attention_block, config.attention_block)
-    return attention_with(kernel, q, k, v, attend_BS4)
+    """Computes attention of one text token of each row on one device. A tiled kernel would compute a whole block."""
+    return q._replace(text=attend_once(q.text, k, v, attend_BS4))
 
 
 def head_product(x: jax.Array, kernel_DV: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ class Placement(NamedTuple):
     attention: Attention = local_attention
     routed_ffn: RoutedFFN = routed_ffn
     rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate
-    append: Callable[[KVCache, jax.Array, Regions, Regions], KVCache] = append
+    append: Callable[[KVCache, Any, Regions, Regions], KVCache] = append
     head: Callable[[jax.Array, jax.Array], jax.Array] = head_product
     with_head: WithHead = called_once
     unites: bool = True
@@ -109,9 +109,12 @@ class Placement(NamedTuple):
 class Generating(NamedTuple):
     """The placements for generation. The defaults are for one device.
 
-    prefill  for prompts, with many slots per row
-    decode   for one new token per row
+    prefill          for prompts, with many slots per row
+    decode           for one new token per row
+    separate_layers  whether each layer has its own arrays of weights and of cached keys and values; see
+                     `solo.model.by_layer`
     """
 
     prefill: Placement = Placement()
     decode: Placement = Placement(attention=one_query_attention)
+    separate_layers: bool = False

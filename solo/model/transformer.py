@@ -7,7 +7,7 @@ of these designs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,20 +71,29 @@ class Transformer(nnx.Module):
         placement: Placement | None = None,
         cache: KVCache | None = None,
         probe: Callable[[Regions], Any] | None = None,
+        layers: Sequence[Layer] | None = None,
     ) -> Output:
         """Compute the final hidden states of a batch.
 
         With a cache, the rows of the batch continue those in the cache: `attend` counts from the first slot of the
         cache, and `positions` from the beginning of the row. `probe` is applied to the hidden states after every layer.
+        With `layers`, those are applied one by one, with a cache of separate layers, instead of a scan over this
+        model's layers.
         """
         placement, config = placement or Placement(), self.config
         axes = ("rows", "slots", None)
         x = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
         x = x.map(lambda part: placement.constrain(part, axes))
+        if layers is not None:
+            context, auxiliaries = make_context(batch, placement, config), []
+            for number, layer in enumerate(layers):
+                x, cache, auxiliary = layer(x, context, cache, number)
+                auxiliaries.append(auxiliary)
+            return Output(self.final_norm(x), cache, jnp.stack(auxiliaries).mean())
         # With the same weights for both regions, every product is computed once for both.
         united = placement.unites and cache is None and all(each == "shared" for _, each in config.experts)
         x = Regions.unite(x.join()) if united else x
-        context = self._context(batch, placement, united)
+        context = make_context(batch, placement, config, united)
         graph, stacked = nnx.split(self.layers)
 
         def in_regions(x: Regions) -> Regions:
@@ -153,7 +162,7 @@ class Transformer(nnx.Module):
 
     def residual_stream(self, batch: Batch) -> list[Regions]:
         """Returns the L + 1 hidden states before, between and after the layers, on one device, for inspection."""
-        context = self._context(batch, Placement())
+        context = make_context(batch, Placement(), self.config)
         graph, stacked = nnx.split(self.layers)
         found = [self.embed(batch.patches, batch.patch_grid, batch.text)]
         for number in range(self.config.layers):
@@ -176,7 +185,7 @@ class Transformer(nnx.Module):
             float32 [B, A, H, S], which sum to 1 over S.
         """
         placement = placement or Placement()
-        context, num_patches = self._context(batch, placement), batch.patches.shape[1]
+        context, num_patches = make_context(batch, placement, self.config), batch.patches.shape[1]
         graph, stacked = nnx.split(self.layers)
         shape = (len(batch.text), len(queries_A), self.config.heads, batch.attend.shape[1])
 
@@ -196,22 +205,24 @@ class Transformer(nnx.Module):
         numbers = jnp.arange(self.config.layers)
         return jax.lax.scan(apply, (x, jnp.zeros(shape)), (stacked, numbers))[0][1]
 
-    def _context(self, batch: Batch, placement: Placement, united: bool = False) -> Context:
-        split = partial(Regions.split, num_patches=batch.patches.shape[1])
-        arrange = Regions.unite if united else split
-        angles = arrange(rotary_angles(batch.positions, self.config))
 
-        def rotate(x: Regions) -> Regions:
-            return x.map(placement.rotate, angles)
+def make_context(batch: Batch, placement: Placement, config: ModelConfig, united: bool = False) -> Context:
+    """Returns the arguments of every layer for a batch. With `united`, the layers get both regions as one."""
+    split = partial(Regions.split, num_patches=batch.patches.shape[1])
+    arrange = Regions.unite if united else split
+    angles = arrange(rotary_angles(batch.positions, config))
 
-        def attention(q: Regions, k: Regions, v: Regions) -> Regions:
-            if united:  # the compiler removes the splits that are joined again
-                q, k, v = (split(each.join()) for each in (q, k, v))
-            out = placement.attention(q, k, v, batch.attend, self.config)
-            return Regions.unite(out.join()) if united else out
+    def rotate(x: Regions) -> Regions:
+        return x.map(placement.rotate, angles)
 
-        live = arrange(live_slots(batch.attend))
-        return Context(placement.dense, rotate, attention, placement.routed_ffn, live, placement.append)
+    def attention(q: Regions, k: Regions, v: Regions) -> Regions:
+        if united:  # the compiler removes the splits that are joined again
+            q, k, v = (split(each.join()) for each in (q, k, v))
+        out = placement.attention(q, k, v, batch.attend, config)
+        return Regions.unite(out.join()) if united else out
+
+    live = arrange(live_slots(batch.attend))
+    return Context(placement.dense, rotate, attention, placement.routed_ffn, live, placement.append)
 
 
 def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Layer:

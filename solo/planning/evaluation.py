@@ -21,7 +21,8 @@ from solo.data.planning.row_shape import RowShape
 from solo.data.store.prepare import Prepared, open_prepared
 from solo.evaluation.integration_rate import layer_states
 from solo.evaluation.losses import loss_sums
-from solo.inference.prompt import rounded_room
+from solo.inference.decoding import Decoding
+from solo.inference.prompt import bucket, rounded_room
 from solo.machines import Machine
 from solo.model.generate import Sampling, generate, prefill
 from solo.model.kv_cache import empty_cache
@@ -269,7 +270,8 @@ class _Compiler:
     def _generation(self, work: _Work) -> Iterator[tuple[str, Any]]:
         definition, mesh, rows = self._definition, self._mesh, work.rows
         where = generation(mesh, definition.config)
-        text_slots = work.shape.text_slots + work.new_tokens
+        decoding = Decoding(work.new_tokens)
+        text_slots = bucket(work.shape.text_slots + decoding.slots)
         shapes = jax.eval_shape(lambda: empty_cache(definition.config, rows, work.shape.patch_slots, text_slots))
         cache = jax.tree.map(_placed, shapes, cache_shardings(mesh))
         chunk = abstract_batch(self._config, rows, work.shape, mesh)
@@ -288,7 +290,8 @@ class _Compiler:
                 self._by_row((rows, vocab), np.float32),
                 self._by_row(keys.shape, keys.dtype),
                 sampling,
-                max_new_tokens=work.new_tokens,
+                np.int32(work.new_tokens),
+                slots=decoding.slots,
                 greedy=True,
                 sliding_window=self._config.sequence.sliding_window,
             ),

@@ -10,16 +10,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import ModelConfig
 from solo.model.attention.kernel import Kernel, choose_kernel
+from solo.model.by_layer import joined, separate_head
 from solo.model.kv_cache import KVCache, append, empty_cache
 from solo.model.moe import ExpertWeights, Load
-from solo.model.placement import Generating, attention_with
+from solo.model.placement import Attention, Generating, attention_with, one_query_attention
 from solo.model.regions import Regions
 from solo.sharding.mesh import TABLE
 from solo.sharding.placement import placement, routed_ffn_on
 from solo.sharding.stationary import stationary_dense_on, stationary_head_on
 
-# A cache's keys or values [L, B, slots, K, C].
-_CACHED = PartitionSpec(None, TABLE["rows"], None, TABLE["kv_heads"])
+# A cache's keys or values [L, B, K, slots, C].
+_CACHED = PartitionSpec(None, TABLE["rows"], TABLE["kv_heads"])
 
 
 @cache
@@ -28,18 +29,21 @@ def generation(mesh: Mesh, config: ModelConfig) -> Generating:
 
     The parameters are sharded as in training. The KV cache is sharded over rows and key heads, and replicated over
     context. Prefill shards the slots of the prompts over context and gathers the weights of each layer. Decoding leaves
-    the weights in place (`solo.sharding.stationary`) and is replicated over context.
+    the weights in place (`solo.sharding.stationary`) and is replicated over context. One CPU device has separate layers
+    (`solo.model.by_layer`).
 
     Raises:
         ConfigError: see `placement`.
     """
     training = placement(mesh, config)
-    if mesh.size == 1:
-        here = Generating()
-        return Generating(training, here.decode._replace(rotate=training.rotate))
     device = mesh.devices.flat[0]
+    if mesh.size == 1:
+        decode = Generating().decode._replace(rotate=training.rotate)
+        if device.platform != "cpu":
+            return Generating(training, decode)
+        prefill = training._replace(dense=joined(training.dense), head=separate_head)
+        return Generating(prefill, decode._replace(head=separate_head), separate_layers=True)
     kernel = choose_kernel(config, device.platform, device.device_kind)
-    dense = Kernel("dense", config.attention_block, config.attention_block)
 
     def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
         return routed_ffn_on(mesh, x, live, weights, top_k, None)
@@ -47,12 +51,12 @@ def generation(mesh: Mesh, config: ModelConfig) -> Generating:
     common = training._replace(head=partial(stationary_head_on, mesh))
     return Generating(
         common._replace(
-            attention=partial(_cached_attention_on, mesh, kernel, TABLE["slots"]),
+            attention=partial(_cached_attention_on, mesh, partial(_tiled, kernel), TABLE["slots"]),
             append=partial(_append_on, mesh, TABLE["slots"]),
         ),
         common._replace(
             dense=partial(stationary_dense_on, mesh),
-            attention=partial(_cached_attention_on, mesh, dense, None),
+            attention=partial(_cached_attention_on, mesh, one_query_attention, None),
             routed_ffn=experts,
             append=partial(_append_on, mesh, None),
         ),
@@ -73,12 +77,15 @@ def make_cache(mesh: Mesh, config: ModelConfig, rows: int, patch_slots: int, tex
 
 @cache
 def _cache_maker(mesh: Mesh, config: ModelConfig) -> Any:
-    return jax.jit(partial(empty_cache, config), static_argnums=(0, 1, 2), out_shardings=cache_shardings(mesh))
+    separate = generation(mesh, config).separate_layers
+    shardings = cache_shardings(mesh) if not separate else NamedSharding(mesh, PartitionSpec())
+    make = partial(empty_cache, config, separate_layers=separate)
+    return jax.jit(make, static_argnums=(0, 1, 2), out_shardings=shardings)
 
 
 def _cached_attention_on(
     mesh: Mesh,
-    kernel: Kernel,
+    attention: Attention,
     slots: tuple[str, ...] | None,
     q: Regions,
     k: Regions,
@@ -92,12 +99,16 @@ def _cached_attention_on(
     spans = PartitionSpec(TABLE["rows"], slots)
     intervals = Regions.split(attend_BS4, q.patches.shape[1])
     return jax.shard_map(
-        lambda q, k, v, intervals: attention_with(kernel, q, k, v, intervals.join()),
+        lambda q, k, v, intervals: attention(q, k, v, intervals.join(), config),
         mesh=mesh,
         in_specs=(Regions(queries, queries), Regions(keys, keys), Regions(keys, keys), Regions(spans, spans)),
         out_specs=Regions(queries, queries),
         check_vma=False,
     )(q, k, v, intervals)
+
+
+def _tiled(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
+    return attention_with(kernel, q, k, v, attend_BS4)
 
 
 def _append_on(

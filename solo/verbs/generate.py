@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-p", type=float, default=1.0, metavar="X", help="probability mass of the tokens to sample from; default 1"
     )
+    parser.add_argument(
+        "--prefill-chunk-size",
+        type=int,
+        metavar="N",
+        help="patches and text tokens of a prompt that are read at once; bounds memory; default: all",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling; default 0")
     parser.set_defaults(turns=None)
 
@@ -38,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     questions = user_messages(arguments.turns or [])
     from solo.inference.decoding import Decoding
 
-    decoding = Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    decoding = Decoding(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.prefill_chunk_size)
     import solo
 
     messages: list[dict[str, Any]] = []
@@ -51,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             temperature=decoding.temperature,
             top_p=decoding.top_p,
             seed=arguments.seed,
+            prefill_chunk_size=decoding.prefill_chunk_size,
         )
         print(answer, flush=True)
         messages.append({"role": "assistant", "content": answer})

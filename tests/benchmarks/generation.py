@@ -3,7 +3,7 @@
     python -m tests.benchmarks.generation [REPEATS]
 
 Prints the time to the first token for pictures of 256, 1,024 and 2,048 patches, and the time of a further token for
-batches of 1, 8 and 32 pictures of 256 patches. A batch is ready: decoding pictures and tokenizing are not measured. All
+batches of 1, 8 and 64 pictures of 256 patches. A batch is ready: decoding pictures and tokenizing are not measured. All
 contestants take turns; printed are medians and ratios. The models have random weights and about 30 million active
 parameters, in float32.
 
@@ -39,7 +39,7 @@ from tests.tiny import save_run
 PATCH = 16
 # Width and height in pixels, by number of patches.
 SIZES = {256: (256, 256), 1024: (512, 512), 2048: (1024, 512)}
-BATCHES = (1, 8, 32)
+BATCHES = (1, 8, 64)
 NEW_TOKENS = 65
 MODEL = {"width": 512, "layers": 8, "heads": 8, "kv_heads": 4, "ffn_width": 1408, "tied_head": True}
 EXPERTS = {"shared": {}, "experts": {"ffn": "modality"}}
@@ -92,13 +92,13 @@ def ours(model: Monolith, asked: list[list[dict[str, Any]]]) -> Answer:
     prompts = [model.runs(turns, open_turn=True) for turns in parse(asked)]
     plan = in_order(prompt_needs(prompts, model.config.image), len(prompts), 1)
     config = model.config
-    ((batch, counts),) = prompt_batches(
+    (chunks,) = prompt_batches(
         prompts, len(prompts), model.tokenizer, config.image, config.sequence, plan=plan, share=(0, 1)
     )
     keys = row_keys(model.mesh, 0, np.arange(len(prompts)))
 
     def answer(new_tokens: int) -> list[str]:
-        found = model._answer(batch, counts, keys, Decoding(new_tokens))
+        found = model._answer(chunks, plan[0].room, keys, Decoding(new_tokens))
         if any(not each.cut for each in found):
             raise AssertionError("an answer stopped early; choose other weights")
         return [each.text for each in found]

@@ -52,6 +52,7 @@ def test_answers_are_those_of_one_device(spelled, sizes) -> None:
     alone, spread = make(spelled, "experts"), make(spelled, "experts", **sizes)
     expected = alone.generate(CONVERSATIONS, 6)
     assert spread.generate(CONVERSATIONS, 6) == expected
+    assert spread.generate(CONVERSATIONS, 6, prefill_chunk_size=24) == expected
     assert len(set(expected)) > 3
 
 
@@ -100,7 +101,8 @@ def test_decoding_moves_no_weight(spelled) -> None:
             jax.ShapeDtypeStruct((rows, vocab), np.float32, sharding=keys.sharding),
             keys,
             Decoding(8).sampling(model),
-            max_new_tokens=8,
+            np.int32(8),
+            slots=8,
             greedy=True,
         )
         .compile()
@@ -136,6 +138,7 @@ for sizes in MESHES[::2]:
     spread = Monolith(config, spelled, weights, make_mesh(MeshConfig(**sizes)))
     assert not spread.parameters["layers/ffn/text/up"].is_fully_addressable
     assert spread.generate(CONVERSATIONS, 6) == alone.generate(CONVERSATIONS, 6), sizes
+    assert spread.generate(CONVERSATIONS, 6, prefill_chunk_size=12) == alone.generate(CONVERSATIONS, 6), sizes
     batch = alone.batch(CONVERSATIONS[3:])
     np.testing.assert_allclose(spread.loss_and_grads(batch)[0], alone.loss_and_grads(batch)[0], rtol=1e-5)
 sessions = [each.session() for each in (alone, spread)]

@@ -19,6 +19,8 @@ from solo.data.text.templates import InternLM2Chat
 from solo.inference.decoding import Decoding, allowed_tokens
 from solo.inference.monolith import Monolith
 from solo.inference.prompt import by_length, in_order, parse, prompt_needs
+from solo.model import by_layer
+from solo.model.generate import generate
 from solo.model.parameters import define
 from solo.model.transformer import padded_vocab
 from solo.sharding.mesh import make_mesh
@@ -151,6 +153,32 @@ def read_anew(model: Monolith, parts: list, count: int) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("attention", "sequence"), [("causal", {"sliding_window": 10}), ("prefix", {}), ("bidirectional", {})]
+)
+def test_prompts_read_in_chunks_get_the_same_answers(spelled, attention, sequence) -> None:
+    config = tiny_config(attention, sequence=sequence)
+    model = Monolith(config, spelled, random_parameters(config, spelled), one_device())
+    expected = model.generate(CONVERSATIONS, 6)
+    for size in (1, 12):
+        assert model.generate(CONVERSATIONS, 6, prefill_chunk_size=size) == expected
+    assert model.session(12).say("what is this?") == model.generate([[user("what is this?")]])[0]
+    assert len(set(expected)) > 3
+
+
+def test_similar_lengths_share_a_compilation(model) -> None:
+    def asked(words: int, width: int, new_tokens: int) -> list[int]:
+        model.generate([[user(image(width, 24, 0), "what " * words)]], new_tokens)
+        return [each._cache_size() for each in (generate, by_layer._embed, by_layer._layer, by_layer._last_layer)]
+
+    # Buckets: 33 to 48 text tokens, 9 to 12 patches, and 25 to 32 tokens of an answer.
+    before = asked(22, 24, 25)
+    assert asked(37, 24, 32) == before
+    assert asked(30, 32, 29) == before
+    assert asked(30, 24, 33) == [before[0] + 1, *before[1:]]
+    assert asked(38, 24, 32) != before
+
+
 def test_an_answer_does_not_depend_on_the_others(model, answers) -> None:
     assert model.generate(CONVERSATIONS[::-1], 6) == answers[::-1]
 
@@ -220,7 +248,7 @@ def test_a_session_is_one_long_conversation(spelled, attention, name) -> None:
     model = tiny_monolith(tokenizer, config)
     if name == "brief":
         model.template = Brief(tokenizer)
-    session, template = model.session(), model.template
+    session, template = model.session(None if name == "brief" else 9), model.template
     contents = (
         [image(20, 30, 0), "which"],
         [image(20, 30, 1), "what", image(9, 9, 2), "is"],
@@ -377,7 +405,15 @@ def _png() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"batch_rows": 0}]
+    "setting",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -0.1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"batch_rows": 0},
+        {"prefill_chunk_size": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(model, setting) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):

@@ -15,7 +15,7 @@ from solo.data.rows.assembly import assemble_row
 from solo.data.rows.document import encode
 from solo.data.text.templates import make_template
 from solo.inference.decoding import allowed_tokens, answer_length
-from solo.inference.prompt import by_length, in_order, prompt_batches, row_of, slots
+from solo.inference.prompt import by_length, chunk_ends, chunks_of, in_order, prompt_batches, row_of, slots
 from tests.data.fakes import CharacterTokenizer
 
 TOKENIZER = CharacterTokenizer()
@@ -52,6 +52,37 @@ def test_a_chunk_agrees_with_the_whole_document(attention, sequence) -> None:
         assert (part[count : count + 2] == (4 if part is chunk.text else 0)).all()
 
 
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize(
+    ("mask", "sequence"), [("causal", {}), ("causal", {"sliding_window": 6}), ("bidirectional", {}), ("prefix", {})]
+)
+def test_chunks_hold_every_slot_and_split_an_image_only_if_the_mask_allows(mask, sequence, start) -> None:
+    image, config = ImageConfig(patch_size=4, max_side=32, mask=mask), SequenceConfig(**sequence)
+    template = make_template(TOKENIZER, config)
+    document = encode(template.runs(TURNS, open_turn=True), TOKENIZER, image)
+    begun = slots(encode(template.runs(TURNS[:2]), TOKENIZER, image)) if start else (0, 0)
+    needs = [all_ - before for all_, before in zip(slots(document), begun, strict=True)]
+    row = row_of(document, (needs[0] + 3, needs[1] + 1), image, 4, begun, config)
+    inside = np.flatnonzero((document.image[:-1] == document.image[1:]) & (document.image[:-1] >= 0)) + 1
+    split = set()
+    for size in (1, 3, 7, 11):
+        ends = chunk_ends(row, document, size, begun)
+        np.testing.assert_array_equal(ends[-1], needs)
+        places = ends.sum(axis=1) + sum(begun)
+        split |= set(places.tolist()) & set(inside.tolist())
+        lengths = np.diff(places, prepend=sum(begun))
+        whole_image = max(np.bincount(document.image[document.image >= 0]).tolist())
+        assert (lengths > 0).all()
+        assert mask == "prefix" or lengths.max() <= max(size, 0 if mask == "causal" else whole_image)
+        chunks = chunks_of([row, row], [ends, ends[-1:]], 4)
+        assert sum(counts for _, counts in chunks).tolist() == [needs, needs]
+        for place, field in ((0, "patches"), (1, "text")):
+            parts = [getattr(chunk, field)[0, : counts[0, place]] for chunk, counts in chunks]
+            assert np.array_equal(np.concatenate(parts), getattr(row, field)[: needs[place]])
+    assert bool(split) == (mask == "causal"), "an image may only be split under a causal mask"
+    assert chunk_ends(row, document, None, begun).tolist() == [needs]
+
+
 def test_batches_have_room_for_images_after_exif_rotation() -> None:
     exif, buffer = PillowImage.Exif(), io.BytesIO()
     exif[0x0112] = 6
@@ -60,7 +91,7 @@ def test_batches_have_room_for_images_after_exif_rotation() -> None:
     prompt = template.runs([Turn("user", (encode_png(PillowImage.open(buffer), orientation=6), "why"))], open_turn=True)
     for mode, rows in (("apply", 1), ("ignore", 16)):
         image = ImageConfig(patch_size=4, max_side=64, exif=mode)
-        ((_, counts),) = prompt_batches([prompt], 1, TOKENIZER, image)
+        (((_, counts),),) = prompt_batches([prompt], 1, TOKENIZER, image)
         # <s>, <|user|>, the image, three letters, <|assistant|>
         assert counts.tolist() == [[16, 2 + rows + 1 + 3 + 1]]
 

@@ -1,20 +1,25 @@
 """Prefill and decode against the reference model on whole documents (tests/reference.py)."""
 
+import re
 from dataclasses import replace
+from math import prod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solo.config import ExpertsConfig, ImageConfig, ModelConfig
+from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig
 from solo.data.rows.assembly import stack
 from solo.data.rows.document import PATCH, Document
 from solo.inference.prompt import row_of, slots
+from solo.model.by_layer import prefill_by_layer, split_layers
 from solo.model.generate import Sampling, generate, prefill
 from solo.model.kv_cache import empty_cache
 from solo.model.parameters import ModelDefinition
 from solo.model.placement import Generating
+from solo.sharding.generation import generation
+from solo.sharding.mesh import make_mesh
 from tests.reference import forward, random_document
 
 VOCAB, PADDED, STOP = 50, 128, 2
@@ -22,7 +27,7 @@ VOCAB, PADDED, STOP = 50, 128, 2
 ROOM, KEPT, LONGEST = (48, 64), (48, 80), 100
 VISUAL_FFN = ExpertsConfig(ffn="modality")
 ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norms="modality")
-HERE, ONE_TOKEN = Generating()
+HERE, ONE_TOKEN = Generating()[:2]
 
 
 def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
@@ -114,7 +119,9 @@ def test_generation_equals_full_recomputation(experts, mode, switches) -> None:
     documents = documents_of(6, (6, 3, 8))
     cache, logits = prefill_all(definition, parameters, documents)
     keys = jax.random.split(jax.random.key(0), 3)
-    found = generate(definition, ONE_TOKEN, parameters, cache, logits, keys, sampling(), max_new_tokens=8, greedy=True)
+    found = generate(
+        definition, ONE_TOKEN, parameters, cache, logits, keys, sampling(), jnp.int32(8), slots=8, greedy=True
+    )
     np.testing.assert_array_equal(found.lengths, [8] * 3)
     np.testing.assert_array_equal(found.cache.length, [np.add(slots(document), (0, 7)) for document in documents])
     for row, document in enumerate(documents):
@@ -141,6 +148,91 @@ def extended(document: Document, tokens) -> Document:
     )
 
 
+@pytest.mark.parametrize(("experts", "mode", "switches"), CASES)
+def test_separate_layers_give_the_same(experts, mode, switches) -> None:
+    """On one CPU device, each layer has its own arrays; the last one computes only what predicts the next token."""
+    definition = make(experts, mode, **switches)
+    parameters = jax.tree.map(jnp.asarray, weights(definition))
+    where = generation(make_mesh(MeshConfig(), jax.devices()[:1]), definition.config)
+    assert where.separate_layers
+    documents = documents_of(8, (9, 5, 7))
+    layers = split_layers(parameters, jax.devices()[0])
+    cache = empty_cache(definition.config, 3, *KEPT, separate_layers=True)
+    starts, keys = [0, 0, 0], jax.random.split(jax.random.key(0), 3)
+    for share in (0.5, 1.0):
+        cuts = [[*cuts_of(document), len(document.tokens)] for document in documents]
+        stops = [places[round(share * (len(places) - 1))] for places in cuts]
+        chunk, counts = chunks(documents, starts, stops, definition)
+        cache, logits = prefill_by_layer(definition, where.prefill, parameters, layers, cache, chunk, counts)
+        starts = stops
+    stacked, expected = prefill_all(definition, parameters, documents)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    for part, whole_part in zip(jax.tree.leaves(cache)[4 * 2 :], jax.tree.leaves(stacked)[4:], strict=True):
+        np.testing.assert_array_equal(part, whole_part)
+    apart = generate(
+        definition,
+        where.decode,
+        parameters,
+        cache,
+        logits,
+        keys,
+        sampling(),
+        jnp.int32(6),
+        layers,
+        slots=8,
+        greedy=True,
+    )
+    together = generate(
+        definition, ONE_TOKEN, parameters, stacked, expected, keys, sampling(), jnp.int32(6), slots=8, greedy=True
+    )
+    np.testing.assert_array_equal(apart.lengths, [6] * 3)
+    np.testing.assert_array_equal(apart.tokens, together.tokens)
+    np.testing.assert_array_equal(apart.cache.length, together.cache.length)
+    for part, stacks in zip((apart.cache.k, apart.cache.v), (together.cache.k, together.cache.v), strict=True):
+        for row, (patches, text) in enumerate(np.asarray(together.cache.length)):
+            for region, count in enumerate((patches, text)):
+                own = jnp.stack(part[region])[:, row, :, :count]
+                np.testing.assert_allclose(own, stacks[region][:, row, :, :count], atol=1e-4)
+
+
+def test_layers_of_their_own_share_the_memory_of_the_stack() -> None:
+    stack = jnp.zeros((3, 16, 32))
+    layers = split_layers({"layers/ffn/up": stack, "head": stack}, jax.devices()[0])
+    assert [list(each) for each in layers] == [["ffn/up"]] * 3
+    start = stack.unsafe_buffer_pointer()
+    places = [each["ffn/up"].unsafe_buffer_pointer() - start for each in layers]
+    assert places == [0, 16 * 32 * 4, 2 * 16 * 32 * 4]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_decoding_step_copies_no_cache_and_no_weights(rows) -> None:
+    definition = make(VISUAL_FFN, "causal")
+    parameters = jax.tree.map(jnp.asarray, weights(definition))
+    where = generation(make_mesh(MeshConfig(), jax.devices()[:1]), definition.config)
+    text = (
+        generate.lower(
+            definition,
+            where.decode,
+            parameters,
+            empty_cache(definition.config, rows, *KEPT, separate_layers=True),
+            jnp.zeros((rows, PADDED)),
+            jax.random.split(jax.random.key(0), rows),
+            sampling(),
+            jnp.int32(8),
+            split_layers(parameters, jax.devices()[0]),
+            slots=8,
+            greedy=True,
+        )
+        .compile()
+        .as_text()
+    )
+    dim = definition.config.dim_per_head
+    largest = rows * definition.config.kv_heads * min(KEPT) * dim
+    copied = re.findall(r" = \w+\[([\d,]+)\]\S* (?:copy|dynamic-slice|slice|concatenate|transpose)\(", text)
+    assert copied
+    assert max(prod(map(int, shape.split(","))) for shape in copied) < min(largest, 32 * 32)
+
+
 @pytest.fixture(scope="module")
 def small():
     definition = make(VISUAL_FFN, "causal")
@@ -158,7 +250,8 @@ def small():
             logits,
             keys,
             settings or sampling(),
-            max_new_tokens=8,
+            jnp.int32(8),
+            slots=8,
             greedy=greedy,
         )
 

@@ -1,0 +1,51 @@
+"""Attention of one query per row over the keys of both regions, as they lie in the KV cache.
+
+Joining the regions would copy the whole cache for every token.
+
+Letters besides those of solo/batch.py: R key slots of a region, M = H / K query heads that share a key head.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from jax import Array
+
+from solo.model.attention.softmax import einsum, within
+from solo.model.attention.tiles import FLOOR, HIDDEN
+from solo.model.regions import Regions
+
+
+def attend_once(q_B1HC: Array, k: Regions, v: Regions, intervals_B14: Array) -> Array:
+    """Returns the output [B, 1, H, C] of a single query; see `interval_attention`.
+
+    Args:
+        q_B1HC: queries.
+        k: keys [B, R, K, C] of each region.
+        v: values likewise.
+        intervals_B14: int32, as in `Batch.attend`.
+    """
+    B, _, H, C = q_B1HC.shape
+    K = k.text.shape[2]
+    q_BKMC = q_B1HC.reshape(B, K, H // K, C)
+    bounds = Regions(intervals_B14[..., :2], intervals_B14[..., 2:])
+    regions = [part for part in zip(k, v, bounds, strict=True) if part[0].shape[1]]
+    scores = [_scores(q_BKMC, keys, bounds_B12) for keys, _, bounds_B12 in regions]
+    # A query without keys has only HIDDEN scores, whose weights are 0 below the FLOOR.
+    most = functools.reduce(jnp.maximum, (part.max(axis=-1, keepdims=True) for part in scores), jnp.float32(FLOOR))
+    weights = [jnp.exp(part - most) for part in scores]
+    total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
+    weighted = sum(
+        einsum("bkmr,bkrc->bkmc", part.astype(values.dtype), values.swapaxes(1, 2))
+        for part, (_, values, _) in zip(weights, regions, strict=True)
+    )
+    return (weighted / jnp.where(total == 0, 1.0, total)).reshape(q_B1HC.shape).astype(q_B1HC.dtype)
+
+
+def _scores(q_BKMC: Array, k_BRKC: Array, bounds_B12: Array) -> Array:
+    """Returns the scores of a region's keys, float32 [B, K, M, R]."""
+    # Keys come first: on a CPU, the product reads them as they lie in the cache.
+    scores = einsum("bkrc,bkmc->bkrm", k_BRKC.swapaxes(1, 2), q_BKMC).swapaxes(2, 3) / q_BKMC.shape[-1] ** 0.5
+    visible_B1R = within(jnp.arange(k_BRKC.shape[1]), bounds_B12)
+    return jnp.where(visible_B1R[:, None], scores, HIDDEN)
