@@ -145,10 +145,25 @@ def _check(arguments: argparse.Namespace) -> None:
     price = arguments.usd_per_chip_hour
     if price is not None and not 0 <= price < float("inf"):
         raise ConfigError(f"--usd-per-chip-hour {price:g}: expected a price of at least 0")
+    _refuse_one_file_for_two(arguments)
     if arguments.hlo is not None:
         refuse_override("--hlo", arguments.hlo)
     if arguments.hlo is not None and (reason := unwritable(arguments.hlo, folder=True)):
         raise ConfigError(f"--hlo {arguments.hlo}: cannot be written: {reason}")
+
+
+def _refuse_one_file_for_two(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError if two options name the same file."""
+    from solo.config import ConfigError
+
+    seen: dict[Path, str] = {}
+    for name in ("json", "search", "search_options"):
+        path, flag = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        if path is None or (path.exists() and not path.is_file()):  # such as /dev/stdout
+            continue
+        if other := seen.get(path.resolve()):
+            raise ConfigError(f"{other} and {flag} both write {path}; name two files")
+        seen[path.resolve()] = flag
 
 
 def _count(arguments: argparse.Namespace) -> int:
@@ -215,12 +230,14 @@ def _search_options(
     from solo.planning.option_search import search_options
     from solo.planning.show import show_option_search
 
-    def keep(overrides: tuple[str, ...]) -> None:
-        """Replaces what the search wrote before."""
-        saved.write_unmarked(" ".join(overrides) + "\n")
+    own = to
 
-    to.write_unmarked("\n")
-    saved = Output(to.path, to.command, force=True)
+    def keep(overrides: tuple[str, ...]) -> None:
+        """Writes the overrides. The first call may not replace a file of the user, later calls replace their own."""
+        nonlocal own
+        own.write_unmarked(" ".join(overrides) + "\n")
+        own = Output(to.path, to.command, force=True)
+
     found = search_options(
         config,
         chosen_stages(config, arguments.stage)[0],

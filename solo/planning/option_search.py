@@ -71,8 +71,8 @@ def search_options(
         report: is called with the progress.
         plan: compiles one setting.
         document_slots: see `forecast`.
-        keep: is called with the best overrides so far. libtpu aborts the process at some values instead of refusing
-            them, so they should be saved at once.
+        keep: is called with the best overrides so far, first with none, once the search is known to be possible. libtpu
+            aborts the process at some values instead of refusing them, so they should be saved at once.
 
     Raises:
         ConfigError: the chip's entry has no trials, or there is no estimate to compare, or the step does not fit.
@@ -87,6 +87,7 @@ def search_options(
         raise ConfigError(f"options are compared by step time, and there is no estimate: {first.no_time}")
     best, tried = first, []
     kept: dict[str, OptionValue | None] = {}
+    keep(())
     for number, trial in enumerate(trials):
         report(f"{number + 1} of {len(trials)}: {' '.join(as_overrides(trial.options))}")
         found, refusal = _compiled(_with(config, {**kept, **trial.options}), stage, machine, plan, document_slots)

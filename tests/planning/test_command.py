@@ -115,3 +115,21 @@ def test_a_search_for_options_writes_what_it_keeps(tmp_path: Path, capsys, monke
     assert path.read_text() == "compiler_options.xla_a=1 compiler_options.xla_b=true\n"
     assert main(["plan", PLAN, "--on", "cpu-8", "--quick", "--search-options", str(tmp_path / "other")]) == 2
     assert "--quick does not give" in capsys.readouterr().err
+
+
+def test_a_search_for_options_that_cannot_begin_leaves_no_file(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "options"
+    for _ in range(2):  # a file would need --force the second time
+        assert main(["plan", PLAN, "--on", "cpu-8", "--search-options", str(path)]) == 2
+        assert "no compiler options to try for cpu" in capsys.readouterr().err
+    path.write_text("mine\n")
+    assert main(["plan", PLAN, "--on", "cpu-8", "--search-options", str(path), "--force"]) == 2
+    assert path.read_text() == "mine\n"
+
+
+def test_two_outputs_in_one_file_are_refused_before_compiling(tmp_path: Path, capsys) -> None:
+    both = str(tmp_path / "best.txt")
+    assert main(["plan", PLAN, "--on", "v5e-256", "--search", both, "--search-options", both]) == 2
+    assert f"--search and --search-options both write {both}; name two files" in capsys.readouterr().err
+    assert main(["plan", PLAN, "--on", "v5e-256", "--json", both, "--search", str(tmp_path / "." / "best.txt")]) == 2
+    assert "--json and --search both write" in capsys.readouterr().err

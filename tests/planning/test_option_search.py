@@ -65,8 +65,8 @@ def test_faster_options_are_kept_and_added_to_those_before() -> None:
         {"xla_size": 2, "xla_b": True, "xla_c": None},
     ]
     assert [each.kept for each in found.tried] == [True, True, False, False, True]
-    assert saved[:2] == [("compiler_options.xla_size=1",), ("compiler_options.xla_size=2",)]
-    assert saved[2:] == [found.overrides]
+    assert saved[:3] == [(), ("compiler_options.xla_size=1",), ("compiler_options.xla_size=2",)]
+    assert saved[3:] == [found.overrides]
     assert found.first.time.total == 10.0
     assert found.best.time.total == 6.0
     assert found.best.config.compiler_options == {"xla_size": 2, "xla_b": True, "xla_c": None}
@@ -107,12 +107,14 @@ def test_a_known_forecast_is_not_compiled_again_and_a_small_gain_is_no_gain() ->
     assert found.overrides == ()
 
 
-def test_a_chip_without_trials_or_estimates_is_refused() -> None:
+def test_a_chip_without_trials_or_estimates_is_refused_and_nothing_is_written() -> None:
+    saved: list[tuple[str, ...]] = []
     with pytest.raises(ConfigError, match="no compiler options to try for v5e"):
-        searched(Compiler())
+        searched(Compiler(), keep=saved.append)
     untimed = SimpleNamespace(fits=True, time=None, no_time="no clock")
     with pytest.raises(ConfigError, match="there is no estimate: no clock"):
-        searched(Compiler(), trial(xla_b=True), first=untimed)
+        searched(Compiler(), trial(xla_b=True), first=untimed, keep=saved.append)
+    assert saved == []
 
 
 def test_every_trial_names_its_source_and_changes_something() -> None:
