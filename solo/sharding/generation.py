@@ -16,7 +16,7 @@ from solo.model.moe import ExpertWeights, Load
 from solo.model.placement import Attention, Generating, attention_with, one_query_attention
 from solo.model.regions import Regions
 from solo.sharding.mesh import TABLE
-from solo.sharding.placement import placement, routed_ffn_on
+from solo.sharding.placement import all_slots, placement, routed_ffn_on
 from solo.sharding.stationary import stationary_dense_on, stationary_head_on
 
 # A cache's keys or values [L, B, K, slots, C].
@@ -121,7 +121,7 @@ def _append_on(
 
     def local(cache: KVCache, layer: jax.Array, k: Regions, v: Regions) -> KVCache:
         if slots and mesh.shape["context"] > 1:
-            k, v = (part.map(lambda x: jax.lax.all_gather(x, slots, axis=1, tiled=True)) for part in (k, v))
+            k, v = all_slots(k, slots), all_slots(v, slots)
         return append(cache, layer, k, v)
 
     return jax.shard_map(

@@ -100,7 +100,7 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
 
     def local(q: Regions, k: Regions, v: Regions, intervals: Regions) -> Regions:
         if mesh.shape["context"] > 1:
-            k, v = (part.map(lambda x: jax.lax.all_gather(x, "context", axis=1, tiled=True)) for part in (k, v))
+            k, v = all_slots(k, ("context",)), all_slots(v, ("context",))
         return attention_with(kernel, q, k, v, intervals.join())
 
     # The kernel's loop counts depend on the device's rows, so shard_map cannot check replication.
@@ -111,6 +111,11 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
         out_specs=Regions(heads, heads),
         check_vma=False,
     )(q, k, v, intervals)
+
+
+def all_slots(x: Regions, axes: tuple[str, ...]) -> Regions:
+    """Returns the slots of all devices along mesh axes, inside a shard_map. Rows of text have an empty region."""
+    return x.map(lambda part: jax.lax.all_gather(part, axes, axis=1, tiled=True) if part.shape[1] else part)
 
 
 def routed_ffn_on(
