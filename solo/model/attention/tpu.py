@@ -14,7 +14,7 @@ key blocks of a row; of a tile: Q queries, J keys; N tiles of all rows.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from solo.model.attention.pallas import (
     scores,
 )
 from solo.model.attention.tiles import FLOOR, pad_slots
-from solo.model.attention.tpu_backward import backward
+from solo.model.attention.tpu_backward import backward, key_parts
 from solo.model.attention.tpu_tiles import (
     FIRST,
     LAST,
@@ -63,9 +63,18 @@ def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, i
     q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
     k_BKRC, v_BKRC = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
     bounds, visits = pad_bounds(sizes, intervals_BS4), plan_visits(sizes, intervals_BS4)
+    parts = key_parts(sizes, k_BRKC.dtype.itemsize)
+    of_parts = (visits,) if len(parts) == 1 else tuple(plan_visits(sizes, intervals_BS4, *part) for part in parts)
     attend = differentiable(_forward, _backward)
-    out_BHSC = attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, visits)
+    out_BHSC = attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, _Visits(visits, of_parts))
     return out_BHSC.swapaxes(1, 2)[:, :S]
+
+
+class _Visits(NamedTuple):
+    """The tiles that the forward pass visits, and those of each part of the keys for the backward pass."""
+
+    all: Visits
+    parts: tuple[Visits, ...]
 
 
 def _check(sizes: Sizes) -> None:
@@ -77,13 +86,13 @@ def _check(sizes: Sizes) -> None:
         )
 
 
-def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits, outside: tuple) -> tuple:
+def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: _Visits, outside: tuple) -> tuple:
     out, log_total, d_out = outside
     inner = jnp.einsum("bhsc,bhsc->bhs", d_out, out, preferred_element_type=jnp.float32)
-    return backward(sizes, q, k, v, bounds, visits, (d_out, log_total, inner.reshape(log_total.shape)))
+    return backward(sizes, q, k, v, bounds, visits.parts, (d_out, log_total, inner.reshape(log_total.shape)))
 
 
-def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits) -> Any:
+def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: _Visits) -> Any:
     """Returns the output and the base-2 log of the sum of exp(score), float32 [B, K, M, S]; FLOOR without keys."""
     (B, H, S, C), K = q_BHSC.shape, k_BKRC.shape[1]
     M, Q, J = H // K, sizes.query_block, sizes.key_block
@@ -95,7 +104,7 @@ def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B
         functools.partial(_forward_kernel, sizes),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
-            grid=(K, visits.number),
+            grid=(K, visits.all.number),
             in_specs=[of_heads, of_keys, of_keys, of_bounds],
             out_specs=[of_heads, of_rows],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, C, Q), (M, 1, Q), (M, 1, Q))],
@@ -106,7 +115,7 @@ def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B
         ],
         name="interval_attention_forward",
         **compiler_parameters(sizes, VMEM_BYTES),
-    )(*visits[1:], q_BHSC, k_BKRC, v_BKRC, bounds_B4S)
+    )(*visits.all[1:], q_BHSC, k_BKRC, v_BKRC, bounds_B4S)
 
 
 def _forward_kernel(

@@ -2,8 +2,8 @@
 
 The tiles are ordered by query block, so d_q accumulates in place; d_k and d_v accumulate over the whole row, in the
 chip's vector memory. Two passes, one for each order of the tiles, would compute scores and weights twice: seven
-products a tile instead of five. The vector memory limits the length of a row: with a head dimension of 128 it holds
-24,000 keys in bfloat16.
+products a tile instead of five. With a head dimension of 128, the vector memory holds the gradients of 24,576 keys in
+bfloat16. The keys of a longer row are divided into parts, with one pass over the tiles of each part.
 
 Letters as in `solo.model.attention.tpu`.
 """
@@ -38,27 +38,58 @@ VMEM_BYTES = 60 * 2**20
 TILE_BYTES = 12 * 2**20
 
 
+def key_parts(sizes: Sizes, itemsize: int) -> list[tuple[int, int]]:
+    """Returns ranges [first, end) of key blocks whose gradients fit into the vector memory, about equally long."""
+    # For d_k and d_v each: the sum in float32, and two buffers of the result, one of which is being written out.
+    of_key = 2 * sizes.dim * (4 + 2 * itemsize)
+    blocks, most = sizes.padded_keys // sizes.key_block, (VMEM_BYTES - TILE_BYTES) // (of_key * sizes.key_block)
+    size = -(-blocks // -(-blocks // max(1, most)))
+    return [(first, min(first + size, blocks)) for first in range(0, blocks, size)]
+
+
 def backward(
-    sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: Visits, out_side: tuple
+    sizes: Sizes,
+    q_BHSC: Array,
+    k_BKRC: Array,
+    v_BKRC: Array,
+    bounds_B4S: Array,
+    visits: tuple[Visits, ...],
+    out_side: tuple,
 ) -> tuple[Array, Array, Array]:
     """Returns d_q, d_k and d_v, shaped like q, k and v.
 
+    visits    the needed tiles of each of `key_parts`
     out_side  d_out [B, H, S, C], then the base-2 log of the sum of exp(score) and d_out . out, float32 [B, K, M, S]
-
-    Raises:
-        ValueError: a row is too long for the chip's vector memory.
     """
-    (_, H, _, C), (_, K, R, _) = q_BHSC.shape, k_BKRC.shape
-    _check_memory(R, C, k_BKRC.dtype.itemsize)
+    arrays = q_BHSC, k_BKRC, v_BKRC, bounds_B4S, *out_side
+    parts = key_parts(sizes, k_BKRC.dtype.itemsize)
+    if len(parts) == 1:
+        return _backward_of_part(sizes, parts[0], visits[0], arrays, q_BHSC.dtype)
+    found = [
+        _backward_of_part(sizes, part, of_part, arrays, jnp.dtype(jnp.float32))
+        for part, of_part in zip(parts, visits, strict=True)
+    ]
+    d_q, d_k, d_v = zip(*found, strict=True)
+    return sum(d_q[1:], d_q[0]).astype(q_BHSC.dtype), jnp.concatenate(d_k, axis=2), jnp.concatenate(d_v, axis=2)
+
+
+def _backward_of_part(
+    sizes: Sizes, part: tuple[int, int], visits: Visits, arrays: tuple[Array, ...], d_q_dtype: Any
+) -> tuple[Array, Array, Array]:
+    """Returns d_q from the key blocks [first, end), and their d_k and d_v."""
+    q_BHSC, k_BKRC, v_BKRC, bounds_B4S, *out_side = arrays
+    (B, H, _, C), K = q_BHSC.shape, k_BKRC.shape[1]
     M, Q, J = H // K, sizes.query_block, sizes.key_block
+    R = (part[1] - part[0]) * J
     of_heads = specification((1, M, Q, C), lambda head, row, query, key: (row, head, query, 0))
     of_keys = specification((1, 1, J, C), lambda head, row, query, key: (row, head, key, 0))
     of_bounds = specification((1, 4, Q), lambda head, row, query, key: (row, 0, query))
     of_rows = specification((1, 1, M, Q), lambda head, row, query, key: (row, head, 0, query))
     of_row = specification((1, 1, R, C), lambda head, row, query, key: (row, head, 0, 0))
+    d_key = jax.ShapeDtypeStruct((B, K, R, C), k_BKRC.dtype)
     return tuple(
         pl.pallas_call(
-            functools.partial(_backward_kernel, sizes),
+            functools.partial(_backward_kernel, sizes, part[0]),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=4,
                 grid=(K, visits.number),
@@ -66,26 +97,16 @@ def backward(
                 out_specs=[of_heads, of_row, of_row],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, C, Q), (R, C), (R, C))],
             ),
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BHSC, k_BKRC, v_BKRC)],
+            out_shape=[jax.ShapeDtypeStruct(q_BHSC.shape, d_q_dtype), d_key, d_key],
             name="interval_attention_backward",
             **compiler_parameters(sizes, VMEM_BYTES),
         )(*visits[1:], q_BHSC, k_BKRC, v_BKRC, bounds_B4S, *out_side)
     )
 
 
-def _check_memory(keys: int, dim: int, itemsize: int) -> None:
-    # For d_k and d_v each: the sum in float32, and two buffers of the result, one of which is being written out.
-    held = 2 * keys * dim * (4 + 2 * itemsize)
-    if held + TILE_BYTES > VMEM_BYTES:
-        raise ValueError(
-            f"the gradients of a row of {keys} keys with a head dimension of {dim} take {held / 2**20:.0f} MiB of the "
-            f"chip's vector memory, and {(VMEM_BYTES - TILE_BYTES) / 2**20:.0f} are available; shorten the rows, or "
-            "set model.attention_implementation: blocks"
-        )
-
-
 def _backward_kernel(
     sizes: Sizes,
+    first: int,
     row: Any,
     query: Any,
     key: Any,
@@ -119,7 +140,7 @@ def _backward_kernel(
     def tile(masked: bool) -> None:
         k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
-        here = pl.ds(pl.multiple_of(key[n] * J, J), J)
+        here = pl.ds(pl.multiple_of((key[n] - first) * J, J), J)
         q_MQC, d_out_MQC = ([ref[0, m] for m in heads] for ref in (q_ref, d_out_ref))
         # Each stage runs for all heads before the next one, as in the forward pass.
         scores_MJQ = [scores(sizes, k_JC, q_QC, visible_JQ) for q_QC in q_MQC]

@@ -33,12 +33,9 @@ class Visits(NamedTuple):
     kind: Array
 
 
-def plan_visits(sizes: Sizes, intervals_BS4: Array) -> Visits:
-    """Returns the needed tiles. No interval may reach beyond its region."""
-    return _list(seen_tiles(sizes, intervals_BS4))
-
-
-def _list(seen: Tiles) -> Visits:
+def plan_visits(sizes: Sizes, intervals_BS4: Array, first: int = 0, end: int | None = None) -> Visits:
+    """Returns the needed tiles of the key blocks [first, end). No interval may reach beyond its region."""
+    seen = Tiles(*(each[..., first:end] for each in seen_tiles(sizes, intervals_BS4)))
     X, Y = seen.some.shape[1:]
     visited = seen.some.at[..., 0].max(~seen.some.any(axis=-1))
     at = jnp.nonzero(visited.reshape(-1), size=visited.size, fill_value=0)[0].astype(jnp.int32)
@@ -54,7 +51,7 @@ def _list(seen: Tiles) -> Visits:
 
     sight = SOME * seen.some.reshape(-1)[at] + FULL * seen.full.reshape(-1)[at]
     kind = edges(block, FIRST, LAST) + edges(row, FIRST_OF_ROW, LAST_OF_ROW) + sight
-    return Visits(count, row, block % X, at % Y, kind.astype(jnp.int32))
+    return Visits(count, row, block % X, at % Y + first, kind.astype(jnp.int32))
 
 
 def on_kind(kind: Array, bit: int) -> Callable[[Callable[[], None]], None]:

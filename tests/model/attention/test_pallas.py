@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row
+from solo.model.attention import tpu_backward
 from solo.model.attention.interval import interval_attention
+from solo.model.attention.pallas import Sizes
 from solo.model.attention.tiles import needed_blocks
 from solo.model.attention.tpu import MOST_TILES
+from solo.model.attention.tpu_backward import key_parts
 from tests.model.attention.test_interval import Case, forward_and_gradients, random_intervals, random_tensors
 from tests.reference import random_document
 
@@ -29,6 +32,8 @@ KEY_BLOCK = 32
 ROWS = Case(rows=2, patches=37, text=45, queries=82, heads=6, key_heads=2, dim=4, block=16)
 CONTINUED = Case(rows=3, patches=20, text=11, queries=5, heads=2, key_heads=2, dim=8, block=8)
 TEXT = Case(rows=1, patches=0, text=5, queries=5, heads=2, key_heads=1, dim=4, block=8)
+# Three blocks of patches and two of text: of parts of two blocks, the second has both.
+STRADDLED = ROWS._replace(patches=70, queries=115)
 PATCHES = Case(rows=1, patches=29, text=0, queries=29, heads=2, key_heads=1, dim=4, block=16)
 
 
@@ -143,10 +148,33 @@ def test_unsupported_dtypes_and_sizes_are_refused() -> None:
         run(q, q.astype(jnp.bfloat16), q, intervals)
     with pytest.raises(ValueError, match="float32 or all bfloat16"):
         run(*[q.astype(jnp.float16)] * 3, intervals)
-    x, intervals = jax.ShapeDtypeStruct((1, 40_000, 1, 128), jnp.float32), jnp.zeros((1, 40_000, 4), jnp.int32)
-    with pytest.raises(ValueError, match=r"vector memory.*blocks"):
-        jax.eval_shape(jax.grad(lambda x: run(x, x, x, intervals, block=512).sum()), x)
     slots = int(MOST_TILES**0.5) + 1
     x, intervals = jax.ShapeDtypeStruct((1, slots, 2, 4), jnp.float32), jax.ShapeDtypeStruct((1, slots, 4), jnp.int32)
     with pytest.raises(ValueError, match="larger"):
         jax.eval_shape(functools.partial(run, block=1), x, x, x, intervals)
+
+
+@pytest.mark.parametrize("case", [STRADDLED, CONTINUED, TEXT])
+def test_gradients_of_keys_in_parts_equal_those_of_whole_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows whose gradients do not fit into the vector memory. A part may hold keys of both regions, or unseen ones."""
+    of_block = 2 * case.dim * (4 + 2 * 4) * KEY_BLOCK
+    monkeypatch.setattr(tpu_backward, "VMEM_BYTES", tpu_backward.TILE_BYTES + 2 * of_block)
+    sizes = Sizes(case.rows, case.queries, case.patches, case.text, case.block, KEY_BLOCK, case.dim, True)
+    parts = key_parts(sizes, 4)
+    assert [end - first for first, end in parts] == {STRADDLED: [2, 2, 1], CONTINUED: [2], TEXT: [1]}[case]
+    kernel.cache_clear()
+    rng = np.random.default_rng(0)
+    for intervals in (random_intervals(rng, case), packed_rows(rng, case, "bidirectional", None)):
+        assert_kernel_equals_dense("pallas_tpu", case, random_tensors(rng, case), intervals)
+    kernel.cache_clear()
+
+
+def test_a_row_of_131072_keys_has_parts_that_fit() -> None:
+    sizes = Sizes(1, 16_384, 98_304, 32_768, 256, 256, 128, False)
+    parts = key_parts(sizes, 2)
+    assert parts == [(first, min(first + 86, 512)) for first in range(0, 512, 86)]
+    x, keys = jax.ShapeDtypeStruct((1, 16_384, 4, 128), jnp.bfloat16), (1, 131_072, 1, 128)
+    run = functools.partial(interval_attention, num_patches=98_304, implementation="pallas_tpu", block=256)
+    k, intervals = jax.ShapeDtypeStruct(keys, jnp.bfloat16), jax.ShapeDtypeStruct((1, 16_384, 4), jnp.int32)
+    found = jax.eval_shape(jax.grad(lambda q, k, v, i: run(q, k, v, i).sum(), (0, 1, 2)), x, k, k, intervals)
+    assert [each.shape for each in found] == [x.shape, keys, keys]
