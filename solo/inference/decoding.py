@@ -33,6 +33,14 @@ class Answer(NamedTuple):
     cut: bool
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError if a setting is not a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} is {value!r}; it must be an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
 @dataclass(frozen=True)
 class Decoding:
     """Decoding settings. An answer ends at a stop token of its template, or after `max_new_tokens`.
@@ -43,7 +51,7 @@ class Decoding:
                         whole prompt. An image that attends to all of itself is never split
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range or of the wrong type.
     """
 
     max_new_tokens: int
@@ -52,14 +60,13 @@ class Decoding:
     prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        check_count("max_new_tokens", self.max_new_tokens)
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.prefill_chunk_size is not None and self.prefill_chunk_size < 1:
-            raise ValueError(f"prefill_chunk_size is {self.prefill_chunk_size}; it must be at least 1")
+        if self.prefill_chunk_size is not None:
+            check_count("prefill_chunk_size", self.prefill_chunk_size)
 
     @property
     def slots(self) -> int:

@@ -19,7 +19,7 @@ from solo.batch import Batch
 from solo.config import ImageConfig, LossConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
-from solo.inference.decoding import Answer, Decoding, answer_length, row_keys
+from solo.inference.decoding import Answer, Decoding, answer_length, check_count, row_keys
 from solo.inference.hf_batch import HFBatch, check_tensors, hf_batch
 from solo.inference.prompt import (
     Chunks,
@@ -140,8 +140,7 @@ class Monolith(TrainedModel):
             ValueError: a conversation is malformed, an image cannot be read, or a setting is out of range.
         """
         decoding = Decoding(max_new_tokens, temperature, top_p, prefill_chunk_size)
-        if batch_rows < 1:
-            raise ValueError(f"batch_rows is {batch_rows}; it must be at least 1")
+        check_count("batch_rows", batch_rows)
         if not conversations:
             return []
         prompts = [self.runs(turns, open_turn=True) for turns in parse(conversations)]

@@ -11,7 +11,7 @@ import numpy as np
 from solo.data.readers.conversations import parse_conversation
 from solo.data.record import Image
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
-from solo.inference.decoding import Decoding, answer_length, row_keys
+from solo.inference.decoding import Decoding, answer_length, check_count, row_keys
 from solo.inference.prompt import bucket, chunk_ends, chunks_of, encode_prompt, row_of, slots
 from solo.inference.trained import TrainedModel
 from solo.model.kv_cache import resize
@@ -23,6 +23,8 @@ class Session:
     """One conversation with a model, made by `Monolith.session`. Any turn may contain images."""
 
     def __init__(self, model: TrainedModel, prefill_chunk_size: int | None = None):
+        if prefill_chunk_size is not None:
+            check_count("prefill_chunk_size", prefill_chunk_size)
         self._model, self._chunk_size = model, prefill_chunk_size
         self._document: Document | None = None  # what the cache holds
         self._unread: tuple[int, ...] = ()  # tokens to prefill before the next turn

@@ -413,11 +413,17 @@ def _png() -> bytes:
         {"top_p": 1.1},
         {"batch_rows": 0},
         {"prefill_chunk_size": 0},
+        {"max_new_tokens": 1.5},
+        {"batch_rows": True},
+        {"prefill_chunk_size": "8"},
     ],
 )
 def test_settings_out_of_range_are_refused(model, setting) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         model.generate([[user("what")]], **setting)
+    if "prefill_chunk_size" in setting:
+        with pytest.raises(ValueError, match="prefill_chunk_size"):
+            model.session(**setting)
 
 
 def test_importing_solo_imports_no_jax() -> None:
