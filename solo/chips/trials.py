@@ -1,9 +1,9 @@
-"""Options of libtpu that others recommend for training, in the order in which `solo plan --search-options` tries them.
+"""libtpu options that others recommend for training, in the order in which `solo plan --search-options` tries them.
 
 Sources, read in November 2026: MaxText's library of flags (benchmarks/xla_flags_library.py), its configs for v4 to v6e,
 Google's recipes for Ironwood (tpu-recipes, training/ironwood), and Marin's defaults (fray/platform_env_defaults).
-libtpu 0.0.42.1 accepts every option here on v5e, v5p, v6e and tpu7x. It does not know `xla_sc_disjoint_spmem`, which
-the first lists too.
+libtpu 0.0.42.1 accepts every option here on v5e, v5p, v6e and tpu7x. MaxText also lists `xla_sc_disjoint_spmem`, which
+this version does not know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FLAGS = "MaxText's library of flags"
 
 
 def vector_memory(*kib: int) -> tuple[Trial, ...]:
-    """Returns trials of the vector memory that one operation may use. The rest holds what is fetched for later ones."""
+    """Returns trials of how much VMEM one operation may use. The rest holds data prefetched for later operations."""
     source = f"{_FLAGS} has 98,304 for v6e, Ironwood's recipes 65,536, Marin 50,000 for v5p: larger tiles of products"
     return tuple(Trial({VECTOR_MEMORY: size}, source) for size in kib)
 

@@ -1,8 +1,8 @@
-"""Generation on one CPU device, where each layer has its own arrays of weights and of cached keys and values.
+"""Generation on one CPU device. Each layer has its own arrays for weights and for cached keys and values.
 
-On a CPU, XLA copies a layer's weights out of the stack before it multiplies by them; a decoding step would spend most
-of its time copying. A layer's own arrays are views of the stack. A prefill calls one compiled function for every layer
-but the last, so it compiles as fast as a scan does.
+On a CPU, XLA copies a layer's weights out of the stacked array before each matmul, and a decoding step would spend most
+of its time on these copies. The arrays here are views of the stack. A prefill calls one compiled function for every
+layer but the last, so it compiles as fast as a scan.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Own = tuple[Regions, Regions]
 def split_layers(parameters: Parameters, sharding: Any) -> tuple[Parameters, ...]:
     """Returns the parameters of each layer, by their paths below `layers/`, on the CPU device of `sharding`.
 
-    They share the memory of `parameters`, if each layer's values are aligned to 64 bytes.
+    They share the memory of `parameters` if the values of each layer are aligned to 64 bytes.
     """
     stacked = {
         path.removeprefix(_STACKED): np.asarray(x) for path, x in parameters.items() if path.startswith(_STACKED)
@@ -40,7 +40,7 @@ def split_layers(parameters: Parameters, sharding: Any) -> tuple[Parameters, ...
 
 
 def joined(product: Dense) -> Dense:
-    """Returns a `Dense` that multiplies both regions at once by weights they share: a product with few rows is slow."""
+    """Returns a `Dense` with one matmul for both regions where they share weights. Matmuls with few rows are slow."""
 
     def dense(x: Any, *weights: Any) -> Any:
         if not isinstance(x, Regions) or not x.patches.shape[1]:
@@ -51,7 +51,7 @@ def joined(product: Dense) -> Dense:
 
 
 def separate_head(x: jax.Array, kernel_DV: jax.Array) -> jax.Array:
-    """`head_product`, not fused with the norm before it: XLA would compute the norm again for every token."""
+    """`head_product`, not fused with the preceding norm: XLA would recompute the norm for every token."""
     return head_product(jax.lax.optimization_barrier(x), kernel_DV)
 
 
@@ -64,7 +64,7 @@ def prefill_by_layer(
     chunk: Batch,
     counts_B2: jax.Array,
 ) -> tuple[KVCache, jax.Array]:
-    """`solo.model.generate.prefill` with the parameters of each layer, and a cache of separate layers."""
+    """`solo.model.generate.prefill`, with separate parameters and a separate cache for each layer."""
     x = _embed(definition, where, parameters, chunk)
     own: list[_Own] = [
         (Regions(*keys), Regions(*values))
@@ -112,7 +112,7 @@ def _last_layer(
     chunk: Batch,
     counts_B2: jax.Array,
 ) -> tuple[KVCache, _Own, jax.Array]:
-    """Computes the output of the last text token of each row only, which is all that predicts the next token."""
+    """Runs the last layer only for the last text token of each row, which alone predicts the next token."""
     config, patches = definition.config, chunk.patches.shape[1]
     last_B1 = jnp.maximum(counts_B2[:, 1:] - 1, 0)
 

@@ -1,16 +1,17 @@
-"""Products in eight bits (`model.quantization`), for training. Qwix rounds the operands and multiplies them.
+"""8-bit matmuls for training (`model.quantization`). Qwix quantizes the operands and multiplies them.
 
-Every operand is scaled so that its largest value is the largest of the type: for each slot, each input or each output
-that is not summed over. The scales are computed anew in every product, from float32, and applied to the float32 sums.
+Each operand has one scale per channel, that is, per slot, input or output that is not summed over. A scale maps the
+largest absolute value of its channel to the largest value of the type. Scales are computed from float32 in every matmul
+(dynamic scaling), and applied to the float32 result.
 
     kind   forward          gradient of the inputs   gradient of the weights
     fp8    e4m3 x e4m3      e5m2 x e4m3              e4m3 x e5m2
     int8   int8 x int8      int8 x int8              in the dtype of the hidden states
 
-Gradients have the wider range of e5m2 (arXiv 2209.05433). A weight's gradient sums over slots, whose gradients differ
-by orders of magnitude: int8 would round most of them to zero.
+Gradients use e5m2 for its wider range (arXiv 2209.05433). The gradient of a weight is a sum over slots whose gradients
+differ by orders of magnitude; int8 would round most of them to zero.
 
-Weights, their gradients' sums over devices, and everything that is saved keep their dtypes.
+Weights, reductions of their gradients over devices, and everything that is saved keep their dtypes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Axes = Sequence[int]
 
 
 class _Types(NamedTuple):
-    """The types of hidden states and weights, of gradients, and whether gradients of weights are quantised."""
+    """The dtypes of hidden states and weights, and of gradients; and whether the weight gradient is quantized."""
 
     operands: Any
     gradients: Any
@@ -43,7 +44,7 @@ _TYPES = {
     "fp8": _Types(jnp.float8_e4m3fn, jnp.float8_e5m2, of_weights=True),
     "int8": _Types(jnp.int8, jnp.int8, of_weights=False),
 }
-# The components of parameters (`solo.model.declare.Component`) that a component of the config consists of.
+# Component of the config -> its components of parameters (`solo.model.declare.Component`).
 _PARTS = {"ffn": ("ffn",), "attention": ("qkv", "out")}
 
 
@@ -59,20 +60,20 @@ def require_library() -> None:
 
 
 def kind_of(config: QuantizationConfig, weight: nnx.Param) -> Kind:
-    """Returns how a weight is multiplied."""
+    """Returns the kind of quantization for a weight."""
     parts = [part for component in config.components for part in _PARTS[component]]
     return config.kind if weight.component in parts else "none"
 
 
 def product(kind: Kind, x: Array, weight: Array, inputs: int) -> Array:
-    """Multiplies x [..., inputs] by a weight [inputs, outputs] of the same dtype. Returns that dtype."""
+    """Multiplies x [..., inputs] by a weight [inputs, outputs] of the same dtype. The result has that dtype."""
     axes = range(x.ndim - inputs, x.ndim), range(inputs)
     types = _TYPES.get(kind)
     return _multiply(x, weight, axes, types and (types.operands, types.operands))
 
 
 def inputs_gradient(kind: Kind, gradient: Array, weight: Array, inputs: int) -> Array:
-    """Returns the gradient [..., inputs] of x, from that of the product, [..., outputs]."""
+    """Returns the gradient [..., inputs] of x, given the gradient [..., outputs] of the product."""
     outputs = weight.ndim - inputs
     axes = range(gradient.ndim - outputs, gradient.ndim), range(inputs, weight.ndim)
     types = _TYPES.get(kind)
@@ -88,8 +89,8 @@ def weight_gradient(kind: Kind, x: Array, gradient: Array, inputs: int) -> Array
 
 
 def _multiply(left: Array, right: Array, axes: tuple[Axes, Axes], types: tuple[Any, Any] | None) -> Array:
-    """Sums over pairs of axes; `types` are those of the operands, None for their own."""
-    # Rows without patches have products over nothing.
+    """Contracts pairs of axes. `types` are the dtypes to quantize the operands to; None: they are not quantized."""
+    # Without patches, operands are empty.
     if types is None or not left.size or not right.size:
         return jnp.tensordot(left, right, (tuple(axes[0]), tuple(axes[1])))
     import qwix
@@ -105,7 +106,7 @@ def _multiply(left: Array, right: Array, axes: tuple[Axes, Axes], types: tuple[A
 
 
 def quantized_dense(config: QuantizationConfig, plain: Dense) -> Dense:
-    """Returns `Dense` on one device. Weights of other components are multiplied by `plain`."""
+    """Returns the quantized `Dense` for one device. Components that are not quantized use `plain`."""
 
     def multiply(x: Any, *weights: nnx.Param) -> Any:
         kind = kind_of(config, weights[0])

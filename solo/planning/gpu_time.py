@@ -1,18 +1,18 @@
-"""Estimates how long a step takes on a GPU, from the kernels of the compiled program.
+"""Estimates the step time on a GPU from the kernels of the compiled program.
 
-    step = max(computation, overlapped collectives) + awaited collectives
+    step = max(computation, overlapped collectives) + exposed collectives
 
-XLA's GPU compiler reports no times, so each kernel is given one:
+XLA's GPU compiler reports no times, so the time of each kernel is modelled:
 
-- Every kernel costs `LAUNCH`, and at least the time to move its bytes at `MEMORY_SHARE` of the bandwidth.
-- A product is cut into tiles of 128 x 256, 256 x 128 or 128 x 128, one for each multiprocessor at a time. All
-  multiprocessors count as busy until the last tile is done, at `PRODUCT_SHARE` of peak.
-- The attention kernels take the FLOPs of their tiles at the chip's `attention_share` of peak, and for every block of
-  queries the time of `BLOCK_TILES` more tiles.
+- Every kernel takes `Rates.launch`, plus at least the time to move its bytes at `Rates.memory` of the bandwidth.
+- A matmul is cut into tiles of 128 x 256, 256 x 128 or 128 x 128, and each multiprocessor (SM) computes one tile at a
+  time. All SMs count as busy until the last wave of tiles is done, at `Rates.products` of peak FLOP/s.
+- An attention kernel computes the FLOPs of its tiles at the chip's `attention_share` of peak. Every query block costs
+  the time of `BLOCK_TILES` additional tiles.
 
-`PRODUCT_SHARE` and `LAUNCH` were fitted to five steps that were measured on an H200 (docs/benchmarks.md). Since two
-values were fitted to five figures, and the programs were compiled with another version of jax than the one that was
-measured, they absorb errors of the other parts. `python -m tests.benchmarks.gpu_fit` repeats the fit.
+`Rates.products` and `Rates.launch` were fitted to five step times measured on an H200 (docs/benchmarks.md). These are
+two values for five figures, and the modelled programs were compiled with another version of JAX than the measured ones,
+so the two values absorb errors of the other parts. `python -m tests.benchmarks.gpu_fit` repeats the fit.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from solo.planning.flops import StepFlops
 from solo.planning.hlo import Module
 from solo.planning.kernels import Kernel, Product, find_kernels
 
-# Tiles of a product; cuBLAS' and Triton's largest are 128 x 256.
+# Tiles of a matmul. The largest of cuBLAS and Triton are 128 x 256.
 TILES = ((128, 256), (256, 128), (128, 128))
-# The time of a tile of attention that a block of queries costs beyond its tiles, from the rates of `solo.chips.gpu`:
-# with 64.5 visits of each block, 352 TFLOP/s of visited tiles, and with 8.5 visits 217.
+# Overhead of a query block of attention, in units of the time of one tile. It follows from the rates in
+# `solo.chips.gpu`: 352 TFLOP/s over the visited tiles with 64.5 tiles per query block, and 217 with 8.5.
 BLOCK_TILES = 6.7
-# Attention's rate with heads of 64, relative to those of 128: the exponentials of a tile do not shrink with the head.
-# An assumption between no effect (1) and none but exponentials (0.5); all measured heads of 64 are within a step.
+# Rate of attention with head dimension 64, relative to 128: a tile has half the FLOPs, but as many exponentials.
+# Assumed, halfway between no slowdown (1) and a rate limited by the exponentials alone (0.5). Attention with head
+# dimension 64 has only been measured as part of whole steps.
 SMALL_HEADS = 0.75
 FULL_HEAD = 128
-# The rate of products of other types, relative to bfloat16's (NVIDIA's data sheets); float32 runs as TF32.
+# Rate of matmuls in other dtypes, relative to bfloat16 (NVIDIA's data sheets). float32 runs as TF32.
 RATES = {"f8": 2.0, "s8": 2.0, "f32": 0.5}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a GPU reaches.
+    """Achievable rates of a GPU.
 
-    products  share of peak that products reach while all multiprocessors are busy
-    memory    share of the memory's bandwidth (not fitted)
-    launch    seconds of a kernel beyond its work
+    products  share of peak FLOP/s that matmuls reach while all SMs are busy
+    memory    share of the peak memory bandwidth (not fitted)
+    launch    overhead of a kernel in seconds
     """
 
     products: float = 0.86
@@ -62,17 +63,17 @@ def gpu_step_time(
     machine: Machine,
     rates: Rates = Rates(),
 ) -> StepTime | str:
-    """Estimate a step.
+    """Estimates the time of a step.
 
     Args:
         module: the compiled step.
         collectives: collectives of the step.
-        flops: FLOPs of the step, over all devices.
+        flops: FLOPs of the step, summed over all devices.
         machine: the machine that it is compiled for.
-        rates: what its GPUs reach.
+        rates: achievable rates of its GPUs.
 
     Returns:
-        The estimate, or the reason why it is missing.
+        The estimate, or the reason why there is none.
     """
     chip = machine.chip
     kernels = list(find_kernels(module))
@@ -107,7 +108,7 @@ def gpu_step_time(
 
 
 def product_flops(product: Product, cores: int) -> float:
-    """Returns the bfloat16 FLOPs that all multiprocessors could do until a product's last tile is done."""
+    """Returns the bfloat16 FLOPs that all SMs could compute until the last tile of a matmul is done."""
     rate = next((rate for kind, rate in RATES.items() if product.dtype.startswith(kind)), 1.0)
     return min(_whole_waves(product, cores)) / rate
 

@@ -1,7 +1,7 @@
-"""The kernels of a program compiled for a GPU: the products that each computes, and the bytes that it moves.
+"""The kernels of a program compiled for a GPU: the matmuls that each one computes, and the bytes that it moves.
 
-XLA's GPU compiler reports no times. An instruction outside of fusions is one kernel, which reads its operands from
-memory and writes its results. Of an array that a fusion only slices or updates in place, only that part is moved.
+XLA's GPU compiler reports no times. Every instruction outside of a fusion is one kernel, which reads its operands from
+memory and writes its results. If a fusion only slices an array or updates it in place, only that part counts as moved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from solo.planning.hlo import Instruction, Module, Run, shape_bytes
 
-# These only rename, group or branch; a collective's time is counted elsewhere (solo/planning/collectives.py).
+# These only rename values, group them or branch. Collectives are timed elsewhere (solo/planning/collectives.py).
 _NO_KERNEL = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier"),
     *("while", "conditional", "call", "partition-id", "replica-id", "send", "recv"),
@@ -24,7 +24,7 @@ _NO_KERNEL = {
 }
 _ASYNC = ("-start", "-done", "-update")
 _SLICES = ("dynamic-slice", "slice", "gather")
-# The operand with the new values, in instructions that update an array in place.
+# Instructions that update an array in place -> index of the operand with the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _ARRAY = re.compile(r"([a-z]+[0-9]*(?:e[0-9]m[0-9]\w*)?)\[([0-9,]*)\]")
 _LIBRARY = 'custom_call_target="__cublas'
@@ -33,7 +33,7 @@ _PALLAS = 'custom_call_target="__gpu$xla.gpu.triton"'
 
 @dataclass(frozen=True)
 class Product:
-    """A product of matrices: `batch` times [m, k] x [k, n]. `dtype` is HLO's name of the operands' type."""
+    """A batched matmul: `batch` times [m, k] x [k, n]. `dtype` is the operands' type as HLO names it."""
 
     batch: int
     m: int
@@ -43,7 +43,7 @@ class Product:
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition count as two."""
+        """FLOPs of the matmul. A multiply-add counts as two."""
         return 2 * self.batch * self.m * self.n * self.k
 
 
@@ -52,7 +52,7 @@ class Kernel:
     """A kernel of a step.
 
     run       its instruction, and how often it runs
-    products  products of matrices that it computes
+    products  matmuls that it computes
     bytes     bytes that it reads and writes
     """
 
@@ -62,12 +62,12 @@ class Kernel:
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is a Pallas kernel. Those of this project compute attention."""
+        """Whether it is a Pallas kernel. All Pallas kernels of this project compute attention."""
         return self.run.instruction.opcode == "custom-call" and _PALLAS in self.run.instruction.rest
 
     @property
     def last_dim(self) -> int:
-        """The last dimension of the first result: the size of a head, if it is an attention kernel."""
+        """The last dimension of the first result; for an attention kernel, the head dimension."""
         return _dims(self.run.instruction.shape)[-1]
 
 
@@ -110,14 +110,14 @@ def _numbers(rest: str, name: str) -> list[int]:
 
 
 def _library_numbers(rest: str) -> dict[str, Any]:
-    """Returns the axes of a product that is a call of cuBLAS."""
+    """Returns the dimension numbers of a matmul that calls cuBLAS."""
     start = rest.index('"dot_dimension_numbers":') + len('"dot_dimension_numbers":')
     found: dict[str, Any] = json.JSONDecoder().raw_decode(rest[start:].lstrip())[0]
     return found
 
 
 def _dims(shape: str) -> list[int]:
-    """Returns the sizes of an array, or of the first array of a tuple."""
+    """Returns the shape of an array, or of the first array of a tuple."""
     found = _ARRAY.search(shape)
     return [int(size) for size in found[2].split(",") if size] if found else []
 

@@ -1,8 +1,8 @@
-"""Searches for the compiler options with which a step is fastest, among those that the chip's entry lists as trials.
+"""Searches for the compiler options that make a step fastest, among the trials that the chip's entry lists.
 
-The trials are compiled one after another. Each adds its options to those that were kept so far, and is kept if the
-estimated step is faster and fits. So the number of compilations grows with the number of trials, not with that of their
-combinations. Which options are kept may depend on the order.
+The search is greedy. Trials are compiled one after another. Each adds its options to those kept so far, and is kept if
+the step fits in memory and its estimate is faster. So there is one compilation per trial, not one per combination.
+Which options are kept may depend on the order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from solo.config import Config, ConfigError, StageConfig
 from solo.machines import Machine
 from solo.planning.forecast import Forecast, forecast
 
-# Smaller differences than this share of a step are not worth an option.
+# An option must save at least this share of the step.
 LEAST_GAIN = 0.002
 
 
@@ -25,8 +25,8 @@ LEAST_GAIN = 0.002
 class Tried:
     """One trial.
 
-    found    the step with its options; None if the compiler refused them
-    refusal  the reason in that case
+    found    forecast of the step with these options; None if the compiler refused them
+    refusal  the reason for a refusal
     kept     whether the options were kept
     """
 
@@ -43,7 +43,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class OptionSearch:
-    """The step without further options, all trials, the best step, and the overrides that give it."""
+    """The step without any trial, all trials, the best step, and the overrides that lead to it."""
 
     first: Forecast
     tried: tuple[Tried, ...]
@@ -61,21 +61,21 @@ def search_options(
     document_slots: int | None = None,
     keep: Callable[[tuple[str, ...]], None] = lambda overrides: None,
 ) -> OptionSearch:
-    """Compile a stage's step with each trial of the chip and keep those that make it faster.
+    """Compiles a stage's step with each trial of the chip, and keeps those that make it faster.
 
     Args:
         config: the run.
         stage: one of its stages.
         machine: all slices.
         first: an existing forecast of this config and stage; default: it is compiled.
-        report: is called with the progress.
+        report: called with progress messages.
         plan: compiles one setting.
         document_slots: see `forecast`.
-        keep: is called with the best overrides so far, first with none, once the search is known to be possible. libtpu
-            aborts the process at some values instead of refusing them, so they should be saved at once.
+        keep: called with the best overrides so far, and first with none, once it is known that the search can start.
+            Save them at once: for some values, libtpu aborts the process instead of refusing them.
 
     Raises:
-        ConfigError: the chip's entry has no trials, or there is no estimate to compare, or the step does not fit.
+        ConfigError: the chip's entry has no trials, the step time cannot be estimated, or the step does not fit.
     """
     trials = [each for each in machine.chip.trials if not _in_use(each, config, machine)]
     if not trials:
@@ -100,7 +100,7 @@ def search_options(
 
 
 def as_overrides(options: Mapping[str, OptionValue | None]) -> tuple[str, ...]:
-    """Returns the overrides of a config that set these compiler options."""
+    """Returns the config overrides that set these compiler options."""
     return tuple(f"compiler_options.{name}={_text(value)}" for name, value in options.items())
 
 
@@ -109,7 +109,7 @@ def _text(value: OptionValue | None) -> str:
 
 
 def _in_use(trial: Trial, config: Config, machine: Machine) -> bool:
-    """Returns whether the step is compiled with these options anyway."""
+    """Returns whether the step already uses these options."""
     used = {option.name: option.value for option in machine.chip.compiler_options} | config.compiler_options
     return all(used.get(name) == value for name, value in trial.options.items())
 
@@ -121,9 +121,10 @@ def _with(config: Config, options: Mapping[str, OptionValue | None]) -> Config:
 def _compiled(
     config: Config, stage: StageConfig, machine: Machine, plan: Callable[..., Forecast], document_slots: int | None
 ) -> tuple[Forecast | None, str]:
-    """Returns the forecast, or the compiler's reason for refusing the options, of which some end in errors of its own.
+    """Returns the forecast, or the compiler's reason for refusing the options.
 
-    The same config has been compiled without them.
+    Some options cause internal errors of the compiler. These count as refusals, since the same config has compiled
+    without the options.
     """
     try:
         return plan(config, stage, machine, document_slots=document_slots), ""

@@ -1,4 +1,4 @@
-"""The options and output of `solo fit`. Slow imports are deferred until it runs."""
+"""The `solo fit` command: its options and output. Slow imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _noted(console: Any, what: str, runs: int) -> Iterator[Callable[[str], None]]:
-    """Shows the progress of a fit on a terminal. Elsewhere, prints it as lines, only for tables that take minutes."""
+    """Shows the progress of a fit on a terminal. Elsewhere, prints lines, and only for tables that take minutes."""
     if console.is_terminal:
         with console.status(what) as status:
             yield lambda text: status.update(f"{what}: {text}")
@@ -200,7 +200,7 @@ def _noted(console: Any, what: str, runs: int) -> Iterator[Callable[[str], None]
 
 
 def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], to: Output, console: Any) -> None:
-    """Writes the predicted run of the one law and the one compute."""
+    """Writes the config of the predicted run. There must be one law and one compute."""
     folder = Path(arguments.results)
     if not (folder / "plan.json").is_file():
         raise ValueError(f"--config needs a sweep's folder, whose ladder gives the size; {folder} is not one")

@@ -1,4 +1,4 @@
-"""Errors of the operating system as messages for the user."""
+"""Turns operating system errors into messages for the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from solo.config import ConfigError
 
 @contextmanager
 def os_errors_explained() -> Iterator[None]:
-    """Raises ConfigError for files that cannot be read or written: a read-only folder, a full disk, a folder's name."""
+    """Raises ConfigError if a file cannot be read or written: read-only folder, full disk, path of a folder."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The output projection on a mesh: each device computes the logits of its own slots.
+"""The output projection (LM head) on a mesh: each device computes the logits of its own slots.
 
-Left to the partitioner, every chunk of slots gathers the projection anew and reduces its gradient over all devices.
+XLA's partitioner would all-gather the projection, and reduce its gradient over all devices, once per chunk of slots.
 Here, both happen once for all chunks. This is for meshes that do not shard the vocabulary.
 """
 
@@ -26,15 +26,15 @@ def with_head_on(
 ) -> Any:
     """`solo.model.placement.Placement.with_head` on a mesh whose tensor axis has one device.
 
-    The projection is gathered in the dtype of the hidden states, and its gradient is reduced in it, like those of
-    `solo.sharding.dense`. On a device, the gradients of chunks are summed in float32.
+    As in `solo.sharding.dense`, the projection is all-gathered, and its gradient is reduced over devices, in the dtype
+    of the hidden states. Within a device, the gradients of the chunks are summed in float32.
     """
     layout = Layout(partition(("embed", "vocab"), kernel_DV.shape, mesh), inputs=1, kind="none")
     slots = partition(("rows", "slots"), ids_BY.shape, mesh)
 
     def local(x_BYD: jax.Array, ids_BY: jax.Array, shard: jax.Array) -> Any:
         whole = gathered(mesh, layout, shard, x_BYD.dtype)
-        # As float32, so that the gradients of chunks are summed in float32. The compiler removes the cast.
+        # Cast to float32, so that the gradients of the chunks are summed in float32. The compiler removes the cast.
         return function(x_BYD, ids_BY, whole.astype(jnp.float32))
 
     return jax.shard_map(local, mesh=mesh, in_specs=(slots, slots, layout.spec), out_specs=slots, check_vma=False)(

@@ -1,4 +1,4 @@
-"""Which records of a source are taken: filters, held-out shares, empty answers, duplicates."""
+"""Decides which records of a source are used: filters, held-out share, empty answers, duplicates."""
 
 from solo.data.filters.duplicates import choose_duplicates
 from solo.data.filters.selection import Filtered, Selection

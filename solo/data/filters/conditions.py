@@ -14,13 +14,13 @@ Refusal = tuple[str, str]
 
 
 class Conditions:
-    """The conditions of a config, ready to be applied.
+    """The conditions of a config, ready to apply.
 
     Attributes:
         any: whether there are conditions.
 
     Raises:
-        ConfigError: `languages` is set, and the package that detects languages is missing or does not know one.
+        ConfigError: `languages` is set, and the package that detects languages is missing or does not know one of them.
     """
 
     def __init__(self, config: FilterConfig) -> None:
@@ -32,7 +32,7 @@ class Conditions:
             raise ConfigError(f"filters.languages: py3langid does not know {', '.join(sorted(unknown))}")
 
     def refusal(self, record: Record, sizes: Sequence[tuple[int, int]]) -> Refusal | None:
-        """Returns the key of the first condition that a record does not meet, and why; None if it meets them all.
+        """Returns the key of the first condition that a record fails, and why; None if it meets all of them.
 
         Args:
             record: the record.
@@ -67,7 +67,7 @@ class Conditions:
                 yield "languages", f"its text is {language!r}"
 
     def _bounds(self, what: str, value: int, words: str, least: bool = False, most: bool = False) -> Iterator[Refusal]:
-        """Yields a refusal if a value is out of its bounds; `least` or `most`: only that bound applies."""
+        """Yields a refusal if a value is out of bounds. With `least` or `most`, only that bound applies."""
         low, high = getattr(self._config, f"min_{what}"), getattr(self._config, f"max_{what}")
         if low is not None and value < low and not most:
             yield f"min_{what}", f"{words.format(value)}; min_{what} is {low}"
@@ -76,7 +76,7 @@ class Conditions:
 
 
 def _language(text: str) -> str:
-    """Returns the ISO 639-1 code of the likeliest language."""
+    """Returns the ISO 639-1 code of the most likely language."""
     return str(_library().classify(text)[0])
 
 

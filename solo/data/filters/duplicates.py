@@ -1,6 +1,6 @@
-"""Duplicates in a source: records whose keys are equal, or similar. The first in the order of the source stays.
+"""Finds duplicates in a source: records with equal or similar keys. The first one, in source order, is kept.
 
-A key has 64 bits. Among 100 million different records, the probability that any two have the same key by chance is
+A key has 64 bits. Among 100 million different records, the probability that any two keys collide is
 below 0.0003. Finding equal keys takes about 30 bytes of memory per record.
 """
 
@@ -18,11 +18,11 @@ _BITS = 64
 
 
 def choose_duplicates(keys: np.ndarray, usable: np.ndarray | None = None) -> np.ndarray:
-    """Returns the numbers of records to leave out, sorted int64 [e]: those whose key an earlier record has.
+    """Returns the numbers of the records to leave out, sorted int64 [e]: those with the key of an earlier record.
 
     Args:
         keys: uint64 [n], in the order of the source.
-        usable: bool [n], records that can stay; None: all of them. The others are neither kept nor left out.
+        usable: bool [n], the records to consider; None: all. The others are neither kept nor left out.
     """
     numbers = np.arange(len(keys)) if usable is None else np.flatnonzero(usable)
     order = numbers[np.argsort(keys[numbers], kind="stable")]
@@ -31,18 +31,18 @@ def choose_duplicates(keys: np.ndarray, usable: np.ndarray | None = None) -> np.
 
 
 def choose_similar(keys: np.ndarray, comparable: np.ndarray, bits: int, usable: np.ndarray | None = None) -> np.ndarray:
-    """As `choose_duplicates`, for keys that may differ in some bits.
+    """Like `choose_duplicates`, for keys that may differ in some bits.
 
-    A record is left out if a record that stays, and is earlier, has a key at most `bits` away. Two such keys agree in
-    at least one of `bits + 1` bands, so only keys that agree in a band are compared. For n different keys spread
-    evenly, that is about n^2 (bits + 1) / 2^(64 / (bits + 1) + 1) comparisons: 60 million for a million images and 3
-    bits.
+    A record is left out if the key of an earlier record that is kept differs in at most `bits` bits. Two such keys
+    agree in at least one of `bits + 1` bands, so only keys that agree in a band are compared. For n evenly
+    distributed different keys, this is about n^2 (bits + 1) / 2^(64 / (bits + 1) + 1) comparisons: 60 million for a
+    million images and 3 bits.
 
     Args:
         keys: uint64 [n], in the order of the source.
-        comparable: bool [n], keys whose distance means something; the others must be equal.
-        bits: in which two keys may differ, 0 to 7.
-        usable: bool [n], records that can stay; None: all of them.
+        comparable: bool [n], keys with a meaningful distance; the others must be equal.
+        bits: number of bits in which two keys may differ, 0 to 7.
+        usable: bool [n], the records to consider; None: all.
     """
     equal = choose_duplicates(keys, usable)
     if not bits:
@@ -58,7 +58,7 @@ def choose_similar(keys: np.ndarray, comparable: np.ndarray, bits: int, usable: 
 
 
 def _near_pairs(keys: np.ndarray, bits: int) -> np.ndarray:
-    """Returns int64 [p, 2]: (later, earlier) places of different keys at most `bits` apart."""
+    """Returns index pairs (later, earlier) of keys that differ in at most `bits` bits, int64 [p, 2]."""
     found = [np.zeros((0, 2), np.int64)]
     edges = np.linspace(0, _BITS, bits + 2).astype(int)
     for low, high in pairwise(edges.tolist()):
@@ -77,7 +77,7 @@ def _near_pairs(keys: np.ndarray, bits: int) -> np.ndarray:
 
 
 def perceptual_hash(image: Image) -> int:
-    """Returns the 64 bits of an image's perceptual hash: the signs of its lowest frequencies (pHash).
+    """Returns the 64-bit perceptual hash of an image (pHash): the signs of its lowest frequencies.
 
     Raises:
         ConfigError: the package imagehash is missing.
@@ -87,7 +87,7 @@ def perceptual_hash(image: Image) -> int:
         import imagehash  # optional, and slow to import
     except ImportError:
         raise ConfigError("deduplicate: similar_images needs the package imagehash; install solo-vlm[dedup]") from None
-    # `phash` would resize to this size itself, to pixels that depend on the version of Pillow.
+    # `phash` would resize the image itself, with results that depend on the version of Pillow.
     pixels = resize(image.decode().convert("L"), (32, 32), "lanczos")
     found = imagehash.phash(pixels).hash
     return int.from_bytes(np.packbits(found.ravel()).tobytes(), "big")

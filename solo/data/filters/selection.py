@@ -1,6 +1,6 @@
-"""Decides for each record of a source whether it is taken, from the record alone.
+"""Decides whether a record of a source is used, from the record alone.
 
-The choice depends neither on the order of the records nor on their division into parts, and does not change when a
+The decision does not depend on the order of the records or on their division into parts, and does not change when the
 source grows.
 """
 
@@ -18,12 +18,12 @@ from solo.data.record import Image, Record, Turn
 
 
 class EmptyAnswerError(ValueError):
-    """A record has a turn to learn without text."""
+    """A turn of a record that should be trained on has no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The settings of a source that decide which of its records are taken. See `SourceConfig` for their meaning."""
+    """The settings of a source that decide which of its records are used. See `SourceConfig` for their meaning."""
 
     filters: FilterConfig = FilterConfig()  # noqa: RUF009 - frozen
     empty_answers: Literal["set_aside", "read", "learn"] = "set_aside"
@@ -40,13 +40,13 @@ class Selection:
         return [self.filters.model_dump(mode="json"), self.empty_answers, self.held_out, self.take]
 
     def opened(self) -> Selector:
-        """Returns the function that selects. Raises ConfigError if a filter needs a package that is missing."""
+        """Returns the selector of these settings. Raises ConfigError if a filter needs a package that is missing."""
         return Selector(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """Marks a record as left out: the key of the setting that excludes it, and why."""
+    """Marks a record as left out, with the key of the setting that excludes it and the reason."""
 
     key: str
     reason: str
@@ -60,11 +60,11 @@ class Selector:
         self._takes_all = selection.take == "all" and not self._conditions.any
 
     def __call__(self, record: Record, digests: Sequence[bytes], sizes: Sequence[tuple[int, int]]) -> Record | Filtered:
-        """Returns the record to store, or why it is left out.
+        """Returns the record to store, or the reason why it is left out.
 
         Args:
             record: the record.
-            digests: of the files of its images, in order.
+            digests: digests of its image files, in order.
             sizes: width and height of its images, in order.
 
         Raises:
@@ -98,14 +98,14 @@ class Selector:
 def is_held_out(record: Record, digests: Sequence[bytes], share: float) -> bool:
     """Returns whether a record belongs to the held-out share.
 
-    Records with the same image, if it is their only one, are on the same side, whatever their texts. Of several images,
-    the one with the smallest digest decides: two records with a Jaccard similarity `s` of their images are on the same
-    side with a probability of at least `s`. Records without images are identified by their texts, ignoring white space.
+    Records with the same single image are on the same side of the split, whatever their texts. Of several images, the
+    one with the smallest digest decides, as in MinHash: two records whose images have Jaccard similarity `s` are on the
+    same side with probability at least `s`. Records without images are identified by their texts, ignoring white space.
 
     Args:
         record: the record.
-        digests: of the files of its images.
-        share: of all records, 0 to 1.
+        digests: digests of its image files.
+        share: share of all records to hold out, 0 to 1.
     """
     if digests:
         content = min(digests)
@@ -121,7 +121,7 @@ def _is_empty(turn: Turn) -> bool:
 
 
 def _is_written(part: str | Image) -> bool:
-    """Returns whether a part has more than white space, control and format characters (U+200B, U+FEFF)."""
+    """Returns whether a part has more than white space, control characters and format characters (U+200B, U+FEFF)."""
     return isinstance(part, str) and any(
         not one.isspace() and unicodedata.category(one) not in ("Cc", "Cf") for one in part
     )

@@ -1,1 +1,1 @@
-"""Image files to patches: sizes (geometry, tiles), pixels (patches), and the text tokens around them (delimiters)."""
+"""Turns image files into patches: sizes (geometry, tiles), pixels (patches), surrounding text tokens (delimiters)."""

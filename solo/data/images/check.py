@@ -1,4 +1,4 @@
-"""What preparation requires of images."""
+"""The requirements that images must meet to be prepared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _FAST = ImageConfig(decoder="fast")
 
 
 class ImageCheck(NamedTuple):
-    """The requirements of images. Those that do not meet them are left out.
+    """The requirements on images. Images that fail them are left out.
 
-    decoded     they can be decoded; otherwise their headers alone are read (`DataConfig.verify_images`)
-    background  see `ImageConfig.background`: "published" takes pixels of an unknown range
+    decoded     whether images must decode; if not, only headers are read (`DataConfig.verify_images`)
+    background  see `ImageConfig.background`; "published" accepts pixels of an unknown range
     max_pixels  see `ImageConfig.max_file_pixels`
-    strict      JPEG files are decoded by libjpeg-turbo, which reports missing data that Pillow fills with grey
+    strict      whether libjpeg-turbo decodes JPEG files; it reports missing data, which Pillow fills with grey
     """
 
     decoded: bool
@@ -32,10 +32,10 @@ class ImageCheck(NamedTuple):
         return cls(config.data.verify_images, image.background, image.max_file_pixels, image.decoder == "fast")
 
     def header(self, data: bytes) -> Header:
-        """Returns the header of an image file that meets the requirements.
+        """Returns the header of an image file.
 
         Raises:
-            ImageError: it does not.
+            ImageError: the file does not meet the requirements.
             ConfigError: `strict` needs libraries that are not installed.
         """
         if not self.decoded:

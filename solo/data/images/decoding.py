@@ -1,7 +1,7 @@
-"""Image files to pixels. Every fault of a file is an `ImageError` that says in plain words what is wrong.
+"""Decodes image files to pixels. Every fault of a file raises an `ImageError` that says what is wrong.
 
-The first frame of an animation is read, and the first page of a TIFF file. The bytes of a file decide its format;
-Pillow's plug-ins that start other programs or read no pixels are not used.
+Only the first frame of an animation and the first page of a TIFF file are read. The format is detected from the bytes
+of the file. Pillow plug-ins that start other programs or read no pixels are not used.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Exif = Literal["apply", "ignore"]
 T = TypeVar("T")
 
 MAX_FILE_PIXELS: int = ImageConfig.model_fields["max_file_pixels"].default
-MAX_SIDE = 65_535  # the index of a source holds sides as uint16
-_MAX_SCANS = 500  # a progressive JPEG needs about ten; each further one costs a pass over the whole image
+MAX_SIDE = 65_535  # the index of a source stores sides as uint16
+_MAX_SCANS = 500  # a progressive JPEG has about ten; each additional scan costs a pass over the whole image
 
-# Pillow warns of what it finds odd in a file. What makes an image unusable is reported by preparation, and the rest
-# would fill the terminal. Filters belong to the process, so this is done once, not around each call.
+# Pillow warns about oddities in a file. Preparation reports those that make an image unusable, and the others would
+# flood the terminal. Warning filters are global to the process, so this is done once, not around each call.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 PillowImage.init()
 _READ = (
@@ -36,7 +36,7 @@ _READ = (
 )
 _FORMATS = tuple(name for name in _READ if name in PillowImage.OPEN)
 
-# The operation that undoes each orientation. Above 4, width and height are swapped.
+# EXIF orientation -> the operation that undoes it. Orientations above 4 swap width and height.
 _TURNS = {
     2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
     3: PillowImage.Transpose.ROTATE_180,
@@ -49,7 +49,7 @@ _TURNS = {
 
 
 class Header(NamedTuple):
-    """What a file says about itself before it is decoded.
+    """The information in a file's header, without decoding.
 
     width, height  in pixels, as stored
     orientation    EXIF orientation, 1 to 8
@@ -68,7 +68,7 @@ class Header(NamedTuple):
         return self.orientation > 4
 
     def size(self, exif: Exif) -> tuple[int, int]:
-        """Returns (width, height), after the rotation that the file asks for if `exif` is "apply"."""
+        """Returns (width, height); if `exif` is "apply", after the rotation that the file asks for."""
         return (self.height, self.width) if exif == "apply" and self.swapped else (self.width, self.height)
 
 
@@ -80,13 +80,13 @@ def read_header(data: bytes, max_pixels: int = MAX_FILE_PIXELS) -> Header:
         max_pixels: see `ImageConfig.max_file_pixels`.
 
     Raises:
-        ImageError: the bytes are not an image, or one that is too large.
+        ImageError: the bytes are not an image, or the image is too large.
     """
     return _work(data, max_pixels, lambda image, header: header)
 
 
 def decode(data: bytes, config: ImageConfig) -> PillowImage.Image:
-    """Decodes an image file with Pillow, to an RGB image that is rotated as `config.exif` says.
+    """Decodes an image file with Pillow. Returns an RGB image, rotated as `config.exif` says.
 
     Raises:
         ImageError: the image cannot be decoded.
@@ -108,16 +108,16 @@ def verify(data: bytes, background: str = "white", max_pixels: int = MAX_FILE_PI
 
     Args:
         data: content of the file.
-        background: see `ImageConfig.background`; "published" takes pixels of any range.
+        background: see `ImageConfig.background`; "published" accepts pixels of any range.
         max_pixels: see `ImageConfig.max_file_pixels`.
 
     Raises:
-        ImageError: `decode` would raise it too.
+        ImageError: the image cannot be decoded; `decode` would raise it too.
     """
 
     def checked(image: PillowImage.Image, header: Header) -> Header:
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-            # All of the compressed data is read, but only the mean grey of each block of 8 x 8 pixels is computed.
+            # This reads all of the compressed data, but computes only the mean grey value of each 8 x 8 block.
             image.draft("L", (1, 1))
             image.load()
         else:
@@ -129,7 +129,7 @@ def verify(data: bytes, background: str = "white", max_pixels: int = MAX_FILE_PI
 
 def _rgb(image: PillowImage.Image, data: bytes, background: str) -> PillowImage.Image:
     """Returns an open image as RGB; see `to_rgb`."""
-    # Pillow rounds these to 8 bits without a bound, so that white becomes black.
+    # Pillow converts these to 8 bits without clipping, so white becomes black.
     if image.format == "JPEG2000" and image.mode != "I;16" and background != "published":
         bits = jpeg2000_bits(data) or 8
         if bits > 8:
@@ -143,7 +143,7 @@ def turn(image: PillowImage.Image, orientation: int) -> PillowImage.Image:
 
 
 def _work(data: bytes, max_pixels: int, work: Callable[[PillowImage.Image, Header], T]) -> T:
-    """Applies a function to an opened image file; if Pillow fails, again to the file without its metadata."""
+    """Applies a function to an opened image file. If Pillow fails, retries with the metadata removed."""
     try:
         return _attempt(data, max_pixels, work)
     except ImageError:
@@ -163,7 +163,7 @@ def _work(data: bytes, max_pixels: int, work: Callable[[PillowImage.Image, Heade
 def _attempt(data: bytes, max_pixels: int, work: Callable[[PillowImage.Image, Header], T]) -> T:
     try:
         opened = PillowImage.open(io.BytesIO(data), formats=_FORMATS)
-    except PillowImage.DecompressionBombError as error:  # above the largest limit that can be set
+    except PillowImage.DecompressionBombError as error:  # more pixels than the largest limit that can be set
         raise ImageError(f"it has more pixels than image.max_file_pixels allows ({max_pixels:,})") from error
     with opened as image:
         return work(image, _checked_header(image, data, max_pixels))
@@ -186,11 +186,11 @@ def _checked_header(image: PillowImage.Image, data: bytes, max_pixels: int) -> H
 
 def _orientation(image: PillowImage.Image) -> int:
     """Returns the EXIF orientation of a file that is open but not decoded; 1 if it is missing or invalid."""
-    # Pillow rotates TIFF files by itself, and would decode a whole PNG to look for a header at its end.
+    # Pillow rotates TIFF files itself, and would decode a whole PNG to look for EXIF data at its end.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in _TURNS else 1
-    except Exception:  # Pillow raises errors of many classes for a bad section, and the pixels are sound
+    except Exception:  # Pillow raises many classes of errors for a bad EXIF section, although the pixels are fine
         return 1

@@ -1,4 +1,4 @@
-"""The text tokens of an image: before it, after it and between its rows.
+"""The text tokens that delimit an image: before it, after it and between its rows.
 
 SOLO: `<vision> row <vrow_sep> row ... row </vision>`. InternVL: `<img>`, the patches of all tiles,
 `</img>`. Fuyu: a `|NEWLINE|` after every row, including the last. Nothing here decodes an image.
@@ -16,11 +16,11 @@ from solo.data.text import Tokenizer
 
 
 class ImageTokens(NamedTuple):
-    """Token ids; None means that images do not have the token.
+    """Token ids. None means that the format does not use the token.
 
     begin  before an image's patches
     end    after them
-    row    between two rows of patches, or after each
+    row    between rows of patches, or after each row
     """
 
     begin: int | None
@@ -29,7 +29,7 @@ class ImageTokens(NamedTuple):
 
 
 def delimiter_tokens(config: ImageConfig) -> dict[str, str]:
-    """Returns the tokens that images need, by config key."""
+    """Returns the delimiter tokens that the config needs: config key -> token."""
     named = {"image.begin_token": config.begin_token, "image.end_token": config.end_token}
     if config.geometry != "tiles":
         named["image.row_token"] = config.row_token
@@ -43,7 +43,7 @@ def image_tokens(config: ImageConfig, tokenizer: Tokenizer) -> ImageTokens:
 
 
 def image_text(rows: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """Returns the number of text tokens of images with `rows` rows of patches, as integers of the same shape."""
+    """Returns the number of text tokens of images with `rows` rows of patches, integers of the same shape."""
     delimiters = (config.begin_token is not None) + (config.end_token is not None)
     if "image.row_token" not in delimiter_tokens(config):
         return np.full_like(rows, delimiters)
@@ -51,7 +51,7 @@ def image_text(rows: np.ndarray, config: ImageConfig) -> np.ndarray:
 
 
 def image_span(grid: PatchGrid, tokens: ImageTokens, config: ImageConfig, patch: int) -> np.ndarray:
-    """Returns one image's tokens in reading order, int32 [N], with `patch` for every patch and marker."""
+    """Returns the tokens of one image in reading order, int32 [N], with `patch` at every patch and marker."""
     rows, columns = int(grid.rows), int(grid.columns)
     if tokens.row is None:
         inside = np.full(int(visual_tokens(grid, config)), patch, np.int32)

@@ -1,8 +1,8 @@
 """The decoder `fast`: scaled decoding by libjpeg-turbo, and antialiased resizing by OpenCV.
 
-JPEG files in grey or YCbCr are decoded at 1/8, 1/4 or 1/2 of their size if that is still no smaller than what is asked
-for. Other files, and JPEG files for which libjpeg-turbo reports warnings, are decoded by Pillow. All are resized here.
-Import it through `solo.data.images.patches.require_decoder`, which says what to install.
+Grey and YCbCr JPEG files are decoded at 1/8, 1/4 or 1/2 of their size if the result is not smaller than requested.
+Pillow decodes other files, and JPEG files for which libjpeg-turbo reports warnings. All images are resized here. Import
+this module through `solo.data.images.patches.require_decoder`, which says what to install.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from solo.data.images.decoding import Header, decode, turn
 from solo.data.images.reasons import ImageError
 from solo.data.images.resizing import resize
 
-# OpenCV would use all cores for each image, in each of the loader's workers.
+# OpenCV would use all cores for each image, in every worker of the loader.
 cv2.setNumThreads(1)
 
-_EIGHTHS = (1, 2, 4, 8)  # of the size; libjpeg-turbo has no vector code for other scales, which take longer than 8
-_MOST_BLURRED = 2.0  # a blur over three pixels replaces a wider filter up to this factor
+_EIGHTHS = (1, 2, 4, 8)  # of the size; libjpeg-turbo has no SIMD code for other scales, which are slower than 8
+_MOST_BLURRED = 2.0  # largest factor at which a blur over three pixels replaces a wider filter
 
 
 def decode_resized(
@@ -35,7 +35,7 @@ def decode_resized(
     Args:
         data: content of the file.
         header: the file's header.
-        sizes: (width, height) in pixels of the results, after the rotation of `config.exif`.
+        sizes: (width, height) of each result in pixels, after the rotation of `config.exif`.
         config: exif, background and resample.
 
     Returns:
@@ -60,16 +60,16 @@ def decode_resized(
 
 
 def _scale(header: Header, sizes: Sequence[tuple[int, int]]) -> int:
-    """Returns the eighths of the file's size at which to decode it."""
+    """Returns the scale at which to decode the file, in eighths of its size."""
     wide, high = max(size[0] for size in sizes), max(size[1] for size in sizes)
     return next((n for n in _EIGHTHS if header.width * n >= 8 * wide and header.height * n >= 8 * high), 8)
 
 
 def is_sound_jpeg(data: bytes, header: Header) -> bool:
-    """Returns whether a file is a JPEG that decodes without a warning. All of its data is read, few pixels computed.
+    """Returns whether a file is a JPEG that decodes without warnings. Reads all of its data, but computes few pixels.
 
     Raises:
-        ImageError: a part of its data is missing.
+        ImageError: part of its data is missing.
     """
     if not _reads(header):
         return False
@@ -86,16 +86,16 @@ def _reads(header: Header) -> bool:
 
 
 def _refuse_missing_data(error: ValueError) -> None:
-    # Other warnings are harmless, such as those of bytes that no pixel needs.
+    # Other warnings are harmless, for example about bytes that no pixel needs.
     if "premature end of data segment" in str(error) or "bad Huffman code" in str(error):
         raise ImageError("it is a JPEG file of which a part is missing or damaged") from error
 
 
 def _decode_jpeg(data: bytes, header: Header, eighths: int) -> np.ndarray | None:
-    """Returns the pixels at a scale, rounded up to whole ones; None if Pillow should decode the file.
+    """Returns the pixels at a scale, with sides rounded up; None if Pillow should decode the file.
 
     Raises:
-        ImageError: a part of the data is missing.
+        ImageError: part of the data is missing.
     """
     if not _reads(header):
         return None
@@ -109,11 +109,11 @@ def _decode_jpeg(data: bytes, header: Header, eighths: int) -> np.ndarray | None
 
 
 def _resize(pixels: np.ndarray, covered: tuple[float, float], size: tuple[int, int], config: ImageConfig) -> np.ndarray:
-    """Resizes pixels [h, w, 3], of which the image covers `covered` = (width, height), not always whole numbers."""
+    """Resizes pixels [h, w, 3]. The image covers `covered` = (width, height) of them, which may be fractional."""
     whole = covered == (pixels.shape[1], pixels.shape[0])
     if whole and covered == size:
         return pixels
-    if config.resample == "bicubic":  # OpenCV's bicubic filter is another one, and not antialiased
+    if config.resample == "bicubic":  # OpenCV's bicubic filter is a different one, and not antialiased
         return np.asarray(resize(PillowImage.fromarray(pixels), size, "bicubic", covered))
     factors = covered[0] / size[0], covered[1] / size[1]
     if max(factors) > _MOST_BLURRED:
@@ -131,10 +131,10 @@ def _resize(pixels: np.ndarray, covered: tuple[float, float], size: tuple[int, i
 
 
 def _deviation(factor: float) -> float:
-    """Returns the standard deviation of a blur over three pixels before linear interpolation.
+    """Returns the standard deviation of the three-pixel blur to apply before linear interpolation.
 
-    Pillow's filter is a triangle of half-width `factor`, whose variance is factor^2 / 6; interpolation has that of a
-    triangle of half-width 1. A blur [a, 1 - 2a, a] adds 2a, which makes them equal.
+    Pillow's filter is a triangle of half-width `factor`, with variance factor^2 / 6. Linear interpolation is a triangle
+    of half-width 1, with variance 1 / 6. A blur [a, 1 - 2a, a] adds a variance of 2a, which makes up the difference.
     """
     a = max((factor**2 - 1) / 12, 1e-6)
     return math.sqrt(0.5 / math.log((1 - 2 * a) / a))

@@ -1,7 +1,7 @@
-"""The rules of `ImageConfig.geometry`: size and number of patches of images, for whole sources at once.
+"""The rules of `ImageConfig.geometry`: sizes and patch counts of images, vectorized over whole sources.
 
-Each rule equals published code to the last bit of its floating-point arithmetic. `solo.data.images.patches` applies it
-to pixels. If a rule rounds a side of a very thin image to zero, that side becomes one patch.
+Each rule matches published code bit for bit, including its floating-point arithmetic. `solo.data.images.patches`
+applies the rule to pixels. If a rule rounds a side of a very thin image to zero, that side becomes one patch.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ class PatchGrid(NamedTuple):
 
     @property
     def patches(self) -> np.ndarray:
-        """Patches of all tiles."""
+        """Number of patches in all tiles."""
         return self.tiles * self.rows * self.columns
 
 
 def visual_tokens(grid: PatchGrid, config: ImageConfig) -> np.ndarray:
-    """Returns the patch slots of images: patches and, with `markers`, one before the image and one after each row."""
+    """Returns the number of patch slots: patches and, with `markers`, one before the image and one after each row."""
     return grid.patches + (1 + grid.rows) * config.markers
 
 
 def patch_grid(
     width: int | np.ndarray, height: int | np.ndarray, config: ImageConfig, images: int | np.ndarray = 1
 ) -> PatchGrid:
-    """Returns the patches of images of these sizes in pixels. `images` is as in `solo.data.images.tiles.tile_grid`."""
+    """Returns the patch grids of images with these sizes in pixels.
+
+    For `images`, see `solo.data.images.tiles.tile_grid`.
+    """
     width, height = np.asarray(width, np.int64), np.asarray(height, np.int64)
     if config.geometry == "tiles":
         columns, rows = tile_grid(width, height, config, images)
@@ -49,7 +52,7 @@ def patch_grid(
 
 
 def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """Returns the (width, height) in pixels, int64, to which images are resized, for every geometry except tiles."""
+    """Returns the (width, height) in pixels that images are resized to, int64. For all geometries except tiles."""
     if config.geometry == "padded":
         return _padded(width, height, config)
     sides = _native(width, height, config) if config.geometry == "native" else _area(width, height, config)
@@ -76,7 +79,7 @@ def _native(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
     patch = config.patch_size
     longer, shorter = np.maximum(width, height), np.minimum(width, height)
     long_side = np.minimum(_up(longer, patch), config.max_side)
-    # Products stay far below 2^53, so this float64 division truncates exactly as Python's does in SOLO's code.
+    # Products stay far below 2^53, so this float64 division truncates exactly as in SOLO's Python code.
     short_side = _up((long_side * shorter / longer).astype(np.int64), patch)
     if config.max_pixels is not None:
         excess = long_side * short_side / config.max_pixels
@@ -93,9 +96,9 @@ def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
     """Scales the area into [`min_pixels`, `max_pixels`], then rounds each side to whole patches.
 
     up       EVEv2's `process_images`, with both bounds equal
-    nearest  EVEv2's training, without a lower bound; halves go to the even neighbour
-    within   `smart_resize` of Qwen2-VL and NEO: sides are rounded first, and scaled only if their product is then
-             out of bounds
+    nearest  EVEv2's training, without a lower bound; halves round to even
+    within   `smart_resize` of Qwen2-VL and NEO: sides are rounded first, and scaled only if their product is out of
+             bounds afterwards
     """
     patch, pixels = config.patch_size, width * height
     least, most = config.min_pixels or 0, config.max_pixels or np.inf
@@ -124,7 +127,7 @@ def _padded(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
 
 
 def _scaled_down(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """Applies Fuyu's rule: scales an image larger than `max_width` x `max_height` to fit, truncated to whole pixels."""
+    """Applies Fuyu's rule: scales an image down to fit `max_width` x `max_height`, truncated to whole pixels."""
     scale = np.minimum(config.max_height / height, config.max_width / width)
     large = (width > config.max_width) | (height > config.max_height)
     wide, high = (np.where(large, (side * scale).astype(np.int64), side) for side in (width, height))

@@ -1,6 +1,6 @@
-"""The structure of PNG and JPEG files, as far as needed to remove metadata.
+"""Parses PNG and JPEG files far enough to remove their metadata.
 
-A text, profile or comment can make Pillow refuse a file whose pixels are sound.
+A text, profile or comment can make Pillow refuse a file whose pixels are fine.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import struct
 from collections.abc import Iterator
 
 PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks that a decoder can ignore begin with a small letter. These two define the meaning of the pixels.
+# Chunks that a decoder may ignore begin with a lower-case letter. These two affect the meaning of the pixels.
 _KEPT_CHUNKS = {b"tRNS", b"eXIf"}
 # Markers of JPEG segments.
 _START_OF_SCAN, _JFIF, _EXIF, _ADOBE, _LAST_APPLICATION, _COMMENT = 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """Returns a PNG or JPEG file without what decoding does not need; None for other formats.
+    """Removes everything from a PNG or JPEG file that decoding does not need. Returns None for other formats.
 
-    The EXIF section stays, for the orientation, as does what defines the meaning of the pixels: transparency in PNG,
-    the JFIF and Adobe segments in JPEG, if they are whole.
+    The EXIF section is kept, for the orientation. So is what defines the meaning of the pixels: transparency in PNG,
+    and the JFIF and Adobe segments in JPEG, if they are complete.
     """
     if data.startswith(PNG):
         kept, end = [PNG], len(PNG)
@@ -37,7 +37,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the type of each chunk, its first byte and the byte after it, which is past the end if it was cut off."""
+    """Yields (type, start, end) of each chunk. The end is past the end of the data if the chunk was cut off."""
     at = len(PNG)
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -51,7 +51,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields the marker of each segment before the first scan, its first byte and the byte after it."""
+    """Yields (marker, start, end) of each segment before the first scan."""
     at = 2 if data.startswith(b"\xff\xd8") else len(data)
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
@@ -65,8 +65,8 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg2000_bits(data: bytes) -> int | None:
-    """Returns the most bits that a value of a JPEG 2000 file has; None if it does not say."""
-    at = data.find(b"\xff\x4f\xff\x51")  # the beginning of the codestream and of its SIZ segment
+    """Returns the largest bit depth in a JPEG 2000 file; None if the file does not say."""
+    at = data.find(b"\xff\x4f\xff\x51")  # start of the codestream and of its SIZ segment
     if at < 0 or len(data) < at + 45:
         return None
     (components,) = struct.unpack_from(">H", data, at + 40)

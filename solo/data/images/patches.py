@@ -14,7 +14,7 @@ from solo.data.images.geometry import PatchGrid, patch_grid, resized
 from solo.data.images.resizing import resize
 from solo.data.images.tiles import tile_grid
 
-_PADDING = 1  # of 255; the value with which Fuyu pads, before it scales pixels to [0, 1]
+_PADDING = 1  # of 255; Fuyu pads with this value before it scales pixels to [0, 1]
 
 
 class Patches(NamedTuple):
@@ -33,14 +33,14 @@ class Patches(NamedTuple):
 def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches:
     """Decodes an image file and cuts it into patches.
 
-    Pixels are RGB, resized with an antialiased filter: Pillow's, as in all references, or with `decoder: fast` an
-    approximation of it. Tiles follow one another; in each, patches are ordered row by row, or column by column with
-    `patch_order: columns`.
+    Pixels are RGB, resized with an antialiased filter: Pillow's, as in all reference implementations, or an
+    approximation of it with `decoder: fast`. Tiles follow one another. Within a tile, patches are in row-major order,
+    or in column-major order with `patch_order: columns`.
 
     Args:
         data: content of the file.
         config: the geometry.
-        images: number of images in its record; see `ImageConfig.share_tiles`.
+        images: number of images in the record; see `ImageConfig.share_tiles`.
 
     Raises:
         OSError: the bytes cannot be decoded as an image; the message says why.
@@ -88,7 +88,7 @@ def require_decoder(config: ImageConfig) -> None:
 def _decode_resized(
     data: bytes, header: Header, sizes: Sequence[tuple[int, int]], config: ImageConfig
 ) -> list[np.ndarray]:
-    """Returns the image in each size (width, height), uint8 [height, width, 3]."""
+    """Returns the image resized to each size (width, height), uint8 [height, width, 3]."""
     if config.decoder == "fast":
         require_decoder(config)
         from solo.data.images import fast
@@ -99,7 +99,7 @@ def _decode_resized(
 
 
 def _tiles(data: bytes, header: Header, columns: int, rows: int, config: ImageConfig) -> list[np.ndarray]:
-    """Returns tiles row by row; with `thumbnail` and more than one tile, the whole image comes last."""
+    """Returns the tiles in row-major order. With `thumbnail` and more than one tile, the whole image comes last."""
     side = config.tile_size
     sizes = [(side * columns, side * rows)]
     if config.thumbnail and columns * rows > 1:
@@ -116,7 +116,7 @@ def _tiles(data: bytes, header: Header, columns: int, rows: int, config: ImageCo
 
 
 def _filled(pixels: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """Pads to whole patches at the bottom and on the right, which only Fuyu's images need."""
+    """Pads the bottom and the right to whole patches, which only Fuyu's images need."""
     missing = [-side % config.patch_size for side in pixels.shape[:2]]
     if not any(missing):
         return pixels

@@ -1,4 +1,4 @@
-"""Says in plain words why bytes cannot be read as an image: what they are, and whether they were cut off."""
+"""Explains why bytes cannot be read as an image: what they are, and whether they were cut off."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from solo.data.images.metadata import PNG, jpeg_segments, png_chunks
 
 
 class ImageError(OSError):
-    """An image that cannot be used; the message is a reason in plain words."""
+    """An image that cannot be used. The message explains why, in plain words."""
 
 
-# Formats that are read, by Pillow's name and by how their files begin.
+# Formats that are read: Pillow's name -> whether the first bytes are those of such a file.
 _IMAGES: dict[str, Callable[[bytes], bool]] = {
     "JPEG": lambda data: data.startswith(b"\xff\xd8"),
     "PNG": lambda data: data.startswith(PNG),
@@ -28,7 +28,7 @@ _IMAGES: dict[str, Callable[[bytes], bool]] = {
     "PNM": lambda data: re.match(rb"P[1-6fFy]\s", data) is not None,
 }
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Other files that turn up where an image was expected.
+# Other kinds of files that turn up where an image was expected.
 _OTHERS: dict[str, Callable[[bytes], bool]] = {
     "a HEIC image": lambda data: data[4:8] == b"ftyp" and data[8:12] in _HEIC,
     "an MP4 or QuickTime video": lambda data: data[4:8] == b"ftyp",
@@ -54,7 +54,7 @@ _OTHERS: dict[str, Callable[[bytes], bool]] = {
 
 
 def reason(data: bytes, error: Exception) -> str:
-    """Returns why `data` is not read as an image. `error` is what Pillow raised."""
+    """Returns why `data` cannot be read as an image. `error` is the error that Pillow raised."""
     if isinstance(error, MemoryError):
         return "it does not fit into memory"
     if not data:
@@ -81,7 +81,7 @@ def _is_text(data: bytes) -> bool:
     try:
         text = start.decode()
     except UnicodeDecodeError as error:
-        # The end of the inspected bytes may cut a character.
+        # The inspected bytes may end in the middle of a character.
         if error.start < len(start) - 4 or error.start == 0:
             return False
         text = start[: error.start].decode()
@@ -99,13 +99,13 @@ def _ends_early(error: Exception) -> bool:
 
 
 def _words(error: Exception) -> str:
-    """Returns an error's message without memory addresses, on one line."""
+    """Returns the message of an error on one line, without memory addresses."""
     message = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(error))
     return " ".join(message.split())[:200] or type(error).__name__
 
 
 def _length(data: bytes) -> int | None:
-    """Returns the least length of the complete file according to its own structure, or None if unknown."""
+    """Returns the minimum length of the complete file according to its own structure, or None if unknown."""
     if data.startswith(PNG):
         ends = [end for _, _, end in png_chunks(data)]
         return max(ends[-1] if ends else 0, len(PNG) + 25)
@@ -124,7 +124,7 @@ def _boxes_length(data: bytes) -> int:
     while at + 16 <= len(data):
         (size,) = struct.unpack_from(">I", data, at)
         size = struct.unpack_from(">Q", data, at + 8)[0] if size == 1 else size
-        if size < 8:  # 0: to the end of the file
+        if size < 8:  # 0: the box extends to the end of the file
             break
         at += size
     return at

@@ -1,4 +1,4 @@
-"""Resizing with Pillow's antialiased filters, to the same pixels whatever version of Pillow is installed."""
+"""Resizes with Pillow's antialiased filters, to the same pixels with every version of Pillow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _FILTERS = {name: PillowImage.Resampling[name.upper()] for name in ("bilinear", 
 def resize(
     image: PillowImage.Image, size: tuple[int, int], resample: Filter, covered: tuple[float, float] | None = None
 ) -> PillowImage.Image:
-    """Resizes an image to the pixels of Pillow 12.1, with which published models were trained.
+    """Resizes an image to the same pixels as Pillow up to 12.1, with which published models were trained.
 
     Those versions filter rows first and columns second, and round to 8 bits in between. Pillow 12.2 filters columns
-    first if an image is a hundred times as tall as wide, and Pillow 13 also if its height shrinks much more than its
-    width; values then differ by up to 24 of 255. Here each axis is resized by a call of its own.
+    first if an image is a hundred times as tall as wide; Pillow 13 also does so if the height shrinks much more than
+    the width. Values then differ by up to 24 of 255. Here, each axis is resized by a separate call.
 
     Args:
         image: an image in mode L or RGB.

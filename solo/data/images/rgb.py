@@ -1,4 +1,4 @@
-"""Pixels of every kind to 8-bit RGB: deep grey, floating point, palettes, transparency, CMYK."""
+"""Converts pixels of every kind to 8-bit RGB: high bit depths, floating point, palettes, transparency, CMYK."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _WHITE_IS_ZERO = 0
 
 
 def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
-    """Returns an open image as RGB, decoding it if needed.
+    """Converts an open image to RGB, decoding it if needed.
 
-    Grey of 9 to 16 bits keeps its 8 highest bits, as Pillow does with 16-bit colour. Pixels of 32 bits, integer or
-    floating point, have no range of their own: values up to 255 are taken as they are, and floating-point images whose
-    values all lie between 0 and 1 are multiplied by 255. Transparent pixels are composited on `background`. CMYK is
-    converted without a colour profile, and embedded profiles are not applied.
+    Grey values of 9 to 16 bits are reduced to their 8 highest bits, as Pillow does with 16-bit colour. 32-bit pixels,
+    integer or floating point, have no defined range: values up to 255 are used as they are, and floating-point images
+    whose values are all between 0 and 1 are multiplied by 255. Transparent pixels are composited on `background`.
+    CMYK is converted without a colour profile, and embedded profiles are not applied.
 
     Args:
         image: an image that Pillow opened.
         background: "white" or "#rrggbb"; "published" returns `image.convert("RGB")`, whatever the image.
 
     Raises:
-        ImageError: the pixels are NaN or infinite, or of an unknown range.
+        ImageError: pixels are NaN or infinite, or their range is unknown.
     """
     if background == "published":
         return image.convert("RGB")
@@ -33,7 +33,7 @@ def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
         image = _eight_bits(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
-    # Pillow converts La to nothing but LA.
+    # Pillow can convert La only to LA.
     layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     found = PillowImage.new("RGB", layer.size, ImageColor.getrgb(background))
     found.paste(layer, mask=layer.getchannel("A"))
@@ -41,12 +41,12 @@ def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
 
 
 def _eight_bits(image: PillowImage.Image) -> PillowImage.Image:
-    """Returns a grey image of more than 8 bits as L, or as LA if one of its values means transparent."""
+    """Converts a grey image of more than 8 bits to L, or to LA if one of its values means transparent."""
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         found = values >> (tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8)
-    elif image.format == "PPM" and image.mode == "I":  # Pillow has scaled it to 16 bits
+    elif image.format == "PPM" and image.mode == "I":  # Pillow has already scaled it to 16 bits
         found = values >> 8
     else:
         found = np.rint(values * _scale(values))
@@ -61,7 +61,7 @@ def _eight_bits(image: PillowImage.Image) -> PillowImage.Image:
 
 
 def _scale(values: np.ndarray) -> float:
-    """Returns the factor that maps values of 32 bits to 0..255."""
+    """Returns the factor that maps 32-bit values to 0..255."""
     least, most = values.min(), values.max()
     if not np.isfinite([least, most]).all():
         raise ImageError("its pixels include NaN or infinity")

@@ -1,6 +1,6 @@
-"""InternVL's tiles: an image is stretched to a grid of squares.
+"""InternVL's dynamic tiling: an image is stretched to a grid of square tiles.
 
-The rule is that of `internvl/train/dataset.py` in OpenGVLab/Mono-InternVL.
+The rule is the one in `internvl/train/dataset.py` of OpenGVLab/Mono-InternVL.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ def tile_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (columns, rows) of tiles for images of these sizes, int64 arrays of the same shape.
 
-    The grid has `min_tiles` to `max_tiles` tiles and the aspect ratio nearest to the image's. Among equally near grids,
-    it is the last one with less than twice the image's pixels, or else the first by (tiles, columns).
+    The grid has `min_tiles` to `max_tiles` tiles, and the aspect ratio closest to the image's. Ties go to the last grid
+    with less than twice the image's pixels, or else to the first one by (tiles, columns).
 
     Args:
         width: integers, in pixels.
         height: integers, in pixels.
         config: side and number of tiles.
-        images: number of images in the record of each image, which share its tiles evenly with `share_tiles`.
+        images: number of images in the record of each image. With `share_tiles`, they share its tiles evenly.
     """
     budget = np.maximum(config.max_tiles // np.asarray(images), 1) if config.share_tiles else config.max_tiles
     width, height, budgets = np.broadcast_arrays(width, height, budget)
@@ -36,8 +36,8 @@ def tile_grid(
 
 
 def _nearest(width: np.ndarray, height: np.ndarray, config: ImageConfig, most: int) -> np.ndarray:
-    """Returns columns and rows for at most `most` tiles, int64 [n, 2]."""
-    # The search is slow and sizes repeat, so each distinct size is searched once.
+    """Returns (columns, rows) with at most `most` tiles, int64 [n, 2]."""
+    # The search is slow and sizes repeat, so it runs once for each distinct size.
     sizes, inverse = np.unique(width.astype(np.int64) << 32 | height, return_inverse=True)
     width, height = sizes >> 32, sizes & 0xFFFFFFFF
     grids = _grids(config.min_tiles, most)

@@ -1,1 +1,1 @@
-"""The page of `solo inspect`: what a run will read, as the model will see it."""
+"""The page of `solo inspect`: the data of a run, as the model will see it."""

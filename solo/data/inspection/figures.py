@@ -1,4 +1,4 @@
-"""Histograms of sources, and the shares of a mixture over the steps of a stage."""
+"""Histograms of sources, and plots of the mixture over the steps of a stage."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from solo.data.planning.row_shape import sample_index
 from solo.data.store.index import SourceIndex
 from solo.drawing import ACCENT, Drawing, shades, styled
 
-_RECORDS = 100_000  # of a source; a larger one is sampled
-_RATIOS = 6  # labels of aspect ratios that fit side by side
+_RECORDS = 100_000  # larger sources are sampled
+_RATIOS = 6  # number of aspect ratio labels that fit side by side
 _LEGEND = 0.2  # inches for each source
 
 
 @styled
 def histograms(name: str, index: SourceIndex, image: ImageConfig) -> Markup:
-    """Draws patches and text tokens per record, and the aspect ratios of images, of one source."""
+    """Draws histograms of one source: patches and text tokens per record, and aspect ratios of images."""
     sampled = sample_index(index, _RECORDS)
     counts = sampled.counts(image)
     sizes = sampled.image_sizes(image.exif)
@@ -50,7 +50,7 @@ def _histogram(axes: object, values: np.ndarray, title: str) -> None:
 
 @styled
 def shares(stage: str, title: str, edges: Sequence[int], drawn: Mapping[str, Sequence[float]]) -> Markup:
-    """Draws the share of documents that each source has between every two `edges`, which are steps."""
+    """Draws each source's share of the documents between consecutive steps in `edges`."""
     drawing = Drawing(f"shares-{stage}", height=max(2.4, _LEGEND * len(drawn) + 0.4))
     axes = drawing.first
     steps, values = np.repeat(edges, 2)[1:-1], np.repeat(np.asarray(list(drawn.values())), 2, axis=1)
@@ -60,6 +60,6 @@ def shares(stage: str, title: str, edges: Sequence[int], drawn: Mapping[str, Seq
     axes.set_xlabel("step")
     axes.locator_params(axis="x", integer=True)
     axes.set_title(title)
-    # In the order of the areas, from the top.
+    # In the order of the stacked areas, from the top.
     axes.legend(*(each[::-1] for each in axes.get_legend_handles_labels()), loc="center left", bbox_to_anchor=(1, 0.5))
     return drawing.svg(f"Share of documents of each source over the steps of stage {stage}")

@@ -1,4 +1,4 @@
-"""One packed row as it reaches the device: both regions, with the documents in colour."""
+"""Shows one packed row as it reaches the device: both regions, with documents in colour."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Row:
-    """A packed row. `patches` is a picture of the patch region, slot after slot, as a data URI.
+    """A packed row. `patches` is a picture of the patch region, slot by slot, as a data URI.
 
-    `documents` says where the first documents come from; `more` counts the others.
+    `documents` says where the first documents come from; `more` is the number of other documents.
     """
 
     patches: str | None
@@ -59,16 +59,16 @@ def packed_row(
     tokenizer: Tokenizer,
     image: ImageConfig,
 ) -> Row:
-    """Returns a row (without its B axis) as the page shows it.
+    """Returns a row, without the B axis, as the page shows it.
 
     Args:
         row: the arrays of the row.
         documents: its documents, in row order.
-        chunks: where they come from.
+        chunks: where the documents come from.
         names: names of the sources, in mixture order.
         shape: slots of the row.
-        tokenizer: gives the text of tokens.
-        image: size of patches.
+        tokenizer: decodes tokens to text.
+        image: config with the size of patches.
     """
     patch_owner = _owners([len(document.patches) for document in documents], shape.patch_slots)
     text_owner = _owners([len(document.tokens) - len(document.patches) for document in documents], shape.text_slots)
@@ -113,7 +113,7 @@ def _owners(counts: Sequence[int], slots: int) -> np.ndarray:
 
 
 def _region(patches: np.ndarray, owner: np.ndarray, image: ImageConfig) -> tuple[str | None, int, int]:
-    """Draws the patches slot after slot, framed in the colour of their document."""
+    """Draws the patches slot by slot, framed in the colour of their document."""
     count = len(owner)
     if not count:
         return None, 0, 0

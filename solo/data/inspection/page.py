@@ -1,4 +1,4 @@
-"""Gathers what a run will read, and renders it as one self-contained HTML file."""
+"""Renders the data of a run as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from solo.data.store.source import PreparedSource
 from solo.data.store.summary import left_aside
 from solo.files import read_json_lines
 
-_PLANNED_ROWS = 4096  # of a stage, for its figures
+_PLANNED_ROWS = 4096  # rows of a stage to plan for its figures
 _WINDOWS = 24
-_WEIGHT_STEPS = 200  # at which changing weights are drawn
+_WEIGHT_STEPS = 200  # number of steps at which changing weights are drawn
 _LEFT_OUT_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Examples of a source that were left out for one reason or by one filter, and the first of them."""
+    """The examples of a source that were left out by one filter or for one reason: their number and the first few."""
 
     reason: str
     count: int
@@ -85,13 +85,13 @@ class StageView:
 
 
 def render(config: Config, prepared: Prepared, samples: int = 3, step: int = 0) -> str:
-    """Returns the page. Equal arguments give equal text.
+    """Returns the page. The same arguments always give the same text.
 
     Args:
         config: the run; without stages, only its sources are shown.
         prepared: its data.
-        samples: documents to show of every source, chosen at random but always the same.
-        step: the step of each stage whose first row is shown; the last one if a stage is shorter.
+        samples: number of documents to show from each source, chosen at random with a fixed seed.
+        step: for each stage, the step whose first row is shown; the last step if the stage is shorter.
     """
     source = files("solo.data.inspection").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -151,20 +151,20 @@ def _notes(name: str, source: PreparedSource, thin: int) -> Iterator[str]:
 
 
 def quarantined(source: PreparedSource) -> tuple[LeftOut, ...]:
-    """Returns the reasons for which examples of a source cannot be used, the most frequent first."""
+    """Returns the reasons why examples of a source cannot be used, most frequent first."""
     counts, examples = _grouped(source.folder / "quarantine.jsonl", lambda line: reason_kind(str(line["reason"]))[:160])
     return tuple(LeftOut(kind, count, tuple(examples[kind])) for kind, count in counts.most_common())
 
 
 def filtered(source: PreparedSource) -> tuple[LeftOut, ...]:
-    """Returns the settings that left records of a source out, the most frequent first, with some of the records."""
+    """Returns the settings that left out records of a source, most frequent first, with examples of the records."""
     _, examples = _grouped(source.folder / "filtered.jsonl", lambda line: str(line["filter"]))
     counts = Counter(source.description.filtered)
     return tuple(LeftOut(key, count, tuple(examples.get(key, ()))) for key, count in counts.most_common() if count)
 
 
 def _grouped(path: Path, kind_of: Callable[[Mapping[str, Any]], str]) -> tuple[Counter[str], dict[str, list[str]]]:
-    """Returns how many lines of a file there are of each kind, and a description of the first of each."""
+    """Counts the lines of a file by kind. Also returns descriptions of the first few lines of each kind."""
     counts, examples = Counter[str](), dict[str, list[str]]()
     for line in read_json_lines(path)[0]:
         kind = kind_of(line)
@@ -217,7 +217,7 @@ def _stage(stage: StageConfig, config: Config, prepared: Prepared, step: int) ->
 
 
 def _shares(plan: StagePlan, edges: list[int], drawn: np.ndarray) -> Markup:
-    """Draws the shares of the planned steps, or of the whole stage as the weights give them if they change later."""
+    """Draws the shares in the planned steps, or, if weights change later, the shares by weight in the whole stage."""
     from solo.data.inspection.figures import shares
 
     title = "share of documents"
@@ -235,7 +235,7 @@ def _uses(stage: StageConfig, plan: StagePlan, drawn: np.ndarray, planned: int) 
         chunks = plan.chunks[name]
         notes = [f"{chunks.split:,} documents cut to fit a row"] if chunks.split else []
         notes += [f"{number:,} left out: {reason}" for reason, number in chunks.dropped.items()]
-        # What was planned is exact; the estimate takes rows to be full.
+        # If the whole stage was planned, the count is exact; the estimate assumes full rows.
         passes = count / len(chunks) if planned == plan.num_steps else plan.expected_passes[name]
         share = f"{count / max(drawn.sum(), 1):.1%}"
         found.append(Use(name, _weight(stage, name), share, f"{passes:,.3g}", "; ".join(notes)))
@@ -243,7 +243,7 @@ def _uses(stage: StageConfig, plan: StagePlan, drawn: np.ndarray, planned: int) 
 
 
 def _weight(stage: StageConfig, name: str) -> str:
-    """Describes the weight of a source, with the steps at which it changes."""
+    """Describes the weight of a source, and the steps at which it changes."""
     points = {0: stage.mixture.get(name, 0.0)}
     for entries in (stage.mixture_schedule, stage.mixture_changes):
         points |= {step: entry[name] for step, entry in entries.items() if name in entry}

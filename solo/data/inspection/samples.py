@@ -1,4 +1,4 @@
-"""Documents as a page shows them: images with their patch grid, and tokens with their loss mask."""
+"""Shows documents on a page: images with their patch grid, and tokens with their loss mask."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GRID = (255, 255, 255), (40, 70, 130)
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a document, put together from its patches, as a data URI."""
+    """An image of a document, reassembled from its patches, as a data URI."""
 
     source: str
     width: int
@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Token:
-    """A text token. `learned`: the model learns to predict it; `special`: text cannot encode to it."""
+    """A text token. `learned`: it is a target of the loss. `special`: no text is encoded to it."""
 
     text: str
     learned: bool
@@ -44,7 +44,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Sample:
-    """A document to show. `parts` are in reading order; `left` counts the text tokens that are not shown."""
+    """A document to show. `parts` are in reading order; `left` is the number of text tokens that are not shown."""
 
     name: str
     facts: str
@@ -68,12 +68,12 @@ def sample(name: str, document: Document, tokenizer: Tokenizer, image: ImageConf
         shown += len(tokens)
         if tokens:
             parts.append(tuple(tokens))
-    # Row tokens are inside images, where the picture shows them.
+    # Row tokens are inside images, which are shown as pictures.
     return Sample(name, facts, tuple(parts), _outside(document) - shown)
 
 
 def visible(text: str) -> str:
-    """Returns a token's text with invisible characters, and those that reverse others, as `<U+202E>`."""
+    """Returns a token's text, with invisible and direction-changing characters written as `<U+202E>`."""
     return "".join(
         f"<U+{ord(character):04X}>"
         if unicodedata.category(character) in ("Cc", "Cf") and character != "\n"
@@ -94,9 +94,9 @@ def _outside(document: Document) -> int:
 
 
 def _parts(document: Document, image: ImageConfig) -> Iterator[Picture | Sequence[int]]:
-    """Yields images, and the places of the text tokens between them, in reading order."""
+    """Yields images, and the positions of the text tokens between them, in reading order."""
     number = document.image
-    # A boundary is where the number of the image changes.
+    # A boundary is where the image number changes.
     edges = np.flatnonzero(np.diff(number)) + 1
     bounds = [0, *edges.tolist(), len(number)]
     first_patch = 0
@@ -113,7 +113,7 @@ def _parts(document: Document, image: ImageConfig) -> Iterator[Picture | Sequenc
 
 
 def picture(patches: np.ndarray, grid: np.ndarray, image: ImageConfig) -> Picture:
-    """Puts patches [n, p*p*3] back together, tiles side by side, with lines between patches."""
+    """Reassembles an image from patches [n, p*p*3], with tiles side by side and lines between patches."""
     real = grid[:, 0] >= 0  # markers have negative rows and no pixels
     patches, grid = patches[real], grid[real]
     rows, columns = (int(size) for size in grid.max(axis=0) + 1)
@@ -149,7 +149,7 @@ def unpatched(
 
 
 def _draw_grid(whole: PillowImage.Image, rows: int, columns: int) -> None:
-    """Draws lines between patches, light beside dark, so that they show on any picture."""
+    """Draws lines between patches, light next to dark, so that they are visible on any picture."""
     canvas = ImageDraw.Draw(whole, "RGBA")
     for offset, colour in zip((0, 1), _GRID, strict=True):
         for row in range(1, rows):

@@ -1,4 +1,4 @@
-"""Shows a source without a config: its first records, with a small tokenizer trained on them."""
+"""Shows a source without a config: its first records, tokenized by a small tokenizer trained on them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _TOO_LITTLE_TEXT = re.compile(r"it supports at most (\d+)")
 
 
 def render_source(path: str, overrides: Sequence[str], samples: int) -> str:
-    """Returns a page on the first records of a file, folder or glob, whose reader is chosen by its content.
+    """Returns a page with the first records of a file, folder or glob. Its content determines the reader.
 
     Args:
-        path: of the source, as in `data.sources`.
+        path: path of the source, as in `data.sources`.
         overrides: `key.path=value`; the source is named `source`, so `data.sources.source.options.images=pictures` sets
             an option of its reader.
-        samples: documents to show.
+        samples: number of documents to show.
 
     Raises:
         ConfigError: the source cannot be read.

@@ -1,8 +1,8 @@
-"""Attention of one query per row over the keys of both regions, as they lie in the KV cache.
+"""Attention for decoding: one query per row attends to the keys of both regions, in place in the KV cache.
 
-Joining the regions would copy the whole cache for every token.
+Concatenating the regions would copy the whole cache for every token.
 
-Letters besides those of solo/batch.py: R key slots of a region, M = H / K query heads that share a key head.
+Shape letters besides those of solo/batch.py: R key slots of a region, M = H / K query heads per key head.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from solo.model.regions import Regions
 
 
 def attend_once(q_B1HC: Array, k: Regions, v: Regions, intervals_B14: Array) -> Array:
-    """Returns the output [B, 1, H, C] of a single query; see `interval_attention`.
+    """Returns the attention output [B, 1, H, C] for one query per row; see `interval_attention`.
 
     Args:
         q_B1HC: queries.
         k: keys [B, R, K, C] of each region.
-        v: values likewise.
+        v: values, of the same shapes.
         intervals_B14: int32, as in `Batch.attend`.
     """
     B, _, H, C = q_B1HC.shape
@@ -32,7 +32,7 @@ def attend_once(q_B1HC: Array, k: Regions, v: Regions, intervals_B14: Array) -> 
     bounds = Regions(intervals_B14[..., :2], intervals_B14[..., 2:])
     regions = [part for part in zip(k, v, bounds, strict=True) if part[0].shape[1]]
     scores = [_scores(q_BKMC, keys, bounds_B12) for keys, _, bounds_B12 in regions]
-    # A query without keys has only HIDDEN scores, whose weights are 0 below the FLOOR.
+    # If a query sees no key, all its scores are HIDDEN; with the maximum at FLOOR, their weights are 0.
     most = functools.reduce(jnp.maximum, (part.max(axis=-1, keepdims=True) for part in scores), jnp.float32(FLOOR))
     weights = [jnp.exp(part - most) for part in scores]
     total = sum(part.sum(axis=-1, keepdims=True) for part in weights)
@@ -44,8 +44,8 @@ def attend_once(q_B1HC: Array, k: Regions, v: Regions, intervals_B14: Array) -> 
 
 
 def _scores(q_BKMC: Array, k_BRKC: Array, bounds_B12: Array) -> Array:
-    """Returns the scores of a region's keys, float32 [B, K, M, R]."""
-    # Keys come first: on a CPU, the product reads them as they lie in the cache.
+    """Returns the scores for the keys of a region, float32 [B, K, M, R]."""
+    # Keys are the left operand, so that a matmul on a CPU reads them in the layout of the cache.
     scores = einsum("bkrc,bkmc->bkrm", k_BRKC.swapaxes(1, 2), q_BKMC).swapaxes(2, 3) / q_BKMC.shape[-1] ** 0.5
     visible_B1R = within(jnp.arange(k_BRKC.shape[1]), bounds_B12)
     return jnp.where(visible_B1R[:, None], scores, HIDDEN)

@@ -1,10 +1,10 @@
-"""Sorts the slots of a row into reading order and determines which tiles of scores are needed there.
+"""Sorts the slots of a row into reading order, and determines which tiles of attention scores are needed.
 
-A row holds its patches before its text, so the keys that a query sees lie in two places. In reading order they are next
-to each other: a document of n slots needs about (n / block)^2 / 2 tiles, wherever its patches and text are.
+A row stores its patches before its text, so the keys that a query sees are in two places. In reading order they are
+contiguous: a document of n slots needs about (n / block)^2 / 2 tiles, wherever its patches and text are in the row.
 
-Letters besides those of solo/batch.py: R key slots; X query blocks and Y key blocks of a row; Q queries and J keys of a
-block.
+Shape letters besides those of solo/batch.py: R key slots; X query blocks and Y key blocks of a row; Q queries and J
+keys of a block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from solo.model.attention.tiles import pad_slots
 
 
 class Grid(NamedTuple):
-    """The static sizes. The last key block of a row is empty, and no query sees it."""
+    """The static sizes. The last key block of a row is empty, and no query attends to it."""
 
     rows: int
     queries: int
@@ -46,30 +46,30 @@ class Order(NamedTuple):
     """An order of the slots of each row.
 
     slots    int32 [B, S]  the slots, sorted
-    inverse  int32 [B, S]  the place of each slot among them
+    inverse  int32 [B, S]  the position of each slot in `slots`
     """
 
     slots: Array
     inverse: Array
 
     def sort(self, x_BS: Array, size: int) -> Array:
-        """Returns [B, S, ...] in this order, padded with zeros to a size."""
+        """Returns x [B, S, ...] in this order, padded with zeros to [B, size, ...]."""
         return pad_slots(_take(x_BS, self.slots), size)
 
     def unsort(self, x_BS: Array) -> Array:
-        """Returns [B, size, ...] in the original order, without padding: the inverse of `sort`."""
+        """Returns x [B, size, ...] in the original order, without padding: the inverse of `sort`."""
         return _take(x_BS, self.inverse)
 
 
 class Tiles(NamedTuple):
-    """Queries and keys in blocks of reading order.
+    """Queries and keys in reading order, cut into blocks.
 
     queries    the order of the queries
-    keys       the order of the keys; each region's keys stay in their own order
-    intervals  int32 [B, X, Q, 4]  what each query attends to; padding queries attend to nothing
+    keys       the order of the keys; within a region, keys keep their order
+    intervals  int32 [B, X, Q, 4]  intervals that each query attends to; empty for padding
     slots      int32 [B, Y, J]     slot of each key within its region; -1 for padding
-    is_text    bool [B, Y, J]      region of each key
-    needed     bool [B, X, Y]      whether a query of the block attends to a key of the block
+    is_text    bool [B, Y, J]      whether each key is in the text region
+    needed     bool [B, X, Y]      whether any query of the query block attends to any key of the key block
     """
 
     queries: Order
@@ -81,10 +81,10 @@ class Tiles(NamedTuple):
 
 
 def sort_into_tiles(grid: Grid, intervals_BS4: Array) -> Tiles:
-    """Sorts queries and keys, and determines the needed tiles.
+    """Sorts queries and keys, and determines which tiles are needed.
 
-    Queries that are also the keys are sorted into reading order with them. Otherwise, as with a KV cache, the order of
-    the keys is unknown: patches stay before text.
+    If queries and keys are the same slots, both are sorted into reading order. Otherwise, as with a KV cache, the
+    reading order of the keys is unknown, and patches stay before text.
     """
     queries = _by_rank(grid, intervals_BS4)
     keys = queries
@@ -96,7 +96,7 @@ def sort_into_tiles(grid: Grid, intervals_BS4: Array) -> Tiles:
     is_text = keys.slots >= grid.patches
     slots = jnp.where(is_text, keys.slots - grid.patches, keys.slots)
     size = grid.key_blocks * grid.block
-    # Slots count from 1 until they are padded with zeros.
+    # Slots are numbered from 1 here, so that the zeros of the padding become -1.
     slots, is_text = (pad_slots(x, size).reshape(grid.rows, grid.key_blocks, grid.block) for x in (slots + 1, is_text))
     slots = slots - 1
     patches = _overlap(intervals[..., :2], slots, (slots >= 0) & ~is_text)
@@ -104,15 +104,15 @@ def sort_into_tiles(grid: Grid, intervals_BS4: Array) -> Tiles:
 
 
 def _by_rank(grid: Grid, intervals_BS4: Array) -> Order:
-    """Sorts slots by the end of what they see.
+    """Sorts slots by the sum of the ends of the intervals that they attend to.
 
-    With causal masks, the keys before that end are those that precede the slot in its row. Padding comes last. Other
-    masks give another order, which may need more tiles but gives the same result.
+    With a causal mask, this sum is the number of slots up to this one in reading order. Padding comes last. Any
+    other mask gives another order, which may need more tiles but leads to the same result.
     """
     starts, ends = intervals_BS4[..., ::2], intervals_BS4[..., 1::2]
     live = jnp.any(starts < ends, axis=-1)
     rank = jnp.where(live, ends.sum(axis=-1), grid.keys + 1)
-    if grid.queries == grid.keys:  # Keys of a block must be an interval of each region; see `_overlap`.
+    if grid.queries == grid.keys:  # A key block must be an interval of each region; see `_overlap`.
         regions = rank[:, : grid.patches], rank[:, grid.patches :]
         rank = jnp.concatenate([lax.cummax(region, axis=1) for region in regions], axis=1)
     slots = jnp.argsort(rank, axis=-1, stable=True)
@@ -120,7 +120,7 @@ def _by_rank(grid: Grid, intervals_BS4: Array) -> Order:
 
 
 def _overlap(bounds_BXQ2: Array, slots_BYJ: Array, is_in_BYJ: Array) -> Array:
-    """Returns bool [B, X, Y]: whether a query's interval contains a key of the block that lies in the region."""
+    """Returns bool [B, X, Y]: whether any query's interval contains a key of the key block that is in the region."""
     first = jnp.where(is_in_BYJ, slots_BYJ, jnp.iinfo(jnp.int32).max).min(axis=-1)[:, None, None]
     after = jnp.where(is_in_BYJ, slots_BYJ + 1, 0).max(axis=-1)[:, None, None]
     start, end = bounds_BXQ2[..., :1], bounds_BXQ2[..., 1:]

@@ -1,4 +1,4 @@
-"""Uncertainty of a fit: the case bootstrap, clustered by stable run."""
+"""Uncertainty of a fit: a case bootstrap, clustered by stable run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from solo.scaling.laws.solver import solve
 LEVELS = (80, 95)
 DRAWS = 1000
 FEWEST_CLUSTERS, FEW_CLUSTERS = 4, 10
-_BLOCK = 10_000_000  # weights that are held at a time
+_BLOCK = 10_000_000  # bootstrap weights in memory at a time
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Coefficients of a law refitted to J resamplings.
+    """The coefficients of a law, refitted to J bootstrap samples.
 
     coefficients    each [J]
-    clusters        number of clusters that are resampled: stable runs with their branches, or single runs
-    redrawn         resamplings that were discarded because they could not have determined the law
+    clusters        number of clusters to sample from; a cluster is a stable run with its branches, or a single run
+    redrawn         number of samples that were rejected, and drawn again, because they could not determine the law
     notes           caveats about the intervals
     """
 
@@ -41,18 +41,18 @@ class Bootstrap:
 
 
 def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, note: Callable[[str], None] = no_note) -> Bootstrap:
-    """Refits a law to resamplings of its runs, starting from the fit.
+    """Refits a law to bootstrap samples of its runs. Every refit starts from the original fit.
 
-    The branches of one stable run share its noise, so whole clusters are resampled.
+    The branches of a stable run share its noise, so whole clusters are resampled.
 
     Args:
         fitted: the law.
-        draws: number of resamplings, J.
+        draws: number of bootstrap samples, J.
         seed: seed of the resampling.
-        note: is told how far it is.
+        note: called with progress messages.
 
     Raises:
-        FitRefusedError: there are too few clusters, or hardly any resampling determines the law.
+        FitRefusedError: there are too few clusters, or most samples do not determine the law.
     """
     runs = fitted.runs
     names, cluster = np.unique(np.array(runs.cluster), return_inverse=True)
@@ -77,7 +77,7 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, note: Callable[[st
             " law; more trainings are needed"
         )
 
-    # The weights of all resamplings of a large table would not fit in memory.
+    # For a large table, the weights of all samples would not fit in memory.
     size = max(_BLOCK // len(runs), 1)
     parts = []
     for first in range(0, draws, size):
@@ -91,19 +91,19 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, note: Callable[[st
 
 
 def interval(values: Array, level: int) -> tuple[float, float]:
-    """Returns the percentiles between which `level` percent of the draws lie."""
+    """Returns the two percentiles that enclose the central `level` percent of the draws."""
     low, high = np.percentile(values, [50 - level / 2, 50 + level / 2])
     return float(low), float(high)
 
 
 def intervals(draws: Mapping[str, Array]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Returns the intervals of all quantities: {name: {"80": (low, high), "95": ...}}."""
+    """Returns the intervals of each quantity: {name: {"80": (low, high), "95": ...}}."""
     return {name: {str(level): interval(values, level) for level in LEVELS} for name, values in draws.items()}
 
 
 def _determined(fitted: Fit, weights: Array) -> bool:
     rows = weights > 0
-    # A resampling repeats runs; it needs as many distinct ones as there are coefficients, not `fewest_runs`.
+    # A sample repeats some runs. It needs only as many distinct ones as there are coefficients, not `fewest_runs`.
     if np.count_nonzero(rows) < len(fitted.law.coefficients):
         return False
     try:

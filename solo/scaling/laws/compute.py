@@ -11,14 +11,14 @@ SECONDS_PER_HOUR = 3600
 
 
 def parse_compute(text: str, mfu: float) -> float:
-    """Returns the FLOPs of `1e24`, or of `v5p-128:72`, a machine and hours.
+    """Parses a compute budget: FLOPs, as in `1e24`, or a machine and hours, as in `v5p-128:72`. Returns FLOPs.
 
     Args:
         text: value of `--predict`.
-        mfu: model FLOPs utilisation, the share of the machine's peak that training reaches.
+        mfu: model FLOPs utilisation: the share of the machine's peak FLOP/s that training reaches.
 
     Raises:
-        ConfigError: the text has neither form, or the machine's peak is unknown.
+        ConfigError: the text has neither form, or the machine's peak FLOP/s are unknown.
     """
     name, colon, hours = text.partition(":")
     try:

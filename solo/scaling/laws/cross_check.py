@@ -1,8 +1,9 @@
-"""The optimum by two other methods: isoFLOP parabolas, and the envelope of the training curves.
+"""Estimates the compute-optimal size by two other methods: isoFLOP parabolas, and the envelope of training curves.
 
-Both are biased even without noise: a parabola by the width and the centre of its grid and by alpha != beta (Czech et
-al. 2026, arXiv 2603.22339), the envelope by the spacing of the sizes. The bias affects the size more than the exponent.
-It is measured by the same procedure on the law's own losses for the same runs.
+Both methods are biased even without noise. Parabolas are biased by the width and the centre of the size grid, and if
+alpha != beta (Czech et al. 2026, arXiv 2603.22339). The envelope is biased by the spacing of the sizes. The bias
+affects the optimal size more than the exponent. It is measured by applying the method to the losses that the law
+predicts for the same runs.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.law import Array
 from solo.scaling.laws.runs import Runs, group_budgets, group_sizes
 
-_FEWEST_SIZES = 4  # three points always lie on a parabola
+_FEWEST_SIZES = 4  # a parabola fits any three points exactly
 _FEWEST_OPTIMA = 2
 _ENVELOPE_POINTS = 25
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The runs of one budget and the parabola fitted to them in log N; `refused` says why it has no optimum."""
+    """The runs of one budget, and the parabola fitted to them in log N. `refused` says why there is no optimum."""
 
     flops: float
     runs: Runs
@@ -35,14 +36,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """An optimum N = G C^a by another method than the law's.
+    """The optimum N = G C^a, estimated without the law.
 
-    optima          pairs of compute and optimal size
+    optima          pairs (compute, optimal size)
     exponent        a
     optimal_n       optimal size at the largest compute of the runs
-    law_n           the law's optimal size there
-    bias            relative bias of `optimal_n`, measured on the law's own losses of these runs
-    refused         why there is no such optimum
+    law_n           the law's optimal size at that compute
+    bias            relative bias of `optimal_n`, measured on the losses that the law predicts for these runs
+    refused         why there is no estimate
     """
 
     name: str
@@ -55,12 +56,12 @@ class CrossCheck:
 
     @property
     def difference(self) -> float | None:
-        """Relative difference of its optimal size from the law's."""
+        """Relative difference between this optimal size and the law's."""
         return self.optimal_n / self.law_n - 1.0 if self.optimal_n and self.law_n else None
 
 
 def cross_checks(fitted: Fit) -> list[CrossCheck]:
-    """Returns the optimum by parabolas and by the envelope; empty for a law that does not allocate compute."""
+    """Returns the optimum from parabolas and from the envelope; empty for a law that does not allocate compute."""
     if not fitted.law.allocates:
         return []
     return [
@@ -70,7 +71,7 @@ def cross_checks(fitted: Fit) -> list[CrossCheck]:
 
 
 def isoflop_curves(runs: Runs) -> list[Curve]:
-    """Returns a parabola of the loss in log N for each budget with at least four sizes."""
+    """Fits a parabola to the loss, in log N, for each budget with at least four sizes."""
     curves = []
     for group in group_budgets(runs.flops):
         part = runs[group]
@@ -99,15 +100,15 @@ def isoflop_curves(runs: Runs) -> list[Curve]:
 
 
 def parabola_optima(runs: Runs) -> list[tuple[float, float]]:
-    """Returns compute and optimal size of each budget whose parabola has its minimum among the sizes."""
+    """Returns (compute, optimal size) for each budget whose parabola has its minimum within the range of sizes."""
     return [(curve.flops, curve.optimum) for curve in isoflop_curves(runs) if curve.optimum]
 
 
 def envelope_optima(runs: Runs) -> list[tuple[float, float]]:
-    """Returns values of compute with the best size at each, among sizes with at least three horizons.
+    """Returns pairs (compute, best size), from the sizes with at least three horizons.
 
-    Losses between the horizons of a size are interpolated in logarithms. Values of compute at which the smallest or
-    the largest available size is best are omitted.
+    The loss of a size is interpolated between its horizons, in log-log space. Values of compute at which the smallest
+    or the largest available size is best are left out.
     """
     curves: list[tuple[float, Array, PchipInterpolator]] = []
     for group in group_sizes(runs.n):
@@ -143,7 +144,7 @@ def _check(fitted: Fit, name: str, procedure: Callable[[Runs], list[tuple[float,
 
 
 def _line(optima: list[tuple[float, float]], flops: float) -> tuple[float, float] | None:
-    """Returns the exponent of the optimal size in compute and the size at `flops`, by least squares in logarithms."""
+    """Fits the optima by least squares in log-log space. Returns the exponent, and the optimal size at `flops`."""
     if len({round(np.log(compute), 2) for compute, _ in optima}) < _FEWEST_OPTIMA:
         return None
     logs = np.log(np.array(optima))

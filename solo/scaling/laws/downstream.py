@@ -1,4 +1,4 @@
-"""The score of a task as a function of the loss, if enough runs are above chance."""
+"""Predicts the score of a downstream task from the loss, if enough runs score above chance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from solo.scaling.laws.law import Array
 from solo.scaling.laws.predict import Prediction, optimum
 
 FEWEST_ABOVE_CHANCE = 6
-_MARGIN = 0.01  # share of the scale within which a score counts as chance
+_MARGIN = 0.01  # share of the scale; a score this close to chance counts as chance
 _DRAWS = 200
 
 
@@ -39,12 +39,12 @@ class TaskLaw:
 
 @dataclass(frozen=True)
 class Downstream:
-    """Laws of the scores of a task.
+    """The laws that predict the scores of a task.
 
-    laws            one of each form, the best fit first
+    laws            one of each form, best fit first
     used            number of runs above chance, to which the laws were fitted
-    at_chance       number of runs left out because they are at chance
-    predictions     predictions by compute: score by the best law, and its 80% interval
+    at_chance       number of runs left out because they score at chance
+    predictions     compute -> the score that the best law predicts, and its 80% interval (score, low, high)
     """
 
     column: str
@@ -87,16 +87,16 @@ def fit_task(
     """Fits the scores of the runs as functions of their losses, and predicts scores from predicted losses.
 
     Args:
-        fitted: the law of the loss; its runs hold the scores, from 0 to 1 or in percent.
+        fitted: the law of the loss; its runs contain the scores, from 0 to 1 or in percent.
         draws: its bootstrap.
         predictions: predictions of the loss.
-        column: name of the scores.
-        chance: score of a model that guesses, on the scale of the scores.
+        column: name of the column of scores.
+        chance: score of random guessing, on the scale of the scores.
         is_error: whether scores are errors, so that lower is better.
         seed: seed of the resampling.
 
     Raises:
-        FitRefusedError: too few runs are above chance, or the scores are no shares.
+        FitRefusedError: too few runs score above chance, or a score is negative or above 100.
     """
     runs = fitted.runs
     low, high = np.nanmin([*runs.score, chance]), np.nanmax([*runs.score, chance])
@@ -148,7 +148,7 @@ _FORMS: dict[str, Callable[[Array, Array], Array]] = {"exponential": _exponentia
 
 
 def _finish(form: str, names: tuple[str, ...], starts: list[list[float]], loss: Array, error: Array) -> TaskLaw:
-    """Returns the best fit from the starts. A sigmoid keeps its chance, and its floor is not negative."""
+    """Returns the best fit over all starts. A sigmoid's chance is held fixed, and its floor is at least 0."""
     fixed = 1 if form == "sigmoid" else 0
     lower = {"exponential": [-np.inf, -np.inf, 1e-3], "sigmoid": [0.0, 0.0, -np.inf]}[form]
     best: TaskLaw | None = None

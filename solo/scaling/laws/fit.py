@@ -1,4 +1,4 @@
-"""One law fitted to runs: many starts, a finish by SciPy, and a refusal if the runs do not determine the law."""
+"""Fits a law to runs: a search from many starts, finished by SciPy. Refuses runs that do not determine the law."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from solo.scaling.laws.runs import SAME_SIZE, Runs
 from solo.scaling.laws.solver import Solutions, solve
 from solo.scaling.laws.start import starting_points
 
-FEWEST_VALUES = 3  # distinct values of a variable: a power and a floor have three unknowns
+FEWEST_VALUES = 3  # distinct values of a variable; a power law with a floor has three unknowns
 LEAST_RATIO_SPREAD = 4.0  # largest tokens per parameter over the smallest
 _EDGE = 1e-6
 _NO_FLOOR = 1e-3  # share of the lowest loss
 _SEARCHED = 2000
-_STEPS = 150  # from any start; one that has not converged by then does not count as agreeing
+_STEPS = 150  # of each start; a start that has not converged by then does not count as agreeing
 _SAME_OBJECTIVE, _SAME_COEFFICIENT = 1e-6, 1e-2
 _WORST_CONDITION = 1e7  # about 30 for a good design, above 1e7 if all runs have the same tokens per parameter
 _WORST_ERROR = 0.5  # standard error of an exponent, relative
-_MEDIAN_TO_SD = 1.4826  # of absolute deviations, for normal errors
-_ROBUST_ERROR = 1.25  # standard error of an L1 fit over that of least squares, for normal errors
+_MEDIAN_TO_SD = 1.4826  # median absolute deviation to standard deviation, for normal errors
+_ROBUST_ERROR = 1.25  # ratio of the standard errors of an L1 fit and of least squares, for normal errors
 
 
 class FitRefusedError(ValueError):
-    """The runs do not determine the law; the message says why, and which runs would."""
+    """The runs do not determine the law. The message says why, and which runs would."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Fit:
     """A fitted law.
 
     coefficients    in natural units: L = E + A/N^alpha + ... with N in parameters and D in tokens
-    objective       the minimised sum (see `problem.OBJECTIVES`)
+    objective       value of the objective at the minimum (see `problem.OBJECTIVES`)
     starts          number of starting points
     agreeing        number of starting points that led to this minimum
-    condition       condition number of the Jacobian with normalised columns; large if coefficients can trade off
+    condition       condition number of the Jacobian with normalised columns; large if coefficients trade off
     notes           caveats for the reader
     """
 
@@ -63,27 +63,27 @@ class Fit:
         return self.problem.runs
 
     def predict(self, runs: Runs) -> Array:
-        """Returns the law's loss of other runs: [R]."""
+        """Returns the losses that the law predicts for other runs: [R]."""
         return self.law.loss(self.coefficients, runs.variables())
 
     def residuals(self) -> Array:
-        """Returns the relative errors, log of the run's loss over the law's: [R]."""
+        """Returns log(actual loss / predicted loss) of each run: [R]."""
         return np.log(self.runs.loss / self.predict(self.runs))
 
     @property
     def scatter(self) -> float:
-        """Relative standard deviation of the runs about the law, estimated robustly from the median."""
+        """Relative standard deviation of the runs about the law, estimated robustly from a median."""
         return _scatter(self.residuals(), len(self.law.coefficients))
 
 
 def no_note(text: str) -> None:
-    """Says nothing: the default of those who tell how far they are."""
+    """Ignores a progress message: the default of `note` arguments."""
 
 
 def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[str, float]] | None = None) -> Fit:
     """Fits a law to runs.
 
-    The search from many starts uses at most 2,000 of the runs, drawn at random; its minimum is finished on all.
+    The search from many starts uses at most 2,000 runs, drawn at random. Its best minimum is then refined on all runs.
 
     Args:
         law: one of `law.LAWS`.
@@ -92,7 +92,8 @@ def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[st
         starts: coefficients to start from; default: variable projection.
 
     Raises:
-        FitRefusedError: too few runs, too little spread, a minimum at the edge of the search, or several minima.
+        FitRefusedError: there are too few runs or too little spread, the minimum is at the edge of the search range, or
+            several minima fit equally well.
     """
     check_design(law, runs)
     some = runs
@@ -119,10 +120,10 @@ def _value(problem: Problem, vector: Array) -> float:
 
 
 def finish(problem: Problem, start: Array) -> Array:
-    """Returns the minimum next to a start [P], by SciPy's `least_squares` and by `solve`, whichever is lower.
+    """Returns the local minimum near a start [P]: the lower of those that SciPy's `least_squares` and `solve` find.
 
-    The tolerances are relative to the objective. With absolute ones, let alone a mean in place of the sum, a search
-    stops where it starts (Besiroglu et al. 2024, arXiv 2404.10102, on the published fit of Hoffmann et al.).
+    Tolerances are relative to the objective. With absolute tolerances, and even more with a mean instead of a sum, the
+    search stops near its start (Besiroglu et al. 2024, arXiv 2404.10102, on the published fit of Hoffmann et al.).
     """
     done = least_squares(
         problem.residuals,
@@ -170,7 +171,7 @@ def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
 
 
 def _distinct(values: Array) -> int:
-    """Returns how many values differ by more than the factor of one size, counted up to `FEWEST_VALUES`."""
+    """Counts the values that differ by more than a factor of `SAME_SIZE`, up to `FEWEST_VALUES`."""
     count, left = 0, values
     while count < FEWEST_VALUES and len(left):
         count += 1
@@ -179,13 +180,13 @@ def _distinct(values: Array) -> int:
 
 
 def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> int:
-    """Returns how many starts led to the best minimum. Raises FitRefusedError if an equally good one lies elsewhere."""
+    """Counts the starts that led to the best minimum. Raises FitRefusedError if another minimum is equally good."""
     near = found.converged & (found.objective <= value * (1 + _SAME_OBJECTIVE) + 1e-20)
     here, there = problem.coefficients(best), problem.coefficients(found.vectors[near])
     apart = np.zeros(int(near.sum()), bool)
     for name in problem.law.exponents:
         apart |= np.abs(there[name] / here[name] - 1) > _SAME_COEFFICIENT
-    # A floor near 0 may be any small number, so amplitudes are compared by their share of the loss.
+    # A floor near 0 can be any small number, so amplitudes are compared relative to the loss.
     count = len(problem.law.amplitudes)
     shares = np.abs(np.exp(found.vectors[near, :count]) - np.exp(best[:count])) / problem.loss.min()
     apart |= (shares > _SAME_COEFFICIENT).any(axis=1)
@@ -202,24 +203,26 @@ def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> 
 
 
 def _scatter(residuals: Array, parameters: int) -> float:
-    """Returns the standard deviation of log residuals, from the median of their sizes without the smallest.
+    """Estimates the standard deviation of log residuals from the median of their absolute values.
 
-    An L1 fit passes through about as many runs as it has coefficients; those do not inform about the scatter.
+    The smallest are left out: an L1 fit passes through about as many runs as it has coefficients, and those say
+    nothing about the scatter.
     """
     sizes = np.sort(np.abs(residuals))[min(parameters, len(residuals) - 1) :]
     return float(_MEDIAN_TO_SD * np.median(sizes))
 
 
 def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, ...]]:
-    """Returns the condition of a minimum, and notes on it.
+    """Returns the condition number at a minimum, and notes on it.
 
     Raises:
-        FitRefusedError: the minimum lies at the edge of the search, or a direction is flat.
+        FitRefusedError: the minimum lies at the edge of the search range, a direction is flat, or an exponent is too
+            uncertain.
     """
     law = problem.law
     inside = (vector > problem.lower + _EDGE) & (vector < problem.upper - _EDGE)
     floor = law.coefficients.index("E")
-    # A floor near 0 hardly changes the objective, so that the search may stop before the edge.
+    # A floor near 0 hardly changes the objective, so the search may stop before it reaches the edge.
     inside[floor] &= vector[floor] > np.log(_NO_FLOOR * problem.loss.min())
     notes = []
     for place in np.flatnonzero(~inside):

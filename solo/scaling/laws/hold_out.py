@@ -1,4 +1,4 @@
-"""Validation of a law: fit the cheaper runs, predict the most expensive ones, and compare."""
+"""Validates a law: fits it to the cheaper runs, predicts the most expensive ones, and compares."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CUTS, _STEP = 4, 2.0
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Runs that were predicted from cheaper ones.
+    """Held-out runs, and what a fit to the cheaper runs predicts for them.
 
-    runs                the runs held out
+    runs                the held-out runs
     fit                 the law fitted to the cheaper runs
-    predicted           its losses of the runs held out: [R]
-    intervals           low and high [R] by level: where the loss of a single run should lie
-    extrapolation       largest compute held out over the largest fitted
-    shared_stable_runs  number of runs held out whose stable run also has branches among the fitted runs
+    predicted           predicted losses of the held-out runs: [R]
+    intervals           level -> (low, high), each [R]: prediction interval for the loss of a single run
+    extrapolation       largest held-out compute over the largest fitted compute
+    shared_stable_runs  number of held-out runs whose stable run also has branches among the fitted runs
     notes               caveats about the fit and its intervals
     """
 
@@ -39,18 +39,18 @@ class HoldOut:
 
     @property
     def errors(self) -> Array:
-        """Predicted over actual loss, minus 1: [R]."""
+        """Predicted loss over actual loss, minus 1: [R]."""
         return self.predicted / self.runs.loss - 1.0
 
     def within(self, level: int) -> int:
-        """Returns how many actual losses lie in the interval of a level."""
+        """Returns how many actual losses lie within the interval of a level."""
         low, high = self.intervals[level]
         return int(np.count_nonzero((low <= self.runs.loss) & (self.runs.loss <= high)))
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One step of the hold-out ladder: the runs below `flops` predict all others."""
+    """One step of the hold-out ladder: a fit to the runs below `flops` predicts all others."""
 
     flops: float
     fitted: int
@@ -62,7 +62,7 @@ class Cut:
 
 
 def largest_budget(runs: Runs) -> float:
-    """Returns the smallest compute of the runs of the largest budget."""
+    """Returns the smallest compute among the runs of the largest budget."""
     return float(runs.flops[group_budgets(runs.flops)[-1]].min())
 
 
@@ -74,10 +74,10 @@ def hold_out(
     seed: int = 0,
     note: Callable[[str], None] = no_note,
 ) -> HoldOut:
-    """Fits the runs below a compute (default: below the largest budget) and predicts the others.
+    """Fits the runs with less compute than `cut` (default: than the largest budget) and predicts the others.
 
     Raises:
-        FitRefusedError: the runs below do not determine the law, or one side is empty.
+        FitRefusedError: the fitted runs do not determine the law, or there are no runs on one side of the cut.
     """
     cut = largest_budget(runs) if cut is None else cut
     below, above = runs[runs.flops < cut], runs[runs.flops >= cut]
@@ -98,10 +98,10 @@ def hold_out(
 
 
 def run_intervals(fitted: Fit, draws: Bootstrap, runs: Runs, seed: int = 0) -> dict[int, tuple[Array, Array]]:
-    """Returns where the losses of runs should lie, low and high [R] by level.
+    """Returns prediction intervals for the losses of single runs: level -> (low, high), each [R].
 
-    The intervals contain the law's uncertainty and the scatter about it. The scatter is sampled from the residuals of
-    the fit, inflated for its degrees of freedom.
+    They combine the uncertainty of the law with the scatter of runs about it. The scatter is sampled from the residuals
+    of the fit, scaled up to correct for its degrees of freedom.
     """
     law = fitted.law.loss(draws.columns(), runs.variables())
     generator = np.random.default_rng(seed)
@@ -115,7 +115,7 @@ def run_intervals(fitted: Fit, draws: Bootstrap, runs: Runs, seed: int = 0) -> d
 
 
 def hold_out_ladder(law: Law, runs: Runs, objective: str = "huber") -> list[Cut]:
-    """Returns hold-outs of increasing reach: each cut is at half the compute of the one before, or lower."""
+    """Returns hold-outs of increasing reach: each cut has at most half the compute of the one before."""
     cuts: list[Cut] = []
     for group in reversed(group_budgets(runs.flops)):
         cut = float(runs.flops[group].min())

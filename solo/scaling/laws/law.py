@@ -1,4 +1,4 @@
-"""The laws: each is a sum of terms `coefficient / variable^exponent` and a floor E.
+"""Scaling laws. Each is a sum of terms `coefficient / variable^exponent` and a floor E.
 
 Shape letters of this package: R runs, J starting points or bootstrap draws, K terms, P fitted parameters.
 """
@@ -32,8 +32,8 @@ class Law:
     name            value of `--law`
     formula         as shown to the user
     terms           in the order of the formula
-    fewest_runs     the law is not fitted to fewer runs
-    repeats         name of the coefficient for the value of repeated tokens, if the law has one
+    fewest_runs     smallest number of runs that the law is fitted to
+    repeats         name of the coefficient that says how much repeated tokens are worth, if the law has one
     """
 
     name: str
@@ -44,17 +44,17 @@ class Law:
 
     @property
     def amplitudes(self) -> tuple[str, ...]:
-        """Names of the coefficients that multiply a term, the floor included."""
+        """Names of the coefficients that multiply a term, and of the floor."""
         return tuple(term.coefficient for term in self.terms)
 
     @property
     def exponents(self) -> tuple[str, ...]:
-        """Names of the exponents, each once."""
+        """Names of the exponents, without repeats."""
         return tuple(dict.fromkeys(term.exponent for term in self.terms if term.exponent))
 
     @property
     def coefficients(self) -> tuple[str, ...]:
-        """Names of everything that is fitted (P of them), in the order of the solver's vector."""
+        """Names of all P fitted parameters, in the order of the solver's vector."""
         return self.amplitudes + self.exponents + ((self.repeats,) if self.repeats else ())
 
     @property
@@ -72,8 +72,8 @@ class Law:
 
         Args:
             coefficients: a number or an array for each of `self.coefficients`.
-            variables: a number or an array for each of `self.variables`, and `unique` if tokens repeat; the arrays of
-                both are broadcast against each other.
+            variables: a number or an array for each of `self.variables`, and `unique` if tokens repeat. They are
+                broadcast against the coefficients.
         """
         total: Any = 0.0
         for term in self.terms:
@@ -89,9 +89,9 @@ class Law:
     def optimum(
         self, coefficients: Mapping[str, Any], flops: Any, flops_factor: float = FLOPS_PER_PARAMETER_AND_TOKEN
     ) -> tuple[Array, Array]:
-        """Returns parameters and tokens of the lowest loss at `flops` = flops_factor * n * d, if no token repeats.
+        """Returns the compute-optimal parameters and tokens at `flops` = flops_factor * n * d, if no token repeats.
 
-        The closed form of Hoffmann et al. 2022 (arXiv 2203.15556), equation 4:
+        This is the closed form of Hoffmann et al. 2022 (arXiv 2203.15556), equation 4:
         N = G (C/6)^(beta/(alpha+beta)), D = (C/6)/N, G = (alpha A / (beta B))^(1/(alpha+beta)).
 
         Raises:
@@ -108,7 +108,7 @@ class Law:
         return n, product / n
 
     def optimum_exponents(self, coefficients: Mapping[str, Any]) -> dict[str, Array]:
-        """Returns a and b of the optimum N ~ C^a, D ~ C^b; empty for a law that does not allocate compute."""
+        """Returns the exponents a and b of the optimum N ~ C^a, D ~ C^b; empty if the law does not allocate compute."""
         if not self.allocates:
             return {}
         by_variable = {term.variable: term for term in self.terms if term.exponent}
@@ -117,11 +117,11 @@ class Law:
 
 
 def effective_tokens(tokens: Any, unique: Any, repeats: Any) -> Array:
-    """Returns how many fresh tokens `tokens` are worth if only `unique` of them differ.
+    """Returns how many fresh tokens `tokens` are worth if only `unique` of them are distinct.
 
     D' = U + U r (1 - exp(-e / r)) with e = D/U - 1 repetitions after the first epoch and r = `repeats` (Muennighoff
-    et al. 2023, arXiv 2305.16264, equation 5). Their decay of excess parameters is omitted: it needs runs far
-    beyond the optimal size for the unique tokens. Below one epoch D' = D.
+    et al. 2023, arXiv 2305.16264, equation 5). Their decay of excess parameters is left out, because fitting
+    it takes runs far above the optimal size for the unique tokens. Below one epoch, D' = D.
     """
     tokens, unique = np.asarray(tokens, float), np.asarray(unique, float)
     once = np.minimum(tokens, unique)

@@ -1,4 +1,4 @@
-"""Predictions of a law: the best run of a compute, with intervals."""
+"""Predicts the compute-optimal run from a law, with intervals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _SIZES = 600
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best run of a compute.
+    """The compute-optimal run at `flops`.
 
     n, d            parameters and tokens; None for a law that does not allocate compute
-    loss            the law's loss; a single run scatters about it by `scatter`, relative
-    intervals       bootstrap intervals of the law's n, d and loss by level; a single run scatters more
+    loss            loss that the law predicts
+    intervals       bootstrap intervals of n, d and loss, by level, without the scatter of single runs
     extrapolation   compute over the largest fitted compute
-    smallest        the smallest fitted compute over this one; above 1 the prediction lies below all runs
+    smallest        smallest fitted compute over this compute; above 1 the prediction lies below all runs
+    scatter         relative standard deviation of the losses of single runs about the law
     unique          number of distinct tokens, for a law with repeated tokens
     """
 
@@ -40,21 +41,21 @@ class Prediction:
 
     @property
     def far(self) -> bool:
-        """Whether the extrapolation, up or down, is too far to be relied upon."""
+        """Whether the prediction is too far above or below the fitted compute to be relied upon."""
         return max(self.extrapolation, self.smallest) > FAR
 
 
 def predict(fitted: Fit, draws: Bootstrap, flops: float, unique: float | None = None) -> Prediction:
-    """Returns optimal size, tokens and loss at a compute, with intervals.
+    """Returns the compute-optimal size, tokens and loss at `flops`, with intervals.
 
     Args:
         fitted: the law.
         draws: its bootstrap.
         flops: training compute.
-        unique: number of distinct tokens; only the law `repeated` uses it.
+        unique: number of distinct tokens; only for the law `repeated`.
 
     Raises:
-        ValueError: the compute is not positive, or the law does not use `unique`.
+        ValueError: the compute is not positive, or `unique` is given for a law that does not use it.
     """
     if not (np.isfinite(flops) and flops > 0):
         raise ValueError(f"cannot predict at {flops} FLOPs: compute must be positive")
@@ -79,7 +80,7 @@ def predict(fitted: Fit, draws: Bootstrap, flops: float, unique: float | None = 
 def optimum(
     law: Law, coefficients: Mapping[str, Any], flops: float, factor: float, unique: float | None = None
 ) -> dict[str, Array]:
-    """Returns size, tokens and loss of the best run of a compute, for one set of coefficients or for J of them."""
+    """Returns size, tokens and loss of the compute-optimal run, for one set of coefficients or for J sets."""
     if not law.allocates:
         return {"loss": law.loss(coefficients, {"flops": flops})}
     n, d = law.optimum(coefficients, flops, factor)
@@ -91,9 +92,9 @@ def optimum(
 
 
 def _search(law: Law, coefficients: Mapping[str, Any], product: float, fresh: Array, unique: float) -> Array:
-    """Returns the best size if tokens repeat: at least the best with fresh tokens, as repeats are worth less.
+    """Returns the best size if tokens repeat. Repeats are worth less, so it is at least the best with fresh tokens.
 
-    Searches a grid in log N with steps of one percent, refined by a parabola through its lowest three points.
+    Searches a grid in log N with steps of one percent, then fits a parabola to the lowest point and its neighbours.
     """
     steps = np.linspace(-0.02, np.log(400.0), _SIZES)
     sizes = np.log(np.asarray(fresh))[..., None] + steps

@@ -1,8 +1,8 @@
 """The objective of a fit and its first derivatives, for many parameter vectors at once.
 
-A law is fitted as log L = logsumexp(a - alpha x, b - beta y, e) in log amplitudes and exponents, which keeps every
-amplitude positive (Hoffmann et al. 2022, arXiv 2203.15556). The variables are centred logarithms, so that amplitudes
-and exponents are nearly uncorrelated.
+A law is written as log L = logsumexp(a - alpha x, b - beta y, e). The fitted parameters are log amplitudes and
+exponents, so that every amplitude is positive (Hoffmann et al. 2022, arXiv 2203.15556). x and y are log variables minus
+their means, which makes amplitudes and exponents nearly uncorrelated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OBJECTIVES = {
     "squares": "sum of squared errors of L, halved",
 }
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.01, 3.0
-# An amplitude below this share of the lowest loss cannot be told from zero.
+# An amplitude below this share of the lowest loss is indistinguishable from zero.
 _LEAST_SHARE = 1e-6
 _REPEATS_RANGE = (0.1, 1000.0)
 
@@ -31,8 +31,8 @@ _REPEATS_RANGE = (0.1, 1000.0)
 class Value:
     """The objective at J vectors [J], its gradient [J,P], and two approximations of its Hessian [J,P,P].
 
-    gauss_newton   uses the Huber loss's own curvature: zero beyond delta
-    majoriser      uses the curvature of the parabolas that touch the Huber loss from above: always positive
+    gauss_newton   uses the curvature of the Huber loss, which is zero beyond delta
+    majoriser      uses the curvature of a parabola that touches the Huber loss from above, which is always positive
     """
 
     objective: Array
@@ -42,13 +42,13 @@ class Value:
 
 
 class Problem:
-    """The function to minimise over vectors of P parameters: log amplitudes, exponents, log repeats.
+    """The objective as a function of vectors of P parameters: log amplitudes, exponents, log repeats.
 
     Amplitudes refer to the centred variables, where every term is about as large as the loss.
     """
 
     def __init__(self, law: Law, runs: Runs, objective: str = "huber", loss: Array | None = None):
-        """Prepares the constant part. `loss`, [R] or [J,R] (one row per vector), replaces the runs' own losses."""
+        """Precomputes what is constant. `loss`, [R] or [J,R] (one row per vector), replaces the losses of the runs."""
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {sorted(OBJECTIVES)}")
         self.law, self.runs, self.objective = law, runs, objective
@@ -75,7 +75,7 @@ class Problem:
         return self._sum(self._residuals(vectors)[0], weights)
 
     def only(self, rows: Any) -> Problem:
-        """Returns the problem for a subset of the vectors, if each vector has its own losses."""
+        """Returns the problem for a subset of the vectors, which matters if each vector has its own losses."""
         if self.loss.ndim == 1:
             return self
         part = copy(self)
@@ -95,7 +95,7 @@ class Problem:
         return {name: found[name] for name in self._names}
 
     def vector(self, coefficients: dict[str, Any]) -> Array:
-        """Returns the inverse of `coefficients`, [P], clipped to the bounds."""
+        """Returns the vector [P] of these coefficients, clipped to the bounds: the inverse of `coefficients`."""
         found = [float(coefficients[name]) for name in self._names]
         for place, term in enumerate(self.law.terms):
             found[place] = np.log(max(found[place], 1e-300))
@@ -106,7 +106,7 @@ class Problem:
         return np.clip(np.array(found), self.lower, self.upper)
 
     def residuals(self, vector: Array) -> Array:
-        """Returns the residuals of one vector, of log losses (`huber`) or of losses (`squares`): [R]."""
+        """Returns the residuals at one vector, in log loss (`huber`) or in loss (`squares`): [R]."""
         return self._residuals(vector[None])[0][0]
 
     def jacobian(self, vector: Array) -> Array:
@@ -127,7 +127,7 @@ class Problem:
             residual = scale - self.loss
         if not derivatives:
             return residual, shares
-        # The gradient of a logsumexp is the mean of the terms' slopes, weighted by their shares.
+        # The gradient of a logsumexp is the softmax-weighted mean of the gradients of its terms.
         shares *= scale / total
         slopes = np.zeros((len(vectors), len(self._names), len(self.runs)))
         for place, term in enumerate(self.law.terms):
@@ -139,8 +139,8 @@ class Problem:
         return residual, slopes
 
     def _log_terms(self, vectors: Array) -> tuple[Array, list[Array], Array]:
-        """Returns the log terms [K,J,R], each term's centred variable ([R], or [J,R] if tokens repeat; zero for the
-        floor), and the derivatives of the term of the tokens by the log repeats, [J,R]; zero if no token repeats.
+        """Returns log terms [K,J,R]; the centred variable of each term ([R], or [J,R] if tokens repeat; zero for the
+        floor); and the derivative of the token term with respect to log repeats ([J,R]; zero if no token repeats).
         """
         terms = np.empty((len(self.law.terms), len(vectors), len(self.runs)))
         logs: list[Array] = []
@@ -154,7 +154,7 @@ class Problem:
             exponent = vectors[:, self._names.index(term.exponent), None]
             logs.append(self.logs[term.variable] - self.means[term.variable])
             if term.variable == "d" and self.law.repeats:
-                # The value of repeats moves the effective tokens, whose logarithm is differentiated numerically.
+                # Effective tokens depend on the value of repeats; the derivative of their logarithm is numerical.
                 step = 1e-6
                 logs[-1], ahead, behind = (
                     np.log(effective_tokens(self.runs.d, self.runs.unique, np.exp(vectors[:, -1:] + move)))
@@ -167,7 +167,7 @@ class Problem:
         return terms, logs, repeats
 
     def _bounds(self) -> tuple[Array, Array]:
-        """Returns the box of the search, [P] each."""
+        """Returns the lower and upper bounds of the search, [P] each."""
         amplitudes, exponents = len(self.law.amplitudes), len(self.law.exponents)
         low, high = np.log(self.loss.min() * _LEAST_SHARE), np.log(self.loss.max()) + 10.0
         ends = [(low, high)] * amplitudes + [(LOWEST_EXPONENT, HIGHEST_EXPONENT)] * exponents
@@ -177,7 +177,7 @@ class Problem:
         return lower, upper
 
     def _huber(self, residual: Array) -> tuple[Array, Array, Array]:
-        """Returns slope and curvature of the loss of a residual, and the curvature of its touching parabola."""
+        """Returns slope and curvature of the loss at a residual, and the curvature of its majorising parabola."""
         if self.objective == "squares":
             ones = np.ones_like(residual)
             return residual, ones, ones

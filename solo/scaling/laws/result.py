@@ -1,4 +1,4 @@
-"""The results for one loss: the law, its intervals, its hold-out, its cross-checks, and its predictions."""
+"""The results for one loss: the law, its intervals, the hold-out, the cross-checks, and the predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solo.scaling.laws.runs import Runs, group_repeats
 from solo.scaling.laws.table import SetAside
 
 T = TypeVar("T")
-_MANY = 2000  # nobody trains as many models for one law
+_MANY = 2000  # more runs than anyone trains for one law
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class FitSpec:
 
     predict         compute to predict at, FLOPs
     unique          number of distinct tokens, for predictions of the law `repeated`
-    hold_out        runs of this compute or more are held out; default: the largest budget
-    drop_highest    number of runs with the highest losses to leave out; the law with them is shown as well
-    score           column of a task's scores, with its chance level, and whether they are errors
+    hold_out        runs with at least this much compute are held out; default: the largest budget
+    drop_highest    number of runs with the highest losses to leave out; the law fitted to all runs is shown too
+    score           column of a task's scores, its chance level, and whether the scores are errors
     """
 
     law: Law = CHINCHILLA
@@ -73,14 +73,14 @@ class Analysis:
         return {**coefficients, **{name: float(value) for name, value in exponents.items()}}
 
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Returns the intervals of `values`."""
+        """Returns the bootstrap intervals of `values`."""
         draws = self.bootstrap.coefficients
         return intervals({**draws, **self.fit.law.optimum_exponents(draws)})
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result for one loss of one group of runs; without an analysis, `refused` says why.
+    """The result for one loss of one group of runs. If there is no analysis, `refused` says why.
 
     seed_noise      standard deviation of log losses among repeated runs, or None if no run is repeated
     """
@@ -108,10 +108,10 @@ def analyse(
     set_aside: Sequence[SetAside] = (),
     note: Callable[[str], None] = no_note,
 ) -> FitResult:
-    """Fits one loss and analyses the law. A refusal is part of the result, not an error; `note` is told how far it is.
+    """Fits one loss and analyses the law. A refusal is part of the result, not an error. `note` receives progress.
 
     Raises:
-        ConfigError: no run is left without those of the highest losses.
+        ConfigError: `drop_highest` leaves no run.
     """
     aside, everything = list(set_aside), runs
     if spec.drop_highest >= len(runs):
@@ -126,7 +126,7 @@ def analyse(
 
 
 def _analyse(runs: Runs, everything: Runs, spec: FitSpec, note: Callable[[str], None]) -> Analysis:
-    """Raises FitRefusedError if there is no law; refusals of the other parts are recorded in the analysis."""
+    """Raises FitRefusedError if the law cannot be fitted. Refusals of the other parts are recorded in the analysis."""
     law, objective, seed = spec.law, spec.objective, spec.seed
     note("fitting")
     fitted = fit(law, runs, objective)
@@ -155,7 +155,7 @@ def _analyse(runs: Runs, everything: Runs, spec: FitSpec, note: Callable[[str], 
 
 
 def _attempt(part: Callable[..., T], *arguments: Any) -> tuple[T | None, str | None]:
-    """Returns the value of a part of the analysis, or why it is refused."""
+    """Returns the value of a part of the analysis, or the reason why it was refused."""
     try:
         return part(*arguments), None
     except FitRefusedError as refusal:

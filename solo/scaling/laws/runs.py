@@ -1,4 +1,4 @@
-"""The runs that one law is fitted to, as arrays."""
+"""The runs that a law is fitted to, as arrays."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from solo.scaling.laws.law import FLOPS_PER_PARAMETER_AND_TOKEN, Array
 
 # The active parameters of one model differ slightly with the share of patches among its tokens.
 SAME_SIZE = 1.02
-_SAME_LENGTH = 1.005  # so do the tokens of two seeds
+_SAME_LENGTH = 1.005  # the tokens of two seeds differ slightly too
 _SAME_BUDGET = 1.1  # sizes are discrete, so runs planned for one budget differ by a few percent
 
 
 @dataclass(frozen=True)
 class Runs:
-    """R finished runs and one of their losses.
+    """R finished runs, with one of their losses.
 
     id       name of each run
-    n        parameters (active ones of a sparse model): float64 [R]
+    n        parameters (the active ones, if the model is sparse): float64 [R]
     d        training tokens: float64 [R]
     flops    training compute: float64 [R]
     loss     nats: float64 [R]
-    cluster  id of the stable run that a run was branched from, or its own id; runs of one cluster are not independent
-    unique   distinct tokens among the training tokens: float64 [R], infinite if none repeats
+    cluster  id of the stable run that a run branched from, or its own id; runs of a cluster are not independent
+    unique   distinct training tokens: float64 [R], infinite if none repeats
     score    score of a downstream task: float64 [R], NaN if missing
     """
 
@@ -59,7 +59,7 @@ class Runs:
 
     @property
     def clusters(self) -> int:
-        """Number of independent trainings."""
+        """Number of independent training runs."""
         return len(set(self.cluster))
 
     def variables(self) -> dict[str, Array]:
@@ -67,7 +67,7 @@ class Runs:
         return {"n": self.n, "d": self.d, "flops": self.flops, "unique": self.unique}
 
     def nameless(self, rows: np.ndarray) -> Runs:
-        """Returns the runs of a boolean mask without `id` and `cluster`: cheap, for checks of the numbers."""
+        """Returns the runs of a boolean mask without `id` and `cluster`, which is cheap; for checks of the numbers."""
         numbers = {name: value[rows] for name, value in vars(self).items() if not isinstance(value, tuple)}
         return replace(self, id=(), cluster=(), **numbers)
 
@@ -86,7 +86,7 @@ def make_runs(
     id: Sequence[str] | None = None,
     score: Any = None,
 ) -> Runs:
-    """Returns runs from plain sequences; compute defaults to 6 n d.
+    """Builds runs from plain sequences. Compute defaults to 6 n d.
 
     Raises:
         ValueError: the sequences differ in length, or a number is not positive and finite.
@@ -115,17 +115,17 @@ def make_runs(
 
 
 def group_budgets(flops: Array) -> list[np.ndarray]:
-    """Returns the indices of the runs of each budget, smallest budget first."""
+    """Groups runs by compute budget. Returns the indices of each group, smallest budget first."""
     return _groups(flops, _SAME_BUDGET)
 
 
 def group_sizes(n: Array) -> list[np.ndarray]:
-    """Returns the indices of the runs of each number of parameters, smallest first."""
+    """Groups runs by number of parameters. Returns the indices of each group, smallest first."""
     return _groups(n, SAME_SIZE)
 
 
 def group_repeats(runs: Runs) -> list[np.ndarray]:
-    """Returns the indices of the runs of each number of parameters and tokens."""
+    """Groups runs by number of parameters and tokens. Returns the indices of each group."""
     cells = []
     for size in group_sizes(runs.n):
         cells += [size[places] for places in _groups(runs.d[size], _SAME_LENGTH)]
@@ -133,7 +133,10 @@ def group_repeats(runs: Runs) -> list[np.ndarray]:
 
 
 def _groups(values: Array, factor: float) -> list[np.ndarray]:
-    """Returns the indices of equal values, smallest first. A group spans at most `factor`."""
+    """Groups nearly equal values: the largest of a group is at most `factor` times the smallest.
+
+    Returns the indices of each group, smallest values first.
+    """
     groups: list[list[int]] = []
     for index in np.argsort(-values, kind="stable"):
         if groups and values[groups[-1][0]] <= factor * values[index]:

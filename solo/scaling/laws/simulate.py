@@ -1,4 +1,4 @@
-"""Simulates a sweep before it is paid for: fits its design on an assumed law with noise."""
+"""Simulates a sweep before any compute is spent: fits its design to losses of an assumed law, with noise."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from solo.scaling.laws.problem import Problem
 from solo.scaling.laws.runs import Runs, make_runs
 from solo.scaling.laws.solver import solve
 
-# Refitted by Besiroglu et al. 2024 (arXiv 2404.10102) to the runs of Hoffmann et al.; the digits are those of our fit.
+# The refit by Besiroglu et al. 2024 (arXiv 2404.10102) of the runs of Hoffmann et al.; the digits are from our fit.
 ASSUMED = {"E": 1.8172, "A": 477.8, "B": 2143.0, "alpha": 0.3473, "beta": 0.3672}
-JUDGED = 20  # data sets that are fitted from many starts, to see whether a fit would be refused
+JUDGED = 20  # data sets that are fitted in full, from many starts, to see whether the fit would be refused
 
 
 class IsoFlop(Section):
     """Sizes around the optimum of each budget, spaced evenly in logarithms.
 
-    center: factor by which the grid misses the true optimum; 1 means that it is centred on it.
+    center: centre of the grid over the true optimum; 1 means that the grid is centred on it.
     """
 
     budgets: list[float] = Field(min_length=1)
@@ -36,7 +36,7 @@ class IsoFlop(Section):
 
 
 class Grid(Section):
-    """Every size with every number of tokens, or of tokens per parameter."""
+    """Every size with every number of tokens, or every ratio of tokens per parameter."""
 
     n: list[float] = Field(min_length=1)
     d: list[float] = Field(default=[])
@@ -50,7 +50,7 @@ class Grid(Section):
 
 
 class Horizons(Section):
-    """One stable run for each size, with decay branches at shares of its longest horizon (WSD)."""
+    """One stable run per size, with decay branches at fractions of its longest horizon (WSD)."""
 
     n: list[float] = Field(min_length=1)
     tokens_per_parameter: float = Field(gt=0)
@@ -61,7 +61,7 @@ class Design(Section):
     """The runs of a sweep, given in one of five ways.
 
     runs    pairs of parameters and tokens
-    sweep   a sweep's file, whose runs are taken; the path is relative to this file
+    sweep   path of a sweep's file, relative to this file; the design has the runs of that sweep
     """
 
     isoflop: IsoFlop | None = None
@@ -81,13 +81,13 @@ class Design(Section):
 
 
 class SimulateSpec(Section):
-    """A design, and the assumed law that it is tried on.
+    """A design, and the assumed law that it is tested on.
 
     law                the law to fit
     coefficients       coefficients of the assumed law
     noise              standard deviation of a run's log loss; 0.003 is typical of a good sweep
-    stable_run_noise   standard deviation of the additional noise that the branches of one stable run share
-    predict            compute at which the optimum is wanted
+    stable_run_noise   standard deviation of the additional noise that all branches of a stable run share
+    predict            compute at which to predict the optimum
     datasets           number of simulated sweeps
     """
 
@@ -110,13 +110,13 @@ class SimulateSpec(Section):
 
 @dataclass(frozen=True)
 class Simulated:
-    """The fits that a design would give.
+    """The fits that a design leads to.
 
-    clusters    number of independent trainings: stable runs, or runs without one
-    flops       compute of all runs together; a stable run is counted once per branch
-    truth       coefficients, exponents, and size, tokens and loss at the wanted compute
-    intervals   80% and 95% intervals of their estimates over the data sets
-    refused     number of data sets that gave no law, by reason, among the first `JUDGED`
+    clusters    number of independent training runs: stable runs, and runs without a stable run
+    flops       total compute of all runs; a stable run counts once for each of its branches
+    truth       true coefficients and exponents, and the optimal size, tokens and loss at the compute of `predict`
+    intervals   80% and 95% intervals of the estimates over the data sets
+    refused     reason -> number of data sets that gave no law, among the first `JUDGED`
     """
 
     runs: int
@@ -139,7 +139,7 @@ def load_spec(path: str | Path) -> SimulateSpec:
 
 
 def design_runs(design: Design, law: Law, coefficients: dict[str, float]) -> Runs:
-    """Returns the runs of a design, with the law's losses and no noise."""
+    """Returns the runs of a design, with the noiseless losses of the law."""
     if design.sweep is not None:
         runs = _sweep_runs(design.sweep)
     else:
@@ -149,10 +149,10 @@ def design_runs(design: Design, law: Law, coefficients: dict[str, float]) -> Run
 
 
 def simulate(spec: SimulateSpec) -> Simulated:
-    """Simulates a sweep many times: draws losses, fits the law, computes the optimum.
+    """Simulates a sweep many times: samples losses, fits the law, computes the optimum.
 
     Raises:
-        FitRefusedError: the design cannot determine the law, or hardly any data set does.
+        FitRefusedError: the design cannot determine the law, or more than half of the data sets do not.
     """
     law = LAWS[spec.law]
     runs = design_runs(spec.design, law, spec.coefficients)
@@ -185,7 +185,7 @@ def simulate(spec: SimulateSpec) -> Simulated:
 
 
 def _refusals(law: Law, runs: Runs, losses: Array) -> tuple[np.ndarray, dict[str, int]]:
-    """Returns the data sets that a fit accepts, and the reasons of refusals with counts; only the first are judged."""
+    """Returns the usable data sets, and reason -> count of refusals. Only the first `JUDGED` are fitted."""
     kept, refused = [], dict[str, int]()
     for place, loss in enumerate(losses):
         try:
@@ -207,7 +207,7 @@ def _quantities(law: Law, coefficients: dict[str, Any], flops: float, factor: fl
 
 
 def _points(design: Design, law: Law, coefficients: dict[str, float]) -> tuple[Array, Array, list[str] | None]:
-    """Returns parameters and tokens of each run, and their clusters if runs share a stable run."""
+    """Returns parameters and tokens of each run, and the clusters if runs share a stable run."""
     if design.isoflop:
         spec = design.isoflop
         steps = np.geomspace(1 / spec.half_width, spec.half_width, spec.points) * spec.center
@@ -227,7 +227,7 @@ def _points(design: Design, law: Law, coefficients: dict[str, float]) -> tuple[A
 
 
 def _sweep_runs(path: str) -> Runs:
-    """Returns the runs that a sweep would fit, for all values of its axes. Prepares its data if necessary."""
+    """Returns the runs of a sweep that are fitted, for all values of its axes. Prepares its data if necessary."""
     # Imported here because it imports JAX.
     from solo.scaling.sweep.points import expand
     from solo.scaling.sweep.spec import load_spec

@@ -1,9 +1,9 @@
 """A damped Gauss-Newton method for many small fits at once.
 
 A bootstrap needs thousands of fits of five parameters. SciPy minimises one function at a time: `least_squares` with its
-Huber loss finds the same minima to 13 digits, but takes 2.5 s for 1,000 refits where this takes 0.1 s. JAX's exact
-Hessians cost as much per evaluation as NumPy's products and 0.25 s of compilation for each shape, of which one
-`solo fit` has fourteen. The fit that is reported is finished by SciPy (`fit.py`).
+Huber loss finds the same minima to 13 digits, but takes 2.5 s for 1,000 refits; this module takes 0.1 s. Exact Hessians
+from JAX are no faster to evaluate than NumPy's products, and take 0.25 s to compile for each shape; one `solo fit` has
+fourteen shapes. The reported fit itself is finished by SciPy (`fit.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from solo.scaling.laws.law import Array
 from solo.scaling.laws.problem import Problem
 
 MOST_STEPS = 300
-_BLOCK = 50_000  # residuals evaluated together: the temporary arrays of a block stay in the cache
+_BLOCK = 50_000  # residuals evaluated at a time, so that the temporary arrays of a block stay in the CPU cache
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
 
 
 @dataclass(frozen=True)
 class Solutions:
-    """J vectors [J,P], their objectives [J], and whether each is a minimum to the last digits [J]."""
+    """J vectors [J,P], their objectives [J], and whether each has converged to a minimum [J]."""
 
     vectors: Array
     objective: Array
@@ -30,10 +30,10 @@ class Solutions:
 
 
 def solve(problem: Problem, starts: Array, weights: Array | None = None, steps: int = MOST_STEPS) -> Solutions:
-    """Minimises from J starts [J,P], each with its own weights of the runs [J,R] (default 1).
+    """Minimises the objective from J starts [J,P], each with its own weights of the runs [J,R] (default 1).
 
-    Beyond delta the Huber loss has no curvature, so that the Gauss-Newton matrix may be singular; it is damped with
-    some of the majoriser, whose step always descends.
+    Beyond delta the Huber loss has no curvature, so the Gauss-Newton matrix may be singular. It is damped by adding a
+    multiple of the majoriser, whose step always descends.
     """
     size = max(_BLOCK // max(len(problem.runs), 1), 1)
     if len(starts) > size:

@@ -1,8 +1,8 @@
 """Starting points of a fit, by variable projection.
 
-For fixed exponents a law is linear in its amplitudes, and the best non-negative amplitudes follow directly, so that
-only the exponents are searched (Golub and Pereyra 1973; for scaling laws Czech et al. 2026, arXiv 2603.22339). The
-projection minimises squared errors, which are sensitive to outliers: its result starts the robust fit.
+For fixed exponents, a law is linear in its amplitudes, and non-negative least squares gives the best ones. So only the
+exponents are searched (Golub and Pereyra 1973; for scaling laws Czech et al. 2026, arXiv 2603.22339). Squared
+errors are sensitive to outliers, so the result is only the start of the robust fit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEAST_SHARE = 0.01
 
 
 def starting_points(problem: Problem) -> Array:
-    """Returns vectors to start from [J,P]: the best points of the grid, and a coarse subset of all of it."""
+    """Returns starting vectors [J,P]: the best points of the grid, and a coarse subset of the whole grid."""
     exponents, repeats = _grid(problem)
     amplitudes, errors = _project(problem, exponents, repeats)
     best = np.argsort(errors, kind="stable")[:_BEST]
@@ -29,14 +29,14 @@ def starting_points(problem: Problem) -> Array:
     coarse = np.flatnonzero(np.isin(exponents, _GRID[ends]).all(axis=1))
     chosen = np.unique(np.concatenate([best, coarse]))
     chosen = chosen[np.argsort(errors[chosen], kind="stable")]
-    # A term whose amplitude is 0 gets a small one: without it the objective does not depend on its exponent.
+    # A term with amplitude 0 gets a small one; otherwise the objective would not depend on its exponent.
     logs = np.log(np.maximum(amplitudes, _LEAST_SHARE * problem.runs.loss.min()))
     vectors = np.concatenate([logs, exponents, np.log(repeats)[:, None][:, : bool(problem.law.repeats)]], axis=1)
     return np.clip(vectors[chosen], problem.lower, problem.upper)
 
 
 def _grid(problem: Problem) -> tuple[Array, Array]:
-    """Returns all combinations of exponents [J,-] and values of repeats [J]."""
+    """Returns all combinations of exponents [J, number of exponents] and values of repeats [J]."""
     repeats = _REPEATS if problem.law.repeats else (1.0,)
     rows = list(product(repeats, *[_GRID] * len(problem.law.exponents)))
     table = np.array(rows)

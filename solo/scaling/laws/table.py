@@ -1,4 +1,4 @@
-"""From the rows of a table to runs that can be fitted together; all other rows are set aside by name."""
+"""Turns the rows of a table into runs that can be fitted together. All other rows are set aside, with a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from solo.scaling.laws.units import check_units
 DONE = "done"
 # Losses of different tokenizers or evaluation sets are not comparable.
 _UNMIXED = ("tokenizer", "evaluation_set")
-# Names that pandas gives to the numbers of rows; two rows that differ only there are equal.
+# Names that pandas gives to row numbers. Rows that differ only there are equal.
 _ROW_NUMBERS = ("", "Unnamed: 0", "index", "level_0")
 
 
@@ -29,9 +29,9 @@ class Columns:
     """Names of the columns. The defaults are those of a sweep's results; optional columns are used if they exist.
 
     n, d            active parameters; training tokens
-    losses          one law each; default: all `losses.*`
-    stable_run      the run that a run was branched from
-    by              one law for each value of this column, such as a mixture or a design
+    losses          columns of losses, each of which gets a law; default: all `losses.*`
+    stable_run      the stable run that a run branched from
+    by              a column, such as a mixture or a design; each of its values gets a law
     """
 
     n: str = "n_active"
@@ -78,7 +78,7 @@ class Table:
         return [(value, replace(self, rows=tuple(rows))) for value, rows in groups.items()]
 
     def runs(self, loss: str) -> tuple[Runs, tuple[SetAside, ...]]:
-        """Returns the runs with one of the losses, and the rows in which it is not a positive number.
+        """Returns the runs with the loss of this name, and the rows in which it is not a positive number.
 
         Raises:
             ConfigError: the rows mix several tokenizers or evaluation sets, or none has a usable loss.
@@ -133,12 +133,12 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
     Args:
         path: a CSV, JSON lines or parquet file, or the folder of a sweep.
         columns: names of the columns.
-        conditions: as in `--where`; rows that do not meet them are not part of the table.
+        conditions: as in `--where`; rows that do not meet them are dropped.
         trust_units: accept sizes and compute that `check_units` refuses.
 
     Raises:
-        ConfigError: the table cannot be read, lacks a column, has no row left, has two different rows for one id, or
-            its numbers are not parameters, tokens and FLOPs.
+        ConfigError: the table cannot be read, lacks a column, has no rows left, or has different rows with the same id,
+            or its numbers cannot be parameters, tokens and FLOPs.
     """
     everything, sha256 = read_rows(path)
     rows = where(everything, conditions)
@@ -162,7 +162,7 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
 
 
 def count(aside: Iterable[SetAside]) -> str:
-    """Returns a summary of the rows that were set aside: reasons, with counts and the first names."""
+    """Summarises the rows that were set aside: each reason, with a count and the first names."""
     by_reason: dict[str, list[str]] = {}
     for item in aside:
         by_reason.setdefault(item.reason, []).append(item.id)
@@ -173,7 +173,7 @@ def count(aside: Iterable[SetAside]) -> str:
 
 
 def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
-    """Returns the columns by their full names. Raises ConfigError for one that does not exist."""
+    """Returns the columns with their full names. Raises ConfigError if one does not exist."""
     known = dict.fromkeys(name for row in rows for name in row)
     if columns.stable_run == Columns.stable_run and "trunk" in known and Columns.stable_run not in known:
         raise ConfigError(f"{path}: the column 'trunk' is named stable_run now; to use it, give --stable-run trunk")
@@ -205,7 +205,7 @@ def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
 
 
 def _named(columns: Columns, rows: list[Row]) -> tuple[Columns, list[Row]]:
-    """Returns rows that all have the same columns and a name; nameless rows that are equal get one name."""
+    """Gives all rows the same columns and a name. Equal rows without a name get the same name."""
     if not any(columns.id in row for row in rows):
         columns = replace(columns, id="name" if _names_rows(rows) else "(row)")
     used = {getattr(columns, field.name) for field in fields(columns)}
@@ -235,7 +235,7 @@ def _names_rows(rows: list[Row]) -> bool:
 
 
 def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list[Row], list[SetAside]]:
-    """Returns the rows with each id once, and repeated lines. Raises ConfigError if two rows of one id differ."""
+    """Returns one row for each id, and the repeated rows. Raises ConfigError if rows with the same id differ."""
     by_id: dict[str, Row] = {}
     aside, conflicts = [], []
     for row in rows:
@@ -256,7 +256,7 @@ def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list
 
 
 def _unfit(row: Row, columns: Columns) -> str | None:
-    """Returns why a row is not fitted, or None."""
+    """Returns the reason why a row is not fitted, or None."""
     status = text(row.get(columns.status))
     if columns.status in row and status != DONE:
         return f"status {status or '(empty)'}"

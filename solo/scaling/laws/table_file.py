@@ -1,4 +1,4 @@
-"""Tables of runs as files: CSV, JSON lines, parquet, or the results of a sweep."""
+"""Reads tables of runs from CSV, JSON lines or parquet files, or from the results of a sweep."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OPERATORS = {
 
 
 def read_rows(path: str | Path) -> tuple[list[Row], str]:
-    """Returns the rows of a table, with nested mappings flattened to dotted names, and the sha256 of its file.
+    """Returns the rows of a table, with nested mappings flattened to dotted names, and the SHA-256 of the file.
 
     Raises:
         ConfigError: the file is missing, has an unknown format, or contains a malformed line.
@@ -55,7 +55,7 @@ def read_rows(path: str | Path) -> tuple[list[Row], str]:
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
-    """Returns a row without nesting: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}.
+    """Flattens a row: {"losses": {"text": 2.0}} becomes {"losses.text": 2.0}.
 
     Raises:
         ValueError: two values get the same name, as in {"losses": {"text": 2.0}, "losses.text": 3.0}.
@@ -83,7 +83,7 @@ def text(value: Any) -> str:
 
 
 def where(rows: Sequence[Row], conditions: Sequence[str]) -> list[Row]:
-    """Returns the rows that meet all conditions: `column=value`, or with !=, <, <=, >, >=; numbers compare as numbers.
+    """Returns the rows that meet all conditions: `column=value`, or !=, <, <=, >, >=. Numbers compare as numbers.
 
     Raises:
         ConfigError: a condition does not have this form, or names an unknown column.
@@ -115,12 +115,12 @@ def _holds(cell: Any, sign: str, value: str) -> bool:
 
 
 def _csv(data: bytes, path: Path) -> list[Row]:
-    """Cells are separated by the most frequent of comma, semicolon and tab in the first line."""
+    """Parses CSV. The separator is the most frequent of comma, semicolon and tab in the first line."""
     content = _decoded(data, path)
     separator = max(_SEPARATORS, key=content.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
-    line = 1  # where the row begins: a quoted cell may contain line breaks
+    line = 1  # first line of the row; a quoted cell may contain line breaks
     try:
         header = [name.strip() for name in next(reader, [])]
         _refuse_repeated(header, path)
@@ -146,7 +146,7 @@ def _refuse_repeated(names: Sequence[str], path: Path) -> None:
 
 def _json_lines(data: bytes, path: Path) -> list[Row]:
     rows = []
-    # JSON may contain the other characters at which `splitlines` splits.
+    # JSON strings may contain other characters at which `splitlines` would split.
     for place, line in enumerate(_decoded(data, path).split("\n"), start=1):
         if not line.strip():
             continue

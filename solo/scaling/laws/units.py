@@ -1,4 +1,4 @@
-"""Refuses tables whose numbers have other units than parameters, tokens and FLOPs: millions, billions, PFLOPs."""
+"""Refuses tables that are not in parameters, tokens and FLOPs, but in millions, billions or PFLOPs, for example."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from solo.config import ConfigError
 from solo.scaling.laws.law import FLOPS_PER_PARAMETER_AND_TOKEN, Array
 
 SMALLEST_SIZE = 1000.0
-# FLOPs / (N D). Attention adds about context / width: 32 at a width of 256 and 8,192 tokens. A head or an encoder that
-# N leaves out adds more; experts that N counts but a token does not visit lower it (0.33 for 37 of 671 billion). The
-# smallest mistake in a unit is a factor of 1,000.
+# FLOPs / (N D). Attention adds about context / width: 32 at a width of 256 and 8,192 tokens. A head or an encoder
+# that N does not count adds more; inactive experts that N counts lower it (0.33 for 37 of 671 billion). A wrong unit is
+# off by a factor of at least 1,000.
 LEAST_FACTOR, MOST_FACTOR = FLOPS_PER_PARAMETER_AND_TOKEN / 100, FLOPS_PER_PARAMETER_AND_TOKEN * 100
-# D / N. Published runs lie between 0.01 and 100,000.
+# D / N, tokens per parameter. Published runs lie between 0.01 and 100,000.
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e6
 TRUST = "--trust-units"
 _UNITS = {3: "thousands", 6: "millions", 9: "billions", 12: "trillions"}
@@ -28,10 +28,11 @@ def check_units(path: str, names: dict[str, str], ids: list[str], n: Array, d: A
         ids: names of the R runs.
         n: parameters, positive, [R].
         d: tokens, positive, [R].
-        flops: compute, positive, [R], or None if it is not measured.
+        flops: compute, positive, [R], or None if it was not measured.
 
     Raises:
-        ConfigError: a size is below 1,000, or tokens per parameter or FLOPs per parameter and token are absurd.
+        ConfigError: parameters or tokens are below 1,000, or tokens per parameter or FLOPs per parameter and token are
+            implausible.
     """
 
     def refuse(what: str, values: Array, wrong: np.ndarray, why: str, guess: str) -> None:

@@ -20,7 +20,7 @@ from solo.scaling.laws.runs import group_sizes
 from solo.scaling.report.numbers import large
 
 _MOST_BUDGETS = 12
-_RASTER = "#6f8fca"  # colour of rasterised points, which cannot follow the page's colours
+_RASTER = "#6f8fca"  # colour of rasterised points, which cannot follow the colour scheme of the page
 
 
 @styled
@@ -166,7 +166,7 @@ def residual_figure(name: str, fitted: Fit) -> Markup:
 
 @styled
 def bootstrap_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
-    """Plots all pairs of coefficients over the draws, which shows how they compensate each other."""
+    """Plots all pairs of coefficients over the draws, to show how they trade off."""
     law = fitted.law
     logs = {f"log10 {key}": np.log10(draws.coefficients[key]) for key in law.amplitudes if key != "E"}
     plain = {key: draws.coefficients[key] for key in ("E", *law.exponents)}
@@ -240,12 +240,12 @@ def _bands(axes: Any, flops: Array, spread: Array) -> None:
 
 
 def _beyond(axes: Any, largest: float) -> None:
-    """Marks the largest compute of the runs."""
+    """Marks the largest compute of the runs, beyond which the law extrapolates."""
     axes.axvline(largest, color=WRONG, linewidth=0.9, linestyle="--", label="largest run")
 
 
 def _view(values: Array) -> tuple[float, float]:
-    """Returns axis limits that ignore the most extreme draws."""
+    """Returns axis limits that leave out the most extreme draws."""
     low, high = np.percentile(values, [0.5, 99.5])
     margin = 0.08 * (high - low) + 1e-12
     return float(low - margin), float(high + margin)

@@ -1,4 +1,4 @@
-"""Numbers as text, with as many digits as their intervals support."""
+"""Formats numbers with as many digits as their intervals support."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _BIG = 1e5
 
 
 def figure(value: float, low: float | None = None, high: float | None = None) -> str:
-    """Returns a number with as many digits as its interval supports; four without an interval.
+    """Formats a number with as many digits as its interval supports, or with four if there is no interval.
 
-    The last digit shown is the first digit of half the interval's width, or its second digit if that starts with 1, 2
-    or 3.
+    The last digit shown is at the place of the first digit of the interval's half-width, or of its second digit if the
+    first is 1, 2 or 3.
     """
     digits = 4
     if low is not None and high is not None and high > low and value:
@@ -27,7 +27,7 @@ def figure(value: float, low: float | None = None, high: float | None = None) ->
 
 
 def span(value: float, ends: tuple[float, float]) -> str:
-    """Returns an interval with the digits of its value."""
+    """Formats an interval with as many digits as its value."""
     shown = figure(value, *ends)
     decimals = len(shown.partition(".")[2])
     return " to ".join(
@@ -36,7 +36,7 @@ def span(value: float, ends: tuple[float, float]) -> str:
 
 
 def large(value: float) -> str:
-    """Returns a count with its unit: 950, 1.2 M, 46 B."""
+    """Formats a count with its unit: 950, 1.2 M, 46 B."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"

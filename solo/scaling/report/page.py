@@ -33,7 +33,7 @@ def render(table: Table, results: Sequence[FitResult], command: str) -> str:
 
     Args:
         table: the table that was read.
-        results: one for each law.
+        results: one result for each law.
         command: the command that made the page.
     """
     source = files("solo.scaling.report").joinpath("page.html.j2").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The parts of a result, each described once: its values for JSON, its text for the terminal and the page."""
+"""Describes each part of a result once: its values for JSON, and its text for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Section:
     rows        cells of the table; a row that is shorter than the headings ends in a remark
     notes       sentences after the table
     warnings    sentences that must not be overlooked
-    brief       whether the lead suffices where space is short
+    brief       whether the lead is enough where space is short
     """
 
     title: str
@@ -68,7 +68,7 @@ def describe_table(table: Table, results: Sequence[FitResult]) -> Section:
 
 
 def describe_set_aside(items: Sequence[SetAside], title: str = "Not in this fit") -> Section:
-    """Describes the rows that are not fitted."""
+    """Describes the rows that were not fitted."""
     rows = tuple((item.id, item.reason) for item in items)
     lead = f"Set aside: {count(items)}" if items else ""
     return Section(title, {"set_aside": _plain(items)}, lead, ("Run", "Reason") if rows else (), rows, brief=True)
@@ -92,7 +92,7 @@ def as_json(result: FitResult) -> dict[str, Any]:
 
 
 def document(table: Table, results: Sequence[FitResult], command: str) -> dict[str, Any]:
-    """Returns all results as JSON values. The entries of a single law are repeated at the top level."""
+    """Returns all results as JSON values. If there is only one law, its entries are also at the top level."""
     fits = [as_json(result) for result in results]
     only = fits[0] if len(fits) == 1 else {}
     data = _finite(describe_table(table, results).values)

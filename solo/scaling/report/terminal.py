@@ -1,4 +1,4 @@
-"""Sections on the terminal."""
+"""Prints sections on the terminal."""
 
 from __future__ import annotations
 

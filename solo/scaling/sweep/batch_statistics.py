@@ -1,7 +1,7 @@
-"""The contents of a run's steps (tokens of each modality, targets, query-key pairs), measured in data or assumed.
+"""Statistics of a run's batches: tokens of each modality, targets and query-key pairs, measured or assumed.
 
-Tokens are counted as the data plan packs them, over a run's first rows, and extrapolated; query-key pairs are counted
-in a sample of batches.
+Tokens are counted over the first rows that the data plan packs, and extrapolated. Query-key pairs are counted in a
+sample of batches.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StageStatistics(Protocol):
 
 
 class AssumedStatistics:
-    """Statistics as the sweep's file states them."""
+    """Statistics that are stated in the sweep's file."""
 
     def __init__(self, config: Config, row: RowStatistics):
         stage = config.stages[0]
@@ -61,7 +61,7 @@ class AssumedStatistics:
         return BatchStats(*(round(steps * self._batch_rows * amount) for amount in per_row))
 
     def unique_tokens(self, steps: int) -> float:
-        """Returns the number of all tokens: no data is assumed to repeat."""
+        """Returns the number of all tokens, on the assumption that no data repeats."""
         stats = self.over(steps)
         return float(stats.patches + stats.text)
 
@@ -98,7 +98,7 @@ class MeasuredStatistics:
 
 
 def endless_plan(config: Config, prepared: Prepared) -> StagePlan:
-    """Returns the data plan of a run's stage, without an end."""
+    """Returns the data plan of a run's stage, with an unlimited number of steps."""
     stage = config.stages[0]
     indexes = {name: prepared.sources[name].index for name in stage.sources}
     endless = stage.model_copy(update={"steps": 10**9})
@@ -117,10 +117,10 @@ def first_batches(config: Config, prepared: Prepared, plan: StagePlan, count: in
 
 @dataclass
 class StatisticsCache:
-    """Statistics by config; configs that differ only in the model or the length share them.
+    """Caches statistics. Configs that differ only in the model or the length share them.
 
-    row     the statistics of a row, if they are assumed
-    note    called with a line for every part of the data that is prepared
+    row     statistics of a row, if they are assumed
+    note    called with a line for each part of the data that is prepared
     """
 
     row: RowStatistics | None = None

@@ -1,4 +1,4 @@
-"""`solo sweep`: its options and their actions. Nothing heavy is imported before it runs."""
+"""The `solo sweep` command: its options and their actions. Slow imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _plan_or_check(arguments: argparse.Namespace, spec: Any) -> int:
 
     from solo.scaling.sweep.folder import SweepFolder
 
-    # Planning needs no accelerator; holding one would keep it from the runs.
+    # Planning needs no accelerator, and holding one would keep the runs from using it.
     jax.config.update("jax_platforms", "cpu")
     if arguments.coord_check:
         return _coordinates(arguments, spec)
@@ -124,7 +124,7 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
 
 
 def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: Any, array: Output | None) -> int:
-    """Writes runs to be trained elsewhere: a job array, or configs."""
+    """Writes a job array or configs, for runs that are trained elsewhere."""
     from solo.scaling.sweep.elsewhere import write_array, write_configs
 
     if array:

@@ -1,8 +1,8 @@
 """The coordinate check of muP (Yang et al. 2022, arXiv 2203.03466, appendix D.1).
 
-Models of all sizes take the same few steps on the same batches. The check measures the root mean square of the residual
-stream at three depths, and of the change of the logits. If they grow or shrink with the width, learning rates do not
-transfer.
+Models of all sizes train for the same few steps on the same batches. The check measures the root mean square (RMS) of
+the residual stream at three depths, and of the change of the logits. If these grow or shrink with width, learning rates
+do not transfer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MEASURED = ("embedded", "middle layer", "last layer", LOGITS)  # from input to o
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Root mean squares of one model by quantity, over seeds and slots, after `steps` steps."""
+    """RMS of each quantity of one model after `steps` steps, over seeds and slots."""
 
     width: int
     layers: int
@@ -47,7 +47,7 @@ def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[B
     Args:
         definition: the model; it is initialised for every seed.
         stage: its optimizer and loss.
-        batches: the batches, one per step. All measurements use the first.
+        batches: one for each step. All measurements use the first batch.
     """
     optimizer = stage.optimizer.model_copy(update={"schedule": "constant", "warmup_steps": 0})
     stage = stage.model_copy(update={"optimizer": optimizer, "steps": len(batches)})
@@ -78,7 +78,7 @@ def measure(definition: ModelDefinition, stage: StageConfig, batches: Sequence[B
 
 
 def _activations(definition: ModelDefinition, parameters: Parameters, batch: Batch) -> dict[str, jax.Array]:
-    """Returns the residual stream at three depths, and the logits of the text: float32."""
+    """Returns the residual stream at three depths and the logits of the text, in float32."""
     model = definition.bind(parameters)
     stream = model.residual_stream(batch)
     places = {"embedded": 0, "middle layer": len(stream) // 2, "last layer": len(stream) - 1}
@@ -87,18 +87,18 @@ def _activations(definition: ModelDefinition, parameters: Parameters, batch: Bat
 
 
 def _live(x: Regions, batch: Batch) -> jax.Array:
-    """Returns hidden states, with 0 in empty slots."""
+    """Returns hidden states with zeros in empty slots."""
     return jnp.where(live_slots(batch.attend)[..., None], x.join().astype(jnp.float32), 0.0)
 
 
 def spreads(found: Sequence[Coordinates]) -> dict[str, float]:
-    """Returns the largest over the smallest scale of the sizes, minus 1, by quantity."""
+    """Returns, for each quantity, its largest RMS among the sizes over its smallest, minus 1."""
     scales = {name: [each.scales[name] for each in found] for name in found[0].scales}
     return {name: max(values) / min(values) - 1 for name, values in scales.items() if min(values) > 0}
 
 
 def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[list[Coordinates]]]:
-    """Measures all sizes of a sweep's ladder, in the parametrisation of its base and in the standard one.
+    """Measures all sizes of a sweep's ladder, with the parametrisation of its base and with the standard one.
 
     Args:
         spec: a sweep with a ladder and data; the first value of each axis is used.
@@ -130,10 +130,10 @@ def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[l
 
 
 def is_flat(found: Sequence[Sequence[Coordinates]]) -> bool:
-    """Returns whether activations keep their scale over all sizes, within `FLAT`, after every step."""
+    """Returns whether the RMS of activations is the same for all sizes, within `FLAT`, after every step."""
     return all(spread <= FLAT for step in zip(*found, strict=True) for spread in judged(step).values())
 
 
 def judged(found: Sequence[Coordinates]) -> dict[str, float]:
-    """Returns the spreads of the activations, without the logits: at initialisation they shrink with the width."""
+    """Returns the spreads of the activations. Logits are left out, because they shrink with width at initialisation."""
     return {name: spread for name, spread in spreads(found).items() if name != LOGITS}

@@ -17,10 +17,10 @@ from solo.scaling.sweep.spec import SweepSpec
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of some runs. `seconds` and `usd` are by run id, and None if they are unknown.
+    """Costs of some runs. `seconds` and `usd` map run ids to values, which are None if unknown.
 
-    flops   computed FLOPs; a stable run is counted once
-    hours   machine time, with one run after another
+    flops   FLOPs to compute; a stable run counts once
+    hours   machine time if the runs are trained one after another
     """
 
     speed: Speed
@@ -37,7 +37,7 @@ def costs(spec: SweepSpec, points: Sequence[Point], measured: Sequence[tuple[flo
     Args:
         spec: the sweep.
         points: the runs.
-        measured: the speed of the sweep's finished runs, which is used if there are any; see `finished`.
+        measured: speeds of the sweep's finished runs (see `finished`); used if there are any.
     """
     found = speed(spec.machine, measured)
     seconds = {point.id: found.seconds(point.estimate, spec.machine) for point in points}
@@ -55,7 +55,7 @@ def costs(spec: SweepSpec, points: Sequence[Point], measured: Sequence[tuple[flo
 
 
 def finished(points: Sequence[Point], folder: SweepFolder) -> list[tuple[float, float]]:
-    """Returns active parameters and FLOPs per second of the finished runs."""
+    """Returns (active parameters, FLOPs per second) for each finished run."""
     results = [(point, folder.result(point.id)) for point in points]
     return [
         (float(point.estimate.n_active), result["flops_per_second"])
@@ -65,7 +65,7 @@ def finished(points: Sequence[Point], folder: SweepFolder) -> list[tuple[float, 
 
 
 def check_limits(spec: SweepSpec, points: Sequence[Point], found: Costs) -> None:
-    """Raises ConfigError with all limits that the missing runs exceed."""
+    """Raises ConfigError if the missing runs exceed limits; the message lists them all."""
     limits = spec.limits
     faults: list[str] = []
     if not points:

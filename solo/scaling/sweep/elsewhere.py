@@ -1,4 +1,4 @@
-"""Runs that a SLURM job array, `solo train` or `launch` trains elsewhere, and the collection of their results."""
+"""Hands out runs to a SLURM job array, `solo train` or `launch`, and collects their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ exec {python} -m solo.cli sweep {sweep} --run $runs
 
 
 def groups(points: Sequence[Point]) -> list[list[Point]]:
-    """Groups the runs that belong in one task: a stable run with its branches, or a single run."""
+    """Groups runs into tasks: a stable run with its branches, or a single run."""
     found: dict[str, list[Point]] = {}
     for point in points:
         found.setdefault(point.stable_run or point.id, []).append(point)
@@ -42,7 +42,7 @@ def groups(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def write_array(out: Output, name: str, folder: Path, points: Sequence[Point], at_once: int) -> int:
-    """Writes a job array, and next to it the list of runs that its tasks read.
+    """Writes the script of a job array, and next to it the list of runs that its tasks read.
 
     Args:
         out: the script; the list is `<script>.runs`.
@@ -56,7 +56,7 @@ def write_array(out: Output, name: str, folder: Path, points: Sequence[Point], a
 
     Raises:
         ValueError: no run is missing.
-        FileExistsError: one of the files must not be written; see `Output.check`.
+        FileExistsError: one of the files may not be overwritten; see `Output.check`.
     """
     tasks = groups(points)
     if not tasks:
@@ -66,7 +66,7 @@ def write_array(out: Output, name: str, folder: Path, points: Sequence[Point], a
     listed.check()
     out.check()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    # The tasks read lines by their number.
+    # Each task reads the line of its number.
     listed.write_text("".join(" ".join(point.id for point in task) + "\n" for task in tasks), last=True)
     quoted = {
         "folder": folder.absolute(),
@@ -83,10 +83,10 @@ def write_array(out: Output, name: str, folder: Path, points: Sequence[Point], a
 def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path, force: bool = False) -> list[Path]:
     """Writes the configs of the missing runs that can start now, as `<place>/<id>.yaml`. Returns their paths.
 
-    A branch can start once its stable run has reached the branch point; its checkpoint is linked into it.
+    A branch can start once its stable run has reached the branch point. That checkpoint is linked into the branch.
 
     Raises:
-        FileExistsError: a file must not be written; see `Output.check`.
+        FileExistsError: a file may not be overwritten; see `Output.check`.
     """
     ready: list[tuple[Point, Output]] = []
     for point in missing:
@@ -101,9 +101,9 @@ def write_configs(folder: SweepFolder, missing: Sequence[Point], place: Path, fo
 
 
 def collect(folder: SweepFolder, points: Sequence[Point], say: Callable[[str], None] = print) -> list[Point]:
-    """Writes the results of runs that were trained to their end elsewhere. Returns these runs.
+    """Writes the results of runs that finished training elsewhere. Returns these runs.
 
-    Runs with incomplete files have no result; `say` is called with a line for each.
+    Runs with incomplete files get no result; `say` is called with a line for each of them.
     """
     found = []
     for point in points:

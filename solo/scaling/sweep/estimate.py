@@ -1,4 +1,4 @@
-"""Estimates of a run before it starts: parameters, tokens, FLOPs, memory, time."""
+"""Estimates the parameters, tokens, FLOPs, memory and time of a run before it starts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Estimate:
     n_active        parameters that a token passes through, averaged over the tokens of both modalities; see `active`
     text, visual    tokens
     flops           FLOPs of the whole run
-    paid_flops      FLOPs that are computed for this run: a branch computes only its decay
-    memory          bytes on each device, summed from shapes; `solo plan --on` compiles instead
+    paid_flops      FLOPs that this run has to compute; a branch computes only its decay
+    memory          bytes per device, summed from shapes; `solo plan --on` compiles the step instead
     """
 
     n_active: int
@@ -75,7 +75,7 @@ def estimate(
 
 
 def run_flops(config: Config, definition: ModelDefinition, stats: BatchStats) -> int:
-    """Returns the FLOPs of a run with these totals, attention and head included."""
+    """Returns the FLOPs of a run with these totals, including attention and the head."""
     trained = frozenset(trainable_paths(definition.specs, config.stages[0]))
     return sum(step_flops(definition, stats, trained).values())
 
@@ -83,7 +83,7 @@ def run_flops(config: Config, definition: ModelDefinition, stats: BatchStats) ->
 def active(definition: ModelDefinition, stats: BatchStats) -> int:
     """Returns the number of parameters that a token passes through, averaged over the tokens of both modalities.
 
-    The head counts for text and the patch embedding for patches. An embedding table that is only used for look-ups
+    The head counts for text tokens, and the patch embedding for patches. An embedding table that is only looked up
     does not count.
     """
     components = count_parameters(definition)
@@ -98,7 +98,7 @@ class Speed:
     """The speed of runs.
 
     measured   (active parameters, FLOPs per second) of finished runs
-    rate       FLOPs per second if no run is finished; None if it is unknown
+    rate       FLOPs per second if no run has finished; None if unknown
     source     where the figures come from, in words
     """
 
@@ -115,7 +115,7 @@ class Speed:
 
 
 def speed(spec: MachineSpec, finished: Sequence[tuple[float, float]] = ()) -> Speed:
-    """Returns the speed of finished runs, else the given one, else the peak of the machine times the assumed MFU."""
+    """Returns the speed of finished runs, else the configured speed, else the machine's peak times the assumed MFU."""
     if finished:
         return Speed(tuple(finished), None, f"measured in {len(finished)} finished runs")
     if spec.flops_per_second is not None:

@@ -1,4 +1,4 @@
-"""One run of a sweep, from its current state to its result."""
+"""Trains one run of a sweep from its current state, and writes its result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def execute(folder: SweepFolder, point: Point, stop: Stop) -> str:
         The status of the run afterwards; "running" if another process trains it.
 
     Raises:
-        Interrupted: SIGTERM arrived, and `stop` listens for it; the run is saved and has no result yet.
+        Interrupted: SIGTERM arrived while `stop` was listening. The run is saved, and has no result yet.
     """
     with hold(folder.lock_file(point.id)) as held:
         if not held:
@@ -63,7 +63,7 @@ def _attempt(folder: SweepFolder, point: Point, stop: Stop) -> dict[str, Any] | 
 
 
 def start_branch(folder: SweepFolder, point: Point) -> bool:
-    """Links the checkpoint of the branch point into a branch without a checkpoint.
+    """Links the checkpoint of the branch point into a branch, if the branch has no checkpoint.
 
     Returns:
         Whether the run can start: False if its stable run has not reached the branch point yet.
@@ -80,7 +80,7 @@ def start_branch(folder: SweepFolder, point: Point) -> bool:
             ended = "has no checkpoint" if status == "stable" else f"{status} before the checkpoint"
             raise RuntimeError(f"its stable run {point.stable_run} {ended} of step {point.branch_step}")
         return False
-    # A partial copy has a name that no checkpoint can have.
+    # A partial copy gets a name that no checkpoint can have.
     partial, place = checkpoints / ".branch", checkpoints / str(point.branch_step)
     shutil.rmtree(partial, ignore_errors=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def start_branch(folder: SweepFolder, point: Point) -> bool:
 
 
 def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
-    """Returns the result of a run that was trained to its end."""
+    """Returns the result of a run that has finished training."""
     run = RunFolder(folder.run(point.id))
     lines = read_metrics(run.metrics_file)
     steps = [line for line in lines if line["kind"] == "train"]
@@ -101,7 +101,7 @@ def measured(folder: SweepFolder, point: Point) -> dict[str, Any]:
     if [line["step"] for line in steps] != list(range(1, point.steps + 1)):
         raise RuntimeError(f"found metrics of {len(steps)} steps for a run of {point.steps}; see {run.metrics_file}")
     visual, tokens = (sum(line[name] for line in steps) for name in ("visual_tokens", "tokens"))
-    # The median is not affected by the step that compiles.
+    # The median is robust to the step that compiles.
     rates = sorted(line["flops"] / line["timing"]["step_seconds"] for line in steps)
     found: dict[str, Any] = {
         "status": "stable" if point.is_stable else "done",

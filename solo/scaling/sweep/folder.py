@@ -1,13 +1,13 @@
 """A sweep on disk: the plan, the runs, and their results.
 
     plan.json        the runs as of the last start of the sweep, each with its whole config
-    runs/<id>/       a run's folder; its result.json appears atomically once there is a result
+    runs/<id>/       folder of a run; result.json is written atomically once there is a result
     locks/<id>       held by the process that trains the run
     logs/<id>.log    output of that process
     results.jsonl    one line for each run of the plan; `solo fit` reads it
 
-Runs are identified by their ids, and trained as planned, even if the sweep's file changes meanwhile. Runs of an earlier
-version of the sweep's file stay in place, and are not part of the results.
+Runs are identified by their ids, and are trained as planned even if the sweep's file changes in the meantime. Runs of
+an earlier version of the file stay in the folder, but are not part of the results.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class SweepFolder:
 
     @property
     def plan_file(self) -> Path:
-        """The planned runs."""
+        """The file of the planned runs."""
         return self.path / "plan.json"
 
     @property
     def results_file(self) -> Path:
-        """One JSON object per run."""
+        """The file of results, with one JSON object per run."""
         return self.path / RESULTS
 
     def lock_file(self, id: str) -> Path:
@@ -64,7 +64,7 @@ class SweepFolder:
         return self.run(id) / "result.json"
 
     def log(self, id: str) -> Path:
-        """Returns the output of a run's process."""
+        """Returns the log file of a run's process."""
         return self.path / "logs" / f"{id}.log"
 
     def result(self, id: str) -> dict[str, Any] | None:
@@ -78,12 +78,12 @@ class SweepFolder:
         return found
 
     def write_result(self, id: str, result: dict[str, Any]) -> None:
-        """Writes a run's result atomically, and updates the results."""
+        """Writes a run's result atomically, and updates `results.jsonl`."""
         write_whole(self.result_file(id), json_text(result, indent=1) + "\n")
         self.write_results()
 
     def forget(self, id: str) -> None:
-        """Deletes a result, so that the run is started again from its last checkpoint."""
+        """Deletes a result, so that the run resumes from its last checkpoint."""
         self.result_file(id).unlink(missing_ok=True)
 
     def status(self, id: str) -> str:
@@ -98,7 +98,7 @@ class SweepFolder:
         return "interrupted" if self.run(id).exists() else "pending"
 
     def has_checkpoint(self, id: str, step: int) -> bool:
-        """Returns whether a run has a complete checkpoint of a step."""
+        """Returns whether a run has a complete checkpoint at a step."""
         return is_complete(self.run(id) / "checkpoints" / str(step))
 
     def write_plan(self, spec: SweepSpec, points: Sequence[Point]) -> None:
@@ -107,11 +107,11 @@ class SweepFolder:
         write_whole(self.plan_file, json_text(plan, indent=1) + "\n")
 
     def read_plan(self) -> list[Point]:
-        """Returns the planned runs. Raises ConfigError if there is no plan, or it is of another version."""
+        """Returns the planned runs. Raises ConfigError if there is no plan, or it has another version."""
         return self._planned(lambda plan: [_point(entry) for entry in plan["points"]])
 
     def read_spec(self) -> SweepSpec:
-        """Returns the sweep's file as of the plan. Raises ConfigError as `read_plan` does."""
+        """Returns the sweep's file as it was when planned. Raises ConfigError as `read_plan` does."""
         return self._planned(lambda plan: parse_section(SweepSpec, plan["spec"], str(self.plan_file), "sweep"))
 
     def _planned(self, part: Callable[[Any], T]) -> T:
@@ -128,7 +128,7 @@ class SweepFolder:
             ) from None
 
     def write_results(self) -> None:
-        """Writes the results of all planned runs. Concurrent calls of several processes do not lose a result."""
+        """Writes the results of all planned runs. No result is lost if several processes call this at once."""
         points = self.read_plan()
         seen = None
         while seen != (there := {point.id: self._stamp(point.id) for point in points}):
@@ -158,7 +158,7 @@ class SweepFolder:
             }
 
     def strangers(self, points: Sequence[Point]) -> list[str]:
-        """Returns the ids of runs in the folder that are not among these points."""
+        """Returns the ids of runs in the folder that are not among `points`."""
         known = {point.id for point in points}
         runs = self.path / "runs"
         return sorted(path.name for path in runs.iterdir() if path.name not in known) if runs.is_dir() else []

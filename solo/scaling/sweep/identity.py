@@ -12,14 +12,14 @@ _LETTERS = 12
 
 
 def run_id(config: Config) -> str:
-    """Returns twelve hexadecimal digits of the sha256 of the keys that decide what a run's evaluation measures.
+    """Returns twelve hexadecimal digits of the SHA-256 of the keys that affect a run's evaluation results.
 
-    Keys about where and how a run is computed do not count: mesh, kernels, compiler options, checkpoints, folders.
+    Keys that only say where or how to compute are left out: mesh, kernels, compiler options, checkpoints, folders.
     """
     return digest(identity(config, "evaluation"))
 
 
 def digest(value: Any) -> str:
-    """Returns the same digits of a JSON value; the order of keys does not count."""
+    """Returns twelve such digits for any JSON value. The order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_LETTERS]

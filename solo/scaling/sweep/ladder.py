@@ -1,4 +1,4 @@
-"""The sizes of a ladder: from a width to a model."""
+"""The model sizes of a ladder, each given by its width."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from solo.scaling.sweep.spec import Ladder
 
 
 def sizes(ladder: Ladder | None, base: Config) -> list[dict[str, Any]]:
-    """Returns the model's keys and values for every width, or one empty set if there is no ladder."""
+    """Returns the model's keys and values for each width, or one empty mapping if there is no ladder."""
     if ladder is None:
         return [{}]
     return [size(ladder, base, width) for width in ladder.width]
 
 
 def size(ladder: Ladder, base: Config, width: int) -> dict[str, Any]:
-    """Returns dotted keys and values of one width, which need not be one of the ladder's.
+    """Returns dotted keys and values for a width, which need not be one of the ladder's.
 
     Raises:
         ConfigError: the width is not a multiple of the head dimension.
@@ -42,7 +42,7 @@ def size(ladder: Ladder, base: Config, width: int) -> dict[str, Any]:
 
 
 def layers_of(ladder: Ladder, base: Config, width: int) -> int:
-    """Returns the layers of a width, interpolated in logarithms between the widths of a list."""
+    """Returns the number of layers for a width, interpolated in logarithms between the listed widths."""
     if ladder.aspect is not None:
         return max(1, round(width / ladder.aspect))
     if not isinstance(ladder.layers, tuple):

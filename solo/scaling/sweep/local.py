@@ -1,4 +1,4 @@
-"""Runs on this machine, several at a time, each in its own process: a crash affects only one run."""
+"""Trains runs on this machine, several at a time. Each has its own process, so a crash affects only one run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _POLL_SECONDS = 1.0
 
 
 class LocalRunner:
-    """Starts the missing runs and waits for them: one thread for each of `jobs` processes."""
+    """Starts the missing runs and waits for them, with one thread for each of `jobs` processes."""
 
     def __init__(self, folder: SweepFolder, points: Sequence[Point], jobs: int, say: Callable[[str], None]):
-        """Prepares to run. `say` is called with a line for every event.
+        """Prepares the runs. `say` is called with a line for each event.
 
         Raises:
             ConfigError: there are fewer GPUs than jobs.
@@ -38,14 +38,14 @@ class LocalRunner:
                 f"{jobs} concurrent runs need a GPU each, and {len(gpus)} are visible: lower jobs, or set"
                 " JAX_PLATFORMS=cpu"
             )
-        # Stable runs first, because branches wait for them; then the most expensive runs.
+        # Stable runs come first, because branches wait for them; then the most expensive runs.
         self._waiting = sorted(points, key=lambda point: (not point.is_stable, -point.estimate.paid_flops))
         self._tried: set[str] = set()
         self._choosing, self._stopping = threading.Lock(), threading.Event()
         self._processes: set[subprocess.Popen[bytes]] = set()
 
     def run(self) -> bool:
-        """Runs everything that has no result. Returns False after SIGTERM or SIGINT; the current runs are saved."""
+        """Trains all runs without a result. Returns False after SIGTERM or SIGINT, once the current runs are saved."""
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -71,7 +71,7 @@ class LocalRunner:
                 self._train(point, slot)
 
     def _is_ready(self, point: Point) -> bool:
-        """Returns whether no other process trains the run, and its stable run has its checkpoint or never will."""
+        """Returns whether no other process trains the run, and its stable run has the checkpoint or never will."""
         if self.folder.status(point.id) == "running":
             return False
         if point.stable_run is None or self.folder.has_checkpoint(point.stable_run, point.branch_step):
@@ -83,7 +83,7 @@ class LocalRunner:
         log.parent.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "solo.cli", "sweep", str(self.folder.path), "--run", point.id]
         with log.open("ab") as output:
-            # In its own session it does not receive Ctrl-C, only the SIGTERM that `_stop` sends, on which a run saves.
+            # In its own session, the process does not receive Ctrl-C. `_stop` sends SIGTERM, upon which a run saves.
             process = subprocess.Popen(
                 words, stdout=output, stderr=output, env=self._environment(slot), start_new_session=True
             )
@@ -96,7 +96,7 @@ class LocalRunner:
         self._processes.remove(process)
         status, took = self.folder.status(point.id), time.monotonic() - started
         with self._choosing:
-            if status == "running":  # another process was faster; its result is waited for
+            if status == "running":  # another process took the run first; wait for its result
                 self._waiting.append(point)
             else:
                 self._tried.add(point.id)
@@ -138,7 +138,7 @@ def shares(items: Sequence[Any], parts: int) -> list[list[Any]]:
 
 
 def _pin(pid: int, slot: int, jobs: int) -> None:
-    """Restricts a process to its share of the processors, before JAX counts them."""
+    """Restricts a process to its share of the CPUs, before JAX counts them."""
     if hasattr(os, "sched_setaffinity"):
         mine = shares(sorted(os.sched_getaffinity(0)), jobs)[slot]
         if mine and jobs > 1:

@@ -1,4 +1,4 @@
-"""Plots of hyperparameter transfer: scales of activations, and the best learning rate, over sizes."""
+"""Plots of hyperparameter transfer: the scale of activations, and the best learning rate, against width."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ConfigError if the suffix is not that of an image; called before the computation."""
+    """Raises ConfigError if the suffix is not that of an image. Called before the computation."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: expected an image, one of {', '.join(SUFFIXES)}")
 
 
 @styled
 def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], out: Output) -> None:
-    """Plots scales over the width: a column per parametrisation, a row per quantity, a line per step."""
+    """Plots RMS against width: a column per parametrisation, a row per quantity, a line per step."""
     names = list(next(iter(found.values()))[0][-1].scales)
     figure = _figure(8.8, 1.9 * len(names))
     axes = figure.subplots(len(names), len(found), squeeze=False, sharex=True, sharey="row")
@@ -46,7 +46,7 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], out: 
             axis.set_ylabel(name if column == 0 else "")
         axes[0][column].set_title(kind)
         axes[-1][column].set_xlabel("width")
-    # Outside the axes, which the lines fill.
+    # The legend is outside the axes, because the lines fill them.
     lines, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper center", ncols=len(lines))
     _save(figure, out)
@@ -54,7 +54,7 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], out: 
 
 @styled
 def plot_rates(curves: Sequence[Curve], loss: str, out: Output) -> None:
-    """Plots the loss over the learning rate, a line per width with its optimum; and the optimum over the width."""
+    """Plots loss against learning rate, with a line and an optimum per width, and the optimum against width."""
     figure = _figure(8.8, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for curve, colour in zip(curves, shades(len(curves)), strict=True):

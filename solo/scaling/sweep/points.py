@@ -1,4 +1,4 @@
-"""From a sweep's file to its runs: axes x sizes x lengths, each a complete config with an id."""
+"""Expands a sweep's file to its runs, axes x sizes x lengths. Each is a complete config with an id."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Point:
     config       its config, whose name is the id
     labels       axis -> value
     stable_run   id of the run that it branches from, at `branch_step`
-    is_stable    whether it is a stable run, from which branches start; its learning rate does not decay, so it is not
-                 fitted
-    budget       FLOPs that an isoFLOP design planned it for
+    is_stable    whether it is a stable run, from which branches start. Its learning rate does not decay, so the fit
+                 leaves it out
+    budget       FLOPs of its budget in an isoFLOP design
     """
 
     id: str
@@ -42,7 +42,7 @@ class Point:
 
     @property
     def steps(self) -> int:
-        """Number of steps, including those of its stable run."""
+        """Number of steps, including those of the stable run."""
         steps = self.config.stages[0].steps
         assert steps is not None
         return steps
@@ -50,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True)
 class _Size:
-    """One size for one combination of the axes, before its length is known."""
+    """One size with one combination of the axes, before the length is known."""
 
     raw: dict[str, Any]
     labels: dict[str, Any]
@@ -88,7 +88,7 @@ def first_sizes(spec: SweepSpec) -> list[Config]:
 
 
 def with_values(raw: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a config, not validated, with the values at dotted keys replaced."""
+    """Returns an unvalidated copy of a config with the values at dotted keys replaced."""
     raw = copy.deepcopy(raw)
     for key, value in values.items():
         set_value(raw, key, value)
@@ -144,7 +144,7 @@ def _steps(size: _Size, unit: str, amount: float) -> int:
     if unit == "steps":
         return int(amount)
     tokens = amount * (size.n if unit == "tokens_per_parameter" else 1)
-    # The mean of many steps, because single ones vary.
+    # Averaged over many steps, because single steps vary.
     stats = size.statistics.over(64)
     return max(2, round(tokens * 64 / (stats.patches + stats.text)))
 
@@ -213,7 +213,7 @@ def _point(
     name = run_id(config)
     config = config.model_copy(update={"name": name, "folder": str(spec.path / "runs")})
     on = parse_machine(spec.machine.name)
-    # JAX sees the processors of a host as one device.
+    # JAX sees all CPUs of a host as one device.
     devices = 1 if on.chip.name == "cpu" else on.devices
     found = estimate(config, size.definition, size.statistics, devices, branch_step)
     return Point(name, config, size.labels, found, branch_step=branch_step, **fields)

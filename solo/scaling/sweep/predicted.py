@@ -1,4 +1,4 @@
-"""The config of a predicted optimal run: the sweep's base and ladder at another size."""
+"""The config of a predicted compute-optimal run: the sweep's base and ladder at another size."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _WIDEST = 65_536
 
 
 def predicted_config(folder: SweepFolder, rows: Sequence[Row], n: float, d: float) -> Config:
-    """Returns the config of a run with given numbers of parameters and tokens.
+    """Returns the config of a run with `n` parameters and `d` tokens.
 
     Args:
-        folder: a sweep with finished runs, which determine the number of tokens per step.
-        rows: the results that the law was fitted to; they must have the same values of all axes.
-        n: active parameters; the nearest width is taken.
+        folder: a sweep with finished runs, which give the number of tokens per step.
+        rows: the results that the law was fitted to. They must agree on the values of all axes.
+        n: active parameters; the nearest width is used.
         d: tokens.
 
     Raises:
-        ConfigError: the rows differ in an axis, or no run is finished.
+        ConfigError: the rows differ in an axis, or no run has finished.
     """
     spec = folder.read_spec()
     base = with_values(read_config(spec.base), {**spec.set, **_changes(spec, rows)})

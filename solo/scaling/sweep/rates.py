@@ -1,4 +1,4 @@
-"""The best learning rate of every width. If it is the same for all, it can be tuned at a small width."""
+"""The best learning rate of each width. If it is the same for all widths, it can be tuned at a small one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _FEWEST_RATES = 3
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one width over learning rates, smallest rate first, after equally many steps.
+    """Losses of one width for several learning rates, smallest rate first, after the same number of steps.
 
-    best, best_loss   vertex of the parabola through the lowest point and its neighbours; None at an edge
+    best, best_loss   vertex of the parabola through the lowest point and its neighbours; None if the lowest point is
+                      at an edge
     """
 
     width: int
@@ -34,10 +35,10 @@ def curves(folder: SweepFolder, loss: str) -> list[Curve]:
     """Returns a curve for each width of a sweep over `stages.0.optimizer.learning_rate`.
 
     The runs are those of the longest length that has at least three learning rates. Runs that differ only in other
-    axes, such as seeds, are averaged.
+    axes, such as the seed, are averaged.
 
     Raises:
-        ConfigError: the sweep has no such axis, or no length of a width has three finished learning rates.
+        ConfigError: the sweep has no such axis, or a width has no length with three finished learning rates.
     """
     found: dict[int, dict[int, dict[float, list[float]]]] = {}
     for point in folder.read_plan():
@@ -67,7 +68,7 @@ def _curve(width: int, lengths: dict[int, dict[float, list[float]]]) -> Curve:
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
-    """Returns rate and loss at the vertex of the parabola through the lowest point and its neighbours, in log rate.
+    """Returns rate and loss at the vertex of a parabola, in log rate, through the lowest point and its neighbours.
 
     Returns None if the lowest point is at an edge.
     """

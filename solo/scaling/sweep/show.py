@@ -1,4 +1,4 @@
-"""A sweep's table of runs: on the terminal and as JSON."""
+"""The table of a sweep's runs, on the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
 
-_OFF = 0.01  # relative difference of planned and counted FLOPs that is worth a note
+_OFF = 0.01  # relative difference between planned and counted FLOPs above which there is a note
 
 
 def print_sweep(

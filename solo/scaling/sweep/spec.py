@@ -1,4 +1,4 @@
-"""The schema of a sweep's file: frozen, validated; unknown keys are refused with a suggestion."""
+"""The schema of a sweep's file. It is frozen and validated; unknown keys are refused with a suggestion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from solo.config import ConfigError, Section, parse_section, read_config
 
-# Columns of the results and of `--json`, whose names an axis must not have.
+# Columns of the results and of `--json`. An axis must not have one of these names.
 RESERVED = (
     *("id", "name", "status", "error", "losses", "scores", "tokenizer", "evaluation_set", "version", "commit"),
     *("tokens", "visual_tokens", "text_tokens", "unique_tokens", "text", "visual", "targets"),
@@ -48,8 +48,8 @@ class Centre(Section):
     """The expected optimal size: size x (C / flops)^exponent active parameters at C FLOPs.
 
     The default exponent is that of early fusion (Shukor et al. 2025, arXiv 2504.07951, average of their mixtures).
-    The default size at 1e21 FLOPs is that of the refitted law of Chinchilla (arXiv 2404.10102), because theirs is not
-    published.
+    The default size at 1e21 FLOPs is that of the refitted Chinchilla law (arXiv 2404.10102), because Shukor et al.
+    do not publish theirs.
     """
 
     size: float = Field(2.8e9, gt=0)
@@ -94,9 +94,9 @@ class GridDesign(_Length):
 
 
 class HorizonsDesign(_Length):
-    """One stable run per size at a constant learning rate, with decay branches at shares of the longest horizon.
+    """One stable run per size at a constant learning rate, with decay branches at fractions of the longest horizon.
 
-    Step for step a branch equals the run of its length with the schedule wsd, but it costs only its decay.
+    A branch equals, step for step, a run of its length with the schedule `wsd`, but it costs only its decay.
     """
 
     tokens: float | None = Field(None, gt=0, description="of the longest horizon; or give one of the next two")
@@ -142,7 +142,7 @@ class MachineSpec(Section):
 
 
 class RowStatistics(Section):
-    """Mean contents of a row, to plan before there is data."""
+    """Mean contents of a row, for planning before there is data."""
 
     patches: float = Field(ge=0)
     text: float = Field(gt=0)
@@ -168,8 +168,8 @@ class SweepSpec(Section):
     base             path of a config with one stage, relative to the sweep's file
     set              dotted keys of the config -> values that replace the base's in all runs
     axes             a dotted key -> its values, or any name -> labels -> dotted keys and values; axes are crossed
-    warmup           share of a run that is warm-up; with horizons, share of the shortest one
-    row_statistics   contents of a row, to plan without data
+    warmup           share of a run spent in warm-up; with horizons, share of the shortest one
+    row_statistics   mean contents of a row, for planning without data
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
