@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -46,7 +46,8 @@ from solo.model.attention.tpu_tiles import (
     visible_keys,
 )
 
-# The lists of tiles are in scalar memory, which is 1 MiB from TPU v4 on; the compiler uses some of it.
+# The lists of tiles are in scalar memory, which is 1 MiB from TPU v4 on; the compiler uses some of it. Rows with more
+# tiles in all are computed a few at a time.
 MOST_TILES = 40_000
 VMEM_BYTES = 48 * 2**20
 
@@ -55,10 +56,15 @@ def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, i
     """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
 
     Raises:
-        ValueError: dtypes differ, or are neither float32 nor bfloat16, or there are too many tiles.
+        ValueError: dtypes differ, or are neither float32 nor bfloat16, or a row has too many tiles.
     """
     check_dtypes(q_BSHC, k_BRKC, v_BRKC)
-    _check(sizes)
+    rows = _rows_at_once(sizes)
+    if rows < sizes.rows:
+        arrays = [x.reshape(-1, rows, *x.shape[1:]) for x in (q_BSHC, k_BRKC, v_BRKC, intervals_BS4)]
+        of_some = sizes._replace(rows=rows)
+        out = lax.map(lambda some: flash_attention(of_some, *some), tuple(arrays))
+        return out.reshape(q_BSHC.shape)
     S = q_BSHC.shape[1]
     q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
     k_BKRC, v_BKRC = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
@@ -77,13 +83,16 @@ class _Visits(NamedTuple):
     parts: tuple[Visits, ...]
 
 
-def _check(sizes: Sizes) -> None:
-    tiles = sizes.rows * (sizes.padded_queries // sizes.query_block) * (sizes.padded_keys // sizes.key_block)
-    if tiles > MOST_TILES:
+def _rows_at_once(sizes: Sizes) -> int:
+    """Returns the largest number of rows that divides all rows and whose tiles fit in the chip's list."""
+    of_row = (sizes.padded_queries // sizes.query_block) * (sizes.padded_keys // sizes.key_block)
+    if of_row > MOST_TILES:
         raise ValueError(
-            f"{sizes.rows} rows of {sizes.queries} queries and {sizes.patches} + {sizes.text} keys make {tiles} tiles "
-            f"of {sizes.query_block} x {sizes.key_block}, and the chip's list holds {MOST_TILES}; choose larger blocks"
+            f"a row of {sizes.queries} queries and {sizes.patches} + {sizes.text} keys makes {of_row} tiles of "
+            f"{sizes.query_block} x {sizes.key_block}, and the chip's list holds {MOST_TILES}; choose larger blocks, "
+            "or shard the slots over mesh.context"
         )
+    return next(rows for rows in range(sizes.rows, 0, -1) if sizes.rows % rows == 0 and rows * of_row <= MOST_TILES)
 
 
 def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: _Visits, outside: tuple) -> tuple:

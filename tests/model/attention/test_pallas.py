@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from solo.config import ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row
-from solo.model.attention import tpu_backward
+from solo.model.attention import tpu, tpu_backward
 from solo.model.attention.interval import interval_attention
 from solo.model.attention.pallas import Sizes
 from solo.model.attention.tiles import needed_blocks
@@ -178,3 +178,16 @@ def test_a_row_of_131072_keys_has_parts_that_fit() -> None:
     k, intervals = jax.ShapeDtypeStruct(keys, jnp.bfloat16), jax.ShapeDtypeStruct((1, 16_384, 4), jnp.int32)
     found = jax.eval_shape(jax.grad(lambda q, k, v, i: run(q, k, v, i).sum(), (0, 1, 2)), x, k, k, intervals)
     assert [each.shape for each in found] == [x.shape, keys, keys]
+
+
+def test_rows_with_too_many_tiles_for_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, rng = ROWS._replace(rows=6), np.random.default_rng(0)
+    of_row = 6 * 4  # blocks of 16 queries, and of 32 keys of each region
+    monkeypatch.setattr(tpu, "MOST_TILES", 4 * of_row)
+    kernel.cache_clear()
+    run, tensors = kernel(case, "pallas_tpu"), random_tensors(rng, case)
+    intervals = packed_rows(rng, case, "causal", None)
+    jaxpr = str(jax.make_jaxpr(run)(*tensors, intervals))
+    assert "length=2" in jaxpr  # three rows at a time, since four do not divide six
+    assert_kernel_equals_dense("pallas_tpu", case, tensors, intervals)
+    kernel.cache_clear()
