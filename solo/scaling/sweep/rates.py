@@ -34,8 +34,8 @@ class Curve:
 def curves(folder: SweepFolder, loss: str) -> list[Curve]:
     """Returns a curve for each width of a sweep over `stages.0.optimizer.learning_rate`.
 
-    The runs are those of the longest length that has at least three learning rates. Runs that differ only in other
-    axes, such as the seed, are averaged.
+    Each width uses its longest length with at least three finished learning rates. Runs that differ only in other axes,
+    such as the seed, are averaged.
 
     Raises:
         ConfigError: the sweep has no such axis, or a width has no length with three finished learning rates.
