@@ -1,7 +1,7 @@
 """Readers of annotation files: one JSON file that describes many images.
 
-The file is parsed once, by the process that splits the source, and a part carries its own examples. Other processes
-therefore never parse it, and an example that is corrected changes the part that holds it.
+The file is parsed once, by the process that splits the source into parts, and each part carries its own examples.
+Other processes therefore never parse the file, and a corrected example changes only the part that contains it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from solo.data.record import Image, Place
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """What an annotation file says about an example: JSON values only.
+    """An example of an annotation file, as JSON values.
 
     id      its name in reports
-    line    its number in the file's list, counted from 1
-    images  paths where the image may be; the first that exists is taken
-    texts   what the reader makes the record from
-    fault   why there is no record; then the rest does not matter
+    line    its number in the file's list, from 1
+    images  candidate paths of the image; the first one that exists is used
+    texts   texts from which the reader makes the record
+    fault   why the example is unusable; if set, the other fields are ignored
     """
 
     id: str
@@ -42,13 +42,13 @@ class Annotated:
 
 @dataclass
 class Keys:
-    """Finds keys that a reader does not know, each with the first example that has it."""
+    """Collects keys that a reader does not know, each with the first example that contains it."""
 
     known: frozenset[str]
     found: dict[str, int] = field(default_factory=dict)
 
     def check(self, example: Mapping[str, Any], line: int) -> None:
-        """Notes the unknown keys of an example."""
+        """Records the unknown keys of an example."""
         if example.keys() <= self.known:
             return
         for key in example.keys() - self.known:
@@ -56,7 +56,7 @@ class Keys:
 
 
 class AnnotationReader(Reader):
-    """Base of these readers, which have an option `path`."""
+    """Base class of readers of annotation files. Subclasses have an option `path`."""
 
     path: Paths
 
@@ -67,11 +67,11 @@ class AnnotationReader(Reader):
 
     @abstractmethod
     def examples(self, path: str, content: Any, keys: Keys) -> Iterable[Annotated]:
-        """Yields the examples of a parsed file. Raises ConfigError if it has another format."""
+        """Yields the examples of a parsed file. Raises ConfigError if the file has another format."""
 
     @abstractmethod
     def records(self, example: Annotated, image: Image, place: Place) -> Examples:
-        """Yields the records of an example. Raises ValueError if there is none."""
+        """Yields the records of an example. Raises ValueError if it has none."""
 
     known: frozenset[str] = frozenset()
 
@@ -93,11 +93,11 @@ class AnnotationReader(Reader):
                 start, taken, ignored = start + len(chunk), taken + len(chunk), ()
 
     def other_files(self) -> Sequence[str]:
-        """Returns the files that every part depends on besides its own."""
+        """Returns the files that every part depends on, in addition to its own."""
         return ()
 
     def read(self, part: Part) -> Examples:
-        """Yields the records of the examples of a part, whose images it loads."""
+        """Yields the records of a part's examples, with their images loaded."""
         examples, ignored = part.span
         for key, line in ignored:
             yield Ignored(key, Place(part.files[0], line))
@@ -117,12 +117,13 @@ BLANK = object()
 
 
 def read_json(path: str, what: str) -> Any:
-    """Returns a parsed JSON file, which takes several times its size in memory.
+    """Returns a parsed JSON file. The result takes several times the file's size in memory.
 
-    A file with an example per line becomes a list. A line that cannot be read is an `Unreadable`, an empty one `BLANK`.
+    A file with one example per line becomes a list, in which an unreadable line is an `Unreadable` and an empty line
+    `BLANK`.
 
     Raises:
-        ConfigError: it cannot be read, or is not JSON.
+        ConfigError: the file cannot be read or is not JSON.
     """
     try:
         with open_bytes(path) as file:
@@ -130,7 +131,7 @@ def read_json(path: str, what: str) -> Any:
         try:
             return json.loads(data)
         except json.JSONDecodeError as error:
-            # Another example may follow, or the first line is damaged.
+            # It may be JSON lines: more examples follow, or the first line is damaged.
             if error.msg != "Extra data" and not data.lstrip().partition(b"\n")[0].rstrip().endswith(b"}"):
                 raise
         return _lines(path, what)
@@ -153,7 +154,7 @@ def _lines(path: str, what: str) -> list[Any]:
 
 
 def mappings(content: Any, key: str, path: str, what: str) -> list[Any]:
-    """Returns the list at a key of a parsed file. Raises ConfigError if there is none."""
+    """Returns the list under a key of a parsed file. Raises ConfigError if there is no such list."""
     found = content.get(key)
     if not isinstance(found, list):
         raise ConfigError(f"{what}: {path}: {key!r} must be a list, not {type(found).__name__}")

@@ -1,7 +1,7 @@
 """Members of tar archives in order, compressed or not. Nothing is ever extracted to disk.
 
-`tarfile` treats a damaged header as the end of the archive, and does not require an end mark. Here, a damaged header
-and a missing end mark are errors, because examples would be lost.
+`tarfile` treats a damaged header as the end of the archive and does not require an end mark. Here both are errors,
+because examples would be lost silently.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from solo.data.readers.text_files import DamagedError
 from solo.files import is_remote
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tar.xz")
-LARGEST_MEMBER = 1 << 30  # bytes that are read of one member
+LARGEST_MEMBER = 1 << 30  # bytes; larger members are not read
 _BLOCK = tarfile.BLOCKSIZE
 
 
 class DamagedArchiveError(DamagedError):
-    """An archive that cannot be read any further. `member` names the file that is cut, if known."""
+    """An archive cannot be read any further. `member` is the name of the truncated file, if known."""
 
     def __init__(self, reason: str, member: str | None = None):
         super().__init__(reason)
@@ -36,10 +36,10 @@ class DamagedArchiveError(DamagedError):
 class Member:
     """A file of an archive.
 
-    number   its number among all members, counted from 1
-    offset   where its header begins, in bytes of the uncompressed archive
-    archive  number of its archive, if several were joined
-    data     its contents, or None if it was not wanted or cannot be read
+    number   its number among all members, from 1
+    offset   byte offset of its header in the uncompressed archive
+    archive  number of its archive, if several were concatenated
+    data     its contents; None if they were not requested or cannot be read
     fault    why it cannot be read, or None
     """
 
@@ -54,17 +54,18 @@ class Member:
 def members(
     path: str, wanted: Callable[[str], bool], start: tuple[int, int] = (1, 0), stop: int | None = None
 ) -> Iterator[Member]:
-    """Yields the files of an archive. Folders are left out; links and devices have no contents, but a fault.
+    """Yields the files of an archive. Folders are skipped; links and devices have a fault in place of contents.
 
-    Archives that were joined with `cat` are read one after another.
+    Archives that were concatenated with `cat` are read one after another.
 
     Args:
-        wanted: whether the contents of a member of this name are needed.
-        start: number and offset of the first member; an offset other than 0 needs an uncompressed archive.
-        stop: offset of the first member that is left out.
+        path: local or remote path of the archive.
+        wanted: returns whether the contents of a member are needed, given its name.
+        start: number and offset of the first member; an offset other than 0 requires an uncompressed archive.
+        stop: offset of the first member that is not read.
 
     Raises:
-        DamagedArchiveError: the archive is cut short or damaged, or it is not an archive.
+        DamagedArchiveError: the archive is truncated or damaged, or the file is not an archive.
     """
     number, offset = start
     try:
@@ -84,14 +85,14 @@ def members(
 
 
 def can_split(path: str) -> bool:
-    """Returns whether reading may begin in the middle of an archive. Raises OSError if it cannot be opened."""
+    """Returns whether an archive can be read from the middle. Raises OSError if it cannot be opened."""
     return not is_remote(path) and not is_compressed(path)
 
 
 def _one_archive(
     stream: _Forward, wanted: Callable[[str], bool], number: int, joined: int, stop: int | None
 ) -> Iterator[Member]:
-    """Yields the members up to an end mark."""
+    """Yields the members up to the end mark."""
     begin = stream.tell()
     try:
         archive = tarfile.TarFile(fileobj=cast(Any, stream), errors="surrogateescape")
@@ -122,7 +123,7 @@ def _one_archive(
 def _contents(
     archive: tarfile.TarFile, found: tarfile.TarInfo, stream: _Forward
 ) -> tuple[bytes, None] | tuple[None, str]:
-    """Returns the contents of a member, or why it has none."""
+    """Returns the contents of a member, or the reason why it has none."""
     name = found.name
     if not found.isreg():
         kind = "a link, which is not followed" if found.issym() or found.islnk() else "a device or pipe"
@@ -144,7 +145,7 @@ def _contents(
 
 
 def _check_end(block: bytes, number: int) -> None:
-    """Raises DamagedArchive unless an archive ended with a block of zeros."""
+    """Raises DamagedArchiveError unless an archive ended with a block of zeros."""
     if len(block) < _BLOCK:
         raise DamagedArchiveError("the archive ends without an end mark: it may be cut short, or was never closed")
     if any(block):
@@ -156,7 +157,7 @@ def _damaged_header(number: int) -> str:
 
 
 def _kind(head: bytes) -> str:
-    """Describes a file that is not a tar archive, from its first bytes."""
+    """Returns a description of a file that is not a tar archive, based on its first bytes."""
     if not head:
         return "the file is empty"
     kind = file_kind(head)
@@ -168,7 +169,7 @@ def _say(error: BaseException) -> str:
 
 
 class _Forward:
-    """A stream that is read forwards, for `tarfile`. `last` holds what was read last."""
+    """A forward-only stream for `tarfile`. `last` contains the data that was read last."""
 
     def __init__(self, raw: IO[bytes]):
         self._raw, self._position = raw, 0

@@ -1,4 +1,4 @@
-"""Names of classes, from a file or a list: `n01440764` is called "tench, Tinca tinca"."""
+"""Class names from a file or a list, such as "tench, Tinca tinca" for `n01440764`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _KEYED = re.compile(r"(n\d{8})[\s,:]+(\S.*)|([^\t]+)\t+(\S.*)")
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Names by key (a WordNet id, a folder's name), and in the order of the labels."""
+    """Class names by key (a WordNet id or a folder name), and in label order."""
 
     by_key: dict[str, str]
     in_order: tuple[str, ...]
 
     def find(self, key: str, number: int, classes: int) -> str | None:
-        """Returns the name of a class, or None if there is none.
+        """Returns the name of a class, or None if it is unknown.
 
         Args:
-            key: the class's name in the dataset. A key of digits alone is a label, counted from 0: folder `10` is
-                the eleventh name, although it is sorted before folder `2`.
-            number: its position in the dataset's order, counted from 0.
-            classes: number of classes. A list with another number of names cannot be matched by position.
+            key: the key of the class in the dataset. A key that consists of digits is a label, from 0: folder `10`
+                gets the eleventh name, although it sorts before folder `2`.
+            number: position of the class in the dataset's order, from 0.
+            classes: number of classes. Names are matched by position only if there are as many of them.
         """
         if key in self.by_key:
             return self.by_key[key]
@@ -39,18 +39,18 @@ class ClassNames:
 
 
 def read_class_names(names: str | Sequence[str], what: str) -> ClassNames:
-    """Reads names of classes from a file, or takes them as they are.
+    """Reads class names from a file, or uses a given list.
 
-    A text file has a name per line, or a key and a name: `n01440764 tench, Tinca tinca`, as in ImageNet's
-    LOC_synset_mapping.txt; other keys are followed by a tab. JSON is a list of names, or a mapping from keys or labels
-    to names, such as ImageNet's class index, `{"0": ["n01440764", "tench"]}`.
+    A text file has one name per line, or a key and a name: `n01440764 tench, Tinca tinca`, as in ImageNet's
+    LOC_synset_mapping.txt. A tab separates other keys from their names. A JSON file contains a list of names, or a
+    mapping from keys or labels to names, such as ImageNet's class index, `{"0": ["n01440764", "tench"]}`.
 
     Args:
-        names: path of a file, or the names in the order of the labels.
-        what: who asks, for the error message.
+        names: path of a file, or the names in label order.
+        what: name of the caller, for error messages.
 
     Raises:
-        ConfigError: the file cannot be read, or has another form.
+        ConfigError: the file cannot be read or has another format.
     """
     if not isinstance(names, str):
         return ClassNames({}, tuple(names))

@@ -30,15 +30,15 @@ _OTHER_TASKS = {
 @reader("coco")
 @dataclass(frozen=True)
 class CocoCaptions(AnnotationReader):
-    """Captions of images.
+    """Image captions.
 
     path      `captions_train2017.json`: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}`;
               Karpathy's `dataset_coco.json`: `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`;
-              or pairs, in a list or one per line, `{"image": "a.jpg", "caption": "..." or ["...", "..."]}`, as BLIP
-              has them; `text` is read like `caption`
+              or pairs in BLIP's format, in a list or one per line: `{"image": "a.jpg", "caption": "..." or ["...",
+              "..."]}`; the key `text` is equivalent to `caption`
     images    the folder that file names are relative to
-    captions  each: a record per caption; all: one record per image, a caption per line; first: the first caption
-    split     of Karpathy's file: train, restval, val or test; `train,restval` for both
+    captions  each: one record per caption; all: one record per image, one caption per line; first: the first caption
+    split     split of Karpathy's file: train, restval, val or test; `train,restval` for both
     """
 
     path: Paths
@@ -56,7 +56,7 @@ class CocoCaptions(AnnotationReader):
     )
 
     def examples(self, path: str, content: Any, keys: Keys) -> Iterator[Annotated]:
-        """Yields the images with their captions, then the captions without an image."""
+        """Yields the images with their captions, then the captions that have no image."""
         if isinstance(content, list):
             return self._pairs(content, keys)
         if not isinstance(content, dict) or "images" not in content:
@@ -141,7 +141,7 @@ class CocoCaptions(AnnotationReader):
 
 
 def _captions(path: str, content: dict[str, Any], what: str) -> list[Any]:
-    """Returns the annotations. Raises ConfigError if they are not captions."""
+    """Returns the caption annotations. Raises ConfigError if the annotations are not captions."""
     if "annotations" not in content:
         raise ConfigError(f"{what}: {path} has no 'annotations', as the files of test splits")
     found = mappings(content, "annotations", path, what)

@@ -1,8 +1,9 @@
-"""Parses conversations, in the forms that datasets use, to turns.
+"""Parses conversations, in the formats that datasets use, to turns.
 
 A message is `{"role", "content"}` (OpenAI) or `{"from", "value"}` (ShareGPT, LLaVA). Its content is a string, or a list
-of parts: strings, text parts, and image parts. In a string, `<image>` stands for the next image of a list beside the
-messages, as does an image part without an image, and `<img>path</img>` is an image (Qwen-VL).
+of parts: strings, text parts, and image parts. In a string, the placeholder `<image>` stands for the next image of a
+separate list, and `<img>path</img>` is an image itself (Qwen-VL). An image part without an image also stands for the
+next image of the list.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ SPEAKERS: dict[str, Role] = {
 """Roles by the names that datasets give them."""
 
 _TOOLS = ("tool", "tools", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
-_LEARNED = ("weight", "loss", "train")  # keys that say whether a turn is learned
+_LEARNED = ("weight", "loss", "train")  # keys of a message's loss mask
 _SPEAKERS = ("role", "from")
 _TEXTS = ("content", "value", "text")
 _READ = frozenset((*_SPEAKERS, *_TEXTS, *_LEARNED))
-# Keys that change the meaning of a message: refused if they have a value.
+# Keys that change the meaning of a message. A message with a value for one of them is refused.
 _REFUSED = frozenset(
     ("tool_calls", "tool_call_id", "function_call", "refusal", "reasoning_content", "thinking", "prefix")
 ) | frozenset(("image", "images", "video", "videos", "audio", "audios"))
@@ -37,7 +38,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source")
 _PART_READ = frozenset(("type", "text", "index", *_IMAGE_KEYS))
-# Placeholders of other packages for an image, such as <|image_1|>, <image 1>, <Image> and <IMG_CONTEXT>.
+# Image placeholders of other packages, such as <|image_1|>, <image 1>, <Image> and <IMG_CONTEXT>.
 _FOREIGN = re.compile(
     r"<\|?ima?ge?(?:[ _-]?(?:\d+|pad|placeholder|token|soft_token|context|here))?\|?>|<\|vision_start\|>|\[ima?ge?\]",
     re.IGNORECASE,
@@ -46,7 +47,7 @@ _PATH = re.compile(r"<img>([^<>\n]+)</img>")
 
 
 class _Given:
-    """An image given in the content itself, or, if `value` is None, one from the list: by default the next."""
+    """An image given in the content. If `value` is None, it is an image from the list, by default the next one."""
 
     def __init__(self, value: Any, index: int | None = None) -> None:
         self.value, self.index = value, index
@@ -68,12 +69,12 @@ def conversation(
 
     Args:
         messages: a list of mappings.
-        images: what the placeholders, and image parts without an image, refer to, in order. Without any of these,
-            the images begin the first turn that is not a system turn, one per line.
-        load: returns the image that an element of `images` or an image part names. It is called last, so that the
-            images of an unusable conversation are not read.
+        images: images for the placeholders and for image parts without an image, in order. Without any of these, the
+            images are put at the start of the first turn that is not a system turn, one per line.
+        load: loads the image that an element of `images` or an image part describes. It is called last, so images of
+            an unusable conversation are not read.
         ignore: called with every key of a message or part that is not read.
-        placeholder: text that refers to an image. None: no text does.
+        placeholder: text that stands for an image. None: there are no placeholders.
 
     Raises:
         ValueError: the placeholders do not match the images, a speaker, key or part is unknown, or an image cannot be
@@ -110,8 +111,8 @@ def parse_conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...
     """Parses `[{"role": ..., "content": ...}]` to turns, for a model to answer.
 
     Content is a string or a list of parts. A part is a string, `{"type": "text", "text": ...}` or
-    `{"type": "image", "image": X}`, where X is a path, a data URI, encoded bytes or a Pillow image; OpenAI's
-    `{"type": "image_url", "image_url": {"url": X}}` is the same. No text is a placeholder.
+    `{"type": "image", "image": X}`, where X is a path, a data URI, encoded bytes or a Pillow image. OpenAI's
+    `{"type": "image_url", "image_url": {"url": X}}` is equivalent. Text contains no placeholders.
 
     Raises:
         ValueError: a role or part is unknown, or an image file cannot be read; the message says which.
@@ -130,7 +131,7 @@ def _readable(value: Any) -> Image:
 
 
 def _plain(messages: Sequence[Any]) -> tuple[Turn, ...] | None:
-    """Returns the turns if each message is just a role and a text, as most are, else None. This is a fast path."""
+    """Fast path: returns the turns if each message is just a role and a text, as most are; otherwise None."""
     turns = []
     for message in messages:
         if type(message) is not dict or len(message) != 2:
@@ -152,7 +153,7 @@ def _is_listed(part: str | _Given) -> TypeGuard[_Given]:
 
 
 def _in_order(images: Sequence[Any], indexes: Sequence[int | None]) -> Sequence[Any]:
-    """Returns the images in the order of their places, which may have indexes (`{"type": "image", "index": 0}`)."""
+    """Returns the images in placeholder order. Placeholders may have indexes: `{"type": "image", "index": 0}`."""
     if all(index is None for index in indexes):
         return images
     if sorted(-1 if index is None else index for index in indexes) != list(range(len(images))):
@@ -191,7 +192,7 @@ def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role,
     if content is None:
         content = message.get("value")
         if content is None:
-            content = message.get("text")  # as InternVL's documentation writes it
+            content = message.get("text")  # used in InternVL's documentation
     learned = True
     if len(message) > 2:
         for key, value in message.items():
@@ -214,7 +215,7 @@ def _parse(message: Any, ignore: Ignore, placeholder: str | None) -> tuple[Role,
 
 
 def _split(text: str, placeholder: str | None) -> _Parts:
-    """Returns the pieces of a text with images in place of their placeholders."""
+    """Splits a text at its placeholders, and returns the pieces with images in place of the placeholders."""
     if placeholder is None or ("<im" not in text and placeholder not in text):
         return [text] if text else []
     parts: _Parts = []
@@ -230,7 +231,7 @@ def _split(text: str, placeholder: str | None) -> _Parts:
 
 
 def _role(speaker: Any) -> Role:
-    """Returns the role of an unusual spelling. Raises ValueError if it is unknown."""
+    """Returns the role for an alternative name of a speaker. Raises ValueError if the name is unknown."""
     if not isinstance(speaker, str):
         raise ValueError(f"its speaker must be a string, not {kind(speaker)}")
     if speaker.strip().lower() in SPEAKERS:
@@ -241,7 +242,7 @@ def _role(speaker: Any) -> Role:
 
 
 def _learned(message: Mapping[str, Any], role: Role | None) -> bool:
-    """Returns whether a turn is learned, by its weight. Raises ValueError if it is learned in part."""
+    """Returns whether a turn is trained on, according to its weight. Raises ValueError unless it is 0 or 1."""
     found = {key: message[key] for key in _LEARNED if message.get(key) is not None}
     for key, value in found.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):

@@ -1,7 +1,7 @@
-"""Examples of conversation datasets: mappings with messages, images beside them, and other keys.
+"""Examples of conversation datasets: mappings with messages, a list of images, and other keys.
 
-A key that would change the meaning of an example is read or refused by its name. A key that is neither is reported once
-by every part of a source.
+A known key that changes the meaning of an example is either read or refused. Each part of a source reports every other
+key once.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _NAME = re.compile(r"<image_\d+>")
 
 
 class IgnoredKeys:
-    """Collects keys that are not read, each once. Call it with a key; `take` returns the new ones.
+    """Collects keys that are not read, each once. Call it with a key; `take` returns the new keys.
 
-    `harmless` holds keys whose values need no check, so examples with only these keys are accepted immediately.
+    `harmless` contains the keys whose values need no check, so examples with only these keys take a fast path.
     """
 
     def __init__(self) -> None:
@@ -48,18 +48,18 @@ class IgnoredKeys:
         self._seen, self._new = set[str](), list[str]()
 
     def __call__(self, key: str) -> None:
-        """Notes a key."""
+        """Records a key."""
         if key not in self._seen and len(self._seen) < _MOST_KEYS:
             self._seen.add(key)
             self._new.append(key)
 
     @property
     def has_new(self) -> bool:
-        """Whether there are keys since the last call of `take`."""
+        """Whether there are new keys since the last call of `take`."""
         return bool(self._new)
 
     def take(self, place: Place | None) -> list[Ignored]:
-        """Returns the keys since the last call. `place` is the example that has them."""
+        """Returns the new keys since the last call. `place` is the place of the example that contains them."""
         new, self._new = self._new, []
         return [Ignored(key, place) for key in new]
 
@@ -77,17 +77,17 @@ def read_example(
     """Returns the conversation of an example.
 
     Args:
-        example: parsed JSON, or the row of a table.
-        name: its id if it has none.
-        place: where it is.
+        example: parsed JSON, or a table row.
+        name: id to use if the example has none.
+        place: place of the example in its file.
         ignore: called with every key that is not read.
-        folder: where relative paths of images begin.
-        message_keys: keys of the messages; the first that is present is read.
+        folder: folder that relative image paths start from.
+        message_keys: possible keys of the messages; the first one present is read.
         images: the example's images, if they are not in the example itself.
-        load: returns the image that a value names; by default `load_image`.
+        load: loads the image that a value describes; by default `load_image`.
 
     Raises:
-        ValueError: the example cannot be used, or would lose a part of its meaning; the message says why.
+        ValueError: the example is unusable, or part of its meaning would be lost; the message says why.
     """
     if not isinstance(example, Mapping):
         raise ValueError(f"an example must be a mapping, not {kind(example)}")
@@ -127,12 +127,12 @@ def record_id(value: Any, name: str) -> str:
 
 
 def example_id(example: Any, name: str) -> str:
-    """Returns the id of an example that may not be a mapping, or `name`."""
+    """Returns the id of an example, or `name` if it has none or is not a mapping."""
     return record_id(example.get("id"), name) if isinstance(example, Mapping) else name
 
 
 def joined(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Returns one `text` turn, which is learned throughout. Raises ValueError if a turn must not be learned."""
+    """Joins turns to one `text` turn, all of it trained on. Raises ValueError if a turn must not be trained on."""
     if not all(turn.learned for turn in turns):
         raise ValueError("a turn is only read, but all are learned with train_on_inputs")
     content: list[str | Image] = [part for turn in turns for part in turn.content]
@@ -140,7 +140,7 @@ def joined(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
 
 
 def check_text_only(example: Mapping[str, Any], field: str, ignore: IgnoredKeys) -> None:
-    """Reports the keys besides `field`. Raises ValueError if one of them holds what would be lost."""
+    """Reports the keys other than `field`. Raises ValueError if one of them has content that would be lost."""
     if ignore.harmless.issuperset(example):
         return
     for key, value in example.items():
@@ -153,7 +153,7 @@ def check_text_only(example: Mapping[str, Any], field: str, ignore: IgnoredKeys)
 
 
 def refuse(example: Mapping[str, Any]) -> None:
-    """Raises ValueError if a caption, or a question with its answer, has a key that changes what it means."""
+    """Raises ValueError if a caption or a question-answer pair has a key that changes its meaning."""
     for key, value in example.items():
         if key in _WEIGHTS and value not in (None, 1):
             raise ValueError(f"its {key!r} is {shown(value)}, but only sources and turns have weights")
@@ -162,11 +162,11 @@ def refuse(example: Mapping[str, Any]) -> None:
 
 
 def _check(example: Mapping[str, Any], used: tuple[str, ...], ignore: Ignore) -> tuple[list[Any], str | None]:
-    """Returns the images that an example lists, and a key that may hold others.
+    """Returns the images that an example lists, and the name of a key that may contain more, or None.
 
     Args:
         example: the example.
-        used: keys that hold its messages.
+        used: keys of its messages.
         ignore: called with every key that is not read.
 
     Raises:
@@ -227,7 +227,7 @@ def _system(example: Mapping[str, Any]) -> str | None:
 
 
 def _place_named(messages: Any, named: Mapping[str, Any]) -> tuple[Any, list[Any]]:
-    """Returns messages with `<image>` in place of the images' names, and the images in order (MiniCPM-V)."""
+    """Replaces image names in messages with `<image>` (MiniCPM-V). Returns the messages and the images in order."""
     order: list[str] = []
 
     def place(match: re.Match[str]) -> str:
@@ -248,7 +248,7 @@ def _place_named(messages: Any, named: Mapping[str, Any]) -> tuple[Any, list[Any
 
 
 def _question_and_answer(example: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Returns the messages of `{"query", "response", "history"}`, an older form of ms-swift, if it is that."""
+    """Returns the messages of `{"query", "response", "history"}`, an older ms-swift format; None for other examples."""
     if example.get("response") is None:
         return None
     history = example.get("history") or []

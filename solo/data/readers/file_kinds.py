@@ -1,4 +1,4 @@
-"""What a file holds, judged from its first bytes. A name says little: many files are saved under a wrong one."""
+"""Detects the kind of a file from its first bytes, because many files have a wrong suffix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _READERS = {"a Parquet file": "parquet", "a tar archive": "webdataset"}
 
 
 def file_kind(head: bytes) -> str | None:
-    """Returns what begins with these bytes (512 suffice), such as "a Parquet file"; None if it may be text."""
+    """Returns the kind of a file, such as "a Parquet file", from its first 512 bytes; None if it may be text."""
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):
             return kind
@@ -42,5 +42,5 @@ def file_kind(head: bytes) -> str | None:
 
 
 def advice(kind: str) -> str:
-    """Returns how to read a kind of file, for the end of an error message, or an empty string."""
+    """Returns advice on how to read a kind of file, to append to an error message; empty if there is none."""
     return f"; use reader {_READERS[kind]!r}" if kind in _READERS else ""

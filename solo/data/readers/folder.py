@@ -26,17 +26,17 @@ SPLITS = frozenset(
 @reader("folder")
 @dataclass(frozen=True)
 class Folder(Reader):
-    """A caption, or a question and an answer, of every file in every class folder.
+    """A caption, or a question and an answer, for every image in every class folder.
 
-    Class folders and files are sorted by name. Links are followed; hidden files and folders are skipped. A class folder
-    may have folders of its own. A file outside the class folders has no class and is unreadable.
+    Class folders and files are sorted by name. Links are followed; hidden files and folders are skipped. Class folders
+    may have subfolders. A file outside the class folders has no class and is unreadable.
 
-    path          the folder that holds the class folders
-    names         names of the classes: a file or a list (see `read_class_names`), for folders that are named by WordNet
-                  ids or by labels. Otherwise the folder's name, with `_` and `-` as spaces, is the class's name
-    form          caption: the template alone; question: `question`, answered by the template
-    template      the text; the class's name replaces `{name}`
-    split_names   read folders called `train`, `val` or `test` as classes
+    path          the folder that contains the class folders
+    names         class names, a file or a list (see `read_class_names`), for folders that are named after WordNet ids
+                  or labels. By default the class name is the folder's name, with `_` and `-` replaced by spaces
+    form          caption: the template alone; question: `question`, with the template as the answer
+    template      the text, in which `{name}` is replaced by the class name
+    split_names   treat folders called `train`, `val` or `test` as classes
     """
 
     path: str
@@ -53,7 +53,7 @@ class Folder(Reader):
         return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {shown}"
 
     def parts(self, size: int, limit: int | None) -> Iterator[Part]:
-        """Splits after names chosen by their hash, so that adding or removing a file changes only one part."""
+        """Splits after files chosen by the hash of their name, so that adding or removing a file changes one part."""
         found: list[tuple[str, str]] = []  # files, and folders that cannot be read
         if "{name}" not in self.template:
             raise ConfigError(f"{_WHAT}: template {self.template!r} lacks {{name}}")
@@ -66,7 +66,7 @@ class Folder(Reader):
             yield _part(found)
 
     def read(self, part: Part) -> Examples:
-        """Yields the images of a part, whose span is (name, fault) per file."""
+        """Yields the records of a part. Its span is a (name, fault) pair per file."""
         for name, fault in part.span:
             place = Place(f"{self.path.rstrip('/')}/{name}")
             class_name = self._names.get(name.split("/")[0])
@@ -81,7 +81,7 @@ class Folder(Reader):
             yield Record(name, labelled(image, text, self.form, self.question), place)
 
     def _entries(self) -> Iterator[Entry]:
-        """Yields every file below the folder, and a fault for every folder without files."""
+        """Yields every file below the folder. A file outside the class folders gets a fault, as does an empty class."""
         for entry in self._top:
             if not entry.is_folder:
                 yield Entry(entry.name, entry.fault or "it is in no class folder")

@@ -40,18 +40,18 @@ _KEYS = frozenset(
 @reader("frames")
 @dataclass(frozen=True)
 class VideoFrames(Reader):
-    """Videos whose frames are image files. Frames of a folder are in the order of the numbers in their names.
+    """Videos whose frames are image files. The frames of a folder are sorted by the numbers in their names.
 
-    path          a folder with a folder of frames per video, captioned by `<video>.txt` beside the folder or by the
-                  one text file in it; or JSON or JSONL, whose examples have `frames`, a list of images, or `video`, a
-                  folder of frames; `times` in seconds, or `fps`; and `text`, `caption` or `conversations`
+    path          a folder with one folder of frames per video, captioned by `<video>.txt` next to that folder or by
+                  the only text file in it; or JSON or JSONL, whose examples have `frames`, a list of images, or
+                  `video`, a folder of frames; `times` in seconds, or `fps`; and `text`, `caption` or `conversations`
     images        the folder that paths in JSON are relative to
-    frames        most frames per video, evenly spaced from the first to the last
-    fps           frames taken per second, before `frames` limits them; needs the times of the frames
-    source_fps    frames per second of folders, and of lists that do not say it
+    frames        maximum number of frames per video, evenly spaced from the first to the last
+    fps           frames sampled per second, before `frames` limits them; needs the times of the frames
+    source_fps    frame rate of folders, and of lists that do not give their own
     before_frame  text before each frame, such as `{time:.1f}s: ` or `Frame {number}: `
 
-    Containers such as .mp4 are not decoded: make frames of them first, for example with ffmpeg.
+    Containers such as .mp4 are not decoded. Extract the frames first, for example with ffmpeg.
     """
 
     path: Paths
@@ -62,7 +62,7 @@ class VideoFrames(Reader):
     before_frame: str = ""
 
     def parts(self, size: int, limit: int | None) -> Iterator[Part]:
-        """Splits tables as JSON, and folders by video; `size` counts frames."""
+        """Splits JSON files by example and folders by video. `size` is the approximate number of frames per part."""
         self._check()
         size = max(1, size // self.frames)
         for path in expand(self.path, _WHAT):
@@ -75,7 +75,7 @@ class VideoFrames(Reader):
             videos.sort(key=lambda entry: natural(entry.name))
             for start in range(0, len(videos), size):
                 chunk = videos[start : start + size]
-                # The time of a folder changes when a frame is added or removed.
+                # A folder's modification time changes when a frame is added or removed.
                 folders = tuple(f"{path}/{entry.name}" for entry in chunk if entry.is_folder)
                 span = tuple((entry.name, entry.fault, entry.is_folder) for entry in chunk)
                 name = f"{os.path.basename(path.rstrip('/'))}/{chunk[0].name}"
@@ -136,7 +136,7 @@ class VideoFrames(Reader):
         return (Turn("text", (*self._content(frames, folder), text)),)
 
     def _frame_names(self, example: dict[str, Any]) -> tuple[list[str], str]:
-        """Returns the names of the frames, and the folder that holds them."""
+        """Returns the names of the frames, and the folder that contains them."""
         listed = next((example[key] for key in ("frames", "images", "image") if example.get(key)), None)
         if listed is not None:
             if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
@@ -153,7 +153,7 @@ class VideoFrames(Reader):
     def _sample(
         self, names: list[str], times: Sequence[float] | None, rate: float | None
     ) -> list[tuple[str, float | None]]:
-        """Returns the names of the frames to take, with their times in seconds."""
+        """Returns the names of the sampled frames, with their times in seconds."""
         if not names:
             raise ValueError("it has no frames")
         if times is None and rate is not None:
@@ -230,7 +230,7 @@ def _list(folder: str) -> list[Entry]:
 
 
 def _image_names(entries: list[Entry]) -> list[str]:
-    """Returns the names of images, `2.jpg` before `10.jpg`."""
+    """Returns the names of the images in natural order: `2.jpg` before `10.jpg`."""
     found = [entry for entry in entries if not entry.is_folder and suffix(entry.name) in IMAGE_SUFFIXES]
     if fault := next((f"{entry.name}: {entry.fault}" for entry in found if entry.fault), None):
         raise ValueError(fault)
@@ -263,12 +263,12 @@ def _check_times(times: Any, count: int) -> list[float]:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and -_LONGEST <= value <= _LONGEST  # neither NaN nor infinite
+    return isinstance(value, int | float) and -_LONGEST <= value <= _LONGEST  # false for NaN and infinity
 
 
 def _at_rate(times: Sequence[float], fps: float) -> list[int]:
-    """Returns the frame that is shown at each multiple of 1 / fps seconds after the first, each frame once."""
-    # Frame i is shown at the multiples from begins[i] until begins[i + 1].
+    """Returns the indexes of the frames shown at multiples of 1 / fps seconds after the first, each one once."""
+    # Frame i is shown at the multiples k with begins[i] <= k < begins[i + 1].
     begins = [max(0.0, (time - times[0] - 1e-6) * fps) for time in times]
     last = len(times) - 1
     found = [number for number in range(last) if math.ceil(begins[number]) < begins[number + 1]]
@@ -276,7 +276,7 @@ def _at_rate(times: Sequence[float], fps: float) -> list[int]:
 
 
 def _evenly(numbers: list[int], most: int) -> list[int]:
-    """Returns `most` of the numbers, evenly spaced, the first and the last included."""
+    """Returns `most` evenly spaced numbers, including the first and the last."""
     if len(numbers) <= most:
         return numbers
     last = len(numbers) - 1

@@ -1,4 +1,4 @@
-"""Images in the forms that datasets use: a path, a data URI or base64 text, bytes, or `{"bytes", "path"}`."""
+"""Loads images in the forms that datasets use: a path, a data URI, base64 text, bytes, or `{"bytes", "path"}`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def load_image(value: Any, folder: str = ".") -> Image:
     """Returns an image without decoding it.
 
     Args:
-        value: a path, relative to `folder` or absolute, also percent-encoded or with backslashes; a `file://` or object
-            store URL; a data URI; base64 text; bytes; a Pillow image; or a mapping with "bytes", "path" or "url", as
-            Hugging Face datasets write it. Links to files are followed.
-        folder: local, or a URL.
+        value: a path, absolute or relative to `folder`, possibly percent-encoded or with backslashes; a `file://` or
+            object store URL; a data URI; base64 text; bytes; a Pillow image; or a mapping with "bytes", "path" or
+            "url", as in Hugging Face datasets. Links to files are followed.
+        folder: local folder, or a URL.
 
     Raises:
-        ValueError: there is no such image; the message says why.
+        ValueError: the image cannot be found or read; the message says why.
     """
     if isinstance(value, str | Path):
         return _text(str(value), folder)
@@ -89,7 +89,7 @@ def _text(text: str, folder: str) -> Image:
 
 
 def _spellings(path: str) -> Iterator[str]:
-    """Yields a path, then other spellings that the same name has on other systems."""
+    """Yields a path, then the spellings that the same name may have on other systems."""
     yield path
     if "%" in path:
         yield unquote(path)
@@ -127,7 +127,7 @@ def _data_uri(text: str) -> Image:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decodes base64, also URL-safe, with line breaks or without padding."""
+    """Decodes base64, including URL-safe base64, with line breaks or without padding."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""Folders of captioned images: as Hugging Face's `imagefolder` reads them, or with a text file beside each image."""
+"""Folders of captioned images, in the format of Hugging Face's `imagefolder` or with a text file next to each image."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _Found = tuple[str, int | None, tuple[str, ...], tuple[str, ...], str]
 @reader("imagefolder")
 @dataclass(frozen=True)
 class CaptionedImages(Reader):
-    """Images of a folder, captioned by a table or by a text file beside each image.
+    """Images of a folder, captioned by a table or by a text file next to each image.
 
-    path      the folder. Its `metadata.jsonl`, `metadata.csv` or `metadata.parquet` has a row per image: `file_name`,
-              a path below the folder, or `file_names`, a list of them, and a caption
+    path      the folder. Its `metadata.jsonl`, `metadata.csv` or `metadata.parquet` has one row per image, with a
+              caption and `file_name`, a path relative to the folder, or `file_names`, a list of such paths
     text      the column of the caption: a text, or a list of texts
-    captions  each: a record per caption; all: one record per row, a caption per line; first: the first caption
-    beside    suffix of the text files, `.txt`: `a.jpg` is captioned by `a.txt`; there is no table then
+    captions  each: one record per caption; all: one record per row, one caption per line; first: the first caption
+    beside    suffix of the text files. With `.txt`, `a.txt` is the caption of `a.jpg`, and there is no table
 
-    An image that the table does not name is unreadable, and so is a row whose image is missing.
+    An image that is not in the table is unreadable, and so is a row whose image is missing.
     """
 
     path: str
@@ -61,7 +61,7 @@ class CaptionedImages(Reader):
             start += len(chunk)
 
     def read(self, part: Part) -> Examples:
-        """Yields the examples of a part, which are its span."""
+        """Yields the records of a part. Its span contains the examples."""
         for name, line, files, captions, fault in part.span:
             place = Place(part.files[0] if part.files else self._file(name), line)
             try:
@@ -74,7 +74,7 @@ class CaptionedImages(Reader):
                 yield Unreadable.because(error, name, place)
 
     def _open(self) -> tuple[tuple[str, ...], Iterable[_Found]]:
-        """Returns the files of captions, and the examples."""
+        """Returns the caption files, and the examples."""
         top = list_folder(self.path, "", _WHAT)
         if self.beside is not None:
             return (), self._pairs()
@@ -99,7 +99,7 @@ class CaptionedImages(Reader):
         )
 
     def _pairs(self) -> Iterator[_Found]:
-        """Yields every image with the text file of its name, and what has no partner."""
+        """Yields every image with the text file of the same name, and the files that have no counterpart."""
         beside = str(self.beside)
         entries = list(walk(self.path, ""))
         found = {entry.name for entry in entries}

@@ -1,6 +1,7 @@
-"""Documents of texts and images in reading order: OBELICS, MMC4 and mOSCAR, as JSON lines, parquet or WebDataset.
+"""Interleaved documents of texts and images: OBELICS, MMC4 and mOSCAR, as JSON lines, Parquet or WebDataset.
 
-OBELICS  {"texts": ["Flour.", null], "images": [null, image]}, of equal length, with one of the two at each place
+OBELICS  {"texts": ["Flour.", null], "images": [null, image]}, lists of equal length; one of the two is null at each
+         index
 MMC4     {"text_list": ["Flour."], "image_info": [{"image_name": "a.jpg", "matched_text_index": 0, "matched_sim": 0.3}]}
 mOSCAR   {"text": [{"text_idx": "#0", "text": "Flour."}], "images": [{"img_idx": "#1", "url": ...}],
           "metadata": [{"node_order": "txt_#0|img_#1"}]}
@@ -30,13 +31,13 @@ from solo.files import is_remote
 _WHAT = "reader 'interleaved'"
 _SEPARATORS = {"OBELICS": "\n\n", "MMC4": " ", "mOSCAR": "\n\n"}
 _READ = ("texts", "images", "text_list", "image_info", "text", "metadata", "id")
-_QUIET = ("url", "similarity_matrix", "could_have_url_duplicate", "general_metadata")  # have no meaning for a reader
+_QUIET = ("url", "similarity_matrix", "could_have_url_duplicate", "general_metadata")  # keys without training content
 _TABLES = ("a Parquet file", "an Arrow file", "an Arrow stream")
 
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """What a document says about an image: a path, a web address, bytes, or None if it is missing."""
+    """A document's reference to an image: a path, a URL, bytes, or None if the image is missing."""
 
     source: Any
 
@@ -44,18 +45,17 @@ class _Picture:
 @reader("interleaved")
 @dataclass(frozen=True)
 class Interleaved(Reader):
-    """Documents of texts and images in order. All text is learned. The keys of each document determine its format.
+    """Interleaved documents. All text is trained on. The keys of each document determine its format.
 
-    split           the split to read of a folder of parquet files that has several
+    split           the split to read, if a folder of Parquet files has several
     images          folder of the images
-    urls            a file that maps web addresses to image files: JSON `{url: path}`, or JSON lines or parquet
-                    with url and path. Nothing is fetched from the network
-    missing         for a document with an image that cannot be read: refuse leaves the document out,
-                    drop leaves the image out
-    position        MMC4: where an image is placed, before or after the sentence that it matches
+    urls            a file that maps URLs to image files: JSON `{url: path}`, or JSON lines or Parquet with url and
+                    path. Nothing is downloaded
+    missing         what to do if an image cannot be read: refuse leaves the document out, drop leaves the image out
+    position        MMC4: whether an image goes before or after the sentence that it matches
     min_similarity  MMC4: images with a lower matched_sim are left out
-    separator       between neighbouring texts; by default a space in MMC4, whose texts are sentences, otherwise an
-                    empty line
+    separator       separator of adjacent texts; by default a space in MMC4, whose texts are sentences, and otherwise
+                    an empty line
     """
 
     path: Paths
@@ -68,8 +68,8 @@ class Interleaved(Reader):
     separator: str | None = None
 
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
-        """Returns the parts of tables, then archives, one part each, then the parts of JSON files."""
-        # A part is made again if the addresses change.
+        """Returns the parts of tables, then one part per archive, then the parts of JSON files."""
+        # Parts depend on the file of URLs: if it changes, they are made again.
         beside = () if self.urls is None else tuple(expand(self.urls, f"{_WHAT}: option 'urls'"))
         for part in self._parts(size, limit):
             yield replace(part, files=(*part.files, *beside))
@@ -88,7 +88,7 @@ class Interleaved(Reader):
         return table_files(path, self.split, _WHAT) if is_folder else [path]
 
     def read(self, part: Part) -> Examples:
-        """Yields a document per row or JSON value."""
+        """Yields one document per row or JSON value."""
         ignored: set[str] = set()
         for where, example in self._examples(replace(part, files=part.files[:1])):
             if isinstance(example, Unreadable | Ignored):
@@ -156,7 +156,7 @@ class Interleaved(Reader):
         return tuple(content)
 
     def _load(self, picture: _Picture, number: int) -> Image | None:
-        """Returns an image, or None if it cannot be read and is dropped."""
+        """Returns an image, or None if it cannot be read and `missing` is drop."""
         source = picture.source
         try:
             if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
@@ -175,7 +175,7 @@ class Interleaved(Reader):
             raise ValueError(f"image at place {number}: {error}") from None
 
     def _stored(self, address: str) -> Any:
-        """Returns what the files of addresses say of one. Raises ValueError if they do not list it."""
+        """Returns the image file of a URL. Raises ValueError if the files of URLs do not list it."""
         for path in expand(self.urls or (), f"{_WHAT}: option 'urls'"):
             try:
                 stored = _read_addresses(path, stamp(path)).get(address)
@@ -235,10 +235,10 @@ def _obelics(example: Mapping[str, Any]) -> list[str | _Picture]:
 
 
 def _mmc4_source(entry: Mapping[str, Any]) -> Any:
-    """Returns the image itself, as OpenFlamingo stores it, else its file, else its address."""
+    """Returns the image data, which OpenFlamingo stores; without it the file, and without a file the URL."""
     encoded = entry.get("image_base64")
     if isinstance(encoded, str):
-        # Early conversions wrote the Python form of the bytes, b'...', as text.
+        # Early conversions wrote the repr of the bytes, b'...', as text.
         return {"base64": encoded[2:-1] if encoded.startswith("b'") else encoded}
     return entry.get("image_name") or entry.get("raw_url")
 
@@ -290,7 +290,7 @@ def _texts(value: Any, what: str) -> list[str]:
 
 
 def _mappings(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
-    """Returns a list of mappings, which `datasets` may store as a mapping of lists."""
+    """Returns a list of mappings. `datasets` may store it as a mapping of lists."""
     if isinstance(value, Mapping):
         lists = {key: items for key, items in value.items() if isinstance(items, list)}
         if len(lists) < len(value):
@@ -308,7 +308,7 @@ def _mappings(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _kind(path: str) -> Literal["table", "archive", "json"]:
-    """Detects the kind of a file from its beginning, or from its name if it cannot be opened."""
+    """Detects the kind of a file from its first bytes, or from its name if it cannot be opened."""
     try:
         with open_bytes(path) as file:
             kind = file_kind(file.read(512))
@@ -338,7 +338,7 @@ def _table(part: Part) -> Iterator[tuple[Place, Any]]:
 
 
 def _archive(part: Part) -> Iterator[tuple[Place, Any]]:
-    """Yields the document in the JSON member of each sample, as OpenFlamingo stores MMC4."""
+    """Yields the document in the JSON member of each sample, the format in which OpenFlamingo stores MMC4."""
     for sample in samples(part, lambda name: name.lower().endswith(".json")):
         if not isinstance(sample, Sample):
             yield sample.place or Place(part.files[0]), sample
@@ -361,7 +361,7 @@ def _json(part: Part) -> Iterator[tuple[Place, Any]]:
 
 @lru_cache(maxsize=4)
 def _read_addresses(path: str, stamp: tuple[int, int]) -> dict[str, Any]:
-    """Returns the paths of web addresses. `stamp` causes a changed file to be read again."""
+    """Returns the image file of each URL. `stamp` is part of the cache key, so that a changed file is read again."""
     found: dict[str, Any] = {}
     if _kind(path) == "table":
         columns, what = Columns(open_table(path).schema), f"{_WHAT}: option 'urls': {path}"

@@ -1,7 +1,7 @@
-"""Examples in JSON files: a list, a value per line (JSONL, NDJSON), or values one after another.
+"""Examples in JSON files: a list, one value per line (JSONL, NDJSON), or concatenated values.
 
-The form is detected from the content, not from the name. Files may be compressed, and in UTF-8 or UTF-16. An
-uncompressed file is split into parts without being parsed.
+The layout is detected from the content, not from the file name. Files may be compressed, and encoded in UTF-8 or
+UTF-16. An uncompressed file is split into parts without parsing it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
 
     Args:
         paths: a path, a glob or a list of them.
-        size: examples of a part at most. A compressed file, or one in UTF-16, is one part.
-        what: who asks, for error messages, such as "reader 'llava'".
+        size: maximum number of examples per part. A file that is compressed or in UTF-16 is one part.
+        what: name of the caller, for error messages, such as "reader 'llava'".
 
     Raises:
-        ConfigError: a file does not exist, or the only one is of another known kind than JSON.
+        ConfigError: a file does not exist, or the only file is of a known kind other than JSON.
     """
     found = expand(paths, what)
     for path, name in zip(found, short_names(found), strict=True):
@@ -56,8 +56,8 @@ def parts(paths: Paths, size: int, what: str) -> Iterator[Part]:
 def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:
     """Yields every example of a part: its place and its parsed JSON, or why it cannot be read.
 
-    The place is a line of the file, or the number of an element in its list. Blank lines are skipped. A key that is
-    twice in one mapping makes an example unreadable, because one of its values would be lost.
+    The place is a line number, or the number of an element in the file's list. Blank lines are skipped. An example
+    with a duplicate key in a mapping is unreadable, because one of the values would be lost.
     """
     (path,) = part.files
     layout, start, stop, first, name = part.span
@@ -87,12 +87,12 @@ def elements(part: Part) -> Iterator[tuple[Place, Any] | Unreadable]:
 
 
 def name_of(part: Part, place: Place) -> str:
-    """Returns the name of an example without an id, such as `chats.jsonl:17`."""
+    """Returns a name for an example without an id, such as `chats.jsonl:17`."""
     return f"{part.span[4]}:{place.line}"
 
 
 def _numbered(blocks: Iterator[bytes], layout: Layout, first: int, is_last: bool) -> Iterator[tuple[int, bytes]]:
-    """Yields the elements of a list or of values with their numbers.
+    """Yields the elements of a list, or concatenated values, with their numbers.
 
     Raises:
         DamagedError: the list is not closed, or text follows it.
@@ -120,22 +120,22 @@ def _element_ends(blocks: Iterator[bytes], layout: Layout) -> Iterator[tuple[int
         yield len(block), ends
         if closed is not None:
             return
-    # A list that is not closed never ends with an element: its last part notices that.
+    # One extra byte after an unclosed list: its last part then does not end with an element, and detects the fault.
     yield int(layout == "list"), np.zeros(0, np.intp)
 
 
 def _refuse(file: TextFile, what: str) -> None:
-    """Raises ConfigError if the only file of a source is of another known kind."""
+    """Raises ConfigError if the only file of a source is of a known kind other than JSON."""
     kind = file_kind(next(file.blocks(), b""))
     if kind is not None:
         raise ConfigError(f"{what}: {file.path} is {kind}, not JSON{advice(kind)}")
 
 
 def _layout(file: TextFile) -> tuple[Layout | None, int]:
-    """Returns how the examples of a file are laid out, and where they begin; (None, 0) if it is empty or not text.
+    """Returns the layout of a file's examples, and the byte where they begin; (None, 0) if it is empty or not text.
 
-    A list begins with `[`, but so do lines that are lists themselves; a mapping that is not alone on its line is a
-    value. What follows the first line break tells them apart.
+    A list begins with `[`, but so does a line that is itself a list. A mapping that is not alone on its line is one of
+    several concatenated values. The text after the first line break distinguishes these cases.
     """
     blocks, skipped = file.blocks(), file.start
     head = b""
@@ -157,7 +157,7 @@ def _layout(file: TextFile) -> tuple[Layout | None, int]:
 
 
 def _around_line_break(blocks: Iterator[bytes]) -> tuple[bytes, bytes]:
-    """Returns the last character of the first line and the first one after it; white space does not count."""
+    """Returns the last character of the first line and the first character after it, ignoring white space."""
     before, broken = b"", False
     for block in blocks:
         if not broken:
@@ -173,7 +173,8 @@ def parse(text: bytes) -> Any:
     """Parses JSON.
 
     Raises:
-        ValueError: it is not valid, too long or too deep, or a mapping has a key twice; the message says what.
+        ValueError: it is invalid, too long or nested too deeply, or a mapping has a duplicate key; the message says
+            which.
     """
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
@@ -187,7 +188,7 @@ def parse(text: bytes) -> Any:
         fault = f"{error.msg[0].lower()}{error.msg[1:]} at character {error.pos + 1}"
         raise ValueError(f"it is not valid JSON: {fault}: {shown(text)}") from None
     except ValueError as error:
-        # Python refuses to convert enormous numbers.
+        # Python refuses to convert integers with too many digits.
         raise ValueError("a number has too many digits" if "digits" in str(error) else str(error)) from None
     except RecursionError:
         raise ValueError("its lists or mappings are nested too deeply") from None
@@ -208,5 +209,5 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# Control characters in strings are accepted: what they mean is clear.
+# Control characters in strings are accepted, because they are unambiguous.
 _DECODER = json.JSONDecoder(object_pairs_hook=_mapping, strict=False)

@@ -1,6 +1,7 @@
-"""Finds the elements of a JSON list in blocks of its bytes, at close to a gigabyte per second.
+"""Finds the elements of a JSON list block by block, at close to one gigabyte per second.
 
-Nothing is parsed, so an element that is not valid JSON affects only itself, as long as its quotes and brackets match.
+Nothing is parsed, so invalid JSON in an element does not affect other elements, as long as its quotes and brackets
+match.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Scanner:
     """State of a scan. Feed it one block after another.
 
     Args:
-        depth: brackets that are open before the first block: 1 inside a list, whose elements end with commas; 0 for
-            values that follow each other without commas, each of which ends with its last bracket.
+        depth: number of open brackets before the first block: 1 inside a list, whose elements end with commas; 0 for
+            concatenated values without commas, each of which ends with its closing bracket.
     """
 
     def __init__(self, depth: int) -> None:
@@ -34,8 +35,8 @@ class Scanner:
         """Scans a block.
 
         Returns:
-            The places after the commas or brackets that end elements, and the place of the bracket that closes the
-            list, or None. What follows that bracket is not scanned.
+            The offsets after the commas or brackets that end elements, and the offset of the bracket that closes the
+            list, or None. Bytes after that bracket are not scanned.
         """
         places = np.flatnonzero(np.frombuffer(block.translate(_MARKED), np.bool_))
         bytes_ = np.frombuffer(block, np.uint8)
@@ -67,7 +68,7 @@ class Scanner:
         follows = np.zeros(len(places), np.bool_)  # directly after a backslash
         follows[1:] = back[:-1] & (np.diff(places) == 1)
         number = np.arange(len(places))
-        begun = np.maximum.accumulate(np.where(back & ~follows, number, 0))  # where the run of backslashes began
+        begun = np.maximum.accumulate(np.where(back & ~follows, number, 0))  # start of the run of backslashes
         run = number - begun + 1
         if carried and len(places) and places[0] == 0:
             run += begun == 0
@@ -81,10 +82,10 @@ class Scanner:
 
 
 def pieces(blocks: Iterable[bytes], depth: int) -> Iterator[tuple[Literal["element", "closed", "rest"], bytes]]:
-    """Cuts a list, or values that follow each other, into elements. See `Scanner` for `depth`.
+    """Splits a list, or concatenated values, into elements. See `Scanner` for `depth`.
 
     Yields:
-        ("element", its bytes) for every element, ("closed", b"") where the list is closed, and ("rest", bytes) if
+        ("element", its bytes) for every element, ("closed", b"") at the end of the list, and ("rest", bytes) if
         anything but white space follows the last element.
     """
     scanner, kept, closed = Scanner(depth), _Kept(), False
@@ -111,7 +112,7 @@ def pieces(blocks: Iterable[bytes], depth: int) -> Iterator[tuple[Literal["eleme
 
 
 class _Kept:
-    """Pieces of an element that is not complete yet. One above `MAX_BYTES` is cut there."""
+    """Collected pieces of an incomplete element. An element above `MAX_BYTES` is truncated there."""
 
     def __init__(self) -> None:
         self._pieces, self._size = list[bytes](), 0

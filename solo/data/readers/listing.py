@@ -14,7 +14,7 @@ from solo.files import is_remote
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file or a folder. `name` is its path below the source's folder; `fault` says why it cannot be read."""
+    """A file or a folder. `name` is its path relative to the source's folder; `fault` says why it cannot be read."""
 
     name: str
     fault: str = ""
@@ -32,15 +32,15 @@ def is_folder(path: str) -> bool:
 
 
 def list_folder(path: str, name: str, what: str) -> list[Entry]:
-    """Returns the entries of a local or remote folder, sorted by name, without hidden ones.
+    """Returns the entries of a local or remote folder, sorted by name, without hidden entries.
 
     Args:
         path: the folder.
-        name: its path below the source's folder; empty for the source's folder itself.
-        what: who asks, for the error message.
+        name: its path relative to the source's folder; empty for the source's folder itself.
+        what: name of the caller, for error messages.
 
     Raises:
-        ConfigError: there is no such folder, or it cannot be read.
+        ConfigError: the folder does not exist or cannot be read.
     """
     try:
         return _list(path, name)
@@ -53,15 +53,15 @@ def list_folder(path: str, name: str, what: str) -> list[Entry]:
 
 
 def walk(path: str, name: str) -> Iterator[Entry]:
-    """Yields the files in a folder and in the folders below it, in the order of their paths.
+    """Yields the files in a folder and its subfolders, in path order.
 
-    Links are followed, once per folder on the way. A folder that cannot be read is an entry with a fault.
+    Links are followed. A link to a folder that contains it, or a folder that cannot be read, is an entry with a fault.
     """
     yield from _walk(path, name, ())
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Returns whether a part of a path begins with a dot, or is the folder that macOS adds to archives."""
+    """Returns whether a component of a path begins with a dot, or is the folder that macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
@@ -98,12 +98,12 @@ def _remote(path: str) -> Iterator[tuple[str, str, bool]]:
     system, inside = fsspec.core.url_to_fs(path)
     for found in system.ls(inside, detail=True):
         title = found["name"].rstrip("/").rsplit("/", 1)[-1]
-        if found["name"].rstrip("/") != inside.rstrip("/"):  # object stores list a folder's own marker
+        if found["name"].rstrip("/") != inside.rstrip("/"):  # object stores also list the folder's own marker
             yield title, "", found["type"] == "directory"
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[str, bool]:
-    """Returns the fault of a file, or an empty text, and whether it is a folder."""
+    """Returns the fault of an entry, or an empty string, and whether it is a folder."""
     try:
         mode = entry.stat().st_mode
     except OSError as error:

@@ -1,4 +1,4 @@
-"""LLaVA conversations, which LLaVA, LLaVA-NeXT, Mono-InternVL, EVE and NEO train on.
+"""LLaVA conversations, the training format of LLaVA, LLaVA-NeXT, Mono-InternVL, EVE and NEO.
 
 An example is `{"id", "image": path or list of paths, "conversations": [{"from": "human", "value": "<image>\\nWhy?"},
 {"from": "gpt", "value": "Because."}]}`. Text-only examples have no "image".
@@ -22,15 +22,15 @@ from solo.files import is_remote
 
 @dataclass(frozen=True)
 class Conversations(Reader):
-    """Conversations in JSON files: lists or lines, also compressed.
+    """Conversations in JSON files: a list or one per line, possibly compressed.
 
-    Paths of images are relative to `images`. Every `<image>` in the text becomes the next image; the chat template
-    keeps or removes the line breaks around it. If there is no `<image>`, the images begin the first turn, one per line.
-    An example is unreadable if its numbers of `<image>` and of images differ, a file is missing, a speaker is unknown,
-    or a key that would change its meaning is not supported.
+    Image paths are relative to `images`. Each `<image>` placeholder in the text becomes the next image; the chat
+    template keeps or removes the line breaks around it. Without a placeholder, the images are put at the start of the
+    first turn, one per line. An example is unreadable if the numbers of placeholders and of images differ, a file is
+    missing, a speaker is unknown, or an unsupported key would change its meaning.
 
-    With `train_on_inputs`, every turn is learned, not only the assistant's: the turns become one `text` turn without
-    speakers, as in SOLO's pre-training on captions and web pages.
+    With `train_on_inputs`, the loss covers all turns, not only the assistant's: the turns become one `text` turn
+    without speakers, as in SOLO's pre-training on captions and web pages.
     """
 
     path: Paths
@@ -70,7 +70,7 @@ class Conversations(Reader):
                 yield from ignore.take(place)
 
     def example(self, value: Any, name: str, place: Place, ignore: IgnoredKeys) -> Record:
-        """Returns the record of an example. Raises ValueError if it cannot be used."""
+        """Returns the record of an example. Raises ValueError if the example is unusable."""
         record = read_example(value, name, place, ignore, os.path.expanduser(self.images), self.message_keys)
         return Record(record.id, joined(record.turns), place) if self.train_on_inputs else record
 
@@ -78,4 +78,4 @@ class Conversations(Reader):
 @reader("llava")
 @dataclass(frozen=True)
 class Llava(Conversations):
-    """Conversations in the form of LLaVA, with the messages in "conversations"; see `Conversations`."""
+    """Conversations in LLaVA's format, with the messages under "conversations"; see `Conversations`."""

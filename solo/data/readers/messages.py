@@ -1,8 +1,8 @@
-"""Messages in the form of OpenAI, ShareGPT, ms-swift, LLaMA-Factory, TRL and lmms-engine.
+"""Messages in the formats of OpenAI, ShareGPT, ms-swift, LLaMA-Factory, TRL and lmms-engine.
 
 An example is `{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.jpg"}}, {"type":
 "text", "text": "Why?"}]}, {"role": "assistant", "content": "Because."}]}`, or has strings with `<image>` as content and
-"images" beside the messages. See `solo.data.readers.conversations` for all forms.
+a separate "images" list. See `solo.data.readers.conversations` for all formats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tables of images and text: parquet and Arrow files, as Hugging Face datasets are published and saved.
+"""Tables of images and text: Parquet and Arrow files, the formats of published and saved Hugging Face datasets.
 
-A row holds images and a caption or several, a question with its answers, a conversation, or turns with ratings as in
-FineVision and The Cauldron: `texts: [{"user", "assistant"}]` beside `relevance_ratings: [4, 2, ...]`.
+A row contains images with one or several captions, a question with answers, a conversation, or rated turns as in
+FineVision and The Cauldron: `texts: [{"user", "assistant"}]` and `relevance_ratings: [4, 2, ...]`.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ _QUIET = ("id", "width", "height", "__index_level_0__")
 
 @dataclass(frozen=True)
 class _Layout:
-    """The columns of a table that are read, and what the text column holds."""
+    """The columns of a table that are read, and the kind of the text column."""
 
     text: str
     form: Form
     image: str | None
     question: str | None
     class_names: list[str] | None
-    ratings: dict[str, str]  # column of each rating
-    others: list[str]  # id, and those of `TELLING`
+    ratings: dict[str, str]  # rating -> column
+    others: list[str]  # id, and the columns in `TELLING`
     unread: list[str]
 
     @property
     def columns(self) -> list[str]:
-        """All columns that are read."""
+        """All columns to read."""
         single = [column for column in (self.text, self.image, self.question) if column is not None]
         return [*single, *self.ratings.values(), *self.others]
 
@@ -62,17 +62,18 @@ class _Layout:
 @reader("parquet")
 @dataclass(frozen=True)
 class Parquet(Reader):
-    """Parquet files, Arrow files, or a folder of them: `save_to_disk`, or a dataset as it was downloaded.
+    """Parquet files, Arrow files, or a folder of them: the output of `save_to_disk`, or a downloaded dataset.
 
-    A list of captions makes a record of each, and a list of answers gives the most frequent one.
+    Each caption of a list makes a record of its own. From a list of answers, the most frequent one is used.
 
-    split        the split to read of a folder that has several
+    split        the split to read, if a folder has several
     image        column of the image or images; by default images or image
-    text         column of the caption, class label, answer, conversation or turns; by default conversations, messages,
-                 texts, text, caption, label, answer or answers, whichever is present first
+    text         column of the caption, class label, answer, conversation or turns; by default the first one present of
+                 conversations, messages, texts, text, caption, label, answer and answers
     question     column of a question that the text answers; by default question, if text is answer
     images       folder of images that are stored as relative paths
-    min_ratings  turns that are rated lower are left out, such as {relevance: 3}; turns without a rating are kept
+    min_ratings  minimum ratings, such as {relevance: 3}; turns that are rated lower are left out, turns without a
+                 rating are kept
     """
 
     path: Paths
@@ -84,7 +85,7 @@ class Parquet(Reader):
     min_ratings: dict[Rating, float] | None = None
 
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
-        """Returns parts of whole row groups, or slices of large row groups."""
+        """Returns parts that are whole row groups, or slices of large row groups."""
         found = 0
         files = table_files(self.path, self.split, _WHAT)
         for part in table_parts(files, size, limit):
@@ -96,7 +97,7 @@ class Parquet(Reader):
             raise ConfigError(f"{_WHAT}: {files[0]} has no rows")
 
     def read(self, part: Part) -> Examples:
-        """Yields an example per row."""
+        """Yields the examples of each row."""
         path = part.files[0]
         name = os.path.basename(path)
         if part.span[0] == "damaged":
@@ -132,7 +133,7 @@ class Parquet(Reader):
     # ----------------------------------------------------------------------------------------- columns
 
     def _layout(self, path: str) -> _Layout:
-        """Raises ConfigError if a column is missing or of a wrong type; the message lists all columns."""
+        """Returns the layout of a table. Raises ConfigError, which lists all columns, if one is missing or mistyped."""
         try:
             columns = Columns(open_table(path).schema)
         except DamagedError as fault:
@@ -216,7 +217,7 @@ class Parquet(Reader):
     def _rated(
         self, texts: Sequence[Any], row: Mapping[str, Any], layout: _Layout, omitted: Callable[[str], None]
     ) -> list[tuple[int, Any]]:
-        """Returns the turns of `texts` whose ratings suffice, with their numbers."""
+        """Returns the turns of `texts` that meet the minimum ratings, with their numbers."""
         low: dict[int, str] = {}
         for (rating, least), column in zip((self.min_ratings or {}).items(), layout.ratings.values(), strict=True):
             given = row[column]
@@ -234,7 +235,7 @@ class Parquet(Reader):
     def _messages(
         self, turns: Iterable[tuple[int, Any]], layout: _Layout, ignored: Callable[[str], None]
     ) -> list[dict[str, Any]]:
-        """Returns turns of a user and the assistant as messages."""
+        """Converts user-assistant turns to messages."""
         messages = []
         for number, turn in turns:
             said = [turn.get(key) for key in ("user", "assistant")] if isinstance(turn, Mapping) else [None]
@@ -248,7 +249,7 @@ class Parquet(Reader):
 
 
 def _image_columns(columns: Columns) -> list[str]:
-    """Returns the names that an image column may have, those that `datasets` calls images first."""
+    """Returns the columns that may contain images, first those that `datasets` marks as images."""
     noted = [name for name, feature in columns.features.items() if '"Image"' in json.dumps(feature)]
     usual = [name for name in _IMAGES if name in columns.schema.names]
     if len(noted) == 1:
@@ -257,7 +258,7 @@ def _image_columns(columns: Columns) -> list[str]:
 
 
 def _holds_images(kind: pa.DataType, sure: bool = False) -> bool:
-    """Returns whether values can be images. If `sure`, text is left out, which may be paths."""
+    """Returns whether values of a type can be images. With `sure`, strings, which may be paths, do not count."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind):
         return _holds_images(kind.value_type, sure)
     if pa.types.is_struct(kind):
@@ -283,7 +284,7 @@ def _form(columns: Columns, column: str) -> Form | None:
 
 
 def _texts(value: Any, column: str) -> list[str]:
-    """Returns the texts of a list, which VQA v2 keeps as `{"answer": text}`."""
+    """Returns the texts of a list, whose elements may also be `{"answer": text}`, as in VQA v2."""
     if value is None:
         raise ValueError(f"its {column} is null")
     texts = [each["answer"] if isinstance(each, Mapping) else each for each in value]
@@ -306,7 +307,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Returns the images of a row: one, several, or none."""
+    """Returns the images of a row as a list: one, several, or none."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

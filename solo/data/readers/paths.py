@@ -1,4 +1,4 @@
-"""Input files: globs, ranges in braces, lists of paths, compressed and remote files."""
+"""Input files: globs, brace ranges, lists of paths, compressed files and remote files."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _GLOB = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST_PATHS = 1_000_000  # of one range
+_MOST_PATHS = 1_000_000  # maximum for one range
 
 
 def expand(paths: Paths, what: str) -> list[str]:
     """Expands globs and ranges to paths. The files of each glob are sorted, with numbers compared by value.
 
-    A path that exists is never read as a glob or a range, whatever its characters. Hidden files match no glob. Every
-    file of a range must exist.
+    The path of an existing file is never treated as a glob or a range. Globs do not match hidden files. Every file of a
+    range must exist.
 
     Args:
         paths: one path or several.
-        what: who asks, for the error message, such as "reader 'llava'".
+        what: name of the caller, for error messages, such as "reader 'llava'".
 
     Raises:
         ConfigError: a path does not exist, a glob matches nothing, or a file is listed twice.
@@ -62,7 +62,7 @@ def expand(paths: Paths, what: str) -> list[str]:
 
 
 def _ranges(path: str, what: str) -> list[str]:
-    """Expands braces to paths: `{a,b}` to each of the texts, `{000..127}` to each number."""
+    """Expands braces in a path: `{a,b}` to each string, `{000..127}` to each number."""
     if os.path.lexists(os.path.expanduser(path)):
         return [path]
     found = [""]
@@ -106,17 +106,17 @@ def _remote(path: str, what: str) -> list[str]:
 
 
 def natural(path: str) -> list[tuple[int, int | str]]:
-    """Sorting key by which `shard-2` precedes `shard-10`."""
+    """Sort key for natural order: `shard-2` comes before `shard-10`."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path) if part]
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    """Opens a local or remote file to read. Compression is detected from the content, not from the name.
+    """Opens a local or remote file for reading. Compression is detected from the content, not from the name.
 
-    gzip, Zstandard, bzip2 and xz are decompressed as they are read.
+    gzip, Zstandard, bzip2 and xz are decompressed while reading.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file. Reading a damaged file raises one of `READ_ERRORS`.
+        OSError: the file cannot be opened or is not a regular file. Reading a damaged file raises one of `READ_ERRORS`.
     """
     raw = _open_remote(path) if is_remote(path) else open_regular(path)
     head = raw.read(6)
@@ -133,7 +133,7 @@ def open_bytes(path: str) -> IO[bytes]:
 
 
 def is_compressed(path: str) -> bool:
-    """Returns whether `open_bytes` decompresses the file. Raises OSError if it cannot be opened."""
+    """Returns whether `open_bytes` decompresses a file. Raises OSError if the file cannot be opened."""
     with open_bytes(path) as file:
         return isinstance(file, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile) or isinstance(
             getattr(file, "raw", None), _Zstandard
@@ -141,10 +141,11 @@ def is_compressed(path: str) -> bool:
 
 
 def open_regular(path: str) -> IO[bytes]:
-    """Opens a local file to read, following links.
+    """Opens a local file for reading, following links.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file. Opening a named pipe would wait forever for a writer.
+        OSError: the file cannot be opened, or is not a regular file: opening a named pipe would block until a writer
+            appears.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(descriptor).st_mode
@@ -156,7 +157,7 @@ def open_regular(path: str) -> IO[bytes]:
 
 
 class _Zstandard(io.RawIOBase):
-    """Decompresses frames one after another. `zstandard`'s own reader does not notice that a file was cut."""
+    """Decompresses consecutive frames. Unlike `zstandard`'s own reader, it detects a truncated file."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw, self._data = raw, memoryview(b"")
@@ -193,7 +194,7 @@ class _Zstandard(io.RawIOBase):
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Returns size in bytes and modification time in nanoseconds, which detect a changed file.
+    """Returns the size in bytes and the modification time in nanoseconds of a file, to detect changes.
 
     Raises:
         OSError: the file does not exist or cannot be reached.
@@ -208,7 +209,7 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def hash_of(text: str) -> int:
-    """Returns 48 bits that depend on a text, the same in every process."""
+    """Returns a 48-bit hash of a text. It is the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
@@ -233,7 +234,7 @@ def _open_remote(path: str) -> IO[bytes]:
 
 
 def suffix(path: str) -> str:
-    """Returns the lower-case suffix of a path without a compression suffix: `.jsonl` for `a.JSONL.gz`."""
+    """Returns the lower-case suffix of a path, ignoring a compression suffix: `.jsonl` for `a.JSONL.gz`."""
     name = path.rsplit("/", 1)[-1].lower()
     for compression in COMPRESSED:
         name = name.removesuffix(compression)

@@ -1,4 +1,4 @@
-"""Encodes arrays of pixels as image files."""
+"""Encodes pixel arrays as image files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RANGES = {"uint8": (0, 255), "uint16": (0, 65535), "bool": (0, 1)}
 
 
 def check_pixels(dtype: Any, value_range: tuple[float, float] | None, what: str) -> None:
-    """Raises ConfigError if the range of the values is unknown."""
+    """Raises ConfigError if the value range of the pixels is unknown."""
     name = np.dtype(dtype).name
     if value_range is None and name not in _RANGES:
         raise ConfigError(
@@ -25,15 +25,15 @@ def check_pixels(dtype: Any, value_range: tuple[float, float] | None, what: str)
 
 
 def encode_pixels(values: Any, value_range: tuple[float, float] | None = None) -> Image:
-    """Returns pixels as a PNG file of 8 bits.
+    """Returns pixels as an 8-bit PNG file.
 
     Args:
         values: [H, W] or [H, W, C] with C of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
-        value_range: the values that become 0 and 255; by default those of uint8, uint16 or bool. Values outside it
-            are clipped.
+        value_range: the values that become 0 and 255; by default the range of uint8, uint16 or bool. Values outside
+            the range are clipped.
 
     Raises:
-        ValueError: the shape is no image's, a value is not a number, or the range is unknown.
+        ValueError: the shape is not that of an image, a value is not a number, or the range is unknown.
     """
     pixels = np.asarray(values)
     if pixels.ndim == 3 and pixels.shape[-1] == 1:

@@ -38,7 +38,7 @@ DEFAULT_PART_SIZE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An example that cannot be read, and why. Its part is read again once `file` has changed or appeared."""
+    """An unreadable example, and why. Its part is read again once `file` has changed or appeared."""
 
     id: str
     reason: str
@@ -47,7 +47,7 @@ class Unreadable:
 
     @classmethod
     def because(cls, error: ValueError, id: str, place: Place | None) -> Unreadable:
-        """Returns the example that an error is about."""
+        """Returns the unreadable example that an error describes."""
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UnreadableFileError):
             cause = cause.__context__  # the reader may have given a more specific reason
@@ -55,7 +55,7 @@ class Unreadable:
 
 
 class UnreadableFileError(ValueError):
-    """A file beside the part's own, such as an image, is missing or cannot be read."""
+    """A file other than the part's own, such as an image, is missing or cannot be read."""
 
     def __init__(self, reason: str, file: str) -> None:
         super().__init__(reason)
@@ -64,7 +64,7 @@ class UnreadableFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A key of an example that the reader does not read. Preparation names each key once per source."""
+    """A key of an example that the reader does not read. Preparation reports each key once per source."""
 
     key: str
     place: Place | None = None
@@ -72,9 +72,9 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class Omitted(Ignored):
-    """A piece of a record that is left out, as an option asks. `key` is its kind in the plural: "turns rated below 3".
+    """A piece of a record that an option leaves out. `key` is its kind in the plural: "turns rated below 3".
 
-    Preparation counts them. Each one is one piece.
+    Preparation counts one piece for each `Omitted`.
     """
 
 
@@ -83,13 +83,13 @@ Examples = Iterator[Record | Unreadable | Ignored]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a source that one process reads by itself. Parts in order hold the source's examples in order.
+    """A shard of a source, which one process reads independently. The parts, in order, yield the examples in order.
 
-    name    unique in its source, and the same whenever the source is read: `chats.jsonl:4097-8192`
-    files   input files that it reads: annotations, archives, tables. Their sizes and times say whether it has changed
-    span    the location of the part, as JSON values that only its reader understands
-    extent  first byte, and byte after the last (None: the end of the file), if the part has one file and reads nothing
-            else of it. It counts as changed only if these bytes change
+    name    unique within the source, and stable whenever the source is read: `chats.jsonl:4097-8192`
+    files   input files: annotations, archives, tables. Their sizes and modification times show whether the part changed
+    span    location of the part, as JSON values that only its reader understands
+    extent  first byte, and byte after the last (None: end of file), if the part reads only this range of a single
+            file. The part then counts as changed only if these bytes change
     """
 
     name: str
@@ -99,15 +99,15 @@ class Part:
 
 
 class Reader(ABC):
-    """A source, opened with its options. Subclasses are frozen dataclasses, and picklable."""
+    """A source, opened with its options. Subclasses are picklable frozen dataclasses."""
 
     @abstractmethod
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
         """Splits the source.
 
         Args:
-            size: examples of a part, roughly; a format that cannot be split there may make larger parts.
-            limit: examples that will be taken at most, over all parts; an endless reader makes no more.
+            size: approximate number of examples per part; parts may be larger if the format cannot be split there.
+            limit: maximum number of examples to be used, over all parts; an endless reader makes no more.
 
         Raises:
             ConfigError: the source as a whole cannot be read.
@@ -115,16 +115,16 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, part: Part) -> Examples:
-        """Yields a `Record` per example of a part, or an `Unreadable` if an example cannot be read.
+        """Yields a `Record` for each example of a part, or an `Unreadable` if the example cannot be read.
 
-        It may yield `Ignored` for keys that it does not know, and `Omitted` for each piece that it leaves out.
+        May also yield `Ignored` for unknown keys, and `Omitted` for each piece that it leaves out.
 
         Raises:
             ConfigError: the part as a whole cannot be read.
         """
 
     def about(self) -> str:
-        """Returns what the user should see before the source is prepared, such as its classes; empty if nothing.
+        """Returns a line to show the user before the source is prepared, such as its classes; may be empty.
 
         Raises:
             ConfigError: the source as a whole cannot be read.
@@ -156,7 +156,7 @@ class Registered:
 
     @cached_property
     def options(self) -> type[BaseModel]:
-        """Schema of the options, from the fields of the class or the function's signature."""
+        """Schema of the options, derived from the fields of the class or the signature of the function."""
         kinds = get_type_hints(self.made)
         found: dict[str, Any] = {
             name: (kinds[name], ... if parameter.default is inspect.Parameter.empty else parameter.default)
@@ -165,7 +165,7 @@ class Registered:
         return create_model(self.name, __config__=ConfigDict(extra="forbid", strict=True), **found)
 
     def open(self, options: Mapping[str, Any]) -> Reader:
-        """Returns the reader with checked options. Raises ConfigError if an option is unknown or of a wrong type."""
+        """Returns the reader with validated options. Raises ConfigError if an option is unknown or has a wrong type."""
         try:
             checked = self.options.model_validate_json(json.dumps(dict(options)))
         except ValidationError as error:
@@ -205,10 +205,10 @@ def reader_names() -> list[str]:
 
 
 def find_reader(name: str) -> Registered:
-    """Returns the reader of a name, from this package or from an entry point of another.
+    """Returns the reader with a name, from this package or from another package's entry point.
 
     Raises:
-        ConfigError: there is no such reader, or the package that offers it cannot be imported.
+        ConfigError: there is no such reader, or the package that provides it cannot be imported.
     """
     if name not in _READERS:
         points = list(entry_points(group=ENTRY_POINTS, name=name))
@@ -232,7 +232,7 @@ def open_reader(name: str, options: Mapping[str, Any], limit: int | None = None)
     """Opens a source.
 
     Raises:
-        ConfigError: there is no such reader, an option is unknown or of a wrong type, or an endless reader has no
+        ConfigError: there is no such reader, an option is unknown or of the wrong type, or an endless reader has no
             limit.
     """
     found = find_reader(name)
@@ -242,10 +242,11 @@ def open_reader(name: str, options: Mapping[str, Any], limit: int | None = None)
 
 
 def read(name: str, options: Mapping[str, Any], limit: int | None = None) -> Examples:
-    """Yields the first `limit` examples of a reader, readable or not; all of them without a limit.
+    """Yields the first `limit` examples of a reader, readable or not; without a limit, all of them.
 
     Raises:
-        ConfigError: as `open_reader`, when called; while reading if the source as a whole cannot be read.
+        ConfigError: see `open_reader`, raised by the call; or the source as a whole cannot be read, raised during
+            iteration.
     """
     opened = open_reader(name, options, limit)
     examples = (example for part in opened.parts(DEFAULT_PART_SIZE, limit) for example in opened.read(part))
@@ -253,7 +254,7 @@ def read(name: str, options: Mapping[str, Any], limit: int | None = None) -> Exa
 
 
 def _first(examples: Examples, limit: int | None) -> Examples:
-    """Yields the first `limit` records and unreadable examples. What was ignored does not count."""
+    """Yields the first `limit` records and unreadable examples. `Ignored` does not count towards the limit."""
     counted = 0
     for example in examples:
         yield example

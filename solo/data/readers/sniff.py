@@ -32,7 +32,7 @@ _TABLES = (".json", ".jsonl", ".ndjson")
 _PAIR_IMAGES = ("image", "file_name", "image_path")
 _IMAGES = frozenset(("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "file_name"))
 _ARCHIVES = (".tar", ".tgz", ".tbz", ".txz")
-# What no reader reads, and what to do about it.
+# Formats that no reader supports, with advice.
 _ADVICE = {
     ".zip": "unpack it",
     ".tfrecord": "prepare the dataset with file_format='array_record' (`tfds convert_format`) for reader 'tfds'",
@@ -53,7 +53,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """A reader for a source, with its options, and why it was chosen (empty if the config names it)."""
+    """The reader chosen for a source, with its options and the reason (empty if the config names the reader)."""
 
     reader: str
     options: dict[str, Any]
@@ -61,7 +61,7 @@ class Chosen:
 
 
 def choose_reader(name: str, options: Mapping[str, Any]) -> Chosen:
-    """Returns the reader of a source, which `auto` decides from `options["path"]`.
+    """Returns the reader of a source. `auto` chooses it based on `options["path"]`.
 
     Raises:
         ConfigError: the path does not exist, or no reader fits; the message describes what was found.
@@ -78,7 +78,7 @@ def choose_reader(name: str, options: Mapping[str, Any]) -> Chosen:
     split = options.get("split")
     found = _choose(paths[0], split if isinstance(split, str) else None)
     for other in paths[1:]:
-        # Globs may match a hundred thousand files, so only their names are compared.
+        # Globs may match a hundred thousand files, so only the names are compared.
         same = suffix(other) == suffix(paths[0]) or _choose(other, None).reader == found.reader
         if not same:
             raise ConfigError(
@@ -179,7 +179,7 @@ def _folder_of_folders(path: str, folders: list[str]) -> Chosen:
 
 
 def _inside(path: str) -> list[Entry]:
-    """Returns the entries of a folder, none if it cannot be read."""
+    """Returns the entries of a folder; empty if it cannot be read."""
     try:
         return list_folder(path, "", _WHAT)
     except ConfigError:
@@ -187,14 +187,14 @@ def _inside(path: str) -> list[Entry]:
 
 
 def _are_pairs(names: list[str]) -> bool:
-    """Returns whether half of the images of a folder or more have a text file of their name."""
+    """Returns whether at least half of the images in a folder have a text file of the same name."""
     stems = [os.path.splitext(name)[0] for name in names if suffix(name) in IMAGE_SUFFIXES]
     texts = {os.path.splitext(name)[0] for name in names if suffix(name) == ".txt"}
     return bool(stems) and 2 * len(texts.intersection(stems)) >= len(stems)
 
 
 def _are_frames(inside: Mapping[str, list[Entry]]) -> bool:
-    """Returns whether folders hold numbered frames and one text file each."""
+    """Returns whether folders contain numbered frames and one text file each."""
     for entries in inside.values():
         names = [entry.name.lower() for entry in entries]
         if sum(suffix(name) == ".txt" for name in names) != 1 or not any(suffix(n) in IMAGE_SUFFIXES for n in names):
@@ -245,8 +245,8 @@ def _file(path: str) -> Chosen:
 
 
 def _archive(head: bytes) -> Chosen:
-    """Returns the reader of a tar archive: its first JSON member may be a document of texts and images."""
-    # Not as a stream, which would try to read all of a member for which a damaged header claims exabytes.
+    """Returns the reader of a tar archive. Its first JSON member shows whether it contains interleaved documents."""
+    # Not opened as a stream: a damaged header may claim exabytes, which a stream would try to read.
     cut_off = (tarfile.TarError, ValueError, EOFError, OSError, RecursionError)
     with suppress(*cut_off), tarfile.open(fileobj=io.BytesIO(head), mode="r:") as archive:
         for member in islice(archive, _EXAMPLES):
@@ -274,9 +274,9 @@ def _table(path: str, seen: str) -> Chosen:
     shown = f"{seen}{os.path.basename(path)} is a table with the columns {', '.join(schema.names[:8])}"
     if {"texts", "images"} <= set(schema.names) and _is_list_of_text(schema.field("texts").type):
         return Chosen("interleaved", {}, f"{shown}: texts and images in turn")
-    if {"text", "metadata"} <= set(schema.names) and schema.field("text").type.num_fields:  # no plain text
+    if {"text", "metadata"} <= set(schema.names) and schema.field("text").type.num_fields:  # not plain text
         return Chosen("interleaved", {}, f"{shown}: texts and images in the order of mOSCAR")
-    # Reader 'text' reads no folders.
+    # Reader 'text' does not accept folders.
     if not seen and "text" in schema.names and not _IMAGES.intersection(schema.names):
         return Chosen("text", {}, f"{shown}: text without images")
     return Chosen("parquet", {}, shown)
@@ -322,7 +322,7 @@ def _json(path: str, text: str) -> Chosen:
 
 
 def _document(top: Mapping[str, Any]) -> Chosen | None:
-    """Returns the reader of one mapping that describes a whole dataset."""
+    """Returns the reader for a JSON file whose single mapping describes a whole dataset."""
     first = {key: value[0] for key, value in top.items() if isinstance(value, list) and value}
     if isinstance(first.get("questions"), dict) or _has(first.get("data"), "question"):
         return Chosen("vqa", {}, "it has questions about images")
@@ -346,7 +346,7 @@ def _has(value: Any, *keys: str) -> bool:
 
 
 def _example(keys: Mapping[str, Any]) -> Chosen | None:
-    """Returns the reader of examples with these keys."""
+    """Returns the reader for examples with these keys."""
     shown = "its examples have"
     # MMC4, OBELICS and mOSCAR.
     if "text_list" in keys or ("texts" in keys and "images" in keys) or isinstance(keys.get("text"), list):
@@ -380,7 +380,7 @@ def _is_read_by_solo(example: Any) -> bool:
 
 
 def _first_elements(text: str) -> list[Any]:
-    """Returns the elements at the beginning of a list that may be cut off."""
+    """Returns the first elements of a JSON list that may be truncated."""
     found: list[Any] = []
     position = 1
     while len(found) < _EXAMPLES:
@@ -396,7 +396,7 @@ def _first_elements(text: str) -> list[Any]:
 
 
 def _top(text: str) -> dict[str, Any]:
-    """Returns what is known of a mapping that may be cut off; of a list that is, its first element."""
+    """Returns the known content of a JSON mapping that may be truncated; in a truncated list, its first element."""
     found: dict[str, Any] = {}
     position = 1
     try:

@@ -1,7 +1,7 @@
 """SOLO's own JSON lines, with images as base64 data URIs in the messages.
 
-A line is a list of messages, a mapping with "conversations" or "messages", or a single message. SOLO's pre-training
-data has the role "assistant" throughout, which means that all text is learned.
+A line is a list of messages, a mapping with "conversations" or "messages", or a single message. In SOLO's pre-training
+data, every message has the role "assistant", which means that all text is trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Solo(Conversations):
     message_keys: ClassVar[tuple[str, ...]] = MESSAGES
 
     def example(self, value: Any, name: str, place: Place, ignore: IgnoredKeys) -> Record:
-        """Returns the record of a line. Raises ValueError if it cannot be used."""
+        """Returns the record of a line. Raises ValueError if the line is unusable."""
         if isinstance(value, dict) and "content" in value and "role" in value:
             value = [value]
         if isinstance(value, list):

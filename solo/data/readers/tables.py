@@ -1,7 +1,7 @@
-"""Rows of table files: parquet, and the Arrow files that `datasets` saves.
+"""Rows of table files: Parquet, and the Arrow files that `datasets` saves.
 
-A table is split by its row groups, which the footer lists, and a large row group into slices. Rows are decoded in small
-batches of the wanted columns, so memory does not depend on the size of a file or row group.
+A table is split by row groups, which its footer lists; a large row group is split into slices. Rows are decoded in
+small batches of the needed columns, so memory use does not depend on the size of a file or row group.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from solo.files import is_remote
 SUFFIXES = (".parquet", ".arrow")
 _BATCH_BYTES = 32 << 20
 _BATCH_ROWS = 512
-# A slice is decoded from the beginning of its row group, so a row group is cut into few slices.
+# To read a slice, its row group is decoded from the start, so a row group is split into few slices.
 _SLICES = 8
 _SHARD = re.compile(r"(.+?)-\d+-of-\d+.*")
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 
 
 class Table(Protocol):
-    """An open table file. A group is a row group of parquet, or a batch of an Arrow file."""
+    """An open table file. A group is a row group of a Parquet file, or a record batch of an Arrow file."""
 
     schema: pa.Schema
 
     def groups(self) -> tuple[list[int], str | None]:
-        """Returns the rows of each group, and the fault after the last one if the file is damaged."""
+        """Returns the number of rows of each group, and the fault after the last group if the file is damaged."""
 
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of the groups `first` to `last - 1`, in batches of limited size."""
@@ -51,26 +51,26 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table, with what `datasets` noted about them."""
+    """The columns of a table, with their metadata from `datasets`."""
 
     schema: pa.Schema
 
     @cached_property
     def features(self) -> dict[str, Any]:
-        """The description of each column by `datasets`, such as `{"_type": "Image"}`; empty in other tables."""
+        """The `datasets` feature of each column, such as `{"_type": "Image"}`; empty for other tables."""
         with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
             noted = json.loads(self.schema.metadata[b"huggingface"])["info"]["features"]
             return {name: noted[name] for name in self.schema.names if name in noted}
         return {}
 
     def class_names(self, column: str) -> list[str] | None:
-        """Returns the class names of a column of labels, or None."""
+        """Returns the class names of a label column, or None."""
         feature = self.features.get(column)
         names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
         return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
     def find(self, column: str | None, usual: Sequence[str], option: str, what: str) -> str | None:
-        """Returns a column that is named by an option, or the first of the usual names, or None.
+        """Returns the column that an option names, else the first usual column that exists, else None.
 
         Raises:
             ConfigError: the named column does not exist.
@@ -83,7 +83,7 @@ class Columns:
         raise ConfigError(f"{what}: option {option!r}: there is no column {column!r}{hint}\n{self}")
 
     def type(self, column: str) -> pa.DataType:
-        """Returns the type of a column; that of its values if they are dictionary-encoded."""
+        """Returns the type of a column; for a dictionary-encoded column, the type of its values."""
         found = self.schema.field(column).type
         return found.value_type if pa.types.is_dictionary(found) else found
 
@@ -100,10 +100,10 @@ class Columns:
 
 
 def table_files(paths: Paths, split: str | None, what: str) -> list[str]:
-    """Returns the table files of paths. A folder means a split of the dataset in it.
+    """Returns the table files of paths. A folder stands for one split of the dataset in it.
 
     Raises:
-        ConfigError: a path does not exist, a folder holds no tables, or a split must be named.
+        ConfigError: a path does not exist, a folder contains no tables, or a split must be named.
     """
     found: list[str] = []
     folders = 0
@@ -121,7 +121,7 @@ def table_files(paths: Paths, split: str | None, what: str) -> list[str]:
 
 
 def _folder(folder: Path, split: str | None, what: str) -> list[str]:
-    """Returns the files of a split in a folder that `datasets` saved, or that was downloaded from the Hub."""
+    """Returns the files of a split in a folder that `datasets` saved or that was downloaded from the Hub."""
     if (folder / "dataset_dict.json").is_file():
         listing = folder / "dataset_dict.json"
         splits = _read_json(listing, what).get("splits", [])
@@ -161,7 +161,7 @@ def _split_of(path: Path, folder: Path) -> str | None:
 
 
 def _saved(folder: Path, what: str) -> list[str]:
-    """Returns the files of a dataset of `save_to_disk`, in order."""
+    """Returns the files of a dataset written by `save_to_disk`, in order."""
     try:
         files = [str(folder / entry["filename"]) for entry in _read_json(folder / "state.json", what)["_data_files"]]
     except (KeyError, TypeError):
@@ -189,9 +189,9 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def table_parts(files: Sequence[str], size: int, limit: int | None = None) -> Iterator[Part]:
-    """Yields parts of about `size` rows. A file that cannot be opened is a part of its own.
+    """Yields parts of about `size` rows. A file that cannot be opened becomes a part of its own.
 
-    Files after the first `limit` rows are not opened.
+    Files beyond the first `limit` rows are not opened.
     """
     rows = 0
     for path, name in zip(files, short_names(files), strict=True):
@@ -211,7 +211,7 @@ def table_parts(files: Sequence[str], size: int, limit: int | None = None) -> It
 
 
 def _spans(group_rows: list[int], size: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yields (first group, last group + 1, rows to skip, rows, rows before them) of each part."""
+    """Yields (first group, last group + 1, rows to skip, rows, preceding rows of the file) for each part."""
     row = group = 0
     while group < len(group_rows):
         last, rows = group + 1, group_rows[group]
@@ -226,12 +226,12 @@ def _spans(group_rows: list[int], size: int) -> Iterator[tuple[int, int, int, in
 
 
 def table_rows(part: Part, columns: list[str]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yields the number of each row of a part, from 1, and its values; or why it cannot be read.
+    """Yields the number of each row of a part, from 1, and its values, or the reason why it cannot be read.
 
     If a file is damaged, the last number and reason apply to all rows from there on.
 
     Raises:
-        DamagedError: the file cannot be opened any more.
+        DamagedError: the file can no longer be opened.
     """
     path = part.files[0]
     if part.span[0] == "damaged":
@@ -257,7 +257,7 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
     """Yields the values of each row as Python objects."""
     try:
         yield from _checked(batch)
-    except (ValueError, OverflowError, pa.ArrowException):  # one bad row fails all: invalid UTF-8, a date out of range
+    except (ValueError, OverflowError, pa.ArrowException):  # one bad row fails the batch: bad UTF-8, date out of range
         for index in range(batch.num_rows):
             try:
                 yield _checked(batch.slice(index, 1))[0]
@@ -266,7 +266,7 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
 
 
 def _checked(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Returns the rows of a batch, after a check that a damaged Arrow file does not point outside its memory."""
+    """Returns the rows of a batch, after checking that offsets of a damaged Arrow file do not exceed its buffers."""
     batch.validate(full=True)
     return cast(list[dict[str, Any]], batch.to_pylist())
 
@@ -275,10 +275,10 @@ def _checked(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def open_table(path: str) -> Table:
-    """Opens a parquet or Arrow file.
+    """Opens a Parquet or Arrow file.
 
     Raises:
-        DamagedError: it cannot be opened.
+        DamagedError: the file cannot be opened.
     """
     try:
         with open_bytes(path) as file:
@@ -301,7 +301,7 @@ def open_table(path: str) -> Table:
 class _Parquet:
     def __init__(self, path: str):
         source = open_bytes(path) if is_remote(path) else path
-        # With a buffer, pages are read as they are needed, instead of a whole row group.
+        # With a buffer, pages are read on demand, instead of a whole row group at once.
         self._file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
         self._footer = self._file.metadata
         self.schema: pa.Schema = self._file.schema_arrow
@@ -312,7 +312,8 @@ class _Parquet:
     def batches(self, first: int, last: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         for group in range(first, last):
             facts = self._footer.row_group(group)
-            # The size of the wanted columns would be closer, but pyarrow aborts the process where theirs is damaged.
+            # The size of the needed columns alone would be more accurate, but pyarrow aborts the process if their
+            # metadata is damaged.
             rows = max(1, min(_BATCH_ROWS, facts.num_rows * _BATCH_BYTES // max(facts.total_byte_size, 1)))
             if facts.num_rows:
                 yield from self._file.iter_batches(rows, [group], columns, use_threads=False)

@@ -26,18 +26,19 @@ from solo.data.record import Place, Record, Turn
 
 _WHAT = "reader 'text'"
 _JSON = (".json", ".jsonl", ".ndjson")
-_MOST_FILES = 256  # of a part
+_MOST_FILES = 256  # per part
 _BEFORE = 256  # bytes before a part that are searched for the end of the previous line
 
 
 @reader("text")
 @dataclass(frozen=True)
 class Text(Reader):
-    """Documents without speakers, which are learned throughout.
+    """Documents without speakers. All of their text is trained on.
 
-    A text file is one document, or a document per line or per paragraph (lines up to a blank one), as `document` says.
-    `encoding` is that of text files without a byte-order mark, UTF-8 by default. Of JSON files (`.json`, `.jsonl`,
-    `.ndjson`), Parquet and Arrow files, `field` is read; an example with an image or a video is unreadable.
+    `document` says whether a text file is one document, or has one document per line or per paragraph (lines up to a
+    blank one). `encoding` is the encoding of text files without a byte-order mark, UTF-8 by default. From JSON files
+    (`.json`, `.jsonl`, `.ndjson`), Parquet and Arrow files, `field` is read; an example with an image or a video is
+    unreadable.
     """
 
     path: Paths
@@ -48,7 +49,7 @@ class Text(Reader):
     def parts(self, size: int, limit: int | None) -> Iterable[Part]:
         """Splits files by lines, JSON elements or row groups; short text files share a part."""
         paths = expand(self.path, _WHAT)
-        waiting: list[tuple[str, str]] = []  # paths and names of files that are one document each
+        waiting: list[tuple[str, str]] = []  # (path, name) of files that are one document each
         for path, name in zip(paths, short_names(paths), strict=True):
             form = _form(path)
             if form == "text" and self.document == "file":
@@ -219,7 +220,7 @@ def _text(name: str, text: str, place: Place) -> Record | Unreadable:
 def _paragraphs(file: TextFile, start: int | None, stop: int | None, first: int) -> Iterator[tuple[int, bytes]]:
     """Yields the paragraphs that begin in a part, each with the number of its first line.
 
-    The last one may end in the next part, which skips the lines that belong to it.
+    The last paragraph may end in the next part, which skips these lines.
     """
     held, begun, offset = list[bytes](), first, start or 0
     skipping = start is not None and start > file.start and not _follows_blank_line(file, start)

@@ -1,4 +1,4 @@
-"""Text of any size in bounded memory: blocks and lines of a file, as UTF-8, whatever its encoding and compression."""
+"""Reads text of any size in bounded memory: blocks and lines of a file as UTF-8, for any encoding and compression."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class TextFile:
     """A file of text.
 
     Attributes:
-        path: local or remote.
-        encoding: of its characters.
+        path: local or remote path.
+        encoding: encoding of the text.
         start: first byte after the byte-order mark.
-        seekable: whether its bytes are UTF-8, so that it can be read from any line.
+        seekable: whether the stored bytes are UTF-8, so that reading can start at any line.
     """
 
     path: str
@@ -46,14 +46,14 @@ class TextFile:
 
     @classmethod
     def open(cls, path: str, encoding: str | None = None) -> TextFile:
-        """Detects the encoding from the beginning of a file.
+        """Opens a file and detects its encoding from its first bytes.
 
         Args:
-            path: local or remote.
-            encoding: of a file without a byte-order mark; by default UTF-8, or UTF-16 if every other byte is zero.
+            path: local or remote path.
+            encoding: encoding if there is no byte-order mark; by default UTF-8, or UTF-16 if every other byte is zero.
 
         Raises:
-            DamagedError: it cannot be opened, or its beginning cannot be read.
+            DamagedError: the file cannot be opened, or its first bytes cannot be read.
         """
         try:
             with open_bytes(path) as file:
@@ -68,11 +68,13 @@ class TextFile:
     def blocks(self, start: int | None = None, stop: int | None = None) -> Iterator[bytes]:
         """Yields the text as UTF-8, without a byte-order mark.
 
-        Characters that cannot be decoded become bytes that are not UTF-8, so that whoever decodes them notices.
+        Characters that cannot be decoded become bytes that are not valid UTF-8, so that the caller notices them when
+        decoding.
 
         Args:
-            start: first byte; `start` of the file by default. What precedes it is read too if it is not `seekable`.
-            stop: byte after the last one, of a file that is `seekable`.
+            start: first byte; by default the file's `start`. If the file is not `seekable`, the bytes before it are
+                read too.
+            stop: byte after the last one; only for a `seekable` file.
 
         Raises:
             DamagedError: the file cannot be read any further.
@@ -112,7 +114,7 @@ def _guess(head: bytes) -> str:
 
 
 def _read(file: IO[bytes], left: int | None) -> Iterator[bytes]:
-    # `read` would lose the data before the damage in a compressed file.
+    # With `read`, the data before the damage in a compressed file would be lost.
     read = getattr(file, "read1", file.read)
     while left is None or left > 0:
         block = read(BLOCK if left is None else min(BLOCK, left))
@@ -129,7 +131,7 @@ def _after(count: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def explain(error: BaseException) -> str:
-    """Describes why a file cannot be read."""
+    """Returns the reason why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "the file does not exist"
     if isinstance(error, EOFError):
@@ -140,16 +142,16 @@ def explain(error: BaseException) -> str:
 
 
 def line_ends(blocks: Iterable[bytes]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields, per block, its length and the places after its line breaks."""
+    """Yields the length of each block and the offsets after its line breaks."""
     for block in blocks:
         yield len(block), np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
 
 
 def lines(blocks: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes]]:
-    """Yields every line with its number, without the line break. A line above `MAX_BYTES` is cut there.
+    """Yields every line with its number, without the line break. A line above `MAX_BYTES` is truncated there.
 
     Raises:
-        DamagedError: as `blocks` does, after all whole lines before the damage.
+        DamagedError: from `blocks`; raised after all complete lines before the damage.
     """
     number, pieces, size = first, list[bytes](), 0
     for block in blocks:
@@ -169,17 +171,17 @@ def lines(blocks: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes]
 def spans(
     ends: Iterable[tuple[int, np.ndarray]], start: int, size: int, most_bytes: int = 1 << 26
 ) -> Iterator[tuple[int, int | None, int, int]]:
-    """Groups the examples of a file that can be read from any of them.
+    """Groups the examples of a file in which reading can start at any example.
 
     Args:
-        ends: length of every block, and the places in it after the examples that end there.
-        start: where the first block begins in the file.
-        size: examples of a group at most.
-        most_bytes: bytes of a group at most, unless it is a single example.
+        ends: for each block, its length and the offsets after the examples that end in it.
+        start: byte offset of the first block in the file.
+        size: maximum number of examples per group.
+        most_bytes: maximum bytes per group, unless the group is a single example.
 
     Yields:
-        First byte, byte after the last (None: the end of the file), number of the first and of the last example.
-        What follows the last end belongs to the last group.
+        First byte, byte after the last (None: end of file), and the numbers of the first and the last example. Bytes
+        after the last end belong to the last group.
     """
     begun = end = offset = start
     first, held = 1, 0
@@ -201,6 +203,6 @@ def spans(
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Returns the files' names if they differ, else their whole paths."""
+    """Returns the file names if they are distinct, otherwise the whole paths."""
     names = [path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for path in paths]
     return names if len(set(names)) == len(names) else list(paths)

@@ -17,25 +17,25 @@ from solo.data.record import Image, Place
 from solo.files import is_remote
 
 _WHAT = "reader 'tfds'"
-_LIST = 1  # dimensions that a list adds
+_LIST = 1  # dimensions added by a list
 
 
 @reader("tfds")
 @dataclass(frozen=True)
 class TensorFlowDataset(Reader):
-    """Captions: an image and a text of every example of a split, in the dataset's order.
+    """Captions: an image and a text from every example of a split, in dataset order.
 
-    The dataset must have been prepared with `file_format="array_record"`. Image files are not decoded.
+    The dataset must have been prepared with `file_format="array_record"`. Encoded images are not decoded.
 
-    name, data_dir  the dataset's name, as for `tfds.builder`; or
-    path            the folder of a prepared version, which has `dataset_info.json` and `features.json`
-    split           such as `train` or `train[:10%]`; may be left out if there is only one
-    image           an image feature, or uint8, uint16 or bool pixels [H, W], [H, W, 1, 3 or 4]; or a list of them. A
-                    feature of a nested dict or list is written `faces/image`
-    value_range     least and greatest value of pixels of another type, such as [0.0, 1.0]
-    text            a text, a list of texts, or a class label, which becomes its name. Label -1 has no name
-    captions        each: a record per text of a list; all: one record, a text per line; first: the first text
-    names           names of the classes, if the dataset has none: a list, or a file as for reader `folder`
+    name, data_dir  the dataset's name and folder, as for `tfds.builder`; or
+    path            the folder of a prepared version, which contains `dataset_info.json` and `features.json`
+    split           the split, such as `train` or `train[:10%]`; optional if there is only one
+    image           an image feature, or uint8, uint16 or bool pixels [H, W], [H, W, 1, 3 or 4]; or a list of these.
+                    A feature inside a dict or list is written `faces/image`
+    value_range     minimum and maximum value of pixels of another type, such as [0.0, 1.0]
+    text            a text, a list of texts, or a class label, which becomes the class name. Label -1 has no name
+    captions        each: one record per text of a list; all: one record, one text per line; first: the first text
+    names           class names, if the dataset has none: a list, or a file as for reader `folder`
     """
 
     name: str | None = None
@@ -64,7 +64,7 @@ class TensorFlowDataset(Reader):
                 yield Part(name, (shard.filename,), (before + start, before + stop, first))
 
     def read(self, part: Part) -> Examples:
-        """Yields the examples of a part: its span is (first, last + 1) in the split, and the first in the shard."""
+        """Yields the examples of a part. Its span is (first, last + 1) in the split, and the first in the shard."""
         dataset = _Dataset(self)
         start, stop, first = part.span
         for number in range(start, stop):
@@ -80,7 +80,7 @@ class TensorFlowDataset(Reader):
 
 
 class _Dataset:
-    """A split with its two features, opened."""
+    """An opened split with its image and text features."""
 
     def __init__(self, options: TensorFlowDataset) -> None:
         import tensorflow_datasets as tfds
@@ -113,7 +113,7 @@ class _Dataset:
         self._decoders = _decoders(self._features, None if stored else self._paths[0])
 
     def _find(self, option: str, path: str) -> tuple[Any, int]:
-        """Returns a feature and the number of lists that it is in."""
+        """Returns a feature and the number of lists around it."""
         import tensorflow_datasets as tfds
 
         found, depth = self._features, 0
@@ -135,7 +135,7 @@ class _Dataset:
         return found, depth
 
     def read(self, number: int) -> tuple[Any, Any]:
-        """Returns the image and the text of an example. Raises ValueError if it cannot be read."""
+        """Returns the image and the text of an example. Raises ValueError if the example cannot be read."""
         try:
             data = self._source[number]
         except (RuntimeError, OSError, IndexError) as error:
@@ -145,7 +145,7 @@ class _Dataset:
         try:
             example = self._features.deserialize_example_np(data, decoders=self._decoders)
             image, text = (_value(example, path) for path in self._paths)
-        except Exception as error:  # protobuf's, NumPy's and TFDS's own classes
+        except Exception as error:  # protobuf, NumPy and TFDS have their own classes
             raise ValueError(f"the example does not have the features of features.json: {str(error)[:200]}") from None
         return image, text
 
@@ -171,7 +171,7 @@ def _open(options: TensorFlowDataset) -> Any:
     if (options.name is None) == (options.path is None):
         raise ConfigError(f"{_WHAT}: set either name (with data_dir) or path")
     if options.path is not None and not is_remote(options.path) and os.path.isdir(options.path):
-        # TFDS would wait for ever for a writer of a named pipe.
+        # On a named pipe, TFDS would block until a writer appears.
         for entry in list_folder(options.path, "", _WHAT):
             if entry.fault:
                 raise ConfigError(f"{_WHAT}: {os.path.join(options.path, entry.name)}: {entry.fault}")
@@ -217,7 +217,7 @@ def _check_image(feature: Any, depth: int, options: TensorFlowDataset) -> tuple[
 
 
 def _check_text(feature: Any, depth: int, options: TensorFlowDataset) -> tuple[bool, ClassNames | None]:
-    """Returns whether the feature is a list, and the names of its labels if it is a label."""
+    """Returns whether the feature is a list, and the class names if it is a label."""
     import numpy as np
     import tensorflow_datasets as tfds
 
@@ -241,10 +241,10 @@ def _check_text(feature: Any, depth: int, options: TensorFlowDataset) -> tuple[b
 
 
 def _decoders(features: Any, decoded: list[str] | None) -> dict[str, Any]:
-    """Returns decoders that leave every feature as it is stored, but the one at a path."""
+    """Returns decoders that leave every feature in its stored form, except the one at a path."""
     import tensorflow_datasets as tfds
 
-    class Stored(tfds.decode.SkipDecoding):  # which knows no lists itself
+    class Stored(tfds.decode.SkipDecoding):  # SkipDecoding does not handle lists
         def decode_batch_example_np(self, serialized_example: Any) -> Any:
             return serialized_example
 

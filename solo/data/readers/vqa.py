@@ -1,4 +1,4 @@
-"""Questions about images: VQA v2, OK-VQA, GQA, TextVQA, DocVQA, VizWiz, A-OKVQA and Visual Genome."""
+"""Visual question answering: VQA v2, OK-VQA, GQA, TextVQA, DocVQA, VizWiz, A-OKVQA and Visual Genome."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _ANSWERS = ("multiple_choice_answer", "answers", "direct_answers", "answer")
 class VisualQuestions(AnnotationReader):
     """Questions about images, with answers.
 
-    path         the questions: a list or one per line, `{"questions": [...]}`, `{"data": [...]}` or a mapping from ids.
-                 A question has `question`, an image (`image`, `image_id`, `imageId`) and, unless `annotations` has
-                 them, `answers` or `answer`
+    path         the questions: a list, one per line, `{"questions": [...]}`, `{"data": [...]}`, or a mapping from ids
+                 to questions. A question has `question`, an image (`image`, `image_id` or `imageId`) and, unless they
+                 are in `annotations`, `answers` or `answer`
     annotations  a file of answers by `question_id`: `{"annotations": [{"question_id", "answers": [{"answer"}]}]}`
     images       the folder of the images
-    image_name   name of an image's file, such as `COCO_train2014_{image_id:012d}.jpg`. Left out, it is VQA v2's for
-                 its files, and `{image_id}.jpg` or the file name for the others
-    answers      most_common: the answer that most annotators gave; all: the different answers, separated by commas
-    per          question: a record per question; image: one record per image with its questions as turns, so that the
-                 image's patches are computed once
-    instruction  ends every question, such as " Answer with a word or a phrase."
+    image_name   template of image file names, such as `COCO_train2014_{image_id:012d}.jpg`. By default, the names of
+                 VQA v2 for its files, and otherwise `{image_id}.jpg` or the file name in the question
+    answers      most_common: the answer that most annotators gave; all: the distinct answers, separated by commas
+    per          question: one record per question; image: one record per image with its questions as turns, so that
+                 the image's patches are computed only once
+    instruction  text appended to every question, such as " Answer with a word or a phrase."
     """
 
     path: Paths
@@ -61,7 +61,7 @@ class VisualQuestions(AnnotationReader):
     known = frozenset((*_QUESTION_IDS, *_IMAGES, *_ANSWERS, *_UNUSED))
 
     def examples(self, path: str, content: Any, keys: Keys) -> Iterator[Annotated]:
-        """Yields the questions, then the answers without a question."""
+        """Yields the questions, then the answers that have no question."""
         questions = self._questions(path, content)
         answers = self._answers_by_question()
         found = list(self._examples(path, content, questions, answers, keys))
@@ -73,7 +73,7 @@ class VisualQuestions(AnnotationReader):
         return _by_image(found) if self.per == "image" else iter(found)
 
     def records(self, example: Annotated, image: Image, place: Place) -> Examples:
-        """Yields one record: questions and answers in turn, with the image in the first question."""
+        """Yields one record of alternating questions and answers, with the image in the first question."""
         turns: list[Turn] = []
         for question, answer in example.texts:
             first = () if turns else (image, "\n")
@@ -81,7 +81,7 @@ class VisualQuestions(AnnotationReader):
         yield Record(example.id, tuple(turns), place)
 
     def other_files(self) -> Sequence[str]:
-        """Returns the files of answers."""
+        """Returns the answer files."""
         return () if self.annotations is None else expand(self.annotations, self.what)
 
     def _questions(self, path: str, content: Any) -> list[Any]:
@@ -144,7 +144,7 @@ class VisualQuestions(AnnotationReader):
                 raise
             except ValueError as error:
                 yield Annotated(name, line, fault=str(error))
-        # With several files of questions, an answer belongs to one of them.
+        # With several question files, the question of an answer may be in another one.
         if unused and isinstance(self.path, str) and len(expand(self.path, self.what)) == 1:
             for found in unused:
                 yield Annotated(str(found), max(1, len(questions)), fault="no question has the id of this answer")
@@ -169,13 +169,13 @@ class VisualQuestions(AnnotationReader):
 
 
 def _of_image(image: Any) -> list[Any]:
-    """Returns the questions of an image of Visual Genome; itself, which is none, if it has no list of them."""
+    """Returns the questions of a Visual Genome image. Without a list of questions, returns the value in a list."""
     questions = image.get("qas") if isinstance(image, dict) else None
     return questions if isinstance(questions, list) else [image]
 
 
 def _file_names(image: int | str, template: str | None, subset: Any) -> tuple[str, ...]:
-    """Returns the names that an image's file may have."""
+    """Returns the possible file names of an image."""
     if template is not None:
         try:
             return (template.format(image_id=image),)
@@ -183,13 +183,13 @@ def _file_names(image: int | str, template: str | None, subset: Any) -> tuple[st
             raise ConfigError(f"reader 'vqa': image_name {template!r} cannot name image {image!r}: {error}") from None
     if isinstance(image, str):
         return (image,) if os.path.splitext(image)[1] else (f"{image}.jpg", f"{image}.png")
-    # COCO's images of 2017 have the numbers of 2014 alone.
+    # The file names of COCO 2017 consist of the image id alone, without the prefix of COCO 2014.
     names = (f"{image:012d}.jpg", f"{image}.jpg")
     return (f"COCO_{subset}_{image:012d}.jpg", *names) if isinstance(subset, str) else names
 
 
 def _by_image(examples: list[Annotated]) -> Iterator[Annotated]:
-    """Joins the questions of each image, in the order of their first."""
+    """Joins the questions of each image, in the order of each image's first question."""
     joined: dict[Any, list[Annotated]] = {}
     for number, example in enumerate(examples):
         joined.setdefault(number if example.fault else example.images, []).append(example)

@@ -1,7 +1,7 @@
-"""WebDataset: tar archives in which consecutive files that share a name are one example.
+"""WebDataset: tar archives in which consecutive files with the same base name form one sample.
 
-`a/17.jpg`, `a/17.txt` and `a/17.json` are the members `jpg`, `txt` and `json` of the example `a/17`: a key ends at the
-first dot of the file's name, as in the library `webdataset`, and as img2dataset and Megatron write it.
+`a/17.jpg`, `a/17.txt` and `a/17.json` are the members `jpg`, `txt` and `json` of the sample `a/17`. A key ends at the
+first dot of the file name, as in the library `webdataset` and in the output of img2dataset and Megatron.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ CAPTION_KEYS = ("caption", "text", "txt")
 _NAMES_IMAGES = (*NAMED_IMAGES, *OTHER_IMAGES)
 _META = re.compile(r"__[^/]*__(/|$)")
 _NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+")
-_SPLIT_ABOVE = 1 << 30  # bytes of an archive; smaller ones are one part each
-_MOST_IGNORED = 20  # kinds of members that are named in a part
+_SPLIT_ABOVE = 1 << 30  # bytes of an archive; smaller archives are one part each
+_MOST_IGNORED = 20  # kinds of ignored members that a part reports
 _Conversation = Mapping[str, Any]
 
 
 @reader("webdataset")
 @dataclass(frozen=True)
 class WebDataset(Reader):
-    """Tar shards, plain or compressed. A folder means the archives in it.
+    """Tar shards, plain or compressed. A folder stands for the archives in it.
 
-    The text is a caption, or a conversation in LLaVA's or OpenAI's form in a JSON member, in which each
-    `<image>` is the next image.
+    The text is a caption, or a conversation in LLaVA's or OpenAI's format in a JSON member, in which each `<image>`
+    placeholder stands for the next image.
 
-    image     members that are images, in their order, such as [left.jpg, right.jpg]; `*.jpg` takes all that match. By
-              default the only image, or all images if they are numbered: 0.jpg, 1.png
-    text      the member that holds the text, such as caption; by default a conversation in json, else txt or caption,
-              else a caption in json
-    json_key  where the text or conversation is in a JSON member
+    image     image members in order, such as [left.jpg, right.jpg]; `*.jpg` stands for all that match. By default the
+              only image, or all images if they are numbered: 0.jpg, 1.png
+    text      the member that contains the text, such as caption; by default a conversation in json, else txt or
+              caption, else a caption in json
+    json_key  the key of the text or conversation in a JSON member
     """
 
     path: Paths
@@ -86,7 +86,7 @@ class WebDataset(Reader):
         return found
 
     def read(self, part: Part) -> Examples:
-        """Yields an example per key."""
+        """Yields one example per key."""
         ignored: set[str] = set()
         for sample in samples(part, self._wanted):
             if isinstance(sample, Unreadable | Ignored):
@@ -131,7 +131,7 @@ class WebDataset(Reader):
         unread = [suffix for suffix in sample.members if suffix not in images and suffix != member]
         pictures = [Image(sample.members[suffix] or b"") for suffix in images]
         if not isinstance(value, str):
-            # The members are the images that the JSON names.
+            # The members replace the images that the JSON names.
             example = {key: item for key, item in value.items() if key not in _NAMES_IMAGES} if pictures else value
             record = read_example(example, sample.key, None, unread.append, images=pictures or None, load=_load)
             return record.turns, unread
@@ -157,7 +157,7 @@ class WebDataset(Reader):
         return sorted(found, key=natural)
 
     def _text(self, sample: Sample) -> tuple[str, str | _Conversation]:
-        """Returns the member that holds the text of a sample, and its caption or conversation."""
+        """Returns the member that contains the text of a sample, and its caption or conversation."""
         if self.text is not None:
             member = self.text.lower()
             if member not in sample.members:
@@ -187,7 +187,7 @@ class WebDataset(Reader):
         return value
 
     def _in_json(self, found: Any) -> str | _Conversation | None:
-        """Returns the caption or conversation in parsed JSON, or None."""
+        """Returns the caption or conversation in parsed JSON, or None if there is none."""
         if self.json_key is not None:
             found = found.get(self.json_key) if isinstance(found, Mapping) else None
             if found is not None and not isinstance(found, str | list):
@@ -209,7 +209,7 @@ class WebDataset(Reader):
 
 @dataclass
 class Sample:
-    """Consecutive members that share a key. `members` are their contents by suffix, in lower case."""
+    """Consecutive members with the same key. `members` maps lower-case suffixes to contents."""
 
     key: str
     number: int
@@ -223,7 +223,7 @@ class Sample:
         return self.key.encode(errors="backslashreplace").decode()
 
     def only(self, suffixes: Iterable[str]) -> str | None:
-        """Returns the first of some members, or the only one that ends in one of them, such as `meta.json`."""
+        """Returns the first of these suffixes that is a member; else the only member ending in one (`meta.json`)."""
         exact = next((suffix for suffix in suffixes if suffix in self.members), None)
         ending = [suffix for suffix in self.members if suffix.rsplit(".", 1)[-1] in suffixes]
         return exact or (ending[0] if len(ending) == 1 else None)
@@ -235,17 +235,17 @@ class Sample:
 
 
 def _are_numbered(suffixes: list[str]) -> bool:
-    """Returns whether members differ in a number alone: `0.jpg` and `1.png`, or `img0.jpg` and `img1.jpg`."""
+    """Returns whether the members differ only in a number: `0.jpg` and `1.png`, or `img0.jpg` and `img1.jpg`."""
     found = [match for match in map(_NUMBERED.fullmatch, suffixes) if match is not None]
     numbers = {int(match[2]) for match in found}
     return len(numbers) == len(suffixes) and len({match[1] for match in found}) == 1
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Returns key and suffix of a member, or None for a file that belongs to no example.
+    """Returns the key and suffix of a member, or None for a file that belongs to no sample.
 
-    The suffix begins at the first dot of the file's name, so that folders may have dots. Hidden files, files without
-    a dot and files in folders such as `__meta__` belong to no example.
+    The suffix begins at the first dot of the file name, so folder names may contain dots. Hidden files, files without
+    a dot and files in folders such as `__meta__` belong to no sample.
     """
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
@@ -255,10 +255,11 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def samples(part: Part, wanted: Callable[[str], bool]) -> Iterator[Sample | Unreadable | Ignored]:
-    """Yields the samples of a part of an archive, and after damage why the rest is missing.
+    """Yields the samples of a part of an archive. If the archive is damaged, the reason follows the last sample.
 
     Args:
-        wanted: whether the contents of a member of this name are needed.
+        part: part of the archive.
+        wanted: returns whether the contents of a member are needed, given its name.
     """
     path = part.files[0]
     number, offset, stop = part.span or (1, 0, None)
@@ -303,7 +304,7 @@ def _is_large(path: str) -> bool:
 
 
 def _split(path: str, name: str, size: int, limit: int | None) -> Iterator[Part]:
-    """Splits an archive into parts of `size` samples. What follows the first `limit` samples is one part."""
+    """Splits an archive into parts of `size` samples. Everything after the first `limit` samples is one part."""
     begins: list[tuple[int, int]] = []
     samples, last = 0, (0, "")
     try:
@@ -317,7 +318,7 @@ def _split(path: str, name: str, size: int, limit: int | None) -> Iterator[Part]
                     break
                 samples += 1
     except DamagedArchiveError:
-        pass  # the last part meets it again
+        pass  # reading the last part raises it again
     if not begins:
         yield Part(name, (path,))
         return
@@ -337,7 +338,7 @@ def _decode(member: str, data: bytes | None) -> str:
 
 
 def parse_member(member: str, data: bytes | None) -> Any:
-    """Parses a JSON member. Raises ValueError if it is not valid."""
+    """Parses a JSON member. Raises ValueError if it is invalid."""
     try:
         return parse((data or b"").removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
@@ -345,7 +346,7 @@ def parse_member(member: str, data: bytes | None) -> Any:
 
 
 def _load(value: Any) -> Image:
-    """Returns an image of the example itself. Archive contents never name a file to open."""
+    """Returns an image contained in the sample. The contents of an archive must not name files to open."""
     if isinstance(value, Image) or (isinstance(value, str) and value[:5].lower() == "data:"):
         return load_image(value)
     raise ValueError(f"it names an image outside its archive: {value!r:.200}")

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def kind(value: Any) -> str:
-    """Returns what a JSON value is, with its article, for error messages."""
+    """Returns the kind of a JSON value with an article, for error messages."""
     if value is None:
         return "null"
     names = ((bool, "a truth value"), (str, "a string"), (int | float, "a number"), (Mapping, "a mapping"))
@@ -16,5 +16,5 @@ def kind(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns a value for an error message: containers by their kind, as they may be large or deep."""
+    """Returns a value as text for an error message. Containers, which may be large or deep, are shown by kind."""
     return repr(value)[:60] if isinstance(value, str | int | float | bool | None) else kind(value)

@@ -1,7 +1,7 @@
-"""Planned rows to batches.
+"""Turns planned rows into batches.
 
 document       encodes a record in reading order: tokens and patches
-reading_order  visibility and positions of the elements of a row
-assembly       assembles documents to one row: two regions, shifted targets
-loader         yields a host's batches, read ahead by threads or worker processes
+reading_order  attention masks and positions of the elements of a row
+assembly       packs documents into one row: two regions, shifted targets
+loader         yields a host's batches, prefetched by threads or worker processes
 """

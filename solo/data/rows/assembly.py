@@ -1,4 +1,4 @@
-"""Assembles documents to a row. Only this module maps reading order to two regions, and shifts targets.
+"""Packs documents into a row. Only this module maps reading order to the two regions and shifts targets.
 
 A row is `[P patches | T text]`. If element i + 1 of a document is a supervised token, it is the target of element i:
 `target_slots` holds the slot of element i and `target_ids` holds token i + 1. No later code shifts again. The first
@@ -28,15 +28,15 @@ def assemble_row(
     sequence: SequenceConfig = _PLAIN,
     average: Average = "token",
 ) -> Batch:
-    """Lays documents out in one row.
+    """Packs documents into one row.
 
     Args:
         documents: documents in row order, each with the number of its source.
-        shape: slots of the row.
+        shape: numbers of patch and text slots of the row.
         image: patch size and image mask; see `solo.data.rows.reading_order.visible`.
-        pad_id: token of empty text slots.
+        pad_id: token id for empty text slots.
         sequence: sliding window and positions; see `solo.data.rows.reading_order.positions`.
-        average: the units of equal weight in the loss; see `LossConfig`.
+        average: the units that have equal weight in the loss; see `LossConfig`.
 
     Returns:
         A Batch without its B axis; see `solo.batch` for fields, dtypes and empty slots.
@@ -68,7 +68,7 @@ def assemble_row(
 
 
 def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """Returns `Batch.attend` of a row, int32 [S, 4]: `visible` by slot. Empty slots see nothing.
+    """Returns `Batch.attend` of a row, int32 [S, 4]: `visible` by slot. Empty slots attend to nothing.
 
     Raises:
         ValueError: the documents do not fit the row.
@@ -79,14 +79,14 @@ def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequenc
 
 
 def _weights(document_start: np.ndarray, average: Average) -> np.ndarray:
-    """Returns float64 [n]: 1, or 1 / m or 1 / sqrt(m) for a document of m targets; see `ReadingOrder`."""
+    """Returns the loss weight of n targets, float64 [n]: 1, 1 / m or 1 / sqrt(m) in a document with m targets."""
     power = {"document": 1.0, "document_root": 0.5}.get(average, 0.0)
     _, number, counts = np.unique(document_start, return_inverse=True, return_counts=True)
     return counts[number] ** -power
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
-    """Stacks rows to a batch: every field gets a leading axis B."""
+    """Stacks rows into a batch: every field gets a leading axis B."""
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 

@@ -1,7 +1,7 @@
 """Documents: records as one sequence of text tokens and patches, in reading order.
 
-`runs` (`solo.data.text.templates`) turns a record into runs of text tokens and images, which needs only the tokenizer;
-`encode` also decodes the images. The index (`solo.data.store.index`) counts the runs once, so that planning never
+`runs` (`solo.data.text.templates`) converts a record to runs of text tokens and images, using only the tokenizer;
+`encode` also decodes the images. The index (`solo.data.store.index`) stores the size of every run, so planning never
 decodes an image.
 """
 
@@ -30,9 +30,9 @@ class Document:
     """A document in reading order: N = patches + text tokens.
 
     tokens      int32 [N]       token id; PATCH (-1) for a patch
-    supervised  bool [N]        whether the model learns to predict this token
-    image       int32 [N]       number of the image, from its first patch to its last, row tokens included;
-                                NO_IMAGE (-1) elsewhere, and for begin and end tokens
+    supervised  bool [N]        loss mask: whether the model learns to predict this token
+    image       int32 [N]       image number from an image's first patch to its last, including row tokens;
+                                NO_IMAGE (-1) elsewhere, including begin and end tokens
     patches     uint8 [p, patch_size^2 * 3]   raw pixels, channel-major (C, y, x), in reading order
     patch_grid  int32 [p, 2]    row and column of each patch in its image or tile
     """
@@ -63,14 +63,14 @@ def encode(
     images: int | None = None,
     first_image: int = 0,
 ) -> Document:
-    """Lays runs out in reading order and cuts the images into patches.
+    """Encodes runs in reading order and splits the images into patches.
 
     Args:
         parts: runs of a document, or of a piece of one.
-        tokenizer: has the delimiter tokens.
-        config: how images become patches.
-        images: images of the whole document, if `parts` are a piece of it; see `ImageConfig.share_tiles`.
-        first_image: images of the document before `parts`.
+        tokenizer: provides the delimiter tokens.
+        config: patch size, tiles and delimiters of images.
+        images: number of images in the whole document, if `parts` is only a piece; see `ImageConfig.share_tiles`.
+        first_image: number of images in the document before `parts`.
 
     Raises:
         OSError: an image cannot be decoded.

@@ -1,10 +1,10 @@
-"""The batches of one host, read and assembled ahead by threads or worker processes.
+"""The batches of one host, prefetched by threads or worker processes.
 
-Grain only prefetches. Every host computes the same plan, which assigns documents to batches, and reads only its own
-rows. There is no iterator state to save: a loader can start at any step, on any number of hosts.
+Grain is used only for prefetching. Every host computes the same plan, which assigns documents to batches, and reads
+only its own rows. There is no iterator state to save: a loader can start at any step, on any number of hosts.
 
-Grain is imported where it is used, because it imports jax if it can and nothing else in `solo.data` does. Worker
-processes import jax too, but never get a device.
+Grain is imported lazily, because it imports jax if that is installed, and nothing else in `solo.data` does. Worker
+processes import jax too, but never use a device.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from solo.statuses import TransientError
 
 _log = logging.getLogger(__name__)
 _PLAIN = SequenceConfig()
-_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")  # Grain's message
+_DIED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")  # Grain's error message
 
 
 class Source(Protocol):
@@ -58,15 +58,15 @@ class RowSource:
     """A host's rows with random access: with n rows per batch, item i is row i % n of step i // n.
 
     Args:
-        plan: which documents share a row.
-        sources: sources of the plan's mixture, in its order.
-        tokenizer: has the delimiter tokens of images. Text was tokenized when the sources were prepared.
-        image: how images become patches.
+        plan: the packing plan, which assigns documents to rows.
+        sources: sources of the plan's mixture, in mixture order.
+        tokenizer: provides the image delimiter tokens. Text was tokenized when the sources were prepared.
+        image: patch size, tiles and delimiters of images.
         rows: the host's rows of every batch.
         start_step: step of item 0.
         quarantine: file to which one JSON line is appended for every document that cannot be read.
         sequence: positions and sliding window.
-        steps_before: steps of the run before this stage; lines of `quarantine` hold the run's step, from 1.
+        steps_before: steps of the run before this stage; lines of `quarantine` contain the run's step, from 1.
 
     Raises:
         ConfigError: the libraries of `image.decoder` are not installed.
@@ -95,7 +95,7 @@ class RowSource:
         return max(self._plan.num_steps - self._start_step, 0) * len(self._rows)
 
     def __getitem__(self, item: int) -> Batch:
-        """Returns a row without the B axis. The slots of a document that cannot be read stay empty."""
+        """Returns a row without the B axis. If a document cannot be read, its slots stay empty."""
         step, row = divmod(int(item), len(self._rows))
         step += self._start_step
         chunks = self._plan.row(step, self._rows[row])
@@ -109,14 +109,14 @@ class RowSource:
         return f"RowSource(stage={self._plan.stage.name!r}, rows={self._rows}, start_step={self._start_step})"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrives in a worker process. Schedulers send SIGTERM to all processes of a job: this one still serves."""
+        """Unpickles in a worker process, which then ignores SIGTERM: schedulers send it to all processes of a job."""
         self.__dict__.update(state)
         if multiprocessing.parent_process() is not None:
             with suppress(ValueError):  # not the main thread
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _document(self, chunk: Chunk, step: int) -> Document | None:
-        # One bad document must not end a long run. It is recorded in the quarantine file.
+        # One bad document must not end a long run, so it is only recorded in the quarantine file.
         try:
             return read_document(self._sources[self._names[chunk.source]], chunk, self._tokenizer, self._image)
         except Exception as error:
@@ -141,11 +141,11 @@ class RowSource:
 
 
 def read_document(source: Source, chunk: Chunk, tokenizer: Tokenizer, image: ImageConfig) -> Document:
-    """Reads a chunk.
+    """Reads and encodes a chunk.
 
     Raises:
-        ValueError: it is not as planned.
-        Exception: whatever else makes it unreadable.
+        ValueError: the document does not match the plan.
+        Exception: the chunk cannot be read for any other reason.
     """
     if chunk.stop - chunk.start == chunk.length:
         document = encode(source.whole(chunk.record), tokenizer, image)
@@ -159,7 +159,7 @@ def read_document(source: Source, chunk: Chunk, tokenizer: Tokenizer, image: Ima
 
 
 def _check(length: int, document: Document, chunk: Chunk) -> None:
-    """Raises ValueError if a document is not as planned. It might not fit its row."""
+    """Raises ValueError if a document does not match the plan, because it might not fit its row."""
     is_patch = document.tokens == PATCH
     found = length, int(is_patch.sum()), int((~is_patch).sum()), int(document.supervised[1:].sum())
     planned = chunk.length, *chunk.needs
@@ -175,14 +175,14 @@ class WorkerError(TransientError):
 
 
 class RowBatches:
-    """Iterates over the rows of a source in batches, which threads or worker processes read ahead.
+    """Iterates over the rows of a source in batches, prefetched by threads or worker processes.
 
-    Close it, or use `with`.
+    Call `close` at the end, or use `with`.
 
     Args:
-        source: rows by number, and their number.
-        batch_rows: rows of a batch.
-        data: worker processes and prefetched batches.
+        source: rows with random access and a length.
+        batch_rows: rows per batch.
+        data: numbers of worker processes and prefetched batches.
     """
 
     def __init__(self, source: Any, batch_rows: int, data: DataConfig) -> None:
@@ -206,10 +206,10 @@ class RowBatches:
         return batch
 
     def close(self) -> None:
-        """Ends threads and worker processes, which is needed even after the last batch. No batches follow."""
+        """Stops threads and worker processes. Required even after the last batch; no more batches follow."""
         if hasattr(self._batches, "close"):
             self._batches.close()
-        # Grain's iterators print errors if they are collected as late as the interpreter's exit.
+        # Grain's iterators print errors if they are garbage collected only at interpreter exit.
         self._batches = iter(())
 
     def __enter__(self) -> Self:
@@ -226,13 +226,13 @@ class Loader(RowBatches):
 
     Args:
         plan: plan of the stage.
-        sources: sources of the stage's mixture, in its order.
-        tokenizer: has the delimiter tokens of images. Text was tokenized when the sources were prepared.
-        image: how images become patches.
-        data: worker processes and prefetched batches.
-        process_index: h; host h of n reads the rows [h * B / n, (h + 1) * B / n) of every batch.
-        process_count: n.
-        start_step: first step, counted in the stage.
+        sources: sources of the stage's mixture, in mixture order.
+        tokenizer: provides the image delimiter tokens. Text was tokenized when the sources were prepared.
+        image: patch size, tiles and delimiters of images.
+        data: numbers of worker processes and prefetched batches.
+        process_index: index h of this host, which reads the rows [h * B / n, (h + 1) * B / n) of every batch.
+        process_count: number n of hosts.
+        start_step: first step, counted within the stage.
         quarantine: file to which one JSON line {"source", "id", "reason", "step"} is appended for every document that
             cannot be read; its slots stay empty. `id` is the record's number if the record itself is unreadable.
         sequence: positions and sliding window.
@@ -283,7 +283,7 @@ def _prefetched(source: Any, batch_rows: int, data: DataConfig) -> Any:
     if data.worker_processes:
         from absl import flags
 
-        # Grain passes absl flags to its workers, which fails unless they were parsed; only absl.app does that.
+        # Grain passes absl flags to its workers, which fails if they were not parsed; normally absl.app parses them.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         per_worker = -(-data.prefetch_batches // data.worker_processes)

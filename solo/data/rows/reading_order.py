@@ -1,6 +1,6 @@
-"""Visibility and positions of the elements of a row, for training, planning and inference.
+"""Attention masks and positions of the elements of a row, for training, planning and inference.
 
-Both depend on the reading order alone; `solo.data.rows.assembly` maps them to the row's two regions.
+Both depend only on the reading order; `solo.data.rows.assembly` maps them to the row's two regions.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from solo.data.rows.document import NO_IMAGE, PATCH, Document
 class ReadingOrder:
     """The N elements of a row, one document after another, each in reading order; p of them are patches.
 
-    tokens, supervised, image   as in Document; every document numbers its images from 0
+    tokens, supervised, image   as in Document; image numbers start from 0 in each document
     patch_grid      int32 [p, 2]  as in Document
-    place           int64 [N]  place in the document's reading order
+    place           int64 [N]  index in the document's reading order
     source          int64 [N]  number of the document's source
     document_start  int64 [N]  first element of the document
     """
@@ -37,7 +37,7 @@ class ReadingOrder:
 
     @property
     def is_patch(self) -> np.ndarray:
-        """bool [N]: whether an element is a patch."""
+        """Whether each element is a patch, bool [N]."""
         return self.tokens == PATCH
 
 
@@ -56,7 +56,7 @@ class _Spans(NamedTuple):
 
 
 def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
-    """Joins documents, each given with the number of its source."""
+    """Joins documents, each given with the number of its source, in row order."""
     none = np.zeros(0, np.int32)
     lengths = np.asarray([len(document.tokens) for document, _ in documents], np.int64)
     document_start = np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -72,13 +72,13 @@ def join_documents(documents: Sequence[tuple[Document, int]]) -> ReadingOrder:
 
 
 def outline(patches: int, text: int, image: ImageConfig) -> Document:
-    """Returns the document that planning assumes, given only numbers of slots: one image, then text.
+    """Returns the document that planning assumes if only the numbers of slots are known: one image, then text.
 
-    The image's begin, end and row tokens are among the `text` slots. Row tokens are placed as in a square image, as far
-    as there is room. Token ids, pixels and `patch_grid` are zeros.
+    The image's begin, end and row tokens count as `text` slots. Row tokens are placed as in a square image, as long as
+    slots are left. Token ids, pixels and `patch_grid` are zeros.
 
     Raises:
-        ConfigError: `text` has no room for the begin and end tokens.
+        ConfigError: `text` is too small for the begin and end tokens.
     """
     begin, end = image.begin_token is not None and patches > 0, image.end_token is not None and patches > 0
     if text < begin + end:
@@ -101,14 +101,14 @@ def outline(patches: int, text: int, image: ImageConfig) -> Document:
 
 
 def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """Returns the keys that every element sees, int64 [N, 4]: [a0, a1) of the row's patches, [a2, a3) of its text.
+    """Returns the keys that each element attends to, int64 [N, 4]: patches [a0, a1) and text [a2, a3) of the row.
 
-    In reading order this is one interval. It ends with the element itself and begins with its document, or
-    `sliding_window - 1` elements before it. `image.mask` changes it for images:
+    In reading order, the keys are one interval. It ends with the element itself and begins with its document, or
+    `sliding_window - 1` elements before the element. `image.mask` changes the interval for images:
 
-    bidirectional  every element from an image's first patch to its last also sees all of that span
-    prefix         the span includes the image's begin and end tokens
-    isolated       a patch sees only itself
+    bidirectional  every element from an image's first patch to its last also attends to that whole span
+    prefix         as bidirectional, but the span includes the image's begin and end tokens
+    isolated       a patch attends only to itself
     """
     first, last = order.document_start.copy(), np.arange(len(order.tokens))
     if sequence.sliding_window is not None:
@@ -136,11 +136,11 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
 def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
     """Returns rotary positions, int64 [N], or [N, 3] with `positions: grid`. They start from 0 in each document.
 
-    text  the place in reading order
-    grid  (time, row, column). Text advances all three by one. A patch has the position that a text token would have
-          in place of its image's first patch, plus (tile, row, column). A row token counts as one more column of its
-          row. The element after an image has the highest position in the image plus one. With one tile this is
-          SAIL's rule.
+    text  the index in reading order
+    grid  (time, row, column). A text token advances all three by one. The position of a patch is that of a text token
+          at the place of the image's first patch, plus (tile, row, column). A row token is treated as an additional
+          column of its row. The element after an image gets the highest position in the image plus one. With one tile,
+          this is SAIL's rule.
     """
     if sequence.positions == "text":
         return order.place
@@ -159,8 +159,8 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
 
 
 def _image_spans(order: ReadingOrder) -> _Spans:
-    """Returns each image's span from its first patch to its last, row tokens included."""
-    # An image is a run of equal numbers within one document.
+    """Returns each image's span from its first patch to its last, including row tokens."""
+    # An image is a run of equal image numbers within one document.
     inside = order.image != NO_IMAGE
     changes = np.ones(len(inside) + 1, bool)
     changes[1:-1] = (order.image[1:] != order.image[:-1]) | (order.place[1:] == 0)
@@ -168,7 +168,7 @@ def _image_spans(order: ReadingOrder) -> _Spans:
 
 
 def _offsets(order: ReadingOrder, spans: _Spans) -> np.ndarray:
-    """Returns (tile, row, column) of every element of an image, int64 [N, 3]; a row token is one more column."""
+    """Returns (tile, row, column) of every element of an image, int64 [N, 3]; a row token is an additional column."""
     is_patch = order.is_patch
     patch = np.cumsum(is_patch) - 1  # last patch up to each element
     opens_tile = np.cumsum((order.patch_grid == 0).all(axis=1))

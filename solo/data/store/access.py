@@ -1,10 +1,10 @@
-"""Locks of a data folder: a preparation keeps others out, and does not change what a run reads.
+"""Locks of a data folder: only one preparation at a time, and none that changes data while a run reads it.
 
-    <data.folder>/.locks/prepare.lock       a preparation holds it alone; the hosts of one preparation share it
-    <data.folder>/.locks/<content>.lock     runs that read a source or the tokenizer share it; a preparation that
-                                            changes the content holds it alone
+    <data.folder>/.locks/prepare.lock       exclusive for a preparation; shared by the hosts of one preparation
+    <data.folder>/.locks/<content>.lock     shared by runs that read a source or the tokenizer; exclusive for a
+                                            preparation that changes it
 
-A file system without locks gives no protection, and `report` says so.
+On a file system without locks there is no protection, and `report` is told so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from solo.config import Config, ConfigError
 from solo.locks import held_by, hold
 
 TOKENIZER = "tokenizer"
-PATIENCE_SECONDS = 60.0  # seconds, for what another host writes in an instant
+PATIENCE_SECONDS = 60.0  # seconds to wait for another host, which needs the lock only for a moment
 Report = Callable[[str], None]
 
 
@@ -26,26 +26,26 @@ class BusyError(ConfigError):
 
 
 def source_content(name: str) -> str:
-    """Returns the name under which a source is locked."""
+    """Returns the lock name of a source."""
     return f"source-{name}"
 
 
 def contents(config: Config) -> list[str]:
-    """Returns the names under which all data of a run is locked."""
+    """Returns the lock names of all data that a run reads."""
     return [TOKENIZER, *map(source_content, config.data.sources)]
 
 
 @contextmanager
 def preparing(folder: Path, report: Report, shared: bool = False) -> Iterator[None]:
-    """Keeps other preparations out of a data folder while the context lasts.
+    """Keeps other preparations out of a data folder inside the context.
 
     Args:
         folder: `data.folder`.
         report: called with a line if the file system has no locks.
-        shared: allows others that share the work.
+        shared: allow other hosts of the same preparation.
 
     Raises:
-        BusyError: another process prepares the folder.
+        BusyError: another process is preparing the folder.
     """
     path = folder / ".locks" / "prepare.lock"
     with _held(path, report, shared) as held:
@@ -58,10 +58,10 @@ def preparing(folder: Path, report: Report, shared: bool = False) -> Iterator[No
 
 @contextmanager
 def preparing_shard(folder: Path, shard: str, report: Report) -> Iterator[None]:
-    """Keeps other processes from preparing the same shard while the context lasts.
+    """Keeps other processes from preparing the same shard inside the context.
 
     Raises:
-        BusyError: another process prepares it, as when all hosts are given the same number.
+        BusyError: another process is preparing it, for example because all hosts were given the same index.
     """
     path = lock_file(folder, f"shard-{shard.replace('/', '-of-')}")
     with _held(path, report, shared=False) as held:
@@ -72,7 +72,7 @@ def preparing_shard(folder: Path, shard: str, report: Report) -> Iterator[None]:
 
 @contextmanager
 def changing(folder: Path, content: str, report: Report, patience: float = 0.0) -> Iterator[None]:
-    """Keeps runs from reading a source or the tokenizer while the context lasts.
+    """Keeps runs from reading a source or the tokenizer inside the context.
 
     Args:
         folder: `data.folder`.
@@ -81,7 +81,7 @@ def changing(folder: Path, content: str, report: Report, patience: float = 0.0) 
         patience: seconds to wait for another process.
 
     Raises:
-        BusyError: a run reads it; the message names the run's process.
+        BusyError: a run is reading it; the message names the run's process.
     """
     path = lock_file(folder, content)
     with _held(path, report, shared=False, patience=patience) as held:
@@ -95,10 +95,10 @@ def changing(folder: Path, content: str, report: Report, patience: float = 0.0) 
 
 @contextmanager
 def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[None]:
-    """Keeps preparations from changing sources or the tokenizer while the context lasts.
+    """Keeps preparations from changing sources or the tokenizer inside the context.
 
     Raises:
-        BusyError: a preparation changes one of them now; the message names its process.
+        BusyError: a preparation is changing one of them; the message names its process.
     """
     with ExitStack() as stack:
         for content in contents:
@@ -112,7 +112,7 @@ def reading(folder: Path, contents: Iterable[str], report: Report) -> Iterator[N
 
 
 def lock_file(folder: Path, content: str) -> Path:
-    """Returns the lock file for a name, such as that of a source or the tokenizer."""
+    """Returns the lock file of a source or the tokenizer, given its lock name."""
     return folder / ".locks" / f"{content}.lock"
 
 
@@ -121,7 +121,7 @@ def _held(path: Path, report: Report, shared: bool, patience: float = 0.0) -> It
     with ExitStack() as stack:
         try:
             held = stack.enter_context(hold(path, shared, patience))
-        except ConfigError as error:  # no locks on this file system
+        except ConfigError as error:  # the file system has no locks
             report(str(error))
             held = True
         yield held

@@ -1,19 +1,20 @@
 """Joins the parts of a source into an index and a description.
 
-Reads no token, and no image unless parts share some (`solo.data.store.sharing`).
+Tokens are not read. Images are read only if parts share some (`solo.data.store.sharing`).
 
     index/<content>/runs.npy, record_run.npy, image_size.npy   `SourceIndex`
     index/<content>/tokens_before.npy  int64 [ceil(N / 64)]  text tokens before every 64th record
     index/<content>/token_sums.npy     uint32 [B]            checksums of the blocks of all token files
     index/<content>/parts.npy          int64 [P+1, 4]        records, tokens, stored images and entries of token_sums
                                                              before each part
-    index/<content>/excluded.npy       int64 [E, 2]          number of each record of the parts that is left out, in
-                                                             order; tokens of it and of those before it
-    quarantine.jsonl                   one line per example that was left out, with its source
-    filtered.jsonl                     some of the records that each setting left out, up to 100 for a part and setting
+    index/<content>/excluded.npy       int64 [E, 2]          for each excluded record, in order: its number among all
+                                                             records of the parts, and the tokens of all excluded
+                                                             records up to and including it
+    quarantine.jsonl                   one line per quarantined example, with its source
+    filtered.jsonl                     a sample of the filtered records, up to 100 per part and setting
     source.json                        `Description`, written last
 
-The same parts give the same bytes.
+The output is deterministic: the same parts give the same bytes.
 """
 
 from __future__ import annotations
@@ -57,17 +58,17 @@ def assemble(
     """Makes a prepared source from complete parts.
 
     Args:
-        folder: of the source; its parts are in `parts`.
-        source: its name, for messages and `quarantine.jsonl`.
-        parts: fingerprints of the parts, in the order of their records.
+        folder: the source's folder, with its parts in `parts`.
+        source: the source's name, for messages and `quarantine.jsonl`.
+        parts: fingerprints of the parts, in record order.
         tokens: fingerprint of tokenizer and template.
-        fingerprint: of everything that the source is made from.
-        excluded: sorted numbers, int64 [n], of records to leave out, such as duplicates. They count the records of all
-            parts, those that the template refuses included.
+        fingerprint: fingerprint of everything that the source is made from.
+        excluded: sorted numbers, int64 [n], of records to leave out, such as duplicates. Numbering runs over the
+            records of all parts, including records that the template refuses.
 
     Raises:
-        ConfigError: a part is not complete, or no record is left.
-        LostImagesError: parts must be made again, because they had dropped images that no part holds any more.
+        ConfigError: a part is incomplete, or no record is left.
+        LostImagesError: some parts must be made again, because they dropped images that no other part holds any more.
     """
     made = [_Part.read(folder / "parts", part, tokens) for part in parts]
     shared = share_images(folder / "parts", parts, [part.first for part in made])
@@ -144,7 +145,7 @@ class _Part:
 def _write_index(
     folder: Path, source: str, parts: Sequence[_Part], shared: SharedImages, excluded: np.ndarray
 ) -> tuple[SourceIndex, int]:
-    """Writes the arrays of the index. Returns it, and how many records are left out although they have runs."""
+    """Writes the arrays of the index. Returns the index and the number of excluded records that have runs."""
     before = np.zeros((len(parts) + 1, 4), np.int64)
     sizes = [(part.first.records, part.second.text_tokens, part.first.stored.sum(), part.blocks) for part in parts]
     np.cumsum(np.asarray(sizes, np.int64).reshape(-1, 4), axis=0, out=before[1:])
@@ -198,7 +199,7 @@ def _write_index(
 
 
 def _kept(part: _Part, drop: np.ndarray) -> tuple[int, int]:
-    """Returns how many records and runs of a part are kept."""
+    """Returns the numbers of records and of runs of a part that are kept."""
     if not len(drop):
         return part.second.records, part.second.runs
     lengths = np.diff(part.runs().record_run)[drop]
@@ -233,7 +234,7 @@ def _totals(index: SourceIndex) -> tuple[int, int, int]:
 
 
 def _new(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Returns a new array in a file. An empty one cannot be mapped, and is written immediately."""
+    """Returns a new memory-mapped array. An empty array cannot be mapped, so it is written immediately."""
     if 0 in shape:
         np.save(path, np.zeros(shape, dtype))
         return np.zeros(shape, dtype)
@@ -241,19 +242,19 @@ def _new(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def _replace(partial: Path, final: Path) -> None:
-    """Renames a folder. If another process was faster, its folder stays: it holds the same bytes."""
+    """Renames a folder. If another process was faster, its folder is kept, because it holds the same bytes."""
     if not final.exists():
         try:
             partial.rename(final)
             return
-        except OSError:  # some mounts of buckets rename files only
+        except OSError:  # some bucket mounts can rename files but not folders
             final.mkdir(exist_ok=True)
     for path in list(partial.iterdir()):
         path.replace(final / path.name)
 
 
 def _filtered(parts: Sequence[_Part], excluded: int) -> dict[str, int]:
-    """Returns how many records are left out, by setting."""
+    """Returns the number of filtered records by setting."""
     counts = Counter({"deduplicate": excluded} if excluded else {})
     for part in parts:
         counts.update(part.first.filtered)
@@ -273,7 +274,7 @@ def _write_filtered(folder: Path, source: str, parts: Sequence[_Part]) -> None:
 
 
 def _write_quarantine(folder: Path, source: str, parts: Sequence[_Part]) -> dict[str, int]:
-    """Writes what was left out. Returns how many examples for each kind of reason, the most frequent one first."""
+    """Writes the quarantined examples. Returns their number by kind of reason, most frequent first."""
     lines, reasons = [], Counter[str]()
     for part in parts:
         for line in _quarantine_lines(part):
@@ -284,7 +285,7 @@ def _write_quarantine(folder: Path, source: str, parts: Sequence[_Part]) -> dict
 
 
 def _quarantine_lines(part: _Part) -> Iterator[dict[str, Any]]:
-    """Yields the lines of both layers in the order of the examples."""
+    """Yields the quarantine lines of both layers in example order."""
     layers = (
         (part.first.quarantined, part.name),
         (part.second.quarantined, f"{part.name}.{part.tokens}"),

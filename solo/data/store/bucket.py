@@ -1,4 +1,4 @@
-"""The bucket of prepared data, whose files have known sizes and checksums."""
+"""A bucket of prepared data. The sizes and checksums of its files are known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ = 1 << 20
 
 
 def local_folder(config: Config) -> Path:
-    """Returns `data.folder`, or the folder on this machine that mirrors it if it is a URL (`Mirror`)."""
+    """Returns `data.folder`; if it is a URL, the local folder that mirrors it (`Mirror`)."""
     url = config.data.folder
     if not is_remote(url):
         return Path(url)
@@ -30,7 +30,7 @@ def local_folder(config: Config) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Bucket(storage.Bucket):
-    """A bucket whose files are compared with what was written. All methods raise `BucketError`."""
+    """A bucket whose files are verified by size and checksum. All methods raise `BucketError`."""
 
     @classmethod
     def of(cls, config: Config) -> Bucket:
@@ -38,7 +38,7 @@ class Bucket(storage.Bucket):
         return cls(config.data.folder.rstrip("/"))
 
     def download(self, name: str, path: Path, expected: FileSum | None = None) -> None:
-        """Copies a file to `path`, which should be a temporary name, and checks it."""
+        """Downloads a file to `path`, which should be a temporary name, and verifies it."""
         if expected is not None and (size := self.size(name)) != expected.size:
             raise BucketError(self._wrong_size(name, size, expected))
         storage.Bucket.download(self, name, path)
@@ -46,12 +46,12 @@ class Bucket(storage.Bucket):
             raise BucketError(self._damaged(name))
 
     def faults(self, folder: str, files: dict[str, FileSum], contents: bool = False) -> Iterator[str]:
-        """Describes what is wrong with files in a folder.
+        """Yields a description of each missing or damaged file in a folder.
 
         Args:
-            folder: that contains them.
-            files: their names, sizes and checksums.
-            contents: compare the checksums, which reads all of them; otherwise the sizes alone.
+            folder: folder that contains the files.
+            files: expected size and checksum of each file, by name.
+            contents: also compare the checksums, which reads every file; otherwise compare only the sizes.
         """
         sizes = self.sizes(folder)
         for file, expected in files.items():

@@ -1,4 +1,4 @@
-"""Sizes and checksums of prepared files. CRC-32, as in gzip and ZIP: it finds damage, not malice."""
+"""Sizes and CRC-32 checksums of prepared files. CRC-32 detects damage, but not deliberate changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 _READ = 1 << 20
-BLOCK = 1 << 14  # bytes of a token file that have a checksum of their own
+BLOCK = 1 << 14  # bytes of a token file per checksum
 
 
 class FileSum(NamedTuple):
@@ -21,7 +21,7 @@ class FileSum(NamedTuple):
 
 
 def file_sum(path: Path) -> FileSum:
-    """Reads a whole file."""
+    """Returns the size and checksum of a file, which it reads completely."""
     size = crc = 0
     with path.open("rb") as file:
         while data := file.read(_READ):
@@ -30,7 +30,7 @@ def file_sum(path: Path) -> FileSum:
 
 
 def fault(path: Path, expected: FileSum, whole: bool = False) -> str | None:
-    """Describes what is wrong with a file; returns None if its size (with `whole`: its content) is as expected."""
+    """Returns what is wrong with a file; None if its size, and with `whole` also its checksum, is as expected."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -43,7 +43,7 @@ def fault(path: Path, expected: FileSum, whole: bool = False) -> str | None:
 
 
 class BlockSums:
-    """Collects the checksums of consecutive blocks of `BLOCK` bytes of a file that is written piece by piece."""
+    """Computes the checksums of consecutive blocks of `BLOCK` bytes while a file is written."""
 
     def __init__(self) -> None:
         self._done: list[int] = []
@@ -66,7 +66,7 @@ class BlockSums:
 
 
 def read_checked(file: IO[bytes], start: int, stop: int, sums: np.ndarray) -> bytes:
-    """Returns the bytes [start, stop) of a file. Thread-safe. Reads and checks only the blocks that hold them.
+    """Returns the bytes [start, stop) of a file. Thread-safe. Reads and verifies only the blocks that contain them.
 
     Raises:
         OSError: the file is shorter, or a block is damaged.

@@ -1,4 +1,4 @@
-"""Removes what earlier preparations left in the folder of a source, by the names that preparation gives its files."""
+"""Removes the files of earlier preparations from a source's folder. It recognizes them by their names."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from solo.data.store.description import Description
 
 _PART_FILE = re.compile(r"[0-9a-f]{16}\.[\w.]+")
-# `PartFiles`, `assemble` and `write_whole` give such names: with a process's number, until the file is complete.
+# Names that `PartFiles`, `assemble` and `write_whole` use until a file is complete. They contain the process id.
 _UNFINISHED = re.compile(r"\..+\.\d+-[0-9a-f]{8}(\.partial)?")
 _INDEX = re.compile(r"[0-9a-f]{16}")
-_LEGACY = re.compile(r"shard-\d{5,}\.array_record|index\.npz")  # of earlier versions
+_LEGACY = re.compile(r"shard-\d{5,}\.array_record|index\.npz")  # written by earlier versions
 
 
 def remove_partial(source: Path) -> None:
-    """Removes files that a killed process left unfinished. No other process may prepare the source."""
+    """Removes unfinished files of a killed process. No other process may be preparing the source."""
     for folder in (source, source / "parts", source / "index"):
         for path in list(folder.iterdir()) if folder.is_dir() else ():
             if _UNFINISHED.fullmatch(path.name):
@@ -23,7 +23,7 @@ def remove_partial(source: Path) -> None:
 
 
 def remove_unused(source: Path, description: Description) -> None:
-    """Removes files of parts, and indexes, that a prepared source does not use any more. No run may read it."""
+    """Removes part files and indexes that a prepared source no longer uses. No run may be reading the source."""
     used = {file for part in description.parts for file in part.files}
     used |= {f"{part.name}.{end}" for part in description.parts for end in ("json", f"{description.tokens}.json")}
     for path in (source / "parts").iterdir():
@@ -38,7 +38,7 @@ def remove_unused(source: Path, description: Description) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, or a folder of plain files."""
+    """Removes a file, or a folder that contains only files."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return

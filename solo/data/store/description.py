@@ -1,4 +1,4 @@
-"""`source.json`, which marks a prepared source as complete and says what it holds."""
+"""`source.json`, which marks a prepared source as complete and describes its content."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from solo.files import write_whole
 class PartEntry:
     """A part of a source.
 
-    name         fingerprint, which begins the names of its files
+    name         fingerprint, the first component of its file names
     part         name of the reader's part
-    records      records in its `.records`, left-out ones included
-    files        size and checksum of every file of it that the source needs
+    records      records in its `.records`, including excluded ones
+    files        size and checksum of each of its files that the source needs
     """
 
     name: str
@@ -32,21 +32,21 @@ class PartEntry:
 class Description:
     """The content of `source.json`. Token counts exclude image delimiters and row tokens.
 
-    fingerprint       of everything that the content was made from (`solo.data.store.prepare`)
-    content           of the parts, the tokens and the excluded records; names the folder of the index
-    tokens            of tokenizer and template; part of the names of token files
-    width             bytes of a stored token
-    examples          examples that were read: records, quarantined and filtered ones
-    records           records that can be drawn
-    quarantined       examples that were left out because they cannot be used
-    reasons           how many of them for each kind of reason
+    fingerprint       fingerprint of everything that the content was made from (`solo.data.store.prepare`)
+    content           fingerprint of the parts, the tokens and the excluded records; names the folder of the index
+    tokens            fingerprint of tokenizer and template; part of the names of token files
+    width             bytes per stored token
+    examples          examples that were read: records, quarantined examples and filtered records
+    records           records that can be sampled
+    quarantined       examples that were left out because they are unusable
+    reasons           number of quarantined examples by kind of reason
     filtered          records that the source's settings left out, by setting; `deduplicate` for duplicates
     images            images of all records
-    distinct_images   different images of all parts
+    distinct_images   distinct images of all parts
     text_tokens       text tokens of all records
     supervised_tokens text tokens that the model learns to predict
-    unknown_tokens    text tokens of all parts that stand for characters unknown to the tokenizer
-    parts             parts in the order of their records
+    unknown_tokens    unknown tokens (characters that the vocabulary lacks) of all parts
+    parts             parts in record order
     index             size and checksum of every file of the index
     """
 
@@ -86,15 +86,15 @@ class Description:
 
     @property
     def order(self) -> str:
-        """16 hexadecimal digits that differ if the records' lengths or image sizes differ, or their order.
+        """16 hexadecimal digits that identify the order of the records, their lengths and their image sizes.
 
-        They do not depend on the parts, so that `data.records_per_shard` may change.
+        They do not depend on the split into parts, so `data.records_per_shard` may change.
         """
         sums = [self.index[f"{name}.npy"] for name in ("runs", "record_run", "image_size")]
         return hashlib.sha256(repr([tuple(each) for each in sums]).encode()).hexdigest()[:16]
 
     def index_folder(self, folder: Path) -> Path:
-        """Returns the folder of the index in a source's folder."""
+        """Returns the index folder inside a source's folder."""
         return folder / "index" / self.content
 
 

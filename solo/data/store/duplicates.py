@@ -1,4 +1,4 @@
-"""The duplicates of a source, over all of its parts."""
+"""Finds the duplicates of a source across all of its parts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from solo.data.store.part_tokens import read_runs
 
 
 def duplicates(folder: Path, parts: Sequence[str], tokens: str, source: SourceConfig) -> np.ndarray:
-    """Returns the numbers of records to leave out, as `assemble` takes them: sorted int64.
+    """Returns the numbers of the records to leave out, sorted int64 [n], as `assemble` expects them.
 
     Args:
-        folder: of the prepared source.
-        parts: fingerprints of its parts, in order; both layers are complete.
+        folder: folder of the prepared source.
+        parts: fingerprints of its parts, in order; both layers must be complete.
         tokens: fingerprint of tokenizer and template.
-        source: its config.
+        source: the source's config.
     """
     if source.deduplicate == "none":
         return np.zeros(0, np.int64)

@@ -1,6 +1,7 @@
-"""The index of a source, which is all that planning reads: the runs of every record as flat arrays.
+"""The index of a source: the runs of every record as flat arrays. Planning reads nothing else.
 
-Image sizes are stored in pixels, as the files have them, so one index serves every image geometry and both EXIF rules.
+Image sizes are stored in pixels, before any resizing or rotation, so one index serves every image geometry and both
+EXIF rules.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from solo.data.record import Exif, Image
 from solo.data.text.templates import TextRun
 
 TEXT, SUPERVISED_TEXT, IMAGE, TURNED_IMAGE = 0, 1, 2, 3
-# A run is one uint32: two bits of kind, and 30 bits of tokens or of an image's number.
+# A run is one uint32: 2 bits for the kind, and 30 bits for the token count or the image number.
 _VALUE_BITS = 30
 MOST_TOKENS = MOST_IMAGES = (1 << _VALUE_BITS) - 1
-_BLOCK = 1 << 16  # records of which counts are computed at once
+_BLOCK = 1 << 16  # records whose counts are computed at once
 
 
 @dataclass(frozen=True, eq=False)
 class SourceIndex:
-    """The runs of N records, R in all, and the sizes of M distinct images. Arrays may be memory-mapped.
+    """The R runs of N records, and the sizes of M distinct images. Arrays may be memory-mapped.
 
-    Neighbouring text runs of a kind are one run. A record of `<s>`, an image and a caption takes 20 bytes.
+    Adjacent text runs of the same kind are merged. A record of `<s>`, an image and a caption takes 20 bytes.
 
-    runs        uint32 [R]           kind << 30 | tokens of a text, or number of an image. Kinds are TEXT,
+    runs        uint32 [R]           kind << 30 | token count of a text, or number of an image. The kinds are TEXT,
                                      SUPERVISED_TEXT, IMAGE, and TURNED_IMAGE, whose EXIF header swaps width and height
     record_run  uint32 or int64 [N+1]  record i has the runs [record_run[i], record_run[i+1])
     image_size  uint16 [M, 2]        width and height in pixels, before any rotation
-    folder      from which `open_index` mapped the arrays; such an index pickles as that folder, so that processes share
-                its memory
+    folder      the folder from which `open_index` mapped the arrays, if it did. Such an index pickles as the folder's
+                path, so that processes share its memory
     """
 
     runs: np.ndarray
@@ -54,25 +55,25 @@ class SourceIndex:
         return len(self.record_run) - 1
 
     def span(self, start: int = 0, stop: int | None = None) -> tuple[int, int]:
-        """Returns the first and one past the last run of the records [start, stop)."""
+        """Returns the range [first, last) of the runs of the records [start, stop)."""
         return int(self.record_run[start]), int(self.record_run[len(self) if stop is None else stop])
 
     def run_kinds(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Returns TEXT, SUPERVISED_TEXT or IMAGE for the runs of the records [start, stop), uint8."""
+        """Returns the kind of each run of the records [start, stop), uint8: TEXT, SUPERVISED_TEXT or IMAGE."""
         first, last = self.span(start, stop)
         return np.minimum(self.runs[first:last] >> _VALUE_BITS, IMAGE).astype(np.uint8)
 
     def run_values(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Returns tokens or the image's number for the runs of the records [start, stop), int64."""
+        """Returns the token count or image number of each run of the records [start, stop), int64."""
         first, last = self.span(start, stop)
         return (self.runs[first:last] & MOST_TOKENS).astype(np.int64)
 
     def unpacked(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Returns kind and value of the runs [first, last), as `run_kinds` and `run_values` do, for a few runs."""
+        """Returns the kind and value of the runs [first, last). For a few runs; see `run_kinds` and `run_values`."""
         return [(min(run >> _VALUE_BITS, IMAGE), run & MOST_TOKENS) for run in self.runs[first:last].tolist()]
 
     def tokens(self, first: int, last: int) -> int:
-        """Returns the text tokens in the runs [first, last), without delimiters and row tokens of images."""
+        """Returns the number of text tokens in the runs [first, last), without image delimiters and row tokens."""
         runs = self.runs[first:last]
         return int((runs[runs < IMAGE << _VALUE_BITS] & MOST_TOKENS).sum(dtype=np.int64))
 
@@ -86,7 +87,7 @@ class SourceIndex:
         return kinds
 
     def blocks(self, size: int = _BLOCK) -> Iterator[tuple[int, int]]:
-        """Yields [start, stop) of consecutive blocks of records, for work that must not hold all of them in memory."""
+        """Yields ranges [start, stop) of consecutive records, to bound the memory of work on all of them."""
         for start in range(0, len(self), size):
             yield start, min(start + size, len(self))
 
@@ -94,7 +95,7 @@ class SourceIndex:
         """Returns the counts of the runs of the records [start, stop).
 
         Returns:
-            int64 [R, 3]: patches, text tokens (delimiters and row tokens included), supervised tokens.
+            int64 [R, 3]: patches, text tokens (including delimiters and row tokens), supervised tokens.
         """
         return np.stack(self._run_counts(config, start, stop), axis=1).astype(np.int64)
 
@@ -115,10 +116,10 @@ class SourceIndex:
         return patches, text, text * learned
 
     def image_sizes(self, exif: Exif, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Returns width and height of every image of the records [start, stop) in pixels, int64 [images, 2].
+        """Returns the width and height in pixels of every image of the records [start, stop), int64 [images, 2].
 
         Args:
-            exif: "apply" gives the sizes after the rotations that the files ask for, "ignore" the stored sizes.
+            exif: "apply" gives the sizes after EXIF rotation, "ignore" the stored sizes.
             start: first record.
             stop: one past the last record; default: all.
         """
@@ -146,7 +147,7 @@ class SourceIndex:
             last = min(first + _BLOCK, stop)
             ends = self.record_run[first : last + 1] - self.record_run[first]
             for column, counts in enumerate(self._run_counts(config, first, last)):
-                # Sums over the block may wrap around; differences of sums do not.
+                # Cumulative sums over the block may wrap around; their differences are still correct.
                 sums = np.zeros(len(counts) + 1, np.uint32)
                 np.cumsum(counts, dtype=np.uint32, out=sums[1:])
                 sums = sums[ends]
@@ -154,7 +155,7 @@ class SourceIndex:
         return found
 
     def select(self, records: np.ndarray | range) -> SourceIndex:
-        """Returns the index of some records, in this order. It shares `image_size`, and with a range also `runs`."""
+        """Returns an index of some records, in this order. It shares `image_size`, and for a range also `runs`."""
         if isinstance(records, range):
             first, last = self.span(records.start, records.stop)
             ends = self.record_run[records.start : records.stop + 1].astype(np.int64) - first
@@ -167,27 +168,27 @@ class SourceIndex:
 
 
 def open_index(folder: Path) -> SourceIndex:
-    """Maps the index in a folder; see `solo.data.store.assemble`."""
+    """Memory-maps the index in a folder; see `solo.data.store.assemble`."""
     runs, record_run, image_size = (open_array(folder, name) for name in ("runs", "record_run", "image_size"))
     return SourceIndex(runs, record_run, image_size, folder)
 
 
 def open_array(folder: Path, name: str) -> np.ndarray:
-    """Maps the array in `<name>.npy`."""
+    """Memory-maps the array in `<name>.npy`."""
     path = folder / f"{name}.npy"
     try:
         found: np.ndarray = np.load(path, mmap_mode="r")
     except ValueError:  # an empty array cannot be mapped
         found = np.load(path)
-    return found.view(np.ndarray)  # slices of the subclass are several times slower
+    return found.view(np.ndarray)  # slicing np.memmap is several times slower
 
 
 def joined_runs(parts: Sequence[TextRun | Image], number: Callable[[Image], tuple[int, bool]]) -> list[int]:
     """Returns the `SourceIndex.runs` of one record.
 
     Args:
-        parts: its runs.
-        number: returns the number of an image, and whether it is turned. It is called in the order of the images.
+        parts: runs of the record.
+        number: returns the number of an image, and whether EXIF swaps its sides. It is called in image order.
 
     Raises:
         ValueError: a text has too many tokens.
@@ -210,10 +211,10 @@ def joined_runs(parts: Sequence[TextRun | Image], number: Callable[[Image], tupl
 
 
 class IndexBuilder:
-    """Collects the runs of one record after another, in memory."""
+    """Builds an index in memory, one record at a time."""
 
     def __init__(self) -> None:
-        # Flat arrays, because a list of tuples takes ten times the memory.
+        # Flat arrays, because a list of tuples would take ten times the memory.
         self._runs = array("I")
         self._sizes = array("H")
         self._ends = array("q", [0])
@@ -222,7 +223,7 @@ class IndexBuilder:
         """Adds the runs of one record.
 
         Raises:
-            OSError: the header of an image cannot be read, or it is too large; nothing is added.
+            OSError: the header of an image cannot be read, or an image is too large. Nothing is added then.
         """
         headers = [part.header() for part in parts if isinstance(part, Image)]
         first = len(self._sizes) // 2
@@ -242,12 +243,12 @@ class IndexBuilder:
 
 
 def make_index(run_kind: np.ndarray, run_size: np.ndarray, record_run: np.ndarray) -> SourceIndex:
-    """Returns an index from separate arrays, as generated data has them.
+    """Returns an index made from separate arrays, for generated data.
 
     Args:
         run_kind: integers [R]: TEXT, SUPERVISED_TEXT or IMAGE.
         run_size: integers [R, 2]: (tokens, 0) of a text, (width, height) of an image.
-        record_run: integers [N+1], as in `SourceIndex`. Neighbouring runs are not joined.
+        record_run: integers [N+1], as in `SourceIndex`. Adjacent runs are not merged.
     """
     image = run_kind == IMAGE
     values = np.where(image, np.cumsum(image) - 1, run_size[:, 0]).astype(np.uint32)

@@ -1,8 +1,8 @@
 """Detects changed inputs of a prepared source.
 
-An input is identified by size and modification time, or by a hash of its content (`data.input_check`). The input of a
-part that reads only some bytes of a file is identified by a hash of these bytes, so lines added to a file affect only
-the parts that hold them.
+An input is identified by its size and modification time, or by a hash of its content (`data.input_check`). If a part
+reads only a byte range of a file, its input is identified by a hash of that range, so lines appended to a file affect
+only the parts that contain them.
 
     <source>/inputs.json   `Inputs`: what the source was prepared from
 """
@@ -24,17 +24,17 @@ from solo.data.readers.paths import stamp as stamp_of
 from solo.files import is_remote, write_whole
 
 Check = Literal["time", "hash", "none"]
-Stamp = tuple[int, int]  # size; time in nanoseconds, or 48 bits of a hash
+Stamp = tuple[int, int]  # size in bytes; modification time in nanoseconds, or 48 bits of a hash
 
 FILE = "inputs.json"
 _FORMAT = 1
 _READ = 1 << 20
-_THREADS = 32  # they wait for the file system
+_THREADS = 32  # many, because they mostly wait for the file system
 _ABSENT: Stamp = (-1, -1)
 
 
 def stamp(path: str, check: Check) -> Stamp:
-    """Returns what identifies the content of an input file; (-1, -1) if there is no such file."""
+    """Returns the stamp that identifies the content of an input file; (-1, -1) if the file does not exist."""
     try:
         if check == "hash":
             return _hash(path, 0, None)
@@ -44,13 +44,13 @@ def stamp(path: str, check: Check) -> Stamp:
 
 
 def part_key(part: Part, options: Mapping[str, Any], check: Check) -> list[Any]:
-    """Returns, as JSON, what identifies the input of a part: it differs if what the part reads has changed.
+    """Returns a JSON value that identifies the input of a part: it changes if anything that the part reads changes.
 
-    Images that are files of their own are not included, since they are known only once the part is read.
+    Separate image files are not included, because they are known only once the part is read.
 
     Args:
-        part: of the source.
-        options: of the reader. The files that they name are used for a part that names none.
+        part: a part of the source.
+        options: the reader's options. If the part names no files, the files that the options name are used.
         check: how to identify a file.
     """
     if part.extent is not None and not is_remote(part.files[0]):
@@ -62,7 +62,7 @@ def part_key(part: Part, options: Mapping[str, Any], check: Check) -> list[Any]:
 
 
 def changed(files: Mapping[str, Sequence[int]], check: Check) -> str | None:
-    """Describes the first input that has changed; returns None if none has.
+    """Returns a description of the first changed input; None if no input has changed.
 
     If none of the files exists, the source was prepared elsewhere and counts as unchanged.
     """
@@ -82,11 +82,11 @@ def changed(files: Mapping[str, Sequence[int]], check: Check) -> str | None:
 class Inputs:
     """What a source was prepared from.
 
-    content  of the prepared source (`Description.content`)
+    content  `Description.content` of the prepared source
     check    how the stamps were made
-    size     examples of a part
+    size     examples per part
     files    stamp of every file that a part or an option names
-    folders  time of the last change of every folder that holds one of them: a file may have been added
+    folders  modification time of every folder that contains one of the files, to notice added files
     parts    digest of the list of parts
     """
 
@@ -99,12 +99,12 @@ class Inputs:
 
     @classmethod
     def of(cls, parts: Sequence[Part], options: Mapping[str, Any], size: int, check: Check) -> Inputs:
-        """Returns the inputs as they are now.
+        """Returns the current inputs.
 
         Args:
-            parts: of the source.
-            options: of the reader.
-            size: examples of a part.
+            parts: all parts of the source.
+            options: the reader's options.
+            size: examples per part.
             check: how to make the stamps.
         """
         files = sorted({file for part in parts for file in part.files} | set(_named(options)))
@@ -115,7 +115,7 @@ class Inputs:
 
     @classmethod
     def read(cls, source: Path) -> Inputs | None:
-        """Returns the inputs of a prepared source; None if they are not known."""
+        """Returns the inputs of a prepared source; None if they are unknown."""
         try:
             found = json.loads((source / FILE).read_text(encoding="utf-8"))
             if found.pop("format") != _FORMAT:
@@ -126,7 +126,7 @@ class Inputs:
             return None
 
     def write(self, source: Path, content: str) -> None:
-        """Writes the file. Call it last: until then, the inputs of what `source.json` describes are unknown."""
+        """Writes `inputs.json`. Call it last: until then, the inputs of the prepared source are unknown."""
         write_whole(source / FILE, json.dumps({"format": _FORMAT, **asdict(self), "content": content}) + "\n")
 
     def any_exists(self) -> bool:
@@ -141,7 +141,7 @@ class Inputs:
 
 
 def parts_digest(parts: Sequence[Part]) -> str:
-    """Returns a digest of a list of parts, whatever their files hold."""
+    """Returns a digest of a list of parts. It does not depend on the content of their files."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
         found.update(json.dumps([part.name, part.files, part.span]).encode())
@@ -149,7 +149,7 @@ def parts_digest(parts: Sequence[Part]) -> str:
 
 
 def _hash(path: str, start: int, stop: int | None) -> Stamp:
-    """Returns length and hash of some bytes of a file as it is stored."""
+    """Returns the length and hash of a byte range of a file, without decompressing it."""
     found, length = hashlib.blake2b(digest_size=6), 0
     with open(path, "rb") if not is_remote(path) else open_bytes(path) as file:
         file.seek(start)
@@ -163,7 +163,7 @@ def _hash(path: str, start: int, stop: int | None) -> Stamp:
 
 
 def _named(options: Any) -> Iterable[str]:
-    """Yields the local files that options name."""
+    """Yields the local files that the options name."""
     if isinstance(options, str):
         if 0 < len(options) < 4096 and "\0" not in options and os.path.isfile(options):
             yield options
@@ -176,7 +176,7 @@ def _named(options: Any) -> Iterable[str]:
 
 
 def _folders(files: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Returns the folders in which a new file may belong to the source, from those that options name downwards."""
+    """Returns the folders where a new file may belong to the source: those that the options name, and subfolders."""
     roots = [text for text in map(str, options.values()) if text and len(text) < 4096 and os.path.isdir(text)]
     found = {os.path.dirname(file) or "." for file in files if not is_remote(file)}
     for root in roots:
@@ -185,7 +185,7 @@ def _folders(files: Sequence[str], options: Mapping[str, Any]) -> list[str]:
                 folder = os.path.dirname(folder)
                 found.add(folder or ".")
     path = options.get("path")
-    if not files and isinstance(path, str) and os.path.isdir(path):  # the parts list what is in it
+    if not files and isinstance(path, str) and os.path.isdir(path):  # otherwise the parts list its files
         found.update(folder for folder, _, _ in os.walk(path, followlinks=False))
     return sorted(found)
 

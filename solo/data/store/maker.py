@@ -1,4 +1,4 @@
-"""Makes the parts of a preparation on the cores of this machine."""
+"""Makes the parts of a preparation in parallel on this machine."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from solo.data.store.workers import Died, Pool, available_cores, run_all
 
 
 class PartError(RuntimeError):
-    """A part could not be made for a reason that is not the user's fault; the message names the part."""
+    """A part failed for a reason other than a user error; the message names the part."""
 
 
 class Maker:
-    """Makes parts, on one core for a moment and then on all. Use it as a context manager, which ends its processes.
+    """Makes parts, first in this process and then on all cores. Use it as a context manager, which ends its processes.
 
     Args:
-        workers: processes at most; None: one for each core.
-        alone: seconds during which this process works alone. Little data needs no other processes, which take a second
-            to start.
+        workers: maximum number of processes; None: one per core.
+        alone: seconds during which this process works alone. A small data set then needs no other processes, which
+            take a second to start.
         watcher: shows the progress.
     """
 
     def __init__(self, workers: int | None, alone: float, watcher: Watcher) -> None:
         self._workers = workers or available_cores()
-        # One process would be this one itself, but a part whose process died needs another.
+        # At least two: a pool of one runs in this process, but a part whose process died must run in another.
         self._pool: Pool[PartJob, MadePart] = Pool(prepare_part, max(2, self._workers))
         self._alone, self._watcher = alone, watcher
 
@@ -38,17 +38,17 @@ class Maker:
         self._pool.__exit__(*error)
 
     def make(self, jobs: Sequence[PartJob], what: str) -> list[MadePart]:
-        """Returns the part of every job.
+        """Makes and returns the part of every job.
 
-        A process that dies is replaced. Its part is tried once more at the end, with nothing else running.
+        A process that dies is replaced. Its part is retried once at the end, while nothing else runs.
 
         Raises:
             ConfigError: a part cannot be read.
-            PartError: a process died twice over a part, or a reader raised an error of another kind. Other parts are
-            made first.
+            PartError: a process died twice while making the same part, or a reader raised an error of another kind.
+                It is raised after all other parts are made.
             OSError: a file cannot be written.
         """
-        made: dict[int, MadePart] = {}  # by identity: jobs need not be hashable
+        made: dict[int, MadePart] = {}  # by id(), because jobs need not be hashable
         failed: list[tuple[PartJob, Exception | Died]] = []
         self._watcher.begin(what, len(jobs))
         try:
@@ -66,7 +66,7 @@ class Maker:
         return [made[id(job)] for job in jobs]
 
     def _first(self, jobs: Sequence[PartJob], made: _Made, failed: _Failed) -> Sequence[PartJob]:
-        """Makes parts in this process for a moment. Returns the jobs that are left."""
+        """Makes parts in this process for `alone` seconds. Returns the remaining jobs."""
         end = time.monotonic() + self._alone
         for number, job in enumerate(jobs):
             several = self._workers > 1 and len(jobs) - number > 1
@@ -81,7 +81,7 @@ class Maker:
             self._take(job, outcome, made, failed)
 
     def _take(self, job: PartJob, outcome: MadePart | Exception | Died, made: _Made, failed: _Failed) -> None:
-        """Keeps what was made, and what failed. Raises errors that other parts would meet too."""
+        """Records the outcome of a job. Raises an error at once if it would affect other parts too."""
         if isinstance(outcome, ConfigError | OSError):
             raise outcome
         if isinstance(outcome, MadePart):

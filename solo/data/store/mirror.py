@@ -1,16 +1,16 @@
 """The mirror of a bucket: a folder on this machine, with the layout of a local data folder.
 
-Prepared data may be in a bucket. All work then uses the mirror, like a local `data.folder`:
+If the prepared data is in a bucket, all work uses the mirror in place of a local `data.folder`:
 
-- Opening and preparing copy the small files first: descriptions, indexes, the tokenizer, manifests.
-- The files that hold the data of a part are copied when they are first read. They are removed again, those that were
-  used least recently first, if all of them exceed `data.cache_gigabytes`. One that is open stays readable.
-- Preparing uploads a part as soon as it is finished, and `source.json` last (`publishing`). What a `source.json`
-  in the bucket has named is never removed, since a run elsewhere may read it.
+- Opening and preparing first download the small files: descriptions, indexes, the tokenizer, manifests.
+- The data files of a part are downloaded when they are first read. Once their total size exceeds
+  `data.cache_gigabytes`, the least recently used ones are deleted. A file that is open stays readable.
+- Preparing uploads each part as soon as it is finished, and `source.json` last (`publishing`). Files that a
+  `source.json` in the bucket has named are never deleted from the bucket, because a run elsewhere may read them.
 
-Any number of processes may use a mirror simultaneously.
+Any number of processes may use a mirror at the same time.
 
-    <mirror>/.mirror.json   {"url", "bytes"}: of which bucket it is, and how large the cache may be
+    <mirror>/.mirror.json   {"url", "bytes"}: the mirrored bucket and the maximum size of the cache
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ from solo.files import is_remote, write_whole
 from solo.locks import hold
 
 SETTINGS = ".mirror.json"
-RECORD = "made_from.json"  # written last into the tokenizer's folder
-_DATA = (".records", ".images", ".tokens")  # ends of the names of files that are copied when they are read
+RECORD = "made_from.json"  # the last file written to the tokenizer's folder
+_DATA = (".records", ".images", ".tokens")  # suffixes of the files that are downloaded when read
 _COPYING = ".copy"
-_LEFT_SECONDS = 86_400.0  # seconds; an older partial copy was left by a killed process
-_COPIES = 64  # which processes of this machine make simultaneously
+_LEFT_SECONDS = 86_400.0  # an older partial download was left by a killed process
+_COPIES = 64  # simultaneous downloads of all processes on this machine
 
 _Opened = TypeVar("_Opened")
 
 
 def open_file(path: Path, expected: FileSum, opened: Callable[[Path], _Opened]) -> _Opened:
-    """Opens a file of a part, which is first copied if it is in a bucket and not yet here.
+    """Opens a file of a part. A file in a bucket is downloaded first, unless it is already here.
 
     Args:
         path: `<data folder>/sources/<name>/parts/<file>`.
-        expected: its size and checksum.
+        expected: size and checksum of the file.
         opened: opens a local file.
 
     Raises:
-        OSError: it cannot be copied or opened.
+        OSError: the file cannot be downloaded or opened.
     """
     mirror = Mirror.around(path.parent.parent)
     return opened(path) if mirror is None else mirror.open_file(path, expected, opened)
 
 
 def cache_note(config: Config, descriptions: Iterable[Description]) -> str | None:
-    """Returns a warning if the cache is too small for the data of a run; None if it is not, or there is no bucket."""
+    """Returns a warning if the cache is too small for a run's data; None if it is large enough or without a bucket."""
     if not is_remote(config.data.folder):
         return None
     files = (file for each in descriptions for part in each.parts for file in part.files.items())
@@ -79,9 +79,9 @@ def cache_note(config: Config, descriptions: Iterable[Description]) -> str | Non
 class Mirror:
     """A mirror. Methods that use the bucket raise `BucketError`.
 
-    folder  on this machine
-    bucket  of which it is the mirror
-    limit   bytes that files of parts may take
+    folder  local folder
+    bucket  mirrored bucket
+    limit   maximum total size of part files in bytes
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class Mirror:
 
     @classmethod
     def of(cls, config: Config) -> Mirror | None:
-        """Returns the mirror of `data.folder`, which is created if it is missing; None for a local folder."""
+        """Returns the mirror of `data.folder`, creating it if it is missing; None for a local folder."""
         if not is_remote(config.data.folder):
             return None
         mirror = cls(local_folder(config), Bucket.of(config), int(config.data.cache_gigabytes * 1e9))
@@ -107,7 +107,7 @@ class Mirror:
             return None
 
     def settle(self) -> None:
-        """Creates the folder; the process that made this object may have run on another machine."""
+        """Creates the folder: this object may have been pickled on another machine."""
         text = json.dumps({"url": self.bucket.url, "bytes": self.limit}) + "\n"
         path = self.folder / SETTINGS
         try:
@@ -117,7 +117,7 @@ class Mirror:
             raise ConfigError(f"data.cache: {self.folder} cannot be written: {error.strerror}") from None
 
     def pull(self, sources: Iterable[str]) -> None:
-        """Copies what is needed to open sources and the tokenizer, unless a preparation on this machine changes it."""
+        """Downloads what is needed to open sources and the tokenizer, unless a preparation here is changing it."""
         self.bucket.connect()
         with self._reading(TOKENIZER) as free:
             if free:
@@ -128,33 +128,33 @@ class Mirror:
                     self._pull_source(self.folder / "sources" / name)
 
     def pull_manifests(self, source: Path) -> None:
-        """Copies the small files of a source's parts that are not here."""
+        """Downloads the missing small files of a source's parts."""
         paths = [source / "parts" / name for name in self.sizes(source / "parts")]
         side_by_side(self.fetch, [path for path in paths if path.suffix not in _DATA and not path.exists()])
 
     def sizes(self, folder: Path) -> dict[str, int]:
-        """Returns the size in bytes of every file that the bucket holds in a folder, by its name in the folder."""
+        """Returns the size in bytes of every file of a folder in the bucket, by its name in the folder."""
         name = self._name(folder)
         return {file.removeprefix(f"{name}/"): size for file, size in self.bucket.sizes(name).items()}
 
     def upload(self, path: Path) -> None:
-        """Copies a file of the mirror into the bucket."""
+        """Uploads a file of the mirror."""
         self.bucket.upload(self._name(path), path)
 
     def has(self, path: Path) -> bool:
-        """Returns whether the bucket holds a file of the mirror."""
+        """Returns whether the bucket contains a file of the mirror."""
         return self.bucket.size(self._name(path)) is not None
 
     def remove(self, path: Path) -> None:
-        """Removes a file of the mirror from the bucket."""
+        """Deletes a file of the mirror from the bucket."""
         self.bucket.remove(self._name(path))
 
     def url(self, path: Path) -> str:
-        """Returns the place in the bucket of a file of the mirror."""
+        """Returns the URL in the bucket of a file of the mirror."""
         return f"{self.bucket.url}/{self._name(path)}"
 
     def fetch(self, path: Path, expected: FileSum | None = None) -> None:
-        """Copies a file from the bucket."""
+        """Downloads a file from the bucket."""
         partial = self._copy(path, expected)
         partial.replace(path)
 
@@ -176,16 +176,16 @@ class Mirror:
         raise BucketError(f"{path} disappears; is data.cache too small?")
 
     def keep_within_limit(self) -> None:
-        """Removes files of parts that the bucket holds too, if all of them exceed the limit."""
+        """Deletes local part files that the bucket also contains, if the total size exceeds the limit."""
         with self._locked("cache", fcntl.LOCK_EX):
             self._make_room(0)
 
     def faults(self, source: Path, files: dict[str, FileSum], contents: bool = False) -> Iterator[str]:
-        """Yields what is wrong with the files of a source's parts in the bucket; see `Bucket.faults`."""
+        """Yields the faults of a source's part files in the bucket; see `Bucket.faults`."""
         return self.bucket.faults(self._name(source / "parts"), files, contents)
 
     def _make_room(self, size: int) -> None:
-        """Removes files until `size` bytes more fit. One that the bucket lacks is never removed."""
+        """Deletes local files until `size` more bytes fit. A file that is not in the bucket is never deleted."""
         found = []
         for folder in (self.folder / "sources").glob("*/parts"):
             with os.scandir(folder) as entries:
@@ -223,7 +223,7 @@ class Mirror:
         here = source / "source.json"
         text = self.bucket.read(self._name(here))
         if text is None:
-            here.unlink(missing_ok=True)  # it was never uploaded, or somebody has removed it
+            here.unlink(missing_ok=True)  # it was never uploaded, or was deleted from the bucket
             return
         claim(source, f"source {source.name!r}")
         if not here.exists() or here.read_bytes() != text:
@@ -235,7 +235,7 @@ class Mirror:
             write_whole(here, text.decode())
         description = Description.read(source)
         if description is None:
-            return  # of another version of solo
+            return  # written by another version of solo
         folder = description.index_folder(source)
         folder.mkdir(parents=True, exist_ok=True)
         for name, expected in description.index.items():
@@ -243,7 +243,7 @@ class Mirror:
                 self.fetch(folder / name, expected)
 
     def _copy(self, path: Path, expected: FileSum | None) -> Path:
-        """Copies a file to a temporary name, which is returned."""
+        """Downloads a file to a temporary path, and returns the path."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_COPYING}")
         try:
@@ -266,7 +266,7 @@ class Mirror:
 
     @contextmanager
     def _locked(self, name: str, kind: int) -> Iterator[None]:
-        """Waits for a lock that others hold for a moment, or while they copy a file."""
+        """Waits for a lock. Other processes hold it only briefly, or while they copy a file."""
         path = lock_file(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
@@ -275,7 +275,7 @@ class Mirror:
 
 
 def listed(record: bytes) -> list[str]:
-    """Returns the files that the record of a tokenizer lists."""
+    """Returns the files listed in a tokenizer's record."""
     try:
         names = json.loads(record).get("files") or []
         return [name for name in names if Path(name).name == name]

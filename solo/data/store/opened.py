@@ -1,4 +1,4 @@
-"""Opens prepared data if it is complete and was made from the settings and inputs of a config."""
+"""Opens prepared data, after checking that it is complete and matches the config's settings and inputs."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Prepared:
 
     @property
     def quarantined(self) -> int:
-        """Number of examples that were left out because they cannot be used, over all sources."""
+        """Number of quarantined (unusable) examples over all sources."""
         return sum(source.description.quarantined for source in self.sources.values())
 
 
 def open_prepared(config: Config, inputs: bool = False) -> Prepared:
-    """Opens what `prepare` made.
+    """Opens the data that `prepare` made.
 
     Args:
-        config: of the run.
-        inputs: also compare the inputs with what they were. Inputs that are absent were prepared elsewhere.
+        config: the run's config.
+        inputs: also check that the inputs have not changed. Absent inputs are accepted: they were prepared elsewhere.
 
     Raises:
-        ConfigError: something is missing or damaged, or was made from other settings or inputs.
+        ConfigError: prepared data is missing or damaged, or was made from other settings or inputs.
     """
     if (mirror := Mirror.of(config)) is not None:
         mirror.pull(config.data.sources)
@@ -71,22 +71,22 @@ def _unprepared(what: str, config: Config) -> ConfigError:
 
 
 def _settings(name: str, config: Config) -> str:
-    """Returns a digest of all that the parts of a source depend on, apart from its inputs."""
+    """Returns a digest of everything that the parts of a source depend on, except its inputs."""
     return digest([FORMAT, config.data.sources[name].model_dump(mode="json"), ImageCheck.of(config)])
 
 
 def fingerprint(name: str, config: Config, tokenizer: Tokenizer) -> str:
-    """Returns a digest of all that a prepared source depends on, apart from its inputs."""
+    """Returns a digest of everything that a prepared source depends on, except its inputs."""
     return digest([_settings(name, config), tokens_fingerprint(config, tokenizer)])
 
 
 def tokens_fingerprint(config: Config, tokenizer: Tokenizer) -> str:
-    """Returns a digest of all that the tokens of a record depend on."""
+    """Returns a digest of everything that the tokens of a record depend on."""
     return digest([FORMAT, tokenizer.fingerprint, config.sequence.template, config.sequence.system])
 
 
 def changed_inputs(name: str, config: Config, made: Description) -> str | None:
-    """Describes which input of a prepared source has changed; returns None if none has."""
+    """Returns a description of the first changed input of a prepared source; None if no input has changed."""
     mode = config.data.input_check
     if mode == "none":
         return None

@@ -1,18 +1,18 @@
-"""A part of a prepared source, made by one process from one `Part` of the reader.
+"""A part of a prepared source (a shard), made by one process from one `Part` of the reader.
 
-Files are in `<source>/parts` and named by fingerprints, so those that a change does not affect are kept. There are two
-layers. Each is complete once its manifest exists, which is written last:
+The files are in `<source>/parts`. They are named by fingerprints, so files that a change does not affect are reused.
+A part has two layers. The manifest of a layer is written last, so a layer is complete if its manifest exists:
 
     <part>.json                       `PartManifest`
     <part>.records                    ArrayRecord: JSON of every record, with numbers in place of images
-    <part>.images                     ArrayRecord: the distinct image files; without those that earlier parts hold,
-                                      its name is <part>.<mask>.images
+    <part>.images                     ArrayRecord: the distinct image files; named <part>.<mask>.images if it omits
+                                      images that earlier parts store
     <part>.table.npz                  `ImageTable`, and a digest of the content of every record
     <part>.quarantine.jsonl           examples that cannot be read
-    <part>.filtered.jsonl             some of the records that the source's settings leave out
+    <part>.filtered.jsonl             a sample of the records that the source's settings leave out
     <part>.<tokens>.*                 see `solo.data.store.part_tokens`
 
-The first layer, here, does not depend on the tokenizer. Files without content are not written.
+This module writes the first layer, which does not depend on the tokenizer. Empty files are not written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from solo.data.store.part_files import FilteredFile, PartFiles, Quarantine, plac
 from solo.data.store.progress import Amount
 
 _DIGEST = 16  # bytes
-_RECORDS_TOGETHER = 16  # records that ArrayRecord compresses, and so reads, together
+_RECORDS_TOGETHER = 16  # ArrayRecord's group size: these records are compressed and read together
 
 Header = tuple[int, int, bool]
 Select = Callable[[Record, Sequence[bytes], Sequence[tuple[int, int]]], Record | Filtered]
@@ -47,20 +47,20 @@ Select = Callable[[Record, Sequence[bytes], Sequence[tuple[int, int]]], Record |
 
 @dataclass(frozen=True)
 class PartManifest:
-    """What the first layer of a part holds.
+    """The manifest of a part's first layer.
 
     part         name of the reader's part
     examples     records, quarantined examples and filtered records
     records      records in `.records`
     images       entries of the image table
-    dropped      which of them earlier parts hold, as packed bits in hexadecimal; "" if this part holds all of them
+    dropped      mask of the images that earlier parts store, as packed bits in hexadecimal; "" if there are none
     quarantined  examples that cannot be read
     refused      the first few of them, for messages
     filtered     records that the source's settings leave out, by setting
-    omitted      how many pieces of records the reader has left out, by what they are
+    omitted      number of pieces of records that the reader left out, by kind
     ignored      the first place of each key that the reader ignores
-    inputs       stamp of every file of an image, also of one that is missing (`solo.data.store.inputs`)
-    files        size and checksum of every file, by the end of its name
+    inputs       stamp of every image file, including missing ones (`solo.data.store.inputs`)
+    files        size and checksum of every file, by suffix
     """
 
     part: str
@@ -78,29 +78,29 @@ class PartManifest:
 
     @classmethod
     def read(cls, folder: Path, part: str) -> PartManifest | None:
-        """Returns the manifest of a part; None if there is none, or it has another format."""
+        """Returns the manifest of a part; None if it is missing or has another format."""
         return read_manifest(cls, folder / f"{part}.json")
 
     @property
     def stored(self) -> np.ndarray:
-        """Which entries of the image table have their file in this part, bool [images]."""
+        """Whether this part stores the file of each entry of the image table, bool [images]."""
         if not self.dropped:
             return np.ones(self.images, bool)
         bits = np.frombuffer(bytes.fromhex(self.dropped), np.uint8)
         return np.unpackbits(bits, count=self.images) == 0
 
     def with_images(self, stored: np.ndarray, files: dict[str, FileSum]) -> PartManifest:
-        """Returns the manifest of a part that holds other images."""
+        """Returns a copy of the manifest for other stored images."""
         dropped = "" if stored.all() else np.packbits(~stored).tobytes().hex()
         return replace(self, dropped=dropped, files=files)
 
 
 class ImageTable(NamedTuple):
-    """The m distinct images that a part's records name by number.
+    """The m distinct images of a part. Records refer to them by number.
 
     digest  uint8 [m, 16]   BLAKE2b of the image file
-    size    uint16 [m, 2]   width and height as stored
-    turned  bool [m]        whether EXIF asks to swap them
+    size    uint16 [m, 2]   width and height in pixels, before rotation
+    turned  bool [m]        whether the EXIF orientation swaps width and height
     """
 
     digest: np.ndarray
@@ -117,10 +117,11 @@ def read_table(folder: Path, part: str) -> ImageTable:
 class RecordKeys(NamedTuple):
     """Keys that identify duplicates among the n records of a part (`solo.data.filters.duplicates`).
 
-    exact    uint64 [n]   of the turns, images by their content
-    images   uint64 [n]   of the image files; equals `exact` for a record without images
-    similar  uint64 [n]   perceptual hash of the only image, or a key of those of several; empty unless asked for
-    single   bool [n]     whether the record has one image; empty as `similar`
+    exact    uint64 [n]   key of the turns, with images compared by content
+    images   uint64 [n]   key of the image files; equals `exact` for a record without images
+    similar  uint64 [n]   perceptual hash of the only image, or a combined key for several images; empty unless
+                          requested
+    single   bool [n]     whether the record has exactly one image; empty unless requested
     """
 
     exact: np.ndarray
@@ -141,14 +142,14 @@ def read_keys(folder: Path, part: str) -> RecordKeys:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage(Image):
-    """Represents an image of a stored record without its bytes. `number` is its place in the part's table."""
+    """An image of a stored record, without its bytes. `number` is its index in the part's image table."""
 
     number: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
-    """A record of a part, with a `StoredImage` for each image. `example` counts the part's examples from 0."""
+    """A record of a part, with a `StoredImage` for each image. `example` is its number in the part, from 0."""
 
     record: Record
     example: int
@@ -166,29 +167,29 @@ def read_records(folder: Path, part: str) -> Iterator[StoredRecord]:
 
 
 def open_array_record(path: Path) -> ArrayRecordReader:
-    """Opens a file for random access. Raises FileNotFoundError if there is none."""
+    """Opens an ArrayRecord file for random access. Raises FileNotFoundError if it does not exist."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing")
     return ArrayRecordReader(str(path), "readahead_buffer_size:0")
 
 
 def new_image_file(path: Path) -> ArrayRecordWriter:
-    """Returns a writer of images."""
-    return ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # JPEG and PNG do not become smaller
+    """Returns a writer for an image file."""
+    return ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # JPEG and PNG do not compress
 
 
 def is_image_file(name: str) -> bool:
-    """Returns whether a part's file, by its name or the end of it, holds images; see `solo.data.store.sharing`."""
+    """Returns whether a file name or suffix is that of a part's image file; see `solo.data.store.sharing`."""
     return name.endswith("images")
 
 
 def stored_image(number: int) -> Image:
-    """Returns the `StoredImage` of an image."""
+    """Returns the `StoredImage` of a number."""
     return StoredImage(b"", number=number)
 
 
 def decode_record(data: bytes, image: Callable[[int], Image]) -> StoredRecord:
-    """Returns an entry of `.records`; `image` returns the image of a number."""
+    """Decodes an entry of `.records`; `image` returns the image of a number."""
     found = json.loads(data)
     turns = tuple(
         Turn(
@@ -203,21 +204,21 @@ def decode_record(data: bytes, image: Callable[[int], Image]) -> StoredRecord:
 
 
 class _RefusedError(Exception):
-    """Says why a record cannot be used."""
+    """A record is unusable; the message says why."""
 
 
 class PartWriter:
     """Writes the first layer of a part. Use it as a context manager: no file appears before `finish`.
 
     Args:
-        folder: the source's `parts`; it must exist.
-        fingerprint: names the files.
+        folder: the source's `parts` folder, which must exist.
+        fingerprint: fingerprint of the part; names the files.
         part: name of the reader's part.
-        check: returns (width, height, turned) of an image, or raises an OSError that says why it cannot be used. It is
+        check: returns (width, height, turned) of an image, or raises an OSError that says why it is unusable. It is
             called once for each distinct image.
-        stamp: returns what identifies the content of an image's file.
+        stamp: returns a stamp of the content of an image file.
         select: returns the record to store, or why it is left out; see `solo.data.filters.Selection`.
-        similar: keep perceptual hashes of images.
+        similar: compute perceptual hashes of images.
     """
 
     def __init__(
@@ -234,13 +235,13 @@ class PartWriter:
         self._part, self._check, self._stamp = part, check, stamp
         self._records: ArrayRecordWriter | None = None
         self._images: ArrayRecordWriter | None = None
-        self._headers: dict[bytes, Header | str] = {}  # or why the image cannot be used
+        self._headers: dict[bytes, Header | str] = {}  # a text says why the image is unusable
         self._numbers: dict[bytes, int] = {}
         self._digests: list[bytes] = []
         self._select = select or (lambda record, digests, sizes: record)
         self._similar = similar
         self._looks: dict[bytes, int] = {}
-        self._keys: dict[int, tuple[int, int, bool]] = {}  # of the records with images
+        self._keys: dict[int, tuple[int, int, bool]] = {}  # only of records with images
         self._images_read = 0
         self._quarantine, self._filtered = Quarantine(self._files), FilteredFile(self._files)
         self._omitted = Counter[str]()
@@ -254,11 +255,11 @@ class PartWriter:
     def __exit__(self, *_: object) -> None:
         try:
             self._close()
-        finally:  # a full disk may raise only on close
+        finally:  # with a full disk, the error may appear only on close
             self._files.discard()
 
     def add(self, example: Record | Unreadable | Ignored) -> StoredRecord | None:
-        """Takes the reader's next example. Returns the record, if it can be used."""
+        """Adds the reader's next example. Returns the stored record, or None if the example is left out."""
         number = self._examples
         if isinstance(example, Record):
             self._examples += 1
@@ -281,7 +282,7 @@ class PartWriter:
         """Writes the table and then the manifest, which marks the layer as complete.
 
         Args:
-            fingerprint: replaces the fingerprint that names the files.
+            fingerprint: another fingerprint to name the files.
         """
         self._files.stem = fingerprint or self._files.stem
         table = self._table()
@@ -310,12 +311,12 @@ class PartWriter:
 
     @property
     def turned(self) -> np.ndarray:
-        """Whether EXIF asks to swap the sides of each image so far, bool [m]."""
+        """Whether the EXIF orientation swaps width and height of each image so far, bool [m]."""
         return self._table().turned
 
     @property
     def amount(self) -> Amount:
-        """What was added so far."""
+        """The amount that was added so far."""
         return Amount(len(self._digests), self._images_read, self._quarantine.count)
 
     def _add(self, record: Record, example: int) -> StoredRecord | None:
@@ -357,7 +358,7 @@ class PartWriter:
         return header[:2]
 
     def _key(self, digests: list[bytes], images: list[Image]) -> tuple[int, int, bool]:
-        """Returns the entries in `RecordKeys` of a record with images: images, similar, single."""
+        """Returns the `RecordKeys` entries of a record with images: images, similar, single."""
         pictures = _combined(digests)
         if not self._similar:
             return pictures, 0, False
@@ -370,7 +371,7 @@ class PartWriter:
         return pictures, _combined([look.to_bytes(8, "big") for look in looks]), False
 
     def _key_arrays(self, digests: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns what the table holds of `RecordKeys`; records without images are identified by their content."""
+        """Returns the arrays of `RecordKeys` for the table. Records without images are identified by their content."""
         exact, records, keys = _exact(digests), list(self._keys), list(zip(*self._keys.values(), strict=True))
         found: dict[str, np.ndarray] = {}
         if keys:
@@ -413,7 +414,7 @@ class PartWriter:
         )
 
     def _close(self) -> None:
-        # ArrayRecord's writers must be closed before they are collected.
+        # ArrayRecord's writers must be closed before they are garbage collected.
         for writer in (self._records, self._images):
             if writer is not None and writer.is_open():
                 writer.close()
@@ -427,7 +428,7 @@ def _exact(digests: np.ndarray) -> np.ndarray:
 
 
 def _combined(digests: Sequence[bytes]) -> int:
-    """Returns one key for several digests."""
+    """Returns a single key for several digests."""
     return key_of(hashlib.blake2b(b"".join(digests), digest_size=8).digest())
 
 
@@ -441,26 +442,26 @@ def _with_numbers(record: Record, numbers: list[int]) -> Record:
 
 
 def _encode(stored: StoredRecord, digests: list[bytes]) -> tuple[bytes, bytes]:
-    """Returns the record as `decode_record` reads it, and a digest of its content.
+    """Returns the record encoded for `decode_record`, and a digest of its content.
 
     Raises:
-        UnicodeEncodeError: a text has lone surrogates.
+        UnicodeEncodeError: a text contains lone surrogates.
     """
     record, place = stored.record, stored.record.place
     turns = _turns(record.turns)
     at = "null" if place is None else f"[{_json(place.file)},{'null' if place.line is None else place.line}]"
     data = f'{{"id":{_json(record.id)},"example":{stored.example},"place":{at},"turns":{turns}}}'.encode()
-    # Images count by their content, not by their number.
+    # The digest depends on the images' content, not on their numbers.
     content = b"".join([_turns(record.turns, numbered=False).encode(), *digests]) if digests else turns.encode()
     return data, hashlib.blake2b(content, digest_size=_DIGEST).digest()
 
 
-# The encoder is several times slower with lists and mappings than with the texts in them.
+# Encoding only the strings is several times faster than encoding lists and mappings.
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _turns(turns: Sequence[Turn], numbered: bool = True) -> str:
-    """Returns turns as JSON, with a number in place of each image: its own, or 0."""
+    """Returns turns as JSON. A number stands for each image: its own, or 0 if not `numbered`."""
     found = []
     for turn in turns:
         content = [

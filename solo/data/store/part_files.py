@@ -1,4 +1,4 @@
-"""Files of a part: written under hidden names, and renamed once they are complete."""
+"""Files of a part: written under temporary hidden names, and renamed once they are complete."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from solo.data.record import Place
 from solo.data.store.checksums import FileSum, fault, file_sum
 from solo.files import json_line, write_whole
 
-FORMAT = 5  # of parts; raise it to make older ones again
-SHOWN = 3  # quarantined examples that a manifest repeats, for messages
+FORMAT = 5  # format version of parts; increase it to have older parts made again
+SHOWN = 3  # quarantined examples that a manifest includes, for messages
 PARTIAL = ".partial"
 
 _Manifest = TypeVar("_Manifest")
@@ -29,40 +29,40 @@ class PartFiles:
     def __init__(self, folder: Path, stem: str) -> None:
         self.folder, self.stem = folder, stem
         self._partial: dict[str, Path] = {}
-        # Several processes may make the same part; each writes files of its own.
+        # Several processes may make the same part, so each writes its own files.
         self._mark = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def path(self, end: str) -> Path:
-        """Returns the path of a file that is whole."""
+        """Returns the final path of a file."""
         return self.folder / f"{self.stem}.{end}"
 
     def new(self, end: str) -> Path:
-        """Returns the path at which to write a file."""
+        """Returns the temporary path of a file, for writing."""
         self._partial[end] = self.folder / f".{self.stem}.{end}.{self._mark}{PARTIAL}"
         return self._partial[end]
 
     def keep(self) -> dict[str, FileSum]:
-        """Gives the files their names. Returns size and checksum of each, by the end of its name."""
+        """Renames the files to their final names. Returns the size and checksum of each, by suffix."""
         sums = {end: file_sum(path) for end, path in sorted(self._partial.items())}
         for end in sums:
             self._partial.pop(end).replace(self.path(end))
         return sums
 
     def discard(self) -> None:
-        """Removes the files that were not kept."""
+        """Deletes the files that were not kept."""
         for path in self._partial.values():
             path.unlink(missing_ok=True)
         self._partial.clear()
 
 
 class Quarantine:
-    """Writes one line per example that is left out: {"id", "reason", "file", "line", "example"}.
+    """Writes one line per quarantined example: {"id", "reason", "file", "line", "example"}.
 
-    `example` counts the part's examples from 0. There is no file if there is no such example.
+    `example` is the example's number in the part, from 0. Without quarantined examples, no file is written.
 
     Attributes:
-        count: examples so far.
-        shown: the first few, in words.
+        count: number of examples so far.
+        shown: descriptions of the first few.
     """
 
     def __init__(self, files: PartFiles) -> None:
@@ -89,16 +89,16 @@ class Quarantine:
 
 
 def reason_kind(reason: str) -> str:
-    """Returns a reason without the parts that differ between examples: names, quotations and numbers."""
+    """Returns a reason without its variable parts: names, quoted text and numbers."""
     kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*", "...", reason)
     return re.sub(r"\d[\d,.]*", "0", kind)
 
 
 class FilteredFile:
-    """Writes lines as `Quarantine` does for records that a setting leaves out; at most `most` for each setting.
+    """Writes one line, as in `Quarantine`, per filtered record; at most `most` lines per setting.
 
     Attributes:
-        counts: records by the setting that leaves them out.
+        counts: number of filtered records by setting.
     """
 
     def __init__(self, files: PartFiles, most: int = 100) -> None:
@@ -107,7 +107,7 @@ class FilteredFile:
         self.counts: dict[str, int] = {}
 
     def add(self, name: str, place: Place | None, key: str, reason: str) -> None:
-        """Counts a record, and writes its line."""
+        """Counts a record and writes its line."""
         self.counts[key] = self.counts.get(key, 0) + 1
         if self.counts[key] > self._most:
             return
@@ -123,14 +123,14 @@ class FilteredFile:
 
 
 def place_text(place: Place | None) -> str:
-    """Returns `file:line`, or what is known of it."""
+    """Returns `file:line`, or as much of it as is known."""
     if place is None:
         return ""
     return place.file if place.line is None else f"{place.file}:{place.line}"
 
 
 def read_manifest(kind: type[_Manifest], path: Path) -> _Manifest | None:
-    """Returns the manifest in a file; None if there is none, or it has another format."""
+    """Returns the manifest in a file; None if it is missing or has another format."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.pop("format") != FORMAT:
@@ -142,11 +142,11 @@ def read_manifest(kind: type[_Manifest], path: Path) -> _Manifest | None:
 
 
 def are_whole(folder: Path, stem: str, files: Mapping[str, FileSum]) -> bool:
-    """Returns whether the files that a manifest names are there and have the sizes that were written."""
+    """Returns whether the files that a manifest names exist with the recorded sizes."""
     return all(fault(folder / f"{stem}.{end}", found) is None for end, found in files.items())
 
 
 def write_manifest(path: Path, manifest: Any) -> None:
-    """Writes a dataclass that `read_manifest` reads, atomically."""
+    """Atomically writes a dataclass as a manifest, which `read_manifest` reads."""
     values = {field.name: getattr(manifest, field.name) for field in fields(manifest)}  # `asdict` copies every stamp
     write_whole(path, json.dumps({"format": FORMAT, **values}) + "\n")

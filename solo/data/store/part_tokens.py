@@ -1,8 +1,8 @@
-"""The second layer of a part: its records as tokens, made with one tokenizer and template from the first layer.
+"""The second layer of a part: its tokens, made from the records of the first layer with one tokenizer and template.
 
-<part>.<tokens>.json              `TokensManifest`, which is written last
-<part>.<tokens>.tokens            the tokens of all texts, one after another: little-endian integers
-<part>.<tokens>.runs.npz          the part's piece of the index, and checksums of the tokens
+<part>.<tokens>.json              `TokensManifest`, written last
+<part>.<tokens>.tokens            the concatenated tokens of all texts, as little-endian integers
+<part>.<tokens>.runs.npz          the part's section of the index, and checksums of the tokens
 <part>.<tokens>.quarantine.jsonl  records that the template refuses
 """
 
@@ -26,23 +26,23 @@ from solo.data.store.part_files import PartFiles, Quarantine, read_manifest, wri
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template
 
-_BATCH, _BATCH_CHARACTERS = 64, 1 << 20  # records that are tokenized together, at most
+_BATCH, _BATCH_CHARACTERS = 64, 1 << 20  # maximum records and characters per tokenizer call
 
 
 @dataclass(frozen=True)
 class TokensManifest:
-    """What the second layer of a part holds.
+    """The manifest of a part's second layer.
 
     records            records that have runs
-    runs               their runs
-    images             those that are images
+    runs               runs of these records
+    images             runs that are images
     text_tokens        tokens in `.tokens`
-    supervised_tokens  those that the model learns to predict
-    unknown_tokens     those that stand for unknown characters
-    width              bytes of a token
+    supervised_tokens  tokens that the model learns to predict
+    unknown_tokens     unknown tokens, which stand for characters that the vocabulary lacks
+    width              bytes per token
     quarantined        records that the template refuses
     refused            the first few of them, for messages
-    files              size and checksum of every file, by the end of its name
+    files              size and checksum of every file, by suffix
     """
 
     records: int
@@ -58,12 +58,12 @@ class TokensManifest:
 
     @classmethod
     def read(cls, folder: Path, part: str, tokens: str) -> TokensManifest | None:
-        """Returns the manifest of a part's tokens; None if there is none, or it has another format."""
+        """Returns the manifest of a part's tokens; None if it is missing or has another format."""
         return read_manifest(cls, folder / f"{part}.{tokens}.json")
 
 
 def no_record(source: str, layers: Sequence[PartManifest | TokensManifest]) -> str:
-    """Describes why no record of a source is left."""
+    """Returns a description of why no record of a source is left."""
     filtered = Counter[str]()
     for layer in layers:
         filtered.update(layer.filtered if isinstance(layer, PartManifest) else {})
@@ -74,9 +74,9 @@ def no_record(source: str, layers: Sequence[PartManifest | TokensManifest]) -> s
 
 
 class PartRuns(NamedTuple):
-    """A part's piece of the index: runs of n records, r in all.
+    """A part's section of the index: the r runs of its n records.
 
-    runs        uint32 [r]    as in `SourceIndex`, with image numbers of the part's table
+    runs        uint32 [r]    as in `SourceIndex`, but image numbers refer to the part's table
     record_run  int64 [n+1]   record i has the runs [record_run[i], record_run[i+1]); none if the template refuses it
     sums        uint32 [b]    checksums of the blocks of `.tokens`
     """
@@ -87,13 +87,13 @@ class PartRuns(NamedTuple):
 
 
 def read_runs(folder: Path, part: str, tokens: str) -> PartRuns:
-    """Returns a part's piece of the index."""
+    """Returns a part's section of the index."""
     with np.load(folder / f"{part}.{tokens}.runs.npz") as arrays:
         return PartRuns(*(arrays[name] for name in PartRuns._fields))
 
 
 def token_width(tokenizer: Tokenizer) -> int:
-    """Returns the bytes that a token of a vocabulary takes: 2 or 4."""
+    """Returns the number of bytes per stored token for a vocabulary: 2 or 4."""
     return 2 if tokenizer.vocab_size <= 1 << 16 else 4
 
 
@@ -101,11 +101,11 @@ class TokensWriter:
     """Writes the second layer of a part. Use it as a context manager: no file appears before `finish`.
 
     Args:
-        folder: the source's `parts`.
+        folder: the source's `parts` folder.
         part: fingerprint of the part.
         tokens: fingerprint of tokenizer and template.
-        template: turns records into runs.
-        width: bytes of a token.
+        template: converts records to runs.
+        width: bytes per token.
     """
 
     def __init__(self, folder: Path, part: str, tokens: str, template: Template, width: int) -> None:
@@ -127,7 +127,7 @@ class TokensWriter:
         self._files.discard()
 
     def add(self, stored: StoredRecord) -> None:
-        """Takes the part's next record. One that the template refuses is quarantined, and has no runs."""
+        """Adds the part's next record. A record that the template refuses is quarantined and has no runs."""
         self._waiting.append(stored)
         for turn in stored.record.turns:
             for part in turn.content:
@@ -137,7 +137,7 @@ class TokensWriter:
             self._tokenize()
 
     def _tokenize(self) -> None:
-        """Tokenizes the records that wait, and writes their tokens."""
+        """Tokenizes the pending records and writes their tokens."""
         waiting, self._waiting, self._characters = self._waiting, [], 0
         batch = self._template.batch_runs([stored.record.turns for stored in waiting])
         tokens: list[int] = []
@@ -157,8 +157,8 @@ class TokensWriter:
         """Writes the runs and then the manifest, which marks the layer as complete.
 
         Args:
-            turned: bool [m], of the part's image table.
-            part: another fingerprint of the part, which names the files.
+            turned: bool [m], from the part's image table.
+            part: another fingerprint of the part to name the files.
         """
         self._tokenize()
         self._files.stem = f"{part}.{self._tokens_name}" if part else self._files.stem
@@ -217,11 +217,11 @@ class TokensWriter:
 
 
 def _stored(image: Image) -> tuple[int, bool]:
-    """Returns an image's number in the part's table. Whether it is turned follows when the part is complete."""
+    """Returns an image's number in the part's table, and False: `finish` sets which images are turned."""
     assert isinstance(image, StoredImage)
     return image.number, False
 
 
 def as_tokens(data: bytes, width: int) -> np.ndarray:
-    """Returns the tokens in bytes of a `.tokens` file, uint16 or uint32."""
+    """Returns bytes of a `.tokens` file as tokens, uint16 or uint32."""
     return np.frombuffer(data, f"<u{width}")

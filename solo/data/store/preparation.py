@@ -37,11 +37,11 @@ class Preparation:
     """A preparation with work to do.
 
     Args:
-        config: of the run.
+        config: the run's config.
         watcher: shows lines.
-        make: makes the parts of jobs that do not depend on each other.
-        stack: keeps the sources from being read until it is closed; None: other processes may work on them, and nothing
-            but parts is made.
+        make: makes the parts of independent jobs.
+        stack: holds the locks that keep runs from reading the sources, until it is closed. None: only parts are made,
+            and other processes may work on the sources too.
     """
 
     def __init__(self, config: Config, watcher: Watcher, make: Make, stack: ExitStack | None) -> None:
@@ -73,14 +73,14 @@ class Preparation:
         self._write_quarantine()
 
     def first_round(self) -> list[PartJob]:
-        """Returns jobs that several processes may divide. They are most of the work, and need not be all of it."""
+        """Returns the jobs that several processes may share: most of the work, but not always all of it."""
         tokenizer = self.open_tokenizer()
         unready = [name for name in self._config.data.sources if not self._is_ready(name, tokenizer)]
         tokens = None if tokenizer is None else self.tokens(tokenizer)
         return [job for name in unready for job in self._schedule(name).jobs(tokens)]
 
     def open_tokenizer(self) -> Tokenizer | None:
-        """Returns the tokenizer, prepared if it is configured; None if it is still to be trained."""
+        """Returns the tokenizer, after preparing it if it is configured; None if it has yet to be trained."""
         config = self._config
         kept = tokenizers.open_made(config)
         if config.data.tokenizer.path is not None:
@@ -95,7 +95,7 @@ class Preparation:
         return kept
 
     def make_parts(self, names: Iterable[str], tokenizer: Tokenizer | None) -> None:
-        """Makes the parts of sources; their tokens too if the tokenizer is known."""
+        """Makes the parts of sources, including their tokens if the tokenizer is known."""
         tokens = None if tokenizer is None else self.tokens(tokenizer)
         schedules = {name: self._schedule(name) for name in names}
         while True:
@@ -107,18 +107,18 @@ class Preparation:
                 schedules[name].take([next(made) for _ in jobs])
 
     def tokens(self, tokenizer: Tokenizer) -> TokensJob:
-        """Returns how the records of all sources become tokens."""
+        """Returns the settings that tokenize the records of all sources."""
         config = self._config
         folder = str(tokenizers.tokenizer_folder(config))
         return TokensJob(folder, config.sequence, tokens_fingerprint(config, tokenizer))
 
     def _schedule(self, name: str) -> SourceSchedule:
-        """Begins with a source, and keeps runs from reading it."""
+        """Starts the work on a source, and keeps runs from reading it."""
         config, folder = self._config, source_folder(name, self._config)
         claim(folder, f"source {name!r}")
         lock = changing(local_folder(config), source_content(name), self._say)
         if self._stack is None:
-            with lock:  # no run reads the source
+            with lock:  # no run may read the source
                 begin(folder)
         elif name not in self._changing:
             self._stack.enter_context(lock)
@@ -130,7 +130,7 @@ class Preparation:
             for note in schedule.notes:
                 self._say(f"{name}: {note}")
         self._schedules[name] = schedule
-        # Before the files are read: one that changes meanwhile is noticed the next time.
+        # Stamps are taken before the files are read, so a file that changes in between is noticed the next time.
         self._inputs[name] = Inputs.of(
             schedule.parts, config.data.sources[name].options, config.data.records_per_shard, config.data.input_check
         )

@@ -2,10 +2,10 @@
 
     <data.folder>/tokenizer/          the files of `Tokenizer.save`, and made_from.json
     <data.folder>/sources/<name>/     see `solo.data.store.part`, `.assemble` and `.inputs`
-    <data.folder>/quarantine.jsonl    one {"source", "id", "reason", "file", "line"} per example that was left out
+    <data.folder>/quarantine.jsonl    one {"source", "id", "reason", "file", "line"} per quarantined example
 
-Parts made from the same settings and inputs are kept, also after a kill. The bytes depend neither on
-the number of processes nor on interruptions.
+Parts made from the same settings and inputs are reused, even if the process was killed. The output is deterministic:
+its bytes depend neither on the number of processes nor on interruptions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ALONE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class _Says(Watcher):
-    """Reports lines; shows no progress."""
+    """Reports lines, but shows no progress."""
 
     report: Report
 
@@ -46,19 +46,19 @@ class _Says(Watcher):
 def prepare(
     config: Config, report: Report | None = None, *, workers: int | None = None, watcher: Watcher | None = None
 ) -> Prepared:
-    """Prepares the data of a run that is missing or was made from other settings or inputs, and opens it.
+    """Prepares the data of a run if it is missing or was made from other settings or inputs, and opens it.
 
     Args:
-        config: of the run.
+        config: the run's config.
         report: called with a line for the tokenizer and for every source.
-        workers: processes at most; default: one for each core, once there is work for more than two seconds.
+        workers: maximum number of processes; default: one per core, once there is work for more than two seconds.
         watcher: shows lines and progress, in place of `report`.
 
     Raises:
-        ConfigError: a source or the tokenizer cannot be made; the message names it. Finished parts stay. Also if
-            another process prepares the folder, or trains on data that would change, or if a file of the user's is in
-            the way.
-        PartError: a process died over a part, or a reader failed.
+        ConfigError: a source or the tokenizer cannot be made; the message names it, and finished parts are kept. Also
+            if another process is preparing the folder, if a run is training on data that would change, or if a file
+            that solo did not make is in the way.
+        PartError: a process died while making a part, or a reader failed.
     """
     watcher = watcher or (_Says(report) if report else Watcher())
     check(config)
@@ -76,12 +76,12 @@ def prepare(
 
 
 def check(config: Config) -> None:
-    """Checks the config before any work is done. Raises ConfigError."""
+    """Checks the config before any work is done. Raises ConfigError if it cannot be prepared."""
     for name, source in config.data.sources.items():
         if not re.fullmatch(r"[\w.-]*\w", name):
             raise ConfigError(f"source {name!r}: its name becomes a folder; use letters, digits, '_', '-' and '.'")
         if source.reader == AUTO:
-            continue  # decided by its inputs, which may be absent where its data is prepared
+            continue  # `auto` needs the inputs, which may be absent where the data is already prepared
         try:
             open_reader(source.reader, source.options, source.limit)
         except ConfigError as error:
@@ -92,7 +92,7 @@ def check(config: Config) -> None:
 
 
 def ready(config: Config, say: Report) -> Prepared | None:
-    """Returns the prepared data, and reports it, if nothing remains to be done; otherwise None."""
+    """Returns and reports the prepared data if there is nothing left to do; otherwise returns None."""
     try:
         found = open_prepared(config, inputs=True)
     except ConfigError:

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_SECONDS = 10.0  # between two lines
+_SECONDS = 10.0  # seconds between two lines
 
 
 class Amount(NamedTuple):
-    """Amounts that a preparation has made: records, their images, and examples that were left out."""
+    """Amounts that a preparation has processed: records, their images, and examples that were left out."""
 
     records: int = 0
     images: int = 0
@@ -29,10 +29,10 @@ class Amount(NamedTuple):
 
 
 class Watcher:
-    """Follows a preparation. This one shows nothing."""
+    """Receives the progress of a preparation. This base class shows nothing."""
 
     def say(self, line: str) -> None:
-        """Shows a line that stays."""
+        """Shows a permanent line."""
 
     def begin(self, what: str, parts: int) -> None:
         """Starts the display for a number of parts."""
@@ -45,7 +45,7 @@ class Watcher:
 
 
 class Figures:
-    """Adds up what was made, and its speed."""
+    """Adds up the amounts and computes the speed."""
 
     def __init__(self, parts: int) -> None:
         self.parts, self.done = parts, 0
@@ -53,7 +53,7 @@ class Figures:
         self._began = time.monotonic()
 
     def add(self, amount: Amount, parts: int) -> None:
-        """Adds what was made."""
+        """Adds an amount and completed parts."""
         self.amount, self.done = self.amount.plus(amount), self.done + parts
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Lines(Watcher):
 
 
 class Bar(Watcher):
-    """Shows a bar with the time that is left, for terminals."""
+    """Shows a progress bar with the remaining time, for terminals."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -130,5 +130,5 @@ class Bar(Watcher):
 
 
 def watcher(console: Console) -> Watcher:
-    """Returns what suits a console."""
+    """Returns the watcher for a console: a bar on a terminal, lines elsewhere."""
     return Bar(console) if console.is_terminal else Lines(console)

@@ -1,7 +1,7 @@
-"""Uploads what a preparation makes in a mirror, and determines which parts are complete, here or in the bucket.
+"""Uploads the files that a preparation writes to a mirror, and finds the parts that are complete here or in the bucket.
 
-A manifest is uploaded after the files that it names, and `source.json` after all others: what was uploaded before a
-kill is kept. In a local data folder, nothing is done.
+A manifest is uploaded after the files that it names, and `source.json` after everything else, so uploads are not lost
+if the process is killed. With a local data folder, these functions do nothing.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _MANIFEST = re.compile(r"[0-9a-f]{16}(\.[0-9a-f]{16})?\.json")
 
 
 def begin(source: Path) -> None:
-    """Takes stock of a bucket before a source is prepared in its mirror.
+    """Synchronizes a source's parts with the bucket before the source is prepared in the mirror.
 
-    Manifests of parts of which a file is neither here nor in the bucket are removed, so that these parts are made
-    again. Parts that were finished here but not uploaded are uploaded.
+    If a file of a part is neither here nor in the bucket, its manifests are deleted, so that the part is made again.
+    Parts that were finished here but not uploaded are uploaded.
 
     Args:
-        source: folder of the source, which is locked.
+        source: the source's folder, which must be locked.
 
     Raises:
-        ConfigError: the place in the bucket holds files that solo did not make, or cannot be reached.
+        ConfigError: the folder in the bucket contains files that solo did not make, or cannot be reached.
     """
     if (mirror := Mirror.around(source)) is None:
         return
@@ -49,11 +49,11 @@ def begin(source: Path) -> None:
 
 
 def publish_part(parts: Path, manifests: Sequence[str]) -> None:
-    """Uploads layers of a part that has just been made.
+    """Uploads the layers of a part that has just been made.
 
     Args:
-        parts: their folder.
-        manifests: file names without `.json`, in the order in which they were written.
+        parts: the source's `parts` folder.
+        manifests: file names of the layers' manifests without `.json`, in the order in which they were written.
     """
     if (mirror := Mirror.around(parts.parent)) is None:
         return
@@ -64,7 +64,7 @@ def publish_part(parts: Path, manifests: Sequence[str]) -> None:
 
 
 def publish_source(source: Path, description: Description) -> None:
-    """Uploads what joining the parts has changed, and then the description.
+    """Uploads the files that changed when the parts were joined, and then the description.
 
     Raises:
         ConfigError: a file of a part is neither here nor in the bucket.
@@ -77,7 +77,7 @@ def publish_source(source: Path, description: Description) -> None:
         for name in (part.name, f"{part.name}.{description.tokens}"):
             _upload_part(mirror, parts / f"{name}.json", _files(parts / f"{name}.json") or {}, sizes)
         manifest = PartManifest.read(parts, part.name)
-        if manifest is not None and manifest.dropped:  # another preparation may have dropped other images
+        if manifest is not None and manifest.dropped:  # another preparation may have dropped different images
             mirror.upload(parts / f"{part.name}.json")
     side_by_side(mirror.upload, [description.index_folder(source) / name for name in description.index])
     for name in ("quarantine.jsonl", "filtered.jsonl", "source.json", "inputs.json"):
@@ -100,7 +100,7 @@ def publish_tokenizer(data: Path) -> None:
 
 
 def _upload_part(mirror: Mirror, manifest: Path, files: Mapping[str, FileSum], sizes: Mapping[str, int]) -> None:
-    """Uploads those files of a layer that the bucket lacks, and then the manifest."""
+    """Uploads the files of a layer that are missing from the bucket, and then its manifest."""
     missing = [manifest.parent / name for name, each in files.items() if sizes.get(name) != each.size]
     for path in missing:
         if (wrong := fault(path, files[path.name])) is not None:
@@ -111,9 +111,9 @@ def _upload_part(mirror: Mirror, manifest: Path, files: Mapping[str, FileSum], s
 
 
 def _remove_copies(mirror: Mirror, source: Path, description: Description, sizes: Mapping[str, int]) -> None:
-    """Removes image files of these parts that were uploaded before it was known which images they share.
+    """Deletes image files of these parts that were uploaded before it was known which images the parts share.
 
-    Only after the first preparation: a run elsewhere may read what an earlier one has described.
+    It does so only after the first preparation: otherwise a run elsewhere may read files of an earlier `source.json`.
     """
     named = {name for part in description.parts for name in part.files}
     parts = {part.name for part in description.parts}
@@ -123,7 +123,7 @@ def _remove_copies(mirror: Mirror, source: Path, description: Description, sizes
 
 
 def _claim(mirror: Mirror, place: Path, record: str, what: str) -> None:
-    """Marks a folder of the bucket as one that preparation fills, or checks that it is one."""
+    """Marks a folder of the bucket as made by solo, or checks that it is."""
     found = mirror.sizes(place)
     if MARKER in found:
         return
@@ -137,7 +137,7 @@ def _claim(mirror: Mirror, place: Path, record: str, what: str) -> None:
 
 
 def _files(manifest: Path) -> dict[str, FileSum] | None:
-    """Returns the files that a manifest of either layer names; None if it cannot be read."""
+    """Returns the files that a manifest of either layer names; None if the manifest cannot be read."""
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return {f"{manifest.stem}.{end}": FileSum(*each) for end, each in found.items()}

@@ -1,7 +1,7 @@
-"""Keeps preparation from changing folders and files that it has not made itself.
+"""Protects the user's files: preparation changes only files and folders that it made itself.
 
-Every folder that preparation fills holds the file `.made-by-solo`. A folder with content but without that file belongs
-to the user: it is refused, and nothing in it is removed or written over.
+Every folder that preparation writes to contains the file `.made-by-solo`. A non-empty folder without that file belongs
+to the user. It is refused, and nothing in it is deleted or overwritten.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from solo.files import is_remote
 
 MARKER = ".made-by-solo"
 _MARK = "`solo prepare` made this folder, and replaces or removes the files that it has put here.\n"
-_LEGACY = ("source.json", "made_from.json")  # their presence marked the folders of earlier versions
+_LEGACY = ("source.json", "made_from.json")  # earlier versions marked their folders with these files
 _LEGACY_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 _GLOB = re.compile(r"[*?\[]")
 
 
 def check_folders(config: Config) -> None:
-    """Checks, before any work, that preparation will harm no file of the user's.
+    """Checks, before any work, that preparation will not damage the user's files.
 
     Raises:
-        ConfigError: a source or the tokenizer is read from a place that preparation writes to; or the place of a
-            prepared source or tokenizer holds something that solo did not make.
+        ConfigError: a source or the tokenizer is read from a folder that preparation writes to; or the folder of a
+            prepared source or tokenizer contains something that solo did not make.
     """
     folder = local_folder(config)
     names = list(config.data.sources)
@@ -49,7 +49,7 @@ def check_folders(config: Config) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """Raises ConfigError if the config names an input inside the folders that preparation fills."""
+    """Raises ConfigError if the config names an input inside a folder that preparation writes to."""
     folder = local_folder(config)
     inputs = [("data.tokenizer.path", config.data.tokenizer.path or "")]
     for name, source in config.data.sources.items():
@@ -63,10 +63,10 @@ def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = Tr
 
     Args:
         folder: `data.folder`.
-        paths: of inputs.
-        key: what names them, for messages.
-        links: also look where links lead, which asks the file system about every path.
-        url: `data.folder` as it is given.
+        paths: paths of inputs.
+        key: the config key that names them, for messages.
+        links: also resolve links, which needs a file system call for every path.
+        url: `data.folder` as the config gives it.
     """
     own = [folder / "tokenizer", folder / "sources", folder / "quarantine.jsonl"]
     roots = [(spelling(str(place)), place) for place in own for spelling in (os.path.abspath, os.path.realpath)]
@@ -87,7 +87,7 @@ def refuse_inside(folder: Path, paths: Iterable[str], key: str, links: bool = Tr
 
 
 def check_place(place: Path, what: str) -> None:
-    """Raises ConfigError if a folder of that name exists and solo did not make it. A link to a folder is followed."""
+    """Raises ConfigError if a folder exists and solo did not make it. A link to a folder is followed."""
     if not os.path.lexists(place):
         return
     if not place.exists():
@@ -108,10 +108,10 @@ def is_own(place: Path) -> bool:
 
 
 def claim(place: Path, what: str) -> None:
-    """Creates a folder that preparation may fill, or checks that it is one.
+    """Creates a folder for preparation to write to, or checks that preparation made it.
 
     Raises:
-        ConfigError: as `check_place`.
+        ConfigError: the folder exists and solo did not make it.
     """
     check_place(place, what)
     place.mkdir(parents=True, exist_ok=True)
@@ -121,23 +121,23 @@ def claim(place: Path, what: str) -> None:
 
 
 def replace_files(place: Path, record: str, write: Callable[[Path], None], made: dict[str, Any], what: str) -> None:
-    """Replaces the files of a folder, and no others.
+    """Replaces the files that an earlier call wrote to a folder. Other files are not touched.
 
-    The file `record` is removed first and written last. It lists the files, so that a later call removes no other one.
+    The file `record` is deleted first and written last. It lists the written files, so a later call deletes only these.
 
     Args:
         place: the folder.
         record: name of the file that marks the content as complete.
         write: writes the new files into an empty folder.
         made: content of `record`.
-        what: the content, for messages.
+        what: name of the content, for messages.
 
     Raises:
-        ConfigError: a file of the user's has the name of a new file.
+        ConfigError: a file that solo did not make has the name of a new file.
     """
     claim(place, what)
     fresh = place / f".new-{os.getpid()}"
-    for left in place.glob(".new-*"):  # by a killed process
+    for left in place.glob(".new-*"):  # left by a killed process
         _clear(left)
     fresh.mkdir()
     try:
@@ -159,7 +159,7 @@ def replace_files(place: Path, record: str, write: Callable[[Path], None], made:
 
 
 def _recorded(record: Path) -> set[str]:
-    """Returns the files that an earlier `replace_files` wrote, as far as known."""
+    """Returns the files that an earlier `replace_files` wrote; an empty set if they are unknown."""
     try:
         found = json.loads(record.read_text())
         return {*map(str, found.get("files", _LEGACY_FILES))}
@@ -168,7 +168,7 @@ def _recorded(record: Path) -> set[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes a folder of plain files that this module made."""
+    """Deletes a folder that this module made and that contains only files."""
     if folder.is_dir() and not folder.is_symlink():
         for file in folder.iterdir():
             file.unlink()
@@ -176,7 +176,7 @@ def _clear(folder: Path) -> None:
 
 
 def _check_list(path: Path) -> None:
-    """Raises ConfigError if a file is not the list of examples that preparation left out."""
+    """Raises ConfigError if a file exists but is not preparation's list of quarantined examples."""
     if not os.path.lexists(path):
         return
     try:
@@ -190,7 +190,7 @@ def _check_list(path: Path) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yields every string in the options of a reader."""
+    """Yields every string in a reader's options."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -213,7 +213,7 @@ _CANNOT_WRITE = {
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turns the errors of ArrayRecord's writers that a disk has caused into OSErrors with the file's name."""
+    """Converts disk errors of ArrayRecord's writers to OSErrors that name the file."""
     try:
         yield
     except RuntimeError as error:
@@ -226,7 +226,7 @@ def disk_errors() -> Iterator[None]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns errors of a disk that cannot be written into ConfigErrors that say so. Finished parts stay."""
+    """Converts errors on writing to disk to ConfigErrors that explain them. Finished parts are kept."""
     try:
         yield
     except OSError as error:

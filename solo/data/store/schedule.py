@@ -1,4 +1,4 @@
-"""Schedules the parts of a source: all of them, or those needed to reach its limit."""
+"""Schedules the parts of a source: all of them, or as many as its limit needs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from solo.data.store.part_tokens import no_record
 from solo.data.store.safety import refuse_inside
 from solo.data.store.work import MadePart, PartJob, TokensJob
 
-_REFUSED_AT_LEAST = 100  # least number of unusable examples that can stop a source
+_REFUSED_AT_LEAST = 100  # fewer unusable examples never stop a source
 
 
 class SourceSchedule:
     """The parts of a source, in rounds.
 
-    The jobs of a round do not depend on each other. Without a limit there is one round. With one, a round has the parts
-    that are likely to be needed in any case, and the part that contains the limit is made again so that it ends there.
+    The jobs of a round are independent. Without a limit there is a single round. With a limit, a round contains the
+    parts that will probably be needed, and the part that contains the limit is made again so that it ends there.
 
     Args:
-        name: of the source.
-        config: of the run.
-        folder: of the prepared source.
+        name: name of the source.
+        config: the run's config.
+        folder: folder of the prepared source.
 
     Raises:
         ConfigError: the source cannot be read.
 
     Attributes:
-        notes: what the user should know before it is read: the reader that was chosen and why, the classes.
-        parts: of the source, in order.
-        made: those that have been made so far, in order. All of them once `jobs` returns none.
+        notes: lines for the user before the source is read: the chosen reader and why, the classes.
+        parts: all parts of the source, in order.
+        made: the parts that have been made so far, in order. It is complete once `jobs` returns an empty list.
     """
 
     def __init__(self, name: str, config: Config, folder: Path) -> None:
@@ -61,10 +61,10 @@ class SourceSchedule:
         )
 
     def jobs(self, tokens: TokensJob | None) -> list[PartJob]:
-        """Returns the next round; none if the source is complete.
+        """Returns the jobs of the next round; an empty list if the source is complete.
 
         Args:
-            tokens: how records become tokens; None while that is not known.
+            tokens: how to tokenize records; None while the tokenizer is unknown.
         """
         left = self._left()
         waiting = self.parts[len(self.made) :] if left != 0 else []
@@ -73,20 +73,20 @@ class SourceSchedule:
         return [replace(self._template, part=part, limit=left, tokens=tokens) for part in waiting]
 
     def take(self, outcomes: Sequence[MadePart]) -> None:
-        """Takes the parts of a round, in the order of its jobs.
+        """Adds the finished parts of a round, in the order of its jobs.
 
         Raises:
-            ConfigError: too many examples cannot be used.
+            ConfigError: too many examples are unusable.
         """
         for made in outcomes:
             left = self._left()
             if left is not None and made.records.examples > left:
-                break  # the next round makes this part with what is left
+                break  # the next round makes this part again, cut at the limit
             self.made.append(made)
         self._check_quarantined()
 
     def emptiness(self) -> str:
-        """Returns why no record is left of the parts so far, in words."""
+        """Returns a description of why the parts so far contain no records."""
         return no_record(self.name, [made.records for made in self.made])
 
     def _left(self) -> int | None:
@@ -113,9 +113,9 @@ def list_parts(name: str, config: Config, size: int | None = None) -> list[Part]
     """Returns the parts of a source.
 
     Args:
-        name: of the source.
-        config: of the run.
-        size: examples of a part; default: `data.records_per_shard`.
+        name: name of the source.
+        config: the run's config.
+        size: examples per part; default: `data.records_per_shard`.
 
     Raises:
         ConfigError: the source cannot be read, or reads files that preparation writes.
@@ -124,7 +124,7 @@ def list_parts(name: str, config: Config, size: int | None = None) -> list[Part]
 
 
 def _open(name: str, config: Config) -> tuple[Chosen, Reader]:
-    """Opens a source. Returns the reader's name and options, and the reader."""
+    """Opens a source. Returns the chosen reader with its options, and the opened reader."""
     source = config.data.sources[name]
     try:
         chosen = choose_reader(source.reader, source.options)

@@ -1,7 +1,8 @@
-"""A preparation that several machines divide: hosts with a number each, or the workers of Apache Beam.
+"""Preparation on several machines: numbered hosts, or the workers of an Apache Beam pipeline.
 
-They share `data.folder`, and each makes parts with the same function, and so the same bytes, as a single machine. An
-ordinary preparation does the rest: a tokenizer that is trained, the parts that contain limits, and the indexes.
+The machines share `data.folder`. Each makes parts with the same function as a single machine would, so the bytes are
+the same. An ordinary preparation then does the rest: training a tokenizer, the parts that contain limits, and the
+indexes.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ _WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Shard:
-    """The share of one of several hosts: every `count`-th part, from part `index`, which is counted from 0."""
+    """The share of one of several hosts: every `count`-th part, starting with part `index` (from 0)."""
 
     index: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Returns the shard of `i/n`, with i from 0. Raises ConfigError if there is no such shard."""
+        """Parses `i/n`, with i from 0. Raises ConfigError if it is not a valid shard."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or int(found[1]) >= int(found[2]):
             raise ConfigError(f"--shard {text}: expected i/n, with i from 0 to n - 1, such as 0/8 and 7/8")
@@ -49,17 +50,17 @@ def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Wa
     """Makes the parts of a shard. The host that finishes last also does the rest.
 
     Args:
-        config: of the run, the same on all hosts.
-        shard: of this host.
-        workers: processes at most; None: one for each core.
+        config: the run's config, the same on all hosts.
+        shard: this host's shard.
+        workers: maximum number of processes; None: one per core.
         watcher: shows lines and progress.
 
     Returns:
-        The prepared data, or None if other shards are not done.
+        The prepared data, or None if other shards are not finished.
 
     Raises:
-        ConfigError: as `prepare`; also if another process prepares this shard, or the whole folder.
-        PartError: as `prepare`.
+        ConfigError: see `prepare`; also if another process is preparing this shard or the whole folder.
+        PartError: see `prepare`.
     """
     check(config)
     if (found := ready(config, watcher.say)) is not None:
@@ -90,7 +91,7 @@ def prepare_shard(config: Config, shard: Shard, workers: int | None, watcher: Wa
 
 
 def _finish(config: Config, workers: int | None, watcher: Watcher) -> Prepared | None:
-    """Does the rest once all shards are done, unless another host does it."""
+    """Does the rest if all shards are finished and no other host is doing it."""
     end = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
@@ -103,16 +104,16 @@ def _finish(config: Config, workers: int | None, watcher: Watcher) -> Prepared |
 
 
 def prepare_with_beam(config: Config, options: Sequence[str], watcher: Watcher) -> Prepared:
-    """Makes the parts in an Apache Beam pipeline, and the rest here.
+    """Makes the parts in an Apache Beam pipeline, and does the rest in this process.
 
     Args:
-        config: of the run. Its inputs and `data.folder` must be at the same paths on all workers.
-        options: of the pipeline, as on its command line: `--runner=FlinkRunner`.
+        config: the run's config. Its inputs and `data.folder` must have the same paths on all workers.
+        options: pipeline options, as on the command line: `--runner=FlinkRunner`.
         watcher: shows lines and progress.
 
     Raises:
-        ConfigError: as `prepare`; also if Apache Beam is not installed or an option is unknown.
-        PartError: as `prepare`.
+        ConfigError: see `prepare`; also if Apache Beam is not installed or an option is unknown.
+        PartError: see `prepare`.
     """
     try:
         import apache_beam as beam
@@ -134,7 +135,7 @@ def prepare_with_beam(config: Config, options: Sequence[str], watcher: Watcher) 
 
 
 def _make(job: PartJob) -> str:
-    """Makes a part. If it cannot be made, the preparation that follows reports why."""
+    """Makes a part. If that fails, the preparation that follows reports the reason."""
     with suppress(ConfigError, OSError):
         return prepare_part(job).name
     return ""

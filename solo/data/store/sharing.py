@@ -1,8 +1,8 @@
-"""Images that several parts of a source hold are stored once, in the first of them.
+"""Stores an image that occurs in several parts of a source only once, in the first of these parts.
 
-A part is made without knowledge of the others, so at first each holds all of its images. When the parts are joined,
-later ones drop their copies: `<part>.<mask>.images` replaces `<part>.images`, and the manifest says which images are
-left. The result depends on the parts alone, not on the order in which they were made.
+Parts are made independently, so each one first stores all of its images. When the parts are joined, later parts drop
+their copies: `<part>.<mask>.images` replaces `<part>.images`, and the manifest records which images were dropped. The
+result depends only on the parts, not on the order in which they were made.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from solo.data.store.part_files import PartFiles, write_manifest
 
 
 class SharedImages(NamedTuple):
-    """The E entries of the image tables of all parts, one after another.
+    """The E entries of the concatenated image tables of all parts.
 
-    manifests  of the parts, as they are now
+    manifests  current manifests of the parts
     number     uint32 [E]    number of each entry's image among the stored images of all parts
     first      int64 [P+1]   part p has the entries [first[p], first[p+1])
     """
@@ -34,17 +34,17 @@ class SharedImages(NamedTuple):
 
 
 def share_images(folder: Path, names: Sequence[str], manifests: Sequence[PartManifest]) -> SharedImages:
-    """Lets the first part that holds an image keep it, and the others drop it.
+    """Keeps each image only in the first part that contains it; the other parts drop it.
 
-    Files that are no longer needed stay: call `remove_copies` once nothing refers to them.
+    Files that are no longer needed are not deleted: call `remove_copies` once nothing refers to them.
 
     Args:
-        folder: of the parts.
-        names: of the parts, in order.
-        manifests: of the parts.
+        folder: the source's `parts` folder.
+        names: fingerprints of the parts, in order.
+        manifests: manifests of the parts.
 
     Raises:
-        LostImagesError: parts had dropped images that no part holds any more.
+        LostImagesError: parts dropped images that no other part stores any more.
     """
     table = _Entries(folder, names, manifests)
     table.check_found()
@@ -54,10 +54,10 @@ def share_images(folder: Path, names: Sequence[str], manifests: Sequence[PartMan
 
 
 class LostImagesError(Exception):
-    """Parts lack images. Their manifests were removed, so that the parts are made again.
+    """Images of some parts are lost. The manifests of these parts were deleted, so that the parts are made again.
 
     Attributes:
-        parts: their names.
+        parts: names of these parts.
     """
 
     def __init__(self, parts: list[str]) -> None:
@@ -66,7 +66,7 @@ class LostImagesError(Exception):
 
 
 def remove_copies(folder: Path, names: Sequence[str], manifests: Sequence[PartManifest]) -> None:
-    """Removes image files of these parts that their manifests do not name."""
+    """Deletes image files of parts that the manifests do not name."""
     named = {f"{name}.{end}" for name, manifest in zip(names, manifests, strict=True) for end in manifest.files}
     parts = set(names)
     for path in folder.glob("*.images"):
@@ -75,11 +75,11 @@ def remove_copies(folder: Path, names: Sequence[str], manifests: Sequence[PartMa
 
 
 def first_equal(digests: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns, for each row of uint8 [n, 16] arrays one after another, the number of the first equal row, int64 [N]."""
+    """Returns the index of the first equal row for each row of the concatenated uint8 [n, 16] arrays, int64 [N]."""
     if not digests:
         return np.zeros(0, np.int64)
     words = np.concatenate([np.ascontiguousarray(each).view(np.uint64) for each in digests])
-    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: equal rows stay in order
+    order = np.lexsort((words[:, 1], words[:, 0]))  # stable, so equal rows keep their order
     new = np.ones(len(order), bool)
     new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
     found = np.empty(len(order), np.int64)
@@ -88,11 +88,11 @@ def first_equal(digests: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class _Entries:
-    """The image tables of all parts, one after another.
+    """The concatenated image tables of all parts.
 
-    owner   int64 [E]    first entry of the same image, which is to keep it
-    kept    bool [E]     whether it is the entry itself
-    stored  bool [E]     whether the entry's part holds the image now
+    owner   int64 [E]    first entry with the same image, whose part will store the image
+    kept    bool [E]     whether the entry is its own owner
+    stored  bool [E]     whether the entry's part stores the image now
     """
 
     def __init__(self, folder: Path, names: Sequence[str], manifests: Sequence[PartManifest]) -> None:
@@ -115,7 +115,7 @@ class _Entries:
             raise LostImagesError(names)
 
     def rewritten(self, part: int) -> PartManifest:
-        """Returns a part's manifest, after writing the images that the part is to keep if they are not those it has."""
+        """Returns a part's manifest. Rewrites its image file first if the part must store other images."""
         entries = slice(self.first[part], self.first[part + 1])
         mask, manifest = self.kept[entries], self._manifests[part]
         if np.array_equal(mask, self.stored[entries]):
@@ -136,7 +136,7 @@ class _Entries:
         return made
 
     def _image(self, entry: int) -> bytes:
-        """Returns the file of an image, from any part that holds it."""
+        """Returns the encoded image of an entry, from any part that stores it."""
         if not self.stored[entry]:
             entry = int(np.flatnonzero((self.owner == self.owner[entry]) & self.stored)[0])
         part = int(self._part(entry))

@@ -1,4 +1,4 @@
-"""A prepared source with random access to records, and to pieces of long records."""
+"""A prepared source with random access to records and to chunks of long records."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from solo.data.store.part import decode_record, is_image_file, open_array_record
 from solo.data.store.part_tokens import as_tokens
 from solo.data.text.templates import TextRun
 
-_OPEN_FILES = 256  # of each of two kinds, over all sources: a process may not have many more than 1,000
+_OPEN_FILES = 256  # for each of two kinds, over all sources: the usual limit of a process is about 1,000 open files
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The part of a record that a chunk needs: whole images, and the tokens of the chunk alone.
+    """The runs of a record that a chunk needs: whole images, but only the chunk's own tokens.
 
     parts        runs in reading order
-    skip         slots of `parts` before the chunk, which are those of an image that it begins in
+    skip         slots of `parts` before the chunk, if the chunk begins inside an image
     length       slots of the whole record
     first_image  number of the record's images before `parts`
-    images       images of the whole record
+    images       number of images of the whole record
     """
 
     parts: list[TextRun | Image]
@@ -44,7 +44,7 @@ class Piece:
 
 
 class _Place(NamedTuple):
-    """Location of a record: part number, position in `.records`, and position of its first token in `.tokens`."""
+    """Location of a record: part number, index in `.records`, and index of its first token in `.tokens`."""
 
     part: int
     record: int
@@ -52,17 +52,17 @@ class _Place(NamedTuple):
 
 
 class PreparedSource:
-    """A prepared source. Opens files when they are first needed, and keeps some of them open.
+    """A prepared source. Opens files lazily, and keeps a limited number of them open.
 
-    Thread-safe. Pickles as the name of its folder; processes share the memory of the index.
+    Thread-safe. Pickles as the path of its folder, so that processes share the memory of the index.
 
     Args:
-        folder: of the source.
-        check: compare the sizes of all files, and the checksums of the index, with what was written.
+        folder: the source's folder.
+        check: verify the sizes of all files and the checksums of the index.
 
     Raises:
-        FileNotFoundError: the folder holds no prepared source.
-        ConfigError: a file is missing, cut or damaged; the message names it.
+        FileNotFoundError: the folder does not contain a prepared source.
+        ConfigError: a file is missing, truncated or damaged; the message names it.
     """
 
     def __init__(self, folder: str | Path, check: bool = True) -> None:
@@ -83,14 +83,14 @@ class PreparedSource:
         return PreparedSource, (self.folder, False)
 
     def check(self, contents: bool = False) -> None:
-        """Checks that the files are as they were written.
+        """Verifies the files.
 
         Args:
-            contents: compare the checksums of all files, which reads all of the data; otherwise those of the index, and
-                the sizes of the others.
+            contents: verify the checksums of all files, which reads all of the data; otherwise the checksums of the
+                index and the sizes of the other files.
 
         Raises:
-            ConfigError: a file is missing, cut or damaged.
+            ConfigError: a file is missing, truncated or damaged.
         """
         parts = self.folder / "parts"
         faults = [fault(self._index_folder / name, found, whole=True) for name, found in self.description.index.items()]
@@ -100,7 +100,7 @@ class PreparedSource:
         else:
             faults += [fault(parts / name, found, whole=contents) for name, found in files.items()]
         if found := [each for each in faults if each is not None]:
-            if contents:  # preparing does not compare checksums, which would read all of the data
+            if contents:  # preparation does not verify them, because it would have to read all of the data
                 shown = "".join(f"\n  {each}" for each in found)
                 raise ConfigError(f"prepared data is damaged; remove these files and run: solo prepare CONFIG{shown}")
             more = f" (and {len(found) - 1:,} more files)" if len(found) > 1 else ""
@@ -123,7 +123,7 @@ class PreparedSource:
             OSError, RuntimeError: it cannot be read.
         """
         at = self._place(number)
-        # A template keeps the order of a record's images, so the index has them in the order of the record.
+        # Templates keep the order of a record's images, so it is also their order in the index.
         runs = self.index.unpacked(*self.index.span(number, number + 1))
         images = iter([value for kind, value in runs if kind == IMAGE])
         return self._record(at, lambda _: self._image(next(images)))
@@ -150,13 +150,13 @@ class PreparedSource:
     def chunk(self, number: int, start: int, stop: int, image: ImageConfig) -> Piece:
         """Returns the slots [start, stop) of record `number` in reading order.
 
-        Reads only the tokens of those slots, and only their images.
+        Reads only the tokens and images of these slots.
 
         Args:
-            number: of the record, from 0.
+            number: number of the record, from 0.
             start: first slot.
             stop: one past the last slot.
-            image: how images become patches.
+            image: config of the conversion of images to patches.
 
         Raises:
             IndexError: there is no such record.
@@ -201,7 +201,7 @@ class PreparedSource:
 
     @cached_property
     def _before(self) -> list[list[int]]:
-        """Records, tokens, stored images and token checksums before each part."""
+        """Numbers of records, tokens, stored images and token checksums before each part."""
         found: list[list[int]] = open_array(self._index_folder, "parts").T.tolist()
         return found
 
@@ -219,7 +219,7 @@ class PreparedSource:
 
     @cached_property
     def _gaps(self) -> np.ndarray:
-        """The records before each excluded one, int64 [E]."""
+        """Number of records that are not excluded before each excluded one, int64 [E]."""
         found: np.ndarray = self._excluded[:, 0] - np.arange(len(self._excluded))
         return found
 
@@ -232,7 +232,7 @@ class PreparedSource:
 
     def _entry(self, path: str, number: int) -> bytes:
         data: bytes = _shard(self._owner, path).read([number])[0]
-        if not data:  # what ArrayRecord returns if a file was cut after it was opened
+        if not data:  # ArrayRecord returns nothing if a file was truncated after it was opened
             raise OSError(f"{path} is cut or damaged")
         return data
 
@@ -245,14 +245,14 @@ class PreparedSource:
         sums = self._sums[self._before[3][at.part] : self._before[3][at.part + 1]]
         return as_tokens(read_checked(file, (at.token + start) * width, (at.token + stop) * width, sums), width)
 
-    # Paths are text, because joining a Path costs as much as finding a record.
+    # Paths are strings, because joining a Path takes as long as finding a record.
 
     def _path(self, part: int, end: str) -> str:
         return f"{self.folder}/parts/{self.description.parts[part].name}.{end}"
 
     @cached_property
     def _image_paths(self) -> list[str]:
-        """The image file of each part; "" if it has none."""
+        """Path of each part's image file; "" if it has none."""
         found = [next(filter(is_image_file, part.files), "") for part in self.description.parts]
         return [name and f"{self.folder}/parts/{name}" for name in found]
 
@@ -269,16 +269,16 @@ class _Owner:
         return {name: found for part in self._description.parts for name, found in part.files.items()}
 
     def open(self, path: Path, opened: Callable[[Path], Any]) -> Any:
-        """Opens a file, after copying it if it is in a bucket."""
+        """Opens a file, after downloading it if it is in a bucket."""
         is_here = path.exists()
         file = open_file(path, self.files[path.name], opened)
-        if not is_here:  # files that were removed to make room take space until they are closed
+        if not is_here:  # deleted files use disk space until they are closed
             _shard.cache_clear()
             _token_file.cache_clear()
         return file
 
 
-# Files that are open, of all sources. `owner` tells sources apart that are opened again after their files changed.
+# Open files of all sources. `owner` distinguishes a source from one reopened after its files changed.
 
 
 @lru_cache(_OPEN_FILES)

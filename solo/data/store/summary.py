@@ -1,4 +1,4 @@
-"""The lines that preparation prints about a source: what it holds, and what was left out and why."""
+"""The lines that preparation prints about a source: its content, and the examples left out and why."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def summary(name: str, source: PreparedSource, config: Config, seconds: float | 
 
 
 def quarantine_lines(source: PreparedSource) -> Iterator[str]:
-    """Yields a line for each of the most frequent reasons for which examples were left out."""
+    """Yields a line for each of the most frequent reasons why examples were quarantined."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     with (source.folder / "quarantine.jsonl").open(encoding="utf-8") as file:
@@ -50,7 +50,7 @@ def quarantine_lines(source: PreparedSource) -> Iterator[str]:
 
 
 def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
-    """Yields a line for each kind of piece that the reader omits from records, and for each key that it ignores."""
+    """Yields a line for each kind of piece that the reader omitted from records, and for each key that it ignored."""
     omitted: Counter[str] = Counter()
     for part in parts:
         omitted.update(part.omitted)
@@ -65,12 +65,12 @@ def left_aside(name: str, parts: Sequence[PartManifest]) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Returns a text that every terminal can print: a file name may hold bytes that are not characters."""
+    """Returns a text that every terminal can print. A file name may contain bytes that are not valid characters."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _thin_images(source: PreparedSource, config: Config) -> str:
-    """Returns a note on images with a side that the geometry rounds down to zero, or an empty string."""
+    """Returns a note about images with a side that the geometry rounds down to zero; empty if there are none."""
     index = source.index
     sizes = (index.image_sizes(config.image.exif, *block) for block in index.blocks())
     count = sum(int(too_thin(size[:, 0], size[:, 1], config.image).sum()) for size in sizes)

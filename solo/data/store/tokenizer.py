@@ -1,6 +1,6 @@
-"""The tokenizer of a data folder: a configured one with its added tokens, or one that is trained on stored records.
+"""The tokenizer of a data folder: a configured one with added tokens, or one that is trained on stored records.
 
-<data.folder>/tokenizer/made_from.json   fingerprint; stamps of the configured files, or the parts trained on
+<data.folder>/tokenizer/made_from.json   fingerprint; stamps of the configured files, or the parts used for training
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from solo.data.vocabulary import check_tokens, configured_tokenizer
 from solo.files import write_whole
 
 RECORD = "made_from.json"
-_SUFFIXES = (".json", ".model", ".txt", ".jinja")  # a repository's weights are no part of its tokenizer
+_SUFFIXES = (".json", ".model", ".txt", ".jinja")  # not the weights of a repository
 
 
 class TrainingPart(NamedTuple):
-    """A part whose text may train the tokenizer: its fingerprint, and size and checksum of its records, if it has any.
+    """A part that may train the tokenizer: its fingerprint, and the size and checksum of its records, if it has any.
 
-    The fingerprint alone does not tell whether an image was missing, for which a record is left out.
+    The fingerprint alone is not enough: a record is left out if its image is missing, and the fingerprint does not
+    show that.
     """
 
     name: str
@@ -40,11 +41,11 @@ class TrainingPart(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Identifies the records."""
+        """Key that identifies the records."""
         return self.name if self.records is None else f"{self.name}-{self.records.crc:08x}"
 
 
-Parts = Mapping[str, Sequence[TrainingPart]]  # of each source
+Parts = Mapping[str, Sequence[TrainingPart]]  # by source
 
 
 def tokenizer_folder(config: Config) -> Path:
@@ -53,14 +54,14 @@ def tokenizer_folder(config: Config) -> Path:
 
 
 def training_sources(config: Config) -> tuple[str, ...]:
-    """Returns the sources whose text trains the tokenizer; none if it is configured."""
+    """Returns the sources whose text trains the tokenizer; empty if the tokenizer is configured."""
     if config.data.tokenizer.path is not None:
         return ()
     return config.data.tokenizer.train_on or tuple(config.data.sources)
 
 
 def open_made(config: Config) -> Tokenizer | None:
-    """Returns the prepared tokenizer; None if there is none, or it was made from other settings."""
+    """Returns the prepared tokenizer; None if it is missing or was made from other settings."""
     try:
         tokenizer = open_tokenizer(tokenizer_folder(config))
     except (OSError, ValueError):
@@ -69,7 +70,7 @@ def open_made(config: Config) -> Tokenizer | None:
 
 
 def replaced(config: Config, check: Check) -> str | None:
-    """Describes which file of the configured tokenizer has changed since it was prepared; returns None if none has."""
+    """Returns a description of the first file of the configured tokenizer that has changed; None if none has."""
     return changed(_record(config).get("inputs") or {}, check)
 
 
@@ -77,7 +78,7 @@ def make_configured(config: Config, report: Report) -> Tokenizer:
     """Prepares the tokenizer of `data.tokenizer.path`.
 
     Raises:
-        ConfigError: it cannot be read, or lacks a token; or a run uses the prepared one, which would change.
+        ConfigError: it cannot be read or lacks a token; or a run is using the prepared tokenizer, which would change.
     """
     tokenizer, check = configured_tokenizer(config), config.data.input_check
     made = {"inputs": {path: list(stamp(path, check)) for path in _files(str(config.data.tokenizer.path))}}
@@ -86,7 +87,7 @@ def make_configured(config: Config, report: Report) -> Tokenizer:
 
 
 def was_trained_on(config: Config, parts: Parts) -> bool:
-    """Returns whether the prepared tokenizer is what training on these parts would give."""
+    """Returns whether training on these parts would give the prepared tokenizer."""
     found = _record(config).get("trained_on")
     if not isinstance(found, dict) or set(found) != set(parts):
         return False
@@ -101,8 +102,8 @@ def train(config: Config, parts: Parts, report: Report) -> Tokenizer:
     """Trains the tokenizer on the stored records of its sources, and saves it.
 
     Raises:
-        ConfigError: there is too little text, or a token is missing; or a run uses the prepared one, which would
-            change.
+        ConfigError: there is too little text, or a token is missing; or a run is using the prepared tokenizer, which
+            would change.
     """
     texts = Texts(config, parts)
     try:
@@ -115,10 +116,10 @@ def train(config: Config, parts: Parts, report: Report) -> Tokenizer:
 
 
 class Texts:
-    """Stored text, always from the source that has contributed the least so far, up to `max_characters` in total."""
+    """Iterates over stored text, up to `max_characters`, always from the source that has contributed least so far."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
-        # The order of `train_on` is the user's; that of the sources in a file means nothing.
+        # The user chooses the order of `train_on`; the order of the sources in a config file has no meaning.
         order = config.data.tokenizer.train_on or sorted(parts)
         self._config, self._parts = config, {name: parts[name] for name in order}
         self._opened = dict.fromkeys(self._parts, 0)
@@ -142,7 +143,7 @@ class Texts:
                 yield usable
 
     def used(self) -> dict[str, Any]:
-        """Returns, for each source, the parts that were read, and whether these are all."""
+        """Returns, for each source, the parts that were read, and whether those are all of its parts."""
         return {
             name: {"parts": [part.key for part in parts[: self._opened[name]]], "all": self._ended[name]}
             for name, parts in self._parts.items()
@@ -173,7 +174,7 @@ def _record(config: Config) -> dict[str, Any]:
 
 
 def _save(config: Config, tokenizer: Tokenizer, made: dict[str, Any], report: Report) -> None:
-    """Saves the tokenizer. A run that uses the prepared one is in the way only if it would change."""
+    """Saves the tokenizer. Fails if it would change the prepared tokenizer while a run is using it."""
     kept, folder = open_made(config), tokenizer_folder(config)
     made = {"fingerprint": _fingerprint(config, tokenizer), **made}
     if kept is not None and kept.fingerprint == tokenizer.fingerprint:
@@ -181,14 +182,14 @@ def _save(config: Config, tokenizer: Tokenizer, made: dict[str, Any], report: Re
         publish_tokenizer(folder.parent)
         return
     with changing(local_folder(config), TOKENIZER, report, PATIENCE_SECONDS):
-        if made.items() <= _record(config).items():  # by another host meanwhile
+        if made.items() <= _record(config).items():  # another host has saved it in the meantime
             return
         replace_files(folder, RECORD, tokenizer.save, made, "the tokenizer")
         publish_tokenizer(folder.parent)
 
 
 def _files(path: str) -> list[str]:
-    """Returns the files from which `open_tokenizer` may read: of a folder, or next to a file."""
+    """Returns the files that `open_tokenizer` may read: those of a folder, or those next to a file."""
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     found = (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(_SUFFIXES))
     return sorted({file for file in found if os.path.isfile(file)} | ({path} if os.path.isfile(path) else set()))

@@ -1,4 +1,4 @@
-"""Makes one part from a small job, in this process, in another, or on another machine."""
+"""Makes one part from a small picklable job, in this process, in another one, or on another machine."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Tell = Callable[[Amount], None]
 
 @dataclass(frozen=True, slots=True)
 class TokensJob:
-    """How records become tokens.
+    """The settings that tokenize records.
 
     tokenizer    folder of the prepared tokenizer
     sequence     template and system turn
-    fingerprint  of both
+    fingerprint  fingerprint of tokenizer and template
     """
 
     tokenizer: str
@@ -52,19 +52,19 @@ class TokensJob:
 
 @dataclass(frozen=True, slots=True)
 class PartJob:
-    """All that a process needs to make a part.
+    """Everything that a process needs to make a part.
 
-    folder         of the source
+    folder         the source's folder
     source         name of the source, for messages
     reader         name of the reader
-    options        its options, as JSON, so that the job is hashable
-    part           what to read
-    limit          examples to take at most
-    images         what is required of images
-    check          how a changed input is noticed
-    selection      which records are taken
-    similar        keep perceptual hashes of images
-    tokens         None while the tokenizer is not known: it may be trained on the records
+    options        the reader's options as JSON, so that the job is hashable
+    part           the reader's part to read
+    limit          maximum number of examples to read
+    images         requirements on images
+    check          how to detect a changed input
+    selection      selects and filters the records
+    similar        compute perceptual hashes of images
+    tokens         how to tokenize; None while the tokenizer is unknown, because it may be trained on the records
     """
 
     folder: str
@@ -81,7 +81,7 @@ class PartJob:
 
     @property
     def parts(self) -> Path:
-        """The folder of the files."""
+        """The `parts` folder, which contains the files."""
         return Path(self.folder) / "parts"
 
     def __str__(self) -> str:
@@ -97,13 +97,13 @@ class MadePart(NamedTuple):
 
 
 def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
-    """Makes what is missing of a part.
+    """Makes the missing layers of a part.
 
-    Several processes may make the same part at once; the files appear whole, and the bytes are the same.
+    Several processes may make the same part at once: the files appear atomically, and their bytes are the same.
 
     Args:
-        job: the part.
-        tell: called now and then with what was made since the last call.
+        job: the part to make.
+        tell: called occasionally with the amount made since the last call.
 
     Raises:
         ConfigError: the part as a whole cannot be read, or the template does not fit the tokenizer.
@@ -124,12 +124,12 @@ def prepare_part(job: PartJob, tell: Tell | None = None) -> MadePart:
 
 
 def _is_whole(job: PartJob, stem: str, files: Mapping[str, FileSum]) -> bool:
-    """Returns whether the files that a manifest names are there. In a mirror, `publishing.begin` has looked."""
+    """Returns whether the files that a manifest names exist. For a mirror, `publishing.begin` has already checked."""
     return Mirror.around(Path(job.folder)) is not None or are_whole(job.parts, stem, files)
 
 
 def _tokenized(job: PartJob, name: str) -> TokensManifest | None:
-    """Returns the tokens of a part, made if they are missing or cut; None if the job does not ask for them."""
+    """Returns a part's token manifest, making the tokens if they are missing or truncated; None if not requested."""
     if job.tokens is None:
         return None
     found = TokensManifest.read(job.parts, name, job.tokens.fingerprint)
@@ -158,19 +158,19 @@ def tokenize_part(job: PartJob, name: str) -> TokensManifest:
 
 
 def _fingerprint(job: PartJob) -> str:
-    """Names the files of a part that is read to its end: it differs if the first layer could."""
+    """Returns the fingerprint of a part that is read to its end. It covers everything that affects the first layer."""
     part, options = job.part, json.loads(job.options)
     chosen = [job.images, job.similar, job.selection.as_json()]
     return digest([job.reader, options, part.name, part.span, part_key(part, options, job.check), *chosen])
 
 
 def _cut(whole: str, limit: int | None) -> str:
-    """Names the files of a part that goes on after `limit` examples."""
+    """Returns the fingerprint of a part that is cut after `limit` examples."""
     return whole if limit is None else digest([whole, limit])
 
 
 def _forget(job: PartJob, name: str) -> None:
-    """Marks a part as missing: it is damaged, or an image was replaced. Its source is then not complete either."""
+    """Marks a part as missing, because it is damaged or an image was replaced. Its source becomes incomplete too."""
     (Path(job.folder) / "source.json").unlink(missing_ok=True)
     for manifest in job.parts.glob(f"{name}*.json"):
         manifest.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ def _write_part(job: PartJob, whole: str, tell: Tell) -> MadePart:
 
 
 class _Examples:
-    """The examples of a part up to the job's limit. Afterwards, `goes_on` says whether there are more."""
+    """Iterates over the examples of a part up to the job's limit. Afterwards, `goes_on` says whether more follow."""
 
     def __init__(self, job: PartJob) -> None:
         self._job = job
@@ -233,7 +233,7 @@ def check_image(image: Image, images: ImageCheck) -> Header:
     """Returns (width, height, turned) of an image.
 
     Raises:
-        OSError: it does not meet the requirements; the message says why.
+        OSError: the image does not meet the requirements; the message says why.
     """
     header = images.header(image.data)
     return header.width, header.height, header.swapped
@@ -246,11 +246,11 @@ def _tokens_writer(job: PartJob, tokens: TokensJob, name: str) -> TokensWriter:
 
 @lru_cache(maxsize=2)
 def _template(tokens: TokensJob) -> tuple[Template, int]:
-    """Returns the template and the bytes of a token. Each process opens the tokenizer once, not once per part."""
+    """Returns the template and the bytes per token. Cached, so each process opens the tokenizer only once."""
     tokenizer = open_tokenizer(tokens.tokenizer)
     return make_template(tokenizer, tokens.sequence), token_width(tokenizer)
 
 
 def digest(value: Any) -> str:
-    """Returns 16 hexadecimal digits for a JSON value."""
+    """Returns a digest of a JSON value, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""A pool of processes that make parts. A process that dies takes only its own part with it.
+"""A pool of processes that make parts. If a process dies, only its own part is lost.
 
-Processes are spawned, never forked, because threads and JAX's runtime do not survive a fork. They end when the process
-that started them ends, however it ends.
+Processes are spawned, never forked, because threads and the JAX runtime do not survive a fork. They exit when their
+parent process exits, even if it is killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 Tell = Callable[[Any], None]
 Task = Callable[[Job, Tell], Result]
 
-# Each process uses one core: threads of libraries would only compete with the other processes.
+# Each process uses one core. Library threads would only compete with the other processes.
 _ONE_CORE = {
     **dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "TOKENIZERS_PARALLELISM": "false",
@@ -35,7 +35,7 @@ _PROGRESS, _RESULT, _ERROR = range(3)
 
 @dataclass(frozen=True)
 class Died:
-    """How the process of a job ended before the job was done."""
+    """The process of a job died before the job was finished."""
 
     status: int  # as in `multiprocessing.Process.exitcode`
 
@@ -63,10 +63,10 @@ def run_all(
     """Runs a task for every job, and yields each job with its outcome as soon as it is known.
 
     Args:
-        task: a function of a module, called with a job and a function that reports progress.
-        jobs: picklable; taken one at a time, in order, when a process is free.
+        task: a module-level function, called with a job and a function that reports progress.
+        jobs: picklable jobs, taken one at a time, in order, when a process is free.
         workers: number of processes; with 1, the task runs in this process.
-        progress: called with what a task reports.
+        progress: called with each job and the progress that its task reports.
 
     Yields:
         The job, and its result, the exception that it raised, or how its process died.
@@ -87,11 +87,11 @@ def _run_here(task: Task[Job, Result], job: Job, tell: Tell) -> Result | Excepti
 
 
 class Pool(Generic[Job, Result]):
-    """Processes with a pipe each, which start when they are first needed. One that died is replaced likewise.
+    """A pool of processes, each with a pipe. A process is started, or replaced if it died, when it is needed.
 
     Args:
-        task: as in `run_all`.
-        workers: processes at most.
+        task: see `run_all`.
+        workers: maximum number of processes.
     """
 
     def __init__(self, task: Task[Job, Result], workers: int) -> None:
@@ -104,12 +104,12 @@ class Pool(Generic[Job, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends all processes, even while they work."""
+        """Stops all processes, even if they are busy."""
         for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
             worker.stop()
 
     def run(self, jobs: Iterable[Job], progress: Callable[[Job, Any], None]) -> Iterator[Outcome[Job, Result]]:
-        """Yields each job with its outcome, as `run_all` does. One call must end before the next."""
+        """Yields each job with its outcome; see `run_all`. Calls must not overlap."""
         waiting = iter(jobs)
         more = True
         while more or self._busy:
@@ -128,7 +128,7 @@ class Pool(Generic[Job, Result]):
 
     def _start(self, job: Job) -> None:
         worker = self._idle.pop() if self._idle else _Worker(self._spawn, self._task)
-        with suppress(BrokenPipeError):  # it died while it was idle: `_hear` finds out
+        with suppress(BrokenPipeError):  # the process died while idle; `_hear` notices
             worker.connection.send(job)
         self._busy[worker.connection] = worker, job
 
@@ -148,14 +148,14 @@ class Pool(Generic[Job, Result]):
 
 
 class _Worker:
-    """A process and our end of its pipe."""
+    """A worker process and our end of its pipe."""
 
     def __init__(self, context: Any, task: Task[Any, Any]) -> None:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, task), daemon=True)
         with _without_main(), _without_interrupts():
             self._process.start()
-        theirs.close()  # or the pipe would outlive the process
+        theirs.close()  # otherwise the pipe would outlive the process
 
     def end(self) -> int:
         """Waits for a process that has closed its pipe. Returns its exit status."""
@@ -164,7 +164,7 @@ class _Worker:
         return int(self._process.exitcode or 0)
 
     def stop(self) -> None:
-        """Ends the process, even while it works."""
+        """Stops the process, even if it is busy."""
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -174,7 +174,7 @@ class _Worker:
 def _without_main() -> Iterator[None]:
     """Keeps new processes from importing the main module, which they do not need.
 
-    A script would run again in each of them and fail, unless it is guarded with `if __name__ == "__main__"`.
+    Otherwise a script would run again in each process and fail, unless it has an `if __name__ == "__main__"` guard.
     """
     main = sys.modules["__main__"]
     hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
@@ -187,8 +187,8 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Keeps Ctrl-C from new processes, also before they can ignore it. Only the process that starts them hears it."""
-    resource_tracker.ensure_running()  # its own start would end the blocking
+    """Blocks Ctrl-C in new processes, even before they can ignore it. Only the parent process receives it."""
+    resource_tracker.ensure_running()  # if it started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -230,7 +230,7 @@ def _answer(task: Task[Any, Any], job: Any, tell: Tell) -> tuple[int, Any]:
 
 
 def _picklable(error: Exception) -> Exception:
-    import pickle  # what multiprocessing sends
+    import pickle  # as multiprocessing does
 
     try:
         pickle.loads(pickle.dumps(error))

@@ -19,7 +19,7 @@ from solo.data.text.repository import CONFIG_FILE, AddedToken, RepositoryTokens
 from solo.data.text.tokenizer import SpecialTokens, Tokenizer
 
 FILE = "tokenizer.json"
-_BATCH = 128  # texts of one call; the encodings of a larger batch leave the processor's cache
+_BATCH = 128  # texts per call; the encodings of a larger batch do not fit the processor's cache
 _SHOWN = 5
 _STAND_IN = "\U0010ffff unknown"
 
@@ -28,10 +28,10 @@ class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`. Pickles as its text.
 
     Args:
-        text: content of the file. It does not name the tokens that begin and end a text.
+        text: content of the file. The file does not say which tokens are `bos`, `eos` and `pad`.
         bos: token that begins a text, or None.
         eos: token that ends a text.
-        pad: token that fills empty slots; default `eos`.
+        pad: token for empty slots; default: `eos`.
 
     Raises:
         ValueError: the text is not a tokenizer, or lacks one of these tokens.
@@ -46,13 +46,13 @@ class HuggingFaceTokenizer(Tokenizer):
             whole, stand_in = _with_unknown(tree, ids)
             if whole is not tree:
                 self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(whole))
-        except Exception as error:  # the binding raises Exception itself
+        except Exception as error:  # the binding raises plain Exception
             raise ValueError(f"not a tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # encodes them as plain text
+        self._tokenizer.encode_special_tokens = True  # special tokens in text are encoded as plain text
         if getattr(self._tokenizer.model, "dropout", None):
-            self._tokenizer.model.dropout = None  # random merges
+            self._tokenizer.model.dropout = None  # otherwise merges would be random
         if missing := [name for name in self._names if name is not None and name not in ids]:
             raise ValueError(f"it does not have the tokens {', '.join(missing)} that {CONFIG_FILE} names")
         self._vocab_size = max(ids.values()) + 1
@@ -60,11 +60,11 @@ class HuggingFaceTokenizer(Tokenizer):
         added = self._tokenizer.get_added_tokens_decoder()
         unknown = _unknown(tree["model"], ids)
         unknowns = {token for token in (unknown, stand_in) if token is not None}
-        # Some vocabularies name the bytes among their special tokens, which only keeps text from spelling them.
+        # Some vocabularies list their byte tokens as special, but only to keep text from matching their names.
         of_bytes = _byte_tokens(tree["model"], ids)
         special = {token_id for token_id, token in added.items() if token.special} - of_bytes
         self.special_ids = frozenset(special | ({unknown} if unknown is not None else set()))
-        # A vocabulary whose unknown token ends a text, as in CLIP, has none that can stand within one.
+        # If the unknown token also ends a text, as in CLIP, it cannot stand for a character inside a text.
         self.unknown = unknown if unknown not in (self.special.bos, self.special.eos) else None
         self._refused = unknowns - {self.unknown}
         self._special = special - unknowns
@@ -78,7 +78,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of a SHA-256 of the file and of `bos`, `eos` and `pad`."""
+        """16 hexadecimal digits of a SHA-256 over the file, `bos`, `eos` and `pad`."""
         return hashlib.sha256(json.dumps([self._text, self._names]).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
@@ -95,7 +95,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return found
 
     def _together(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
-        with suppress(ValueError), _errors():  # one of the texts cannot be encoded
+        with suppress(ValueError), _errors():  # fails if one of the texts cannot be encoded
             encoded = [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
             return [
                 ids if self._suspects.isdisjoint(ids) else self._attempt(text)
@@ -113,7 +113,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise
 
     def _has(self, character: str) -> bool:
-        """Returns whether a Unigram vocabulary without a token for unknown characters can encode a character."""
+        """Returns whether a Unigram vocabulary without an unknown token can encode a character."""
         try:
             with _errors():
                 self._tokenizer.encode(character, add_special_tokens=False)
@@ -122,13 +122,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return True
 
     def _apart(self, text: str, found: tokenizers.Encoding) -> list[int]:
-        """Returns ids without special tokens: splits the text after the first character of each that it spells.
+        """Returns ids without special tokens, by splitting each special token in the text after its first character.
 
-        A Unigram vocabulary holds its special tokens like any others, so that text can encode to them.
+        In a Unigram vocabulary, special tokens are ordinary pieces, so text can encode to them.
 
         Args:
-            text: what was encoded.
-            found: its encoding, which may hold special tokens.
+            text: the encoded text.
+            found: its encoding, which may contain special tokens.
         """
         spans = list(zip(found.ids, found.offsets, strict=True))
         if missing := {text[slice(*span)] for token, span in spans if token in self._refused}:
@@ -139,7 +139,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"text encodes to the special token {name!r}, wherever it is split")
         if len(self._unknown_text) > 1:
             for start, stop in (span for token, span in spans if token == self.unknown):
-                # Neighbouring unknown characters may share a token.
+                # Adjacent unknown characters may share one token.
                 hits = re.finditer(re.escape(self._unknown_text), text[start:stop])
                 cuts |= {start + hit.start() + 1 for hit in hits}
         if not cuts:
@@ -167,7 +167,7 @@ class HuggingFaceTokenizer(Tokenizer):
         text = self._tokenizer.decode([token_id], skip_special_tokens=False)
         if "\ufffd" in text:
             return name
-        # Decoders of words strip the space before the first one.
+        # Word decoders strip the space before the first word.
         return " " + text if name[:1] in ("\u2581", "\u0120") and not text.startswith(" ") else text
 
     def extended(self, tokens: Sequence[str]) -> HuggingFaceTokenizer:
@@ -180,7 +180,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return HuggingFaceTokenizer(with_tokens(self._text, added), *self._names)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json`, and a `tokenizer_config.json` that names `bos`, `eos` and `pad`."""
+        """Writes `tokenizer.json` and a `tokenizer_config.json` with `bos`, `eos` and `pad`."""
         bos, eos, pad = self._names
         (Path(folder) / FILE).write_text(self._text, encoding="utf-8")
         names = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
@@ -191,7 +191,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def from_repository(text: str, found: RepositoryTokens) -> HuggingFaceTokenizer:
-    """Returns the tokenizer of a `tokenizer.json` and the files next to it.
+    """Returns the tokenizer defined by a `tokenizer.json` and the files next to it.
 
     Raises:
         ValueError: no file names an end-of-text token, or the files contradict each other.
@@ -204,7 +204,7 @@ def from_repository(text: str, found: RepositoryTokens) -> HuggingFaceTokenizer:
 
 
 def added_tokens(text: str) -> dict[int, AddedToken]:
-    """Returns the added tokens of a `tokenizer.json`, by id. Raises ValueError if it is not one."""
+    """Returns the added tokens of a `tokenizer.json` by id. Raises ValueError if the text is not a tokenizer."""
     try:
         entries = json.loads(text)["added_tokens"]
         return {entry["id"]: AddedToken(entry["content"], entry["special"]) for entry in entries}
@@ -213,7 +213,7 @@ def added_tokens(text: str) -> dict[int, AddedToken]:
 
 
 def with_tokens(text: str, tokens: Mapping[int, AddedToken]) -> str:
-    """Returns the file's text with tokens appended, renamed or made special; the same text if nothing changes."""
+    """Returns the file's text with tokens appended, renamed or made special; unchanged if there is nothing to do."""
     try:
         tree = json.loads(text)
         added = {entry["id"]: entry for entry in tree["added_tokens"]}
@@ -241,7 +241,7 @@ def with_tokens(text: str, tokens: Mapping[int, AddedToken]) -> str:
 
 
 def _rename(model: dict[str, Any], token_id: int, text: str) -> None:
-    """Changes the text of one of the model's own tokens."""
+    """Changes the text of a token in the model's vocabulary."""
     if isinstance(model["vocab"], list):
         model["vocab"][token_id][0] = text
     else:
@@ -250,24 +250,24 @@ def _rename(model: dict[str, Any], token_id: int, text: str) -> None:
 
 @contextmanager
 def _errors(text: str = "") -> Iterator[None]:
-    """Turns every error of the binding into a ValueError. It raises Exception itself, and panics of its own class."""
+    """Converts every error of the binding to a ValueError. It raises plain Exception, and its own class for panics."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        text.encode()  # raises an error that names a lone surrogate; the binding's error names its types
+        text.encode()  # raises an error that shows a lone surrogate; the binding's error does not
         raise ValueError(f"the tokenizer cannot encode the text: {error}") from None
 
 
 def _unknown(model: Mapping[str, Any], ids: Mapping[str, int]) -> int | None:
-    """Returns the id of the model's token for unknown characters."""
+    """Returns the id of the model's unknown token."""
     found = model["unk_id"] if "unk_id" in model else ids.get(model.get("unk_token") or "")
     return None if found is None else int(found)
 
 
 def _byte_tokens(model: Mapping[str, Any], ids: Mapping[str, int]) -> set[int]:
-    """Returns the ids of the tokens for single bytes, to which a model falls back for characters that it lacks."""
+    """Returns the ids of the byte-fallback tokens, which encode characters that the vocabulary lacks."""
     if not model.get("byte_fallback"):
         return set()
     return {ids[name] for byte in range(256) if (name := f"<0x{byte:02X}>") in ids}
@@ -278,9 +278,9 @@ def _without_token(characters: set[str]) -> str:
 
 
 def _with_unknown(tree: dict[str, Any], ids: Mapping[str, int]) -> tuple[dict[str, Any], int | None]:
-    """Gives a BPE model without a token for unknown characters one outside its vocabulary, and returns the token's id.
+    """Adds an unknown token to a BPE model that has none, and returns its id, which is outside the vocabulary.
 
-    Without it, the model leaves such characters out and says nothing. Returns the same tree and None for other models.
+    Otherwise the model would silently drop unknown characters. For other models, returns the same tree and None.
     """
     model = tree["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback") or (model.get("unk_token") or "") in ids:
@@ -288,13 +288,13 @@ def _with_unknown(tree: dict[str, Any], ids: Mapping[str, int]) -> tuple[dict[st
     if '"ByteLevel"' in json.dumps(tree.get("pre_tokenizer")) and ids.keys() >= set(ByteLevel.alphabet()):
         return tree, None  # there is a token for every byte
     stand_in = max(ids.values()) + 1
-    # Added tokens get their ids from their place in the vocabulary, so all of them have to be in it.
+    # Added tokens get their ids from the vocabulary, so all of them must be in it.
     model = model | {"unk_token": _STAND_IN, "fuse_unk": False, "vocab": {**ids, _STAND_IN: stand_in}}
     return tree | {"model": model}, stand_in
 
 
 def _listed(characters: set[str]) -> str:
-    """Returns a few characters with their code points."""
+    """Returns a text that lists a few characters with their code points."""
     shown = sorted(characters)
     named = ", ".join(f"{one!r} ({' '.join(f'U+{ord(part):04X}' for part in one)})" for one in shown[:_SHOWN])
     return named + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")

@@ -1,8 +1,8 @@
 """Tokens that the small files of a Hugging Face repository add to its vocabulary.
 
-tokenizer_config.json, special_tokens_map.json   the tokens that begin a text, end it, and pad
-tokenizer_config.json: added_tokens_decoder      id -> token; appends it, or renames the token with that id
-added_tokens.json                                token -> id, without a flag that marks special tokens
+tokenizer_config.json, special_tokens_map.json   the bos, eos and pad tokens
+tokenizer_config.json: added_tokens_decoder      id -> token; appends a token, or renames the token with that id
+added_tokens.json                                token -> id, without a flag for special tokens
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONFIG_FILE = "tokenizer_config.json"
 
 
 class AddedToken(NamedTuple):
-    """A token outside the vocabulary. Text never encodes to a special one; any other is matched as a whole."""
+    """A token added to the vocabulary. Text never encodes to a special token; any other one is matched as a whole."""
 
     text: str
     special: bool
@@ -25,7 +25,7 @@ class AddedToken(NamedTuple):
 
 @dataclass(frozen=True)
 class RepositoryTokens:
-    """Added tokens by id, and the tokens that begin a text, end it and pad."""
+    """Added tokens by id, and the bos, eos and pad tokens."""
 
     added: Mapping[int, AddedToken] = field(default_factory=dict)
     bos: str | None = None
@@ -34,7 +34,7 @@ class RepositoryTokens:
 
 
 def read_repository_tokens(folder: Path) -> RepositoryTokens:
-    """Reads the files above; those that are missing add nothing.
+    """Reads these files from a folder. A missing file adds nothing.
 
     Raises:
         ValueError: a file cannot be read; the message names it.
@@ -42,7 +42,7 @@ def read_repository_tokens(folder: Path) -> RepositoryTokens:
     config = _read(folder / CONFIG_FILE)
     names = {**_read(folder / "special_tokens_map.json"), **config}
     try:
-        # added_tokens.json has no flag: its tokens are taken to be special, so that text never encodes to them.
+        # added_tokens.json has no flag. Its tokens are treated as special, so that text never encodes to them.
         added = {
             int(token_id): AddedToken(text, True) for text, token_id in _read(folder / "added_tokens.json").items()
         }
@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _name(token: Any) -> str | None:
-    """Returns a token's text. Files hold it as a string, or as a mapping with flags."""
+    """Returns the text of a token, which is stored as a string or as a mapping with flags."""
     text = token.get("content") if isinstance(token, Mapping) else token
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{token!r} is not the text of a token")

@@ -1,7 +1,7 @@
-"""SentencePiece models that include their special tokens, so that one file holds the whole vocabulary.
+"""SentencePiece models that include their special tokens, so that one file contains the whole vocabulary.
 
-Special tokens have the type CONTROL, to which text never encodes. SOLO's own model appends tokens of type NORMAL,
-which text can match.
+Special tokens have the type CONTROL, and text never encodes to them. The tokens appended to SOLO's own model have the
+type NORMAL, so text can match them.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             return list(self._processor.EncodeAsIds(text))
         except RuntimeError:
-            text.encode()  # Raises an error that names the character; the binding's error names C++ types.
+            text.encode()  # Raises an error that shows the character; the binding's error only shows C++ types.
             raise
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
         """See `Tokenizer`."""
         try:
             return list(self._processor.EncodeAsIds(list(texts), num_threads=1))
-        except (RuntimeError, TypeError):  # it does not say which text it cannot encode
+        except (RuntimeError, TypeError):  # the error does not say which text failed
             return super().encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -84,7 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
         return str(self._processor.IdToPiece(token_id)).replace("\u2581", " ")
 
     def extended(self, tokens: Sequence[str]) -> SentencePieceTokenizer:
-        """See `Tokenizer`. The tokens have the type CONTROL."""
+        """See `Tokenizer`. The added tokens have the type CONTROL."""
         proto = _parse(self._model)
         known = {entry.piece: entry for entry in proto.pieces}
         for token in tokens:
@@ -103,10 +103,10 @@ class SentencePieceTokenizer(Tokenizer):
 def with_repository_tokens(model: bytes, found: RepositoryTokens) -> bytes:
     """Returns a model with the tokens that the other files of its repository append or rename.
 
-    Special tokens get the type CONTROL; the others get USER_DEFINED, which text matches as a whole.
+    Special tokens get the type CONTROL. The others get USER_DEFINED, so text matches them as a whole.
 
     Raises:
-        ValueError: the ids leave a gap after the model's own.
+        ValueError: there is a gap between the model's ids and the new ids.
     """
     proto = _parse(model)
     for token_id, token in sorted(found.added.items()):
@@ -133,5 +133,5 @@ def with_repository_tokens(model: bytes, found: RepositoryTokens) -> bytes:
 def _parse(model: bytes) -> Any:
     try:
         return sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
-    except Exception:  # protobuf raises its own class
+    except Exception:  # protobuf has its own class
         raise ValueError("not a SentencePiece model") from None

@@ -1,8 +1,8 @@
-"""Chat templates, which turn conversations into tokens. No other code depends on their details.
+"""Chat templates, which convert conversations to tokens. No other code depends on their details.
 
-A template defines the tokens that begin and end a turn, which of them are learned, and the tokens that end an answer.
-The content of `assistant` and `text` turns is learned with every template, unless the turn says otherwise; the rest is
-only read. No template adds markup to a `text` turn.
+A template defines the tokens that begin and end a turn, its loss mask, and the tokens that end an answer. With every
+template, the loss covers the content of `assistant` and `text` turns, unless the turn says otherwise, and no other
+content. No template adds markup to a `text` turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from solo.data.text import SPECIAL_TOKENS, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextRun:
-    """Consecutive tokens that are all learned or all only read: a tuple, or an array if they come from the store."""
+    """Consecutive tokens, all or none of them supervised: a tuple, or an array if they come from the store."""
 
     tokens: tuple[int, ...] | np.ndarray
     supervised: bool
@@ -43,10 +43,10 @@ class Template(ABC):
     """A chat template.
 
     Attributes:
-        special_tokens: special tokens that it needs.
-        takes_system: whether it has a place for a system turn.
+        special_tokens: special tokens that the template needs.
+        takes_system: whether the template supports a system turn.
         closing: tokens after an answer; if there are any, the first one ends the answer.
-        more_stops: further tokens that end a generated answer.
+        more_stops: additional tokens that stop generation.
     """
 
     special_tokens: ClassVar[tuple[str, ...]] = ()
@@ -64,12 +64,12 @@ class Template(ABC):
 
     @property
     def unknown(self) -> int | None:
-        """The token for unknown characters, if the vocabulary has one."""
+        """The unknown token, if the vocabulary has one."""
         return self._tokenizer.unknown
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """Tokens that end a generated answer: the first of `closing`, the end-of-text token, and `more_stops`."""
+        """Tokens that stop generation: the first of `closing`, the end-of-text token, and `more_stops`."""
         return tuple(dict.fromkeys([*self.closing[:1], self._tokenizer.special.eos, *self.more_stops]))
 
     def runs(self, turns: Sequence[Turn], open_turn: bool = False, continued: bool = False) -> Runs:
@@ -77,20 +77,20 @@ class Template(ABC):
 
         Args:
             turns: turns of one document.
-            open_turn: leave the last turn open for the model to continue: nothing ends it, and if it is a `user` or
-                `system` turn, the tokens that begin an answer follow.
-            continued: the turns continue a document whose beginning was already read.
+            open_turn: leave the last turn open for generation: no tokens end it, and after a `user` or `system` turn
+                the tokens that begin an answer are added.
+            continued: the turns continue a document whose beginning the model has already processed.
 
         Raises:
-            ValueError: the template has no place for a turn, or a text cannot be encoded.
+            ValueError: the template does not support a turn, or a text cannot be encoded.
         """
         return _filled(self._layout(turns, open_turn, continued), self._tokenizer.encode)
 
     def batch_runs(self, documents: Sequence[Sequence[Turn]]) -> list[Runs | ValueError]:
-        """Tokenizes many documents in one call of the tokenizer, each text once.
+        """Tokenizes many documents in one call of the tokenizer, each distinct text once.
 
         Returns:
-            for each document, what `runs` returns or raises.
+            For each document, the runs that `runs` returns or the error that it raises.
         """
         layouts = [self._try_layout(turns) for turns in documents]
         texts = dict.fromkeys(
@@ -106,7 +106,7 @@ class Template(ABC):
             return error
 
     def _layout(self, turns: Sequence[Turn], open_turn: bool, continued: bool) -> _Layout:
-        """Returns the runs with their texts still as text."""
+        """Returns the runs before tokenization."""
         if self._system is not None and not continued:
             speakers = {turn.role for turn in turns} - {"text"}
             if speakers and "system" not in speakers:
@@ -124,7 +124,7 @@ class Template(ABC):
 
     @abstractmethod
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
-        """Returns the runs of a speaker's turn. `first`: it is the first turn of its document."""
+        """Returns the runs of a speaker's turn. `first` is true for the first turn of a document."""
 
     def _text(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         return [*self._parts(_unbroken(turn.content), turn.supervised), *self._closing(turn, is_open)]
@@ -134,7 +134,7 @@ class Template(ABC):
         return [] if is_open else [self._end[turn.supervised]]
 
     def _parts(self, content: Iterable[str | Image], supervised: bool) -> _Layout:
-        """Returns every text as a run of its own."""
+        """Returns each text as a separate run."""
         return [part if isinstance(part, Image) else self._run(part, supervised) for part in content]
 
     def _run(self, text: str, supervised: bool) -> _Text:
@@ -142,7 +142,7 @@ class Template(ABC):
 
 
 class Roles(Template):
-    """solo's own: `<s>` begins the document and a role token every turn. `</s>` ends an answer and is learned."""
+    """solo's own template: `<s>` begins the document, and a role token each turn. `</s>` ends an answer, supervised."""
 
     special_tokens = tuple(SPECIAL_TOKENS[role] for role in ("system", "user", "assistant"))
 
@@ -159,8 +159,8 @@ class Roles(Template):
 class SoloPretrain(Template):
     """SOLO's pre-training: `<s>`, then the content of all turns, without markup or an end token.
 
-    In SOLO's packs, `<s>` separates documents (`tools/preprocess_multimodal_data.py` in xingyaoww/Megatron-LLM). It is
-    not learned.
+    In SOLO's packed sequences, `<s>` separates documents (`tools/preprocess_multimodal_data.py` in
+    xingyaoww/Megatron-LLM). It is not supervised.
     """
 
     takes_system = False
@@ -179,8 +179,8 @@ class SoloPretrain(Template):
 class SoloChat(Template):
     """SOLO's and SAIL's instruction tuning: images, `<s>`, `[INST] question [/INST]`, the answer, `</s>`.
 
-    `<s>` follows the images and precedes only the first question (`src/data/instruction_tuning.py` in
-    Yangyi-Chen/SOLO). The images of a turn move to its front.
+    `<s>` comes after the images and only before the first question (`src/data/instruction_tuning.py` in
+    Yangyi-Chen/SOLO). The images of a turn are moved to its start.
     """
 
     takes_system = False
@@ -209,7 +209,7 @@ class SoloChat(Template):
 class Fuyu(SoloChat):
     """Fuyu: images, `<s>`, the question, byte 4, the answer, and the end-of-text token.
 
-    Byte 4 is a token of its vocabulary. It is removed from texts that hold it.
+    Byte 4 is a token of Fuyu's vocabulary. It is removed from texts.
     """
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
@@ -229,9 +229,9 @@ class Fuyu(SoloChat):
 class InternLM2Chat(Template):
     """Mono-InternVL: `<|im_start|>role`, a line break, the message, `<|im_end|>`, and nothing after it.
 
-    The answer and its `<|im_end|>` are learned. As in the reference (`internvl/train/dataset.py` in
-    OpenGVLab/Mono-InternVL), everything that is read between two special tokens is tokenized as one text. The answer is
-    tokenized by itself, as it is generated.
+    The answer and its `<|im_end|>` are supervised. As in the reference (`internvl/train/dataset.py` in
+    OpenGVLab/Mono-InternVL), all unsupervised text between two special tokens is tokenized as one text. The answer is
+    tokenized separately, as in generation.
     """
 
     special_tokens = ("<|im_start|>", "<|im_end|>")
@@ -266,7 +266,7 @@ class InternLM2Chat(Template):
         return TextRun((self._ids["<|im_start|>"],), False)
 
     def _joined(self, content: Iterable[str | Image], supervised: bool) -> _Layout:
-        """Joins neighbouring texts."""
+        """Joins adjacent texts."""
         joined: list[str | Image] = []
         for part in content:
             if isinstance(part, str) and joined and isinstance(joined[-1], str):
@@ -277,7 +277,7 @@ class InternLM2Chat(Template):
 
 
 class ChatML(InternLM2Chat):
-    """Qwen and NEO: a line break after `<|im_end|>`, which is learned too. Messages are not stripped."""
+    """Qwen and NEO: a line break, also supervised, follows `<|im_end|>`. Messages are not stripped."""
 
     _after = "\n"
     _stripped = False
@@ -297,7 +297,7 @@ _Encode = Callable[[str], list[int]] | Callable[[str], list[int] | ValueError]
 
 
 def _filled(layout: _Layout, encode: _Encode) -> Runs:
-    """Tokenizes the texts of a layout. Leaves out runs without tokens, and raises what `encode` returns as errors."""
+    """Tokenizes the texts of a layout. Omits runs without tokens, and raises the errors that `encode` returns."""
     found: Runs = []
     for part in layout:
         if isinstance(part, _Text):
@@ -322,7 +322,8 @@ def make_template(tokenizer: Tokenizer, config: SequenceConfig) -> Template:
     """Returns the template that a config names.
 
     Raises:
-        ConfigError: the tokenizer lacks one of its tokens, or the template has no place for the config's system turn.
+        ConfigError: the tokenizer lacks a token of the template, or the template does not support a system turn that
+            the config sets.
     """
     kind = TEMPLATES[config.template]
     if config.system is not None and not kind.takes_system:
@@ -341,7 +342,7 @@ def runs(
 
 
 def _unbroken(content: Sequence[str | Image]) -> list[str | Image]:
-    """Removes the line breaks between texts and images, as SOLO does; LLaVA writes them."""
+    """Removes the line breaks between texts and images, which LLaVA's data contains. SOLO removes them too."""
     found = list(content)
     if len(found) == 1:
         return found
@@ -356,7 +357,7 @@ def _unbroken(content: Sequence[str | Image]) -> list[str | Image]:
 
 
 def _broken(content: Sequence[str | Image]) -> list[str | Image]:
-    """Adds a line break after each image that begins the message, as InternVL does, unless white space follows."""
+    """Adds a line break after each image at the start of a message, as InternVL does, unless white space follows."""
     content = [part for part in content if part != ""]
     found: list[str | Image] = content[:1]
     opening = True

@@ -15,7 +15,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:
-    """Ids of the tokens that every template needs.
+    """Ids of the special tokens that every template needs.
 
     bos  begins a document; None if the vocabulary has no such token (Qwen)
     eos  ends a document
@@ -28,17 +28,17 @@ class SpecialTokens:
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back. Picklable, so that worker processes can have it.
+    """Converts text to token ids and back. Picklable, so that it can be sent to worker processes.
 
-    Special tokens (delimiters, roles, ...) are in the vocabulary, but text never encodes to one: "</vision>" in a
-    caption becomes plain characters. The one exception is `unknown`, which stands for characters that the vocabulary
-    lacks.
+    Special tokens (delimiters, roles, ...) are in the vocabulary, but text never encodes to them: "</vision>" in a
+    caption is encoded as ordinary text. The only exception is `unknown`, which stands for characters that the
+    vocabulary lacks.
 
     Attributes:
-        special: ids that every template needs.
-        special_ids: ids of all special tokens, `unknown` included.
-        unknown: id of the token for unknown characters; None if there is none (a vocabulary of bytes needs none), or
-            if it also begins or ends a text.
+        special: ids of the special tokens that every template needs.
+        special_ids: ids of all special tokens, including `unknown`.
+        unknown: id of the unknown token; None if there is none (a byte-level vocabulary needs none), or if it also
+            begins or ends a text.
     """
 
     special: SpecialTokens
@@ -48,24 +48,24 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """The highest id plus one, special tokens included."""
+        """The highest id plus one, including special tokens."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ between tokenizers."""
+        """16 hexadecimal digits that identify the tokenizer."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text. Adds no special tokens and recognises none.
+        """Returns the ids of a text. Does not add or recognize special tokens.
 
         Raises:
-            ValueError: the text holds a lone surrogate, or characters for which the vocabulary has no token, not even
-                `unknown`; the message names them.
+            ValueError: the text contains a lone surrogate, or characters that the vocabulary lacks and there is no
+                `unknown`; the message lists them.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
-        """Returns for each text what `encode` returns or raises. Faster than `encode` for many short texts."""
+        """Encodes many texts, faster than `encode` does. An element is a ValueError if its text cannot be encoded."""
         return [self._attempt(text) for text in texts]
 
     def _attempt(self, text: str) -> list[int] | ValueError:
@@ -76,7 +76,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids without special tokens.
+        """Returns the text of ids, omitting special tokens.
 
         Raises:
             IndexError: an id is outside the vocabulary.
@@ -84,32 +84,32 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def find(self, token: str) -> int | None:
-        """Returns the id of a token, special or not; None if the vocabulary does not have it."""
+        """Returns the id of a token, special or not; None if the vocabulary lacks it."""
 
     @abstractmethod
     def token(self, token_id: int) -> str:
-        """Returns a token for display: a special token's name, else its text, with spaces as spaces.
+        """Returns a token for display: the name of a special token, otherwise the token's text with ordinary spaces.
 
-        A token that is a part of a character has its name in the vocabulary, such as `<0xE2>`.
+        A token that is only part of a character is shown by its name in the vocabulary, such as `<0xE2>`.
         """
 
     @abstractmethod
     def extended(self, tokens: Sequence[str]) -> Tokenizer:
-        """Returns a tokenizer with these special tokens too; see `extend_tokenizer`."""
+        """Returns a tokenizer with additional special tokens; see `extend_tokenizer`."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Writes the files that `open_tokenizer` opens as this tokenizer. The folder must exist."""
+        """Saves the tokenizer for `open_tokenizer`. The folder must exist."""
 
     def id(self, token: str, key: str = "the config") -> int:
         """Returns the id of a special token.
 
         Args:
-            token: its text.
-            key: the config key that names it, for the error message.
+            token: text of the token.
+            key: the config key that names the token, for the error message.
 
         Raises:
-            ConfigError: the vocabulary does not have the token, or text can encode to it.
+            ConfigError: the vocabulary lacks the token, or text can encode to it.
         """
         found = self.find(token)
         if found is None:
@@ -126,17 +126,17 @@ class Tokenizer(ABC):
 
 
 def extend_tokenizer(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
-    """Returns a tokenizer with more special tokens, appended in this order. No id changes.
+    """Returns a tokenizer with additional special tokens, appended in this order. Existing ids do not change.
 
-    A token that the vocabulary already has keeps its id and becomes special: SOLO's own files have theirs as normal
-    tokens, which text can match. Returns the same tokenizer if there is nothing to do.
+    A token that is already in the vocabulary keeps its id and becomes special: in SOLO's own files, special tokens are
+    normal tokens, which text can match. Returns the same tokenizer if there is nothing to do.
     """
     needed = [token for token in dict.fromkeys(tokens) if tokenizer.find(token) not in tokenizer.special_ids]
     return tokenizer.extended(needed) if needed else tokenizer
 
 
 def expand_tokens(tokens: Iterable[str]) -> tuple[str, ...]:
-    """Writes out ranges in braces: `<loc_{1..3}>` gives `<loc_1>`, `<loc_2>`, `<loc_3>`."""
+    """Expands brace ranges: `<loc_{1..3}>` gives `<loc_1>`, `<loc_2>`, `<loc_3>`."""
     return tuple(name for token in tokens for name in _expand(token))
 
 

@@ -1,4 +1,4 @@
-"""Opens tokenizers from files, whichever format they have."""
+"""Opens tokenizer files of any supported format."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from solo.files import lfs_pointer
 def open_tokenizer(path: str | Path) -> Tokenizer:
     """Opens a SentencePiece model, a `tokenizer.json`, or a folder of a Hugging Face repository with one of them.
 
-    In a folder, `tokenizer.model` takes precedence over the `tokenizer.json` that was converted from it, unless it has
-    another format (Llama 3). Tokens that the repository's smaller files append or rename, or that the `tokenizer.json`
-    appends, are included. A `tokenizer.json` always needs the files next to it; a SentencePiece model given as a file
-    is read alone.
+    In a folder, `tokenizer.model` takes precedence over the `tokenizer.json` that was converted from it, unless
+    `tokenizer.model` has another format (Llama 3). Tokens that the repository's smaller files append or rename, or that
+    the `tokenizer.json` appends, are included. A `tokenizer.json` always needs the files next to it; if the path is a
+    SentencePiece model, only that file is read.
 
     Raises:
         OSError: the path cannot be read.
-        ValueError: there is no complete tokenizer; the message names the path.
+        ValueError: the tokenizer is missing or incomplete; the message names the path.
     """
     path = Path(path)
     files = (path / sentencepiece_model.FILE, path / huggingface.FILE) if path.is_dir() else (path,)
@@ -46,7 +46,7 @@ def _open_folder(folder: Path) -> Tokenizer:
         try:
             tokenizer = SentencePieceTokenizer(with_repository_tokens(model.read_bytes(), found))
             more = added_tokens(text.read_text(encoding="utf-8")) if text.is_file() else {}
-            # Fine-tuned models may append tokens to the tokenizer.json alone.
+            # Fine-tuned models may append tokens only to the tokenizer.json.
             if appended := {number: token for number, token in more.items() if number >= tokenizer.vocab_size}:
                 found = replace(found, added={**appended, **found.added})
                 tokenizer = SentencePieceTokenizer(with_repository_tokens(model.read_bytes(), found))

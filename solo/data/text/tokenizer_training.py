@@ -1,4 +1,4 @@
-"""Trains a SentencePiece model on the sources' text."""
+"""Trains a SentencePiece model on the text of the sources."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SPECIAL_TOKENS = {
     "user": "<|user|>",
     "assistant": "<|assistant|>",
 }
-# Longer texts are split, in characters. SentencePiece silently skips texts above its own limit (in bytes), and needs
-# quadratic time for long repetitive ones.
+# In characters. Longer texts are split, because SentencePiece silently skips texts above its own limit (in bytes), and
+# takes quadratic time on long repetitive texts.
 _LONGEST_TEXT = 4096
 
 
@@ -32,12 +32,13 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
     `SPECIAL_TOKENS` come first, `config.add_tokens` last.
 
-    Text is not normalised, no spaces are added or removed, and newlines are kept. Characters without a token fall back
-    to their bytes. So `decode(encode(text)) == text`, except for U+2581, which SentencePiece uses for the space.
+    Text is not normalized, spaces are neither added nor removed, and newlines are kept. Characters without a token fall
+    back to bytes. Therefore `decode(encode(text)) == text`, except for U+2581, which SentencePiece uses for the space.
     Training is deterministic.
 
     Raises:
-        ValueError: the text does not suit a vocabulary of this size; the message gives the limit.
+        ValueError: there is too little text, or too many distinct characters, for a vocabulary of this size; the
+            message gives the limit.
     """
     model = io.BytesIO()
     added = [token for token in expand_tokens(config.add_tokens) if token not in SPECIAL_TOKENS.values()]
@@ -53,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             max_sentence_length=4 * _LONGEST_TEXT,
-            num_threads=1,  # Sums, and so the model, would depend on the number of threads.
+            num_threads=1,  # The model would depend on the number of threads, through the order of sums.
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -64,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 def _split(texts: Iterable[str]) -> Iterable[str]:
     for text in texts:
         pieces = (text[start : start + _LONGEST_TEXT] for start in range(0, len(text), _LONGEST_TEXT))
-        # Once each, because a megabyte of one letter would take a quarter of an hour.
+        # Each piece only once: otherwise a megabyte of one letter would take a quarter of an hour.
         yield from dict.fromkeys(pieces)
 
 
