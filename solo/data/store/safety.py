@@ -94,7 +94,8 @@ def check_place(place: Path, what: str) -> None:
         raise ConfigError(f"{what}: {place} is a link to {os.readlink(place)}, which does not exist")
     if not place.is_dir():
         raise ConfigError(f"{what}: {place} is in the way: a file that solo did not make; move it")
-    if not is_own(place) and (found := sorted(os.listdir(place))):
+    # Another process may claim an empty folder before it is listed. It writes the marker first.
+    if not is_own(place) and (found := sorted(os.listdir(place))) and not is_own(place):
         shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise ConfigError(
             f"{what}: {place} is in the way: solo did not make it, and it holds {shown}; move it, or choose another"

@@ -13,7 +13,7 @@ from solo.cli import main
 from solo.config import ConfigError, TokenizerConfig, dump_config
 from solo.data.record import encode_png
 from solo.data.store.prepare import open_prepared, prepare
-from solo.data.store.safety import MARKER, replace_files, writing
+from solo.data.store.safety import MARKER, check_place, claim, replace_files, writing
 from solo.data.text import train_tokenizer
 from tests.data.store.test_prepare import LINES, TOPICS, config, state
 
@@ -142,3 +142,20 @@ def test_a_disk_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys, c
 def test_an_input_that_cannot_be_read_is_no_full_disk(tmp_path):
     with pytest.raises(PermissionError), writing(tmp_path / "data"):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "input.jsonl"))
+
+
+def test_a_folder_that_another_process_claims_during_the_check(tmp_path, monkeypatch):
+    place, list_folder = tmp_path / "tokenizer", os.listdir
+    place.mkdir()
+
+    def listed_late(path):
+        monkeypatch.setattr(os, "listdir", list_folder)
+        claim(place, "the tokenizer")
+        (place / ".new-1").mkdir()
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", listed_late)
+    check_place(place, "the tokenizer")
+    (place / MARKER).unlink()
+    with pytest.raises(ConfigError, match=r"it holds \.new-1; move it"):
+        check_place(place, "the tokenizer")
