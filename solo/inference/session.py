@@ -12,11 +12,11 @@ from solo.data.readers.conversations import parse_conversation
 from solo.data.record import Image
 from solo.data.rows.document import NO_IMAGE, Document, TextRun
 from solo.inference.decoding import Decoding, answer_length, check_count, row_keys
-from solo.inference.prompt import bucket, chunk_ends, chunks_of, encode_prompt, row_of, slots
+from solo.inference.prompt import bucket, encode_prompt, slots
 from solo.inference.trained import TrainedModel
 from solo.model.kv_cache import resize
 from solo.sharding.axes import row_shards
-from solo.sharding.hosts import on_host, row_share
+from solo.sharding.hosts import on_host
 
 
 class Session:
@@ -78,16 +78,12 @@ class Session:
 
     def _prefill(self, turn: Document, decoding: Decoding) -> jax.Array:
         """Prefill a turn into the cache, with room for an answer. Returns the logits after it [B, V]."""
-        model, config = self._model, self._model.config
+        model = self._model
         start = (0, 0) if self._document is None else slots(self._document)
         self._document = turn if self._document is None else join(self._document, turn)
         stop = slots(self._document)
-        counts, pad = (stop[0] - start[0], stop[1] - start[1]), model.tokenizer.special.pad
-        row = row_of(self._document, counts, config.image, pad, start, config.sequence)
-        ends = chunk_ends(row, self._document, decoding.prefill_chunk_size, start)
-        # Every process has all rows, which are equal; it keeps its own.
-        rows = self._rows // row_share(model.mesh).count
-        chunks = chunks_of([row] * rows, [ends] * rows, pad, model.mesh.shape["context"])
+        counts = stop[0] - start[0], stop[1] - start[1]
+        chunks = model.chunks(self._document, counts, self._rows, decoding.prefill_chunk_size, start)
         self._cache = resize(self._cache, bucket(stop[0]), bucket(stop[1] + decoding.slots))
         self._cache, logits = model.prefill_chunks(self._cache, chunks)
         return logits

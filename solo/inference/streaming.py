@@ -17,11 +17,8 @@ from solo.data.rows.assembly import stack
 from solo.inference.decoding import Decoding
 from solo.inference.monolith import Monolith
 from solo.inference.prompt import (
-    Chunks,
     Conversation,
     bucket,
-    chunk_ends,
-    chunks_of,
     encode_prompt,
     parse,
     rounded_room,
@@ -32,7 +29,7 @@ from solo.inference.session import join, text_document
 from solo.model.generate import decode_token
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
-from solo.sharding.hosts import on_host, row_share
+from solo.sharding.hosts import on_host
 
 
 class Written(NamedTuple):
@@ -79,7 +76,9 @@ class StreamedAnswer:
         rows, (patches, text) = model.fill(1), slots(self.document)
         room = self._room(patches, text)
         cache = model.empty_cache(rows, room[0], bucket(room[1] + decoding.slots))
-        cache, logits_BV = model.prefill_chunks(cache, self._chunks(rows, (patches, text), decoding))
+        cache, logits_BV = model.prefill_chunks(
+            cache, model.chunks(self.document, (patches, text), rows, decoding.prefill_chunk_size)
+        )
         allowed, draw = decoding.sampling(model).allowed, np.random.default_rng(seed)
         while True:
             logits_V = on_host(logits_BV, model.mesh)[0].astype(np.float64)
@@ -124,14 +123,6 @@ class StreamedAnswer:
 
     def _room(self, patches: int, text: int) -> tuple[int, int]:
         return rounded_room((patches, text), self._model.mesh.shape["context"])
-
-    def _chunks(self, rows: int, counts: tuple[int, int], decoding: Decoding) -> Chunks:
-        model, config = self._model, self._model.config
-        pad = model.tokenizer.special.pad
-        row = row_of(self.document, counts, config.image, pad, sequence=config.sequence)
-        ends = chunk_ends(row, self.document, decoding.prefill_chunk_size)
-        mine = rows // row_share(model.mesh).count
-        return chunks_of([row] * mine, [ends] * mine, pad, model.mesh.shape["context"])
 
     def _batch(self, room: tuple[int, int], answer: list[int] | None = None) -> Batch:
         model, config = self._model, self._model.config

@@ -16,9 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from solo.batch import Batch
 from solo.config import Config, MeshConfig
 from solo.data.record import Image, Turn
+from solo.data.rows.document import Document
 from solo.data.text import Tokenizer
 from solo.data.text.templates import Runs, Template, make_template
-from solo.inference.prompt import Chunks
+from solo.inference.prompt import Chunks, chunk_ends, chunks_of, row_of
 from solo.model.by_layer import prefill_by_layer, split_layers
 from solo.model.generate import prefill
 from solo.model.kv_cache import KVCache
@@ -107,6 +108,28 @@ class TrainedModel:
         if layers is None:
             return prefill(self.definition, where, self.parameters, cache, chunk, counts_B2)
         return prefill_by_layer(self.definition, where, self.parameters, layers, cache, chunk, counts_B2)
+
+    def chunks(
+        self,
+        document: Document,
+        counts: tuple[int, int],
+        rows: int,
+        size: int | None,
+        start: tuple[int, int] = (0, 0),
+    ) -> Chunks:
+        """Returns what is left of one document from `start`, in chunks, as this process's share of equal rows.
+
+        Args:
+            document: the whole document.
+            counts: its patches and text tokens from `start`.
+            rows: number of rows of all processes, which are equal.
+            size: see `chunk_ends`.
+            start: see `row_of`.
+        """
+        config, pad = self.config, self.tokenizer.special.pad
+        row = row_of(document, counts, config.image, pad, start, config.sequence)
+        ends, mine = chunk_ends(row, document, size, start), rows // row_share(self.mesh).count
+        return chunks_of([row] * mine, [ends] * mine, pad, self.mesh.shape["context"])
 
     def prefill_chunks(self, cache: KVCache, chunks: Chunks) -> tuple[KVCache, jax.Array]:
         """Read this process's rows (numpy), chunk by chunk. Returns the cache and the logits after each row's end."""

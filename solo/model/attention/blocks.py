@@ -35,7 +35,7 @@ class _Visits(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The orders of queries and keys, the visits, and region and slot of each key [Y, J]; see `Tiles`."""
+    """The orders of queries and keys, the visits, and region and slot of each key [Y, J]; see `SortedTiles`."""
 
     queries: Order
     keys: Order

@@ -61,7 +61,7 @@ class Order(NamedTuple):
         return _take(x_BS, self.inverse)
 
 
-class Tiles(NamedTuple):
+class SortedTiles(NamedTuple):
     """Queries and keys in reading order, cut into blocks.
 
     queries    the order of the queries
@@ -80,7 +80,7 @@ class Tiles(NamedTuple):
     needed: Array
 
 
-def sort_into_tiles(grid: Grid, intervals_BS4: Array) -> Tiles:
+def sort_into_tiles(grid: Grid, intervals_BS4: Array) -> SortedTiles:
     """Sorts queries and keys, and determines which tiles are needed.
 
     If queries and keys are the same slots, both are sorted into reading order. Otherwise, as with a KV cache, the
@@ -100,7 +100,7 @@ def sort_into_tiles(grid: Grid, intervals_BS4: Array) -> Tiles:
     slots, is_text = (pad_slots(x, size).reshape(grid.rows, grid.key_blocks, grid.block) for x in (slots + 1, is_text))
     slots = slots - 1
     patches = _overlap(intervals[..., :2], slots, (slots >= 0) & ~is_text)
-    return Tiles(queries, keys, intervals, slots, is_text, patches | _overlap(intervals[..., 2:], slots, is_text))
+    return SortedTiles(queries, keys, intervals, slots, is_text, patches | _overlap(intervals[..., 2:], slots, is_text))
 
 
 def _by_rank(grid: Grid, intervals_BS4: Array) -> Order:
