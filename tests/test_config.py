@@ -135,6 +135,44 @@ def test_a_wrong_value_says_where_and_what_was_expected(tmp_path: Path, override
         load_config(path, [override])
 
 
+TIME, ROW, COLUMN = ({"axis": axis, "width": 4} for axis in ("time", "row", "column"))
+GRID = {"projection": "grid"}
+GRID_NORM = {"norm": "grid"}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"head_parts": [TIME]}, r"main projection add up to 4; head_dim is 8"),
+        ({"head_parts": [ROW, TIME]}, r"axes row, time; time comes first"),
+        ({"head_parts": [TIME, TIME]}, r"axes time, time; .* at most once"),
+        ({"head_parts": [TIME, ROW | GRID, COLUMN]}, r"main projection come before"),
+        ({"head_parts": [TIME | GRID, ROW]}, r"main projection come before"),
+        ({"head_parts": [TIME, ROW | GRID_NORM]}, r"norm: grid, but qk_norm is none"),
+        ({"head_parts": [TIME | GRID_NORM, ROW, COLUMN | GRID_NORM], "head_dim": 12, "qk_norm": "rms"}, r"neighbours"),
+        ({"head_parts": [TIME, ROW | GRID_NORM, COLUMN | GRID | GRID_NORM], "qk_norm": "rms"}, r"the same projection"),
+        ({"head_parts": [TIME, ROW], "rope_sections": [0, 2, 2]}, r"leave out rope_sections"),
+        ({"head_parts": [TIME, ROW], "rope_fraction": 0.5}, r"leave out rope_fraction"),
+        ({"head_parts": [{"axis": "time", "width": 5}, ROW]}, r"head_parts\.0\.width: .*multiple of 2"),
+        ({"head_parts": [TIME, ROW]}, r"sequence\.positions is text, but the model's heads need separate"),
+        ({"rope_sections": [0, 2, 2]}, r"sequence\.positions is text, but the model's heads need grid"),
+    ],
+)
+def test_heads_that_do_not_fit_together_are_refused(tmp_path: Path, model: dict, message: str) -> None:
+    path = write(tmp_path / "a.yaml", MINIMAL | {"model": MINIMAL["model"] | model})
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_the_widths_of_heads_in_parts(tmp_path: Path) -> None:
+    parts = {"head_parts": [TIME | {"width": 8}, ROW | GRID, COLUMN | GRID], "value_dim": 6}
+    config = MINIMAL | {"model": MINIMAL["model"] | parts, "sequence": {"positions": "separate"}}
+    model = load_config(write(tmp_path / "a.yaml", config)).model
+    assert (model.dim_per_head, model.dim_per_grid, model.dim_per_query, model.dim_per_value) == (8, 8, 16, 6)
+    assert model.scale == 8**-0.5
+    assert model.model_copy(update={"attention_scale": 0.3}).scale == 0.3
+
+
 def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path / "a.yaml", MINIMAL), ["model.widht=64", "seed=x"])

@@ -16,6 +16,7 @@ from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConf
 from solo.config.evaluation import EvaluationConfig, HeldOutConfig, TaskConfig
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
 from solo.config.filters import FilterConfig
+from solo.config.heads import HeadPartConfig
 from solo.config.model import (
     ExpertsConfig,
     MeshConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "ExpertsConfig",
     "FilterConfig",
     "GroupConfig",
+    "HeadPartConfig",
     "HeldOutConfig",
     "ImageConfig",
     "LossConfig",

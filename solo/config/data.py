@@ -141,7 +141,8 @@ class SequenceConfig(Section):
 
     template        roles: a role token before every turn; solo_pretrain and solo_chat: SOLO (solo_chat: also SAIL);
                     internlm2_chat: Mono-InternVL; chatml: Qwen and NEO; fuyu: Fuyu
-    positions       text: one index over text and patches; grid: (time, row, column), as in M-RoPE
+    positions       text: one index over text and patches; grid: (time, row, column), as in M-RoPE; separate: (time,
+                    row, column) as in NEO, with row and column 0 for text
     sliding_window  as in Hugging Face: a slot attends to itself and to `sliding_window - 1` slots before it in its
                     document (SOLO: 4097, since FlashAttention's window of 4096 does not count the slot itself);
                     null: no window
@@ -151,13 +152,15 @@ class SequenceConfig(Section):
 
     template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
     system: str | None = Field(None, description="system turn for conversations that have none")
-    positions: Literal["text", "grid"] = Field("text", json_schema_extra=decides("model", "data"))
+    positions: Literal["text", "grid", "separate"] = Field("text", json_schema_extra=decides("model", "data"))
     sliding_window: int | None = Field(None, ge=1, json_schema_extra=decides("model", "data"))
 
     @model_validator(mode="after")
     def _check(self) -> SequenceConfig:
-        if self.sliding_window is not None and self.positions == "grid":
-            raise ValueError("sliding_window counts slots in reading order, which positions: grid does not give")
+        if self.sliding_window is not None and self.positions != "text":
+            raise ValueError(
+                f"sliding_window counts slots in reading order, which positions: {self.positions} does not give"
+            )
         return self
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from solo.config.base import Section, decides
+from solo.config.heads import HeadPartConfig, check_parts
 
 Sharing = Literal["shared", "modality"]
 
@@ -163,6 +164,16 @@ class ModelConfig(Section):
     heads: int = Field(ge=1, description="H")
     kv_heads: int = Field(ge=1, description="K")
     head_dim: int | None = Field(None, ge=1, description="C; default: D / H")
+    value_dim: int | None = Field(None, ge=1, description="width of a head's values; default: C")
+    head_parts: tuple[HeadPartConfig, ...] | None = Field(
+        None,
+        min_length=1,
+        description="parts of a head's queries and keys; those of the main projections add up to C. null: one part,"
+        " described by the keys rope_*",
+    )
+    attention_scale: float | None = Field(
+        None, gt=0, description="factor on the scores before the softmax; default: C ** -0.5"
+    )
     ffn_width: int = Field(ge=1, description="F")
     experts: ExpertsConfig = ExpertsConfig()
     moe: MoEConfig = MoEConfig()
@@ -227,6 +238,7 @@ class ModelConfig(Section):
             raise ValueError(f"rope_fraction rotates {self.rotary_dim} dimensions of a head; the number must be even")
         if self.rope_sections and sum(self.rope_sections) != self.rotary_dim // 2:
             raise ValueError(f"rope_sections {self.rope_sections} do not add up to {self.rotary_dim // 2} pairs")
+        check_parts(self)
         if self.quantization.kind != "none" and "ffn" in self.quantization.components and self.experts.ffn == "moe":
             raise ValueError(
                 "quantization does not reach the experts of a router (experts.ffn: moe); set quantization.components:"
@@ -236,13 +248,40 @@ class ModelConfig(Section):
 
     @property
     def dim_per_head(self) -> int:
-        """C, the width of one attention head."""
+        """C, the width of a head in the main projections of queries and keys."""
         return self.head_dim or self.width // self.heads
 
     @property
+    def dim_per_query(self) -> int:
+        """The width of a query or key: C, and the parts of the grid projections."""
+        return self.dim_per_head + self.dim_per_grid
+
+    @property
+    def dim_per_grid(self) -> int:
+        """The width of a head in the grid projections; 0 without them."""
+        return sum(part.width for part in self.head_parts or () if part.projection == "grid")
+
+    @property
+    def dim_per_value(self) -> int:
+        """The width of a value, and of the output of a head."""
+        return self.value_dim or self.dim_per_head
+
+    @property
+    def scale(self) -> float:
+        """The factor on the scores before the softmax."""
+        return self.attention_scale or self.dim_per_head**-0.5
+
+    @property
     def rotary_dim(self) -> int:
-        """The number of rotated dimensions of a head; they come first."""
+        """The number of rotated dimensions of a head without `head_parts`; they come first."""
         return int(self.dim_per_head * self.rope_fraction)
+
+    @property
+    def positions(self) -> Literal["text", "grid", "separate"]:
+        """The kind of positions that the heads are rotated by; see `SequenceConfig.positions`."""
+        if self.rope_sections is not None:
+            return "grid"
+        return "separate" if any(part.axis != "time" for part in self.head_parts or ()) else "text"
 
 
 class MeshConfig(Section):

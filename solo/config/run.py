@@ -120,8 +120,11 @@ class Config(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names repeat: {names}")
-        if (self.model.rope_sections is None) != (self.sequence.positions == "text"):
-            raise ValueError("model.rope_sections and sequence.positions: grid need each other")
+        if self.model.positions != self.sequence.positions:
+            raise ValueError(
+                f"sequence.positions is {self.sequence.positions}, but the model's heads need {self.model.positions}:"
+                " grid with model.rope_sections, separate with a row or column in model.head_parts, otherwise text"
+            )
         if self.image.markers and self.model.patch_embed.kind != "conv":
             raise ValueError("image.markers needs model.patch_embed.kind: conv, which has their embeddings")
         inner = self.model.patch_embed.inner_size

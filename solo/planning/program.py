@@ -76,7 +76,7 @@ class Program:
 def abstract_batch(config: Config, rows: int, shape: RowShape, mesh: Any) -> Batch:
     """Returns a batch of a stage as `jax.ShapeDtypeStruct`s with the shardings of training."""
     B, P, T, Y = rows, shape.patch_slots, shape.text_slots, shape.target_slots
-    places = (B, P + T, 3) if config.sequence.positions == "grid" else (B, P + T)
+    places = (B, P + T) if config.sequence.positions == "text" else (B, P + T, 3)
     shapes = Batch(
         patches=((B, P, config.image.patch_size**2 * 3), np.uint8),
         patch_grid=((B, P, 2), np.int32),

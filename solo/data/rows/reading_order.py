@@ -134,13 +134,16 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
 
 
 def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
-    """Returns rotary positions, int64 [N], or [N, 3] with `positions: grid`. They start from 0 in each document.
+    """Returns rotary positions, int64 [N], or [N, 3] with `grid` and `separate`. They start from 0 in each document.
 
-    text  the index in reading order
-    grid  (time, row, column). A text token advances all three by one. The position of a patch is that of a text token
-          at the place of the image's first patch, plus (tile, row, column). A row token is treated as an additional
-          column of its row. The element after an image gets the highest position in the image plus one. With one tile,
-          this is SAIL's rule.
+    text      the index in reading order
+    grid      (time, row, column). A text token advances all three by one. The position of a patch is that of a text
+              token at the place of the image's first patch, plus (tile, row, column). A row token is treated as an
+              additional column of its row. The element after an image gets the highest position in the image plus one.
+              With one tile, this is SAIL's rule.
+    separate  (time, row, column). A text token advances the time by one; its row and column are 0. A patch has its own
+              row and column, and the time of a text token at the place of the image's first patch, plus its tile. With
+              one tile, this is NEO's rule: all patches of an image have the same time.
     """
     if sequence.positions == "text":
         return order.place
@@ -152,10 +155,14 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
     steps[elements] = 0
     if len(spans.last):
         highest = np.zeros(len(spans.last), np.int64)
-        np.maximum.at(highest, number, offsets[elements].max(axis=1))
+        advancing = 1 if sequence.positions == "separate" else 3
+        np.maximum.at(highest, number, offsets[elements, :advancing].max(axis=1))
         steps[spans.last] = highest + 1
     before = np.concatenate([[0], np.cumsum(steps)])
-    return (before[:-1] - before[order.document_start])[:, None] + offsets
+    time = before[:-1] - before[order.document_start]
+    if sequence.positions == "separate":
+        return np.column_stack([time + offsets[:, 0], offsets[:, 1:]])
+    return time[:, None] + offsets
 
 
 def _image_spans(order: ReadingOrder) -> _Spans:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from solo.config import ModelConfig
+from solo.config import ConfigError, ModelConfig
 from solo.model.declare import normal, zeros
 from solo.model.dense import Dense, add_bias
 from solo.model.norms import make_norm
@@ -16,6 +16,9 @@ class QKVProjection(nnx.Module):
     """Projects to queries, keys and values of grouped-query attention, with an optional QK norm per head."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        for key in ("head_parts", "value_dim", "attention_scale"):
+            if getattr(config, key) is not None:
+                raise ConfigError(f"model.{key} is not implemented yet")
         width, dim, std = config.width, config.dim_per_head, config.init_std
         q_axes, k_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         self.q = normal(rngs, (width, config.heads, dim), q_axes, std, "qkv", "hidden")

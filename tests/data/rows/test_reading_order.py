@@ -134,6 +134,9 @@ def test_a_sliding_window_counts_the_slot_itself() -> None:
 # ------------------------------------------------------------------------------------------ positions
 
 
+SEPARATE = SequenceConfig(positions="separate")
+
+
 def test_sail_positions_written_out() -> None:
     # <vision>, 2 x 3 patches, </vision>, two of text; then another document.
     image = document([*picture(2, 3, 0, separators=False), *text(2)])
@@ -176,6 +179,41 @@ def test_grid_positions(data: st.DataObject, delimiters: bool) -> None:
     assert positions(order, SequenceConfig()).tolist() == counted
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.booleans())
+def test_separate_positions(data: st.DataObject, delimiters: bool) -> None:
+    found = data.draw(st.lists(documents(delimiters), min_size=1, max_size=3))
+    expected = [position for one in found for position in separate_positions(one)]
+    assert positions(join_documents([(one, 0) for one in found]), SEPARATE).tolist() == expected
+
+
+def separate_positions(one: Document) -> list[list[int]]:
+    """Time, row and column of one element after another, with a clock."""
+    found: list[list[int]] = []
+    grid, clock, row, column = iter(one.patch_grid.tolist()), -1, 0, 0
+    for place, (token, image) in enumerate(zip(one.tokens.tolist(), one.image.tolist(), strict=True)):
+        opens_image = image != NO_IMAGE and (place == 0 or one.image[place - 1] != image)
+        if image == NO_IMAGE:
+            row = column = 0
+        elif token == PATCH:
+            row, column = next(grid)
+        else:
+            column += 1
+        opens_tile = token == PATCH and (row, column) == (0, 0)
+        clock += image == NO_IMAGE or opens_image or opens_tile
+        found.append([clock, row, column])
+    return found
+
+
+def test_neo_positions_written_out() -> None:
+    # <img>, 2 x 3 patches, </img>, <img>, one patch, </img>, two of text; then another document.
+    one = document([*picture(2, 3, 0, separators=False), *picture(1, 1, 1, separators=False), *text(2)])
+    found = positions(join_documents([(one, 0), (document(text(2)), 0)]), SEPARATE).tolist()
+    patches = [[1, 0, 0], [1, 0, 1], [1, 0, 2], [1, 1, 0], [1, 1, 1], [1, 1, 2]]
+    after = [[2, 0, 0], [3, 0, 0], [4, 0, 0], [5, 0, 0], [6, 0, 0], [7, 0, 0]]
+    assert found == [[0, 0, 0], *patches, *after, [0, 0, 0], [1, 0, 0]]
+
+
 def test_rows_hold_three_positions_per_slot() -> None:
     one = document([*picture(2, 2, 0), *text(1)])
     sequence = SequenceConfig(positions="grid")
@@ -216,3 +254,4 @@ def test_no_documents(pattern: str) -> None:
     order = join_documents([])
     assert visible(order, config(pattern), SequenceConfig(sliding_window=3)).shape == (0, 4)
     assert positions(order, SequenceConfig(positions="grid")).shape == (0, 3)
+    assert positions(order, SEPARATE).shape == (0, 3)
