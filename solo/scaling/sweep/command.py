@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rates", metavar="FILE", help="plot the best learning rate over widths, from the results")
     add("--loss", default="text", metavar="NAME", help="with --rates: one of evaluation.losses, default text")
     add("--coord-check", metavar="FILE", help="check whether activations keep their scale over widths, and plot it")
+    add("--by", metavar="AXIS", help="with --rates or --coord-check: one result for each value of an axis")
     add_force(parser)
 
 
@@ -194,10 +195,10 @@ def _rates(arguments: argparse.Namespace, folder: Any) -> int:
     check_suffix(Path(arguments.rates))
     plot = output(arguments, "--rates")
     assert plot is not None
-    found = curves(folder, arguments.loss)
+    found = curves(folder, arguments.loss, arguments.by)
     for curve in found:
         best = "at the edge: try more rates" if curve.best is None else f"{curve.best:.3g}, loss {curve.best_loss:.4f}"
-        print(f"width {curve.width}, {curve.steps:,} steps: best learning rate {best}")
+        print(f"{curve.name}, {curve.steps:,} steps: best learning rate {best}")
     plot_rates(found, arguments.loss, plot)
     print(f"plotted: {plot.path}")
     return 0
@@ -211,15 +212,15 @@ def _coordinates(arguments: argparse.Namespace, spec: Any) -> int:
     check_suffix(Path(arguments.coord_check))
     plot = output(arguments, "--coord-check")
     assert plot is not None
-    found = check_spec(spec, lambda line: print(line, flush=True))
-    for kind, sizes in found.items():
-        print(f"{kind}: largest scale over smallest, minus 1, after {len(sizes[0]) - 1} steps")
-        for name, spread in spreads([size[-1] for size in sizes]).items():
-            print(f"  {name}: {spread:.1%}")
+    found = check_spec(spec, lambda line: print(line, flush=True), arguments.by)
+    for name, sizes in found.items():
+        print(f"{name}: largest scale over smallest, minus 1, after {len(sizes[0]) - 1} steps")
+        for quantity, spread in spreads([size[-1] for size in sizes]).items():
+            print(f"  {quantity}: {spread:.1%}")
     plot_coordinates(found, plot)
-    kind, sizes = next(iter(found.items()))
-    flat = is_flat(sizes)
-    print(
-        f"{kind}: activations {'keep' if flat else 'do not keep'} their scale within {FLAT:.0%}; plotted: {plot.path}"
-    )
-    return 0 if flat else 1
+    judged = list(found) if arguments.by else list(found)[:1]  # without --by, the second is for comparison
+    flat = {name: is_flat(found[name]) for name in judged}
+    for name, keeps in flat.items():
+        print(f"{name}: activations {'keep' if keeps else 'do not keep'} their scale within {FLAT:.0%}")
+    print(f"plotted: {plot.path}")
+    return 0 if all(flat.values()) else 1

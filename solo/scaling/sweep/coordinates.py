@@ -97,32 +97,38 @@ def spreads(found: Sequence[Coordinates]) -> dict[str, float]:
     return {name: max(values) / min(values) - 1 for name, values in scales.items() if min(values) > 0}
 
 
-def check_spec(spec: SweepSpec, note: Callable[[str], None]) -> dict[str, list[list[Coordinates]]]:
-    """Measures all sizes of a sweep's ladder, with the parametrisation of its base and with the standard one.
+def check_spec(
+    spec: SweepSpec, note: Callable[[str], None], by: str | None = None
+) -> dict[str, list[list[Coordinates]]]:
+    """Measures all sizes of a sweep's ladder, with the parametrisation of its base.
 
     Args:
         spec: a sweep with a ladder and data; the first value of each axis is used.
         note: called with a line for every size.
+        by: an axis, such as the design: each of its values is measured. Without one, the standard parametrisation is
+            measured too, for comparison.
 
     Returns:
-        For each parametrisation and size, the coordinates after 0 to `NUM_STEPS` steps.
+        For each parametrisation, or each value of `by`, and each size: the coordinates after 0 to `NUM_STEPS` steps.
 
     Raises:
         ConfigError: the sweep has no ladder or no data, or its parametrisation is the standard one.
     """
     if spec.ladder is None or spec.row_statistics is not None:
         raise ConfigError(f"sweep {spec.name!r}: a coordinate check needs a ladder, and data instead of row_statistics")
-    configs = first_sizes(spec)
-    kind = configs[0].model.parametrisation.kind
+    groups = first_sizes(spec, by)
+    first = next(iter(groups.values()))
+    kind = first[0].model.parametrisation.kind
     if kind == "standard":
         raise ConfigError(f"{spec.base}: model.parametrisation.kind is standard; there is nothing to check")
-    prepared = prepare(configs[0], note)
-    batches = first_batches(configs[0], prepared, endless_plan(configs[0], prepared), NUM_STEPS)
-    found: dict[str, list[list[Coordinates]]] = {kind: [], "standard": []}
+    kinds = {group: kind for group in groups} if by is not None else {kind: kind, "standard": "standard"}
+    prepared = prepare(first[0], note)
+    batches = first_batches(first[0], prepared, endless_plan(first[0], prepared), NUM_STEPS)
+    found: dict[str, list[list[Coordinates]]] = {name: [] for name in kinds}
     for name, sizes in found.items():
-        for config in configs:
+        for config in groups.get(name, first):
             note(f"{name}: width {config.model.width}, {config.model.layers} layers")
-            parametrisation = config.model.parametrisation.model_copy(update={"kind": name})
+            parametrisation = config.model.parametrisation.model_copy(update={"kind": kinds[name]})
             model = config.model.model_copy(update={"parametrisation": parametrisation})
             definition = define(config.model_copy(update={"model": model}), prepared.tokenizer.vocab_size)
             sizes.append(measure(definition, config.stages[0], batches))

@@ -16,6 +16,7 @@ from solo.scaling.sweep.coordinates import LOGITS, Coordinates
 from solo.scaling.sweep.rates import Curve
 
 SUFFIXES = (".png", ".svg", ".pdf")
+_STYLES = ("-", "--", ":", "-.")
 
 
 def check_suffix(path: Path) -> None:
@@ -28,7 +29,7 @@ def check_suffix(path: Path) -> None:
 def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], out: Output) -> None:
     """Plots RMS against width: a column per parametrisation, a row per quantity, a line per step."""
     names = list(next(iter(found.values()))[0][-1].scales)
-    figure = _figure(8.8, 1.9 * len(names))
+    figure = _figure(max(8.8, 2.6 * len(found)), 1.9 * len(names))
     axes = figure.subplots(len(names), len(found), squeeze=False, sharex=True, sharey="row")
     for column, (kind, sizes) in enumerate(found.items()):
         colours = shades(len(sizes[0]))
@@ -54,26 +55,41 @@ def plot_coordinates(found: Mapping[str, Sequence[Sequence[Coordinates]]], out: 
 
 @styled
 def plot_rates(curves: Sequence[Curve], loss: str, out: Output) -> None:
-    """Plots loss against learning rate, with a line and an optimum per width, and the optimum against width."""
-    figure = _figure(8.8, 3.6)
+    """Plots loss against learning rate, and the best rate against width.
+
+    Without groups there is a colour for each width, with groups a colour for each of them.
+    """
+    groups = list(dict.fromkeys(curve.group for curve in curves))
+    widths = sorted({curve.width for curve in curves})
+    figure = _figure(8.8, 3.6 if len(groups) == 1 else 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for curve, colour in zip(curves, shades(len(curves)), strict=True):
-        left.plot(curve.rates, curve.losses, "o-", markersize=4, color=colour, label=f"width {curve.width}")
+    colours = shades(len(widths) if len(groups) == 1 else len(groups))
+    for curve in curves:
+        if len(groups) == 1:
+            colour, style = colours[widths.index(curve.width)], "-"
+        else:
+            colour, style = colours[groups.index(curve.group)], _STYLES[widths.index(curve.width) % len(_STYLES)]
+        left.plot(curve.rates, curve.losses, f"o{style}", markersize=4, color=colour, label=curve.name)
         if curve.best is not None:
             left.plot([curve.best], [curve.best_loss], "*", markersize=11, color=colour)
     left.set(xscale="log", xlabel="learning rate", ylabel=f"loss {loss}")
-    left.legend()
-    inside = [curve for curve in curves if curve.best is not None]
-    edge = [curve for curve in curves if curve.best is None]
-    right.plot([curve.width for curve in inside], [curve.best for curve in inside], "*-", markersize=10, color=ACCENT)
-    if edge:
+    if len(groups) == 1:
+        left.legend()
+    else:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    for group, colour in zip(groups, [ACCENT] if len(groups) == 1 else colours, strict=True):
+        inside = [curve for curve in curves if curve.group == group and curve.best is not None]
+        right.plot(
+            [curve.width for curve in inside], [curve.best for curve in inside], "*-", markersize=10, color=colour
+        )
+    if edge := [curve for curve in curves if curve.best is None]:
         lowest = [curve.rates[curve.losses.index(min(curve.losses))] for curve in edge]
         right.plot([curve.width for curve in edge], lowest, "x", color=WRONG, label="at the edge of the rates tried")
         right.legend()
     tried = [rate for curve in curves for rate in curve.rates]
     right.set(xscale="log", yscale="log", xlabel="width", ylabel="best learning rate")
     right.set_ylim(min(tried) / 1.3, max(tried) * 1.3)
-    right.set_xticks([curve.width for curve in curves], [str(curve.width) for curve in curves])
+    right.set_xticks(widths, [str(width) for width in widths])
     right.minorticks_off()
     right.tick_params(axis="both", colors=QUIET)
     _save(figure, out)

@@ -80,11 +80,29 @@ def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
     return found
 
 
-def first_sizes(spec: SweepSpec) -> list[Config]:
-    """Returns the configs of all sizes, with the first value of every axis and the base's length."""
+def first_sizes(spec: SweepSpec, by: str | None = None) -> dict[str, list[Config]]:
+    """Returns the configs of all sizes, with the first value of every axis and the base's length.
+
+    Args:
+        spec: the sweep.
+        by: an axis, all values of which are used.
+
+    Returns:
+        For each value of the axis, or for "" without one, a config for each size.
+
+    Raises:
+        ConfigError: the sweep has no such axis.
+    """
+    if by is not None and by not in spec.axes:
+        raise ConfigError(f"--by {by}: the sweep has the axes {', '.join(spec.axes) or '(none)'}")
     base = with_values(read_config(spec.base), spec.set)
-    _, changes = spec.combinations()[0]
-    return [_config(spec, with_values(base, {**changes, **model})) for model in _models(spec, base, changes)]
+    found: dict[str, list[Config]] = {}
+    for labels, changes in spec.combinations():
+        group = str(labels[by]) if by is not None else ""
+        if group not in found:
+            models = _models(spec, base, changes)
+            found[group] = [_config(spec, with_values(base, {**changes, **model})) for model in models]
+    return found
 
 
 def with_values(raw: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

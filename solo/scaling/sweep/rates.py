@@ -29,18 +29,29 @@ class Curve:
     losses: tuple[float, ...]
     best: float | None
     best_loss: float | None
+    group: str = ""
+
+    @property
+    def name(self) -> str:
+        """The group, if there is one, and the width."""
+        return f"{self.group}, width {self.width}" if self.group else f"width {self.width}"
 
 
-def curves(folder: SweepFolder, loss: str) -> list[Curve]:
+def curves(folder: SweepFolder, loss: str, by: str | None = None) -> list[Curve]:
     """Returns a curve for each width of a sweep over `stages.0.optimizer.learning_rate`.
 
     Each width uses its longest length with at least three finished learning rates. Runs that differ only in other axes,
     such as the seed, are averaged.
 
+    Args:
+        folder: the sweep.
+        loss: one of its held-out losses.
+        by: an axis of the sweep, such as the design: each of its values, a group, has its own curves.
+
     Raises:
         ConfigError: the sweep has no such axis, or a width has no length with three finished learning rates.
     """
-    found: dict[int, dict[int, dict[float, list[float]]]] = {}
+    found: dict[tuple[str, int], dict[int, dict[float, list[float]]]] = {}
     for point in folder.read_plan():
         result = folder.result(point.id)
         if point.is_stable or result is None or result["status"] != "done":
@@ -49,22 +60,27 @@ def curves(folder: SweepFolder, loss: str) -> list[Curve]:
             raise ConfigError(f"{folder.path}: the sweep has no axis {AXIS}")
         if loss not in result["losses"]:
             raise ConfigError(f"{folder.path}: there is no loss {loss!r}; there are {', '.join(result['losses'])}")
-        rates = found.setdefault(point.config.model.width, {}).setdefault(point.steps, {})
+        if by is not None and by not in point.labels:
+            raise ConfigError(f"--by {by}: the sweep has the axes {', '.join(point.labels)}")
+        group = str(point.labels[by]) if by is not None else ""
+        rates = found.setdefault((group, point.config.model.width), {}).setdefault(point.steps, {})
         rates.setdefault(float(point.labels[AXIS]), []).append(float(result["losses"][loss]))
     if not found:
         raise ConfigError(f"{folder.path}: no run is finished")
-    return [_curve(width, found[width]) for width in sorted(found)]
+    groups = list(dict.fromkeys(group for group, _ in found))  # in the order of the plan
+    return [_curve(*key, found[key]) for key in sorted(found, key=lambda key: (groups.index(key[0]), key[1]))]
 
 
-def _curve(width: int, lengths: dict[int, dict[float, list[float]]]) -> Curve:
+def _curve(group: str, width: int, lengths: dict[int, dict[float, list[float]]]) -> Curve:
     steps = max((steps for steps, losses in lengths.items() if len(losses) >= _FEWEST_RATES), default=None)
     if steps is None:
         most = max(map(len, lengths.values()))
-        raise ConfigError(f"width {width} has {most} finished learning rates of one length; an optimum needs three")
+        name = f"{group}, width {width}" if group else f"width {width}"
+        raise ConfigError(f"{name} has {most} finished learning rates of one length; an optimum needs three")
     rates = tuple(sorted(lengths[steps]))
     values = tuple(float(np.mean(lengths[steps][rate])) for rate in rates)
     best = vertex(rates, values)
-    return Curve(width, steps, rates, values, *(best or (None, None)))
+    return Curve(width, steps, rates, values, *(best or (None, None)), group=group)
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:

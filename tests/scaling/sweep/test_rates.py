@@ -67,6 +67,29 @@ def test_rates_are_compared_after_equally_many_steps(tmp_path: Path) -> None:
     assert (narrow.best, wide.best) == (pytest.approx(2e-3), pytest.approx(2e-3))
 
 
+def test_a_curve_for_each_group_and_width(tmp_path: Path) -> None:
+    """The optimum of the experts lies at half the rate of the dense model's."""
+    experts = {"dense": {"model.experts": {}}, "experts": {"model.experts": {"ffn": "modality"}}}
+    axes = {"design": experts, AXIS: [1e-3, 2e-3, 4e-3, 8e-3]}
+    spec = planned(tmp_path, axes=axes, ladder={"width": [16, 32]})
+    points, folder = expand(spec), SweepFolder(spec.path)
+    folder.write_plan(spec, points)
+    best = {"dense": 4e-3, "experts": 2e-3}
+    for point in points:
+        loss = abs(np.log(point.labels[AXIS] / best[point.labels["design"]]))
+        folder.run(point.id).mkdir(parents=True)
+        folder.result_file(point.id).write_text(json.dumps({"status": "done", "losses": {"text": loss}}))
+    found = curves(folder, "text", by="design")
+    assert [curve.name for curve in found] == [
+        *("dense, width 16", "dense, width 32", "experts, width 16", "experts, width 32")
+    ]
+    assert [curve.best for curve in found] == pytest.approx([4e-3, 4e-3, 2e-3, 2e-3])
+    plot_rates(found, "text", Output(tmp_path / "rates.svg", "solo sweep --rates"))
+    assert "experts, width 32" in (tmp_path / "rates.svg").read_text()
+    with pytest.raises(ConfigError, match="--by shape: the sweep has the axes design,"):
+        curves(folder, "text", by="shape")
+
+
 def test_a_sweep_without_learning_rates(tmp_path: Path) -> None:
     spec = planned(tmp_path)
     points, folder = expand(spec), SweepFolder(spec.path)

@@ -44,11 +44,34 @@ def test_designs_have_equal_active_parameters(tmp_path: Path) -> None:
             sizes[point.config.model.width, point.steps][point.labels["design"]] = point.estimate
     assert len(sizes) >= 12
     for found in sizes.values():
-        assert set(found) == {"dense", "visual_experts", "moe"}
-        assert found["dense"].n_active == found["visual_experts"].n_active
-        # The router adds a little.
-        assert found["moe"].n_active == pytest.approx(found["dense"].n_active, rel=0.03)
-        assert found["dense"].n_total < found["visual_experts"].n_total < found["moe"].n_total
+        assert set(found) == {"dense", "modality_ffn", "modality_all"} | {
+            f"moe{count}_top{top}" for count in (4, 8) for top in (1, 2)
+        }
+        dense = found["dense"]
+        assert dense.n_active == found["modality_ffn"].n_active == found["modality_all"].n_active
+        assert dense.n_total < found["modality_ffn"].n_total < found["modality_all"].n_total
+        for name, estimate in found.items():
+            if name.startswith("moe"):  # the router adds a little
+                assert estimate.n_active == pytest.approx(dense.n_active, rel=0.03)
+                assert estimate.n_total > dense.n_total
+
+
+def test_the_rates_of_all_designs_are_checked(tmp_path: Path) -> None:
+    designs, rates = (load_spec(FOLDER / f"{name}.yaml") for name in ("designs", "designs_rates"))
+    assert rates.axes["design"] == designs.axes["design"]
+    _, points = shipped("designs_rates", tmp_path)
+    assert len(points) == 7 * 4 * 2
+
+
+def test_images_keep_the_ratio_of_their_sources(tmp_path: Path) -> None:
+    _, points = shipped("images", tmp_path)
+    assert len({point.labels["share"] for point in points}) == 5
+    for point in points:
+        mixture = point.config.stages[0].mixture
+        assert sum(mixture.values()) == pytest.approx(1)
+        assert 1 - mixture["topics"] == pytest.approx(float(point.labels["share"]))
+        assert mixture["captions"] / mixture["digits"] == pytest.approx(4.5, rel=0.01)
+        assert mixture["captions"] / mixture["questions"] == pytest.approx(3, rel=0.01)
 
 
 def test_pod_has_equal_compute(tmp_path: Path) -> None:
