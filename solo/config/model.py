@@ -72,6 +72,11 @@ class PatchEmbedConfig(Section):
         None, ge=1, description="grid: side of the table of position embeddings, in inner patches"
     )
     class_slot: bool = Field(False, description="grid: keep the unused class token of the published weights")
+    rotation_theta: float | None = Field(
+        None,
+        gt=0,
+        description="conv: rotates the channels of each inner patch by its place in the image, with this base (NEO)",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PatchEmbedConfig:
@@ -80,6 +85,13 @@ class PatchEmbedConfig(Section):
         )
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"a {self.kind} embedder needs {', '.join(missing)}")
+        if self.rotation_theta is not None and self.kind != "conv":
+            raise ValueError(f"rotation_theta belongs to the kind conv, not {self.kind}; leave it out")
+        if self.rotation_theta is not None and self.inner_width is not None and self.inner_width % 4:
+            raise ValueError(
+                f"rotation_theta rotates pairs of channels in two halves, so inner_width {self.inner_width} must be a"
+                " multiple of 4"
+            )
         return self
 
 

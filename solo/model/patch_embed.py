@@ -62,11 +62,14 @@ class LinearEmbed(Linear):
 
 
 class ConvEmbed(nnx.Module):
-    """A convolution of stride i, GELU, and a linear projection of the n x n inner patches (EVEv2, NEO)."""
+    """A convolution of stride i, GELU, and a linear projection of the n x n inner patches (EVEv2, NEO).
+
+    With `rotation_theta`, the channels of each inner patch are rotated by its place before the projection (NEO).
+    """
 
     def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
         inner, std = _Inner(config.patch_embed, image), config.init_std
-        self.geometry = inner
+        self.geometry, self.rotation_theta = inner, config.patch_embed.rotation_theta
         self.inner = inner.embed(rngs, std)
         self.merge = Linear(rngs, (inner.count * inner.channels, config.width), ("inner", "embed"), std)
         self.begin_marker = _vector(rngs, config.width, std) if image.markers else None
@@ -75,6 +78,8 @@ class ConvEmbed(nnx.Module):
     def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
         """Maps normalised pixels [B, P, p*p*3], channel-major, at grid places [B, P, 2] to [B, P, D]."""
         x = jax.nn.gelu(self.inner(self.geometry.cut(pixels)), approximate=False)
+        if self.rotation_theta is not None:
+            x = rotate_by_place(x, *self.geometry.rows_and_columns(grid_BP2), self.rotation_theta)
         x = self.merge(x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]))  # not -1: P may be 0
         for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
             if marker is not None:
@@ -147,10 +152,32 @@ class _Inner:
 
     def places(self, grid_BP2: jax.Array, tile_side: int) -> jax.Array:
         """Returns int32 [B, P, n*n]: row-major places of the inner patches in a tile of tile_side x tile_side."""
+        rows, columns = self.rows_and_columns(grid_BP2)
+        return rows * tile_side + columns
+
+    def rows_and_columns(self, grid_BP2: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the row and the column of each inner patch in its image or tile, int32 [B, P, n*n] each."""
         offset = np.arange(self.side)
         rows = grid_BP2[..., 0, None] * self.side + np.repeat(offset, self.side)
         columns = grid_BP2[..., 1, None] * self.side + np.tile(offset, self.side)
-        return rows * tile_side + columns
+        return rows, columns
+
+
+def rotate_by_place(x_BPNI: jax.Array, rows_BPN: jax.Array, columns_BPN: jax.Array, theta: float) -> jax.Array:
+    """Rotates the channels of N inner patches by their column (first half of I) and row (second half), in float32.
+
+    Within a half, pair j is the channels (2j, 2j + 1). Its angle in radians is the column or row times
+    theta^(-2j / (I/2)). This is the 2-D rotation of NEO's patch embedder (arXiv 2510.14979).
+    """
+    channels = x_BPNI.shape[-1]
+    half = channels // 2
+    frequency = theta ** -(jnp.arange(0, half, 2, dtype=jnp.float32) / half)
+    places = jnp.stack([columns_BPN, rows_BPN], axis=-1).astype(jnp.float32)
+    angles = jnp.repeat(places[..., None] * frequency, 2, axis=-1).reshape(x_BPNI.shape)
+    x = x_BPNI.astype(jnp.float32)
+    is_first = np.arange(channels) % 2 == 0
+    partner = jnp.where(is_first, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+    return (x * jnp.cos(angles) + partner * jnp.sin(angles)).astype(x_BPNI.dtype)
 
 
 def bicubic_weights(source: int, target: int) -> np.ndarray:

@@ -27,7 +27,7 @@ SWITCHES = {
         "image": {"mask": "bidirectional"},
         "model": {
             "experts": ALL,
-            "patch_embed": {"kind": "conv", "inner_size": 2, "inner_width": 6},
+            "patch_embed": {"kind": "conv", "inner_size": 2, "inner_width": 8, "rotation_theta": 100.0},
             "bias": "qkv",
             "qk_norm": "rms",
             "rope_scaling": {"kind": "llama3", "factor": 4.0, "trained_length": 64},

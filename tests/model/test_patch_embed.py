@@ -1,15 +1,19 @@
 """Patch embedders against PyTorch's convolutions, norms and interpolation."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig, ModelConfig, PatchEmbedConfig
 from solo.model.parameters import ModelDefinition
 from solo.model.patch_embed import bicubic_weights
 
+NEO = Path(__file__).parents[1] / "goldens/neo/neo_a"
 torch = pytest.importorskip("torch")
 
 
@@ -59,6 +63,57 @@ def test_conv_is_two_convolutions_with_gelu_between() -> None:
     marked[0, 1], marked[0, 4] = BEGIN_MARKER, ROW_MARKER
     expected[1], expected[4] = parameters["patch_embed/begin_marker"], parameters["patch_embed/row_marker"]
     np.testing.assert_allclose(embed(model, parameters, patches, marked), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("row", ["row0", "row2", "packed"])
+def test_conv_with_rotation_is_the_embedder_of_neo(row) -> None:
+    """Random weights and outputs of NEO's published code; see tests/goldens/README.md."""
+    weights = load_file(NEO / "model.safetensors")
+    golden = load_file(NEO / "expected.safetensors")
+    inner, merge = (weights[f"vision_model.embeddings.{name}_embedding.weight"] for name in ("patch", "dense"))
+    image = ImageConfig(geometry="area", patch_size=32, row_token=None)
+    model = definition(image, kind="conv", inner_size=16, inner_width=32, rotation_theta=1e4)
+    parameters = random_parameters(model) | {
+        "patch_embed/inner/kernel": inner.reshape(32, -1).T,
+        "patch_embed/inner/bias": weights["vision_model.embeddings.patch_embedding.bias"],
+        "patch_embed/merge/kernel": merge.transpose(2, 3, 1, 0).reshape(-1, 64),
+        "patch_embed/merge/bias": weights["vision_model.embeddings.dense_embedding.bias"],
+    }
+    pixels = [golden[f"{each}.pixel_values"] for each in ([row] if row != "packed" else ["row0", "row2"])]
+    pixels, patches, grid, before = np.concatenate(pixels), [], [], 0
+    for rows, columns in golden[f"{row}.image_grid_hw"]:
+        fine = pixels[before : before + rows * columns].reshape(rows, columns, 3, 16, 16)
+        of_image = cut(fine.transpose(2, 0, 3, 1, 4).reshape(3, rows * 16, columns * 16), 32)
+        patches.append(of_image[0])
+        grid.append(of_image[1])
+        before += rows * columns
+    embedded = embed(model, parameters, np.concatenate(patches, axis=1), np.concatenate(grid, axis=1))
+    np.testing.assert_allclose(embedded, golden[f"{row}.vision_features"], atol=1e-5)
+
+
+def test_places_of_a_rotation_are_those_of_the_image_and_not_of_the_row() -> None:
+    image = ImageConfig(patch_size=8, max_side=64, row_token=None)
+    model = definition(image, kind="conv", inner_size=4, inner_width=8, rotation_theta=100.0)
+    parameters = random_parameters(model)
+    one = np.random.default_rng(5).normal(size=(1, 4, 192)).astype(np.float32)
+    grid = np.asarray([[[0, 0], [0, 1], [1, 0], [1, 1]]], np.int32)
+    alone = embed(model, parameters, one, grid)
+    packed = embed(model, parameters, np.concatenate([one, one], axis=1), np.concatenate([grid, grid], axis=1))
+    np.testing.assert_allclose(packed, np.concatenate([alone, alone]), atol=1e-6)
+    moved = embed(model, parameters, one, grid + [0, 1])
+    assert (np.abs(moved - alone).max(axis=1) > 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("embed", "message"),
+    [
+        ({"kind": "linear"}, "belongs to the kind conv"),
+        ({"kind": "conv", "inner_size": 4, "inner_width": 6}, "inner_width 6 must be a multiple of 4"),
+    ],
+)
+def test_a_rotation_that_does_not_fit_is_refused(embed, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        PatchEmbedConfig(rotation_theta=1e4, **embed)
 
 
 @pytest.mark.parametrize(("side", "class_slot"), [(32, True), (32, False), (48, True), (16, True)])

@@ -164,6 +164,27 @@ class InnerEmbed(nn.Module):
         cut = pixels.view(-1, 3, self.side, self.size, self.side, self.size).permute(0, 2, 4, 1, 3, 5)
         return self.inner(cut.reshape(-1, self.side**2, 3 * self.size**2))
 
+    def rows_and_columns(self, grid: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns the row and column of each inner patch, [n, side * side] each, for patches at places [n, 2]."""
+        places = _needed(grid).to(device)
+        offset = torch.arange(self.side, device=device)
+        rows = places[:, :1] * self.side + offset.repeat_interleave(self.side)
+        return rows, places[:, 1:] * self.side + offset.repeat(self.side)
+
+
+def rotate_by_place(x: Tensor, rows: Tensor, columns: Tensor, theta: float) -> Tensor:
+    """Rotates channels [n, inner patches, channels] by column (first half) and row (second half), in float32.
+
+    Within a half, pair j is the channels (2j, 2j + 1), at the frequency theta^(-2j / half).
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** -(torch.arange(0, half, 2, dtype=torch.float32, device=x.device) / half)
+    angles = torch.cat([places[..., None].float() * frequency for places in (columns, rows)], dim=-1)
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
 
 class ConvEmbed(InnerEmbed):
     """GELU and a linear layer of the concatenated inner patches; some models have learned tokens among the patches."""
@@ -172,13 +193,17 @@ class ConvEmbed(InnerEmbed):
         super().__init__(config)
         width = config.model["width"]
         self.merge = nn.Linear(self.joined, width)
+        self.rotation_theta = config.model["patch_embed"].get("rotation_theta")
         markers = config.image.get("markers")
         self.begin_marker = nn.Parameter(torch.empty(width)) if markers else None
         self.row_marker = nn.Parameter(torch.empty(width)) if markers else None
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
         """Maps pixels [n, p*p*3] at places [n, 2] of the image to [n, D]."""
-        x = self.merge(F.gelu(self.convolve(pixels)).flatten(1))
+        x = F.gelu(self.convolve(pixels))
+        if self.rotation_theta is not None:
+            x = rotate_by_place(x, *self.rows_and_columns(grid, x.device), self.rotation_theta)
+        x = self.merge(x.flatten(1))
         for marker, place in ((self.begin_marker, BEGIN_MARKER), (self.row_marker, ROW_MARKER)):
             if marker is not None:
                 x = torch.where(_needed(grid).to(x.device)[:, :1] == place, marker, x)
@@ -200,10 +225,7 @@ class GridEmbed(InnerEmbed):
 
     def forward(self, pixels: Tensor, grid: Tensor | None) -> Tensor:
         """Maps pixels [n, p*p*3] at places [n, 2] of the tile to [n, D]."""
-        places = _needed(grid).to(pixels.device)
-        offset = torch.arange(self.side, device=pixels.device)
-        rows = places[:, :1] * self.side + offset.repeat_interleave(self.side)
-        columns = places[:, 1:] * self.side + offset.repeat(self.side)
+        rows, columns = self.rows_and_columns(grid, pixels.device)
         x = self.convolve(pixels)
         x = x + self.table().to(x.dtype)[rows * self.tile_side + columns]
         return self.out(F.gelu(self.hidden(self.norm(x.flatten(1)))))
