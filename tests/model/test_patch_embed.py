@@ -100,7 +100,7 @@ def test_places_of_a_rotation_are_those_of_the_image_and_not_of_the_row() -> Non
     alone = embed(model, parameters, one, grid)
     packed = embed(model, parameters, np.concatenate([one, one], axis=1), np.concatenate([grid, grid], axis=1))
     np.testing.assert_allclose(packed, np.concatenate([alone, alone]), atol=1e-6)
-    moved = embed(model, parameters, one, grid + [0, 1])
+    moved = embed(model, parameters, one, grid + np.array([0, 1]))
     assert (np.abs(moved - alone).max(axis=1) > 0.1).all()
 
 
