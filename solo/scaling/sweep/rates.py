@@ -79,8 +79,8 @@ def _curve(group: str, width: int, lengths: dict[int, dict[float, list[float]]])
         raise ConfigError(f"{name} has {most} finished learning rates of one length; an optimum needs three")
     rates = tuple(sorted(lengths[steps]))
     values = tuple(float(np.mean(lengths[steps][rate])) for rate in rates)
-    best = vertex(rates, values)
-    return Curve(width, steps, rates, values, *(best or (None, None)), group=group)
+    best, best_loss = vertex(rates, values) or (None, None)
+    return Curve(width, steps, rates, values, best, best_loss, group)
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:
