@@ -58,6 +58,11 @@ class ImageConfig(Section):
     min_tiles: int = Field(1, ge=1)
     max_tiles: int = Field(12, ge=1, description="tiles of one image, without the thumbnail")
     share_tiles: bool = Field(False, description="max_tiles is for a whole record, split evenly among its images")
+    share_pixels: bool = Field(
+        False,
+        description="area: each of n > 1 images of a record has at most max(2 * max_pixels // n, min_pixels) pixels"
+        " (NEO's training)",
+    )
     thumbnail: bool = Field(True, description="tiles: add the whole image as a last tile if there are several")
     max_height: int = Field(1080, ge=1, description="padded: taller images are reduced")
     max_width: int = Field(1920, ge=1, description="padded: wider images are reduced")
@@ -70,7 +75,9 @@ class ImageConfig(Section):
     background: str = Field(
         "white",
         description='colour behind transparent pixels: white or "#rrggbb". published: convert images as published'
-        ' processors do, with Pillow\'s convert("RGB"), which drops transparency and clips 16-bit grey to white',
+        ' processors do, with Pillow\'s convert("RGB"), which drops transparency and clips 16-bit grey to white.'
+        " neo_unify: as published, but RGBA images on white (SenseNova-U1); neo: likewise, but only RGBA images in"
+        " which some pixels, and not all, are fully transparent (NEO's evaluation)",
     )
     max_file_pixels: int = Field(
         89_478_485,
@@ -123,14 +130,18 @@ class ImageConfig(Section):
         for side in sides.get(self.geometry, ()):
             if getattr(self, side) % self.patch_size:
                 raise ValueError(f"{side} {getattr(self, side)} is not a multiple of patch_size {self.patch_size}")
-        if not re.fullmatch(r"white|published|#[0-9a-fA-F]{6}", self.background):
-            raise ValueError(f"background {self.background!r} is not white, published or a colour such as '#ffffff'")
+        if not re.fullmatch(r"white|published|neo|neo_unify|#[0-9a-fA-F]{6}", self.background):
+            raise ValueError(
+                f"background {self.background!r} is not white, published, neo, neo_unify or a colour such as '#ffffff'"
+            )
         if self.patch_order == "columns" and self.geometry != "tiles":
             raise ValueError("patch_order: columns goes with geometry: tiles")
         if self.markers and (self.geometry == "tiles" or self.row_token):
             raise ValueError("markers replace row_token, which must be null, and cannot be used with tiles")
         if self.min_tiles > self.max_tiles:
             raise ValueError(f"min_tiles {self.min_tiles} is above max_tiles {self.max_tiles}")
+        if self.share_pixels and (self.geometry != "area" or self.max_pixels is None):
+            raise ValueError("share_pixels divides the max_pixels of geometry: area, which must be set")
         if (self.min_pixels or 0) > (self.max_pixels or float("inf")):
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
         return self
@@ -140,7 +151,8 @@ class SequenceConfig(Section):
     """The chat template, token positions and sliding window of a sequence.
 
     template        roles: a role token before every turn; solo_pretrain and solo_chat: SOLO (solo_chat: also SAIL);
-                    internlm2_chat: Mono-InternVL; chatml: Qwen and NEO; fuyu: Fuyu
+                    internlm2_chat: Mono-InternVL; chatml: Qwen; fuyu: Fuyu; neo: NEO's training; neo_1_0 and
+                    neo_1_5: the prompts of NEO's evaluation
     positions       text: one index over text and patches; grid: (time, row, column), as in M-RoPE; separate: (time,
                     row, column) as in NEO, with row and column 0 for text
     sliding_window  as in Hugging Face: a slot attends to itself and to `sliding_window - 1` slots before it in its
@@ -150,7 +162,17 @@ class SequenceConfig(Section):
 
     keys_decide = ("data",)
 
-    template: Literal["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"] = "roles"
+    template: Literal[
+        "roles",
+        "solo_pretrain",
+        "solo_chat",
+        "internlm2_chat",
+        "chatml",
+        "neo",
+        "neo_1_0",
+        "neo_1_5",
+        "fuyu",
+    ] = "roles"
     system: str | None = Field(None, description="system turn for conversations that have none")
     positions: Literal["text", "grid", "separate"] = Field("text", json_schema_extra=decides("model", "data"))
     sliding_window: int | None = Field(None, ge=1, json_schema_extra=decides("model", "data"))

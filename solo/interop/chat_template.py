@@ -116,13 +116,70 @@ TEXT_TURN{{ EOS }}
 {%- if message['role'] == 'assistant' -%}
 {{ gap(message['content'], STRIPPED) }}{{ render(message['content'], stripped=STRIPPED) }}
 {%- else -%}
-{{ render(message['content'], stripped=STRIPPED, broken=true) }}
+{{ ASKED }}
 {%- endif -%}
 {{ '<|im_end|>' ~ AFTER }}
 {%- endif -%}
 {%- endfor -%}
 {{ '<|im_start|>assistant\\n' if add_generation_prompt }}
 """,
+}
+
+# Counts the images of all messages, for the line break that NEO's training adds to a single one.
+_COUNTED = """\
+{%- set seen = namespace(images=0, users=0) -%}
+{%- for message in messages if message['content'] is not string -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}
+{%- set seen.images = seen.images + 1 -%}
+{%- endfor -%}
+{%- endfor -%}
+"""
+_COUNTED_USERS = "{%- set seen.users = seen.users + (message['role'] == 'user') -%}"
+
+# Renders a question as NEO's evaluation does: with one image in front, or with several, numbered (1.0) or in place.
+_QUESTION = """\
+{%- macro asked(content, role) -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
+{%- set state = namespace(images=0, text='', texts=[], placed='', opening='', marked='', marks='') -%}
+{%- for part in content -%}
+{%- if part['type'] == 'image' -%}
+{%- set state.images = state.images + 1 -%}
+{%- set state.text = '<Image-' ~ state.images ~ '>' -%}
+{%- set state.opening = state.opening ~ 'Image-' ~ state.images ~ ': ' ~ IMAGE ~ '\\n' -%}
+{%- set state.placed = state.placed ~ IMAGE ~ '\\n' -%}
+{%- set state.marks = state.marks ~ state.text -%}
+{%- elif part['type'] != 'text' -%}
+{{ raise_exception('this model reads text and images, no parts of type ' ~ part['type']) }}
+{%- else -%}
+{%- set state.text = part['text'] -%}
+{%- if not loop.first and loop.previtem['type'] == 'image' and state.text[:1] == '\\n' -%}
+{%- set state.text = state.text[1:] -%}
+{%- endif -%}
+{%- set state.texts = state.texts + [state.text] -%}
+{%- set state.placed = state.placed ~ state.text -%}
+{%- endif -%}
+{%- set state.marked = state.marked ~ state.text -%}
+{%- endfor -%}
+{%- if state.images == 1 and role == 'user' -%}
+{{ IMAGE ~ '\\n' ~ state.texts | join('\\n') }}
+{%- elif state.images > 0 and NUMBERED -%}
+{{ state.opening ~ state.marked.replace(state.marks, '') }}
+{%- else -%}
+{{ state.placed }}
+{%- endif -%}
+{%- endmacro -%}
+"""
+_WITHOUT_EMPTY_SYSTEM = """\
+{%- elif message['role'] == 'system' and render(message['content']) == '' -%}
+{{ BOS if loop.first }}
+{%- else -%}
+{{ BOS if"""
+_ASKED_BY = {
+    "internlm2_chat": "render(message['content'], stripped=true, broken=true)",
+    "chatml": "render(message['content'], broken=true)",
+    "neo": "render(message['content'], broken=seen.images == 1 and seen.users == 1 and message['role'] == 'user')",
+    "neo_1_0": "asked(message['content'], message['role'])",
+    "neo_1_5": "asked(message['content'], message['role'])",
 }
 
 
@@ -136,8 +193,13 @@ def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_pre
         dummy_prefix: whether the tokenizer begins every text with a space. A space then separates texts that were
             tokenised separately in training, and their ids are the same.
     """
-    chatml = config.template == "chatml"
-    body = _BODIES["internlm2_chat" if chatml else config.template].replace("TEXT_TURN", _TEXT_TURN)
+    name = config.template
+    body = _BODIES["internlm2_chat" if name in _ASKED_BY else name].replace("TEXT_TURN", _TEXT_TURN)
+    if name in ("neo_1_0", "neo_1_5"):
+        body = _QUESTION + body.replace("{%- else -%}\n{{ BOS if", _WITHOUT_EMPTY_SYSTEM, 1)
+    if name == "neo":
+        loop = "{%- for message in messages -%}\n"
+        body = _COUNTED + body.replace(loop, loop + _COUNTED_USERS, 1)
     text: str = _CONTENT + (_SYSTEM if config.system is not None else "") + body
     names = {
         "IMAGE": json.dumps(image_token),
@@ -145,7 +207,9 @@ def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_pre
         "BOS": "bos_token" if bos else "''",
         "EOS": "eos_token",
         "GAP": "' '" if dummy_prefix else "''",
-        "STRIPPED": "false" if chatml else "true",
-        "AFTER": r"'\n'" if chatml else "''",
+        "ASKED": _ASKED_BY.get(name, ""),
+        "NUMBERED": "true" if name == "neo_1_0" else "false",
+        "STRIPPED": "true" if name == "internlm2_chat" else "false",
+        "AFTER": "''" if name == "internlm2_chat" else r"'\n'",
     }
     return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], text).strip()

@@ -26,6 +26,14 @@ GEOMETRIES = {
     "tiles_shared": {"geometry": "tiles", "patch_size": 8, "tile_size": 16, "share_tiles": True, "thumbnail": False},
     "area_up": {"geometry": "area", "patch_size": 8, "min_pixels": 1024, "max_pixels": 1024},
     "area_nearest": {"geometry": "area", "patch_size": 8, "max_pixels": 1500, "rounding": "nearest"},
+    "area_shared": {
+        "geometry": "area",
+        "patch_size": 8,
+        "min_pixels": 500,
+        "max_pixels": 1500,
+        "rounding": "within",
+        "share_pixels": True,
+    },
     "area_within": {"geometry": "area", "patch_size": 8, "min_pixels": 500, "max_pixels": 1500, "rounding": "within"},
     "markers": {
         "geometry": "area",
@@ -146,11 +154,15 @@ def test_images_that_need_no_resizing_and_no_images():
         processor([])
 
 
-@pytest.mark.parametrize("background", ["white", "#0080ff", "published"])
+@pytest.mark.parametrize("background", ["white", "#0080ff", "published", "neo", "neo_unify"])
 def test_transparent_and_deep_images(background):
     config = ImageConfig(patch_size=8, max_side=64, background=background)
     deep = PillowImage.fromarray(np.random.default_rng(0).integers(0, 65536, (16, 24)).astype(np.uint16))
     files = [png(noise(24, 16, "RGBA")), png(noise(24, 16, "RGBA").convert("LA")), png(deep)]
+    for alpha in (np.full((16, 24), 90), np.zeros((16, 24)), np.arange(384).reshape(16, 24) % 256):
+        image = noise(24, 16, "RGBA")
+        image.putalpha(PillowImage.fromarray(alpha.astype(np.uint8)))
+        files.append(png(image))
     files.append(png(noise(24, 16).quantize(8), transparency=3))
     values = np.random.default_rng(1).random((16, 24))
     files += [tiff((most * values).astype(kind)) for most, kind in ((1, "f4"), (255, "f4"), (255, "i4"))]

@@ -99,14 +99,17 @@ def their_ids(theirs, template, turns, open_turn, bos, eos):
     return theirs.encode(text, add_special_tokens=False).ids
 
 
+JOINED = ("internlm2_chat", "chatml", "neo", "neo_1_0", "neo_1_5")  # all text between special tokens is one text
+
+
 @pytest.mark.parametrize("prefixed", [False, True], ids=["plain", "dummy prefix"])
-@pytest.mark.parametrize("template", ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml"])
+@pytest.mark.parametrize("template", ["roles", "solo_pretrain", "solo_chat", *JOINED])
 def test_chat_templates_give_our_ids(template, prefixed):
     plain = trained("bpe", remove_extra_whitespaces=False) if prefixed else TOKENIZERS["ours"]()
     ours = extend_tokenizer(plain, [*MORE, *SPECIAL_TOKENS.values()])
     theirs = Tokenizer.from_str(tokenizer_json(ours._model, add_bos=True))
     image = ours.id("<image>")
-    for system in (None, 'You are "kind".\nBOS EOS') if template in ("roles", "internlm2_chat", "chatml") else (None,):
+    for system in (None, 'You are "kind".\nBOS EOS') if template in ("roles", *JOINED) else (None,):
         config = SequenceConfig(template=template, system=system)
         text = chat_template(config, "<image>", bos=True, dummy_prefix=has_dummy_prefix(ours._model))
         for name, turns in CONVERSATIONS.items():
@@ -136,14 +139,14 @@ def chats(joined, count=150):
 
 
 @pytest.mark.parametrize("prefixed", [False, True], ids=["plain", "dummy prefix"])
-@pytest.mark.parametrize("template", ["roles", "solo_chat", "internlm2_chat", "chatml"])
+@pytest.mark.parametrize("template", ["roles", "solo_chat", *JOINED])
 def test_random_chats_have_our_ids(template, prefixed):
     plain = trained("bpe", remove_extra_whitespaces=False) if prefixed else TOKENIZERS["ours"]()
     ours = extend_tokenizer(plain, [*MORE, *SPECIAL_TOKENS.values()])
     theirs = Tokenizer.from_str(tokenizer_json(ours._model, add_bos=True))
     image, config = ours.id("<image>"), SequenceConfig(template=template)
     text = chat_template(config, "<image>", bos=True, dummy_prefix=has_dummy_prefix(ours._model))
-    for turns in chats(joined=template in ("internlm2_chat", "chatml")):
+    for turns in chats(joined=template in JOINED):
         runs = make_template(ours, config).runs(turns, turns[-1].role == "user")
         wanted = [token for run in runs for token in (run.tokens if isinstance(run, TextRun) else (image,))]
         found = their_ids(theirs, text, turns, turns[-1].role == "user", "<s>", "</s>")

@@ -192,6 +192,7 @@ def test_what_cannot_be_served(plugin, repository, published):
         ({"model": {"rope_sections": [0, 2, 2]}}, "rope_sections"),
         ({"model": dynamic}, "at most 64"),
         ({"image": {"share_tiles": True}}, "share_tiles"),
+        ({"image": {"share_pixels": True}}, "share_pixels"),
         ({"tensor_parallel_size": 2}, "parallel sizes of 1"),
         ({"enforce_eager": False}, "--enforce-eager"),
     ]:

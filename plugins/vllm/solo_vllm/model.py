@@ -30,8 +30,9 @@ def refusal(config: Any, vllm_config: VllmConfig) -> str | None:
         return f"image.mask is {image['mask']!r}, and this plug-in attends causally"
     if model["rope_sections"] is not None:
         return "model.rope_sections: positions of rows and columns are not implemented"
-    if image.get("share_tiles"):
-        return "image.share_tiles: vLLM processes every image by itself"
+    for key in ("share_tiles", "share_pixels"):
+        if image.get(key):
+            return f"image.{key}: vLLM processes every image by itself"
     if scaling.get("kind") == "dynamic" and longest > scaling["trained_length"]:
         return (
             f"rope_scaling is dynamic: set --max-model-len to at most {scaling['trained_length']}, the trained length"

@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 from solo.config import ImageConfig
 from solo.data.images.metadata import jpeg2000_bits, without_metadata
 from solo.data.images.reasons import ImageError, reason
-from solo.data.images.rgb import to_rgb
+from solo.data.images.rgb import AS_PUBLISHED, to_rgb
 
 Exif = Literal["apply", "ignore"]
 T = TypeVar("T")
@@ -130,7 +130,7 @@ def verify(data: bytes, background: str = "white", max_pixels: int = MAX_FILE_PI
 def _rgb(image: PillowImage.Image, data: bytes, background: str) -> PillowImage.Image:
     """Returns an open image as RGB; see `to_rgb`."""
     # Pillow converts these to 8 bits without clipping, so white becomes black.
-    if image.format == "JPEG2000" and image.mode != "I;16" and background != "published":
+    if image.format == "JPEG2000" and image.mode != "I;16" and background not in AS_PUBLISHED:
         bits = jpeg2000_bits(data) or 8
         if bits > 8:
             raise ImageError(f"it is a JPEG 2000 file with colours of {bits} bits per value; 8 can be read")

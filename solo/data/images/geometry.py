@@ -39,7 +39,7 @@ def patch_grid(
 ) -> PatchGrid:
     """Returns the patch grids of images with these sizes in pixels.
 
-    For `images`, see `solo.data.images.tiles.tile_grid`.
+    `images` is the number of images in the record of each image; see `ImageConfig.share_tiles` and `share_pixels`.
     """
     width, height = np.asarray(width, np.int64), np.asarray(height, np.int64)
     if config.geometry == "tiles":
@@ -47,15 +47,18 @@ def patch_grid(
         tiles = columns * rows
         side = np.full_like(tiles, config.tile_size // config.patch_size)
         return PatchGrid(tiles + (config.thumbnail & (tiles > 1)), side, side)
-    columns, rows = (-(-side // config.patch_size) for side in resized(width, height, config))
+    columns, rows = (-(-side // config.patch_size) for side in resized(width, height, config, images))
     return PatchGrid(np.ones_like(rows), rows, columns)
 
 
-def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
-    """Returns the (width, height) in pixels that images are resized to, int64. For all geometries except tiles."""
+def resized(width: np.ndarray, height: np.ndarray, config: ImageConfig, images: int | np.ndarray = 1) -> Sides:
+    """Returns the (width, height) in pixels that images are resized to, int64. For all geometries except tiles.
+
+    For `images`, see `patch_grid`.
+    """
     if config.geometry == "padded":
         return _padded(width, height, config)
-    sides = _native(width, height, config) if config.geometry == "native" else _area(width, height, config)
+    sides = _native(width, height, config) if config.geometry == "native" else _area(width, height, config, images)
     wide, high = (np.maximum(side, config.patch_size) for side in sides)
     return wide, high
 
@@ -92,16 +95,16 @@ def _native(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides
     return np.where(landscape, long_side, short_side), np.where(landscape, short_side, long_side)
 
 
-def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
+def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig, images: int | np.ndarray = 1) -> Sides:
     """Scales the area into [`min_pixels`, `max_pixels`], then rounds each side to whole patches.
 
     up       EVEv2's `process_images`, with both bounds equal
     nearest  EVEv2's training, without a lower bound; halves round to even
     within   `smart_resize` of Qwen2-VL and NEO: sides are rounded first, and scaled only if their product is out of
-             bounds afterwards
+             bounds afterwards. The product may stay above the upper bound if one side is a single patch
     """
     patch, pixels = config.patch_size, width * height
-    least, most = config.min_pixels or 0, config.max_pixels or np.inf
+    least, most = config.min_pixels or 0, _most_pixels(config, images)
     if config.rounding == "within":
         sides = tuple(np.maximum(np.rint(side / patch).astype(np.int64), 1) * patch for side in (width, height))
         product = sides[0] * sides[1]
@@ -119,6 +122,16 @@ def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:
         return _ceil(width / factor, patch), _ceil(height / factor, patch)
     wide, high = (np.rint(side / factor / patch).astype(np.int64) * patch for side in (width, height))
     return wide, high
+
+
+def _most_pixels(config: ImageConfig, images: int | np.ndarray) -> float | np.ndarray:
+    """Returns the upper bound on an image's pixels; see `ImageConfig.share_pixels`."""
+    if config.max_pixels is None:
+        return np.inf
+    if not config.share_pixels:
+        return config.max_pixels
+    images = np.asarray(images)
+    return np.where(images > 1, np.maximum(2 * config.max_pixels // images, config.min_pixels or 0), config.max_pixels)
 
 
 def _padded(width: np.ndarray, height: np.ndarray, config: ImageConfig) -> Sides:

@@ -40,7 +40,7 @@ def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches
     Args:
         data: content of the file.
         config: the geometry.
-        images: number of images in the record; see `ImageConfig.share_tiles`.
+        images: number of images in the record; see `ImageConfig.share_tiles` and `share_pixels`.
 
     Raises:
         OSError: the bytes cannot be decoded as an image; the message says why.
@@ -53,7 +53,7 @@ def decode_patches(data: bytes, config: ImageConfig, images: int = 1) -> Patches
         columns, rows = (int(count) for count in tile_grid(width, height, config, images))
         wholes = _tiles(data, header, columns, rows, config)
     else:
-        wide, high = (int(side) for side in resized(width, height, config))
+        wide, high = (int(side) for side in resized(width, height, config, images))
         wholes = [_filled(whole, config) for whole in _decode_resized(data, header, [(wide, high)], config)]
     cuts = [_cut(whole, config) for whole in wholes]
     pixels = cuts[0] if len(cuts) == 1 else np.concatenate(cuts)

@@ -11,6 +11,9 @@ from solo.data.images.reasons import ImageError
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
 
+# Backgrounds with which images are converted by Pillow's `convert`, as published processors do.
+AS_PUBLISHED = ("published", "neo", "neo_unify")
+
 
 def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
     """Converts an open image to RGB, decoding it if needed.
@@ -22,13 +25,16 @@ def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
 
     Args:
         image: an image that Pillow opened.
-        background: "white" or "#rrggbb"; "published" returns `image.convert("RGB")`, whatever the image.
+        background: "white" or "#rrggbb"; "published" returns `image.convert("RGB")`, whatever the image; "neo" and
+            "neo_unify" composite some RGBA images on white, and are otherwise as "published".
 
     Raises:
         ImageError: pixels are NaN or infinite, or their range is unknown.
     """
-    if background == "published":
-        return image.convert("RGB")
+    if background in AS_PUBLISHED:
+        if not _is_on_white(image, background):
+            return image.convert("RGB")
+        background = "white"
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _eight_bits(image)
     if not image.has_transparency_data:
@@ -38,6 +44,17 @@ def to_rgb(image: PillowImage.Image, background: str) -> PillowImage.Image:
     found = PillowImage.new("RGB", layer.size, ImageColor.getrgb(background))
     found.paste(layer, mask=layer.getchannel("A"))
     return found
+
+
+def _is_on_white(image: PillowImage.Image, background: str) -> bool:
+    """Returns whether the published code puts an image on white: `load_image_native` of NEO and of SenseNova-U1.
+
+    NEO's would put images with a mean above 382.5 on black, but no mean is above 255.
+    """
+    if image.mode != "RGBA" or background == "published":
+        return False
+    least, most = image.getchannel("A").getextrema()
+    return background == "neo_unify" or (least == 0 and most != 0)
 
 
 def _eight_bits(image: PillowImage.Image) -> PillowImage.Image:

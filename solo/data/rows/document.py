@@ -69,7 +69,7 @@ def encode(
         parts: runs of a document, or of a piece of one.
         tokenizer: provides the delimiter tokens.
         config: patch size, tiles and delimiters of images.
-        images: number of images in the whole document, if `parts` is only a piece; see `ImageConfig.share_tiles`.
+        images: number of images in the whole document, if `parts` is only a piece; see `patch_grid`.
         first_image: number of images in the document before `parts`.
 
     Raises:

@@ -108,7 +108,8 @@ class SourceIndex:
         patches = np.zeros_like(text)
         if image.any():
             width, height = self.image_sizes(config.exif, start, stop).T
-            together = self._images_of_record(image, start, stop) if config.share_tiles else 1
+            shares = config.share_tiles or config.share_pixels
+            together = self._images_of_record(image, start, stop) if shares else 1
             grid = patch_grid(width, height, config, together)
             patches[image] = visual_tokens(grid, config)
             text[image] = image_text(grid.rows, config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
@@ -253,7 +253,7 @@ class InternLM2Chat(Template):
         body = (
             [self._run(f"{turn.role}\n", False), *self._joined(content, turn.supervised)]
             if answers
-            else self._joined([f"{turn.role}\n", *_broken(content)], False)
+            else self._joined([f"{turn.role}\n", *self._asked(turn, content)], False)
         )
         found = [self._start(), *body]
         if not is_open:
@@ -261,6 +261,10 @@ class InternLM2Chat(Template):
         elif not answers:
             found += [TextRun(self.closing, False), self._start(), self._run("assistant\n", False)]
         return found
+
+    def _asked(self, turn: Turn, content: Sequence[str | Image]) -> Sequence[str | Image]:
+        """Returns the content of a user or system turn as the model reads it."""
+        return _broken(content)
 
     def _start(self) -> TextRun:
         return TextRun((self._ids["<|im_start|>"],), False)
@@ -277,10 +281,72 @@ class InternLM2Chat(Template):
 
 
 class ChatML(InternLM2Chat):
-    """Qwen and NEO: a line break, also supervised, follows `<|im_end|>`. Messages are not stripped."""
+    """Qwen: a line break, also supervised, follows `<|im_end|>`. Messages are not stripped."""
 
     _after = "\n"
     _stripped = False
+
+
+class Neo(ChatML):
+    """NEO's training: ChatML with images where they stand, and nothing added to them.
+
+    A line break follows the image only if it is the document's only one and begins the first user turn, unless white
+    space follows: the published code (`_get_item` in EvolvingLMMs-Lab/NEO) puts "<image>\\n" in front of a text
+    without a placeholder. The published code also supervises images in answers; here, images are never targets.
+    """
+
+    def _layout(self, turns: Sequence[Turn], open_turn: bool, continued: bool) -> _Layout:
+        images = sum(isinstance(part, Image) for turn in turns for part in turn.content)
+        first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+        if images == 1 and first is not None and not continued:
+            opening = replace(turns[first], content=tuple(_broken(turns[first].content)))
+            turns = [*turns[:first], opening, *turns[first + 1 :]]
+        return super()._layout(turns, open_turn, continued)
+
+    def _asked(self, turn: Turn, content: Sequence[str | Image]) -> Sequence[str | Image]:
+        return content
+
+
+class Neo15(ChatML):
+    """NEO 1.5's evaluation: a line break after every image, which stays in its place. Empty system turns are left out.
+
+    A single image is moved to the start of its turn, and the texts of the turn are joined by line breaks. A line break
+    that the data has after an image is not doubled. (`reorganize_prompt` of VLMEvalKit_ov in EvolvingLMMs-Lab/NEO)
+    """
+
+    def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
+        if turn.role == "system" and not any(turn.content) and not is_open:
+            return []
+        return super()._turn(turn, first, is_open)
+
+    def _asked(self, turn: Turn, content: Sequence[str | Image]) -> Sequence[str | Image]:
+        content = _without_break_after_images(content)
+        images = [part for part in content if isinstance(part, Image)]
+        if len(images) == 1 and turn.role == "user":
+            return [*images, "\n", "\n".join(part for part in content if isinstance(part, str))]
+        return self._several(content, images) if images else content
+
+    def _several(self, content: Sequence[str | Image], images: Sequence[Image]) -> list[str | Image]:
+        """Returns a message with several images."""
+        found: list[str | Image] = []
+        for part in content:
+            found += [part, "\n"] if isinstance(part, Image) else [part]
+        return found
+
+
+class Neo10(Neo15):
+    """NEO 1.0's evaluation: as `Neo15`, but several images are moved to the start of their turn and numbered.
+
+    "Image-1: <image>\\nImage-2: <image>\\n" precedes the text, in which <Image-1> and <Image-2> stand in their places,
+    unless all images follow one another. (`reorganize_prompt` of VLMEvalKit in EvolvingLMMs-Lab/NEO)
+    """
+
+    def _several(self, content: Sequence[str | Image], images: Sequence[Image]) -> list[str | Image]:
+        numbers = iter(range(1, len(images) + 1))
+        text = "".join(part if isinstance(part, str) else f"<Image-{next(numbers)}>" for part in content)
+        together = "".join(f"<Image-{number}>" for number in range(1, len(images) + 1))
+        opening = [part for number, image in enumerate(images, 1) for part in (f"Image-{number}: ", image, "\n")]
+        return [*opening, text.replace(together, "")]
 
 
 TEMPLATES: dict[str, type[Template]] = {
@@ -289,6 +355,9 @@ TEMPLATES: dict[str, type[Template]] = {
     "solo_chat": SoloChat,
     "internlm2_chat": InternLM2Chat,
     "chatml": ChatML,
+    "neo": Neo,
+    "neo_1_0": Neo10,
+    "neo_1_5": Neo15,
     "fuyu": Fuyu,
 }
 
@@ -367,6 +436,15 @@ def _broken(content: Sequence[str | Image]) -> list[str | Image]:
             found.append("\n")
         found.append(part)
     return found
+
+
+def _without_break_after_images(content: Sequence[str | Image]) -> list[str | Image]:
+    """Removes one line break after each image, which a template adds itself."""
+    after_image = [False, *(isinstance(part, Image) for part in content)]
+    return [
+        part.removeprefix("\n") if isinstance(part, str) and after else part
+        for part, after in zip(content, after_image, strict=False)
+    ]
 
 
 def _strip(content: Sequence[str | Image]) -> list[str | Image]:

@@ -36,7 +36,7 @@ class Grid(NamedTuple):
 
 
 class SoloMonolithImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """`images_per_text` is the number of images of each text. With `share_tiles` they share a budget of tiles."""
+    """`images_per_text`: number of images of each text, which may share a budget (`share_tiles`, `share_pixels`)."""
 
     images_per_text: list[int] | None
     max_tiles: int | None
@@ -164,9 +164,10 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             raise ValueError("images is empty")
         found = [self.open(image) for image in make_flat_list_of_images(self.fetch_images(images))]
         shares = [count for count in images_per_text or [1] * len(found) for _ in range(count)]
-        if do_resize is False and (wrong := [each.size for each in found if not fits(*each.size, config)]):
-            raise ValueError(f"do_resize is False, but images of {wrong} (width, height) must be resized")
         pairs = list(zip(found, shares, strict=True))
+        wrong = [image.size for image, share in pairs if not fits(*image.size, config, share)]
+        if do_resize is False and wrong:
+            raise ValueError(f"do_resize is False, but images of {wrong} (width, height) must be resized")
         if self.form in ("tiles", "images"):
             wholes = [self._wholes(image, share, config) for image, share in pairs]
             feature = self._whole(wholes, return_tensors)
@@ -226,14 +227,14 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             columns, rows = tile_grid(width, height, config, images)
             side = config["tile_size"] // config["patch_size"]
             return Grid(columns * rows + (config["thumbnail"] and columns * rows > 1), side, side)
-        wide, high = resized(width, height, config)
+        wide, high = resized(width, height, config, images)
         return Grid(1, -(-high // config["patch_size"]), -(-wide // config["patch_size"]))
 
     def _wholes(self, image: Image.Image, images: int, config: dict[str, Any]) -> list[np.ndarray]:
         """Returns the tiles of an image, or the resized image: uint8 [height, width, 3]."""
         if config["geometry"] == "tiles":
             return self._tiles(image, *tile_grid(*image.size, config, images))
-        return [self._filled(self._resize(image, *resized(*image.size, config)))]
+        return [self._filled(self._resize(image, *resized(*image.size, config, images)))]
 
     def cut(self, image: Image.Image, images: int, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Returns raw pixels uint8 [n, p*p*3] and places [n, 2]."""
@@ -289,11 +290,16 @@ def _opened(source: str) -> Image.Image:
 def to_rgb(image: Image.Image, background: str, file: Image.Image) -> Image.Image:
     """Returns an RGB image, with transparent pixels composited on `background` and deep grey reduced to 8 bits.
 
-    "published" returns `image.convert("RGB")`. `file` is the image as it was opened: its format and its tags say what
-    the values of deep grey mean.
+    "published" returns `image.convert("RGB")`; "neo" and "neo_unify" do too, except for some RGBA images. `file` is the
+    image as it was opened: its format and its tags say what the values of deep grey mean.
     """
-    if background == "published":
-        return image.convert("RGB")
+    if background in ("published", "neo", "neo_unify"):
+        least, most = image.getchannel("A").getextrema() if image.mode == "RGBA" else (255, 255)
+        # NEO: some pixels are fully transparent, and some are not.
+        on_white = image.mode == "RGBA" and (background == "neo_unify" or (background == "neo" and least == 0 != most))
+        if not on_white:
+            return image.convert("RGB")
+        background = "white"
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _eight_bits(image, getattr(file, "format", None), getattr(file, "tag_v2", {}))
     if not image.has_transparency_data:
@@ -344,19 +350,22 @@ def with_markers(pixels: np.ndarray, places: np.ndarray, grid: Grid) -> tuple[np
     return all_pixels, all_places
 
 
-def resized(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
-    """Returns the width and height to which an untiled image is scaled."""
+def resized(width: int, height: int, config: dict[str, Any], images: int = 1) -> tuple[int, int]:
+    """Returns the width and height to which an untiled image is scaled, if its text has `images` images."""
     rule = {"native": _native, "area": _area, "padded": _padded}[config["geometry"]]
     least = 1 if config["geometry"] == "padded" else config["patch_size"]
+    if config.get("share_pixels") and images > 1:
+        most = max(2 * config["max_pixels"] // images, config.get("min_pixels") or 0)
+        config = {**config, "max_pixels": most}
     wide, high = rule(width, height, config)
     return max(wide, least), max(high, least)
 
 
-def fits(width: int, height: int, config: dict[str, Any]) -> bool:
+def fits(width: int, height: int, config: dict[str, Any], images: int = 1) -> bool:
     """Returns whether an image of this size is cut as it is."""
     if config["geometry"] == "tiles":
         return width == height == config["tile_size"]
-    return (width, height) == resized(width, height, config)
+    return (width, height) == resized(width, height, config, images)
 
 
 def tile_grid(width: int, height: int, config: dict[str, Any], images: int = 1) -> tuple[int, int]:

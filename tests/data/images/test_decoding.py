@@ -432,3 +432,27 @@ def test_threads_decode_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("alpha", "on_white"),
+    [
+        ([0, 0, 0, 0], {"neo": False, "neo_unify": True}),
+        ([0, 90, 90, 255], {"neo": True, "neo_unify": True}),
+        ([1, 90, 90, 255], {"neo": False, "neo_unify": True}),
+        ([255, 255, 255, 255], {"neo": False, "neo_unify": True}),
+    ],
+)
+def test_backgrounds_of_neo(alpha, on_white):
+    """`load_image_native` of NEO and of SenseNova-U1; only RGBA is put on white, whatever else is transparent."""
+    image = PillowImage.fromarray(np.random.default_rng(0).integers(0, 256, (2, 2, 4), np.uint8))
+    image.putalpha(PillowImage.fromarray(np.array(alpha, np.uint8).reshape(2, 2)))
+    white = PillowImage.new("RGB", (2, 2), (255, 255, 255))
+    white.paste(image, mask=image.split()[3])
+    for background, wanted in on_white.items():
+        expected = white if wanted else image.convert("RGB")
+        found = decode(encoded(image, "PNG"), ImageConfig(background=background))
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+        for other in (image.convert("LA"), image.convert("P")):
+            found = decode(encoded(other, "PNG"), ImageConfig(background=background))
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(other.convert("RGB")))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from solo.config import ImageConfig
+from solo.config import FilterConfig, ImageConfig
+from solo.data.filters.conditions import Conditions
 from solo.data.images.geometry import patch_grid, resized, too_thin
+from solo.data.record import Image, Record, Turn
+
+NEO = Path(__file__).parents[2] / "goldens/neo/preprocessing"
 
 SOLO = ImageConfig(patch_size=32, max_side=1024)
 
@@ -134,11 +140,40 @@ def neo_size(width: int, height: int, least: int, most: int) -> tuple[int, int]:
     return wide, high
 
 
+@pytest.mark.parametrize("factor", [16, 32])
+def test_neo_rule_gives_the_published_sizes(factor):
+    """All cases of the published `smart_resize`. It refuses sides over 200:1, and so does a filter of a source."""
+    cases = json.loads((NEO / "smart_resize.json").read_text())[f"factor_{factor}"]
+    assert len(cases) == {16: 306, 32: 2016}[factor]
+    narrow = Conditions(FilterConfig(max_aspect_ratio=200))
+    record = Record("a", (Turn("user", (Image(b""),)),))
+    for height, width, least, most, published in cases:
+        assert (narrow.refusal(record, [(width, height)]) is None) == (published is not None)
+        if published is not None:
+            config = ImageConfig(
+                geometry="area", patch_size=factor, min_pixels=least, max_pixels=most, rounding="within"
+            )
+            assert size(width, height, config)[::-1] == tuple(published), (width, height, least, most)
+
+
 @given(sizes, st.sampled_from([(65_536, 4_194_304), (1_310_720, 4_194_304), (1024, 9216)]))
 def test_neo_rule(sizes, bounds):
     config = ImageConfig(geometry="area", min_pixels=bounds[0], max_pixels=bounds[1], rounding="within")
     for width, height in [*sizes, (2048, 2048), (256, 256), (48, 80), (16, 16)]:
         assert size(width, height, config) == neo_size(width, height, *bounds)
+
+
+def test_an_upper_bound_is_shared_by_the_images_of_a_record():
+    def limited(most: int, **settings) -> ImageConfig:
+        return ImageConfig(geometry="area", min_pixels=9216, max_pixels=most, rounding="within", **settings)
+
+    shared, images = limited(40_960, share_pixels=True), np.array([1, 2, 3, 5, 100])
+    sides = resized(np.full(5, 304), np.full(5, 272), shared, images)
+    alone = [size(304, 272, limited(most)) for most in (40_960, 40_960, 27_306, 16_384, 9216)]
+    assert np.stack(sides, axis=1).tolist() == [list(each) for each in alone]
+    assert len(set(alone)) == 4
+    assert patch_grid(304, 272, shared, 5).patches == alone[3][0] * alone[3][1] // 32**2
+    assert patch_grid(304, 272, limited(40_960), 5) == patch_grid(304, 272, shared, 1)
 
 
 def test_an_area_without_bounds_is_only_rounded():
@@ -249,6 +284,8 @@ def test_thin_images_keep_one_patch_and_are_reported():
         ({"geometry": "tiles", "patch_size": 30}, "tile_size 448 is not a multiple"),
         ({"geometry": "padded"}, "max_height 1080 is not a multiple"),
         ({"geometry": "area", "patch_order": "columns"}, "goes with geometry: tiles"),
+        ({"max_pixels": 4096, "share_pixels": True}, "share_pixels divides the max_pixels of geometry: area"),
+        ({"geometry": "area", "share_pixels": True}, "share_pixels divides the max_pixels of geometry: area"),
     ],
 )
 def test_contradictory_geometries_are_refused(settings, message):

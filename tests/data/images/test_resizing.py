@@ -47,19 +47,20 @@ def test_an_image_of_the_right_size_is_kept():
     assert resize(image, (7, 5), "bicubic") is image
 
 
-def neo_patches(name: str, setting: dict) -> np.ndarray:
+def neo_patches(name: str, setting: dict, images: int = 1) -> np.ndarray:
     """float32 [P, 768], normalised patches of 16 pixels as NEO's training code makes them."""
     config = ImageConfig(
         geometry="area",
         patch_size=32,
         min_pixels=setting["min_pixels"],
         max_pixels=setting["max_pixels"],
+        share_pixels=True,
         rounding="within",
         resample="bicubic",
         exif="ignore",
         background="published",
     )
-    found = decode_patches((NEO / f"images/{name}.png").read_bytes(), config)
+    found = decode_patches((NEO / f"images/{name}.png").read_bytes(), config, images)
     rows, columns = int(found.grid.rows), int(found.grid.columns)
     blocks = found.pixels.reshape(rows, columns, 3, 2, 16, 2, 16).transpose(0, 3, 1, 5, 2, 4, 6).reshape(-1, 3, 256)
     mean, std = np.float32(config.mean)[:, None], np.float32(config.std)[:, None]
@@ -71,3 +72,6 @@ def test_the_published_pixels_of_neo():
     assert len(PUBLISHED["one_image"]) == 24
     for case in PUBLISHED["one_image"]:
         assert hashed(neo_patches(case["image"], case)) == case["pixel_values_sha256"], case["image"]
+    for case in PUBLISHED["several_images"]:
+        joined = np.concatenate([neo_patches(name, case, len(case["images"])) for name in case["images"]])
+        assert hashed(joined) == case["pixel_values_sha256"], case["sample"]

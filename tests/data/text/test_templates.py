@@ -19,7 +19,7 @@ from solo.data.text.templates import Template, TextRun, make_template, runs
 from tests.data.vocabularies import byte_level_json, foreign_model
 
 PICTURE, OTHER = (encode_png(PillowImage.new("RGB", (64, 32), shade)) for shade in ("red", "blue"))
-NAMES = ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "fuyu"]
+NAMES = ["roles", "solo_pretrain", "solo_chat", "internlm2_chat", "chatml", "neo", "neo_1_0", "neo_1_5", "fuyu"]
 SOLO_TOKENS = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_1>", "<loc_2>"]
 
 CHAT = [
