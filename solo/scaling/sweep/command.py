@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rates", metavar="FILE", help="plot the best learning rate over widths, from the results")
     add("--loss", default="text", metavar="NAME", help="with --rates: one of evaluation.losses, default text")
     add("--coord-check", metavar="FILE", help="check whether activations keep their scale over widths, and plot it")
+    add(
+        "--on",
+        nargs="+",
+        metavar="MACHINE",
+        help="cost the sweep on these machines from compiled steps, as `solo plan --on` does; names the cheapest",
+    )
+    add("--sizes", type=_positive, default=2, metavar="N", help="with --on: sizes to compile per design; default 2")
     add("--by", metavar="AXIS", help="with --rates or --coord-check: one result for each value of an axis")
     add_force(parser)
 
@@ -76,6 +83,10 @@ def _plan_or_check(arguments: argparse.Namespace, spec: Any) -> int:
     jax.config.update("jax_platforms", "cpu")
     if arguments.coord_check:
         return _coordinates(arguments, spec)
+    if arguments.on:
+        if arguments.yes or arguments.slurm or arguments.configs or arguments.list:
+            raise ValueError("--on only costs the sweep; leave out --yes, --slurm, --configs and --list")
+        return _cost_on(arguments, spec)
     return _plan(arguments, spec, SweepFolder(spec.path))
 
 
@@ -122,6 +133,28 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     if arguments.slurm or arguments.configs:
         return _hand_out(arguments, spec, folder, lacking, array)
     return _train(arguments, spec, folder, points, console)
+
+
+def _cost_on(arguments: argparse.Namespace, spec: Any) -> int:
+    """Returns exit status 1 if the sweep fits none of the machines."""
+    from rich.console import Console
+
+    from solo.machines import parse_machine
+    from solo.scaling.sweep.compiled import machine_cost
+    from solo.scaling.sweep.points import expand
+    from solo.scaling.sweep.show import print_machines
+
+    machines = [parse_machine(name) for name in arguments.on]
+    table = output(arguments, "--json")
+    points = expand(spec)
+    found = [
+        machine_cost(spec, points, each, arguments.sizes, lambda line: print(line, file=sys.stderr, flush=True))
+        for each in machines
+    ]
+    print_machines(points, found, Console(highlight=False, soft_wrap=True))
+    if table:
+        table.write_json({"machines": [each.as_dict() for each in found]})
+    return 0 if any(each.hours is not None for each in found) else 1
 
 
 def _hand_out(arguments: argparse.Namespace, spec: Any, folder: Any, lacking: Any, array: Output | None) -> int:

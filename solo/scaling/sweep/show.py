@@ -12,6 +12,7 @@ from rich.table import Table
 
 from solo.evaluation.report import duration, short
 from solo.scaling.report.terminal import print_whole
+from solo.scaling.sweep.compiled import MachineCost
 from solo.scaling.sweep.costs import Costs
 from solo.scaling.sweep.folder import SweepFolder
 from solo.scaling.sweep.points import Point
@@ -66,6 +67,36 @@ def as_json(points: Sequence[Point], folder: SweepFolder, found: Costs) -> dict[
     ]
     totals = {"flops": found.flops, "hours": found.hours, "usd": found.total_usd, "time": found.speed.source}
     return {"runs": rows, **totals}
+
+
+def print_machines(points: Sequence[Point], found: Sequence[MachineCost], console: Console) -> None:
+    """Prints the compiled steps and the total cost on each machine, and names the cheapest."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("machine", "design", "width", "N active", "step", "MFU", "memory"):
+        table.add_column(title, justify="left" if title in ("machine", "design") else "right")
+    for each in found:
+        for step in each.steps:
+            limit = "" if step.limit is None else f" of {step.limit / 2**30:.2f}"
+            table.add_row(
+                each.machine.name,
+                step.labels,
+                str(step.width),
+                short(step.n_active),
+                "does not fit" if step.seconds is None else f"{step.seconds:.4g} s",
+                "" if step.mfu is None else f"{step.mfu:.1%}",
+                f"{step.needed / 2**30:.2f}{limit} GiB",
+            )
+    print_whole(table, console)
+    runs = sum(not point.is_stable for point in points)
+    for each in found:
+        money = "" if each.usd is None else f", {each.usd:,.2f} USD"
+        time = "does not fit" if each.hours is None else f"{duration(each.hours * 3600)} one after another{money}"
+        console.print(f"{each.machine.name}: {runs} run{'' if runs == 1 else 's'}, {time}", markup=False)
+    priced = [each for each in found if each.usd is not None]
+    if len(priced) > 1:
+        cheapest = min(priced, key=lambda each: each.usd or 0.0)
+        console.print(f"cheapest: {cheapest.machine.name}", markup=False)
+    console.print("step times are estimates from the compiler's cycle counts; see docs/planning.md", markup=False)
 
 
 def _table(spec: SweepSpec, points: Sequence[Point], found: Costs, status: dict[str, str]) -> Table:
