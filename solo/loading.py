@@ -13,8 +13,8 @@ from solo.files import resolved
 from solo.inference.loading import load_run, read_parameters, with_newest
 from solo.inference.monolith import Monolith
 from solo.inference.trained import Published, local_mesh
-from solo.interop.config_json import is_repository, read_config_json
-from solo.interop.description import describe_repository, max_positions, placeholder_id
+from solo.interop.config_json import is_repository
+from solo.interop.description import describe_repository, layout_of, max_positions, placeholder_id
 from solo.interop.layout import Layout
 from solo.interop.published_chat import end_tokens, published_template
 from solo.interop.weights import load_parameters, tensor_of
@@ -63,7 +63,7 @@ def load_repository(folder: Path, mesh: Mesh | None = None) -> Monolith:
 
     A text model uses the chat template of its repository. Every model ends answers at the end tokens of its repository.
     """
-    config_json = read_config_json(folder)
+    _, config_json = layout_of(folder)
     layout, config, tokenizer = describe_repository(folder)
     definition = define(config, tokenizer.vocab_size if tokenizer else None)
     mesh = local_mesh() if mesh is None else mesh

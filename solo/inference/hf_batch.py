@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from solo.batch import Batch
-from solo.config import Config, ImageConfig
+from solo.config import Config
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.data.rows.document import NO_IMAGE, PATCH, Document
+from solo.inference.hf_images import given_images
 
 IGNORED = -100  # the label of an element without a target, as in PyTorch's cross-entropy
 
@@ -28,6 +29,8 @@ _NAMES = (
     "labels",
     "pixel_values",
     "image_flags",
+    "image_grid_hw",
+    "seq_boundaries",
     "vision_patches",
     "vision_patch_indices",
 )
@@ -61,6 +64,7 @@ class HFTensors:
     patches     float32 [n, p*p*3], normalised, channel-major
     grid        int32 [n, 2]: row and column of each patch in its tile; zeros if the model does not use them
     under_id    see `HFBatch`
+    starts      the first element of every document; more than one only if there is a single row
     """
 
     ids: np.ndarray
@@ -71,17 +75,20 @@ class HFTensors:
     patches: np.ndarray
     grid: np.ndarray
     under_id: int | None
+    starts: tuple[int, ...] = (0,)
 
 
-def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: int) -> HFTensors:
+def check_tensors(tensors: dict[str, Any], config: Config, placeholder_id: int) -> HFTensors:
     """Check tensors with the names of the published code.
 
     Args:
-        tensors: `input_ids` [B, N], and optionally `labels`, `attention_mask`, `position_ids` [B, N]; images either
-            as `pixel_values` [tiles, 3, h, w] with `image_flags` [tiles] or [tiles, 1] (0 for a dummy tile, which is
-            dropped), or as `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N]. PyTorch tensors, or
+        tensors: `input_ids` [B, N], and optionally `labels`, `attention_mask`, `position_ids` [B, N], or [N] if there
+            is one row, and `seq_boundaries` [documents + 1] of the documents packed into that row. Images are
+            `pixel_values` [tiles, 3, h, w] with `image_flags` [tiles] or [tiles, 1] (0 for a dummy tile, which is
+            dropped); `pixel_values` [fine patches, 3*p*p] with `image_grid_hw` [images, 2], fine rows and columns
+            (NEO); or `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N]. PyTorch tensors, or
             anything numpy can read.
-        image: patch and tile size, and the order of a tile's patches.
+        config: patch and tile size, and the order of a tile's patches.
         placeholder_id: the id in `input_ids` that stands for a patch of `pixel_values`.
 
     Raises:
@@ -94,16 +101,15 @@ def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: i
         raise ValueError("input_ids of shape [rows, length] are needed")
     ids = given["input_ids"].astype(np.int32)
     for name in ("labels", "attention_mask", "position_ids"):
+        if name in given and given[name].shape == ids.shape[1:] and len(ids) == 1:
+            given[name] = given[name][None]
         if name in given and given[name].shape != ids.shape:
             raise ValueError(f"{name} has shape {given[name].shape}, input_ids {ids.shape}")
     real = _real(given, ids)
-    counted = np.where(real, np.cumsum(real, axis=1) - 1, 1)
-    under_id = None
-    if "pixel_values" in given:
-        patch, patches, grid = _tiles(given, ids, real, image, placeholder_id)
-    else:
-        patch, patches, grid = _indexed(given, real, image)
-        under_id = _under(ids[patch >= 0])
+    starts = _starts(given, real)
+    before = np.repeat(starts, np.diff([*starts, ids.shape[1]]))
+    counted = np.where(real, np.cumsum(real, axis=1) - 1 - before, 1)
+    patch, patches, grid, under_id = given_images(given, ids, real, config, placeholder_id)
     return HFTensors(
         ids=ids,
         labels=given.get("labels", np.full_like(ids, IGNORED)).astype(np.int32),
@@ -113,6 +119,7 @@ def check_tensors(tensors: dict[str, Any], image: ImageConfig, placeholder_id: i
         patches=patches.astype(np.float32),
         grid=grid.astype(np.int32),
         under_id=under_id,
+        starts=starts,
     )
 
 
@@ -133,59 +140,14 @@ def _real(given: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
     return real
 
 
-def _tiles(
-    given: dict[str, np.ndarray], ids: np.ndarray, real: np.ndarray, image: ImageConfig, placeholder_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns patch indices [B, N], patches [n, p*p*3] and grid [n, 2] from `pixel_values` (Mono-InternVL)."""
-    side, tiles = image.patch_size, given["pixel_values"]
-    if tiles.ndim != 4 or tiles.shape[1] != 3 or tiles.shape[2] % side or tiles.shape[3] % side:
-        raise ValueError(f"pixel_values are [tiles, 3, h, w], h and w multiples of {side}; found {tiles.shape}")
-    if image.geometry == "tiles" and tiles.shape[2:] != (image.tile_size, image.tile_size):
-        raise ValueError(f"pixel_values are {tiles.shape[2:]} pixels; the model's tiles are {image.tile_size} square")
-    flags = given.get("image_flags", np.ones(len(tiles))).reshape(-1).astype(bool)
-    if len(flags) != len(tiles):
-        raise ValueError(f"there are {len(flags)} image_flags for {len(tiles)} tiles")
-    rows, columns = tiles.shape[2] // side, tiles.shape[3] // side
-    cut = tiles[flags].reshape(-1, 3, rows, side, columns, side)
-    grid = np.indices((rows, columns)).transpose(1, 2, 0)
-    # [tiles, row, column, C, y, x], or column first if the published model orders its patches by column
-    if image.patch_order == "rows":
-        patches = cut.transpose(0, 2, 4, 1, 3, 5)
-    else:
-        patches, grid = cut.transpose(0, 4, 2, 1, 3, 5), grid.transpose(1, 0, 2)
-    patches = patches.reshape(-1, 3 * side * side)
-    placeholders = (ids == placeholder_id) & real
-    if placeholders.sum() != len(patches):
-        raise ValueError(
-            f"{int(placeholders.sum())} placeholders (id {placeholder_id}) in input_ids, but {int(flags.sum())} tiles"
-            f" of {rows * columns} visual tokens are {len(patches)}"
-        )
-    numbers = np.full(ids.shape, -1, np.int64)
-    numbers[placeholders] = np.arange(len(patches))
-    return numbers, patches, np.tile(grid.reshape(-1, 2), (int(flags.sum()), 1))
-
-
-def _indexed(
-    given: dict[str, np.ndarray], real: np.ndarray, image: ImageConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns patch indices, patches and grid from `vision_patches` (SOLO); no patches if they are not given."""
-    values = image.patch_size**2 * 3
-    patches = given.get("vision_patches", np.zeros((0, values))).reshape(-1, values)
-    numbers = np.full(real.shape, -1, np.int64)
-    if "vision_patch_indices" in given:
-        numbers[...] = given["vision_patch_indices"]
-    elif len(patches):
-        raise ValueError("vision_patches need vision_patch_indices, which give their places")
-    if numbers.max(initial=-1) >= len(patches) or numbers.min(initial=0) < -1:
-        raise ValueError(f"vision_patch_indices go from -1 (text) to {len(patches) - 1}, the last of vision_patches")
-    return np.where(real, numbers, -1), patches, np.zeros((len(patches), 2))
-
-
-def _under(ids: np.ndarray) -> int | None:
-    found = np.unique(ids)
-    if len(found) > 1:
-        raise ValueError(f"the id under every patch must be the same (SOLO's <vpatch>); found {found[:5].tolist()}")
-    return int(found[0]) if len(found) else None
+def _starts(given: dict[str, np.ndarray], real: np.ndarray) -> tuple[int, ...]:
+    """Returns the first element of every document of the only row; (0,) if rows are documents."""
+    bounds = given.get("seq_boundaries", np.array([0, real.shape[1]])).reshape(-1).tolist()
+    if "seq_boundaries" in given and (len(real) > 1 or not real.all()):
+        raise ValueError("seq_boundaries describe the documents of one row, without padding")
+    if bounds[0] != 0 or bounds[-1] != real.shape[1] or (np.diff(bounds) <= 0).any():
+        raise ValueError(f"seq_boundaries rise from 0 to the {real.shape[1]} elements of the row; found {bounds}")
+    return tuple(bounds[:-1])
 
 
 def hf_batch(given: HFTensors, config: Config, *, slot_multiple: int = 8) -> HFBatch:
@@ -209,18 +171,12 @@ def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tupl
     """Returns a row, and the slots of its N elements."""
     real = np.flatnonzero(given.real[number])
     before, elements = np.arange(real[0]), np.arange(real[0], len(given.real[number]))
-    # The document includes the padding after it, as text.
     patch = given.patch[number, elements]
     is_patch = patch >= 0
     count = int(is_patch.sum())
-    document = Document(
-        np.where(is_patch, PATCH, given.ids[number, elements]).astype(np.int32),
-        np.zeros(len(elements), bool),
-        _images(is_patch),
-        np.zeros((count, given.patches.shape[1]), np.uint8),
-        given.grid[patch[is_patch]],
-    )
-    row = assemble_row([(document, 0)], shape, config.image, 0, config.sequence)
+    # The last document includes the padding after it, as text.
+    documents = [(_document(given, number, each), 0) for each in np.split(elements, given.starts[1:])]
+    row = assemble_row(documents, shape, config.image, 0, config.sequence)
     # Nothing sees padding.
     row.attend[:, 2:] = np.minimum(row.attend[:, 2:], len(real) - count)
     slots = np.empty(given.ids.shape[1], np.int64)
@@ -233,6 +189,19 @@ def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tupl
         row.positions[slots] = given.positions[number]
     _note_length(row, slots)
     return _targets(row._replace(patches=pixels), slots, given.labels[number]), slots
+
+
+def _document(given: HFTensors, number: int, elements: np.ndarray) -> Document:
+    """Returns elements of a row as a document, without pixels."""
+    patch = given.patch[number, elements]
+    is_patch = patch >= 0
+    return Document(
+        np.where(is_patch, PATCH, given.ids[number, elements]).astype(np.int32),
+        np.zeros(len(elements), bool),
+        _images(is_patch),
+        np.zeros((int(is_patch.sum()), given.patches.shape[1]), np.uint8),
+        given.grid[patch[is_patch]],
+    )
 
 
 def _images(is_patch: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ class Monolith(TrainedModel):
         if tensors:
             if conversations is not None:
                 raise ValueError("give conversations or tensors, not both")
-            given = check_tensors(tensors, self.config.image, self.placeholder_id)
+            given = check_tensors(tensors, self.config, self.placeholder_id)
             return hf_batch(given, self.config, slot_multiple=slot_multiple)
         if not conversations:
             raise ValueError("there is no conversation to make a batch of")

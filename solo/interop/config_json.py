@@ -86,6 +86,13 @@ class _ConfigJson(_Kind):
     dense_stride: PositiveInt | None = None
     moe_part: str | None = None
 
+    llm_hidden_size: PositiveInt | None = None
+    rope_theta_hw: PositiveFloat | None = None
+    rope_theta_vision: PositiveFloat | None = None
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    num_experts: int | None = Field(None, ge=0)
+
 
 def is_repository(folder: Path) -> bool:
     """Returns whether a folder is a repository in Hugging Face form, or was meant to be one, and is not a run."""

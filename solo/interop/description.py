@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from solo.data.vocabulary import needed_tokens
 from solo.interop.config_json import read_config_json
 from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
+from solo.interop.layouts.neo import MODEL_TYPE as NEO_TYPE
+from solo.interop.tensor_files import TensorFileError, tensor_names
 
 # Our own key of config.json, for layouts without our sections: see `model.appended_rows`.
 APPENDED_ROWS = "appended_rows"
@@ -24,6 +27,26 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
+def layout_of(folder: Path) -> tuple[Layout, Mapping[str, Any]]:
+    """Returns the layout of a repository, and its config.json as `Layout.completed` returns it.
+
+    Raises:
+        LayoutError: see `recognise`. TensorFileError: the tensors of a NEO are missing or damaged.
+    """
+    config_json = read_config_json(folder)
+
+    def names() -> Collection[str]:
+        try:
+            return tensor_names(folder)
+        except TensorFileError:
+            if config_json.get("model_type") == NEO_TYPE:
+                raise
+            return ()
+
+    layout = recognise(config_json, str(folder / "config.json"), names)
+    return layout, layout.completed(config_json, tensor_names(folder) if layout.reads_names else ())
+
+
 def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]:
     """Returns the layout of a repository, the config of its model, and its tokenizer, or None if it has none.
 
@@ -31,8 +54,7 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
         LayoutError: config.json is missing, of no known layout, or describes a model with a feature that ours does not
         have. ValueError: the tokenizer cannot be read.
     """
-    config_json = read_config_json(folder)
-    layout = recognise(config_json, str(folder / "config.json"))
+    layout, config_json = layout_of(folder)
     sections = layout.config_from(config_json)
     tokenizer = open_tokenizer(folder) if has_tokenizer(folder) else None
     sections["model"].setdefault("appended_rows", config_json.get(APPENDED_ROWS) or 0)
@@ -50,13 +72,13 @@ def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]
     return layout, config, tokenizer
 
 
-def placeholder_id(config_json: dict[str, Any]) -> int | None:
+def placeholder_id(config_json: Mapping[str, Any]) -> int | None:
     """Returns the id of the token that stands for a patch in `input_ids`, if config.json has it."""
     keys = ("image_token_id", "img_context_token_id", "image_token_index")
     return next((int(config_json[key]) for key in keys if config_json.get(key) is not None), None)
 
 
-def max_positions(config_json: dict[str, Any]) -> int | None:
+def max_positions(config_json: Mapping[str, Any]) -> int | None:
     """Returns the longest sequence that config.json names, for the whole model or for its language model."""
     parts = [config_json, *(config_json.get(key) for key in ("text_config", "llm_config", "language_config"))]
     named = (part.get("max_position_embeddings") for part in parts if isinstance(part, dict))

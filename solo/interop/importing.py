@@ -15,10 +15,8 @@ import numpy as np
 from solo.config import Config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.interop.agreement import check_agreement, source_image, source_model
-from solo.interop.config_json import read_config_json
-from solo.interop.description import has_tokenizer
+from solo.interop.description import has_tokenizer, layout_of
 from solo.interop.layout import Layout, LayoutError
-from solo.interop.layouts import recognise
 from solo.interop.layouts.native import NATIVE
 from solo.interop.tensor_files import MAX_SHARD_BYTES, TensorInfo, complete_folder, write_tensors
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
@@ -100,8 +98,7 @@ def import_repository(
     if seed < 0:
         raise ValueError(f"the seed is {seed}; it must not be negative")
     source = Path(source)
-    config_json = read_config_json(source)
-    layout = recognise(config_json, str(source / "config.json"))
+    layout, config_json = layout_of(source)
     sections = layout.config_from(config_json)
     notes = check_agreement(layout, sections, config, str(source))
     before = source_model(sections, config)

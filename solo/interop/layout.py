@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import Any
 
@@ -29,6 +29,7 @@ class Layout(ABC):
         images_form: the form in which its code takes images: `form` of the exported image processor. None if no
             processor is exported.
         templates: chat templates of its models, tried in this order if `config_from` names none.
+        reads_names: whether `completed` needs the names of the tensors.
         special_tokens: tokens that its tokenizers store as ordinary tokens and that text must never produce.
     """
 
@@ -37,6 +38,7 @@ class Layout(ABC):
     adds_placeholder: bool = False
     names_placeholder: bool = False
     images_form: str | None = None
+    reads_names: bool = False
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
@@ -50,6 +52,18 @@ class Layout(ABC):
     @abstractmethod
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         """Returns whether a repository with this config.json has this layout."""
+
+    def recognises_tensors(self, names: Collection[str]) -> bool:
+        """Returns whether tensors of these names have this layout, for layouts that config.json does not identify."""
+        return False
+
+    def completed(self, config_json: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+        """Returns config.json in the form that `config_from` reads. `names` are the names of the tensors."""
+        return config_json
+
+    def leaves_out(self, name: str) -> bool:
+        """Returns whether a tensor is ignored, because it only serves what our model does not do."""
+        return False
 
     @abstractmethod
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:

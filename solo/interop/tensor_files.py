@@ -59,6 +59,12 @@ class TensorInfo:
         return prod(self.shape) * self.dtype.itemsize
 
 
+def tensor_names(folder: str | Path) -> frozenset[str]:
+    """Returns the names of a repository's tensors. Raises TensorFileError; see `TensorReader`."""
+    with TensorReader(folder) as reader:
+        return frozenset(reader)
+
+
 class TensorReader(Mapping[str, TensorInfo]):
     """The tensors of a repository or of one file: a mapping of names to infos, and `read` for the values.
 

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from solo.interop.config_json import read_config_json
+from solo.interop.description import layout_of
 from solo.interop.layout import Layout, LayoutError
-from solo.interop.layouts import recognise
 from solo.interop.tensor_files import TensorInfo, TensorReader
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
 from solo.model.declare import ParameterSpec
@@ -45,7 +44,7 @@ def load_parameters(
         LayoutError: the layout is unknown, or tensors are missing, unexpected or of other shapes; all are named.
         TensorFileError: a file is damaged.
     """
-    layout = recognise(read_config_json(folder), str(Path(folder) / "config.json"))
+    layout, _ = layout_of(Path(folder))
     with TensorReader(folder) as reader:
         rules = matched(reader, layout, definition, str(folder))
         _check_complete(rules.values(), definition, layout, without_images)
@@ -67,6 +66,7 @@ class StoredParameters:
     Attributes:
         reader: the open files.
         tensors: parameter slice -> name of the tensor that stores it.
+        left_out: number of tensors that the layout leaves out.
 
     Raises:
         LayoutError, TensorFileError: see `matched` and `TensorReader`.
@@ -79,6 +79,7 @@ class StoredParameters:
         except BaseException:
             self.reader.close()
             raise
+        self.left_out = sum(map(layout.leaves_out, self.reader))
         self.tensors = {slice_: name for name, rule in self._rules.items() for slice_ in rule.slices}
         self._last: tuple[str, dict[ParameterSlice, np.ndarray]] | None = None
 
@@ -110,6 +111,8 @@ def matched(reader: TensorReader, layout: Layout, definition: ModelDefinition, o
     found: dict[str, str] = {}
     twice = []
     for name in reader:
+        if layout.leaves_out(name):
+            continue
         canonical = layout.canonical(name)
         if canonical in found:
             twice.append(f"stored twice: {found[canonical]} and {name}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from solo.config import ImageConfig
 from solo.inference.hf_batch import check_tensors, hf_batch
-from tests.tiny import tiny_config
+from tests.tiny import MODEL, tiny_config
 
 VALUES = 8 * 8 * 3
 PATCH_ID = 9
@@ -33,7 +32,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 def make(mask: str = "causal", window: int | None = None):
     config = tiny_config(mask, sequence={"sliding_window": window})
-    return hf_batch(check_tensors(tensors(), config.image, PATCH_ID), config)
+    return hf_batch(check_tensors(tensors(), config, PATCH_ID), config)
 
 
 def seen(batch) -> np.ndarray:
@@ -101,4 +100,70 @@ def test_results_come_back_in_the_order_of_the_ids() -> None:
 )
 def test_tensors_that_do_not_fit_together_are_refused(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
-        check_tensors({**tensors(), **changes}, ImageConfig(patch_size=8), PATCH_ID)
+        check_tensors({**tensors(), **changes}, tiny_config(), PATCH_ID)
+
+
+CONTEXT, BEGIN, END = 20, 21, 22
+GRIDS = [[2, 6], [4, 2], [2, 2]]  # in patches of 4 pixels, of which 2 x 2 make one visual token
+
+
+def fine_tensors() -> dict[str, np.ndarray]:
+    """Two documents in a row: text, images of 3 and 2 tokens; an image of one token. Pixels are their own numbers."""
+    ids = [5, BEGIN, *[CONTEXT] * 3, END, BEGIN, *[CONTEXT] * 2, END, 6, BEGIN, CONTEXT, END, 7]
+    count = sum(high * wide for high, wide in GRIDS)
+    pixels = np.arange(count * 48, dtype=np.float32).reshape(count, 48)
+    return {"input_ids": np.array([ids]), "pixel_values": pixels, "image_grid_hw": np.array(GRIDS)}
+
+
+def fine_config():
+    embed = {"kind": "conv", "inner_size": 4, "inner_width": 8}
+    return tiny_config("bidirectional", model={**MODEL, "patch_embed": embed})
+
+
+def test_fine_patches_are_merged_row_by_row_image_by_image() -> None:
+    tensors = fine_tensors()
+    found = check_tensors(tensors, fine_config(), 99)
+    places = np.flatnonzero(tensors["input_ids"][0] == CONTEXT)
+    assert found.patch[0, places].tolist() == list(range(6))
+    assert (found.patch >= 0).sum() == 6
+    assert found.grid.tolist() == [[0, 0], [0, 1], [0, 2], [0, 0], [1, 0], [0, 0]]
+    pixels, first = tensors["pixel_values"].reshape(-1, 3, 4, 4), 0
+    for (high, wide), start in zip(GRIDS, (0, 3, 5), strict=True):
+        fine = pixels[first : first + high * wide].reshape(high, wide, 3, 4, 4)
+        whole = fine.transpose(2, 0, 3, 1, 4).reshape(3, 4 * high, 4 * wide)
+        for number in range(high * wide // 4):
+            row, column = found.grid[start + number]
+            block = whole[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            np.testing.assert_array_equal(found.patches[start + number].reshape(3, 8, 8), block)
+        first += high * wide
+
+
+def test_documents_in_a_row_see_nothing_of_each_other() -> None:
+    tensors = fine_tensors() | {"seq_boundaries": np.array([0, 10, 15]), "labels": np.full(15, -100)}
+    made = hf_batch(check_tensors(tensors, fine_config(), CONTEXT), fine_config())
+    found, first = seen(made)[0], np.arange(15) < 10
+    assert not found[np.ix_(first, ~first)].any()
+    assert not found[np.ix_(~first, first)].any()
+    assert found[2:5, 2:5].all()
+    assert found[7:9, 7:9].all()
+    assert not found[2:5, 5:].any()
+    assert made.batch.positions[0, made.slots[0]].tolist() == [*range(10), *range(5)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_grid_hw": np.array([[2, 6], [4, 2]])}, "image_grid_hw describes 20 patches, but pixel_values has 24"),
+        ({"image_grid_hw": np.array([[3, 4], [4, 2], [2, 2]])}, "multiples of 2"),
+        ({"pixel_values": np.zeros((24, 47))}, r"are \[patches, 48\]; found \(24, 47\)"),
+        (
+            {"input_ids": np.array([[5, BEGIN, CONTEXT, CONTEXT, END]])},
+            r"0 placeholders \(id 99\) for images of 3, 2, 1",
+        ),
+        ({"seq_boundaries": np.array([0, 10])}, "rise from 0 to the 15 elements"),
+        ({"seq_boundaries": np.array([0, 15]), "attention_mask": np.arange(15)[None] < 9}, "without padding"),
+    ],
+)
+def test_fine_patches_that_do_not_fit_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_tensors({**fine_tensors(), **changes}, fine_config(), 99)

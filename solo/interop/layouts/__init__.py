@@ -1,8 +1,8 @@
-"""All layouts by name. NEO is not supported: its heads have separate dimensions for rows and columns."""
+"""All layouts by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from solo.config import nearest
@@ -14,11 +14,16 @@ from solo.interop.layouts.internlm2 import INTERNLM2
 from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN2, QWEN3, LlamaLike
 from solo.interop.layouts.mono_internvl import MONO_INTERNVL
 from solo.interop.layouts.native import NATIVE
+from solo.interop.layouts.neo import MODEL_TYPE as NEO_TYPE
+from solo.interop.layouts.neo import NEO, NEO_UNIFY
 from solo.interop.layouts.solo import SAIL, SOLO
 
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
-    for layout in (NATIVE, SOLO, SAIL, MONO_INTERNVL, EVEV2, FUYU, MISTRAL, LLAMA, QWEN2, QWEN3, INTERNLM2)
+    for layout in (
+        *(NATIVE, SOLO, SAIL, MONO_INTERNVL, EVEV2, FUYU, NEO, NEO_UNIFY),
+        *(MISTRAL, LLAMA, QWEN2, QWEN3, INTERNLM2),
+    )
 }
 
 
@@ -29,19 +34,34 @@ def layout_named(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def recognise(config_json: Mapping[str, Any], origin: str) -> Layout:
+def recognise(
+    config_json: Mapping[str, Any], origin: str, tensor_names: Callable[[], Collection[str]] = tuple
+) -> Layout:
     """Returns the layout of a repository with this config.json.
 
+    Args:
+        config_json: its content.
+        origin: names the file, for messages.
+        tensor_names: returns the names of the repository's tensors. Called if config.json does not name the layout.
+
     Raises:
-        LayoutError: the layout is unknown, or values that layouts read are invalid. `origin` names the file.
+        LayoutError: the layout is unknown, or values that layouts read are invalid.
     """
     check_kind(config_json, origin)
-    for layout in LAYOUTS.values():
-        if layout.recognises(config_json):
-            check_values(config_json, origin)
-            _check_weights_are_plain(config_json, origin)
-            return layout
+    found = next((layout for layout in LAYOUTS.values() if layout.recognises(config_json)), None)
+    if found is None:
+        names = tensor_names()
+        found = next((layout for layout in LAYOUTS.values() if layout.recognises_tensors(names)), None)
+    if found is not None:
+        check_values(found.completed(config_json, ()), origin)
+        _check_weights_are_plain(config_json, origin)
+        return found
     kind = config_json.get("model_type")
+    if kind == NEO_TYPE:
+        raise LayoutError(
+            f"{origin} is of a NEO, whose forms are told apart by their tensors, and there is neither"
+            " self_attn.q_proj_hw (NEO) nor self_attn.q_norm_hw (NEO-unify)"
+        )
     architectures = ", ".join(config_json.get("architectures") or ["no class"])
     text = LAYOUTS.get(kind or "")
     if isinstance(text, LlamaLike) and "vision_patch_size" not in config_json:

@@ -89,6 +89,7 @@ class LlamaLike(Layout):
     has_images: bool = False
     images_form: str | None = None
     adds_placeholder: bool = False
+    reads_names: bool = False
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
 
