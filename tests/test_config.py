@@ -243,6 +243,20 @@ def test_a_config_cannot_be_changed() -> None:
         config.seed = 3
 
 
+def test_a_list_is_not_called_too_short_because_its_items_are_invalid() -> None:
+    """pydantic counts valid items only; the value has one fault."""
+    config = load_config("configs/quickstart.yaml").model_dump(mode="json")
+    config["model"]["quantization"] = {"kind": "int8", "components": ["moe"]}
+    with pytest.raises(ConfigError) as found:
+        parse_config(config)
+    assert str(found.value).splitlines()[1:] == [
+        "  model.quantization.components.0: input should be 'ffn' or 'attention'; found \"moe\" (str)"
+    ]
+    config["model"]["quantization"]["components"] = []
+    with pytest.raises(ConfigError, match="components: .*at least 1 item"):
+        parse_config(config)
+
+
 FILES = sorted(Path("configs").rglob("*.yaml"))
 SWEEPS = [path for path in FILES if path.parent.name == "sweeps" and "base" in yaml.safe_load(path.read_text())]
 

@@ -72,7 +72,7 @@ def parse_section(kind: type[SectionT], data: Any, origin: str, what: str) -> Se
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = [_explain(fault, kind, what) for fault in error.errors()]
+        lines = [_explain(fault, kind, what) for fault in _causes(error.errors())]
         raise ConfigError(f"{origin} is not a valid {what}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -141,6 +141,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
         set_value(data, path, value)
     except ConfigError:
         raise ConfigError(f"override {override!r}: there is no such place in the config") from None
+
+
+def _causes(faults: Sequence[Any]) -> list[Any]:
+    """Returns the faults without those that follow from others: a tuple is too short because its items are invalid."""
+    return [
+        fault
+        for fault in faults
+        if fault["type"] != "too_short"
+        or not any(
+            other["loc"][: len(fault["loc"])] == fault["loc"] and len(other["loc"]) > len(fault["loc"])
+            for other in faults
+        )
+    ]
 
 
 def _explain(fault: Any, kind: Any, what: str) -> str:
