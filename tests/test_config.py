@@ -253,7 +253,7 @@ def test_a_list_is_not_called_too_short_because_its_items_are_invalid() -> None:
         "  model.quantization.components.0: input should be 'ffn' or 'attention'; found \"moe\" (str)"
     ]
     config["model"]["quantization"]["components"] = []
-    with pytest.raises(ConfigError, match="components: .*at least 1 item"):
+    with pytest.raises(ConfigError, match=r"components: .*at least 1 item"):
         parse_config(config)
 
 
