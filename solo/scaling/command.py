@@ -20,7 +20,8 @@ DESCRIPTION = (
     " options."
 )
 _LARGE = 5000  # runs
-_LAWS = ("chinchilla", "shared", "power", "repeated")
+_LAWS = ("chinchilla", "shared", "power", "repeated", "sparse", "tokens", "transfer", "share", "schedule")
+_SETTINGS = ("rate", "batch")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,8 +88,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not check whether sizes are given in millions, billions or PFLOPs",
     )
-    add("--law", choices=_LAWS, default="chinchilla", help="default chinchilla")
+    add("--law", choices=_LAWS + _SETTINGS, default="chinchilla", help="default chinchilla")
     add("--objective", choices=("huber", "squares"), default="huber", help="default huber, on log losses")
+    add(
+        "--overestimates",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="weight of runs below the law, such as 10: badly tuned runs then pull the law up less; shown beside the"
+        " symmetric fit",
+    )
+    add("--joint", action="store_true", help="with --by: laws that share coefficients over all groups, and their test")
+    add(
+        "--share-across",
+        metavar="WHAT",
+        choices=("all", "exponents-and-floor", "exponents", "floor", "nothing"),
+        help="with --joint: what the groups share, whatever the test says",
+    )
+    add("--reference", metavar="GROUP", help="with --joint: the group to compare with; default: the first")
+    add(
+        "--compare-at", type=float, metavar="FLOPS", help="with --joint: compute of the reference; default: its largest"
+    )
+    add(
+        "--weights",
+        metavar="LOSS=W,...",
+        help="find the share of image tokens with the lowest weighted loss; needs --predict, and --law share, transfer"
+        " or tokens",
+    )
+    add("--total", default="n_total", metavar="COLUMN", help="column of total parameters, for --law sparse")
+    add("--images", default="visual_tokens", metavar="COLUMN", help="column of image tokens, for laws of mixtures")
+    add("--decay", default="decay", metavar="COLUMN", help="column of the decayed share of a run, for --law schedule")
+    add("--setting", metavar="COLUMN", help="column of the setting, for --law rate and --law batch")
     add("--drop-highest", type=int, default=0, metavar="K", help="leave out the K highest losses, and show both fits")
     add(
         "--hold-out",
@@ -106,6 +136,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mfu", type=float, default=0.4, help="assumed MFU of a machine in --predict; default 0.4")
     add("--config", metavar="FILE", help="write the predicted run as a config; only for a sweep's folder")
     add("--predict-unique", type=float, metavar="TOKENS", help="number of distinct tokens (--law repeated)")
+    add(
+        "--at",
+        action="append",
+        default=[],
+        metavar="NAME=X",
+        help="another variable of the law in predictions: ratio, share, decay; default: as in the runs",
+    )
+    add("--serve", type=float, metavar="TOKENS", help="also predict the run that is cheapest if it serves this many")
     add("--score", metavar="COLUMN", help="scores of a task, fitted as a function of the loss")
     add("--chance", type=float, default=0.0, metavar="X", help="score of a model that guesses, default 0")
     add("--score-is-error", action="store_true", help="lower scores are better")
@@ -127,76 +165,123 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+    from rich.console import Console
+
+    from solo.scaling.laws.table import load_table
+    from solo.scaling.report.chapters import document
+    from solo.scaling.report.sections import describe_set_aside, describe_table
+    from solo.scaling.report.terminal import print_sections
+    from solo.scaling.study import study
+
+    config, plain, report = (output(arguments, option) for option in ("--config", "--json", "--report"))
+    console, progress = (Console(stderr=stderr, highlight=False, soft_wrap=True) for stderr in (False, True))
+    with _noted(progress, str(arguments.results), 0) as note:
+        note("reading")
+        table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units)
+    spec = _spec(arguments, table.columns)
+    console.print(describe_table(table).lead, markup=False)
+    print_sections([describe_set_aside(table.set_aside)], console)
+    chapters = []
+    with _noted(progress, "", len(table.rows)) as note:
+        for chapter in study(table, spec, note):
+            console.print(f"\n[bold]{chapter.title}[/bold]  ", end="")
+            console.print(chapter.formula, markup=False)
+            print_sections(chapter.sections, console)
+            chapters.append(chapter)
+    if config:
+        _write_config(arguments, table, [each.result for each in chapters if each.result], config, console)
+    command = shlex.join(["solo", *arguments.words])
+    if plain:
+        plain.write_json(document(table, chapters, command))
+        console.print(f"JSON    {plain.path}")
+    if report:
+        with _noted(progress, str(report.path), 0) as note:
+            note("importing Matplotlib, drawing")
+            from solo.scaling.report.page import render
+
+            report.write_text(render(table, chapters, command))
+        console.print(f"report  {report.path}")
+    return 1 if any(chapter.refused for chapter in chapters) else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if options have impossible values, or do not go together."""
     if arguments.spec:
         raise ValueError(f"unexpected {arguments.spec!r}: fit takes one table or folder, or `simulate SPEC.yaml`")
     if arguments.drop_highest < 0 or arguments.draws < 100 or arguments.seed < 0:
         raise ValueError("--drop-highest and --seed must be at least 0, and --draws at least 100")
-    if arguments.hold_out is not None and not 0 < arguments.hold_out < float("inf"):
-        raise ValueError(f"--hold-out {arguments.hold_out:g}: expected FLOPs, above 0")
-    if arguments.predict_unique is not None and not 0 < arguments.predict_unique < float("inf"):
-        raise ValueError(
-            f"--predict-unique {arguments.predict_unique:g}: expected a number of distinct tokens, above 0"
-        )
+    for option, what in (
+        ("hold_out", "FLOPs"),
+        ("compare_at", "FLOPs"),
+        ("predict_unique", "a number of distinct tokens"),
+        ("serve", "a number of tokens"),
+        ("overestimates", "a weight"),
+    ):
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{option.replace('_', '-')} {value:g}: expected {what}, above 0")
     if not 0 <= arguments.chance <= 100:
         raise ValueError(f"--chance {arguments.chance:g}: expected a score, from 0 to 1 or in percent")
-    from rich.console import Console
+    if arguments.joint and not arguments.by:
+        raise ValueError("--joint needs --by COLUMN, whose values are the groups")
+    if not arguments.joint and (arguments.share_across or arguments.reference or arguments.compare_at):
+        raise ValueError("--share-across, --reference and --compare-at need --joint")
+    if (arguments.setting is None) == (arguments.law in _SETTINGS):
+        raise ValueError("--law rate and --law batch need --setting COLUMN, and other laws do not take it")
+    if arguments.law in _SETTINGS and (arguments.joint or arguments.predict or arguments.weights):
+        raise ValueError(f"--law {arguments.law} does not go with --joint, --predict or --weights")
+    if arguments.serve and not arguments.predict:
+        raise ValueError("--serve needs --predict: the loss of that optimum is what the served model must reach")
+    if arguments.weights and (not arguments.predict or arguments.by):
+        raise ValueError("--weights needs --predict, and does not go with --by")
 
+
+def _spec(arguments: argparse.Namespace, columns: Any) -> Any:
+    from solo.scaling.laws.catalogue import LAWS
     from solo.scaling.laws.compute import parse_compute
-    from solo.scaling.laws.law import LAWS
-    from solo.scaling.laws.result import FitSpec, analyse
-    from solo.scaling.laws.table import load_table
-    from solo.scaling.report.sections import describe, describe_set_aside, describe_table, document
-    from solo.scaling.report.terminal import print_sections
+    from solo.scaling.laws.problem import Objective
+    from solo.scaling.laws.result import FitSpec
+    from solo.scaling.study import StudySpec, parse_numbers
 
-    config, plain, report = (output(arguments, option) for option in ("--config", "--json", "--report"))
-    table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units)
-    spec = FitSpec(
-        law=LAWS[arguments.law],
-        objective=arguments.objective,
+    at = parse_numbers("--at", arguments.at)
+    if arguments.predict_unique is not None:
+        at["unique"] = arguments.predict_unique
+    weights = parse_numbers("--weights", arguments.weights.split(",") if arguments.weights else [])
+    fit = FitSpec(
+        law=LAWS.get(arguments.law, LAWS["chinchilla"]),
+        objective=Objective(arguments.objective, arguments.overestimates),
         draws=arguments.draws,
         seed=arguments.seed,
         predict=tuple(parse_compute(text, arguments.mfu) for text in arguments.predict),
-        unique=arguments.predict_unique,
+        at=at,
+        served=arguments.serve,
         hold_out=arguments.hold_out,
         drop_highest=arguments.drop_highest,
-        score=table.columns.score,
+        score=columns.score,
         chance=arguments.chance,
         score_is_error=arguments.score_is_error,
     )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(describe_table(table, []).lead, markup=False)
-    print_sections([describe_set_aside(table.set_aside)], console)
-    progress = Console(stderr=True, highlight=False, soft_wrap=True)
-    results = []
-    for loss in table.columns.losses:
-        for group, part in table.groups():
-            runs, aside = part.runs(loss)
-            with _noted(progress, f"{loss}, {len(runs):,} runs", len(runs)) as note:
-                results.append(analyse(loss, runs, spec, group, aside, note))
-            console.print(f"\n[bold]{results[-1].title}[/bold]  {spec.law.formula}")
-            print_sections(describe(results[-1]), console)
-    if config:
-        _write_config(arguments, table, results, config, console)
-    command = shlex.join(["solo", *arguments.words])
-    if plain:
-        plain.write_json(document(table, results, command))
-        console.print(f"JSON    {plain.path}")
-    if report:
-        from solo.scaling.report.page import render
-
-        report.write_text(render(table, results, command))
-        console.print(f"report  {report.path}")
-    return 1 if any(result.refused for result in results) else 0
+    return StudySpec(
+        fit=fit,
+        setting=arguments.law if arguments.law in _SETTINGS else None,
+        joint=arguments.joint,
+        share_across=arguments.share_across,
+        reference=arguments.reference,
+        compare_at=arguments.compare_at,
+        weights={columns.loss(name): weight for name, weight in weights.items()},
+    )
 
 
 @contextmanager
-def _noted(console: Any, what: str, runs: int) -> Iterator[Callable[[str], None]]:
-    """Shows the progress of a fit on a terminal. Elsewhere, prints lines, and only for tables that take minutes."""
+def _noted(console: Any, what: str, rows: int) -> Iterator[Callable[[str], None]]:
+    """Shows progress on a terminal. Elsewhere, prints lines, and only for tables that take long."""
+    what = f"{what}: " if what else ""
     if console.is_terminal:
-        with console.status(what) as status:
-            yield lambda text: status.update(f"{what}: {text}")
+        with console.status("starting") as status:
+            yield lambda text: status.update(f"{what}{text}")
     else:
-        yield lambda text: console.print(f"{what}: {text}", markup=False) if runs > _LARGE else None
+        yield lambda text: console.print(f"{what}{text}", markup=False) if rows > _LARGE else None
 
 
 def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], to: Output, console: Any) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from solo.scaling.laws.law import CHINCHILLA
+from solo.scaling.laws.catalogue import CHINCHILLA
 from solo.scaling.laws.runs import Runs, make_runs
 
 OVERTRAIN = Path(__file__).parent / "data" / "overtrain_runs.csv"

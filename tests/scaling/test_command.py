@@ -176,7 +176,7 @@ def test_reports_of_other_laws(tmp_path, law) -> None:
 
 
 def test_repeated_tokens(tmp_path, capsys) -> None:
-    from solo.scaling.laws.law import REPEATED
+    from solo.scaling.laws.catalogue import REPEATED
     from tests.scaling.samples import grid
 
     unique = np.full(36, 1e10)
@@ -188,7 +188,7 @@ def test_repeated_tokens(tmp_path, capsys) -> None:
     assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["coefficients"]["R"] == pytest.approx(12.0, rel=0.2)
-    assert found["predictions"][0]["unique"] == 1e10
+    assert found["predictions"][0]["at"] == {"unique": 1e10}
 
 
 def test_simulate(tmp_path, capsys) -> None:

@@ -16,6 +16,7 @@ from scipy.interpolate import PchipInterpolator
 
 from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.law import Array
+from solo.scaling.laws.predict import defaults
 from solo.scaling.laws.runs import Runs, group_budgets, group_sizes
 
 _FEWEST_SIZES = 4  # a parabola fits any three points exactly
@@ -61,8 +62,8 @@ class CrossCheck:
 
 
 def cross_checks(fitted: Fit) -> list[CrossCheck]:
-    """Returns the optimum from parabolas and from the envelope; empty for a law that does not allocate compute."""
-    if not fitted.law.allocates:
+    """Returns the optimum from parabolas and from the envelope; empty for a law in more than parameters and tokens."""
+    if fitted.law.pair is None or defaults(fitted):
         return []
     return [
         _check(fitted, "isoFLOP parabolas", parabola_optima),

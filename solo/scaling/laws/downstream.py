@@ -11,7 +11,8 @@ from scipy.optimize import least_squares
 from solo.scaling.laws.bootstrap import Bootstrap, interval
 from solo.scaling.laws.fit import Fit, FitRefusedError
 from solo.scaling.laws.law import Array
-from solo.scaling.laws.predict import Prediction, optimum
+from solo.scaling.laws.optimum import optimum
+from solo.scaling.laws.predict import Prediction
 
 FEWEST_ABOVE_CHANCE = 6
 _MARGIN = 0.01  # share of the scale; a score this close to chance counts as chance
@@ -125,7 +126,7 @@ def fit_task(
     carried = {}
     for prediction in predictions:
         factor = fitted.runs.flops_factor
-        spread = optimum(fitted.law, draws.coefficients, prediction.flops, factor, prediction.unique)["loss"]
+        spread = optimum(fitted.law, draws.coefficients, prediction.flops, factor, prediction.at)["loss"]
         chosen = generator.choice(spread, size=len(resampled))
         ends = interval(np.array([float(law.error(value)) for law, value in zip(resampled, chosen, strict=True)]), 80)
         found = (float(best.error(prediction.loss)), *ends)

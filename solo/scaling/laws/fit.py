@@ -9,13 +9,28 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from solo.scaling.laws.law import Array, Law
-from solo.scaling.laws.problem import HIGHEST_EXPONENT, HUBER_DELTA, LOWEST_EXPONENT, Problem
+from solo.scaling.laws.problem import HUBER, HUBER_DELTA, Objective, Problem
 from solo.scaling.laws.runs import SAME_SIZE, Runs
 from solo.scaling.laws.solver import Solutions, solve
 from solo.scaling.laws.start import starting_points
 
 FEWEST_VALUES = 3  # distinct values of a variable; a power law with a floor has three unknowns
 LEAST_RATIO_SPREAD = 4.0  # largest tokens per parameter over the smallest
+_NAMES = {
+    "n": "parameters",
+    "d": "tokens",
+    "flops": "compute",
+    "unique": "distinct tokens",
+    "ratio": "total per active parameters",
+    "text": "text tokens",
+    "images": "image tokens",
+    "share": "share of image tokens",
+    "decay": "decayed share of the run",
+}
+# Not raised to a power, so that zero is a value like others.
+_MAY_BE_ZERO = frozenset({"share", "decay"})
+# These have no floor of their own.
+_TWO_ARE_ENOUGH = frozenset({"ratio", "decay"})
 _EDGE = 1e-6
 _NO_FLOOR = 1e-3  # share of the lowest loss
 _SEARCHED = 2000
@@ -23,6 +38,8 @@ _STEPS = 150  # of each start; a start that has not converged by then does not c
 _SAME_OBJECTIVE, _SAME_COEFFICIENT = 1e-6, 1e-2
 _WORST_CONDITION = 1e7  # about 30 for a good design, above 1e7 if all runs have the same tokens per parameter
 _WORST_ERROR = 0.5  # standard error of an exponent, relative
+_WORST_SHAPE = 1.5  # of the logarithm of a shape
+_WORST_SIGNED = 0.25  # of a signed exponent, relative to its range
 _MEDIAN_TO_SD = 1.4826  # median absolute deviation to standard deviation, for normal errors
 _ROBUST_ERROR = 1.25  # ratio of the standard errors of an L1 fit and of least squares, for normal errors
 
@@ -36,7 +53,7 @@ class Fit:
     """A fitted law.
 
     coefficients    in natural units: L = E + A/N^alpha + ... with N in parameters and D in tokens
-    objective       value of the objective at the minimum (see `problem.OBJECTIVES`)
+    objective       value of the objective at the minimum (see `problem.Objective`)
     starts          number of starting points
     agreeing        number of starting points that led to this minimum
     condition       condition number of the Jacobian with normalised columns; large if coefficients trade off
@@ -80,7 +97,7 @@ def no_note(text: str) -> None:
     """Ignores a progress message: the default of `note` arguments."""
 
 
-def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[str, float]] | None = None) -> Fit:
+def fit(law: Law, runs: Runs, objective: Objective = HUBER, starts: Sequence[dict[str, float]] | None = None) -> Fit:
     """Fits a law to runs.
 
     The search from many starts uses at most 2,000 runs, drawn at random. Its best minimum is then refined on all runs.
@@ -88,7 +105,7 @@ def fit(law: Law, runs: Runs, objective: str = "huber", starts: Sequence[dict[st
     Args:
         law: one of `law.LAWS`.
         runs: finished runs.
-        objective: `huber` for log losses, or `squares` for losses.
+        objective: Huber losses of log losses, or squared errors of losses.
         starts: coefficients to start from; default: variable projection.
 
     Raises:
@@ -122,50 +139,86 @@ def _value(problem: Problem, vector: Array) -> float:
 def finish(problem: Problem, start: Array) -> Array:
     """Returns the local minimum near a start [P]: the lower of those that SciPy's `least_squares` and `solve` find.
 
-    Tolerances are relative to the objective. With absolute tolerances, and even more with a mean instead of a sum, the
-    search stops near its start (Besiroglu et al. 2024, arXiv 2404.10102, on the published fit of Hoffmann et al.).
+    SciPy's Huber loss is symmetric, so an asymmetric one is left to `solve`. Tolerances are relative to the objective.
+    With absolute tolerances, and even more with a mean instead of a sum, the search stops near its start (Besiroglu et
+    al. 2024, arXiv 2404.10102, on the published fit of Hoffmann et al.).
     """
-    done = least_squares(
-        problem.residuals,
-        start,
-        problem.jacobian,
-        bounds=(problem.lower, problem.upper),
-        loss="huber" if problem.objective == "huber" else "linear",
-        f_scale=HUBER_DELTA,
-        xtol=1e-15,
-        ftol=1e-15,
-        gtol=1e-15,
-        max_nfev=2000,
-    )
-    candidates = np.array([start, done.x, solve(problem, np.array([done.x])).vectors[0]])
-    return candidates[np.argmin(problem.value(candidates, np.ones((3, len(problem.runs)))))]
+    starts = [start]
+    if problem.objective.overestimates == 1 and len(problem.runs) <= _SEARCHED:
+        done = least_squares(
+            problem.residuals,
+            start,
+            problem.jacobian,
+            bounds=(problem.lower, problem.upper),
+            loss="huber" if problem.objective.name == "huber" else "linear",
+            f_scale=HUBER_DELTA,
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+            max_nfev=2000,
+        )
+        starts.append(done.x)
+    candidates = np.concatenate([np.array(starts), solve(problem, np.array(starts)).vectors])
+    return candidates[np.argmin(problem.value(candidates, np.ones((1, len(problem.runs)))))]
 
 
 def check_design(law: Law, runs: Runs, fewest_runs: int | None = None) -> None:
-    """Raises FitRefusedError if the runs cannot determine the law, regardless of their losses."""
+    """Raises FitRefusedError if the runs cannot determine the law, regardless of their losses.
+
+    If each group has its own exponents, each group must determine them; otherwise all groups together must, and each
+    needs one run more than it has coefficients of its own.
+    """
     fewest = law.fewest_runs if fewest_runs is None else fewest_runs
-    if len(runs) < fewest:
-        raise FitRefusedError(f"{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")
-    names = {"n": "parameters", "d": "tokens", "flops": "compute"}
-    for variable in law.variables:
-        values = _distinct(runs.variables()[variable])
-        if values < FEWEST_VALUES and (law.name != "shared" or values < 2):
+    parts = [runs.nameless(runs.group == place) for place in range(len(law.groups))]
+    if set(law.exponents) & law.own:
+        for name, part in zip(law.groups, parts, strict=True):
+            _check_part(law, part, fewest, f"{name}: ")
+        return
+    for name, part in zip(law.groups, parts, strict=True):
+        if len(part) < len(law.own) + (fewest_runs is None):
             raise FitRefusedError(
-                f"the runs have {values} different numbers of {names[variable]}; the law {law.name!r} needs"
+                f"{name}: {len(part)} runs are too few for {len(law.own)} coefficients of its own; it needs"
+                f" {len(law.own) + 1}"
+            )
+    _check_part(law, runs, fewest, "")
+
+
+def _check_part(law: Law, runs: Runs, fewest: int, where: str) -> None:
+    if len(runs) < fewest:
+        raise FitRefusedError(f"{where}{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")
+    variables = runs.variables()
+    for variable in law.variables:
+        if variable not in variables:
+            raise FitRefusedError(f"the law {law.name!r} needs {_NAMES[variable]}, which the table does not have")
+        if variable == "unique":
+            continue
+        if variable not in _MAY_BE_ZERO and not (variables[variable] > 0).all():
+            raise FitRefusedError(
+                f"{where}{np.count_nonzero(variables[variable] <= 0)} runs have no {_NAMES[variable]}; the law"
+                f" {law.name!r} takes a power of it. Leave them out with --where, or choose another law"
+            )
+        values = _distinct(variables[variable])
+        if values < FEWEST_VALUES and (law.name != "shared" or values < 2) and variable not in _TWO_ARE_ENOUGH:
+            raise FitRefusedError(
+                f"{where}the runs have {values} different numbers of {_NAMES[variable]}; the law {law.name!r} needs"
                 f" {FEWEST_VALUES} to tell an exponent from the floor E"
+            )
+        if values < 2:
+            raise FitRefusedError(
+                f"{where}all runs have the same {_NAMES[variable]}; the law {law.name!r} needs others"
             )
     if law.allocates:
         ratio = runs.d / runs.n
         spread = float(ratio.max() / ratio.min())
         if spread < LEAST_RATIO_SPREAD:
             raise FitRefusedError(
-                f"tokens per parameter differ only by a factor of {spread:.3g}, {ratio.min():.3g} to"
+                f"{where}tokens per parameter differ only by a factor of {spread:.3g}, {ratio.min():.3g} to"
                 f" {ratio.max():.3g}: the effects of parameters and tokens cannot be separated. Vary them by"
                 f" {LEAST_RATIO_SPREAD:g} or more, or fit compute alone (--law power)"
             )
     if law.repeats and not (np.count_nonzero(runs.d > 1.5 * runs.unique) >= 3):
         raise FitRefusedError(
-            f"the law {law.name!r} needs at least 3 runs that read their tokens more than 1.5 times;"
+            f"{where}the law {law.name!r} needs at least 3 runs that read their tokens more than 1.5 times;"
             f" {np.count_nonzero(runs.d > 1.5 * runs.unique)} do. Without repeats fit --law chinchilla"
         )
 
@@ -175,7 +228,7 @@ def _distinct(values: Array) -> int:
     count, left = 0, values
     while count < FEWEST_VALUES and len(left):
         count += 1
-        left = left[left > SAME_SIZE * left.min()]
+        left = left[left > SAME_SIZE * left.min()]  # zero is one value
     return count
 
 
@@ -184,12 +237,16 @@ def _agreeing(problem: Problem, found: Solutions, best: Array, value: float) -> 
     near = found.converged & (found.objective <= value * (1 + _SAME_OBJECTIVE) + 1e-20)
     here, there = problem.coefficients(best), problem.coefficients(found.vectors[near])
     apart = np.zeros(int(near.sum()), bool)
-    for name in problem.law.exponents:
-        apart |= np.abs(there[name] / here[name] - 1) > _SAME_COEFFICIENT
-    # A floor near 0 can be any small number, so amplitudes are compared relative to the loss.
-    count = len(problem.law.amplitudes)
-    shares = np.abs(np.exp(found.vectors[near, :count]) - np.exp(best[:count])) / problem.loss.min()
-    apart |= (shares > _SAME_COEFFICIENT).any(axis=1)
+    for place, parameter in enumerate(problem.law.parameters):
+        name = parameter.name
+        if parameter.kind == "amplitude":
+            # A floor near 0 can be any small number, so amplitudes are compared relative to the loss.
+            far = np.abs(np.exp(found.vectors[near, place]) - np.exp(best[place])) / problem.loss.min()
+        elif parameter.kind == "exponent":
+            far = np.abs(there[name] - here[name]) / (1.0 if parameter.signed else here[name])
+        else:
+            continue
+        apart |= far > _SAME_COEFFICIENT
     if apart.any():
         other = {name: float(array[np.argmax(apart)]) for name, array in there.items()}
         raise FitRefusedError(
@@ -221,21 +278,27 @@ def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, .
     """
     law = problem.law
     inside = (vector > problem.lower + _EDGE) & (vector < problem.upper - _EDGE)
-    floor = law.coefficients.index("E")
-    # A floor near 0 hardly changes the objective, so the search may stop before it reaches the edge.
-    inside[floor] &= vector[floor] > np.log(_NO_FLOOR * problem.loss.min())
     notes = []
-    for place in np.flatnonzero(~inside):
-        name = law.coefficients[place]
-        if place == floor and vector[place] < problem.upper[place] - _EDGE:
-            notes.append("E is 0: the loss falls without a floor in sight, and the law says little beyond these runs")
-        elif name in law.exponents:
+    floors = [place for place, parameter in enumerate(law.parameters) if parameter.base == law.floor]
+    for place in floors:
+        # A floor near 0 hardly changes the objective, so the search may stop before it reaches the edge.
+        inside[place] &= vector[place] > np.log(_NO_FLOOR * problem.loss.min())
+    for place in map(int, np.flatnonzero(~inside)):
+        parameter = law.parameters[place]
+        if place in floors and vector[place] < problem.upper[place] - _EDGE:
+            notes.append(
+                f"{parameter.name} is 0: the loss falls without a floor in sight, and the law says little beyond these"
+                " runs"
+            )
+        elif parameter.kind == "exponent":
             raise FitRefusedError(
-                f"the minimum lies at the edge of the search, {name} = {vector[place]:.3g} (searched from"
-                f" {LOWEST_EXPONENT} to {HIGHEST_EXPONENT}): the runs do not show this law's curvature"
+                f"the minimum lies at the edge of the search, {parameter.name} = {vector[place]:.3g} (searched from"
+                f" {problem.lower[place]:g} to {problem.upper[place]:g}): the runs do not show this law's curvature"
             )
         else:
-            raise FitRefusedError(f"the minimum lies at the edge of the search: the runs do not determine {name}")
+            raise FitRefusedError(
+                f"the minimum lies at the edge of the search: the runs do not determine {parameter.name}"
+            )
     jacobian = problem.jacobian(vector)[:, inside]
     lengths = np.linalg.norm(jacobian, axis=0)
     condition = float(np.linalg.cond(jacobian / np.maximum(lengths, 1e-300)))
@@ -248,11 +311,17 @@ def _check_minimum(problem: Problem, vector: Array) -> tuple[float, tuple[str, .
     covariance = np.linalg.pinv(jacobian.T @ jacobian)
     residuals = problem.residuals(vector)
     errors[inside] = _ROBUST_ERROR * _scatter(residuals, len(vector)) * np.sqrt(np.diag(covariance))
-    for name in law.exponents:
-        value, error = (array[law.coefficients.index(name)] for array in (vector, errors))
-        if error > _WORST_ERROR * value:
+    for parameter, value, error in zip(law.parameters, vector, errors, strict=True):
+        # The shape's standard error is that of its logarithm.
+        most = {"exponent": _WORST_ERROR * value, "shape": _WORST_SHAPE}.get(parameter.kind, np.inf)
+        if parameter.signed:
+            low, high = parameter.range
+            most = _WORST_SIGNED * (high - low)
+        if error > most:
+            shown = float(problem.coefficients(vector)[parameter.name]) if parameter.kind == "shape" else value
+            unit = " in its logarithm" if parameter.kind == "shape" else ""
             raise FitRefusedError(
-                f"not identified: {name} = {value:.2g} ± {error:.2g}, given the scatter of these runs;"
+                f"not identified: {parameter.name} = {shown:.2g} ± {error:.2g}{unit}, given the scatter of these runs;"
                 f" {more}, or less noise"
             )
     return condition, tuple(notes)

@@ -10,6 +10,7 @@ import numpy as np
 from solo.scaling.laws.bootstrap import LEVELS, Bootstrap, bootstrap
 from solo.scaling.laws.fit import Fit, FitRefusedError, fit, no_note
 from solo.scaling.laws.law import Array, Law
+from solo.scaling.laws.problem import HUBER, Objective
 from solo.scaling.laws.runs import Runs, group_budgets
 
 HOLD_OUT_DRAWS = 500
@@ -69,7 +70,7 @@ def largest_budget(runs: Runs) -> float:
 def hold_out(
     law: Law,
     runs: Runs,
-    objective: str = "huber",
+    objective: Objective = HUBER,
     cut: float | None = None,
     seed: int = 0,
     note: Callable[[str], None] = no_note,
@@ -114,7 +115,7 @@ def run_intervals(fitted: Fit, draws: Bootstrap, runs: Runs, seed: int = 0) -> d
     }
 
 
-def hold_out_ladder(law: Law, runs: Runs, objective: str = "huber") -> list[Cut]:
+def hold_out_ladder(law: Law, runs: Runs, objective: Objective = HUBER) -> list[Cut]:
     """Returns hold-outs of increasing reach: each cut has at most half the compute of the one before."""
     cuts: list[Cut] = []
     for group in reversed(group_budgets(runs.flops)):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from solo.config import ConfigError
 from solo.scaling.laws.bootstrap import DRAWS, Bootstrap, bootstrap, intervals
+from solo.scaling.laws.catalogue import CHINCHILLA, SHARED
 from solo.scaling.laws.cross_check import CrossCheck, cross_checks
 from solo.scaling.laws.downstream import Downstream, fit_task
 from solo.scaling.laws.fit import Fit, FitRefusedError, fit, no_note
 from solo.scaling.laws.hold_out import Cut, HoldOut, hold_out, hold_out_ladder
-from solo.scaling.laws.law import CHINCHILLA, Law
+from solo.scaling.laws.law import Law
 from solo.scaling.laws.predict import Prediction, predict
+from solo.scaling.laws.problem import HUBER, Objective
 from solo.scaling.laws.runs import Runs, group_repeats
 from solo.scaling.laws.table import SetAside
 
@@ -28,18 +30,20 @@ class FitSpec:
     """Settings of a fit and its predictions.
 
     predict         compute to predict at, FLOPs
-    unique          number of distinct tokens, for predictions of the law `repeated`
+    at              the law's other variables in predictions, such as the number of distinct tokens
+    served          number of tokens that a predicted model will serve
     hold_out        runs with at least this much compute are held out; default: the largest budget
     drop_highest    number of runs with the highest losses to leave out; the law fitted to all runs is shown too
     score           column of a task's scores, its chance level, and whether the scores are errors
     """
 
     law: Law = CHINCHILLA
-    objective: str = "huber"
+    objective: Objective = HUBER
     draws: int = DRAWS
     seed: int = 0
     predict: tuple[float, ...] = ()
-    unique: float | None = None
+    at: Mapping[str, float] = field(default_factory=dict)
+    served: float | None = None
     hold_out: float | None = None
     drop_highest: int = 0
     score: str | None = None
@@ -51,12 +55,13 @@ class FitSpec:
 class Analysis:
     """A fitted law and the results derived from it.
 
-    with_dropped    coefficients of the law fitted to all runs, if some were left out
+    beside          other fits to compare with, name -> coefficients: with the runs that were dropped, or with the
+                    symmetric Huber loss
     """
 
     fit: Fit
     bootstrap: Bootstrap
-    with_dropped: dict[str, float] | None
+    beside: dict[str, dict[str, float]]
     hold_out: HoldOut | None
     hold_out_refused: str | None
     ladder: tuple[Cut, ...]
@@ -131,10 +136,16 @@ def _analyse(runs: Runs, everything: Runs, spec: FitSpec, note: Callable[[str], 
     note("fitting")
     fitted = fit(law, runs, objective)
     draws = bootstrap(fitted, spec.draws, seed, note)
-    with_dropped, _ = _attempt(fit, law, everything, objective) if spec.drop_highest else (None, None)
+    others: dict[str, tuple[Runs, Objective]] = {}
+    if spec.drop_highest:
+        others["With the dropped runs"] = (everything, objective)
+    if objective.overestimates != 1:
+        others["Symmetric"] = (runs, replace(objective, overestimates=1.0))
+    beside = {name: _attempt(fit, law, *other)[0] for name, other in others.items()}
+    tied = _attempt(fit, SHARED, runs, objective)[0] if spec.predict and law is CHINCHILLA else None
     held, held_refused = _attempt(hold_out, law, runs, objective, spec.hold_out, seed, note)
     note("hold-outs of lower cuts, cross-checks")
-    predictions = tuple(predict(fitted, draws, flops, spec.unique) for flops in spec.predict)
+    predictions = tuple(predict(fitted, draws, flops, spec.at, tied, spec.served) for flops in spec.predict)
     task, task_refused = None, None
     if spec.score:
         options = (spec.score, spec.chance, spec.score_is_error, seed)
@@ -142,7 +153,7 @@ def _analyse(runs: Runs, everything: Runs, spec: FitSpec, note: Callable[[str], 
     return Analysis(
         fit=fitted,
         bootstrap=draws,
-        with_dropped=None if with_dropped is None else with_dropped.coefficients,
+        beside={name: found.coefficients for name, found in beside.items() if found is not None},
         hold_out=held,
         hold_out_refused=held_refused,
         ladder=tuple(hold_out_ladder(law, runs, objective)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Runs:
     cluster  id of the stable run that a run branched from, or its own id; runs of a cluster are not independent
     unique   distinct training tokens: float64 [R], infinite if none repeats
     score    score of a downstream task: float64 [R], NaN if missing
+    group    place of the run's group in a joint law: int [R]
+    more     other variables of laws by name, such as `images` (tokens of images): float64 [R]
     """
 
     id: tuple[str, ...]
@@ -38,6 +40,8 @@ class Runs:
     cluster: tuple[str, ...]
     unique: Array
     score: Array
+    group: np.ndarray
+    more: Mapping[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.n)
@@ -46,10 +50,12 @@ class Runs:
         """Returns the runs selected by an index array or a boolean mask."""
         places = np.arange(len(self))[rows]
         picked: dict[str, Any] = {
-            field.name: tuple(map(value.__getitem__, places.tolist())) if isinstance(value, tuple) else value[places]
-            for field in fields(self)
-            for value in [getattr(self, field.name)]
+            entry.name: tuple(map(value.__getitem__, places.tolist())) if isinstance(value, tuple) else value[places]
+            for entry in fields(self)
+            if entry.name != "more"
+            for value in [getattr(self, entry.name)]
         }
+        picked["more"] = {name: values[places] for name, values in self.more.items()}
         return Runs(**picked)
 
     @property
@@ -64,16 +70,36 @@ class Runs:
 
     def variables(self) -> dict[str, Array]:
         """Returns the arrays that a law is evaluated on."""
-        return {"n": self.n, "d": self.d, "flops": self.flops, "unique": self.unique}
+        found = {"n": self.n, "d": self.d, "flops": self.flops, "unique": self.unique, "group": self.group}
+        return {**found, **self.more}
 
     def nameless(self, rows: np.ndarray) -> Runs:
         """Returns the runs of a boolean mask without `id` and `cluster`, which is cheap; for checks of the numbers."""
-        numbers = {name: value[rows] for name, value in vars(self).items() if not isinstance(value, tuple)}
-        return replace(self, id=(), cluster=(), **numbers)
+        numbers = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        more = {name: values[rows] for name, values in self.more.items()}
+        return replace(self, id=(), cluster=(), more=more, **numbers)
 
     def with_loss(self, loss: Array) -> Runs:
         """Returns the same runs with other losses."""
         return replace(self, loss=np.asarray(loss, float))
+
+    def parts(self, count: int) -> list[Runs]:
+        """Returns the runs of each of `count` groups; all runs if there are no groups."""
+        return [self[self.group == place] for place in range(count)] if count else [self]
+
+
+def join(parts: Sequence[Runs]) -> Runs:
+    """Returns the runs of several groups as one, with the place of their group. Clusters do not span groups."""
+    joined: dict[str, Any] = {
+        entry.name: sum((getattr(part, entry.name) for part in parts), ())
+        if isinstance(getattr(parts[0], entry.name), tuple)
+        else np.concatenate([getattr(part, entry.name) for part in parts])
+        for entry in fields(Runs)
+        if entry.name not in ("more", "group", "cluster")
+    }
+    joined["cluster"] = tuple(f"{place}/{name}" for place, part in enumerate(parts) for name in part.cluster)
+    more = {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more}
+    return Runs(**joined, group=np.repeat(np.arange(len(parts)), [len(part) for part in parts]), more=more)
 
 
 def make_runs(
@@ -85,8 +111,9 @@ def make_runs(
     unique: Any = None,
     id: Sequence[str] | None = None,
     score: Any = None,
+    **more: Any,
 ) -> Runs:
-    """Builds runs from plain sequences. Compute defaults to 6 n d.
+    """Builds runs from plain sequences. Compute defaults to 6 n d; `more` holds other variables of laws.
 
     Raises:
         ValueError: the sequences differ in length, or a number is not positive and finite.
@@ -103,10 +130,12 @@ def make_runs(
         cluster=tuple(id if cluster is None else cluster),
         unique=np.full(len(n), np.inf) if unique is None else np.asarray(unique, float),
         score=np.full(len(n), np.nan) if score is None else np.asarray(score, float),
+        group=np.zeros(len(n), int),
+        more={name: np.asarray(values, float) for name, values in more.items()},
     )
-    for field in fields(runs):
-        if len(getattr(runs, field.name)) != len(runs):
-            raise ValueError(f"{field.name} has {len(getattr(runs, field.name))} entries for {len(runs)} runs")
+    for name, values in {**vars(runs), **runs.more}.items():
+        if name != "more" and len(values) != len(runs):
+            raise ValueError(f"{name} has {len(values)} entries for {len(runs)} runs")
     for name in ("n", "d", "flops", "loss"):
         values = getattr(runs, name)
         if len(wrong := np.flatnonzero(~(np.isfinite(values) & (values > 0)))):

@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 
 from solo.config import Section, parse_section, read_config
 from solo.scaling.laws.bootstrap import intervals
+from solo.scaling.laws.catalogue import LAWS
 from solo.scaling.laws.fit import FitRefusedError, check_design, fit
-from solo.scaling.laws.law import LAWS, Array, Law
-from solo.scaling.laws.predict import optimum
+from solo.scaling.laws.law import Array, Law
+from solo.scaling.laws.optimum import optimum
 from solo.scaling.laws.problem import Problem
 from solo.scaling.laws.runs import Runs, make_runs
 from solo.scaling.laws.solver import solve

@@ -20,6 +20,15 @@ from solo.scaling.laws.units import check_units
 DONE = "done"
 # Losses of different tokenizers or evaluation sets are not comparable.
 _UNMIXED = ("tokenizer", "evaluation_set")
+# Variables of laws, and the fields of `Columns` that they come from.
+_OTHERS = {
+    "ratio": "total",
+    "images": "images",
+    "text": "images",
+    "share": "images",
+    "decay": "decay",
+    "setting": "setting",
+}
 # Names that pandas gives to row numbers. Rows that differ only there are equal.
 _ROW_NUMBERS = ("", "Unnamed: 0", "index", "level_0")
 
@@ -32,6 +41,10 @@ class Columns:
     losses          columns of losses, each of which gets a law; default: all `losses.*`
     stable_run      the stable run that a run branched from
     by              a column, such as a mixture or a design; each of its values gets a law
+    total           parameters in total, of sparse models
+    images          tokens of images
+    decay           share of a run's tokens in which the learning rate decays linearly to zero
+    setting         a setting, such as the learning rate, whose best value is fitted
     """
 
     n: str = "n_active"
@@ -46,6 +59,17 @@ class Columns:
     evaluation_set: str = "evaluation_set"
     score: str | None = None
     by: str | None = None
+    total: str = "n_total"
+    images: str = "visual_tokens"
+    decay: str = "decay"
+    setting: str | None = None
+
+    def loss(self, name: str) -> str:
+        """Returns the full name of a loss, from its full or short name. Raises ConfigError if it is not one of them."""
+        for loss in self.losses:
+            if loss in (name, f"losses.{name}"):
+                return loss
+        raise ConfigError(f"{name!r} is not one of the losses: {', '.join(self.losses)}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +101,10 @@ class Table:
             groups.setdefault(text(row.get(by)), []).append(row)
         return [(value, replace(self, rows=tuple(rows))) for value, rows in groups.items()]
 
-    def runs(self, loss: str) -> tuple[Runs, tuple[SetAside, ...]]:
+    def runs(self, loss: str, needs: Sequence[str] = ()) -> tuple[Runs, tuple[SetAside, ...]]:
         """Returns the runs with the loss of this name, and the rows in which it is not a positive number.
+
+        Rows without one of the variables `needs` are set aside, too.
 
         Raises:
             ConfigError: the rows mix several tokenizers or evaluation sets, or none has a usable loss.
@@ -86,30 +112,55 @@ class Table:
         self._refuse_mixtures()
         columns = self.columns
         kept, aside = [], []
+        present = {
+            field: column
+            for field in dict.fromkeys(_OTHERS.values())
+            for column in [getattr(columns, field)]
+            if column and any(column in row for row in self.rows)
+        }
+        needed = {present[_OTHERS[name]] for name in needs if _OTHERS.get(name) in present}
         for row in self.rows:
             value = number(row.get(loss))
-            if np.isfinite(value) and value > 0:
-                kept.append(row)
-            else:
+            missing = [column for column in needed if not number(row.get(column)) >= 0]
+            if not (np.isfinite(value) and value > 0):
                 aside.append(SetAside(self.id_of(row), f"{loss} is {text(row.get(loss)) or 'empty'}"))
+            elif missing:
+                aside.append(SetAside(self.id_of(row), f"{missing[0]} is {text(row.get(missing[0])) or 'empty'}"))
+            else:
+                kept.append(row)
         if not kept:
             raise ConfigError(f"{self.path}: no run has a usable {loss}: {count(aside)}")
 
-        def optional(name: str | None) -> Any:
-            return [number(row.get(name)) for row in kept] if name and any(name in row for row in kept) else None
+        def numbers(name: str) -> Array:
+            return np.array([number(row.get(name)) for row in kept])
 
-        flops, unique = optional(columns.flops), optional(columns.unique)
-        found = make_runs(
-            n=[number(row.get(columns.n)) for row in kept],
-            d=[number(row.get(columns.d)) for row in kept],
-            loss=[number(row.get(loss)) for row in kept],
-            flops=flops,
-            cluster=[text(row.get(columns.stable_run)) or self.id_of(row) for row in kept],
-            unique=None if unique is None else np.where(np.isfinite(unique), unique, np.inf),
-            id=[self.id_of(row) for row in kept],
-            score=optional(columns.score),
+        def optional(name: str | None) -> Any:
+            return numbers(name) if name and any(name in row for row in kept) else None
+
+        n, d = numbers(columns.n), numbers(columns.d)
+        unique = optional(columns.unique)
+        ids = [self.id_of(row) for row in kept]
+        more: dict[str, Array] = {}
+        for field, column in present.items():
+            values = numbers(column)
+            if field == "images":
+                more |= {"images": values, "text": d - values, "share": values / d}
+            else:
+                more["ratio" if field == "total" else field] = values / n if field == "total" else values
+        return (
+            make_runs(
+                n=n,
+                d=d,
+                loss=numbers(loss),
+                flops=optional(columns.flops),
+                cluster=[text(row.get(columns.stable_run)) or name for row, name in zip(kept, ids, strict=True)],
+                unique=None if unique is None else np.where(np.isfinite(unique), unique, np.inf),
+                id=ids,
+                score=optional(columns.score),
+                **more,
+            ),
+            tuple(aside),
         )
-        return found, tuple(aside)
 
     def id_of(self, row: Row) -> str:
         """Returns the name of a row."""
@@ -190,9 +241,9 @@ def _resolve(columns: Columns, rows: list[Row], path: str) -> Columns:
     losses = columns.losses or tuple(name for name in known if name.startswith("losses."))
     if not losses:
         raise ConfigError(f"{path}: name a column of losses with --loss. Columns: {columns_of(rows)}")
-    given = {option: getattr(columns, option) for option in ("by", "score") if getattr(columns, option)}
+    given = {option: getattr(columns, option) for option in ("by", "score", "setting") if getattr(columns, option)}
     defaults = Columns()
-    for option in ("flops", "unique", "id", "stable_run", "status", *_UNMIXED):
+    for option in ("flops", "unique", "id", "stable_run", "status", "total", "images", "decay", *_UNMIXED):
         if getattr(columns, option) != getattr(defaults, option):  # named by the user, so it must exist
             given[option] = getattr(columns, option)
     return replace(

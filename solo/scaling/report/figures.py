@@ -14,7 +14,7 @@ from solo.scaling.laws.downstream import Downstream
 from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.hold_out import HoldOut
 from solo.scaling.laws.law import Array
-from solo.scaling.laws.predict import optimum
+from solo.scaling.laws.optimum import optimum
 from solo.scaling.laws.result import Analysis
 from solo.scaling.laws.runs import group_sizes
 from solo.scaling.report.numbers import large

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-import solo
 from solo.scaling.laws.hold_out import HoldOut
+from solo.scaling.laws.optimum import NEAR
 from solo.scaling.laws.predict import FAR, Prediction
-from solo.scaling.laws.problem import OBJECTIVES
 from solo.scaling.laws.result import Analysis, FitResult
+from solo.scaling.laws.runs import Runs
 from solo.scaling.laws.simulate import JUDGED, Simulated, SimulateSpec
 from solo.scaling.laws.table import SetAside, Table, count
 from solo.scaling.report.numbers import figure, large, span
@@ -43,13 +43,12 @@ class Section:
     brief: bool = False
 
 
-def describe_table(table: Table, results: Sequence[FitResult]) -> Section:
-    """Describes the input table; each row is a name and a value."""
+def describe_table(table: Table, runs: Runs | None = None) -> Section:
+    """Describes the input table, and the range of some of its runs; each row is a name and a value."""
     rows = [("rows read", f"{table.read:,}"), ("to fit", f"{len(table.rows):,}")]
     if table.set_aside:
         rows.append(("set aside", f"{len(table.set_aside):,}"))
-    if results:
-        runs = results[0].runs
+    if runs is not None:
         ratio = runs.d / runs.n
         rows += [
             ("compute, FLOPs", f"{runs.flops.min():.2g} to {runs.flops.max():.2g}"),
@@ -80,23 +79,8 @@ def describe(result: FitResult) -> list[Section]:
     if analysis is None:
         return [_head(result), aside]
     parts = [_law(result, analysis), _hold_out(analysis), _ladder(analysis), _predictions(analysis)]
+    parts += [_flat(analysis), _served(analysis)]
     return [_head(result), *parts, _cross_checks(analysis), _downstream(analysis), aside]
-
-
-def as_json(result: FitResult) -> dict[str, Any]:
-    """Returns one result as JSON values; NaN and infinity become null."""
-    merged: dict[str, Any] = {}
-    for section in describe(result):
-        merged |= section.values
-    return _finite(merged)
-
-
-def document(table: Table, results: Sequence[FitResult], command: str) -> dict[str, Any]:
-    """Returns all results as JSON values. If there is only one law, its entries are also at the top level."""
-    fits = [as_json(result) for result in results]
-    only = fits[0] if len(fits) == 1 else {}
-    data = _finite(describe_table(table, results).values)
-    return {**only, "command": command, "version": solo.__version__, **data, "fits": fits}
 
 
 def describe_simulation(spec: SimulateSpec, found: Simulated) -> Section:
@@ -142,10 +126,15 @@ def _head(result: FitResult) -> Section:
 
 def _law(result: FitResult, analysis: Analysis) -> Section:
     fitted, draws, runs, spec = analysis.fit, analysis.bootstrap, result.runs, result.spec
-    found, spread, dropped = analysis.values(), analysis.intervals(), analysis.with_dropped
+    found, spread = analysis.values(), analysis.intervals()
     values = {
         "coefficients": fitted.coefficients,
-        "objective": {"value": fitted.objective, "name": spec.objective, "is": OBJECTIVES[spec.objective]},
+        "objective": {
+            "value": fitted.objective,
+            "name": spec.objective.name,
+            "overestimates": spec.objective.overestimates,
+            "is": spec.objective.text,
+        },
         "scatter": fitted.scatter,
         "starts": {"tried": fitted.starts, "agreeing": fitted.agreeing},
         "condition": fitted.condition,
@@ -157,7 +146,7 @@ def _law(result: FitResult, analysis: Analysis) -> Section:
             "redrawn": draws.redrawn,
             "seed": spec.seed,
         },
-        "coefficients_with_dropped": dropped,
+        "beside": analysis.beside,
         "notes": list(analysis.notes),
     }
     unit = "runs" if draws.clusters == len(runs) else "independent trainings"
@@ -173,10 +162,9 @@ def _law(result: FitResult, analysis: Analysis) -> Section:
         ends = spread[name]
         label = f"{name}  ({_MEANING[name]})" if name in _MEANING else name
         cells = [label, figure(value, *ends["80"]), span(value, ends["80"]), span(value, ends["95"])]
-        if dropped is not None:
-            cells.append(figure(dropped[name]) if name in dropped else "")
+        cells += [figure(other[name]) if name in other else "" for other in analysis.beside.values()]
         rows.append(tuple(cells))
-    columns = ("Coefficient", "Fit", "80%", "95%", *(["With the dropped runs"] if dropped else []))
+    columns = ("Coefficient", "Fit", "80%", "95%", *analysis.beside)
     return Section("", values, lead, columns, tuple(rows), warnings=analysis.notes)
 
 
@@ -260,7 +248,7 @@ def _ladder(analysis: Analysis) -> Section:
 
 def _predictions(analysis: Analysis) -> Section:
     found = analysis.predictions
-    values = [{**vars(each), "far": each.far} for each in found]
+    values = [{**asdict(each), "far": each.far} for each in found]
     columns = ("FLOPs", "x largest run", "N", "80%", "D", "80%", "Loss", "80%")
     lead = f"A single run scatters by {analysis.fit.scatter:.2%} about the predicted loss." if found else ""
     warnings = []
@@ -288,6 +276,48 @@ def _prediction_row(prediction: Prediction) -> tuple[str, ...]:
             cells += [large(float(figure(value, *ends))), " to ".join(large(float(figure(end, *ends))) for end in ends)]
     ends = prediction.intervals["loss"]["80"]
     return (*cells, figure(prediction.loss, *ends), span(prediction.loss, ends))
+
+
+def _flat(analysis: Analysis) -> Section:
+    rows, names = [], dict[str, None]()
+    for each in analysis.predictions:
+        if each.flat is not None:
+            names |= dict.fromkeys(each.flat.given_up)
+    for each in analysis.predictions:
+        if each.flat is not None:
+            (low, (lowest, _)), (high, (_, highest)) = each.flat.smallest, each.flat.largest
+            cells = [f"{each.flops:.3g}", f"{large(low)} to {large(high)}", f"{large(lowest)} to {large(highest)}"]
+            for name in names:
+                _, lost, (least, most) = each.flat.given_up[name]
+                cells.append(f"{lost:.2%} ({100 * least:.2f} to {100 * most:.2f})")
+            rows.append(tuple(cells))
+    columns = ("FLOPs", f"N within {NEAR:.1%}", "80%", *(name.capitalize() for name in names))
+    lead = (
+        f"The optimum is flat. Sizes with a loss within {NEAR:.1%} of the best, with the outer ends of their 80%"
+        " intervals, and the loss that other sizes give up at the same compute, with 80% intervals."
+    )
+    return Section("Other sizes", {}, lead, columns, tuple(rows)) if rows else Section("Other sizes")
+
+
+def _served(analysis: Analysis) -> Section:
+    rows, tokens = [], 0.0
+    for each in analysis.predictions:
+        if each.served is not None:
+            tokens, found = each.served.tokens, each.served
+            cells = [f"{each.flops:.3g}"]
+            for name in ("n", "d"):
+                low, high = found.intervals[name]
+                cells += [large(found.values[name]), f"{large(low)} to {large(high)}"]
+            cells.append(f"{found.values['training']:.3g}")
+            ends = found.intervals["saved"]
+            cells += [f"{found.values['saved']:.1%}", f"{ends[0]:.1%} to {ends[1]:.1%}"]
+            rows.append(tuple(cells))
+    lead = (
+        f"The run with the same loss that costs least in total if {large(tokens)} tokens are served after training, a"
+        " third of the compute of a training token each. What it saves is relative to the optimum without serving."
+    )
+    columns = ("FLOPs", "N", "80%", "D", "80%", "Training FLOPs", "Total saved", "80%")
+    return Section("With serving", {}, lead if rows else "", columns if rows else (), tuple(rows))
 
 
 def _cross_checks(analysis: Analysis) -> Section:
@@ -341,12 +371,3 @@ def _downstream(analysis: Analysis) -> Section:
 
 def _plain(items: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(vars(item)) for item in items]
-
-
-def _finite(node: Any) -> Any:
-    """Returns a JSON value with null in place of NaN and infinity, which JSON lacks."""
-    if isinstance(node, dict):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not abs(node) < float("inf") else node

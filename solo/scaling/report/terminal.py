@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from solo.scaling.report.sections import Section
@@ -41,5 +42,5 @@ def _table(section: Section) -> Table:
     for place, title in enumerate(section.columns):
         table.add_column(title, justify="right" if place else "left", no_wrap=True)
     for row in section.rows[:_MOST_ROWS]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

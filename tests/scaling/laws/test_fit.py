@@ -1,14 +1,16 @@
 """Fits reach the minimum from any start, or are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from solo.scaling.laws import solver
 from solo.scaling.laws.bootstrap import bootstrap, interval
+from solo.scaling.laws.catalogue import CHINCHILLA, LAWS, POWER, REPEATED, SHARED
 from solo.scaling.laws.fit import Fit, FitRefusedError, finish, fit
-from solo.scaling.laws.law import CHINCHILLA, LAWS, POWER, REPEATED, SHARED
-from solo.scaling.laws.problem import OBJECTIVES, Problem
+from solo.scaling.laws.problem import ASYMMETRIC, HUBER, SQUARES, Problem
 from solo.scaling.laws.start import non_negative, starting_points
 from tests.scaling.samples import HOFFMANN, TRUTH, grid, isoflop, overtrain, sweep
 
@@ -17,14 +19,24 @@ def off(found: dict[str, float], truth: dict[str, float]) -> float:
     return max(abs(found[name] / truth[name] - 1) for name in truth)
 
 
+def everything(**options):
+    """Returns 40 runs with all variables, in two groups."""
+    runs = grid(noise=0.01, unique=np.full(40, 3e10), **options)
+    share = np.tile([0.1, 0.3, 0.7, 0.5], 10)
+    more = {"ratio": np.tile([1.0, 4.0, 2.0, 8.0, 1.0], 8), "share": share, "decay": np.tile([0.0, 0.1, 0.2, 0.5], 10)}
+    more |= {"images": share * runs.d, "text": (1 - share) * runs.d}
+    return replace(runs, more=more, group=np.repeat([0, 1], 20))
+
+
 # ------------------------------------------------------------------------------------ derivatives
 
+GROUPED = [CHINCHILLA.joint("ab", "AB"), REPEATED.joint("ab", REPEATED.coefficients)]
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+
+@pytest.mark.parametrize("objective", [HUBER, SQUARES, ASYMMETRIC])
+@pytest.mark.parametrize("law", [*LAWS.values(), *GROUPED], ids=[*LAWS, "shared exponents", "separate"])
 def test_gradient_is_that_of_the_objective(law, objective) -> None:
-    runs = grid(noise=0.01, unique=np.full(40, 3e10))
-    problem = Problem(law, runs, objective)
+    problem = Problem(law, everything(), objective)
     generator = np.random.default_rng(0)
     count = len(law.coefficients)
     at = np.clip(generator.normal(0.2, 0.05, (3, count)), problem.lower, problem.upper)
@@ -106,7 +118,7 @@ def test_published_errors_of_gadre() -> None:
     def runs(keys):
         return sweep(column(keys, "N"), column(keys, "D")).with_loss(column(keys, "loss_c4_val"))
 
-    found = fit(SHARED, runs(names), "squares")
+    found = fit(SHARED, runs(names), SQUARES)
     six = [*names, (large, 1)]
     task = fit_exponential(column(six, "loss_c4_val"), column(six, "err17"))
     for key, loss_error, task_error in (((large, 32), 0.7103, 3.6365), ((huge, 1), 0.7320, 0.0464)):
@@ -128,7 +140,7 @@ def test_outliers_hardly_change_the_fit() -> None:
     runs = grid(8, 8, noise=0.001)
     loss = runs.loss.copy()
     loss[[3, 30, 60]] *= 1.2
-    robust, plain = (fit(CHINCHILLA, runs.with_loss(loss), objective).coefficients for objective in OBJECTIVES)
+    robust, plain = (fit(CHINCHILLA, runs.with_loss(loss), objective).coefficients for objective in (HUBER, SQUARES))
     assert off(robust, TRUTH) < 0.2 < off(plain, TRUTH)
 
 
