@@ -112,7 +112,8 @@ class StageConfig(Section):
     )
     train: tuple[str, ...] = Field(
         ("*",),
-        description="globs over parameter paths; all other parameters are frozen",
+        description="globs over parameter paths; all other parameters are frozen. layers[a:b]/... stands for some of"
+        " the layers, from 0, such as layers[:12] for the first twelve",
         json_schema_extra=decides("result"),
     )
     learning_rate_scale: dict[str, NonNegativeFloat] = Field(

@@ -30,8 +30,15 @@ def source_image(sections: Sections, config: Config) -> ImageConfig:
     return ImageConfig.model_validate_json(json.dumps({**ours, **sections["image"]}))
 
 
-def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str) -> list[str]:
+def check_agreement(layout: Layout, sections: Sections, config: Config, origin: str, pre_layers: int = 0) -> list[str]:
     """Compares all keys that affect the model. Additions that upcycling can make are allowed.
+
+    Args:
+        layout: layout of the repository.
+        sections: what its config.json says.
+        config: the model that it shall become.
+        origin: name of the repository, for messages.
+        pre_layers: number of layers that are added in front of those of a text model.
 
     Returns:
         Allowed differences that the user should know about: the sliding window.
@@ -40,7 +47,11 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
         LayoutError: the models differ; all differences are listed.
     """
     model, image = source_model(sections, config), source_image(sections, config)
-    lines = [*_model_lines(sections, model, config.model), *_expert_lines(model, config.model)]
+    lines = [*_model_lines(sections, model, config.model, pre_layers), *_expert_lines(model, config.model)]
+    if layout.has_images and pre_layers:
+        lines.append(f"{pre_layers} layers in front: only a text model gets them")
+    if not layout.has_images:
+        lines += _part_lines(config.model)
     if layout.has_images:
         lines += [
             line
@@ -64,7 +75,21 @@ def _sequence_lines(sections: Sections, config: Config) -> Iterator[str]:
             yield f"sequence.{key}: {value} there, {getattr(config.sequence, key)} here"
 
 
-def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
+def _part_lines(ours: ModelConfig) -> Iterator[str]:
+    """Yields what keeps the heads of a text model from becoming the first parts of ours."""
+    first, *more = ours.head_parts or (None,)
+    if first is not None and (first.width, first.theta or ours.rope_theta) != (ours.dim_per_head, ours.rope_theta):
+        yield (
+            "model.head_parts: the heads of a text model become the part for time, which must be as wide as head_dim,"
+            " with the theta model.rope_theta; rows and columns need projections of their own (projection: grid)"
+        )
+    if more and sum(part.width for part in more) != ours.dim_per_head:
+        yield "model.head_parts: rows and columns together must be as wide as head_dim, whose queries they begin with"
+    if (ours.dim_per_value, ours.scale) != (ours.dim_per_head, ours.dim_per_head**-0.5):
+        yield "model.value_dim and model.attention_scale differ from those of a text model; leave them out"
+
+
+def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig, pre_layers: int = 0) -> Iterator[str]:
     decisive = set(keys_deciding(ModelConfig, "model")) - _COMPARED_APART
     for key in sections["model"]:
         if key == "patch_embed":
@@ -72,8 +97,15 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig) -> 
                 yield from _line(f"model.patch_embed.{inner}", theirs.patch_embed, ours.patch_embed, inner)
         elif key == "head_dim":
             yield from _line("model.head_dim", theirs, ours, "dim_per_head")
+        elif key == "layers" and ours.layers != theirs.layers + pre_layers:
+            added = f" and {pre_layers} in front" if pre_layers else ""
+            yield f"model.layers: {theirs.layers} there{added}, {ours.layers} here" + (
+                "; --pre-layers adds layers in front" if ours.layers > theirs.layers and not pre_layers else ""
+            )
+        elif key == "tied_head" and (theirs.tied_head, ours.tied_head) == (True, False):
+            pass  # The head begins as a copy of the embedding.
         # `rope_sections` may be added: a text token has the same time, row and column.
-        elif key in decisive:
+        elif key in decisive and key != "layers":
             yield from _line(f"model.{key}", theirs, ours, key)
     if "parametrisation" not in sections["model"] and ours.parametrisation.kind != "standard":
         yield f"model.parametrisation.kind: standard there, {ours.parametrisation.kind} here"

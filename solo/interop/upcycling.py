@@ -1,13 +1,18 @@
-"""Parameters of an upcycled model that its source does not have: experts, vocabulary rows, a patch embedding.
+"""Parameters of an upcycled model that its source does not have: experts, vocabulary rows, layers, parts of heads.
 
 The upcycled model gives the same logits for text as its source: experts of patches are copies that text never uses,
-existing vocabulary rows stay as they are, and new rows belong to new tokens.
+existing vocabulary rows stay as they are, new rows belong to new tokens, and the keys of rows and columns are zero.
+
+New layers in front are the exception: NEO's pre-buffer begins with random weights (`from_pretrained` in
+`neo/model/modeling_neo_qwen3.py` of EvolvingLMMs-Lab/NEO). With `PreLayers.silent`, their output projections are zero,
+so that they change nothing at first.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,11 +24,56 @@ NewTokens = Literal["mean", "normal"]
 _ROWS_SUMMED = 4096
 
 
-def origins(slice_: ParameterSlice, spec: ParameterSpec) -> Iterator[ParameterSlice]:
-    """Yields the slices of the source that a slice may be copied from, best first: itself, or the shared weights."""
-    yield slice_
+@dataclass(frozen=True)
+class PreLayers:
+    """New layers in front of the source's.
+
+    count   their number
+    silent  their output projections are zero instead of random
+    """
+
+    count: int = 0
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The slice of the source that a parameter is made from, and how."""
+
+    slice_: ParameterSlice
+    made: Callable[[np.ndarray], np.ndarray] = lambda values: values
+
+
+def origins(slice_: ParameterSlice, spec: ParameterSpec, before: PreLayers) -> Iterator[Origin]:
+    """Yields what a slice may be made from, best first: itself, the shared weights, or the weights that it is like."""
+    path, layer = slice_.path, slice_.layer
+    if spec.in_layers:
+        if layer is None or layer < before.count:
+            return
+        layer -= before.count
+    yield Origin(ParameterSlice(path, layer))
     if spec.in_layers and spec.region in ("patches", "text"):
-        yield ParameterSlice(slice_.path.replace(f"/{spec.region}/", "/shared/"), slice_.layer)
+        yield Origin(ParameterSlice(path.replace(f"/{spec.region}/", "/shared/"), layer))
+    if path.endswith("/q_grid"):
+        for main in dict.fromkeys((path, path.replace(f"/{spec.region}/", "/shared/"))):
+            yield Origin(ParameterSlice(main.removesuffix("_grid"), layer), lambda q: _quarters(q, spec.shape[-1]))
+    if path == "head":
+        yield Origin(ParameterSlice("text_embed"), np.transpose)
+
+
+def _quarters(q: np.ndarray, width: int) -> np.ndarray:
+    """Returns queries [D, H, width] of rows and columns: each is quarters 1 and 3 of the main queries [D, H, C]."""
+    first, _, third, _ = np.split(q, 4, axis=-1)
+    return np.concatenate([first, third] * 2, axis=-1)[..., :width]
+
+
+def is_zero_at_first(slice_: ParameterSlice, spec: ParameterSpec, before: PreLayers) -> bool:
+    """Returns whether a new parameter begins at zero, so that what it belongs to changes nothing."""
+    if not spec.in_layers or slice_.layer is None:
+        return False
+    if slice_.layer < before.count:
+        return before.silent and spec.role == "residual"
+    return slice_.path.endswith("/k_grid")
 
 
 def draw(slice_: ParameterSlice, spec: ParameterSpec, dtype: np.dtype, std: float, seed: int) -> np.ndarray:

@@ -1,12 +1,21 @@
-"""Which parameters a stage trains, and with which keys: globs over parameter paths."""
+"""Which parameters a stage trains, and with which keys: globs over parameter paths.
+
+`layers[a:b]` in a glob of `train` stands for some of the layers, from 0, as in a Python slice.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from solo.config import ConfigError, GroupConfig, StageConfig, nearest
+from solo.model.declare import ParameterSpec
+
+_LAYERS = re.compile(r"^layers\[(\d*):(\d*)\](?=/|$)")
 
 # A key that groups may set for their parameters.
 Key = Literal["learning_rate_scale", "weight_decay", "clip_norm", "optimizer"]
@@ -17,8 +26,29 @@ def trainable_paths(paths: Iterable[str], stage: StageConfig) -> list[str]:
     paths = list(paths)
     chosen: set[str] = set()
     for pattern in stage.train:
-        chosen |= set(_match(pattern, paths, f"stage {stage.name!r}, train"))
+        chosen |= set(_match(_LAYERS.sub("layers", pattern), paths, f"stage {stage.name!r}, train"))
     return sorted(chosen)
+
+
+def trained_layers(specs: Mapping[str, ParameterSpec], stage: StageConfig) -> dict[str, np.ndarray]:
+    """Returns, for each parameter that a stage trains in some layers only, which layers these are: bool [L].
+
+    Raises:
+        ConfigError: a glob matches no parameter, or names layers that the model does not have.
+    """
+    where = f"stage {stage.name!r}, train"
+    found: dict[str, np.ndarray] = {}
+    for pattern in stage.train:
+        named = _LAYERS.match(pattern)
+        for path in _match(_LAYERS.sub("layers", pattern), list(specs), where):
+            if not specs[path].in_layers:
+                continue
+            count = specs[path].shape[0]
+            first, stop = (int(named[1] or 0), int(named[2] or count)) if named else (0, count)
+            if not first < stop <= count:
+                raise ConfigError(f"{where}: {pattern!r} names no layers of a model that has {count}")
+            found.setdefault(path, np.zeros(count, bool))[first:stop] = True
+    return {path: chosen for path, chosen in found.items() if not chosen.all()}
 
 
 def rate_scales(paths: Iterable[str], stage: StageConfig) -> dict[str, float]:

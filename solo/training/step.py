@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -20,7 +21,7 @@ from solo.sharding.mesh import batch_shardings, parameter_shardings, shardings_l
 from solo.sharding.placement import training_placement
 from solo.training.averages import Average, begin, update
 from solo.training.evaluators import TRAINED
-from solo.training.groups import rate_scales, trainable_paths
+from solo.training.groups import rate_scales, trainable_paths, trained_layers
 from solo.training.losses import Measured, batch_loss, normalised_weights
 from solo.training.norms import norms_if
 from solo.training.optimizer import make_optimizer, subset
@@ -156,7 +157,7 @@ def make_stage(
     specs = definition.specs
     trained = trainable_paths(specs, stage)
     frozen = sorted(set(specs) - set(trained))
-    scales = rate_scales(specs, stage)
+    scales, layers = rate_scales(specs, stage), trained_layers(specs, stage)
     optimizer = make_optimizer(
         stage.optimizer, specs, definition.config, carries=stage.optimizer_state == "carry", mesh=mesh
     )
@@ -180,8 +181,10 @@ def make_stage(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Measured]:
         (loss, measured), grads = loss_and_grads(definition, stage, where, state.trainable, state.frozen, batch)
+        grads = _in_layers(grads, layers)
         grad_norm = optax.global_norm(grads)
         directions, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
+        directions = _in_layers(directions, layers)  # without weight decay where nothing is trained
         rate, tokens = _rate(stage, num_steps, state, batch)
         updated = {path: value - rate * scales[path] * directions[path] for path, value in state.trainable.items()}
         ok = _is_good(loss, grad_norm, state.health, safety)
@@ -221,6 +224,14 @@ def make_stage(
         jax.jit(start, in_shardings=(by_path,), out_shardings=shardings),
         placed,
     )
+
+
+def _in_layers(tree: Parameters, layers: Mapping[str, np.ndarray]) -> Parameters:
+    """Returns arrays that are zero in the layers that are not trained; see `trained_layers`."""
+    found = dict(tree)
+    for path, chosen in layers.items():
+        found[path] = jnp.where(chosen.reshape(-1, *[1] * (tree[path].ndim - 1)), tree[path], 0)
+    return found
 
 
 def _rate(

@@ -10,8 +10,9 @@ HELP = "convert published weights, or upcycle a text model to a monolith"
 DESCRIPTION = (
     "Writes a folder of weights for `init_from` and `solo generate`. SOURCE is a Hugging Face repository"
     " (config.json and safetensors) of the model that CONFIG describes, or of a text model of its size, which is"
-    " upcycled: visual experts are copies of the text experts, --new-tokens sets the new vocabulary rows, and the patch"
-    " embedding is random. Only a few tensors are in memory at a time."
+    " upcycled: visual experts are copies of the text experts, --new-tokens sets the new vocabulary rows, --pre-layers"
+    " adds layers in front, the keys of heads' rows and columns are zero, and the patch embedding is random. Only a few"
+    " tensors are in memory at a time."
 )
 
 
@@ -28,6 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mean",
         help="rows of new tokens: the mean of the existing ones (default), or random with init_std",
     )
+    parser.add_argument(
+        "--pre-layers", type=int, default=0, metavar="N", help="add N layers in front of a text model's (NEO: 12 or 6)"
+    )
+    parser.add_argument(
+        "--pre-layers-start",
+        choices=("random", "silent"),
+        default="random",
+        help="random: all weights of layers in front are random, as in NEO (default); silent: their output projections"
+        " are zero, so that they change nothing at first",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for random initialisation; default 0")
     # An option here, unlike in other verbs: argparse rejects positional overrides after options.
     parser.add_argument(
@@ -42,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from solo.config import load_config
     from solo.interop.importing import import_repository
+    from solo.interop.upcycling import PreLayers
 
     config = load_config(arguments.config, arguments.overrides)
     console = Console()
@@ -58,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             config,
             arguments.out,
             new_tokens=arguments.new_tokens,
+            pre_layers=PreLayers(arguments.pre_layers, arguments.pre_layers_start == "silent"),
             seed=arguments.seed,
             progress=show,
         )

@@ -7,8 +7,10 @@ import pytest
 from solo.batch import Batch
 from solo.config import MeshConfig
 from solo.interop.importing import import_repository
+from solo.interop.layout import LayoutError
 from solo.interop.layouts import LAYOUTS
 from solo.interop.tensor_files import TensorReader
+from solo.interop.upcycling import PreLayers
 from solo.interop.weights import load_parameters, tensor_of
 from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
@@ -105,6 +107,61 @@ def test_the_logits_of_text_do_not_change(tmp_path, name):
     after = text_logits(*parameters_of(tmp_path / "upcycled", config, 110), tokens)
     assert before.std() > 0.1
     np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_layers_in_front(tmp_path, silent):
+    """Silent ones leave the logits of text as they are, bit for bit; the published ones do not."""
+    save(tmp_path / "source", "qwen3")
+    plain, grown = (upcycled("qwen3", vocab_size=100, experts={}, layers=layers) for layers in (2, 5))
+    import_repository(tmp_path / "source", plain, tmp_path / "plain")
+    done = import_repository(tmp_path / "source", grown, tmp_path / "grown", pre_layers=PreLayers(3, silent))
+    before = parameters_of(tmp_path / "plain", plain, 100)
+    after = parameters_of(tmp_path / "grown", grown, 100)
+    for path, value in before[1].items():
+        if path.startswith("layers/"):
+            np.testing.assert_array_equal(after[1][path][3:], value, err_msg=path)
+            new = np.asarray(after[1][path][:3])
+            if path.endswith("scale"):
+                assert (new == 1).all()
+            elif silent and path in ("layers/out/shared/kernel", "layers/ffn/shared/down"):
+                assert not new.any()
+            else:
+                assert abs(new.std() - 0.02) < 0.002
+                assert len(np.unique(new)) > 0.99 * new.size, "no layer repeats another"
+    tokens = [1, 5, 99, 42, 17, 2, 2, 63]
+    assert np.array_equal(text_logits(*before, tokens), text_logits(*after, tokens)) == silent
+    assert f"layers in front: {3 * 11} tensors, new" in done.summary()
+
+
+def test_layers_in_front_must_be_asked_for(tmp_path):
+    save(tmp_path / "source", "qwen3")
+    for layers, pre_layers, message in [
+        (3, 0, "model.layers: 2 there, 3 here; --pre-layers adds layers in front"),
+        (3, 2, "model.layers: 2 there and 2 in front, 3 here"),
+        (1, 0, "model.layers: 2 there, 1 here"),
+    ]:
+        config = upcycled("qwen3", layers=layers)
+        with pytest.raises(LayoutError, match=f"{message}$"):
+            import_repository(tmp_path / "source", config, tmp_path / "out", pre_layers=PreLayers(pre_layers))
+    with pytest.raises(ValueError, match="neither may be negative"):
+        import_repository(tmp_path / "source", upcycled("qwen3"), tmp_path / "out", pre_layers=PreLayers(-1))
+    save(tmp_path / "monolith", "mono_internvl")
+    with pytest.raises(LayoutError, match="1 layers in front: only a text model gets them"):
+        import_repository(tmp_path / "monolith", tiny("mono_internvl")[1], tmp_path / "out", pre_layers=PreLayers(1))
+
+
+def test_a_tied_head_becomes_one_of_its_own(tmp_path):
+    save(tmp_path / "source", "qwen2 with a tied head")
+    tied, own = (
+        upcycled("qwen2 with a tied head", vocab_size=100, experts={}, tied_head=tied) for tied in (True, False)
+    )
+    import_repository(tmp_path / "source", tied, tmp_path / "tied")
+    import_repository(tmp_path / "source", own, tmp_path / "own")
+    before, after = parameters_of(tmp_path / "tied", tied, 100), parameters_of(tmp_path / "own", own, 100)
+    np.testing.assert_array_equal(after[1]["head"][:, :100], np.asarray(after[1]["text_embed"])[:100].T)
+    tokens = [1, 5, 99, 42, 17, 2, 2, 63]
+    np.testing.assert_allclose(text_logits(*before, tokens), text_logits(*after, tokens), atol=1e-6)
 
 
 def test_another_sliding_window_is_noted(tmp_path):

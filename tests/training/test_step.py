@@ -145,6 +145,33 @@ def test_frozen_parameters_are_bit_identical_and_have_no_optimizer_memory() -> N
     assert held == 2 * sum(before[path].size for path in trained) + 1  # two moments, one count
 
 
+def test_only_some_layers_are_trained() -> None:
+    """Other layers keep every bit, weight decay or not, and do not count towards the norm of the gradients."""
+    (batch,) = batches(1)
+    start = jax.jit(DEFINITION.initialise)(jax.random.key(0))
+    stage = stage_config(train=["patch_embed", "layers[1:]", "layers/out/*"])
+    (measured,), state = run(stage, [batch])
+    whole = {"patch_embed/kernel", *(path for path in start if path.startswith("layers/out/"))}
+    assert set(state.trainable) == whole | {path for path in start if path.startswith("layers/")}
+    for path, value in start.items():
+        moved = np.asarray(state.parameters[path] != value)
+        if path.startswith("layers/"):
+            moved = moved.reshape(2, -1).any(axis=1)
+            assert moved.tolist() == [path in whole, True], path
+        else:
+            assert moved.any() == (path in whole), path
+    grads = loss_and_grads(DEFINITION, stage, Placement(), start, {}, batch)[1]
+    counted = [grads[path] if path in whole else grads[path][1:] for path in state.trainable]
+    norm = np.sqrt(sum(float((np.asarray(each, np.float64) ** 2).sum()) for each in counted))
+    assert measured["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("pattern", ["layers[2:]", "layers[:3]/qkv/*", "layers[1:1]"])
+def test_layers_that_a_model_does_not_have_are_refused(pattern) -> None:
+    with pytest.raises(ConfigError, match="names no layers of a model that has 2"):
+        run(stage_config(train=[pattern]), [])
+
+
 def test_learning_rate_scales_apply_by_component() -> None:
     (batch,) = batches(1)
     slow = stage_config(learning_rate_scale={"layers/*": 0.5, "head": 0.0}, optimizer=sgd_like())
