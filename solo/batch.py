@@ -9,10 +9,15 @@ in its own order. Slot s < P is patch s; slot P + t is text token t.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 # Row numbers in `patch_grid` that mark a slot as a learned visual token (`ImageConfig.markers`) instead of a patch.
 BEGIN_MARKER, ROW_MARKER = -1, -2
+
+# The positions of a text token at time t are t times these numbers, by `SequenceConfig.positions`; None: only t. The
+# time after an element is its largest position on the axes that have a 1, plus one.
+TEXT_AXES: Mapping[str, tuple[int, int, int] | None] = {"text": None, "grid": (1, 1, 1), "separate": (1, 0, 0)}
 
 
 class Batch(NamedTuple):
@@ -21,8 +26,8 @@ class Batch(NamedTuple):
     patches        uint8 [B, P, patch_size^2 * 3]  raw pixels, channel-major (C, y, x); or float32, already normalised
     patch_grid     int32 [B, P, 2]   row and column of the patch in its image or tile; see also BEGIN_MARKER
     text           int32 [B, T]      token ids, with image delimiters and row separators, without placeholders
-    positions      int32 [B, S]      rotary position: place in the document's reading order, from 0; with
-                                     `SequenceConfig.positions: grid` [B, S, 3]: (time, row, column)
+    positions      int32 [B, S]      rotary position: place in the document's reading order, from 0; [B, S, 3] (time,
+                                     row, column) with `SequenceConfig.positions` grid or separate
     attend         int32 [B, S, 4]   (a0, a1, a2, a3): the slot sees patches [a0, a1) and text [a2, a3) of its
                                      row, counted within each region; an empty slot sees nothing (0, 0, 0, 0)
     target_slots   int32 [B, Y]      slot whose output predicts the target (0 if there is none)

@@ -13,6 +13,9 @@ from solo.model.parameters import ModelDefinition
 
 Sections = dict[str, dict[str, Any]]
 
+# Heads that most layouts cannot vary.
+_PLAIN_HEADS = {"model.head_parts": None, "model.value_dim": None, "model.attention_scale": None}
+
 
 class LayoutError(ValueError):
     """A repository cannot be read or written as requested; the message gives the reason."""

@@ -131,7 +131,7 @@ def _last_layer(
     context, context_of_last = contexts
     out = layer.for_some(x, context, some, context_of_last, _of_one_layer(own, rest), 0)
     logits_BV = model.logits(model.final_norm(out.x.text)[:, 0], where)
-    return advance(rest, chunk, counts_B2), _own(out.cache), logits_BV
+    return advance(rest, chunk, counts_B2, config), _own(out.cache), logits_BV
 
 
 def _of_one_layer(own: _Own, rest: KVCache) -> KVCache:

@@ -77,7 +77,8 @@ def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozense
         trains_head = trained is None or "text_embed" in trained
         found["head"] += 2 * stats.targets * prod(specs["text_embed"].shape) * (2 + trains_head)
     # The forward pass multiplies queries by keys and weights by values; each has two products in the backward pass.
-    found["attention"] = 3 * 2 * 2 * config.layers * config.heads * config.dim_per_head * stats.pairs
+    dims = config.dim_per_query + config.dim_per_value
+    found["attention"] = 3 * 2 * config.layers * config.heads * dims * stats.pairs
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from solo.batch import Batch
+from solo.batch import TEXT_AXES, Batch
 from solo.model.kv_cache import KVCache, advance
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
@@ -180,7 +180,7 @@ def _forward(
     last_B1 = jnp.maximum(counts_B2[:, 1:] - 1, 0)
     last_BD = jnp.take_along_axis(hidden.text, last_B1[..., None], axis=1)[:, 0]
     logits_BV = where.constrain(model.logits(where.constrain(last_BD, ("rows", None)), where), ("rows", None))
-    return advance(extended, chunk, counts_B2), logits_BV
+    return advance(extended, chunk, counts_B2, definition.config), logits_BV
 
 
 def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: KVCache, token_B: jax.Array) -> Batch:
@@ -194,13 +194,13 @@ def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: K
         read_BP = jnp.arange(cache.patch_positions.shape[1]) < patches_B[:, None]
         hidden_patches_B = jnp.sum(read_BP & (cache.patch_positions < before_B[:, None]), axis=1)
         hidden_text_B = before_B - hidden_patches_B
-    positions_B1 = cache.next_position[:, None]
+    axes, positions_B1 = TEXT_AXES[definition.config.positions], cache.next_position[:, None]
     nothing = jnp.zeros((rows, 0), jnp.int32)
     return Batch(
         patches=jnp.zeros((rows, 0, definition.image.patch_size**2 * 3), jnp.uint8),
         patch_grid=jnp.zeros((rows, 0, 2), jnp.int32),
         text=token_B[:, None],
-        positions=positions_B1 if definition.config.rope_sections is None else jnp.stack([positions_B1] * 3, axis=-1),
+        positions=positions_B1 if axes is None else positions_B1[..., None] * jnp.array(axes),
         attend=jnp.stack([hidden_patches_B, patches_B, hidden_text_B, text_B + 1], axis=-1)[:, None],
         target_slots=nothing,
         target_ids=nothing,

@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from solo.batch import Batch
+from solo.batch import TEXT_AXES, Batch
 from solo.config import ModelConfig
 from solo.model.regions import Regions
 
 
 class KVCache(NamedTuple):
-    """Keys and values of each region: arrays [L, B, K, slots, C], or tuples of L arrays [B, K, slots, C].
+    """Keys and values of each region: arrays [L, B, K, slots, .], or tuples of L arrays [B, K, slots, .].
 
-    On a CPU, generation keeps an array per layer: XLA would copy a layer out of the stack for every product.
+    The last axis is the width of a key, or of a value (`ModelConfig.dim_per_query`, `dim_per_value`). On a CPU,
+    generation keeps an array per layer: XLA would copy a layer out of the stack for every product.
 
     length            int32 [B, 2]      number of cached patches and text tokens of each row
-    next_position     int32 [B]         rotary position of the next text token
+    next_position     int32 [B]         rotary position (the time) of the next text token
     patch_positions   int32 [B, slots]  rotary positions of the patches, for the sliding window
     """
 
@@ -34,13 +35,15 @@ def empty_cache(
 ) -> KVCache:
     """Returns a cache in the model's compute dtype with room for this many patches and text tokens per row."""
 
-    def zeros(slots: int) -> Any:
-        shape = (rows, config.kv_heads, slots, config.dim_per_head)
+    def zeros(slots: int, dim: int) -> Any:
+        shape = (rows, config.kv_heads, slots, dim)
         if separate_layers:
             return tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers))
         return jnp.zeros((config.layers, *shape), config.compute_dtype)
 
-    keys, values = (Regions(zeros(patch_slots), zeros(text_slots)) for _ in range(2))
+    keys, values = (
+        Regions(zeros(patch_slots, dim), zeros(text_slots, dim)) for dim in (config.dim_per_query, config.dim_per_value)
+    )
     length, next_position, patch_positions = (
         jnp.zeros(shape, jnp.int32) for shape in ((rows, 2), (rows,), (rows, patch_slots))
     )
@@ -67,7 +70,7 @@ def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:
 
 
 def append(cache: KVCache, layer: Any, k: Regions, v: Regions) -> KVCache:
-    """Append a layer's new keys and values [B, ., K, C] to each row. Entries that do not fit are dropped.
+    """Append a layer's new keys and values [B, ., K, .] to each row. Entries that do not fit are dropped.
 
     All layers share one buffer, which the scan over layers carries, or each has its own. Decoding a token therefore
     writes only that token and copies nothing else.
@@ -89,7 +92,7 @@ def append(cache: KVCache, layer: Any, k: Regions, v: Regions) -> KVCache:
 
 
 def keys_and_values(cache: KVCache, layer: Any) -> tuple[Regions, Regions]:
-    """Returns a layer's keys and values, [B, slots, K, C] of each region."""
+    """Returns a layer's keys and values, [B, slots, K, .] of each region."""
 
     def read(part: Any) -> jax.Array:
         found = part[layer] if isinstance(part, tuple) else jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
@@ -98,13 +101,14 @@ def keys_and_values(cache: KVCache, layer: Any) -> tuple[Regions, Regions]:
     return cache.k.map(read), cache.v.map(read)
 
 
-def advance(cache: KVCache, chunk: Batch, counts_B2: jax.Array) -> KVCache:
+def advance(cache: KVCache, chunk: Batch, counts_B2: jax.Array, config: ModelConfig) -> KVCache:
     """Update the lengths and positions after all layers have appended their keys and values.
 
     counts_B2  int32, number of patches and of text tokens in each row of the chunk
     """
     num_patches = chunk.patches.shape[1]
-    position_BS = chunk.positions if chunk.positions.ndim == 2 else chunk.positions.max(axis=-1)
+    axes = TEXT_AXES[config.positions]
+    position_BS = chunk.positions if axes is None else (chunk.positions * jnp.array(axes)).max(axis=-1)
     real_BS = jnp.concatenate(
         [jnp.arange(num_patches) < counts_B2[:, :1], jnp.arange(chunk.text.shape[1]) < counts_B2[:, 1:]], axis=1
     )

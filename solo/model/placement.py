@@ -23,26 +23,30 @@ class Attention(Protocol):
     """Attention of the queries of both regions over the keys of both, within the intervals of `attend`."""
 
     def __call__(self, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-        """Return the heads' outputs, shaped like `q`."""
+        """Return the heads' outputs: of as many heads as `q`, as wide as `v`."""
         ...
 
 
 def local_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
     """Computes attention on one device of JAX's default platform."""
-    return attention_with(local_kernel(config), q, k, v, attend_BS4)
+    return attention_with(local_kernel(config), q, k, v, attend_BS4, config)
 
 
-def attention_with(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
+def attention_with(
+    kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig
+) -> Regions:
     """Computes attention on one device with a given kernel."""
     out = interval_attention(
-        q.join(), k.join(), v.join(), attend_BS4, num_patches=k.patches.shape[1], **kernel._asdict()
-    )
+        q.join(), k.join(), v.join(), attend_BS4,
+        num_patches=k.patches.shape[1], scale=config.scale, **kernel._asdict(),
+    )  # fmt: skip
     return Regions.split(out, q.patches.shape[1])
 
 
 def one_query_attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
     """Computes attention of one text token of each row on one device. A tiled kernel would compute a whole block."""
-    return q._replace(text=attend_once(q.text, k, v, attend_BS4))
+    no_patches = q.patches[..., : config.dim_per_value]  # of no slots
+    return Regions(no_patches, attend_once(q.text, k, v, attend_BS4, config.scale))
 
 
 def head_product(x: jax.Array, kernel_DV: jax.Array) -> jax.Array:
@@ -82,7 +86,7 @@ class Placement(NamedTuple):
     dense       multiplies by weights
     attention   computes attention
     routed_ffn  computes a mixture of experts
-    rotate      applies rotary positions, (x [B, ., H, C], angles) -> the same shape
+    rotate      applies rotary positions, (x [B, ., H, C], angles, widths of the rotated spans) -> the same shape
     append      writes a layer's new keys and values into the KV cache
     head        multiplies hidden states by the output projection
     with_head   calls a function of (x [B, Y, D], ids [B, Y], output projection [D, V]) that treats all slots alike:
@@ -97,7 +101,7 @@ class Placement(NamedTuple):
     dense: Dense = dense
     attention: Attention = local_attention
     routed_ffn: RoutedFFN = routed_ffn
-    rotate: Callable[[jax.Array, jax.Array], jax.Array] = rotate
+    rotate: Callable[[jax.Array, jax.Array, tuple[int, ...]], jax.Array] = rotate
     append: Callable[[KVCache, Any, Regions, Regions], KVCache] = append
     head: Callable[[jax.Array, jax.Array], jax.Array] = head_product
     with_head: WithHead = called_once

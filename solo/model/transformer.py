@@ -27,7 +27,7 @@ from solo.model.patch_embed import EMBEDDERS
 from solo.model.placement import Placement
 from solo.model.regions import Regions, live_slots
 from solo.model.remat import LAYER_INPUT, named, rematerialised
-from solo.model.rotary import rotary_angles
+from solo.model.rotary import rotary_angles, spans
 
 _NO_PROBABILITY = -1e30  # finite, so that its product with zero is not NaN
 
@@ -195,7 +195,7 @@ class Transformer(nnx.Module):
 
             def attention(q: Regions, k: Regions, v: Regions) -> Regions:
                 chosen = q.join()[:, queries_A], k.join(), batch.attend[:, queries_A]
-                found.append(dense_weights(*chosen, num_patches))
+                found.append(dense_weights(*chosen, num_patches, self.config.scale))
                 return context.attention(q, k, v)
 
             x = nnx.merge(graph, state)(x, context._replace(attention=attention)).x
@@ -211,9 +211,10 @@ def make_context(batch: Batch, placement: Placement, config: ModelConfig, united
     split = partial(Regions.split, num_patches=batch.patches.shape[1])
     arrange = Regions.unite if united else split
     angles = arrange(rotary_angles(batch.positions, config))
+    widths = tuple(span.width for span in spans(config))
 
     def rotate(x: Regions) -> Regions:
-        return x.map(placement.rotate, angles)
+        return x.map(lambda part, angles: placement.rotate(part, angles, widths), angles)
 
     def attention(q: Regions, k: Regions, v: Regions) -> Regions:
         if united:  # the compiler removes the splits that are joined again

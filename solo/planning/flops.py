@@ -101,7 +101,9 @@ def _with_recomputation(
     # A part without trained parameters is its forward pass and one product of the same size; the first product of the
     # patch embedding has no second.
     forward = {part: flops // 2 for part, flops in step_flops(definition, stats, frozenset()).items()}
-    found["attention"] = found["attention"] * 7 // 6
+    # Of three passes over scores and values, the backward pass repeats the scores.
+    dims = config.dim_per_query + config.dim_per_value
+    found["attention"] += found["attention"] * config.dim_per_query // (3 * dims)
     found["head"] += forward["head"] * chunked
     if config.remat == "full":
         # Scores and values are computed once more.

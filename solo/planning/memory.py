@@ -167,10 +167,10 @@ def held(tree: Any) -> int:
 
 def _saved(config: ModelConfig, tensor: int) -> int:
     """Returns the bytes of a slot and layer: the layer's input, and the outputs that `remat` keeps."""
-    width, heads, head_dim = config.width, config.heads // tensor, config.dim_per_head
-    qkv = (heads + 2 * config.kv_heads // tensor) * head_dim
+    width, heads = config.width, config.heads // tensor
+    qkv = _qkv(config, tensor)
     ffn = config.ffn_width // tensor * (2 if config.ffn == "swiglu" else 1)
-    attention = heads * head_dim
+    attention = heads * config.dim_per_value
     products = {"dots": qkv + width + ffn, "projections": qkv + width, "none": 2 * (qkv + ffn) + 3 * width}
     kept = products.get(config.remat, 0)
     # Offloaded activations are in host memory.
@@ -182,8 +182,14 @@ def _saved(config: ModelConfig, tensor: int) -> int:
 
 
 def _intermediate(config: ModelConfig, tensor: int) -> int:
-    heads = (config.heads + 2 * config.kv_heads) // tensor * config.dim_per_head
-    return (_OF_FFN * config.ffn_width // tensor + _OF_WIDTH * config.width + _OF_HEADS * heads) * _item(config)
+    heads = _OF_HEADS * _qkv(config, tensor)
+    return (_OF_FFN * config.ffn_width // tensor + _OF_WIDTH * config.width + heads) * _item(config)
+
+
+def _qkv(config: ModelConfig, tensor: int) -> int:
+    """Returns the numbers in a slot's queries, keys and values."""
+    queries, keys = config.heads // tensor, config.kv_heads // tensor
+    return (queries + keys) * config.dim_per_query + keys * config.dim_per_value
 
 
 def _gathered(definition: ModelDefinition, tensor: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
-from solo.batch import Batch
+from solo.batch import TEXT_AXES, Batch
 from solo.config import Config, StageConfig
 from solo.data.planning.row_shape import RowShape
 from solo.machines import Machine
@@ -76,7 +76,7 @@ class Program:
 def abstract_batch(config: Config, rows: int, shape: RowShape, mesh: Any) -> Batch:
     """Returns a batch of a stage as `jax.ShapeDtypeStruct`s with the shardings of training."""
     B, P, T, Y = rows, shape.patch_slots, shape.text_slots, shape.target_slots
-    places = (B, P + T) if config.sequence.positions == "text" else (B, P + T, 3)
+    places = (B, P + T) if TEXT_AXES[config.sequence.positions] is None else (B, P + T, 3)
     shapes = Batch(
         patches=((B, P, config.image.patch_size**2 * 3), np.uint8),
         patch_grid=((B, P, 2), np.int32),

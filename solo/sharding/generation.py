@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solo.config import ModelConfig
-from solo.model.attention.kernel import Kernel, choose_kernel
+from solo.model.attention.kernel import choose_kernel
 from solo.model.by_layer import joined, separate_head
 from solo.model.kv_cache import KVCache, append, empty_cache
 from solo.model.moe import ExpertWeights, Load
@@ -51,7 +51,7 @@ def generation(mesh: Mesh, config: ModelConfig) -> Generating:
     common = training._replace(head=partial(stationary_head_on, mesh))
     return Generating(
         common._replace(
-            attention=partial(_cached_attention_on, mesh, partial(_tiled, kernel), TABLE["slots"]),
+            attention=partial(_cached_attention_on, mesh, partial(attention_with, kernel), TABLE["slots"]),
             append=partial(_append_on, mesh, TABLE["slots"]),
         ),
         common._replace(
@@ -105,10 +105,6 @@ def _cached_attention_on(
         out_specs=Regions(queries, queries),
         check_vma=False,
     )(q, k, v, intervals)
-
-
-def _tiled(kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-    return attention_with(kernel, q, k, v, attend_BS4)
 
 
 def _append_on(

@@ -39,7 +39,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
     if mesh.size == 1:
         return Placement(
             dense=dense_on_cpu if device.platform == "cpu" else dense,
-            attention=lambda q, k, v, attend_BS4, config: attention_with(kernel, q, k, v, attend_BS4),
+            attention=partial(attention_with, kernel),
             rotate=turn,
         )
     tensor = mesh.shape["tensor"]
@@ -53,7 +53,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
         return dense_on(mesh, x, *weights)
 
     def attention(q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig) -> Regions:
-        return _attention_on(mesh, kernel, q, k, v, attend_BS4)
+        return _attention_on(mesh, kernel, q, k, v, attend_BS4, config)
 
     def experts(x: Regions, live: Regions, weights: ExpertWeights, top_k: int) -> tuple[Regions, Load]:
         return routed_ffn_on(mesh, x, live, weights, top_k, TABLE["slots"])
@@ -92,7 +92,9 @@ def training_placement(mesh: Mesh, config: ModelConfig) -> Placement:
     return where._replace(dense=sharded)
 
 
-def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array) -> Regions:
+def _attention_on(
+    mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions, attend_BS4: jax.Array, config: ModelConfig
+) -> Regions:
     """Computes attention of each device's rows, heads and context shard over all keys of the row."""
     heads = PartitionSpec(TABLE["rows"], TABLE["slots"], TABLE["heads"])
     slots = PartitionSpec(TABLE["rows"], TABLE["slots"])
@@ -101,7 +103,7 @@ def _attention_on(mesh: Mesh, kernel: Kernel, q: Regions, k: Regions, v: Regions
     def local(q: Regions, k: Regions, v: Regions, intervals: Regions) -> Regions:
         if mesh.shape["context"] > 1:
             k, v = all_slots(k, ("context",)), all_slots(v, ("context",))
-        return attention_with(kernel, q, k, v, intervals.join())
+        return attention_with(kernel, q, k, v, intervals.join(), config)
 
     # The kernel's loop counts depend on the device's rows, so shard_map cannot check replication.
     return jax.shard_map(

@@ -23,6 +23,7 @@ from solo.files import read_json_lines
 from solo.interop.layouts import LAYOUTS
 from solo.interop.tensor_files import TensorInfo, write_tensors
 from solo.loading import initial_parameters
+from solo.model.count import count_parameters
 from solo.model.parameters import define
 from solo.scaling.sweep.spec import load_spec
 from solo.sharding.mesh import make_mesh
@@ -76,6 +77,23 @@ def test_a_config_trains_a_step_of_every_stage(name: str, tmp_path: Path, monkey
     assert all(np.isfinite(line["loss"]) and line["tokens"] for line in lines), lines
 
 
+# Tensors and parameters of the published repositories; those of NEO-unify 8B follow from NEO 1.0 9B: each layer has no
+# projections of rows and columns of its own, and norms of 64 + 64 dimensions instead of 128 + 64 + 64.
+_UNIFY = 10_246_797_312 - 42 * (4096 * (32 + 8) * 128 + 2 * 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "parameters"),
+    [("neo_1_0_2b", 687, 2_896_618_496), ("neo_1_0_9b", 721, 10_246_797_312), ("neo_unify_8b", 553, _UNIFY)],
+)
+def test_neo_has_the_tensors_and_parameters_of_the_published_one(name: str, tensors: int, parameters: int) -> None:
+    definition = define(parse_config(read_config(CONFIGS / "models" / f"{name}.yaml")), None)
+    layout = LAYOUTS["neo_unify" if name == "neo_unify_8b" else "neo"]
+    assert len(layout.tensors(definition)) == tensors
+    assert definition.num_parameters() == parameters
+    assert sum(each.total for each in count_parameters(definition)) == parameters
+
+
 # ------------------------------------------------------------------------------------ reduced sizes
 
 
@@ -125,6 +143,10 @@ def _reduce_model(model: dict[str, Any]) -> None:
     model.pop("head_dim", None)
     if "rope_sections" in model:
         model["rope_sections"] = [0, 2, 2]
+    if "head_parts" in model:
+        main = [part for part in model["head_parts"] if part.get("projection") != "grid"]
+        for part in model["head_parts"]:
+            part["width"] = 8 if main == [part] else 4 if part == main[0] else 2
     embed = model.get("patch_embed", {})
     embed |= {key: small for key, small in (("inner_width", 8), ("grid_side", 8), ("token_id", 7)) if key in embed}
 
@@ -173,7 +195,7 @@ def _write_tokenizer(config: Config) -> None:
         return
     folder = Path(config.data.tokenizer.path)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if config.sequence.template == "chatml":
+    if config.sequence.template in ("chatml", "neo"):
         write_repository(folder, {"eos_token": "<|im_end|>"}, tokenizer_json=byte_level_json())
         return
     own = {"internlm2_chat": ["<|im_start|>", "<|im_end|>"], "fuyu": ["|NEWLINE|", "|SPEAKER|"]}

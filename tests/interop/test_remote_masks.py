@@ -54,9 +54,16 @@ def test_exported_models_see_what_training_saw(mask, sliding_window):
                 np.testing.assert_array_equal(exported_mask(twins, example), trained_mask(twins, example), str(image))
 
 
+PLACED = {
+    "grid": {"rope_sections": (0, 1, 1)},
+    "separate": {"head_parts": [{"axis": axis, "width": 2} for axis in ("time", "row")]},
+}
+
+
 @pytest.mark.parametrize("names", DELIMITERS)
-def test_exported_models_place_what_training_placed(names):
-    twins = make_twins(modeling_solo, image=names, model={"rope_sections": (0, 1, 1)}, sequence={"positions": "grid"})
+@pytest.mark.parametrize("kind", PLACED)
+def test_exported_models_place_what_training_placed(names, kind):
+    twins = make_twins(modeling_solo, image=names, model=PLACED[kind], sequence={"positions": kind})
     for parts in DOCUMENTS:
         example = document(twins.config, *parts)
         inputs = twins.inputs(example)

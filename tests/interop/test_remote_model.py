@@ -55,6 +55,34 @@ SWITCHES = {
         "model": {"rope_sections": (0, 1, 1), "experts": {"out": "modality"}},
         "sequence": {"positions": "grid"},
     },
+    "heads_in_parts": {
+        "image": {"mask": "bidirectional"},
+        "model": {
+            "head_parts": [
+                {"axis": "time", "width": 4},
+                {"axis": "row", "width": 2, "theta": 50.0, "projection": "grid"},
+                {"axis": "column", "width": 4, "theta": 50.0, "projection": "grid"},
+            ],
+            "value_dim": 3,
+            "attention_scale": 0.4,
+            "qk_norm": "rms",
+            "bias": "qkv",
+            "experts": {"qkv": "modality"},
+        },
+        "sequence": {"positions": "separate"},
+    },
+    "heads_with_a_norm_over_parts": {
+        "model": {
+            "head_dim": 8,
+            "head_parts": [
+                {"axis": "time", "width": 4},
+                {"axis": "row", "width": 2, "theta": 50.0, "norm": "grid"},
+                {"axis": "column", "width": 2, "theta": 50.0, "norm": "grid"},
+            ],
+            "qk_norm": "rms",
+        },
+        "sequence": {"positions": "separate"},
+    },
     "markers": {
         "image": {"begin_token": None, "end_token": None, "row_token": None, "markers": True},
         "model": {"experts": ALL, "patch_embed": {"kind": "conv", "inner_size": 2, "inner_width": 6}, "bias": "qkv"},
@@ -241,7 +269,13 @@ def by_rows():
     return make_twins(modeling_solo, **SWITCHES["grid_positions"])
 
 
-@pytest.fixture(params=["experts", "by_rows"])
+@pytest.fixture(scope="module")
+def in_parts():
+    """A model whose text has row and column 0."""
+    return make_twins(modeling_solo, **SWITCHES["heads_in_parts"])
+
+
+@pytest.fixture(params=["experts", "by_rows", "in_parts"])
 def twins(request):
     return request.getfixturevalue(request.param)
 

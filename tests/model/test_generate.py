@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig
+from solo.config import ExpertsConfig, ImageConfig, MeshConfig, ModelConfig, SequenceConfig
 from solo.data.rows.assembly import stack
 from solo.data.rows.document import PATCH, Document
 from solo.inference.prompt import row_of, slots
@@ -20,7 +20,7 @@ from solo.model.parameters import ModelDefinition
 from solo.model.placement import Generating
 from solo.sharding.generation import generation
 from solo.sharding.mesh import make_mesh
-from tests.reference import forward, random_document
+from tests.reference import NEO, forward, random_document
 
 VOCAB, PADDED, STOP = 50, 128, 2
 # All tests share one shape, so that little is compiled: slots of a chunk, slots of the cache, tokens of a document.
@@ -33,7 +33,8 @@ HERE, ONE_TOKEN = Generating()[:2]
 def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
     image = ImageConfig(patch_size=2, max_side=64, mask=mode)
     settings = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "attention_block": 16}
-    return ModelDefinition(ModelConfig(experts=experts, **{**settings, **switches}), image, VOCAB)
+    config = ModelConfig.model_validate({"experts": experts, **settings, **switches}, strict=False)
+    return ModelDefinition(config, image, VOCAB)
 
 
 def weights(definition: ModelDefinition) -> dict:
@@ -58,7 +59,8 @@ def chunks(documents: list[Document], starts: list[int], stops: list[int], defin
     heads = [document.chunk(0, stop) for document, stop in zip(documents, stops, strict=True)]
     done = [slots(document.chunk(0, start)) for document, start in zip(documents, starts, strict=True)]
     counts = np.array([slots(head) for head in heads], np.int32) - np.array(done, np.int32)
-    rows = [row_of(head, ROOM, definition.image, 0, start) for head, start in zip(heads, done, strict=True)]
+    sequence = SequenceConfig(positions=definition.config.positions)
+    rows = [row_of(head, ROOM, definition.image, 0, start, sequence) for head, start in zip(heads, done, strict=True)]
     return stack(rows), counts
 
 
@@ -88,6 +90,7 @@ CASES = [
     (VISUAL_FFN, "causal", {}),
     (ALL_EXPERTS, "bidirectional", {"tied_head": True}),
     (ALL_EXPERTS, "isolated", {"attention_implementation": "dense", "scan_layers": False}),
+    (VISUAL_FFN, "bidirectional", NEO),
 ]
 
 

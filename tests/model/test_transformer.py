@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from solo.batch import Batch
-from solo.config import ExpertsConfig, ImageConfig, LossConfig, ModelConfig, PatchEmbedConfig
+from solo.config import ExpertsConfig, ImageConfig, LossConfig, ModelConfig, PatchEmbedConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.model.placement import Placement
 from solo.training.losses import batch_loss, normalised_weights
-from tests.reference import forward, loss_sum, random_document
+from tests.reference import NEO, NEO_UNIFY, forward, loss_sum, random_document
 
 VOCAB = 50
 SHARED = ExpertsConfig()
@@ -23,11 +23,13 @@ ALL_EXPERTS = ExpertsConfig(ffn="modality", qkv="modality", out="modality", norm
 def make(experts: ExpertsConfig, mode: str, **switches) -> ModelDefinition:
     image = ImageConfig(patch_size=2, max_side=64, mask=mode)
     settings = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "attention_block": 16}
-    return ModelDefinition(ModelConfig(experts=experts, init_std=0.2, **{**settings, **switches}), image, VOCAB)
+    config = ModelConfig.model_validate({"experts": experts, "init_std": 0.2, **settings, **switches}, strict=False)
+    return ModelDefinition(config, image, VOCAB)
 
 
 def pack(documents, definition: ModelDefinition, shape: RowShape) -> Batch:
-    return assemble_row([(document, 0) for document in documents], shape, definition.image, 0)
+    sequence = SequenceConfig(positions=definition.config.positions)
+    return assemble_row([(document, 0) for document in documents], shape, definition.image, 0, sequence)
 
 
 def loss_and_grads(definition: ModelDefinition, parameters, batch: Batch):
@@ -59,6 +61,8 @@ CASES = [
     (ALL_EXPERTS, "isolated", {"kv_heads": 4}),
     (ALL_EXPERTS, "bidirectional", {"remat": "dots"}),
     (VISUAL_FFN, "causal", {"remat": "attention", "scan_layers": False, "attention_implementation": "dense"}),
+    (SHARED, "bidirectional", NEO),
+    (ALL_EXPERTS, "bidirectional", {**NEO_UNIFY, "attention_implementation": "pallas"}),
 ]
 
 

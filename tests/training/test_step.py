@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 
 from solo.batch import Batch
-from solo.config import ConfigError, ExpertsConfig, ImageConfig, MeshConfig, ModelConfig, SafetyConfig, StageConfig
+from solo.config import (
+    ConfigError,
+    ExpertsConfig,
+    ImageConfig,
+    MeshConfig,
+    ModelConfig,
+    SafetyConfig,
+    SequenceConfig,
+    StageConfig,
+)
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.model.parameters import ModelDefinition
 from solo.model.placement import Placement
 from solo.sharding.mesh import device_batch, make_mesh
 from solo.training.step import loss_and_grads, make_stage
-from tests.reference import random_document
+from tests.reference import NEO, random_document
 
 VOCAB = 64
 DEFINITION = ModelDefinition(
@@ -33,7 +42,7 @@ def stage_config(**changes) -> StageConfig:
     return StageConfig.model_validate({**data, **changes}, strict=False)
 
 
-def batches(count: int, rows: int = 8) -> list[Batch]:
+def batches(count: int, rows: int = 8, sequence: SequenceConfig | None = None) -> list[Batch]:
     rng = np.random.default_rng(0)
     shape = RowShape(32, 64, 64)
 
@@ -45,7 +54,7 @@ def batches(count: int, rows: int = 8) -> list[Batch]:
             patches = int((document.tokens < 0).sum())
             size = np.array([patches, len(document.tokens) - patches])
             if (size > room).any():
-                return assemble_row(documents, shape, DEFINITION.image, 0)
+                return assemble_row(documents, shape, DEFINITION.image, 0, sequence or SequenceConfig())
             room -= size
             documents.append((document, len(documents) % 2))
 
@@ -241,6 +250,22 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, name: str) -> None:
     down = state.parameters["layers/ffn/text/down"]
     if name == "fsdp":
         assert down.addressable_shards[0].data.size * 8 == down.size
+
+
+@pytest.mark.slow
+def test_heads_in_parts_train_alike_on_eight_devices() -> None:
+    """Each part has its own norms; values are narrower than keys. Context, tensor and fsdp shard all of them."""
+    settings = DEFINITION.config.model_dump() | NEO | {"attention_implementation": "auto"}
+    definition = ModelDefinition(ModelConfig.model_validate(settings, strict=False), DEFINITION.image, VOCAB)
+    data = batches(2, sequence=SequenceConfig(positions="separate"))
+    expected, before = run(stage_config(), data, definition=definition)
+    measured, state = run(stage_config(), data, MESHES["mixed"], devices=8, definition=definition)
+    np.testing.assert_allclose([m["loss"] for m in measured], [m["loss"] for m in expected], rtol=2e-5)
+    np.testing.assert_allclose([m["grad_norm"] for m in measured], [m["grad_norm"] for m in expected], rtol=2e-5)
+    grid, k_grid = (state.parameters[f"layers/qkv/shared/{name}"] for name in ("q_grid", "k_grid"))
+    assert grid.addressable_shards[0].data.shape == (2, 16, 2, 10)
+    assert k_grid.addressable_shards[0].data.shape == (2, 16, 1, 10)
+    np.testing.assert_allclose(grid, before.parameters["layers/qkv/shared/q_grid"], atol=2e-4)
 
 
 def test_the_kernel_for_tpu_trains_like_blocks() -> None:

@@ -28,6 +28,8 @@ def refusal(config: Any, vllm_config: VllmConfig) -> str | None:
     longest = vllm_config.model_config.max_model_len
     if image["mask"] != "causal":
         return f"image.mask is {image['mask']!r}, and this plug-in attends causally"
+    if found := [key for key in ("head_parts", "value_dim", "attention_scale") if model.get(key) is not None]:
+        return f"model.{found[0]}: heads in parts are not implemented"
     if model["rope_sections"] is not None:
         return "model.rope_sections: positions of rows and columns are not implemented"
     for key in ("share_tiles", "share_pixels"):

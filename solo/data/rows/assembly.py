@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from solo.batch import Batch
+from solo.batch import TEXT_AXES, Batch
 from solo.config import Average, ImageConfig, SequenceConfig
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.document import Document
@@ -104,7 +104,7 @@ def _slots(is_patch: np.ndarray, shape: RowShape) -> np.ndarray:
 
 def _empty_row(shape: RowShape, image: ImageConfig, pad_id: int, sequence: SequenceConfig) -> Batch:
     patches, text, targets = shape.patch_slots, shape.text_slots, shape.target_slots
-    axes = () if sequence.positions == "text" else (3,)
+    axes = () if TEXT_AXES[sequence.positions] is None else (3,)
     return Batch(
         patches=np.zeros((patches, image.patch_size**2 * 3), np.uint8),
         patch_grid=np.zeros((patches, 2), np.int32),

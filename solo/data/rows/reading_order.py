@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from solo.batch import TEXT_AXES
 from solo.config import ConfigError, ImageConfig, SequenceConfig
 from solo.data.images.delimiters import delimiter_tokens
 from solo.data.rows.document import NO_IMAGE, PATCH, Document
@@ -145,7 +146,8 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
               row and column, and the time of a text token at the place of the image's first patch, plus its tile. With
               one tile, this is NEO's rule: all patches of an image have the same time.
     """
-    if sequence.positions == "text":
+    axes = TEXT_AXES[sequence.positions]
+    if axes is None:
         return order.place
     spans = _image_spans(order)
     elements, number = spans.elements()
@@ -155,14 +157,11 @@ def positions(order: ReadingOrder, sequence: SequenceConfig) -> np.ndarray:
     steps[elements] = 0
     if len(spans.last):
         highest = np.zeros(len(spans.last), np.int64)
-        advancing = 1 if sequence.positions == "separate" else 3
-        np.maximum.at(highest, number, offsets[elements, :advancing].max(axis=1))
+        np.maximum.at(highest, number, (offsets[elements] * axes).max(axis=1))
         steps[spans.last] = highest + 1
     before = np.concatenate([[0], np.cumsum(steps)])
     time = before[:-1] - before[order.document_start]
-    if sequence.positions == "separate":
-        return np.column_stack([time + offsets[:, 0], offsets[:, 1:]])
-    return time[:, None] + offsets
+    return time[:, None] * np.asarray(axes) + offsets
 
 
 def _image_spans(order: ReadingOrder) -> _Spans:

@@ -13,9 +13,11 @@ patches. R is shared, patches or text, and i the layer:
     model.patch_embed.norm.weight .bias [n n I]                          grid
     model.patch_embed.hidden.weight [D, n n I] .bias, .out.weight [D, D] .bias
     model.layers.i.attention_norm.R.weight [D] .bias, model.layers.i.ffn_norm.R.weight .bias
-    model.layers.i.qkv.R.q.weight [H C, D] .bias [H C], .k.weight [K C, D] .bias, .v.weight .bias
+    model.layers.i.qkv.R.q.weight [H C, D] .bias [H C], .k.weight [K C, D] .bias, .v.weight [K E, D] .bias
     model.layers.i.qkv.R.q_norm.weight [C] .bias, .k_norm.weight .bias
-    model.layers.i.out.R.weight [D, H C] .bias [D]
+    model.layers.i.qkv.R.q_grid.weight [H G, D] .bias, .k_grid.weight    with parts of that projection; G is their width
+    model.layers.i.qkv.R.q_norm_row.weight .bias, .q_norm_column, .q_norm_grid, .k_norm_row, ...        norms of parts
+    model.layers.i.out.R.weight [D, H E] .bias [D]                       E is the width of a value
     model.layers.i.ffn.R.gate.weight [F, D] .bias [F], .up.weight .bias, .down.weight [D, F] .bias [D]
     model.layers.i.ffn.moe.router.weight [E, D], .gate [E, F, D], .up [E, F, D], .down [E, D, F]
     model.final_norm.weight [D] .bias
@@ -29,7 +31,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Sections
+from solo.interop.layout import Layout, LayoutError, Sections, first_refusal
 from solo.interop.tensor_rules import Rules, TensorRule
 from solo.model.parameters import ModelDefinition
 
@@ -38,7 +40,7 @@ ARCHITECTURE = "SoloMonolithForCausalLM"
 _SECTIONS = ("model", "image", "sequence")
 # Last part of our path -> of the tensor's name. The biases of projections are q_bias here and q.bias there.
 _WORDS = {"kernel": "weight", "scale": "weight", "text_embed": "text_embed.weight", "head": "head.weight"}
-_PROJECTIONS = ("q", "k", "v", "gate", "up", "down")
+_PROJECTIONS = ("q", "k", "v", "q_grid", "k_grid", "gate", "up", "down")
 
 
 class Native(Layout):
@@ -70,6 +72,9 @@ class Native(Layout):
             "tie_word_embeddings": config.model.tied_head,
             **sections,
         }
+
+    def refusal(self, config: Config) -> str | None:
+        return first_refusal(config, self.name, self.fixed())
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         rules, specs = Rules(definition), definition.specs

@@ -83,8 +83,23 @@ class SoloMonolithConfig(PreTrainedConfig):
 
     @property
     def rotary_dim(self) -> int:
-        """Number of dimensions of a head that are rotated: the first ones."""
+        """Number of dimensions of a head without parts that are rotated: the first ones."""
         return int(self.head_dim * self.model["rope_fraction"])
+
+    @property
+    def head_parts(self) -> list[dict[str, Any]]:
+        """Parts of a head's queries and keys, each with its axis of the positions; empty for a head in one piece."""
+        return self.model.get("head_parts") or []
+
+    @property
+    def rotary_widths(self) -> list[int]:
+        """Widths of the spans of a head that are rotated together; they come first."""
+        return [part["width"] for part in self.head_parts] or [self.rotary_dim]
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a head's values."""
+        return self.model.get("value_dim") or self.head_dim
 
     @property
     def appended_ids(self) -> range:

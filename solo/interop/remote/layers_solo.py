@@ -77,21 +77,45 @@ class PerModality(nn.Module):
 
 
 class QKV(nn.Module):
-    """Queries [N, H, C], keys and values [N, K, C], with a norm over each head's queries and keys."""
+    """Queries [N, H, .], keys [N, K, .] and values [N, K, .], with norms over each head's queries and keys.
+
+    A head may be in parts (`head_parts`): slices of q and k, then of q_grid and k_grid. The parts have norms of their
+    own, or share one.
+    """
 
     def __init__(self, config: SoloMonolithConfig):
         super().__init__()
-        model, dim, bias = config.model, config.head_dim, config.model["bias"] != "none"
-        self.head_dim = dim
-        self.q = nn.Linear(model["width"], model["heads"] * dim, bias=bias)
-        self.k = nn.Linear(model["width"], model["kv_heads"] * dim, bias=bias)
-        self.v = nn.Linear(model["width"], model["kv_heads"] * dim, bias=bias)
-        self.q_norm = make_norm(model["qk_norm"], dim, model["norm_eps"])
-        self.k_norm = make_norm(model["qk_norm"], dim, model["norm_eps"])
+        model, width, bias = config.model, config.model["width"], config.model["bias"] != "none"
+        heads, kv_heads = model["heads"], model["kv_heads"]
+        self.heads, self.kv_heads = heads, kv_heads
+        self.q = nn.Linear(width, heads * config.head_dim, bias=bias)
+        self.k = nn.Linear(width, kv_heads * config.head_dim, bias=bias)
+        self.v = nn.Linear(width, kv_heads * config.value_dim, bias=bias)
+        grid = sum(part["width"] for part in config.head_parts if part["projection"] == "grid")
+        self.q_grid = nn.Linear(width, heads * grid, bias=bias) if grid else None
+        self.k_grid = nn.Linear(width, kv_heads * grid, bias=bias) if grid else None
+        self.normed: dict[str, int] = {}
+        for part in config.head_parts or [{"axis": "time", "width": config.head_dim, "norm": "own"}]:
+            name = "norm" if part["axis"] == "time" else f"norm_{part['axis']}"
+            name = "norm_grid" if part["norm"] == "grid" else name
+            self.normed[name] = self.normed.get(name, 0) + part["width"]
+        for name, dim in self.normed.items():
+            setattr(self, f"q_{name}", make_norm(model["qk_norm"], dim, model["norm_eps"]))
+            setattr(self, f"k_{name}", make_norm(model["qk_norm"], dim, model["norm_eps"]))
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (linear(x_ND).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
-        return self.q_norm(q), self.k_norm(k), v
+        def heads(linear: nn.Linear, count: int) -> Tensor:
+            return linear(x_ND).unflatten(-1, (count, -1))
+
+        q, k, v = heads(self.q, self.heads), heads(self.k, self.kv_heads), heads(self.v, self.kv_heads)
+        if self.q_grid is not None and self.k_grid is not None:
+            q = torch.cat([q, heads(self.q_grid, self.heads)], dim=-1)
+            k = torch.cat([k, heads(self.k_grid, self.kv_heads)], dim=-1)
+        return self._normed(q, "q"), self._normed(k, "k"), v
+
+    def _normed(self, x: Tensor, of: str) -> Tensor:
+        parts = x.split(list(self.normed.values()), dim=-1)
+        return torch.cat([getattr(self, f"{of}_{n}")(part) for n, part in zip(self.normed, parts, strict=True)], dim=-1)
 
 
 class FFN(nn.Module):
@@ -264,13 +288,18 @@ EMBEDDERS: dict[str, Callable[[SoloMonolithConfig], nn.Module]] = {
 }
 
 
-def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (i, i + r/2) of the first r dimensions by angles [B, S, r/2], in float32."""
-    dim = 2 * cos.shape[-1]
-    first, second = x_BHSC[..., :dim].float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return torch.cat([turned.to(x_BHSC.dtype), x_BHSC[..., dim:]], dim=-1)
+def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor, widths: list[int]) -> Tensor:
+    """Rotates the pairs (i, i + r/2) of each span of r dimensions, in float32; the spans come first.
+
+    The angles' cosines and sines are [B, S, .], for the pairs of all spans.
+    """
+    halves, rest = [width // 2 for width in widths], x_BHSC.shape[-1] - sum(widths)
+    *parts, unchanged = x_BHSC.split([*widths, rest], dim=-1)
+    found = []
+    for part, c, s in zip(parts, cos[:, None].split(halves, -1), sin[:, None].split(halves, -1), strict=True):
+        first, second = part.float().chunk(2, dim=-1)
+        found.append(torch.cat([first * c - second * s, second * c + first * s], dim=-1).to(part.dtype))
+    return torch.cat([*found, unchanged], dim=-1)
 
 
 def eager_attention(
@@ -300,10 +329,11 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
         model, experts = config.model, config.model["experts"]
         self.config, self.layer_idx, self.is_causal = config, layer_idx, True
         self.num_key_value_groups = model["heads"] // model["kv_heads"]
-        self.scaling = config.head_dim**-0.5
+        self.scaling = model.get("attention_scale") or config.head_dim**-0.5
+        self.rotary_widths = config.rotary_widths
         self.attention_norm = PerModality(experts["norms"], lambda: self._norm(model))
         self.qkv = PerModality(experts["qkv"], lambda: QKV(config))
-        heads = model["heads"] * config.head_dim
+        heads = model["heads"] * config.value_dim
         self.out = PerModality(experts["out"], lambda: nn.Linear(heads, model["width"], bias=model["bias"] == "all"))
         self.ffn_norm = PerModality(experts["norms"], lambda: self._norm(model))
         is_moe = experts["ffn"] == "moe"
@@ -329,12 +359,15 @@ class SoloMonolithLayer(GradientCheckpointingLayer):
             each.unflatten(0, (batch, tokens)).transpose(1, 2)
             for each in self.qkv(self.attention_norm(x, routing), routing)
         )
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k = rotate(q, *rotary, self.rotary_widths), rotate(k, *rotary, self.rotary_widths)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        name = self.config._attn_implementation
+        name, value_dim = self.config._attn_implementation, v.shape[-1]
         attend = eager_attention if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+        if name not in ("eager", "sdpa"):  # other kernels need values as wide as keys
+            v = F.pad(v, (0, k.shape[-1] - value_dim))
         heads, weights = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        heads = heads[..., :value_dim]
         x = x + self.out(heads.reshape(batch * tokens, -1), routing)
         x = x + self.ffn(self.ffn_norm(x, routing), routing)
         return x.view(batch, tokens, width), weights

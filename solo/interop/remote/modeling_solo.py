@@ -25,7 +25,7 @@ from transformers.utils import can_return_tuple
 
 from .configuration_solo import SoloMonolithConfig
 from .layers_solo import EMBEDDERS, ConvEmbed, GridEmbed, MoE, Routing, SoloMonolithLayer, make_norm
-from .spans_solo import expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
+from .spans_solo import TEXT_AXES, expand_by_row, grid_positions, image_blocks, rotary_tables, take_new, text_positions
 
 _OF_PATCHES = ("pixel_values", "patches_grid")
 # transformers 5.24 renamed the cache, in outputs and in arguments.
@@ -94,7 +94,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
 
         `input_ids` must include the beginning of the sequence, and `patches_grid` the places of all its patches.
         """
-        if self.config.model["rope_sections"] is None:
+        if self.config.sequence["positions"] == "text":
             return text_positions(input_ids.shape[1], input_ids, attention_mask)
         return grid_positions(self.config, input_ids, attention_mask, patches_grid)
 
@@ -226,7 +226,7 @@ class SoloMonolithModel(SoloMonolithPreTrainedModel):
         patches_grid: Tensor | None,
         past: int,
     ) -> Tensor:
-        if self.config.model["rope_sections"] is None:
+        if self.config.sequence["positions"] == "text":
             return text_positions(past + inputs_embeds.shape[1], inputs_embeds, attention_mask)[:, past:]
         if past or input_ids is None:
             raise ValueError("grid positions: give position_ids as returned by get_position_ids for the whole sequence")
@@ -370,7 +370,7 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
         mask = kwargs.get("attention_mask")
         if past and ids is not None and (mask is None or mask.shape[1] == ids.shape[1]):
             grid = kwargs.get("patches_grid")
-            if kwargs.get("position_ids") is None and self.config.model["rope_sections"] is not None:
+            if kwargs.get("position_ids") is None and self.config.sequence["positions"] != "text":
                 kwargs["position_ids"] = self.model.get_position_ids(ids, mask, grid)
             for name in _OF_PATCHES:
                 if name in kwargs:
@@ -413,9 +413,21 @@ class SoloMonolithForCausalLM(SoloMonolithPreTrainedModel, GenerationMixin):
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         ids = model_kwargs.get("input_ids")
         ids = inputs_tensor if ids is None or not ids.shape[1] else ids
-        if self.config.model["rope_sections"] is None or ids.dtype.is_floating_point:
+        if self.config.sequence["positions"] == "text" or ids.dtype.is_floating_point:
             return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         return self.model.get_position_ids(ids, model_kwargs.get("attention_mask"), model_kwargs.get("patches_grid"))
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Advances positions [3, B, S] as text does; transformers adds one to all three."""
+        before = model_kwargs.get("position_ids")
+        found: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        after = found.get("position_ids")
+        if before is not None and after is not None and after.ndim == 3:
+            axes = TEXT_AXES[self.config.sequence["positions"]]
+            after[:, :, before.shape[-1] :] *= torch.tensor(axes, device=after.device)[:, None, None]
+        return found
 
     def _expand_inputs_for_generation(
         self,

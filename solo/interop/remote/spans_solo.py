@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .configuration_solo import SoloMonolithConfig
+
+# The time, row and column of text at time t are t times these numbers, by the kind of positions. The time after an
+# image is its largest position on the axes that have a 1, plus one.
+TEXT_AXES = {"grid": (1, 1, 1), "separate": (1, 0, 0)}
+_AXES = ("time", "row", "column")
 
 
 def text_positions(length: int, like: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -21,8 +27,12 @@ def text_positions(length: int, like: Tensor, attention_mask: Tensor | None) -> 
 def rotary_tables(config: SoloMonolithConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the cosines and sines [B, S, r/2], float32, of positions [B, S] or [3, B, S].
 
-    See arXiv 2104.09864 for rotary positions and arXiv 2409.12191 for their three axes (M-RoPE).
+    See arXiv 2104.09864 for rotary positions, arXiv 2409.12191 for their three axes (M-RoPE), and arXiv 2510.14979 for
+    parts of a head that have an axis each (NEO).
     """
+    if config.head_parts:
+        angles = torch.cat([_angles_of(config, part, position_ids) for part in config.head_parts], dim=-1)
+        return angles.cos(), angles.sin()
     sections = config.model["rope_sections"]
     rows = position_ids if position_ids.ndim == 2 else position_ids.amax(0)
     frequency = _frequencies(config, rows.amax(-1) + 1)
@@ -32,6 +42,13 @@ def rotary_tables(config: SoloMonolithConfig, position_ids: Tensor) -> tuple[Ten
         axis_of_pair = torch.arange(3, device=rows.device).repeat_interleave(torch.tensor(sections, device=rows.device))
         angles = position_ids.permute(1, 2, 0)[..., axis_of_pair].float() * frequency
     return angles.cos(), angles.sin()
+
+
+def _angles_of(config: SoloMonolithConfig, part: dict[str, Any], position_ids: Tensor) -> Tensor:
+    """Returns the angles [B, S, width/2] of a part of a head."""
+    place = position_ids if position_ids.ndim == 2 else position_ids[_AXES.index(part["axis"])]
+    exponents = torch.arange(0, part["width"], 2, dtype=torch.float32, device=place.device) / part["width"]
+    return place[..., None].float() * (part["theta"] or config.model["rope_theta"]) ** -exponents
 
 
 def _frequencies(config: SoloMonolithConfig, length_B: Tensor) -> Tensor:
@@ -89,9 +106,9 @@ def grid_positions(
 ) -> Tensor:
     """Returns (time, row, column) of every token of whole sequences, int64 [3, B, S].
 
-    A text token advances all three by one. A patch has the position that a text token would have in place of its
-    image's first patch, plus (tile, row, column). A row token is one more column of its row. The token after an image
-    follows the highest position in it.
+    A patch has the position that a text token would have in place of its image's first patch, plus (tile, row,
+    column). A row token is one more column of its row. The token after an image follows the highest position in it.
+    Text advances all three by one, or only the time, with row and column 0 (`TEXT_AXES`).
 
     Raises:
         ValueError: the numbers of places and patches differ.
@@ -104,6 +121,7 @@ def grid_positions(
     steps = (~inside).long()
     if attention_mask is not None and attention_mask.ndim == 2:
         steps = steps * attention_mask.long()
+    axes = torch.tensor(TEXT_AXES[config.sequence["positions"]], device=input_ids.device)
     offsets = torch.zeros(*input_ids.shape, 3, dtype=torch.long, device=input_ids.device)
     if patches_grid is not None and count:
         first, last = inside & ~_before(inside), inside & ~_after(inside)
@@ -116,9 +134,9 @@ def grid_positions(
         found = torch.stack([tile, grid[patch, 0], column], dim=-1)
         offsets[inside] = found
         highest = torch.zeros(int(first.sum()), dtype=torch.long, device=grid.device)
-        steps[last] = highest.scatter_reduce(0, image, found.amax(-1), "amax") + 1
+        steps[last] = highest.scatter_reduce(0, image, (found * axes).amax(-1), "amax") + 1
     before = steps.cumsum(-1) - steps
-    return (before[..., None] + offsets).permute(2, 0, 1)
+    return (before[..., None] * axes + offsets).permute(2, 0, 1)
 
 
 def _none(like: Tensor) -> Tensor:
@@ -147,4 +165,12 @@ def expand_by_row(is_patch_BS: Tensor, of_patches: Tensor, times: int) -> Tensor
     return torch.cat([row for row in rows for _ in range(times)])
 
 
-__all__ = ["expand_by_row", "grid_positions", "image_blocks", "rotary_tables", "take_new", "text_positions"]
+__all__ = [
+    "TEXT_AXES",
+    "expand_by_row",
+    "grid_positions",
+    "image_blocks",
+    "rotary_tables",
+    "take_new",
+    "text_positions",
+]

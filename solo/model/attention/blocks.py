@@ -4,7 +4,7 @@ Queries and keys are cut into blocks in reading order. A group of query blocks l
 that its members need. The backward pass visits the same tiles again.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
-key blocks of all rows, N groups of G query blocks; Q queries and J keys of a tile.
+key blocks of all rows, N groups of G query blocks; Q queries and J keys of a tile; E the width of a value.
 """
 
 from __future__ import annotations
@@ -83,57 +83,73 @@ def _at(x_Y: Array, at_G: Array) -> Array:
 
 def _query_groups(grid: Grid, plan: _Plan, x_BSHC: Array, K: int) -> Array:
     """Returns queries or their outputs in groups, [N, G, K, M, Q, C]."""
-    H, C = x_BSHC.shape[2:]
+    H, C = x_BSHC.shape[2:]  # C or E
     x = plan.queries.sort(x_BSHC, grid.query_blocks * grid.block)
     x_XKMQC = x.reshape(-1, grid.block, K, H // K, C).transpose(0, 2, 3, 1, 4)
     return _in_groups(x_XKMQC, plan.visits.order)
 
 
 def _from_query_groups(grid: Grid, plan: _Plan, x_NGKMQC: Array) -> Array:
-    """The inverse of `_query_groups`: [B, S, H, C]."""
+    """The inverse of `_query_groups`: [B, S, H, .]."""
     x_XKMQC = _in_rows(x_NGKMQC, plan.visits.order, grid.rows * grid.query_blocks)
     _, K, M, _, C = x_XKMQC.shape
     return plan.queries.unsort(x_XKMQC.transpose(0, 3, 1, 2, 4).reshape(grid.rows, -1, K * M, C))
 
 
-def _key_blocks(grid: Grid, plan: _Plan, k_BRKC: Array, v_BRKC: Array) -> Array:
-    """Returns keys and values as the blocks of all rows, [Y, K, 2, J, C]. Together, they need one copy per tile."""
-    kv = plan.keys.sort(jnp.stack([k_BRKC, v_BRKC], axis=3), grid.key_blocks * grid.block)
-    return kv.reshape(-1, grid.block, *kv.shape[2:]).transpose(0, 2, 3, 1, 4)
+def _key_blocks(grid: Grid, plan: _Plan, k_BRKC: Array, v_BRKE: Array) -> Array:
+    """Returns keys and values as the blocks of all rows, [Y, K, J C + J E]. Together, they need one copy per tile."""
+
+    def blocks(x_BRK: Array) -> Array:
+        x = plan.keys.sort(x_BRK, grid.key_blocks * grid.block)
+        x_YKJ = x.reshape(-1, grid.block, *x.shape[2:]).transpose(0, 2, 1, 3)
+        return x_YKJ.reshape(*x_YKJ.shape[:2], -1)
+
+    return jnp.concatenate([blocks(k_BRKC), blocks(v_BRKE)], axis=-1)
 
 
-def block_attention(grid: Grid, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region."""
-    return _attend(grid, q_BSHC, k_BRKC, v_BRKC, _plan(grid, intervals_BS4))
+def _keys_and_values(grid: Grid, kv_GK: Array, dim: int) -> tuple[Array, Array]:
+    """Returns the keys [G, K, J, C] and values [G, K, J, E] of blocks of `_key_blocks`; `dim` is C."""
+    J = grid.block
+    k, v = jnp.split(kv_GK, [J * dim], axis=-1)
+    return k.reshape(*k.shape[:2], J, -1), v.reshape(*v.shape[:2], J, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(grid: Grid, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, plan: _Plan) -> Array:
-    return _attend_forward(grid, q_BSHC, k_BRKC, v_BRKC, plan)[0]
+def block_attention(
+    grid: Grid, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, intervals_BS4: Array, scale: float
+) -> Array:
+    """Returns [B, S, H, E]; see `interval_attention`. No interval may reach beyond its region."""
+    return _attend(grid, scale, q_BSHC, k_BRKC, v_BRKE, _plan(grid, intervals_BS4))
 
 
-def _attend_forward(grid: Grid, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, plan: _Plan) -> tuple:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(grid: Grid, scale: float, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, plan: _Plan) -> Array:
+    return _attend_forward(grid, scale, q_BSHC, k_BRKC, v_BRKE, plan)[0]
+
+
+def _attend_forward(grid: Grid, scale: float, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, plan: _Plan) -> tuple:
+    dim, value_dim = k_BRKC.shape[3], v_BRKE.shape[3]
     q_NGKMQC = _query_groups(grid, plan, q_BSHC, k_BRKC.shape[2])
-    kv_YK2JC = _key_blocks(grid, plan, k_BRKC, v_BRKC)
+    kv_YK = _key_blocks(grid, plan, k_BRKC, v_BRKE)
 
     def group(_: None, inputs: tuple[Array, _Visits]) -> tuple[None, tuple[Array, Array]]:
         q, visit = inputs
 
         def step(i: Array, seen: Softmax) -> Softmax:
             at = visit.keys[i]
-            kv = _at(kv_YK2JC, at)
-            return see(seen, q, kv[:, :, 0], kv[:, :, 1], _visible(plan, at, visit.intervals))
+            keys, values = _keys_and_values(grid, _at(kv_YK, at), dim)
+            return see(seen, q, keys, values, _visible(plan, at, visit.intervals), scale)
 
-        out, log_total = finish(lax.fori_loop(0, visit.steps, step, nothing_seen(q)))
+        out, log_total = finish(lax.fori_loop(0, visit.steps, step, nothing_seen(q, value_dim)))
         return None, (out.astype(q.dtype), log_total)
 
     _, results = lax.scan(group, None, (q_NGKMQC, plan.visits))
     out, log_total = checkpoint_name(results, SAVED)
-    return _from_query_groups(grid, plan, out), (q_NGKMQC, kv_YK2JC, plan, out, log_total)
+    return _from_query_groups(grid, plan, out), (q_NGKMQC, kv_YK, plan, out, log_total)
 
 
-def _attend_backward(grid: Grid, saved: tuple, d_out_BSHC: Array) -> tuple:
-    q_NGKMQC, kv_YK2JC, plan, out, log_total = saved
+def _attend_backward(grid: Grid, scale: float, saved: tuple, d_out_BSHE: Array) -> tuple:
+    q_NGKMQC, kv_YK, plan, out, log_total = saved
+    dim = q_NGKMQC.shape[-1]
 
     def group(d_kv: Array, inputs: tuple[Array, tuple, _Visits]) -> tuple[Array, Array]:
         q, out_side, visit = inputs
@@ -141,21 +157,22 @@ def _attend_backward(grid: Grid, saved: tuple, d_out_BSHC: Array) -> tuple:
         def step(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             d_q, d_kv = sums
             at = visit.keys[i]
-            kv = _at(kv_YK2JC, at)
+            keys, values = _keys_and_values(grid, _at(kv_YK, at), dim)
             visible = _visible(plan, at, visit.intervals)
-            tile_q, *tile_kv = tile_gradients(q, kv[:, :, 0], kv[:, :, 1], visible, out_side)
-            return d_q + tile_q, d_kv.at[at].add(jnp.stack(tile_kv, axis=2), mode="promise_in_bounds")
+            tile_q, *tile_kv = tile_gradients(q, keys, values, visible, scale, out_side)
+            return d_q + tile_q, d_kv.at[at].add(jnp.concatenate(tile_kv, axis=2), mode="promise_in_bounds")
 
         d_q, d_kv = lax.fori_loop(0, visit.steps, step, (jnp.zeros_like(q, jnp.float32), d_kv))
         return d_kv, d_q.astype(q.dtype)
 
-    d_out = _query_groups(grid, plan, d_out_BSHC, kv_YK2JC.shape[1])
-    out_side = (d_out, log_total, einsum("...c,...c->...", d_out, out))
-    zeros_YK2CJ = jnp.zeros_like(kv_YK2JC.swapaxes(3, 4), jnp.float32)
-    d_kv_YK2CJ, d_q = lax.scan(group, zeros_YK2CJ, (q_NGKMQC, out_side, plan.visits))
-    d_kv = d_kv_YK2CJ.astype(kv_YK2JC.dtype).transpose(0, 4, 1, 2, 3)
-    d_kv_BRK2C = plan.keys.unsort(d_kv.reshape(grid.rows, -1, *d_kv.shape[2:]))
-    return _from_query_groups(grid, plan, d_q), d_kv_BRK2C[:, :, :, 0], d_kv_BRK2C[:, :, :, 1], None
+    d_out = _query_groups(grid, plan, d_out_BSHE, kv_YK.shape[1])
+    out_side = (d_out, log_total, einsum("...e,...e->...", d_out, out))
+    # The gradients of a block's keys and values, one after the other: [Y, K, C + E, J].
+    zeros = jnp.zeros_like(kv_YK, jnp.float32).reshape(*kv_YK.shape[:2], -1, grid.block)
+    d_kv, d_q = lax.scan(group, zeros, (q_NGKMQC, out_side, plan.visits))
+    d_kv_YJK = d_kv.astype(kv_YK.dtype).transpose(0, 3, 1, 2)
+    d_kv_BRK = plan.keys.unsort(d_kv_YJK.reshape(grid.rows, -1, *d_kv_YJK.shape[2:]))
+    return _from_query_groups(grid, plan, d_q), d_kv_BRK[..., :dim], d_kv_BRK[..., dim:], None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

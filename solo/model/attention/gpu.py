@@ -5,7 +5,7 @@ one key head (for d_k and d_v), and loops over the tiles that it needs. The tile
 first those that are fully visible, then those that are partly visible, which need a mask.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
-key blocks of a row; of a tile: Q queries, J keys.
+key blocks of a row; of a tile: Q queries, J keys; E the width of a value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from solo.model.attention.pallas import (
 )
 from solo.model.attention.tiles import FLOOR, Tiles, pad_slots
 
-# The smallest head dimension that the tensor cores multiply; larger ones are padded to a power of two.
+# The smallest head dimension that the tensor cores multiply; larger ones are padded to a power of two, values and keys
+# each to their own.
 LEAST_DIM = 16
 
 
@@ -46,20 +47,20 @@ class Visits(NamedTuple):
     queries: Array  # int32 [B, Y, 2 + X]
 
 
-def triton_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
+def triton_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, intervals_BS4: Array) -> Array:
+    """Returns [B, S, H, E]; see `interval_attention`. No interval may reach beyond its region.
 
     Raises:
         ValueError: dtypes differ, or are neither float32 nor bfloat16.
     """
-    check_dtypes(q_BSHC, k_BRKC, v_BRKC)
-    S, C = q_BSHC.shape[1], q_BSHC.shape[3]
-    q, k, v = (_pad_dim(x) for x in (q_BSHC, k_BRKC, v_BRKC))
+    check_dtypes(q_BSHC, k_BRKC, v_BRKE)
+    S, E = q_BSHC.shape[1], v_BRKE.shape[3]
+    q, k, v = (_pad_dim(x) for x in (q_BSHC, k_BRKC, v_BRKE))
     q = pad_slots(q, sizes.padded_queries)
     k, v = (pad_regions(sizes, x) for x in (k, v))
     bounds = pad_bounds(sizes, intervals_BS4)
     attend = differentiable(_forward, _backward)
-    return attend(sizes, q, k, v, bounds, plan_visits(sizes, intervals_BS4))[:, :S, :, :C]
+    return attend(sizes, q, k, v, bounds, plan_visits(sizes, intervals_BS4))[:, :S, :, :E]
 
 
 def _pad_dim(x: Array) -> Array:
@@ -81,7 +82,7 @@ def _list(seen: Tiles) -> Array:
 
 def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: Visits, outside: tuple) -> tuple:
     out, log_total, d_out = outside
-    rest = (d_out, log_total, jnp.einsum("bshc,bshc->bhs", d_out, out, preferred_element_type=jnp.float32))
+    rest = (d_out, log_total, jnp.einsum("bshe,bshe->bhs", d_out, out, preferred_element_type=jnp.float32))
     d_k, d_v = _key_gradients(sizes, q, k, v, bounds, visits.queries, rest)
     return _query_gradients(sizes, q, k, v, bounds, visits.keys, rest), d_k, d_v
 
@@ -100,15 +101,28 @@ def _call(kernel: Callable[..., None], sizes: Sizes, name: str, **arguments: Any
     )
 
 
-def _of_query_block(sizes: Sizes, heads: int, k_BRKC: Array, visits: Array) -> tuple[pl.BlockSpec, ...]:
-    """Returns specs for a grid of (X, H, B): visits, queries [Q, C], keys [R, C], bounds [4, Q] and scalars [Q]."""
-    (R, K, C), Q = k_BRKC.shape[1:], sizes.query_block
-    return (
-        pl.BlockSpec((None, None, visits.shape[2]), lambda x, h, b: (b, x, 0)),
-        pl.BlockSpec((None, Q, None, C), lambda x, h, b: (b, x, h, 0)),
-        pl.BlockSpec((None, R, None, C), lambda x, h, b: (b, 0, h // (heads // K), 0)),
-        pl.BlockSpec((None, 4, Q), lambda x, h, b: (b, 0, x)),
-        pl.BlockSpec((None, None, Q), lambda x, h, b: (b, h, x)),
+class _Specs(NamedTuple):
+    """The specs of arrays for a grid of (X, H, B)."""
+
+    visits: pl.BlockSpec
+    queries: pl.BlockSpec  # [Q, C]
+    keys: pl.BlockSpec  # [R, C]
+    values: pl.BlockSpec  # [R, E]
+    bounds: pl.BlockSpec  # [4, Q]
+    outputs: pl.BlockSpec  # [Q, E]
+    numbers: pl.BlockSpec  # [Q]
+
+
+def _of_query_block(sizes: Sizes, heads: int, k_BRKC: Array, v_BRKE: Array, visits: Array) -> _Specs:
+    (R, K, C), E, Q = k_BRKC.shape[1:], v_BRKE.shape[3], sizes.query_block
+    return _Specs(
+        visits=pl.BlockSpec((None, None, visits.shape[2]), lambda x, h, b: (b, x, 0)),
+        queries=pl.BlockSpec((None, Q, None, C), lambda x, h, b: (b, x, h, 0)),
+        keys=pl.BlockSpec((None, R, None, C), lambda x, h, b: (b, 0, h // (heads // K), 0)),
+        values=pl.BlockSpec((None, R, None, E), lambda x, h, b: (b, 0, h // (heads // K), 0)),
+        bounds=pl.BlockSpec((None, 4, Q), lambda x, h, b: (b, 0, x)),
+        outputs=pl.BlockSpec((None, Q, None, E), lambda x, h, b: (b, x, h, 0)),
+        numbers=pl.BlockSpec((None, None, Q), lambda x, h, b: (b, h, x)),
     )
 
 
@@ -130,22 +144,22 @@ def _visit(visits_ref: Any, tile: Callable[..., Any], start: Any, times: int = 1
 # --- The forward pass ---
 
 
-def _forward(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Visits) -> Any:
+def _forward(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, bounds_B4S: Array, visits: Visits) -> Any:
     """Returns the output and the base-2 log of the sum of exp(score), float32 [B, H, S]; FLOOR without keys."""
-    B, S, H = q_BSHC.shape[:3]
-    of_visits, of_queries, of_keys, of_bounds, of_numbers = _of_query_block(sizes, H, k_BRKC, visits.keys)
+    (B, S, H), E = q_BSHC.shape[:3], v_BRKE.shape[3]
+    specs = _of_query_block(sizes, H, k_BRKC, v_BRKE, visits.keys)
     return _call(
         _forward_kernel,
         sizes,
         "forward",
         grid=(S // sizes.query_block, H, B),
-        in_specs=[of_visits, of_queries, of_keys, of_keys, of_bounds],
-        out_specs=[of_queries, of_numbers],
+        in_specs=specs[:5],
+        out_specs=[specs.outputs, specs.numbers],
         out_shape=[
-            jax.ShapeDtypeStruct(q_BSHC.shape, q_BSHC.dtype),
+            jax.ShapeDtypeStruct((B, S, H, E), q_BSHC.dtype),
             jax.ShapeDtypeStruct((B, H, S), jnp.float32),
         ],
-    )(visits.keys, q_BSHC, k_BRKC, v_BRKC, bounds_B4S)
+    )(visits.keys, q_BSHC, k_BRKC, v_BRKE, bounds_B4S)
 
 
 def _forward_kernel(
@@ -154,7 +168,7 @@ def _forward_kernel(
     q_QC, J = q_ref[...], sizes.key_block
 
     def tile(i: Any, masked: bool, sums: tuple) -> tuple:
-        weighted_QC, total_Q, maximum_Q = sums
+        weighted_QE, total_Q, maximum_Q = sums
         key = visits_ref[2 + i]
         here = pl.ds(key * J, J)
         visible_QJ = _visible(sizes, bounds_ref, slice(None), key) if masked else None
@@ -162,15 +176,14 @@ def _forward_kernel(
         highest_Q = jnp.maximum(maximum_Q, scores_QJ.max(axis=1))
         weights_QJ = jnp.exp2(scores_QJ - highest_Q[:, None])
         fade_Q = jnp.exp2(maximum_Q - highest_Q)
-        values_QC = product(weights_QJ.astype(q_QC.dtype), v_ref[here, :], NN)
-        return weighted_QC * fade_Q[:, None] + values_QC, total_Q * fade_Q + weights_QJ.sum(axis=1), highest_Q
+        values_QE = product(weights_QJ.astype(q_QC.dtype), v_ref[here, :], NN)
+        return weighted_QE * fade_Q[:, None] + values_QE, total_Q * fade_Q + weights_QJ.sum(axis=1), highest_Q
 
     zeros_Q = jnp.zeros(sizes.query_block, jnp.float32)
-    weighted_QC, total_Q, maximum_Q = _visit(
-        visits_ref, tile, (jnp.zeros(q_QC.shape, jnp.float32), zeros_Q, zeros_Q + FLOOR)
-    )
+    zeros_QE = jnp.zeros((sizes.query_block, v_ref.shape[1]), jnp.float32)
+    weighted_QE, total_Q, maximum_Q = _visit(visits_ref, tile, (zeros_QE, zeros_Q, zeros_Q + FLOOR))
     total_Q = jnp.where(total_Q == 0, 1.0, total_Q)
-    out_ref[...] = (weighted_QC / total_Q[:, None]).astype(out_ref.dtype)
+    out_ref[...] = (weighted_QE / total_Q[:, None]).astype(out_ref.dtype)
     log_total_ref[...] = maximum_Q + jnp.log2(total_Q)
 
 
@@ -178,23 +191,23 @@ def _forward_kernel(
 
 
 def _query_gradients(
-    sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Array, rest: tuple
+    sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, bounds_B4S: Array, visits: Array, rest: tuple
 ) -> Array:
     """Returns d_q [B, S, H, C].
 
-    `rest` is d_out [B, S, H, C], then the log of the total and d_out . out, float32 [B, H, S] each.
+    `rest` is d_out [B, S, H, E], then the log of the total and d_out . out, float32 [B, H, S] each.
     """
     B, S, H = q_BSHC.shape[:3]
-    of_visits, of_queries, of_keys, of_bounds, of_numbers = _of_query_block(sizes, H, k_BRKC, visits)
+    specs = _of_query_block(sizes, H, k_BRKC, v_BRKE, visits)
     return _call(
         _query_gradients_kernel,
         sizes,
         "query_gradients",
         grid=(S // sizes.query_block, H, B),
-        in_specs=[of_visits, of_queries, of_keys, of_keys, of_bounds, of_queries, of_numbers, of_numbers],
-        out_specs=of_queries,
+        in_specs=[*specs, specs.numbers],
+        out_specs=specs.queries,
         out_shape=jax.ShapeDtypeStruct(q_BSHC.shape, q_BSHC.dtype),
-    )(visits, q_BSHC, k_BRKC, v_BRKC, bounds_B4S, *rest)
+    )(visits, q_BSHC, k_BRKC, v_BRKE, bounds_B4S, *rest)
 
 
 def _query_gradients_kernel(
@@ -209,7 +222,7 @@ def _query_gradients_kernel(
     inner_ref: Any,
     d_q_ref: Any,
 ) -> None:
-    q_QC, d_out_QC, J = q_ref[...], d_out_ref[...], sizes.key_block
+    q_QC, d_out_QE, J = q_ref[...], d_out_ref[...], sizes.key_block
     log_total_Q, inner_Q = log_total_ref[...], inner_ref[...]
 
     def tile(i: Any, masked: bool, d_q_QC: Array) -> Array:
@@ -218,7 +231,7 @@ def _query_gradients_kernel(
         k_JC = k_ref[here, :]
         visible_QJ = _visible(sizes, bounds_ref, slice(None), key) if masked else None
         weights_QJ = jnp.exp2(scores(sizes, q_QC, k_JC, visible_QJ) - log_total_Q[:, None])
-        d_scores_QJ = weights_QJ * (product(d_out_QC, v_ref[here, :], NT) - inner_Q[:, None])
+        d_scores_QJ = weights_QJ * (product(d_out_QE, v_ref[here, :], NT) - inner_Q[:, None])
         return d_q_QC + product(d_scores_QJ.astype(k_JC.dtype), k_JC, NN)
 
     d_q_QC = _visit(visits_ref, tile, jnp.zeros(q_QC.shape, jnp.float32))
@@ -226,13 +239,15 @@ def _query_gradients_kernel(
 
 
 def _key_gradients(
-    sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, bounds_B4S: Array, visits: Array, rest: tuple
+    sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, bounds_B4S: Array, visits: Array, rest: tuple
 ) -> Any:
-    """Returns d_k and d_v [B, R, K, C]. `rest` is that of `_query_gradients`."""
-    (B, S, H, C), (R, K) = q_BSHC.shape, k_BRKC.shape[1:3]
+    """Returns d_k [B, R, K, C] and d_v [B, R, K, E]. `rest` is that of `_query_gradients`."""
+    (B, S, H, C), (R, K), E = q_BSHC.shape, k_BRKC.shape[1:3], v_BRKE.shape[3]
     M = H // K
-    of_keys = pl.BlockSpec((None, sizes.key_block, None, C), lambda y, k, b: (b, y, k, 0))
-    of_queries = pl.BlockSpec((None, S, M, C), lambda y, k, b: (b, 0, k, 0))
+    of_keys, of_values = (
+        pl.BlockSpec((None, sizes.key_block, None, dim), lambda y, k, b: (b, y, k, 0)) for dim in (C, E)
+    )
+    of_queries, of_outputs = (pl.BlockSpec((None, S, M, dim), lambda y, k, b: (b, 0, k, 0)) for dim in (C, E))
     of_bounds = pl.BlockSpec((None, 4, S), lambda y, k, b: (b, 0, 0))
     of_numbers = pl.BlockSpec((None, M, S), lambda y, k, b: (b, k, 0))
     of_visits = pl.BlockSpec((None, None, visits.shape[2]), lambda y, k, b: (b, y, 0))
@@ -241,10 +256,10 @@ def _key_gradients(
         sizes,
         "key_gradients",
         grid=(R // sizes.key_block, K, B),
-        in_specs=[of_visits, of_queries, of_keys, of_keys, of_bounds, of_queries, of_numbers, of_numbers],
-        out_specs=[of_keys, of_keys],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BRKC, v_BRKC)],
-    )(visits, q_BSHC, k_BRKC, v_BRKC, bounds_B4S, *rest)
+        in_specs=[of_visits, of_queries, of_keys, of_values, of_bounds, of_outputs, of_numbers, of_numbers],
+        out_specs=[of_keys, of_values],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BRKC, v_BRKE)],
+    )(visits, q_BSHC, k_BRKC, v_BRKE, bounds_B4S, *rest)
 
 
 def _key_gradients_kernel(
@@ -260,19 +275,19 @@ def _key_gradients_kernel(
     d_k_ref: Any,
     d_v_ref: Any,
 ) -> None:
-    k_JC, v_JC, key, Q, M = k_ref[...], v_ref[...], pl.program_id(0), sizes.query_block, q_ref.shape[1]
+    k_JC, v_JE, key, Q, M = k_ref[...], v_ref[...], pl.program_id(0), sizes.query_block, q_ref.shape[1]
 
     def tile(i: Any, masked: bool, sums: tuple) -> tuple:
-        d_k_JC, d_v_JC = sums
+        d_k_JC, d_v_JE = sums
         here, m = pl.ds(visits_ref[2 + lax.div(i, M)] * Q, Q), lax.rem(i, M)
-        q_QC, d_out_QC = q_ref[here, m, :], d_out_ref[here, m, :]
+        q_QC, d_out_QE = q_ref[here, m, :], d_out_ref[here, m, :]
         visible_QJ = _visible(sizes, bounds_ref, here, key) if masked else None
         weights_QJ = jnp.exp2(scores(sizes, q_QC, k_JC, visible_QJ) - log_total_ref[m, here][:, None])
-        d_scores_QJ = weights_QJ * (product(d_out_QC, v_JC, NT) - inner_ref[m, here][:, None])
+        d_scores_QJ = weights_QJ * (product(d_out_QE, v_JE, NT) - inner_ref[m, here][:, None])
         d_k_JC += product(d_scores_QJ.astype(q_QC.dtype), q_QC, TN)
-        return d_k_JC, d_v_JC + product(weights_QJ.astype(q_QC.dtype), d_out_QC, TN)
+        return d_k_JC, d_v_JE + product(weights_QJ.astype(q_QC.dtype), d_out_QE, TN)
 
-    zeros_JC = jnp.zeros(k_JC.shape, jnp.float32)
-    d_k_JC, d_v_JC = _visit(visits_ref, tile, (zeros_JC, zeros_JC), times=M)
+    zeros = jnp.zeros(k_JC.shape, jnp.float32), jnp.zeros(v_JE.shape, jnp.float32)
+    d_k_JC, d_v_JE = _visit(visits_ref, tile, zeros, times=M)
     d_k_ref[...] = (d_k_JC * sizes.scale).astype(d_k_ref.dtype)
-    d_v_ref[...] = d_v_JC.astype(d_v_ref.dtype)
+    d_v_ref[...] = d_v_JE.astype(d_v_ref.dtype)

@@ -4,7 +4,7 @@
 blocks that a query block needs are therefore known in advance, and all others are skipped. Instead of the square of the
 row's length, the forward and backward passes cost about the sum of the squares of its documents' lengths.
 
-Letters besides those of solo/batch.py: R key slots.
+Letters besides those of solo/batch.py: R key slots, E the width of a value.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from solo.model.attention.tpu import flash_attention
 def interval_attention(
     q_BSHC: Array,
     k_BRKC: Array,
-    v_BRKC: Array,
+    v_BRKE: Array,
     intervals_BS4: Array,
     *,
     num_patches: int,
+    scale: float | None = None,
     implementation: Implementation = "blocks",
     block: int = 128,
     key_block: int | None = None,
@@ -46,9 +47,10 @@ def interval_attention(
     Args:
         q_BSHC: queries, any float dtype; H is a multiple of K.
         k_BRKC: keys of the same dtype.
-        v_BRKC: values of the same dtype.
+        v_BRKE: values of the same dtype, at most as wide as keys.
         intervals_BS4: int32 (a0, a1, a2, a3) of each query, as in `Batch.attend`.
         num_patches: number of patches among the R key slots.
+        scale: factor on the scores; None: C ** -0.5.
         implementation: a module of `solo.model.attention`: `dense`, `blocks`, or the kernels `pallas_tpu` (`tpu`) and
             `pallas_gpu` (`gpu`).
         block: number of queries of a tile.
@@ -56,35 +58,37 @@ def interval_attention(
         interpret: run a kernel step by step on any platform.
 
     Returns:
-        [B, S, H, C] in the dtype of q.
+        [B, S, H, E] in the dtype of q.
 
     Raises:
         ValueError: shapes or arguments do not fit together.
     """
     kernel = Kernel(implementation, block, key_block or block, interpret)
-    _check(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches, kernel)
+    _check(q_BSHC, k_BRKC, v_BRKE, intervals_BS4, num_patches, kernel)
+    scale = q_BSHC.shape[3] ** -0.5 if scale is None else scale
     num_text = k_BRKC.shape[1] - num_patches
     intervals_BS4 = jnp.clip(intervals_BS4, 0, jnp.array([num_patches, num_patches, num_text, num_text]))
     if implementation == "dense":
-        return dense_attention(q_BSHC, k_BRKC, v_BRKC, intervals_BS4, num_patches)
+        return dense_attention(q_BSHC, k_BRKC, v_BRKE, intervals_BS4, num_patches, scale)
     if implementation in ("pallas_tpu", "pallas_gpu"):
         attend = flash_attention if implementation == "pallas_tpu" else triton_attention
-        return attend(_sizes(kernel, q_BSHC, k_BRKC, num_patches), q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
+        sizes = _sizes(kernel, q_BSHC, k_BRKC, v_BRKE, num_patches, scale)
+        return attend(sizes, q_BSHC, k_BRKC, v_BRKE, intervals_BS4)
     grid = Grid(len(q_BSHC), q_BSHC.shape[1], num_patches, num_text, block)
-    return block_attention(grid, q_BSHC, k_BRKC, v_BRKC, intervals_BS4)
+    return block_attention(grid, q_BSHC, k_BRKC, v_BRKE, intervals_BS4, scale)
 
 
-def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, num_patches: int) -> Sizes:
+def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, num_patches: int, scale: float) -> Sizes:
     rows, queries, num_text = *q_BSHC.shape[:2], k_BRKC.shape[1] - num_patches
     kernel = kernel.fitted(queries, num_patches, num_text)
-    dim, interpret = q_BSHC.shape[3], kernel.interpret
-    return Sizes(rows, queries, num_patches, num_text, kernel.block, kernel.key_block, dim, interpret)
+    tile, dims = (kernel.block, kernel.key_block), (q_BSHC.shape[3], v_BRKE.shape[3])
+    return Sizes(rows, queries, num_patches, num_text, *tile, *dims, scale, kernel.interpret)
 
 
 def _check(q: Array, k: Array, v: Array, intervals: Array, num_patches: int, kernel: Kernel) -> None:
     B, S, H, C = q.shape
     R, K = k.shape[1:3]
-    if k.shape != (B, R, K, C) or v.shape != k.shape or H % K:
+    if k.shape != (B, R, K, C) or v.shape[:3] != (B, R, K) or not 0 < v.shape[3] <= C or H % K:
         raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit together")
     if intervals.shape != (B, S, 4) or not jnp.issubdtype(intervals.dtype, jnp.signedinteger):
         raise ValueError(f"intervals must be int32 {(B, S, 4)}, not {intervals.dtype} {intervals.shape}")

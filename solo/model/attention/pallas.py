@@ -30,13 +30,10 @@ class Sizes(NamedTuple):
     text: int
     query_block: int
     key_block: int
-    dim: int
+    dim: int  # of queries and keys
+    value_dim: int
+    scale: float  # the factor on the scores
     interpret: bool
-
-    @property
-    def scale(self) -> float:
-        """The factor on the scores."""
-        return self.dim**-0.5
 
     @property
     def padded_queries(self) -> int:

@@ -8,7 +8,7 @@ Scores are transposed in a tile, keys down and queries across. A query's interva
 lanes, and sums over keys run down the sublanes, mostly as plain additions.
 
 Letters besides those of solo/batch.py: R key slots, M = H / K query heads that share a key head; X query blocks and Y
-key blocks of a row; of a tile: Q queries, J keys; N tiles of all rows.
+key blocks of a row; of a tile: Q queries, J keys; N tiles of all rows; E the width of a value.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ MOST_TILES = 40_000
 VMEM_BYTES = 48 * 2**20
 
 
-def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKC: Array, intervals_BS4: Array) -> Array:
-    """Returns [B, S, H, C]; see `interval_attention`. No interval may reach beyond its region.
+def flash_attention(sizes: Sizes, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, intervals_BS4: Array) -> Array:
+    """Returns [B, S, H, E]; see `interval_attention`. No interval may reach beyond its region.
 
     Raises:
         ValueError: dtypes differ, or are neither float32 nor bfloat16, or a row has too many tiles.
     """
-    check_dtypes(q_BSHC, k_BRKC, v_BRKC)
+    check_dtypes(q_BSHC, k_BRKC, v_BRKE)
     rows = _rows_at_once(sizes)
     if rows < sizes.rows:
-        arrays = [x.reshape(-1, rows, *x.shape[1:]) for x in (q_BSHC, k_BRKC, v_BRKC, intervals_BS4)]
+        arrays = [x.reshape(-1, rows, *x.shape[1:]) for x in (q_BSHC, k_BRKC, v_BRKE, intervals_BS4)]
         of_some = sizes._replace(rows=rows)
         out = lax.map(lambda some: flash_attention(of_some, *some), tuple(arrays))
-        return out.reshape(q_BSHC.shape)
+        return out.reshape(*q_BSHC.shape[:3], -1)
     S = q_BSHC.shape[1]
     q_BHSC = pad_slots(q_BSHC, sizes.padded_queries).swapaxes(1, 2)
-    k_BKRC, v_BKRC = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKC))
+    k_BKRC, v_BKRE = (pad_regions(sizes, x).swapaxes(1, 2) for x in (k_BRKC, v_BRKE))
     bounds, visits = pad_bounds(sizes, intervals_BS4), plan_visits(sizes, intervals_BS4)
     parts = key_parts(sizes, k_BRKC.dtype.itemsize)
     of_parts = (visits,) if len(parts) == 1 else tuple(plan_visits(sizes, intervals_BS4, *part) for part in parts)
     attend = differentiable(_forward, _backward)
-    out_BHSC = attend(sizes, q_BHSC, k_BKRC, v_BKRC, bounds, _Visits(visits, of_parts))
-    return out_BHSC.swapaxes(1, 2)[:, :S]
+    out_BHSE = attend(sizes, q_BHSC, k_BKRC, v_BKRE, bounds, _Visits(visits, of_parts))
+    return out_BHSE.swapaxes(1, 2)[:, :S]
 
 
 class _Visits(NamedTuple):
@@ -97,16 +97,20 @@ def _rows_at_once(sizes: Sizes) -> int:
 
 def _backward(sizes: Sizes, q: Array, k: Array, v: Array, bounds: Array, visits: _Visits, outside: tuple) -> tuple:
     out, log_total, d_out = outside
-    inner = jnp.einsum("bhsc,bhsc->bhs", d_out, out, preferred_element_type=jnp.float32)
+    inner = jnp.einsum("bhse,bhse->bhs", d_out, out, preferred_element_type=jnp.float32)
     return backward(sizes, q, k, v, bounds, visits.parts, (d_out, log_total, inner.reshape(log_total.shape)))
 
 
-def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B4S: Array, visits: _Visits) -> Any:
+def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRE: Array, bounds_B4S: Array, visits: _Visits) -> Any:
     """Returns the output and the base-2 log of the sum of exp(score), float32 [B, K, M, S]; FLOOR without keys."""
     (B, H, S, C), K = q_BHSC.shape, k_BKRC.shape[1]
-    M, Q, J = H // K, sizes.query_block, sizes.key_block
-    of_heads = specification((1, M, Q, C), lambda head, row, query, key: (row, head, query, 0))
-    of_keys = specification((1, 1, J, C), lambda head, row, query, key: (row, head, key, 0))
+    M, Q, J, E = H // K, sizes.query_block, sizes.key_block, sizes.value_dim
+    of_queries, of_outputs = (
+        specification((1, M, Q, dim), lambda head, row, query, key: (row, head, query, 0)) for dim in (C, E)
+    )
+    of_keys, of_values = (
+        specification((1, 1, J, dim), lambda head, row, query, key: (row, head, key, 0)) for dim in (C, E)
+    )
     of_bounds = specification((1, 4, Q), lambda head, row, query, key: (row, 0, query))
     of_rows = specification((1, 1, M, Q), lambda head, row, query, key: (row, head, 0, query))
     return pl.pallas_call(
@@ -114,17 +118,17 @@ def _forward(sizes: Sizes, q_BHSC: Array, k_BKRC: Array, v_BKRC: Array, bounds_B
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(K, visits.all.number),
-            in_specs=[of_heads, of_keys, of_keys, of_bounds],
-            out_specs=[of_heads, of_rows],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, C, Q), (M, 1, Q), (M, 1, Q))],
+            in_specs=[of_queries, of_keys, of_values, of_bounds],
+            out_specs=[of_outputs, of_rows],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((M, E, Q), (M, 1, Q), (M, 1, Q))],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(q_BHSC.shape, q_BHSC.dtype),
+            jax.ShapeDtypeStruct((B, H, S, E), q_BHSC.dtype),
             jax.ShapeDtypeStruct((B, K, M, S), jnp.float32),
         ],
         name="interval_attention_forward",
         **compiler_parameters(sizes, VMEM_BYTES),
-    )(*visits.all[1:], q_BHSC, k_BKRC, v_BKRC, bounds_B4S)
+    )(*visits.all[1:], q_BHSC, k_BKRC, v_BKRE, bounds_B4S)
 
 
 def _forward_kernel(
@@ -139,7 +143,7 @@ def _forward_kernel(
     bounds_ref: Any,
     out_ref: Any,
     log_total_ref: Any,
-    weighted_MCQ: Any,
+    weighted_MEQ: Any,
     total_M1Q: Any,
     maximum_M1Q: Any,
 ) -> None:
@@ -148,12 +152,12 @@ def _forward_kernel(
 
     @on_kind(kind, FIRST)
     def _() -> None:
-        weighted_MCQ[...] = jnp.zeros_like(weighted_MCQ)
+        weighted_MEQ[...] = jnp.zeros_like(weighted_MEQ)
         total_M1Q[...] = jnp.zeros_like(total_M1Q)
         maximum_M1Q[...] = jnp.full_like(maximum_M1Q, FLOOR)
 
     def tile(masked: bool) -> None:
-        k_JC, v_JC = k_ref[0, 0], v_ref[0, 0]
+        k_JC, v_JE = k_ref[0, 0], v_ref[0, 0]
         visible_JQ = visible_keys(sizes, bounds_ref, key[n]) if masked else None
         # Each stage runs for all heads before the next one: while one head waits for its scores, the others compute.
         before_M1Q = [maximum_M1Q[m] for m in heads]
@@ -161,9 +165,9 @@ def _forward_kernel(
         after_M1Q = [jnp.maximum(before_M1Q[m], scores_MJQ[m].max(axis=0, keepdims=True)) for m in heads]
         weights_MJQ = [jnp.exp2(scores_MJQ[m] - after_M1Q[m]) for m in heads]
         fade_M1Q = [jnp.exp2(before_M1Q[m] - after_M1Q[m]) for m in heads]
-        values_MCQ = [product(v_JC, weights_JQ.astype(v_JC.dtype), TN) for weights_JQ in weights_MJQ]
+        values_MEQ = [product(v_JE, weights_JQ.astype(v_JE.dtype), TN) for weights_JQ in weights_MJQ]
         for m in heads:
-            weighted_MCQ[m] = weighted_MCQ[m] * fade_M1Q[m] + values_MCQ[m]
+            weighted_MEQ[m] = weighted_MEQ[m] * fade_M1Q[m] + values_MEQ[m]
             total_M1Q[m] = total_M1Q[m] * fade_M1Q[m] + weights_MJQ[m].sum(axis=0, keepdims=True)
             maximum_M1Q[m] = after_M1Q[m]
 
@@ -173,5 +177,5 @@ def _forward_kernel(
     def _() -> None:
         for m in heads:
             total_1Q = jnp.where(total_M1Q[m] == 0, 1.0, total_M1Q[m])
-            out_ref[0, m] = (weighted_MCQ[m] / total_1Q).T.astype(out_ref.dtype)
+            out_ref[0, m] = (weighted_MEQ[m] / total_1Q).T.astype(out_ref.dtype)
             log_total_ref[0, 0, m : m + 1] = maximum_M1Q[m] + jnp.log2(total_1Q)

@@ -22,7 +22,7 @@ MODES = ("causal", "bidirectional", "isolated")
 
 
 class Case(NamedTuple):
-    """Static sizes; the queries are the last `queries` slots."""
+    """Static sizes; the queries are the last `queries` slots. By default, values are as wide as keys."""
 
     rows: int
     patches: int
@@ -32,6 +32,8 @@ class Case(NamedTuple):
     key_heads: int
     dim: int
     block: int
+    value_dim: int | None = None
+    scale: float | None = None
 
 
 CASES = [
@@ -40,6 +42,7 @@ CASES = [
     Case(rows=2, patches=45, text=30, queries=41, heads=2, key_heads=2, dim=8, block=16),
     Case(rows=9, patches=20, text=11, queries=1, heads=2, key_heads=1, dim=8, block=8),
     Case(rows=1, patches=0, text=29, queries=29, heads=2, key_heads=1, dim=4, block=8),
+    Case(rows=2, patches=20, text=22, queries=42, heads=4, key_heads=2, dim=8, block=16, value_dim=3, scale=0.9),
     Case(rows=1, patches=29, text=0, queries=29, heads=2, key_heads=1, dim=4, block=64),
 ]
 
@@ -124,14 +127,15 @@ def random_tensors(rng: np.random.Generator, case: Case) -> tuple[jax.Array, ...
     """Queries, keys, values and a gradient of the output."""
     queries = (case.rows, case.queries, case.heads, case.dim)
     keys = (case.rows, case.patches + case.text, case.key_heads, case.dim)
-    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (queries, keys, keys, queries))
+    values, outputs = ((*shape[:3], case.value_dim or case.dim) for shape in (keys, queries))
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (queries, keys, values, outputs))
 
 
 @functools.cache
 def forward_and_gradients(case: Case, implementation: str) -> Any:
     """(q, k, v, d_out, intervals) -> (out, d_q, d_k, d_v), compiled."""
     attention = functools.partial(
-        interval_attention, num_patches=case.patches, implementation=implementation, block=case.block
+        interval_attention, num_patches=case.patches, implementation=implementation, block=case.block, scale=case.scale
     )
 
     def run(q: Any, k: Any, v: Any, d_out: Any, intervals: Any) -> tuple:
@@ -148,15 +152,15 @@ def assert_blocks_equal_dense(case: Case, tensors: tuple, intervals: np.ndarray)
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
-def loops(q: Any, k: Any, v: Any, mask_BSR: np.ndarray) -> np.ndarray:
+def loops(q: Any, k: Any, v: Any, mask_BSR: np.ndarray, scale: float | None = None) -> np.ndarray:
     """Attention for one query and one head at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    out = np.zeros(q.shape)
+    out = np.zeros((*q.shape[:3], v.shape[3]))
     for b, s, h in np.ndindex(*q.shape[:3]):
         seen = np.flatnonzero(mask_BSR[b, s])
         if len(seen):
             head = h // (q.shape[2] // k.shape[2])
-            weights = np.exp(k[b, seen, head] @ q[b, s, h] / np.sqrt(q.shape[3]))
+            weights = np.exp(k[b, seen, head] @ q[b, s, h] * (scale or q.shape[3] ** -0.5))
             out[b, s, h] = weights @ v[b, seen, head] / weights.sum()
     return out
 
@@ -172,7 +176,7 @@ def test_documents_in_reading_order(case: Case, seed: int, mode: str) -> None:
     intervals, mask = random_rows(rng, case, mode)
     q, k, v, d_out = random_tensors(rng, case)
     dense = forward_and_gradients(case, "dense")(q, k, v, d_out, intervals)[0]
-    np.testing.assert_allclose(dense, loops(q, k, v, mask), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(dense, loops(q, k, v, mask, case.scale), atol=1e-5, rtol=1e-5)
     assert_blocks_equal_dense(case, (q, k, v, d_out), intervals)
 
 
@@ -375,6 +379,7 @@ def test_inside_shard_map() -> None:
     [
         ({"q": jnp.zeros((1, 6, 3, 4))}, "do not fit"),
         ({"v": jnp.zeros((1, 5, 2, 4))}, "do not fit"),
+        ({"v": jnp.zeros((1, 6, 2, 5))}, "do not fit"),
         ({"intervals": jnp.zeros((1, 5, 4), jnp.int32)}, "intervals"),
         ({"intervals": jnp.zeros((1, 6, 4))}, "intervals"),
         ({"num_patches": 7}, "num_patches"),

@@ -34,6 +34,8 @@ CONTINUED = Case(rows=3, patches=20, text=11, queries=5, heads=2, key_heads=2, d
 TEXT = Case(rows=1, patches=0, text=5, queries=5, heads=2, key_heads=1, dim=4, block=8)
 # Three blocks of patches and two of text: of parts of two blocks, the second has both.
 STRADDLED = ROWS._replace(patches=70, queries=115)
+# Keys of a power of two that values are not, and a scale of its own.
+NARROW_VALUES = ROWS._replace(dim=20, value_dim=12, scale=0.3)
 PATCHES = Case(rows=1, patches=29, text=0, queries=29, heads=2, key_heads=1, dim=4, block=16)
 
 
@@ -42,7 +44,7 @@ def kernel(case: Case, name: str) -> Any:
     """(q, k, v, d_out, intervals) -> (out, d_q, d_k, d_v), compiled."""
     attention = functools.partial(
         interval_attention, num_patches=case.patches, implementation=name, block=case.block,
-        key_block=KEY_BLOCK, interpret=True,
+        key_block=KEY_BLOCK, interpret=True, scale=case.scale,
     )  # fmt: skip
 
     def run(q: Any, k: Any, v: Any, d_out: Any, intervals: Any) -> tuple:
@@ -89,7 +91,7 @@ def test_packed_documents(name: str, seed: int, mode: str, window: int | None) -
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("case", [ROWS, CONTINUED, TEXT, PATCHES])
+@pytest.mark.parametrize("case", [ROWS, CONTINUED, TEXT, PATCHES, NARROW_VALUES])
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_intervals(name: str, case: Case, seed: int) -> None:
@@ -159,7 +161,8 @@ def test_gradients_of_keys_in_parts_equal_those_of_whole_rows(case: Case, monkey
     """Rows whose gradients do not fit into the vector memory. A part may hold keys of both regions, or unseen ones."""
     of_block = 2 * case.dim * (4 + 2 * 4) * KEY_BLOCK
     monkeypatch.setattr(tpu_backward, "VMEM_BYTES", tpu_backward.TILE_BYTES + 2 * of_block)
-    sizes = Sizes(case.rows, case.queries, case.patches, case.text, case.block, KEY_BLOCK, case.dim, True)
+    slots, dims = (case.rows, case.queries, case.patches, case.text), (case.dim, case.dim)
+    sizes = Sizes(*slots, case.block, KEY_BLOCK, *dims, scale=case.dim**-0.5, interpret=True)
     parts = key_parts(sizes, 4)
     assert [end - first for first, end in parts] == {STRADDLED: [2, 2, 1], CONTINUED: [2], TEXT: [1]}[case]
     kernel.cache_clear()
@@ -170,7 +173,7 @@ def test_gradients_of_keys_in_parts_equal_those_of_whole_rows(case: Case, monkey
 
 
 def test_a_row_of_131072_keys_has_parts_that_fit() -> None:
-    sizes = Sizes(1, 16_384, 98_304, 32_768, 256, 256, 128, False)
+    sizes = Sizes(1, 16_384, 98_304, 32_768, 256, 256, 128, 128, scale=128**-0.5, interpret=False)
     parts = key_parts(sizes, 2)
     assert parts == [(first, min(first + 86, 512)) for first in range(0, 512, 86)]
     x, keys = jax.ShapeDtypeStruct((1, 16_384, 4, 128), jnp.bfloat16), (1, 131_072, 1, 128)
