@@ -29,7 +29,8 @@ class Batch(NamedTuple):
     positions      int32 [B, S]      rotary position: place in the document's reading order, from 0; [B, S, 3] (time,
                                      row, column) with `SequenceConfig.positions` grid or separate
     attend         int32 [B, S, 4]   (a0, a1, a2, a3): the slot sees patches [a0, a1) and text [a2, a3) of its
-                                     row, counted within each region; an empty slot sees nothing (0, 0, 0, 0)
+                                     row, counted within each region; an empty slot sees nothing (0, 0, 0, 0);
+                                     with `SequenceConfig.layer_masks` [B, S, N, 4]: in layers of each of N types
     target_slots   int32 [B, Y]      slot whose output predicts the target (0 if there is none)
     target_ids     int32 [B, Y]      the token that follows that slot in reading order
     target_weights float32 [B, Y]    0 if there is no target

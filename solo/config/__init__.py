@@ -12,11 +12,12 @@ from solo.config.base import ConfigError, Section, nearest
 from solo.config.branch import BranchConfig
 from solo.config.checkpoint import BestConfig, CheckpointConfig, SafetyConfig
 from solo.config.compare import Difference, differences, flat, identity, keys_deciding, summary
-from solo.config.data import DataConfig, ImageConfig, SequenceConfig, SourceConfig, TokenizerConfig
+from solo.config.data import DataConfig, ImageConfig, LayerMaskConfig, SequenceConfig, SourceConfig, TokenizerConfig
 from solo.config.evaluation import EvaluationConfig, HeldOutConfig, TaskConfig
 from solo.config.file import dump_config, load_config, parse_config, parse_section, read_config, set_value
 from solo.config.filters import FilterConfig
 from solo.config.heads import HeadPartConfig
+from solo.config.layer_types import LayerTypeConfig
 from solo.config.model import (
     ExpertsConfig,
     MeshConfig,
@@ -50,6 +51,8 @@ __all__ = [
     "HeadPartConfig",
     "HeldOutConfig",
     "ImageConfig",
+    "LayerMaskConfig",
+    "LayerTypeConfig",
     "LossConfig",
     "MeshConfig",
     "MoEConfig",

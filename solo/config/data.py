@@ -49,10 +49,10 @@ class ImageConfig(Section):
     max_side: int = Field(1024, ge=1, description="native: longest side after resizing, in pixels (SOLO: 1024)")
     min_pixels: int | None = Field(None, ge=1, description="area: smaller images are enlarged")
     max_pixels: int | None = Field(None, ge=1, description="area, native: larger images are reduced")
-    rounding: Literal["up", "nearest", "within"] = Field(
+    rounding: Literal["up", "nearest", "within", "down"] = Field(
         "up",
         description="area: how sides are rounded to whole patches. up: EVEv2 at inference; nearest: EVEv2 in training;"
-        " within: to the nearest, then down or up if the area is out of bounds (NEO, Qwen2-VL)",
+        " within: to the nearest, then down or up if the area is out of bounds (NEO, Qwen2-VL); down: Gemma 4",
     )
     tile_size: int = Field(448, ge=1, description="tiles: side of a tile in pixels")
     min_tiles: int = Field(1, ge=1)
@@ -147,12 +147,29 @@ class ImageConfig(Section):
         return self
 
 
+class LayerMaskConfig(Section):
+    """What the layers of one type (`model.layer_types`) attend to.
+
+    image           as `image.mask`, for the layers of this type
+    sliding_window  as `sequence.sliding_window`
+    window_limits   text: the window limits only what precedes; an image that attends to all of itself does so beyond
+                    the window. all: every slot attends to nothing before its window (Gemma 4)
+    """
+
+    keys_decide = ("model", "data")
+
+    layer_type: str
+    image: Literal["causal", "bidirectional"] = "causal"
+    sliding_window: int | None = Field(None, ge=1)
+    window_limits: Literal["text", "all"] = "text"
+
+
 class SequenceConfig(Section):
     """The chat template, token positions and sliding window of a sequence.
 
     template        roles: a role token before every turn; solo_pretrain and solo_chat: SOLO (solo_chat: also SAIL);
                     internlm2_chat: Mono-InternVL; chatml: Qwen; fuyu: Fuyu; neo: NEO's training; neo_1_0 and
-                    neo_1_5: the prompts of NEO's evaluation
+                    neo_1_5: the prompts of NEO's evaluation; gemma4: Gemma 4, without its channel of thoughts
     positions       text: one index over text and patches; grid: (time, row, column), as in M-RoPE; separate: (time,
                     row, column) as in NEO, with row and column 0 for text
     sliding_window  as in Hugging Face: a slot attends to itself and to `sliding_window - 1` slots before it in its
@@ -172,18 +189,31 @@ class SequenceConfig(Section):
         "neo_1_0",
         "neo_1_5",
         "fuyu",
+        "gemma4",
     ] = "roles"
     system: str | None = Field(None, description="system turn for conversations that have none")
     positions: Literal["text", "grid", "separate"] = Field("text", json_schema_extra=decides("model", "data"))
     sliding_window: int | None = Field(None, ge=1, json_schema_extra=decides("model", "data"))
+    layer_masks: tuple[LayerMaskConfig, ...] = Field(
+        (),
+        description="one for each of model.layer_types, in the same order; they replace sliding_window and image.mask",
+        json_schema_extra=decides("model", "data"),
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SequenceConfig:
+        if self.layer_masks and (self.sliding_window is not None or self.positions != "text"):
+            raise ValueError("layer_masks goes with positions: text, and states sliding_window for each type of layers")
         if self.sliding_window is not None and self.positions != "text":
             raise ValueError(
                 f"sliding_window counts slots in reading order, which positions: {self.positions} does not give"
             )
         return self
+
+    @property
+    def windows(self) -> int | tuple[int | None, ...] | None:
+        """The sliding window; one for each type of layers with `layer_masks`."""
+        return tuple(each.sliding_window for each in self.layer_masks) if self.layer_masks else self.sliding_window
 
 
 class SourceConfig(Section):

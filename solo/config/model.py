@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from solo.config.base import Section, decides
 from solo.config.heads import HeadPartConfig, check_parts
+from solo.config.layer_types import LayerTypeConfig, check_layer_types
 
 Sharing = Literal["shared", "modality"]
 
@@ -57,19 +58,26 @@ class PatchEmbedConfig(Section):
     conv    a convolution of `inner_size`, GELU, and one matrix over the concatenated inner patches (EVEv2, NEO)
     grid    a convolution of `inner_size`, a learned position embedding over the tile, then LayerNorm and an MLP over
             the concatenated inner patches (Mono-InternVL: convolution 14, pixel shuffle 2 x 2)
+    normed  LayerNorm, one matrix to `inner_width`, LayerNorm, a learned embedding of the column plus one of the row,
+            LayerNorm, an RMS norm without a scale, and one matrix (Gemma 4 unified)
     """
 
     keys_decide = ("model",)
 
-    kind: Literal["linear", "conv", "grid"] = "linear"
+    kind: Literal["linear", "conv", "grid", "normed"] = "linear"
     bias: bool = Field(False, description="linear: adds a bias; the other kinds always have one")
     token_id: int | None = Field(
         None, ge=0, description="id of a token whose embedding is added to every patch (SOLO: 32001)"
     )
     inner_size: int | None = Field(None, ge=1, description="conv, grid: side of an inner patch in pixels")
-    inner_width: int | None = Field(None, ge=1, description="conv, grid: channels of an inner patch")
+    inner_width: int | None = Field(
+        None, ge=1, description="conv, grid: channels of an inner patch; normed: width between the two matrices"
+    )
     grid_side: int | None = Field(
-        None, ge=1, description="grid: side of the table of position embeddings, in inner patches"
+        None,
+        ge=1,
+        description="grid: side of the table of position embeddings, in inner patches; normed: number of rows and of"
+        " columns that have an embedding",
     )
     class_slot: bool = Field(False, description="grid: keep the unused class token of the published weights")
     rotation_theta: float | None = Field(
@@ -80,9 +88,12 @@ class PatchEmbedConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PatchEmbedConfig:
-        needed = {"linear": (), "conv": ("inner_size", "inner_width")}.get(
-            self.kind, ("inner_size", "inner_width", "grid_side")
-        )
+        needed = {
+            "linear": (),
+            "conv": ("inner_size", "inner_width"),
+            "grid": ("inner_size", "inner_width", "grid_side"),
+            "normed": ("inner_width", "grid_side"),
+        }[self.kind]
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"a {self.kind} embedder needs {', '.join(missing)}")
         if self.rotation_theta is not None and self.kind != "conv":
@@ -190,13 +201,32 @@ class ModelConfig(Section):
     experts: ExpertsConfig = ExpertsConfig()
     moe: MoEConfig = MoEConfig()
     patch_embed: PatchEmbedConfig = PatchEmbedConfig()
-    ffn: Literal["swiglu", "relu2"] = Field("swiglu", description="relu2: relu(up x)^2 without a gate (Persimmon)")
+    ffn: Literal["swiglu", "geglu", "relu2"] = Field(
+        "swiglu",
+        description="geglu: a gate with the tanh form of GELU (Gemma); relu2: relu(up x)^2 without a gate (Persimmon)",
+    )
     bias: Literal["none", "qkv", "all"] = Field("none", description="which projections of a layer have a bias")
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = Field(1e-5, gt=0)
+    norm_scale_dtype: Literal["compute", "float32"] = Field(
+        "compute",
+        description="rms: whether the scale multiplies after the cast to compute_dtype, or before it (Gemma)",
+    )
+    norm_placement: Literal["pre", "sandwich"] = Field(
+        "pre", description="sandwich: attention and FFN have a norm of their input and one of their output (Gemma)"
+    )
     qk_norm: Literal["none", "rms", "layer"] = Field("none", description="norm of the queries and keys of each head")
+    value_norm: Literal["none", "rms"] = Field("none", description="norm of the values of each head, without a scale")
+    keys_are_values: bool = Field(
+        False, description="values are the projected keys before their norm and rotation (attention_k_eq_v of Gemma)"
+    )
     rope_theta: float = Field(10_000.0, gt=0)
     rope_fraction: float = Field(1.0, gt=0, le=1, description="fraction of a head's dimensions that is rotated")
+    rope_pairs: Literal["rotated", "head"] = Field(
+        "rotated",
+        description="rotated: dimension i turns with i + R/2, of R rotated ones; head: with i + C/2, at frequencies of"
+        " the whole head (rope_type proportional of Hugging Face)",
+    )
     rope_sections: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = Field(
         None, description="number of rotated pairs for time, row and column (M-RoPE); needs sequence.positions: grid"
     )
@@ -207,7 +237,22 @@ class ModelConfig(Section):
         description="id of a token whose embedding gets no gradient (InternLM2: 2)",
         json_schema_extra=decides("result"),
     )
+    embedding_scale: Literal["none", "sqrt_width"] = Field(
+        "none", description="sqrt_width: embeddings of tokens, not of patches, are multiplied by sqrt(D) (Gemma)"
+    )
     tied_head: bool = False
+    logit_softcap: float | None = Field(
+        None, gt=0, description="logits are softcap * tanh(logits / softcap) (Gemma: 30)"
+    )
+    layer_scalar: bool = Field(
+        False, description="the output of every layer is multiplied by its own number, which is not trained (Gemma 4)"
+    )
+    layer_types: tuple[LayerTypeConfig, ...] = Field(
+        (), description="types of layers, such as sliding and full attention; empty: all layers are alike"
+    )
+    layer_pattern: tuple[str, ...] = Field(
+        (), description="types of the first layers, repeated for the others (Gemma: sliding five times, then full)"
+    )
     vocab_multiple: int = Field(
         128, ge=1, description="embedding tables are padded to a multiple of this", json_schema_extra=decides("result")
     )
@@ -251,6 +296,11 @@ class ModelConfig(Section):
         if self.rope_sections and sum(self.rope_sections) != self.rotary_dim // 2:
             raise ValueError(f"rope_sections {self.rope_sections} do not add up to {self.rotary_dim // 2} pairs")
         check_parts(self)
+        if self.rope_pairs == "head" and (self.rope_sections or self.rope_scaling):
+            raise ValueError("rope_pairs: head goes with neither rope_sections nor rope_scaling")
+        if self.keys_are_values and (self.bias != "none" or self.value_dim or self.head_parts):
+            raise ValueError("keys_are_values goes with bias: none, and with neither value_dim nor head_parts")
+        check_layer_types(self)
         if self.quantization.kind != "none" and "ffn" in self.quantization.components and self.experts.ffn == "moe":
             raise ValueError(
                 "quantization does not reach the experts of a router (experts.ffn: moe); set quantization.components:"
@@ -294,6 +344,34 @@ class ModelConfig(Section):
         if self.rope_sections is not None:
             return "grid"
         return "separate" if any(part.axis != "time" for part in self.head_parts or ()) else "text"
+
+    @property
+    def type_of_each_layer(self) -> tuple[str, ...]:
+        """The type of each of the L layers; empty if all layers are alike."""
+        return tuple(
+            self.layer_pattern[layer % len(self.layer_pattern)]
+            for layer in range(self.layers * bool(self.layer_pattern))
+        )
+
+    @property
+    def layers_by_type(self) -> dict[str | None, int]:
+        """The number of layers of each type, in the order of `layer_types`; {None: L} if all layers are alike."""
+        if not self.layer_types:
+            return {None: self.layers}
+        return {each.name: self.type_of_each_layer.count(each.name) for each in self.layer_types}
+
+    @property
+    def each_type(self) -> tuple[tuple[ModelConfig, int], ...]:
+        """The model of each type of layers (`of_type`), and the number of its layers."""
+        return tuple((self.of_type(name), count) for name, count in self.layers_by_type.items())
+
+    def of_type(self, name: str | None) -> ModelConfig:
+        """Returns the model whose layers are all of one type; this model for None."""
+        if name is None:
+            return self
+        (found,) = (each for each in self.layer_types if each.name == name)
+        alike = {"layer_types": (), "layer_pattern": ()}
+        return ModelConfig.model_validate({**dict(self), **found.changes, **alike})
 
 
 class MeshConfig(Section):

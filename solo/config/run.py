@@ -125,6 +125,15 @@ class Config(Section):
                 f"sequence.positions is {self.sequence.positions}, but the model's heads need {self.model.positions}:"
                 " grid with model.rope_sections, separate with a row or column in model.head_parts, otherwise text"
             )
+        types = [each.name for each in self.model.layer_types]
+        masked = [each.layer_type for each in self.sequence.layer_masks]
+        if types != masked:
+            raise ValueError(
+                f"sequence.layer_masks is for the layer types {masked}, and model.layer_types has {types}; give one"
+                " mask for each type, in the same order"
+            )
+        if self.sequence.layer_masks and self.image.mask != "causal":
+            raise ValueError("image.mask: with sequence.layer_masks, state it for each type of layers there")
         if self.image.markers and self.model.patch_embed.kind != "conv":
             raise ValueError("image.markers needs model.patch_embed.kind: conv, which has their embeddings")
         inner = self.model.patch_embed.inner_size

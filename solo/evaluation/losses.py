@@ -26,7 +26,7 @@ from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.assembly import assemble_row
 from solo.data.rows.loader import RowBatches, RowSource
 from solo.data.store.prepare import Prepared
-from solo.model.flops import batch_stats
+from solo.model.flops import batch_stats, type_shares
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
 from solo.sharding.axes import row_shards
@@ -100,7 +100,7 @@ class HeldOutLosses:
         before: jax.Array | None = None
         with RowBatches(rows, rows.at_once // share.count, self._data()) as batches:
             for number, batch in enumerate(batches, start=1):
-                documents += batch_stats(batch).documents
+                documents += batch_stats(batch, type_shares(self._config.model)).documents
                 sums = self._sums(parameters, device_batch(batch, self._mesh, share.count))
                 if before is not None:  # It is read while the next batch is computed.
                     total += np.asarray(before)

@@ -90,7 +90,7 @@ class Decoding:
             model.layers,
             slots=self.slots,
             greedy=self.temperature == 0,
-            sliding_window=model.config.sequence.sliding_window,
+            sliding_window=model.config.sequence.windows,
         )
 
     def sampling(self, model: TrainedModel) -> Sampling:

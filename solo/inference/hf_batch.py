@@ -31,6 +31,8 @@ _NAMES = (
     "image_flags",
     "image_grid_hw",
     "seq_boundaries",
+    "image_position_ids",
+    "mm_token_type_ids",
     "vision_patches",
     "vision_patch_indices",
 )
@@ -86,8 +88,10 @@ def check_tensors(tensors: dict[str, Any], config: Config, placeholder_id: int) 
             is one row, and `seq_boundaries` [documents + 1] of the documents packed into that row. Images are
             `pixel_values` [tiles, 3, h, w] with `image_flags` [tiles] or [tiles, 1] (0 for a dummy tile, which is
             dropped); `pixel_values` [fine patches, 3*p*p] with `image_grid_hw` [images, 2], fine rows and columns
-            (NEO); or `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N]. PyTorch tensors, or
-            anything numpy can read.
+            (NEO); `pixel_values` [images, slots, p*p*3], ordered (y, x, channel), with `image_position_ids`
+            [images, slots, 2], column and row of each patch, -1 where there is none (Gemma 4), and optionally
+            `mm_token_type_ids` [B, N]; or `vision_patches` [n, p*p*3] with `vision_patch_indices` [B, N] or [N].
+            PyTorch tensors, or anything numpy can read.
         config: patch and tile size, and the order of a tile's patches.
         placeholder_id: the id in `input_ids` that stands for a patch of `pixel_values`.
 
@@ -178,7 +182,7 @@ def _row(given: HFTensors, number: int, shape: RowShape, config: Config) -> tupl
     documents = [(_document(given, number, each), 0) for each in np.split(elements, given.starts[1:])]
     row = assemble_row(documents, shape, config.image, 0, config.sequence)
     # Nothing sees padding.
-    row.attend[:, 2:] = np.minimum(row.attend[:, 2:], len(real) - count)
+    row.attend[..., 2:] = np.minimum(row.attend[..., 2:], len(real) - count)
     slots = np.empty(given.ids.shape[1], np.int64)
     slots[elements[is_patch]] = np.arange(count)
     slots[np.concatenate([elements[~is_patch], before])] = shape.patch_slots + np.arange(len(slots) - count)

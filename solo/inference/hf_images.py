@@ -37,6 +37,8 @@ def given_images(
     """
     if "image_grid_hw" in given:
         return _by_grid(given, ids, real, config, placeholder_id)
+    if "image_position_ids" in given:
+        return _placed(given, ids, real, config, placeholder_id)
     if "pixel_values" in given:
         return _tiles(given, ids, real, config, placeholder_id)
     found = _indexed(given, real, config)
@@ -90,6 +92,32 @@ def _placeholder(ids: np.ndarray, real: np.ndarray, counts: list[int], stated: i
         f"input_ids has {int((read == stated).sum())} placeholders (id {stated}) for images of"
         f" {', '.join(map(str, counts))} visual tokens, and no other id stands for them between <img> and </img>"
     )
+
+
+def _placed(
+    given: dict[str, np.ndarray], ids: np.ndarray, real: np.ndarray, config: Config, placeholder_id: int
+) -> GivenImages:
+    """Reads Gemma 4's form: images padded to one number of patches, with the column and row of each patch."""
+    side, places = config.image.patch_size, given["image_position_ids"]
+    pixels = given.get("pixel_values", np.zeros(0))
+    if pixels.shape != (*places.shape[:2], side**2 * 3) or places.shape[2:] != (2,):
+        raise ValueError(
+            f"image_position_ids are [images, slots, 2] and pixel_values [images, slots, {side**2 * 3}]; found"
+            f" {places.shape} and {pixels.shape}"
+        )
+    there = (places >= 0).all(axis=-1)
+    patches = pixels[there].reshape(-1, side, side, 3).transpose(0, 3, 1, 2).reshape(-1, side**2 * 3)
+    placeholders = (ids == placeholder_id) & real
+    if placeholders.sum() != len(patches):
+        raise ValueError(
+            f"{int(placeholders.sum())} placeholders (id {placeholder_id}) in input_ids, but the images have"
+            f" {len(patches)} visual tokens"
+        )
+    if "mm_token_type_ids" in given and ((given["mm_token_type_ids"] == 1) != placeholders).any():
+        raise ValueError("mm_token_type_ids must be 1 at the placeholders of images, and nowhere else")
+    numbers = np.full(ids.shape, -1, np.int64)
+    numbers[placeholders] = np.arange(len(patches))
+    return GivenImages(numbers, patches, places[there][:, ::-1])
 
 
 def _tiles(

@@ -128,10 +128,11 @@ def chunk_ends(row: Batch, document: Document, size: int | None, start: tuple[in
     ends = np.stack([np.cumsum(is_patch), np.cumsum(~is_patch)], axis=1).astype(np.int32)
     if size is None or len(ends) <= size:
         return ends[-1:]
-    attend = np.zeros((len(ends), 4), np.int32)
+    attend = np.zeros((len(ends), *row.attend.shape[1:]), np.int32)
     attend[is_patch] = row.attend[: is_patch.sum()]
     attend[~is_patch] = row.attend[len(row.patches) :][: (~is_patch).sum()]
-    seen = np.maximum.accumulate(attend[:, [1, 3]], axis=0)
+    furthest = attend[..., [1, 3]].reshape(len(ends), -1, 2).max(axis=1)  # over the types of layers
+    seen = np.maximum.accumulate(furthest, axis=0)
     allowed = np.flatnonzero((seen <= ends + np.array(start)).all(axis=1)) + 1
     found = [0]
     while found[-1] < len(ends):

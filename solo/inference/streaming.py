@@ -72,7 +72,7 @@ class StreamedAnswer:
             alternatives: number of most likely tokens to list for every token.
         """
         model, config = self._model, self._model.config
-        window, stops = config.sequence.sliding_window, set(model.template.stops)
+        window, stops = config.sequence.windows, set(model.template.stops)
         rows, (patches, text) = model.fill(1), slots(self.document)
         room = self._room(patches, text)
         cache = model.empty_cache(rows, room[0], bucket(room[1] + decoding.slots))

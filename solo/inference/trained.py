@@ -95,7 +95,9 @@ class TrainedModel:
     def layers(self) -> tuple[Parameters, ...] | None:
         """The parameters of each layer, if generation takes them apart (`Generating.separate_layers`)."""
         if self._layers is None and self.generation.separate_layers:
-            self._layers = split_layers(self.parameters, NamedSharding(self.mesh, PartitionSpec()))
+            self._layers = split_layers(
+                self.parameters, NamedSharding(self.mesh, PartitionSpec()), self.config.model.type_of_each_layer
+            )
         return self._layers
 
     def empty_cache(self, rows: int, patch_slots: int, text_slots: int) -> KVCache:

@@ -6,7 +6,16 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from solo.config import Config, ExpertsConfig, ImageConfig, ModelConfig, MoEConfig, SequenceConfig, keys_deciding
+from solo.config import (
+    Config,
+    ExpertsConfig,
+    ImageConfig,
+    LayerTypeConfig,
+    ModelConfig,
+    MoEConfig,
+    SequenceConfig,
+    keys_deciding,
+)
 from solo.interop.layout import Layout, LayoutError, Sections
 
 # Keys that upcycling may change. They are compared by separate rules.
@@ -59,7 +68,8 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
             for line in _line(f"image.{key}", image, config.image, key)
         ]
         lines += _sequence_lines(sections, config)
-        if not lines and (refusal := layout.refusal(config)):
+        # What native repositories refuse concerns only the PyTorch code of an export.
+        if not lines and layout.name != "native" and (refusal := layout.refusal(config)):
             lines.append(refusal)
     if lines:
         raise LayoutError(
@@ -70,9 +80,10 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
 
 
 def _sequence_lines(sections: Sections, config: Config) -> Iterator[str]:
-    for key, value in sections["sequence"].items():
-        if key in keys_deciding(SequenceConfig, "model") and value != getattr(config.sequence, key):
-            yield f"sequence.{key}: {value} there, {getattr(config.sequence, key)} here"
+    theirs = SequenceConfig.model_validate_json(json.dumps(sections["sequence"]))
+    for key in sections["sequence"]:
+        if key in keys_deciding(SequenceConfig, "model"):
+            yield from _line(f"sequence.{key}", theirs, config.sequence, key)
 
 
 def _part_lines(ours: ModelConfig) -> Iterator[str]:
@@ -95,6 +106,10 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig, pre
         if key == "patch_embed":
             for inner in sections["model"]["patch_embed"]:
                 yield from _line(f"model.patch_embed.{inner}", theirs.patch_embed, ours.patch_embed, inner)
+        elif key == "layer_pattern":
+            yield from _line("the types of the layers", theirs, ours, "type_of_each_layer")
+        elif key == "layer_types":
+            yield from _type_lines(theirs, ours)
         elif key == "head_dim":
             yield from _line("model.head_dim", theirs, ours, "dim_per_head")
         elif key == "layers" and ours.layers != theirs.layers + pre_layers:
@@ -112,6 +127,14 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig, pre
     rows, wanted = theirs.vocab_size or 0, ours.vocab_size
     if wanted is not None and rows > wanted:
         yield f"model.vocab_size: {rows} there, {wanted} here; rows can be added, not removed"
+
+
+def _type_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
+    """Compares the layers of each type. Their keys may be stated for the type or for the model."""
+    for name in theirs.layers_by_type.keys() & ours.layers_by_type.keys():
+        before, after = theirs.of_type(name), ours.of_type(name)
+        for key in LayerTypeConfig.model_fields.keys() - {"name", "head_dim"} | {"dim_per_head"}:
+            yield from _line(f"model.{key} of {name}", before, after, key)
 
 
 def _expert_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:

@@ -180,6 +180,14 @@ _ASKED_BY = {
     "neo": "render(message['content'], broken=seen.images == 1 and seen.users == 1 and message['role'] == 'user')",
     "neo_1_0": "asked(message['content'], message['role'])",
     "neo_1_5": "asked(message['content'], message['role'])",
+    "gemma4": "render(message['content'], stripped=true)",
+}
+# Gemma 4's words for those of InternLM2.
+_GEMMA = {
+    "<|im_start|>": "<|turn>",
+    "<|im_end|>": "<turn|>",
+    "~ message['role'] ~": "~ ('model' if message['role'] == 'assistant' else message['role']) ~",
+    "assistant\\n": "model\\n",
 }
 
 
@@ -200,6 +208,8 @@ def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_pre
     if name == "neo":
         loop = "{%- for message in messages -%}\n"
         body = _COUNTED + body.replace(loop, loop + _COUNTED_USERS, 1)
+    for theirs, own in _GEMMA.items() if name == "gemma4" else ():
+        body = body.replace(theirs, own)
     text: str = _CONTENT + (_SYSTEM if config.system is not None else "") + body
     names = {
         "IMAGE": json.dumps(image_token),
@@ -209,7 +219,7 @@ def chat_template(config: SequenceConfig, image_token: str, bos: bool, dummy_pre
         "GAP": "' '" if dummy_prefix else "''",
         "ASKED": _ASKED_BY.get(name, ""),
         "NUMBERED": "true" if name == "neo_1_0" else "false",
-        "STRIPPED": "true" if name == "internlm2_chat" else "false",
+        "STRIPPED": "true" if name in ("internlm2_chat", "gemma4") else "false",
         "AFTER": "''" if name == "internlm2_chat" else r"'\n'",
     }
     return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], text).strip()

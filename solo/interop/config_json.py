@@ -28,6 +28,15 @@ class _Rope(_Object):
     high_freq_factor: PositiveFloat | None = None
     original_max_position_embeddings: PositiveInt | None = None
     partial_rotary_factor: PositiveFloat | None = None
+    sliding_attention: _Rope | None = None
+    full_attention: _Rope | None = None
+
+
+class _LayerConfig(_Object):
+    """What config.json says about a single layer."""
+
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
 
 
 class _Kind(_Object):
@@ -85,6 +94,19 @@ class _ConfigJson(_Kind):
     patch_stride: PositiveInt | None = None
     dense_stride: PositiveInt | None = None
     moe_part: str | None = None
+
+    layer_types: list[str] | None = None
+    per_layer_config: dict[str, _LayerConfig] | None = None
+    global_head_dim: PositiveInt | None = None
+    num_global_key_value_heads: PositiveInt | None = None
+    attention_k_eq_v: bool | None = None
+    final_logit_softcapping: PositiveFloat | None = None
+    use_bidirectional_attention: str | None = None
+    mm_embed_dim: PositiveInt | None = None
+    mm_posemb_size: PositiveInt | None = None
+    output_proj_dims: PositiveInt | None = None
+    pooling_kernel_size: PositiveInt | None = None
+    num_soft_tokens: PositiveInt | None = None
 
     llm_hidden_size: PositiveInt | None = None
     rope_theta_hw: PositiveFloat | None = None

@@ -11,6 +11,19 @@ from solo.config import Config, ExpertsConfig
 from solo.interop.tensor_rules import TensorRule
 from solo.model.parameters import ModelDefinition
 
+# What the models of nearly all families have in common.
+_USUAL: Mapping[str, Any] = {
+    "model.norm_scale_dtype": "compute",
+    "model.norm_placement": "pre",
+    "model.value_norm": "none",
+    "model.keys_are_values": False,
+    "model.rope_pairs": "rotated",
+    "model.embedding_scale": "none",
+    "model.logit_softcap": None,
+    "model.layer_scalar": False,
+    "model.layer_types": ((),),
+}
+
 Sections = dict[str, dict[str, Any]]
 
 # Heads that most layouts cannot vary.
@@ -34,6 +47,7 @@ class Layout(ABC):
         templates: chat templates of its models, tried in this order if `config_from` names none.
         reads_names: whether `completed` needs the names of the tensors.
         special_tokens: tokens that its tokenizers store as ordinary tokens and that text must never produce.
+        varies: keys of `_USUAL` that its models may have other values of.
     """
 
     name: str
@@ -44,6 +58,7 @@ class Layout(ABC):
     reads_names: bool = False
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    varies: tuple[str, ...] = ()
 
     def fixed(self) -> Mapping[str, Any]:
         """Config keys (`model.bias`) that this layout cannot vary, each with its value or a tuple of values.
@@ -82,7 +97,10 @@ class Layout(ABC):
 
     def refusal(self, config: Config) -> str | None:
         """Returns why this layout cannot store a model of this config (key, value, what it must be), or None."""
-        return first_refusal(config, self.name, self.fixed())
+        return first_refusal(config, self.name, {**self._usual(), **self.fixed()})
+
+    def _usual(self) -> Mapping[str, Any]:
+        return {key: value for key, value in _USUAL.items() if key not in self.varies}
 
     @abstractmethod
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:

@@ -76,24 +76,30 @@ class Rules:
             names: tensor -> component and last part of the path, such as (`attention_norm`, `scale`).
             packed_names: tensor -> last parts of the paths of q, k and v; see `packed`.
             prefix: prefix of the names.
-            layer: its number.
+            layer: its number in the model; see `stack_of`.
             region: text or patches.
             mark: replaces `{mark}` in the names.
         """
+        stack, layer = self.stack_of(layer)
         paths = {
-            prefix + name.format(mark=mark): self._layer_path(component, region, last)
+            prefix + name.format(mark=mark): stack + self._layer_path(component, region, last)
             for name, (component, last) in names.items()
             if region == "text" or not self._is_shared(component)
         }
         found = self.tensors(paths, layer)
         for name, lasts in packed_names.items():
             if region == "text" or not self._is_shared("qkv"):
-                q, k, v = (self._layer_path("qkv", region, last) for last in lasts)
+                q, k, v = (stack + self._layer_path("qkv", region, last) for last in lasts)
                 found.append(self.packed(prefix + name.format(mark=mark), (q, k, v), layer))
         return found
 
+    def stack_of(self, layer: int) -> tuple[str, int]:
+        """Returns the beginning of the paths of a layer's parameters, and the layer's number in their stacks."""
+        types = self.config.type_of_each_layer
+        return ("layers/", layer) if not types else (f"layers/{types[layer]}/", types[:layer].count(types[layer]))
+
     def _layer_path(self, component: str, region: str, last: str) -> str:
-        return f"layers/{component}/{'shared' if self._is_shared(component) else region}/{last}"
+        return f"{component}/{'shared' if self._is_shared(component) else region}/{last}"
 
     def _is_shared(self, component: str) -> bool:
         """Returns whether patches and text share the weights of a component (`ffn`, `attention_norm`)."""

@@ -7,6 +7,7 @@ layer but the last, so it compiles as fast as a scan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from solo.batch import Batch
 from solo.model.dense import Dense
 from solo.model.kv_cache import KVCache, advance
+from solo.model.layers import layer_type
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement, head_product
 from solo.model.regions import Regions
@@ -27,16 +29,27 @@ _STACKED = "layers/"
 _Own = tuple[Regions, Regions]
 
 
-def split_layers(parameters: Parameters, sharding: Any) -> tuple[Parameters, ...]:
-    """Returns the parameters of each layer, by their paths below `layers/`, on the CPU device of `sharding`.
+def split_layers(parameters: Parameters, sharding: Any, types: Sequence[str] = ()) -> tuple[Parameters, ...]:
+    """Returns the parameters of each layer, on the CPU device of `sharding`.
 
     They share the memory of `parameters` if the values of each layer are aligned to 64 bytes.
+
+    Args:
+        parameters: all parameters of the model.
+        sharding: where the result lies.
+        types: `ModelConfig.type_of_each_layer`. Paths are those below `layers/`, or below `layers/TYPE/`.
     """
     stacked = {
         path.removeprefix(_STACKED): np.asarray(x) for path, x in parameters.items() if path.startswith(_STACKED)
     }
-    count = len(next(iter(stacked.values())))
-    return tuple({path: jax.device_put(x[number], sharding) for path, x in stacked.items()} for number in range(count))
+
+    def layer(number: int, mark: str) -> Parameters:
+        own = {path.removeprefix(mark): x[number] for path, x in stacked.items() if path.startswith(mark)}
+        return {path: jax.device_put(x, sharding) for path, x in own.items()}
+
+    if not types:
+        return tuple(layer(number, "") for number in range(len(next(iter(stacked.values())))))
+    return tuple(layer(types[:at].count(kind), f"{kind}/") for at, kind in enumerate(types))
 
 
 def joined(product: Dense) -> Dense:
@@ -72,7 +85,8 @@ def prefill_by_layer(
     ]
     rest = cache._replace(k=Regions((), ()), v=Regions((), ()))
     for number, weights in enumerate(layers[:-1]):
-        x, own[number] = _layer(definition, where, weights, x, own[number], rest, chunk)
+        kind = layer_type(definition.config, number)
+        x, own[number] = _layer(definition, where, kind, weights, x, own[number], rest, chunk)
     rest, own[-1], logits_BV = _last_layer(
         definition, where, parameters, layers[-1], x, own[-1], rest, chunk, counts_B2
     )
@@ -85,18 +99,19 @@ def _embed(definition: ModelDefinition, where: Placement, parameters: Parameters
     return definition.bind(parameters).embed(chunk.patches, chunk.patch_grid, chunk.text, where)
 
 
-@partial(jax.jit, static_argnames=("definition", "where"), donate_argnames=("x", "own"))
+@partial(jax.jit, static_argnames=("definition", "where", "kind"), donate_argnames=("x", "own"))
 def _layer(
     definition: ModelDefinition,
     where: Placement,
+    kind: str | None,
     weights: Parameters,
     x: Regions,
     own: _Own,
     rest: KVCache,
     chunk: Batch,
 ) -> tuple[Regions, _Own]:
-    context = make_context(chunk, where, definition.config)
-    out = definition.bind_layer(weights)(x, context, _of_one_layer(own, rest), 0)
+    context = make_context(chunk, where, definition.config, kind=kind)
+    out = definition.bind_layer(weights, kind)(x, context, _of_one_layer(own, rest), 0)
     return out.x, _own(out.cache)
 
 
@@ -125,9 +140,10 @@ def _last_layer(
         positions=at_last(chunk.positions[:, patches:]),
         attend=at_last(chunk.attend[:, patches:]),
     )
-    contexts = (make_context(batch, where, config) for batch in (chunk, last))
+    kind = layer_type(config, config.layers - 1)
+    contexts = (make_context(batch, where, config, kind=kind) for batch in (chunk, last))
     some = Regions(x.patches[:, :0], at_last(x.text))
-    layer, model = definition.bind_layer(weights), definition.bind(parameters)
+    layer, model = definition.bind_layer(weights, kind), definition.bind(parameters)
     context, context_of_last = contexts
     out = layer.for_some(x, context, some, context_of_last, _of_one_layer(own, rest), 0)
     logits_BV = model.logits(model.final_norm(out.x.text)[:, 0], where)

@@ -6,12 +6,15 @@ A product of [m, k] and [k, n] has 2 m k n FLOPs. Norms, the softmax and the opt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from solo.batch import Batch
+from solo.config import ModelConfig
 from solo.model.declare import ParameterSpec
 from solo.model.parameters import ModelDefinition
 from solo.model.regions import live_slots
@@ -25,7 +28,7 @@ class BatchStats:
 
     patches, text   slots of each region
     targets         slots whose logits are computed
-    pairs           query-key pairs in the attention of one layer
+    pairs           query-key pairs in the attention of one layer; the mean over the types of layers, by `type_shares`
     documents       documents, or chunks of long documents; 0 if they were not counted
     """
 
@@ -36,16 +39,32 @@ class BatchStats:
     documents: int = 0
 
 
-def batch_stats(batch: Batch) -> BatchStats:
-    """Counts the non-empty slots, targets, visible query-key pairs and documents of a batch (numpy)."""
-    spans = batch.attend[..., 1] - batch.attend[..., 0], batch.attend[..., 3] - batch.attend[..., 2]
+def type_shares(config: ModelConfig) -> tuple[float, ...]:
+    """Returns the share of each type of layers in the FLOPs of attention, if all had the same number of pairs."""
+    widths = [count * (typed.dim_per_query + typed.dim_per_value) for typed, count in config.each_type]
+    return tuple(width / sum(widths) for width in widths)
+
+
+def mean_pairs(attend: Any, shares: Sequence[float]) -> int:
+    """Counts the query-key pairs of `Batch.attend`, int32 [..., S, 4] or [..., S, N, 4], the mean over N types."""
+    seen = attend[..., 1] - attend[..., 0] + attend[..., 3] - attend[..., 2]
+    if len(shares) == 1:
+        return int(seen.sum())
+    return round(float(np.dot(seen.sum(axis=tuple(range(seen.ndim - 1))), shares)))
+
+
+def batch_stats(batch: Batch, shares: Sequence[float] = (1.0,)) -> BatchStats:
+    """Counts the non-empty slots, targets, visible query-key pairs and documents of a batch (numpy).
+
+    `shares` are the model's `type_shares`.
+    """
     live = live_slots(batch.attend)
     num_patches = batch.patches.shape[1]
     return BatchStats(
         patches=int(live[:, :num_patches].sum()),
         text=int(live[:, num_patches:].sum()),
         targets=int((batch.target_weights > 0).sum()),
-        pairs=int(spans[0].sum() + spans[1].sum()),
+        pairs=mean_pairs(batch.attend, shares),
         documents=int((live & _begins(batch.positions)).sum()),
     )
 
@@ -77,8 +96,8 @@ def step_flops(definition: ModelDefinition, stats: BatchStats, trained: frozense
         trains_head = trained is None or "text_embed" in trained
         found["head"] += 2 * stats.targets * prod(specs["text_embed"].shape) * (2 + trains_head)
     # The forward pass multiplies queries by keys and weights by values; each has two products in the backward pass.
-    dims = config.dim_per_query + config.dim_per_value
-    found["attention"] = 3 * 2 * config.layers * config.heads * dims * stats.pairs
+    dims = sum(count * typed.heads * (typed.dim_per_query + typed.dim_per_value) for typed, count in config.each_type)
+    found["attention"] = 3 * 2 * dims * stats.pairs
     return found
 
 

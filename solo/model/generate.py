@@ -15,8 +15,12 @@ import jax.numpy as jnp
 
 from solo.batch import TEXT_AXES, Batch
 from solo.model.kv_cache import KVCache, advance
+from solo.model.layers import layer_type
 from solo.model.parameters import ModelDefinition, Parameters
 from solo.model.placement import Placement
+
+# A sliding window, or one for each type of layers (`SequenceConfig.windows`).
+Windows = int | tuple[int | None, ...] | None
 
 
 class Sampling(NamedTuple):
@@ -92,7 +96,7 @@ def generate(
     *,
     slots: int,
     greedy: bool,
-    sliding_window: int | None = None,
+    sliding_window: Windows = None,
 ) -> Generated:
     """Decode every row until it stops, or for `max_new_tokens` >= 1 tokens. Compiled once for each number of slots.
 
@@ -108,7 +112,7 @@ def generate(
         layers: the parameters of each layer (`solo.model.by_layer.split_layers`), if the cache has separate layers.
         slots: N, the tokens that a row has room for.
         greedy: always take the most likely token.
-        sliding_window: see `SequenceConfig`.
+        sliding_window: see `SequenceConfig.windows`.
     """
     rows = logits_BV.shape[0]
 
@@ -155,7 +159,7 @@ def decode_token(
     token_B: jax.Array,
     layers: tuple[Parameters, ...] | None = None,
     *,
-    sliding_window: int | None = None,
+    sliding_window: Windows = None,
 ) -> tuple[KVCache, jax.Array]:
     """Read one token of each row, int32 [B], into the cache. Returns the cache and the next token's logits [B, V]."""
     counts_B2 = jnp.stack([jnp.zeros_like(token_B), jnp.ones_like(token_B)], axis=1)
@@ -173,7 +177,9 @@ def _forward(
     layers: tuple[Parameters, ...] | None = None,
 ) -> tuple[KVCache, jax.Array]:
     model = definition.bind(parameters)
-    bound = None if layers is None else [definition.bind_layer(each) for each in layers]
+    bound = None
+    if layers is not None:
+        bound = [definition.bind_layer(each, layer_type(definition.config, at)) for at, each in enumerate(layers)]
     output = model.hidden(chunk, where, cache, layers=bound)
     hidden, extended = output.hidden, output.cache
     assert extended is not None
@@ -183,9 +189,30 @@ def _forward(
     return advance(extended, chunk, counts_B2, definition.config), logits_BV
 
 
-def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: KVCache, token_B: jax.Array) -> Batch:
+def _one_token(definition: ModelDefinition, sliding_window: Windows, cache: KVCache, token_B: jax.Array) -> Batch:
     """Returns a batch with one text token per row, which attends to itself and its row within the sliding window."""
     rows = token_B.shape[0]
+    if isinstance(sliding_window, tuple):
+        attend = jnp.stack([_span(cache, window) for window in sliding_window], axis=1)
+    else:
+        attend = _span(cache, sliding_window)
+    axes, positions_B1 = TEXT_AXES[definition.config.positions], cache.next_position[:, None]
+    nothing = jnp.zeros((rows, 0), jnp.int32)
+    return Batch(
+        patches=jnp.zeros((rows, 0, definition.image.patch_size**2 * 3), jnp.uint8),
+        patch_grid=jnp.zeros((rows, 0, 2), jnp.int32),
+        text=token_B[:, None],
+        positions=positions_B1 if axes is None else positions_B1[..., None] * jnp.array(axes),
+        attend=attend[:, None],
+        target_slots=nothing,
+        target_ids=nothing,
+        target_weights=nothing.astype(jnp.float32),
+        target_source=nothing,
+    )
+
+
+def _span(cache: KVCache, sliding_window: int | None) -> jax.Array:
+    """Returns what the next text token of each row attends to, int32 [B, 4]."""
     patches_B, text_B = cache.length[:, 0], cache.length[:, 1]
     hidden_patches_B = hidden_text_B = jnp.zeros_like(text_B)
     if sliding_window is not None:
@@ -194,19 +221,7 @@ def _one_token(definition: ModelDefinition, sliding_window: int | None, cache: K
         read_BP = jnp.arange(cache.patch_positions.shape[1]) < patches_B[:, None]
         hidden_patches_B = jnp.sum(read_BP & (cache.patch_positions < before_B[:, None]), axis=1)
         hidden_text_B = before_B - hidden_patches_B
-    axes, positions_B1 = TEXT_AXES[definition.config.positions], cache.next_position[:, None]
-    nothing = jnp.zeros((rows, 0), jnp.int32)
-    return Batch(
-        patches=jnp.zeros((rows, 0, definition.image.patch_size**2 * 3), jnp.uint8),
-        patch_grid=jnp.zeros((rows, 0, 2), jnp.int32),
-        text=token_B[:, None],
-        positions=positions_B1 if axes is None else positions_B1[..., None] * jnp.array(axes),
-        attend=jnp.stack([hidden_patches_B, patches_B, hidden_text_B, text_B + 1], axis=-1)[:, None],
-        target_slots=nothing,
-        target_ids=nothing,
-        target_weights=nothing.astype(jnp.float32),
-        target_source=nothing,
-    )
+    return jnp.stack([hidden_patches_B, patches_B, hidden_text_B, text_B + 1], axis=-1)
 
 
 def _draw(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:

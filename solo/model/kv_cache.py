@@ -16,7 +16,8 @@ class KVCache(NamedTuple):
     """Keys and values of each region: arrays [L, B, K, slots, .], or tuples of L arrays [B, K, slots, .].
 
     The last axis is the width of a key, or of a value (`ModelConfig.dim_per_query`, `dim_per_value`). On a CPU,
-    generation keeps an array per layer: XLA would copy a layer out of the stack for every product.
+    generation keeps an array per layer: XLA would copy a layer out of the stack for every product. With
+    `ModelConfig.layer_types`, a region has a stack for each type, in a mapping by its name.
 
     length            int32 [B, 2]      number of cached patches and text tokens of each row
     next_position     int32 [B]         rotary position (the time) of the next text token
@@ -35,19 +36,43 @@ def empty_cache(
 ) -> KVCache:
     """Returns a cache in the model's compute dtype with room for this many patches and text tokens per row."""
 
-    def zeros(slots: int, dim: int) -> Any:
-        shape = (rows, config.kv_heads, slots, dim)
+    typed = {kind: config.of_type(kind) for kind in config.layers_by_type}
+
+    def zeros(slots: int, dim: str) -> Any:
+        def some(kind: str | None, *layers: int) -> jax.Array:
+            own = typed[kind]
+            return jnp.zeros((*layers, rows, own.kv_heads, slots, getattr(own, dim)), config.compute_dtype)
+
         if separate_layers:
-            return tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.layers))
-        return jnp.zeros((config.layers, *shape), config.compute_dtype)
+            return tuple(some(kind) for kind in config.type_of_each_layer or [None] * config.layers)
+        found = {kind: some(kind, count) for kind, count in config.layers_by_type.items()}
+        return found if config.layer_types else found[None]
 
     keys, values = (
-        Regions(zeros(patch_slots, dim), zeros(text_slots, dim)) for dim in (config.dim_per_query, config.dim_per_value)
+        Regions(zeros(patch_slots, dim), zeros(text_slots, dim)) for dim in ("dim_per_query", "dim_per_value")
     )
     length, next_position, patch_positions = (
         jnp.zeros(shape, jnp.int32) for shape in ((rows, 2), (rows,), (rows, patch_slots))
     )
     return KVCache(keys, values, length, next_position, patch_positions)
+
+
+def of_type(cache: KVCache, kind: str | None) -> KVCache:
+    """Returns the cache of the layers of one type, numbered from 0; all of it if layers are alike."""
+    if kind is None:
+        return cache
+    return cache._replace(k=cache.k.map(lambda part: part[kind]), v=cache.v.map(lambda part: part[kind]))
+
+
+def with_type(cache: KVCache, kind: str | None, own: KVCache) -> KVCache:
+    """Returns the cache with that of the layers of one type replaced; see `of_type`."""
+    if kind is None:
+        return own
+
+    def replaced(part: Any, new: Any) -> Any:
+        return {**part, kind: new}
+
+    return cache._replace(k=cache.k.map(replaced, own.k), v=cache.v.map(replaced, own.v))
 
 
 def resize(cache: KVCache, patch_slots: int, text_slots: int) -> KVCache:

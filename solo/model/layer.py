@@ -11,6 +11,7 @@ from flax import nnx
 
 from solo.config import ModelConfig
 from solo.model.attention.projections import OutputProjection, QKVProjection
+from solo.model.declare import ones
 from solo.model.dense import Dense
 from solo.model.ffn import FFN
 from solo.model.kv_cache import KVCache, keys_and_values
@@ -51,6 +52,8 @@ class LayerOutput(NamedTuple):
 class Layer(nnx.Module):
     """A pre-norm layer: x + out(attention(norm(x))), then x + ffn(norm(x)).
 
+    With `norm_placement: sandwich`, the output of each branch has a norm too: x + norm(ffn(norm(x))).
+
     Each component is shared by both regions or separate for each (`ModelConfig.experts`).
     """
 
@@ -63,6 +66,10 @@ class Layer(nnx.Module):
         self.qkv = PerRegion(experts.qkv, lambda: QKVProjection(config, rngs))
         self.out = PerRegion(experts.out, lambda: OutputProjection(config, residual_std, rngs))
         self.ffn_norm = PerRegion(experts.norms, lambda: hidden_norm(config))
+        is_sandwich = config.norm_placement == "sandwich"
+        self.attention_post_norm = PerRegion(experts.norms, lambda: hidden_norm(config)) if is_sandwich else None
+        self.ffn_post_norm = PerRegion(experts.norms, lambda: hidden_norm(config)) if is_sandwich else None
+        self.scalar = ones((1,), ("norm",), "norms") if config.layer_scalar else None
         self.ffn: PerRegion | MoEFFN
         if experts.ffn == "moe":
             self.ffn = MoEFFN(config, residual_std, rngs)
@@ -96,9 +103,17 @@ class Layer(nnx.Module):
         self, x: Regions, q: Regions, k: Regions, v: Regions, context: Context, cache: KVCache | None
     ) -> LayerOutput:
         out = named(self.out(context.attention(q, k, v), context.dense), PROJECTION)
-        x = x.map(jnp.add, _times(out, self.residual_multiplier))
+        x = self._added(x, out, self.attention_post_norm)
         out, auxiliary = self._ffn(self.ffn_norm(x), context)
-        return LayerOutput(x.map(jnp.add, _times(out, self.residual_multiplier)), cache, auxiliary)
+        x = self._added(x, out, self.ffn_post_norm)
+        if self.scalar is not None:
+            scalar = jax.lax.stop_gradient(self.scalar[...])
+            x = x.map(lambda part: part * scalar.astype(part.dtype))
+        return LayerOutput(x, cache, auxiliary)
+
+    def _added(self, x: Regions, branch: Regions, norm: PerRegion | None) -> Regions:
+        branch = branch if norm is None else norm(branch)
+        return x.map(jnp.add, _times(branch, self.residual_multiplier))
 
     def _ffn(self, x: Regions, context: Context) -> tuple[Regions, jax.Array]:
         if isinstance(self.ffn, MoEFFN):
@@ -108,7 +123,7 @@ class Layer(nnx.Module):
 
 def hidden_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
     """Returns the norm of hidden states."""
-    return make_norm(config.norm, config.width, config.norm_eps)
+    return make_norm(config.norm, config.width, config.norm_eps, scale_dtype=config.norm_scale_dtype)
 
 
 def _times(x: Regions, factor: float) -> Regions:

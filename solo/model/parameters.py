@@ -72,14 +72,17 @@ class ModelDefinition:
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
     @cached_property
-    def _layer(self) -> tuple[Any, dict[tuple[Any, ...], Any]]:
-        abstract = nnx.eval_shape(lambda key: Layer(self.config, nnx.Rngs(params=key)), jax.random.key(0))
+    def _layer(self) -> dict[str | None, tuple[Any, dict[tuple[Any, ...], Any]]]:
+        return {kind: self._one_layer(self.config.of_type(kind)) for kind in self.config.layers_by_type}
+
+    def _one_layer(self, config: ModelConfig) -> tuple[Any, dict[tuple[Any, ...], Any]]:
+        abstract = nnx.eval_shape(lambda key: Layer(config, nnx.Rngs(params=key)), jax.random.key(0))
         graph, state = nnx.split(abstract)
         return graph, dict(nnx.to_flat_state(state))
 
-    def bind_layer(self, parameters: Parameters) -> Layer:
-        """Returns one layer with these parameter values, named by their paths below `layers/`."""
-        graph, state = self._layer
+    def bind_layer(self, parameters: Parameters, kind: str | None = None) -> Layer:
+        """Returns one layer of a type with these parameter values, named as in `solo.model.by_layer.split_layers`."""
+        graph, state = self._layer[kind]
         flat = [(path, variable.replace(parameters["/".join(map(str, path))])) for path, variable in state.items()]
         return nnx.merge(graph, nnx.from_flat_state(flat))
 

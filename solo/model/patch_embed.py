@@ -19,10 +19,10 @@ from solo.batch import BEGIN_MARKER, ROW_MARKER
 from solo.config import ImageConfig, ModelConfig, PatchEmbedConfig
 from solo.model.declare import Role, normal, zeros
 from solo.model.dense import add_bias
-from solo.model.norms import LayerNorm
+from solo.model.norms import LayerNorm, rms_normalised
 
-# PyTorch's default, which InternVL's mlp1 uses regardless of the decoder's eps.
-_GRID_NORM_EPS = 1e-5
+# PyTorch's default, which published embedders use regardless of the decoder's eps.
+_PYTORCH_EPS = 1e-5
 # The parameter of PyTorch's bicubic kernel; Pillow and jax.image have -0.5.
 _BICUBIC_A = -0.75
 
@@ -100,7 +100,7 @@ class GridEmbed(nnx.Module):
         self.positions = normal(rngs, (places, inner.channels), ("places", "inner"), std, "patch_embed", "embedding")
         self.class_token = _vector(rngs, inner.channels, std) if embed.class_slot else None
         joined = inner.count * inner.channels
-        self.norm = LayerNorm(joined, _GRID_NORM_EPS, "patch_embed")
+        self.norm = LayerNorm(joined, _PYTORCH_EPS, "patch_embed")
         self.hidden = Linear(rngs, (joined, width), ("inner", "embed"), std)
         # The same axes as `hidden`, so that both are sharded in the same way.
         self.out = Linear(rngs, (width, width), ("inner", "embed"), std, role="hidden")
@@ -122,11 +122,39 @@ class GridEmbed(nnx.Module):
         return jnp.einsum("yg,xh,ghi->yxi", weights, weights, square).reshape(self.tile_side**2, -1)
 
 
+class NormedEmbed(nnx.Module):
+    """LayerNorm, one matrix, LayerNorm, a learned place, LayerNorm, an RMS norm, and one matrix (Gemma 4 unified).
+
+    The embedding of a place is the sum of one for the column and one for the row, from tables of G entries each.
+    """
+
+    def __init__(self, config: ModelConfig, image: ImageConfig, rngs: nnx.Rngs):
+        embed, std, pixels = config.patch_embed, config.init_std, image.patch_size**2 * 3
+        assert embed.inner_width is not None
+        assert embed.grid_side is not None
+        width, table = embed.inner_width, (embed.grid_side, embed.inner_width)
+        self.eps = config.norm_eps
+        self.norm_in = LayerNorm(pixels, _PYTORCH_EPS, "patch_embed")
+        self.hidden = Linear(rngs, (pixels, width), ("pixels", "embed"), std)
+        self.norm_hidden = LayerNorm(width, _PYTORCH_EPS, "patch_embed")
+        self.columns = normal(rngs, table, ("places", "inner"), std, "patch_embed", "embedding")
+        self.rows = normal(rngs, table, ("places", "inner"), std, "patch_embed", "embedding")
+        self.norm_out = LayerNorm(width, _PYTORCH_EPS, "patch_embed")
+        # The same axes as `hidden`, so that both are sharded in the same way.
+        self.out = Linear(rngs, (width, config.width), ("inner", "embed"), std, role="hidden", bias=False)
+
+    def __call__(self, pixels: jax.Array, grid_BP2: jax.Array) -> jax.Array:
+        """Maps normalised pixels [B, P, p*p*3], channel-major, at grid places [B, P, 2] to [B, P, D]."""
+        x = self.norm_hidden(self.hidden(self.norm_in(pixels)))
+        place = self.columns[...][grid_BP2[..., 1]] + self.rows[...][grid_BP2[..., 0]]
+        return self.out(rms_normalised(self.norm_out(x + place.astype(x.dtype)), self.eps))
+
+
 def _vector(rngs: nnx.Rngs, size: int, std: float) -> nnx.Param:
     return normal(rngs, (size,), ("norm",), std, "patch_embed", "vector")
 
 
-EMBEDDERS = {"linear": LinearEmbed, "conv": ConvEmbed, "grid": GridEmbed}
+EMBEDDERS = {"linear": LinearEmbed, "conv": ConvEmbed, "grid": GridEmbed, "normed": NormedEmbed}
 
 
 class _Inner:

@@ -65,5 +65,10 @@ class PerRegion(nnx.Module):
 
 
 def live_slots(attend_BS4: Any) -> Any:
-    """Returns bool [B, S]: the slots that are not empty. An empty slot attends to nothing."""
+    """Returns bool [B, S]: the slots that are not empty. An empty slot attends to nothing.
+
+    attend_BS4  int32 [B, S, 4] or [B, S, N, 4], as in `Batch.attend`
+    """
+    if attend_BS4.ndim == 4:  # a slot that is not empty attends to itself in layers of every type
+        attend_BS4 = attend_BS4[:, :, 0]
     return (attend_BS4[..., 1] > attend_BS4[..., 0]) | (attend_BS4[..., 3] > attend_BS4[..., 2])

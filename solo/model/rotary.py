@@ -23,11 +23,13 @@ class Span(NamedTuple):
     width     number of dimensions
     theta     base of the frequencies, theta^(-2 i / width)
     sections  number of pairs that turn with the time, the row and the column, one axis after another
+    turning   number of pairs that turn at all, the first ones; None: all of them
     """
 
     width: int
     theta: float
     sections: tuple[int, int, int]
+    turning: int | None = None
 
 
 def spans(config: ModelConfig) -> tuple[Span, ...]:
@@ -36,6 +38,9 @@ def spans(config: ModelConfig) -> tuple[Span, ...]:
     A head in parts (NEO) has a span for each, which turns with one axis. Any other head has one span, which turns with
     the time, or with all axes in sections (M-RoPE, arXiv 2409.12191).
     """
+    if config.rope_pairs == "head":
+        dim = config.dim_per_head
+        return (Span(dim, config.rope_theta, (dim // 2, 0, 0), config.rotary_dim // 2),)
     if config.head_parts is None:
         sections = config.rope_sections or (config.rotary_dim // 2, 0, 0)
         return (Span(config.rotary_dim, config.rope_theta, sections),)
@@ -77,6 +82,8 @@ def frequencies(positions: jax.Array, span: Span, scaling: RopeScalingConfig | N
         base_B = span.theta * _growth(length_B.astype(jnp.float32), scaling, span.width)
         return base_B[:, None, None] ** -exponents
     frequency = span.theta**-exponents
+    if span.turning is not None:
+        frequency = jnp.where(np.arange(len(frequency)) < span.turning, frequency, 0.0)
     if scaling is None:
         return frequency
     return frequency / scaling.factor if scaling.kind == "linear" else _llama3(frequency, scaling)

@@ -20,13 +20,14 @@ from solo.batch import Batch
 from solo.config import ImageConfig, ModelConfig
 from solo.model.attention.dense import dense_weights
 from solo.model.declare import normal, set_region
-from solo.model.kv_cache import KVCache
+from solo.model.kv_cache import KVCache, of_type, with_type
 from solo.model.layer import Context, Layer, hidden_norm
+from solo.model.layers import attend_of, each_layer, layer_type, scan_layers, stack_layers
 from solo.model.parametrisation import logits_multiplier
 from solo.model.patch_embed import EMBEDDERS
 from solo.model.placement import Placement
 from solo.model.regions import Regions, live_slots
-from solo.model.remat import LAYER_INPUT, named, rematerialised
+from solo.model.remat import LAYER_INPUT, named
 from solo.model.rotary import rotary_angles, spans
 
 _NO_PROBABILITY = -1e30  # finite, so that its product with zero is not NaN
@@ -58,7 +59,7 @@ class Transformer(nnx.Module):
         self.text_embed = normal(
             rngs, (vocab, width), ("vocab", "embed"), std, "text_embed", "embedding", region="text"
         )
-        self.layers = _stack(config, rngs)
+        self.layers = stack_layers(config, rngs)
         self.final_norm = hidden_norm(config)
         head = None
         if not config.tied_head:
@@ -85,31 +86,30 @@ class Transformer(nnx.Module):
         x = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
         x = x.map(lambda part: placement.constrain(part, axes))
         if layers is not None:
-            context, auxiliaries = make_context(batch, placement, config), []
+            contexts, auxiliaries = make_contexts(batch, placement, config), []
             for number, layer in enumerate(layers):
-                x, cache, auxiliary = layer(x, context, cache, number)
+                x, cache, auxiliary = layer(x, contexts[layer_type(config, number)], cache, number)
                 auxiliaries.append(auxiliary)
             return Output(self.final_norm(x), cache, jnp.stack(auxiliaries).mean())
         # With the same weights for both regions, every product is computed once for both.
         united = placement.unites and cache is None and all(each == "shared" for _, each in config.experts)
         x = Regions.unite(x.join()) if united else x
-        context = make_context(batch, placement, config, united)
-        graph, stacked = nnx.split(self.layers)
+        contexts = make_contexts(batch, placement, config, united)
 
         def in_regions(x: Regions) -> Regions:
             return Regions.split(x.join(), batch.patches.shape[1]) if united else x
 
-        def apply(carry: tuple[Regions, KVCache | None], layer: tuple[Any, Any]) -> tuple[Any, Any]:
-            (x, cache), (state, number) = carry, layer
-            out = nnx.merge(graph, state)(named(x, LAYER_INPUT), context, cache, number)
+        def apply(
+            kind: str | None, layer: Layer, carry: tuple[Regions, KVCache | None], number: jax.Array
+        ) -> tuple[Any, Any]:
+            x, cache = carry
+            own = None if cache is None else of_type(cache, kind)
+            out = layer(named(x, LAYER_INPUT), contexts[kind], own, number)
             x = out.x.map(lambda part: placement.constrain(part, axes))
-            return (x, out.cache), (out.auxiliary, probe(in_regions(x)) if probe else None)
+            cache = None if cache is None or out.cache is None else with_type(cache, kind, out.cache)
+            return (x, cache), (out.auxiliary, probe(in_regions(x)) if probe else None)
 
-        numbers = None if cache is None else jnp.arange(config.layers)
-        unroll = 1 if config.scan_layers else config.layers
-        (x, cache), (auxiliary, probed) = jax.lax.scan(
-            rematerialised(apply, config), (x, cache), (stacked, numbers), unroll=unroll
-        )
+        (x, cache), (auxiliary, probed) = scan_layers(self.layers, config, apply, (x, cache))
         return Output(in_regions(self.final_norm(x)), cache, auxiliary.mean(), probed)
 
     def embed(
@@ -119,12 +119,15 @@ class Transformer(nnx.Module):
         dtype, config = jnp.dtype(self.config.compute_dtype), self.config
         x_BPD = self.patch_embed(self.normalise(patches).astype(dtype), patch_grid)
         table = self.text_embed[...]
+        # Rounded as in the published code, which keeps the factor in the dtype of the weights.
+        scale = 1 if config.embedding_scale == "none" else jnp.asarray(config.width**0.5, dtype)
         if config.patch_embed.token_id is not None:
-            x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype)
+            x_BPD = x_BPD + table[config.patch_embed.token_id].astype(dtype) * scale
         # If the table is sharded over its width, the looked-up rows are constrained to the same sharding, so that
         # an all-to-all exchanges rows for width. Otherwise the partitioner copies all rows to every device.
         # The cast comes after the lookup, so that a token's gradients are summed in float32.
         x_BTD = (placement or Placement()).constrain(table[text_BT], ("whole_rows", "slots", "embed")).astype(dtype)
+        x_BTD = x_BTD if config.embedding_scale == "none" else x_BTD * scale
         if config.frozen_embedding_id is not None:
             frozen = (text_BT == config.frozen_embedding_id)[..., None]
             x_BTD = jnp.where(frozen, jax.lax.stop_gradient(x_BTD), x_BTD)
@@ -157,17 +160,17 @@ class Transformer(nnx.Module):
         """
         logits = (placement or Placement()).head(x, self.head_kernel() if kernel_DV is None else kernel_DV)
         logits = logits * logits_multiplier(self.config)
+        if (cap := self.config.logit_softcap) is not None:
+            logits = cap * jnp.tanh(logits / cap)
         predicted = self.vocab_size - self.config.appended_rows
         return jnp.where(np.arange(logits.shape[-1]) < predicted, logits, _NO_PROBABILITY)
 
     def residual_stream(self, batch: Batch) -> list[Regions]:
         """Returns the L + 1 hidden states before, between and after the layers, on one device, for inspection."""
-        context = make_context(batch, Placement(), self.config)
-        graph, stacked = nnx.split(self.layers)
+        contexts = make_contexts(batch, Placement(), self.config)
         found = [self.embed(batch.patches, batch.patch_grid, batch.text)]
-        for number in range(self.config.layers):
-            layer = nnx.merge(graph, jax.tree.map(lambda leaf, number=number: leaf[number], stacked))
-            found.append(layer(found[-1], context).x)
+        for kind, layer in each_layer(self.layers, self.config):
+            found.append(layer(found[-1], contexts[kind]).x)
         return found
 
     def attention_weights(
@@ -185,29 +188,41 @@ class Transformer(nnx.Module):
             float32 [B, A, H, S], which sum to 1 over S.
         """
         placement = placement or Placement()
-        context, num_patches = make_context(batch, placement, self.config), batch.patches.shape[1]
-        graph, stacked = nnx.split(self.layers)
+        contexts, num_patches = make_contexts(batch, placement, self.config), batch.patches.shape[1]
         shape = (len(batch.text), len(queries_A), self.config.heads, batch.attend.shape[1])
 
-        def apply(carry: tuple[Regions, jax.Array], state_and_number: tuple[Any, jax.Array]) -> tuple[Any, None]:
-            (x, kept), (state, number) = carry, state_and_number
+        def apply(
+            kind: str | None, of_layer: Layer, carry: tuple[Regions, jax.Array, jax.Array], _: jax.Array
+        ) -> tuple[Any, None]:
+            (x, kept, number), context = carry, contexts[kind]
             found = []
 
             def attention(q: Regions, k: Regions, v: Regions) -> Regions:
-                chosen = q.join()[:, queries_A], k.join(), batch.attend[:, queries_A]
+                chosen = q.join()[:, queries_A], k.join(), attend_of(batch, self.config, kind)[:, queries_A]
                 found.append(dense_weights(*chosen, num_patches, self.config.scale))
                 return context.attention(q, k, v)
 
-            x = nnx.merge(graph, state)(x, context._replace(attention=attention)).x
-            return (x, jnp.where(number == layer, found[0], kept)), None
+            x = of_layer(x, context._replace(attention=attention)).x
+            return (x, jnp.where(number == layer, found[0], kept), number + 1), None
 
         x = self.embed(batch.patches, batch.patch_grid, batch.text, placement)
-        numbers = jnp.arange(self.config.layers)
-        return jax.lax.scan(apply, (x, jnp.zeros(shape)), (stacked, numbers))[0][1]
+        start = x, jnp.zeros(shape), jnp.zeros((), jnp.int32)
+        plain = self.config.model_copy(update={"remat": "none", "scan_layers": True})
+        return scan_layers(self.layers, plain, apply, start)[0][1]
 
 
-def make_context(batch: Batch, placement: Placement, config: ModelConfig, united: bool = False) -> Context:
-    """Returns the arguments of every layer for a batch. With `united`, the layers get both regions as one."""
+def make_contexts(
+    batch: Batch, placement: Placement, config: ModelConfig, united: bool = False
+) -> dict[str | None, Context]:
+    """Returns `make_context` for the layers of each type; the key is None if all layers are alike."""
+    return {kind: make_context(batch, placement, config, united, kind) for kind in config.layers_by_type}
+
+
+def make_context(
+    batch: Batch, placement: Placement, config: ModelConfig, united: bool = False, kind: str | None = None
+) -> Context:
+    """Returns the arguments of every layer of a type for a batch. With `united`, they get both regions as one."""
+    attend, config = attend_of(batch, config, kind), config.of_type(kind)
     split = partial(Regions.split, num_patches=batch.patches.shape[1])
     arrange = Regions.unite if united else split
     angles = arrange(rotary_angles(batch.positions, config))
@@ -219,18 +234,11 @@ def make_context(batch: Batch, placement: Placement, config: ModelConfig, united
     def attention(q: Regions, k: Regions, v: Regions) -> Regions:
         if united:  # the compiler removes the splits that are joined again
             q, k, v = (split(each.join()) for each in (q, k, v))
-        out = placement.attention(q, k, v, batch.attend, config)
+        out = placement.attention(q, k, v, attend, config)
         return Regions.unite(out.join()) if united else out
 
     live = arrange(live_slots(batch.attend))
     return Context(placement.dense, rotate, attention, placement.routed_ffn, live, placement.append)
-
-
-def _stack(config: ModelConfig, rngs: nnx.Rngs) -> Layer:
-    """Returns all layers as one module whose parameters are stacked along a first axis."""
-    make = nnx.vmap(partial(Layer, config), in_axes=0, out_axes=0)
-    stacked: Layer = nnx.split_rngs(splits=config.layers)(make)(rngs)
-    return stacked
 
 
 def padded_vocab(vocab_size: int, config: ModelConfig) -> int:

@@ -273,7 +273,7 @@ class _Compiler:
         decoding = Decoding(work.new_tokens)
         text_slots = bucket(work.shape.text_slots + decoding.slots)
         shapes = jax.eval_shape(lambda: empty_cache(definition.config, rows, work.shape.patch_slots, text_slots))
-        cache = jax.tree.map(_placed, shapes, cache_shardings(mesh))
+        cache = jax.tree.map(_placed, shapes, jax.tree.broadcast(cache_shardings(mesh), shapes))
         chunk = abstract_batch(self._config, rows, work.shape, mesh)
         counts = self._by_row((rows, 2), np.int32)
         yield "prefill", prefill.lower(definition, where.prefill, self._parameters, cache, chunk, counts)
@@ -293,7 +293,7 @@ class _Compiler:
                 np.int32(work.new_tokens),
                 slots=decoding.slots,
                 greedy=True,
-                sliding_window=self._config.sequence.sliding_window,
+                sliding_window=self._config.sequence.windows,
             ),
         )
 

@@ -14,7 +14,7 @@ from solo.chips import CHIPS, Chip
 from solo.config import Config, ModelConfig, StageConfig
 from solo.model.attention.kernel import choose_kernel
 from solo.model.attention.tiles import needed_blocks
-from solo.model.flops import BatchStats, step_flops
+from solo.model.flops import BatchStats, mean_pairs, step_flops, type_shares
 from solo.model.parameters import ModelDefinition
 from solo.model.transformer import padded_vocab
 from solo.planning.rows import Rows, row_intervals
@@ -61,22 +61,26 @@ def planned_flops(
     model, shape, count = config.model, rows.shape, stage.batch_rows
     image = config.image_in(stage)
     kernel = choose_kernel(model, chip.platform, chip.device_kinds[0])
+    shares = type_shares(model)
     pairs, tiles, blocks = [], [], []
     for row in rows.documents[:_SAMPLED_ROWS]:
         attend = row_intervals(row, shape, image, config.sequence)
-        pairs.append(int((attend[:, 1] - attend[:, 0] + attend[:, 3] - attend[:, 2]).sum()))
+        pairs.append(mean_pairs(attend, shares))
+        # Masks [N, S, 4] of N types of layers.
+        masks = attend[None] if attend.ndim == 2 else attend.swapaxes(0, 1)
         needed = np.asarray(
             needed_blocks(
-                attend[None],
+                masks,
                 num_patches=shape.patch_slots,
                 num_text=shape.text_slots,
                 block=kernel.block,
                 key_block=kernel.key_block,
             )
         )
+        visited = float(np.dot(needed.sum(axis=(1, 2)), shares))
         # Blocks may extend beyond the row, and are computed whole.
-        tiles.append(int(needed.sum()) * kernel.block * kernel.key_block)
-        blocks.append(float(needed.sum() / needed.shape[1]))
+        tiles.append(round(visited * kernel.block * kernel.key_block))
+        blocks.append(visited / needed.shape[1])
     if kernel.implementation == "dense":
         tiles = [shape.slots**2]
     patches, text, targets = (round(value * count) for value in rows.live)
@@ -110,7 +114,7 @@ def _with_recomputation(
         found["attention"] += forward["attention"] * 2 // 3
     again = {"none": (), "dots": (), "projections": _FFN, "offload_projections": _FFN}.get(config.remat, _MATRICES)
     # The output of an FFN's last product is never recomputed: nothing needs it.
-    last = 3 if config.ffn == "swiglu" else 2
+    last = 2 if config.ffn == "relu2" else 3
     for part in again:
         found[part] += forward[part] * (last - 1) // last if part in _FFN else forward[part]
     return found

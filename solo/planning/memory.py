@@ -117,8 +117,9 @@ def hand_count(
         + _COUNTERS
         + (_TOKEN_COUNT if stage.tokens else 0),
         gradients=trained * (2 if stage.accumulate > 1 else 1),
-        saved=slots * config.model.layers * _saved(config.model, sizes["tensor"]),
-        layer=slots * _intermediate(config.model, sizes["tensor"]) + _gathered(definition, sizes["tensor"]),
+        saved=slots * sum(count * _saved(typed, sizes["tensor"]) for typed, count in config.model.each_type),
+        layer=slots * max(_intermediate(typed, sizes["tensor"]) for typed, _ in config.model.each_type)
+        + _gathered(definition, sizes["tensor"]),
         vocabulary=_vocabulary(definition, stage, shape, rows, sizes["tensor"]),
     )
 
@@ -169,7 +170,7 @@ def _saved(config: ModelConfig, tensor: int) -> int:
     """Returns the bytes of a slot and layer: the layer's input, and the outputs that `remat` keeps."""
     width, heads = config.width, config.heads // tensor
     qkv = _qkv(config, tensor)
-    ffn = config.ffn_width // tensor * (2 if config.ffn == "swiglu" else 1)
+    ffn = config.ffn_width // tensor * (1 if config.ffn == "relu2" else 2)
     attention = heads * config.dim_per_value
     products = {"dots": qkv + width + ffn, "projections": qkv + width, "none": 2 * (qkv + ffn) + 3 * width}
     kept = products.get(config.remat, 0)

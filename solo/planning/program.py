@@ -77,12 +77,13 @@ def abstract_batch(config: Config, rows: int, shape: RowShape, mesh: Any) -> Bat
     """Returns a batch of a stage as `jax.ShapeDtypeStruct`s with the shardings of training."""
     B, P, T, Y = rows, shape.patch_slots, shape.text_slots, shape.target_slots
     places = (B, P + T) if TEXT_AXES[config.sequence.positions] is None else (B, P + T, 3)
+    masks = (len(config.sequence.layer_masks),) if config.sequence.layer_masks else ()
     shapes = Batch(
         patches=((B, P, config.image.patch_size**2 * 3), np.uint8),
         patch_grid=((B, P, 2), np.int32),
         text=((B, T), np.int32),
         positions=(places, np.int32),
-        attend=((B, P + T, 4), np.int32),
+        attend=((B, P + T, *masks, 4), np.int32),
         target_slots=((B, Y), np.int32),
         target_ids=((B, Y), np.int32),
         target_weights=((B, Y), np.float32),

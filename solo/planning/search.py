@@ -216,8 +216,8 @@ def _seconds(
     weights = 4 * item * definition.num_parameters() / sizes["tensor"]
     slots = rows * shape.slots * sizes["tensor"] * model.layers * item
     activations = 8 * slots * model.width * (sizes["tensor"] > 1)
-    dims = (model.dim_per_query + model.dim_per_value) / sizes["tensor"]
-    keys = 3 * slots * sizes["context"] * model.kv_heads * dims * (sizes["context"] > 1)
+    dims = sum(count * typed.kv_heads * (typed.dim_per_query + typed.dim_per_value) for typed, count in model.each_type)
+    keys = 3 * slots * sizes["context"] * dims / model.layers / sizes["tensor"] * (sizes["context"] > 1)
     # Attention in blocks moves scores through memory; kernels keep them on the chip.
     slow = 1.5 if model.attention_implementation == "blocks" and machine.chip.is_tpu else 1.0
     # On an H200, steps took 1.29 and 1.35 times as long with layers in a loop (docs/benchmarks.md).

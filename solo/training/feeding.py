@@ -19,7 +19,7 @@ from solo.config import Config, StageConfig
 from solo.data.planning.stage_plan import PlanStatistics, StagePlan
 from solo.data.rows.loader import Loader, batch_record_ids
 from solo.data.store.prepare import Prepared
-from solo.model.flops import BatchStats, batch_stats
+from solo.model.flops import BatchStats, batch_stats, type_shares
 from solo.sharding.axes import check_slots, rows_per_shard
 from solo.sharding.hosts import RowShare, row_share, summed
 from solo.training.checkpoint import Progress
@@ -172,7 +172,7 @@ class Feeder:
         )
 
     def _stats(self, batch: Batch) -> Callable[[], BatchStats]:
-        total = summed(dataclasses.astuple(batch_stats(batch)), self.share, self._mesh)
+        total = summed(dataclasses.astuple(batch_stats(batch, type_shares(self._config.model))), self.share, self._mesh)
         return lambda: BatchStats(*total())
 
     def _sources(self, stage: StageConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which parameters a stage trains, and with which keys: globs over parameter paths.
 
-`layers[a:b]` in a glob of `train` stands for some of the layers, from 0, as in a Python slice.
+`layers[a:b]` in a glob of `train` stands for some of the layers, from 0, as in a Python slice. With `layer_types`, the
+layers of each type are counted by themselves.
 """
 
 from __future__ import annotations

@@ -66,8 +66,9 @@ class Forward(NamedTuple):
 
 def cross_entropy(x: Forward) -> tuple[jax.Array, Measured]:
     """Weighted cross-entropy; reported by source, and by whether the target's slot sees a patch."""
-    span = jnp.take_along_axis(x.batch.attend, x.batch.target_slots[..., None], axis=1)
-    sees_patches_BY = (span[..., 1] > span[..., 0]).astype(jnp.int32)
+    spans = x.batch.attend[..., :2]
+    sees_BS = (spans[..., 1] > spans[..., 0]).reshape(*spans.shape[:2], -1).any(-1)  # in layers of any type
+    sees_patches_BY = jnp.take_along_axis(sees_BS, x.batch.target_slots, axis=1).astype(jnp.int32)
     return jnp.sum(x.batch.target_weights * x.cross_entropy), {
         "loss_by_source": _by_group(x, x.batch.target_source, x.sources),
         "loss_by_context": _by_group(x, sees_patches_BY, ("text_only", "with_image")),

@@ -141,6 +141,14 @@ def _reduce_model(model: dict[str, Any]) -> None:
     }
     model.pop("vocab_size", None)
     model.pop("head_dim", None)
+    if "layer_types" in model:
+        # One layer of every type, and heads whose width the file's fractions divide.
+        model |= {"layers": len(model["layer_types"]), "head_dim": 8}
+        model["layer_pattern"] = [each["name"] for each in model["layer_types"]]
+        small = {"kv_heads": 1, "head_dim": 16}
+        model["layer_types"] = [
+            {key: small.get(key, value) for key, value in each.items()} for each in model["layer_types"]
+        ]
     if "rope_sections" in model:
         model["rope_sections"] = [0, 2, 2]
     if "head_parts" in model:

@@ -78,6 +78,61 @@ EVE = {
     "std": list(CLIP_STD),
 }
 CONV = {"kind": "conv", "inner_size": 4, "inner_width": 6}
+SLIDING = {
+    "name": "sliding_attention",
+    "kv_heads": 2,
+    "head_dim": 8,
+    "rope_theta": 1e4,
+    "rope_fraction": 1.0,
+    "rope_pairs": "rotated",
+    "keys_are_values": False,
+}
+FULL = {
+    **SLIDING,
+    "name": "full_attention",
+    "kv_heads": 1,
+    "head_dim": 16,
+    "rope_theta": 1e6,
+    "rope_fraction": 0.25,
+    "rope_pairs": "head",
+    "keys_are_values": True,
+}
+GEMMA = {
+    "layers": 3,
+    "ffn": "geglu",
+    "norm_scale_dtype": "float32",
+    "norm_placement": "sandwich",
+    "qk_norm": "rms",
+    "value_norm": "rms",
+    "attention_scale": 1.0,
+    "embedding_scale": "sqrt_width",
+    "layer_scalar": True,
+    "logit_softcap": 3.0,
+    "tied_head": True,
+    "patch_embed": {"kind": "normed", "inner_width": 12, "grid_side": 9},
+    "layer_types": [SLIDING, FULL],
+    "layer_pattern": ["sliding_attention", "sliding_attention", "full_attention"],
+}
+GEMMA_IMAGES = {
+    "geometry": "area",
+    "rounding": "down",
+    "patch_size": 6,
+    "min_pixels": 280 * 36,
+    "max_pixels": 280 * 36,
+    "resample": "bicubic",
+    "exif": "ignore",
+    "background": "published",
+    "begin_token": "<|image>",
+    "end_token": "<image|>",
+    "row_token": None,
+    "placeholder_token": "<|image|>",
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+}
+GEMMA_MASKS = [
+    {"layer_type": "sliding_attention", "image": "bidirectional", "sliding_window": 6},
+    {"layer_type": "full_attention", "image": "bidirectional"},
+]
 DYNAMIC = {"kind": "dynamic", "factor": 2.0, "trained_length": 64}
 LLAMA3 = {
     "kind": "llama3",
@@ -118,6 +173,7 @@ _TINY = {
     "fuyu": ("fuyu", {**PERSIMMON, "patch_embed": {"bias": True}}, FUYU, {}),
     "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"sliding_window": 17}),
     "fuyu with qwen3": ("fuyu", {"qk_norm": "rms", "head_dim": 16, "patch_embed": {"bias": True}}, FUYU, {}),
+    "gemma4_unified": ("gemma4_unified", GEMMA, GEMMA_IMAGES, {"layer_masks": GEMMA_MASKS, "template": "gemma4"}),
     "native": ("native", {"patch_embed": GRID, "experts": MODALITY, "bias": "all", "qk_norm": "layer"}, TILES, {}),
     "native with a mixture of experts": ("native", {"experts": {"ffn": "moe"}, "tied_head": True}, PATCHES, {}),
 }
@@ -266,5 +322,61 @@ PUBLISHED = {
         },
         582,
         9_408_238_592,
+    ),
+    "gemma4_unified": (
+        {
+            "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+            "model_type": "gemma4_unified",
+            "image_token_id": 258880,
+            "tie_word_embeddings": True,
+            "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 640, "rms_norm_eps": 1e-6},
+            "text_config": {
+                "attention_bias": False,
+                "attention_k_eq_v": True,
+                "enable_moe_block": False,
+                "final_logit_softcapping": 30.0,
+                "global_head_dim": 512,
+                "head_dim": 256,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "hidden_size": 3840,
+                "hidden_size_per_layer_input": 0,
+                "intermediate_size": 15360,
+                "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 8,
+                "max_position_embeddings": 262144,
+                "model_type": "gemma4_unified_text",
+                "num_attention_heads": 16,
+                "num_global_key_value_heads": 1,
+                "num_hidden_layers": 48,
+                "num_key_value_heads": 8,
+                "num_kv_shared_layers": 0,
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "full_attention": {
+                        "partial_rotary_factor": 0.25,
+                        "rope_theta": 1000000.0,
+                        "rope_type": "proportional",
+                    },
+                    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+                },
+                "sliding_window": 1024,
+                "tie_word_embeddings": True,
+                "use_bidirectional_attention": "vision",
+                "use_double_wide_mlp": False,
+                "vocab_size": 262144,
+            },
+            "vision_config": {
+                "mm_embed_dim": 3840,
+                "mm_posemb_size": 1120,
+                "model_patch_size": 48,
+                "model_type": "gemma4_unified_vision",
+                "num_soft_tokens": 280,
+                "output_proj_dims": 3840,
+                "patch_size": 16,
+                "pooling_kernel_size": 3,
+                "rms_norm_eps": 1e-6,
+            },
+        },
+        676,
+        11_959_730_224 - 640 * 3840,  # without the audio embedder
     ),
 }

@@ -109,6 +109,7 @@ def test_published_sizes(layout):
         ("mono_internvl", "mono_internvl_2b", ("max_tiles", "frozen_embedding_id")),
         ("evev2", "evev2_7b", ()),
         ("fuyu", "fuyu_8b", ()),
+        ("gemma4_unified", "gemma4_unified_12b", ()),
     ],
 )
 def test_a_published_config_json_and_our_file_of_that_model_agree(layout, file, free):

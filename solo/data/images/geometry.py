@@ -102,6 +102,8 @@ def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig, images: in
     nearest  EVEv2's training, without a lower bound; halves round to even
     within   `smart_resize` of Qwen2-VL and NEO: sides are rounded first, and scaled only if their product is out of
              bounds afterwards. The product may stay above the upper bound if one side is a single patch
+    down     `get_aspect_ratio_preserving_size` of Gemma 4, with both bounds equal. If one side is rounded to zero, it
+             becomes one patch, and the other as many as the rounded ratio of the sides
     """
     patch, pixels = config.patch_size, width * height
     least, most = config.min_pixels or 0, _most_pixels(config, images)
@@ -117,6 +119,14 @@ def _area(width: np.ndarray, height: np.ndarray, config: ImageConfig, images: in
         )
         return wide, high
     bound = np.where(pixels > most, most, np.maximum(pixels, least))
+    if config.rounding == "down":
+        factor = np.sqrt(bound / pixels)
+        wide, high = (np.floor(factor * side / patch).astype(np.int64) for side in (width, height))
+        longest = np.floor(bound / patch**2).astype(np.int64)
+        return (
+            np.where(wide == 0, 1, np.where(high == 0, np.minimum(width // height, longest), wide)) * patch,
+            np.where(wide == 0, np.minimum(height // width, longest), np.where(high == 0, 1, high)) * patch,
+        )
     factor = np.where(bound == pixels, 1.0, np.sqrt(pixels) / np.sqrt(bound))
     if config.rounding == "up":
         return _ceil(width / factor, patch), _ceil(height / factor, patch)

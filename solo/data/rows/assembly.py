@@ -68,12 +68,12 @@ def assemble_row(
 
 
 def row_attend(order: ReadingOrder, shape: RowShape, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
-    """Returns `Batch.attend` of a row, int32 [S, 4]: `visible` by slot. Empty slots attend to nothing.
+    """Returns `Batch.attend` of a row, int32 [S, 4] or [S, M, 4]: `visible` by slot. Empty slots attend to nothing.
 
     Raises:
         ValueError: the documents do not fit the row.
     """
-    attend = np.zeros((shape.slots, 4), np.int32)
+    attend = np.zeros((shape.slots, *_mask_axes(sequence), 4), np.int32)
     attend[_slots(order.is_patch, shape)] = visible(order, image, sequence)
     return attend
 
@@ -110,9 +110,13 @@ def _empty_row(shape: RowShape, image: ImageConfig, pad_id: int, sequence: Seque
         patch_grid=np.zeros((patches, 2), np.int32),
         text=np.full(text, pad_id, np.int32),
         positions=np.zeros((patches + text, *axes), np.int32),
-        attend=np.zeros((patches + text, 4), np.int32),
+        attend=np.zeros((patches + text, *_mask_axes(sequence), 4), np.int32),
         target_slots=np.zeros(targets, np.int32),
         target_ids=np.zeros(targets, np.int32),
         target_weights=np.zeros(targets, np.float32),
         target_source=np.zeros(targets, np.int32),
     )
+
+
+def _mask_axes(sequence: SequenceConfig) -> tuple[int, ...]:
+    return (len(sequence.layer_masks),) if sequence.layer_masks else ()

@@ -102,25 +102,47 @@ def outline(patches: int, text: int, image: ImageConfig) -> Document:
 
 
 def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -> np.ndarray:
+    """Returns the keys that each element attends to, int64 [N, 4], or [N, M, 4] with M `sequence.layer_masks`.
+
+    See `_visible`.
+    """
+    if not sequence.layer_masks:
+        return _visible(order, image, image.mask, sequence.sliding_window, limits_all=False)
+    masks = [
+        _visible(order, image, each.image, each.sliding_window, limits_all=each.window_limits == "all")
+        for each in sequence.layer_masks
+    ]
+    return np.stack(masks, axis=1)
+
+
+def _visible(
+    order: ReadingOrder, image: ImageConfig, mask: str, sliding_window: int | None, *, limits_all: bool
+) -> np.ndarray:
     """Returns the keys that each element attends to, int64 [N, 4]: patches [a0, a1) and text [a2, a3) of the row.
 
     In reading order, the keys are one interval. It ends with the element itself and begins with its document, or
-    `sliding_window - 1` elements before the element. `image.mask` changes the interval for images:
+    `sliding_window - 1` elements before the element. `mask` changes the interval for images:
 
     bidirectional  every element from an image's first patch to its last also attends to that whole span
     prefix         as bidirectional, but the span includes the image's begin and end tokens
     isolated       a patch attends only to itself
+
+    With `limits_all`, the interval of every element begins within the window, for images too.
     """
     first, last = order.document_start.copy(), np.arange(len(order.tokens))
-    if sequence.sliding_window is not None:
-        first = np.maximum(first, last - sequence.sliding_window + 1)
-    if image.mask in ("bidirectional", "prefix"):
+    if sliding_window is not None:
+        first = np.maximum(first, last - sliding_window + 1)
+    in_window = first
+    if mask in ("bidirectional", "prefix"):
         spans = _image_spans(order)
-        if image.mask == "prefix":
+        if mask == "prefix":
             spans = _Spans(spans.first - (image.begin_token is not None), spans.last + (image.end_token is not None))
         elements, number = spans.elements()
+        first = first.copy()
         first[elements] = np.minimum(first[elements], spans.first[number])
         last[elements] = spans.last[number]
+    if limits_all:
+        first = np.maximum(first, in_window)
     # patches_before[i] patches and text_before[i] text tokens precede element i of the row.
     is_patch = order.is_patch
     patches_before = np.concatenate([[0], np.cumsum(is_patch)])
@@ -128,7 +150,7 @@ def visible(order: ReadingOrder, image: ImageConfig, sequence: SequenceConfig) -
     attend = np.stack(
         [patches_before[first], patches_before[last + 1], text_before[first], text_before[last + 1]], axis=1
     )
-    if image.mask == "isolated":
+    if mask == "isolated":
         own = patches_before[:-1][is_patch]
         attend[is_patch] = np.stack([own, own + 1, np.zeros_like(own), np.zeros_like(own)], axis=1)
     return attend

@@ -237,21 +237,23 @@ class InternLM2Chat(Template):
     special_tokens = ("<|im_start|>", "<|im_end|>")
     _after = ""
     _stripped = True
+    _answerer = "assistant"
 
     def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
         super().__init__(tokenizer, system)
-        self.closing = (self._ids["<|im_end|>"], *tokenizer.encode(self._after))
+        self._starts, ends = (self._ids[token] for token in self.special_tokens)
+        self.closing = (ends, *tokenizer.encode(self._after))
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """`<|im_end|>`, the end-of-text token and `<|im_start|>`."""
-        return (*super().stops, self._ids["<|im_start|>"])
+        """The token that ends a turn, the end-of-text token, and the token that starts a turn."""
+        return (*super().stops, self._starts)
 
     def _turn(self, turn: Turn, first: bool, is_open: bool) -> _Layout:
         content = _strip(turn.content) if self._stripped else turn.content
         answers = turn.role == "assistant"
         body = (
-            [self._run(f"{turn.role}\n", False), *self._joined(content, turn.supervised)]
+            [self._run(f"{self._answerer}\n", False), *self._joined(content, turn.supervised)]
             if answers
             else self._joined([f"{turn.role}\n", *self._asked(turn, content)], False)
         )
@@ -259,7 +261,7 @@ class InternLM2Chat(Template):
         if not is_open:
             found.append(TextRun(self.closing, turn.supervised))
         elif not answers:
-            found += [TextRun(self.closing, False), self._start(), self._run("assistant\n", False)]
+            found += [TextRun(self.closing, False), self._start(), self._run(f"{self._answerer}\n", False)]
         return found
 
     def _asked(self, turn: Turn, content: Sequence[str | Image]) -> Sequence[str | Image]:
@@ -267,7 +269,7 @@ class InternLM2Chat(Template):
         return _broken(content)
 
     def _start(self) -> TextRun:
-        return TextRun((self._ids["<|im_start|>"],), False)
+        return TextRun((self._starts,), False)
 
     def _joined(self, content: Iterable[str | Image], supervised: bool) -> _Layout:
         """Joins adjacent texts."""
@@ -285,6 +287,21 @@ class ChatML(InternLM2Chat):
 
     _after = "\n"
     _stripped = False
+
+
+class Gemma4(InternLM2Chat):
+    """Gemma 4: `<|turn>role`, a line break, the message, `<turn|>` and a line break. The assistant's role is `model`.
+
+    Messages are stripped, and images stay in place. The channel of thoughts is not used: neither its tokens in prompts,
+    nor its removal from answers.
+    """
+
+    special_tokens = ("<|turn>", "<turn|>")
+    _after = "\n"
+    _answerer = "model"
+
+    def _asked(self, turn: Turn, content: Sequence[str | Image]) -> Sequence[str | Image]:
+        return content
 
 
 class Neo(ChatML):
@@ -359,6 +376,7 @@ TEMPLATES: dict[str, type[Template]] = {
     "neo_1_0": Neo10,
     "neo_1_5": Neo15,
     "fuyu": Fuyu,
+    "gemma4": Gemma4,
 }
 
 

@@ -10,6 +10,7 @@ from solo.interop.config_json import check_kind, check_values
 from solo.interop.layout import Layout, LayoutError
 from solo.interop.layouts.evev2 import EVEV2
 from solo.interop.layouts.fuyu import FUYU
+from solo.interop.layouts.gemma4_unified import GEMMA4_UNIFIED
 from solo.interop.layouts.internlm2 import INTERNLM2
 from solo.interop.layouts.llama import LLAMA, MISTRAL, QWEN2, QWEN3, LlamaLike
 from solo.interop.layouts.mono_internvl import MONO_INTERNVL
@@ -21,7 +22,7 @@ from solo.interop.layouts.solo import SAIL, SOLO
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
     for layout in (
-        *(NATIVE, SOLO, SAIL, MONO_INTERNVL, EVEV2, FUYU, NEO, NEO_UNIFY),
+        *(NATIVE, SOLO, SAIL, MONO_INTERNVL, EVEV2, FUYU, GEMMA4_UNIFIED, NEO, NEO_UNIFY),
         *(MISTRAL, LLAMA, QWEN2, QWEN3, INTERNLM2),
     )
 }

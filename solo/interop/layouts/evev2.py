@@ -35,6 +35,7 @@ class EVEv2(Layout):
         own = {
             "model.patch_embed.kind": "conv",
             "model.patch_embed.token_id": None,
+            "model.patch_embed.rotation_theta": None,
             **experts("modality"),
             "model.tied_head": False,
             "model.rope_sections": None,

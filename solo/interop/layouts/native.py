@@ -12,7 +12,12 @@ patches. R is shared, patches or text, and i the layer:
     model.patch_embed.positions [G G, I] .class_token [I]                grid; one more, first, with a class slot
     model.patch_embed.norm.weight .bias [n n I]                          grid
     model.patch_embed.hidden.weight [D, n n I] .bias, .out.weight [D, D] .bias
+    model.patch_embed.norm_in.weight .bias [3 p p], .hidden.weight [I, 3 p p] .bias      normed; pixels as in linear
+    model.patch_embed.norm_hidden.weight .bias [I], .columns .rows [G, I]
+    model.patch_embed.norm_out.weight .bias [I], .out.weight [D, I]
     model.layers.i.attention_norm.R.weight [D] .bias, model.layers.i.ffn_norm.R.weight .bias
+    model.layers.i.attention_post_norm.R.weight [D] .bias, .ffn_post_norm.R.weight .bias   norm_placement: sandwich
+    model.layers.i.scalar [1]                                                               layer_scalar
     model.layers.i.qkv.R.q.weight [H C, D] .bias [H C], .k.weight [K C, D] .bias, .v.weight [K E, D] .bias
     model.layers.i.qkv.R.q_norm.weight [C] .bias, .k_norm.weight .bias
     model.layers.i.qkv.R.q_grid.weight [H G, D] .bias, .k_grid.weight    with parts of that projection; G is their width
@@ -81,9 +86,13 @@ class Native(Layout):
         stacked = [path for path, spec in specs.items() if spec.in_layers]
         first = [path for path, spec in specs.items() if spec.component in ("patch_embed", "text_embed")]
         last = [path for path in specs if path not in (*stacked, *first)]
-        layers = ((path, layer) for layer in range(definition.config.layers) for path in stacked)
-        found = [*((path, None) for path in first), *layers, *((path, None) for path in last)]
-        return [rules.tensor(tensor_name(path, layer), path, layer) for path, layer in found]
+        found = [rules.tensor(tensor_name(path), path) for path in first]
+        for layer in range(definition.config.layers):
+            stack, number = rules.stack_of(layer)
+            for path in (path for path in stacked if path.startswith(stack)):
+                name = tensor_name(f"layers/{path.removeprefix(stack)}", layer)
+                found.append(rules.tensor(name, path, number))
+        return [*found, *(rules.tensor(tensor_name(path), path) for path in last)]
 
 
 def tensor_name(path: str, layer: int | None = None) -> str:

@@ -15,7 +15,7 @@ from flax import nnx
 from solo.config import ModelConfig
 from solo.model.declare import normal, zeros
 from solo.model.dense import Dense, add_bias
-from solo.model.norms import make_norm
+from solo.model.norms import make_norm, rms_normalised
 
 
 class QKVProjection(nnx.Module):
@@ -30,7 +30,8 @@ class QKVProjection(nnx.Module):
         q_axes, k_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         self.q = normal(rngs, (width, config.heads, dim), q_axes, std, "qkv", "hidden")
         self.k = normal(rngs, (width, config.kv_heads, dim), k_axes, std, "qkv", "hidden")
-        self.v = normal(rngs, (width, config.kv_heads, config.dim_per_value), k_axes, std, "qkv", "hidden")
+        own_values, values = not config.keys_are_values, (width, config.kv_heads, config.dim_per_value)
+        self.v = normal(rngs, values, k_axes, std, "qkv", "hidden") if own_values else None
         biased = config.bias != "none"
         self.q_bias = zeros((config.heads, dim), q_axes[1:], "qkv") if biased else None
         self.k_bias = zeros((config.kv_heads, dim), k_axes[1:], "qkv") if biased else None
@@ -42,12 +43,16 @@ class QKVProjection(nnx.Module):
         self.normed = normed_parts(config)
         for name, dim in self.normed:
             assert config.qk_norm != "none"
-            setattr(self, f"q_{name}", make_norm(config.qk_norm, dim, config.norm_eps, "qkv"))
-            setattr(self, f"k_{name}", make_norm(config.qk_norm, dim, config.norm_eps, "qkv"))
+            setattr(self, f"q_{name}", make_norm(config.qk_norm, dim, config.norm_eps, "qkv", config.norm_scale_dtype))
+            setattr(self, f"k_{name}", make_norm(config.qk_norm, dim, config.norm_eps, "qkv", config.norm_scale_dtype))
+        self.value_eps = None if config.value_norm == "none" else config.norm_eps
 
     def __call__(self, x: Any, dense: Dense) -> tuple[Any, Any, Any]:
         """Maps [B, ., D] to q [B, ., H, C + G], k [B, ., K, C + G] and v [B, ., K, E]."""
-        if self.q_grid is None or self.k_grid is None:
+        if self.v is None:
+            q, k = dense(x, self.q, self.k)
+            v = k
+        elif self.q_grid is None or self.k_grid is None:
             q, k, v = dense(x, self.q, self.k, self.v)
         else:
             q, k, v, q_grid, k_grid = dense(x, self.q, self.k, self.v, self.q_grid, self.k_grid)
@@ -55,6 +60,8 @@ class QKVProjection(nnx.Module):
         if self.q_grid is not None:
             q = jax.tree.map(_joined, q, add_bias(q_grid, self.q_grid_bias))
             k = jax.tree.map(_joined, k, add_bias(k_grid, self.k_grid_bias))
+        if self.value_eps is not None:
+            v = rms_normalised(v, self.value_eps)
         return self._normed(q, "q"), self._normed(k, "k"), v
 
     def _normed(self, x: Any, of: str) -> Any:

@@ -17,7 +17,7 @@ from solo.data.planning.row_shape import RowShape
 from solo.data.planning.stage_plan import StagePlan
 from solo.data.rows.loader import Loader
 from solo.data.store.prepare import Prepared, prepare
-from solo.model.flops import BatchStats, batch_stats
+from solo.model.flops import BatchStats, batch_stats, type_shares
 from solo.planning.rows import stated_rows
 from solo.scaling.sweep.identity import digest
 from solo.scaling.sweep.spec import RowStatistics
@@ -77,7 +77,7 @@ class MeasuredStatistics:
         self._batch_rows = stage.batch_rows
         self._tables = list(self._plan.chunks.values())
         sampled = first_batches(config, prepared, self._plan, max(1, _SAMPLED_ROWS // stage.batch_rows))
-        counted = [batch_stats(batch) for batch in sampled]
+        counted = [batch_stats(batch, type_shares(config.model)) for batch in sampled]
         tokens = sum(stats.patches + stats.text for stats in counted)
         self._pairs_per_token = sum(stats.pairs for stats in counted) / tokens
 
