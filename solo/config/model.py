@@ -296,8 +296,8 @@ class ModelConfig(Section):
         if self.rope_sections and sum(self.rope_sections) != self.rotary_dim // 2:
             raise ValueError(f"rope_sections {self.rope_sections} do not add up to {self.rotary_dim // 2} pairs")
         check_parts(self)
-        if self.rope_pairs == "head" and (self.rope_sections or self.rope_scaling):
-            raise ValueError("rope_pairs: head goes with neither rope_sections nor rope_scaling")
+        if self.rope_pairs == "head" and (self.rope_sections or self.rope_scaling or self.head_parts):
+            raise ValueError("rope_pairs: head goes with none of rope_sections, rope_scaling and head_parts")
         if self.keys_are_values and (self.bias != "none" or self.value_dim or self.head_parts):
             raise ValueError("keys_are_values goes with bias: none, and with neither value_dim nor head_parts")
         check_layer_types(self)

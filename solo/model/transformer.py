@@ -199,7 +199,7 @@ class Transformer(nnx.Module):
 
             def attention(q: Regions, k: Regions, v: Regions) -> Regions:
                 chosen = q.join()[:, queries_A], k.join(), attend_of(batch, self.config, kind)[:, queries_A]
-                found.append(dense_weights(*chosen, num_patches, self.config.scale))
+                found.append(dense_weights(*chosen, num_patches, self.config.of_type(kind).scale))
                 return context.attention(q, k, v)
 
             x = of_layer(x, context._replace(attention=attention)).x

@@ -200,6 +200,7 @@ def test_greedy_generation_with_a_cache(stock, ours) -> None:
     assert len(set(expected)) > 2
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(folder, ours) -> None:
     two = example(3, (1, 3), 5, seed=1), example(4, (2, 2), 3, seed=2)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
