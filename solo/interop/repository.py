@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from solo.config import ImageConfig
+from solo.config import Config, ImageConfig
 from solo.data.images.delimiters import image_tokens
 from solo.data.text import Tokenizer
 from solo.data.text.templates import make_template
@@ -53,7 +53,7 @@ def write_files(folder: Path, plan: ExportPlan) -> None:
         _write_json(folder / "generation_config.json", _generation(plan, plan.tokenizer))
     code: tuple[str, ...] = ()
     if plan.layout.images_form is not None and plan.tokenizer is not None:
-        _write_processor(folder, plan.config.image, plan.layout.images_form)
+        _write_processor(folder, plan.config, plan.layout.images_form)
         code = PROCESSOR_CODE
     if plan.layout.name == "native":
         config |= {"auto_map": _AUTO_MODEL}
@@ -120,7 +120,8 @@ def _generation(plan: ExportPlan, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _write_processor(folder: Path, image: ImageConfig, form: str) -> None:
+def _write_processor(folder: Path, config: Config, form: str) -> None:
+    image = config.image
     if image.placeholder_token is None:
         image = image.model_copy(update={"placeholder_token": PLACEHOLDER})
     classes = {"processor_class": "SoloMonolithProcessor", "auto_map": _AUTO_PROCESSOR}
@@ -128,6 +129,7 @@ def _write_processor(folder: Path, image: ImageConfig, form: str) -> None:
         "image_processor_type": "SoloMonolithImageProcessor",
         "image": image.model_dump(mode="json"),
         "form": form,
+        **({"inner_size": config.model.patch_embed.inner_size} if form == "grid_hw" else {}),
         **classes,
     }
     _write_json(folder / "preprocessor_config.json", images)

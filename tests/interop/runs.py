@@ -30,6 +30,14 @@ _PERSIMMON = {"norm": "layer", "qk_norm": "layer", "ffn": "relu2", "bias": "all"
 _GRID = {"kind": "grid", "inner_size": 4, "inner_width": 8, "grid_side": 4, "class_slot": True}
 _TILES = {"patch_size": 8, "geometry": "tiles", "tile_size": 16, "row_token": None, "resample": "bicubic"}
 _AREA = {"geometry": "area", "patch_size": 8, "min_pixels": 1024, "max_pixels": 1024, "resample": "bicubic"}
+_BESIDE = {"begin_token": "<vision>", "end_token": "</vision>", "row_token": None, "mask": "bidirectional"}
+_NEO: dict[str, Any] = {
+    "image": _AREA | _BESIDE | {"max_pixels": 2048, "rounding": "within"},
+    "sequence": {"positions": "separate"},
+}
+_ROTATED = {"kind": "conv", "inner_size": 4, "inner_width": 8, "rotation_theta": 100.0}
+_OWN = {"theta": 100.0, "projection": "grid"}
+_JOINT = {"theta": 100.0, "norm": "grid"}
 _MARKED = {"begin_token": None, "end_token": None, "row_token": None, "markers": True}
 _EVE = {"bias": "qkv", "patch_embed": {"kind": "conv", "inner_size": 4, "inner_width": 8}}
 # Config sections that each layout can store. A second word in a name marks a variant.
@@ -53,6 +61,32 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "fuyu qwen3": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}, "qk_norm": "rms"}},
     "fuyu persimmon": {"image": _FUYU, "model": DENSE | _PERSIMMON | {"patch_embed": {"bias": True}}},
+    "neo": _NEO
+    | {
+        "model": DENSE
+        | {
+            "patch_embed": _ROTATED,
+            "qk_norm": "rms",
+            "head_parts": [
+                {"axis": "time", "width": 8},
+                {"axis": "row", "width": 4, **_OWN},
+                {"axis": "column", "width": 4, **_OWN},
+            ],
+        }
+    },
+    "neo_unify": _NEO
+    | {
+        "model": DENSE
+        | {
+            "patch_embed": _ROTATED,
+            "qk_norm": "rms",
+            "head_parts": [
+                {"axis": "time", "width": 4},
+                {"axis": "row", "width": 2, **_JOINT},
+                {"axis": "column", "width": 2, **_JOINT},
+            ],
+        }
+    },
     "llama": {"model": MODEL},
     "mistral": {"model": MODEL, "sequence": {"sliding_window": 7}},
     "qwen2": {"model": MODEL | {"bias": "qkv", "tied_head": True}},

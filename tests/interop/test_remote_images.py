@@ -154,6 +154,25 @@ def test_images_that_need_no_resizing_and_no_images():
         processor([])
 
 
+def test_inner_patches_of_neo():
+    """In the order of the published code: row by row of the whole image, image after image."""
+    config = ImageConfig(**GEOMETRIES["area_within"])
+    images = [noise(40, 24), noise(24, 48, seed=1)]
+    processor = SoloMonolithImageProcessor(image=config.model_dump(mode="json"), form="grid_hw", inner_size=4)
+    found = processor(images, return_tensors="np")
+    assert found["image_grid_hw"].tolist() == [[6, 10], [12, 6]]
+    wanted = []
+    for image in images:
+        pixels = decode_patches(png(image), config)
+        rows, columns = int(pixels.grid.rows), int(pixels.grid.columns)
+        blocks = (
+            pixels.pixels.reshape(rows, columns, 3, 8, 8).transpose(2, 0, 3, 1, 4).reshape(3, 8 * rows, 8 * columns)
+        )
+        fine = blocks.reshape(3, 2 * rows, 4, 2 * columns, 4).transpose(1, 3, 0, 2, 4).reshape(-1, 48)
+        wanted.append(processor.normalised(fine))
+    np.testing.assert_array_equal(found["pixel_values"], np.concatenate(wanted))
+
+
 @pytest.mark.parametrize("background", ["white", "#0080ff", "published", "neo", "neo_unify"])
 def test_transparent_and_deep_images(background):
     config = ImageConfig(patch_size=8, max_side=64, background=background)

@@ -115,18 +115,25 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
     Args:
         image: the section of the config: geometry, patch_size, resample, mean, std, and so on.
         form: what the model's code takes; see `preprocess`.
+        inner_size: side of the patches of the form `grid_hw`, in pixels.
     """
 
     model_input_names = ("pixel_values", "patches_grid")
     valid_kwargs = SoloMonolithImagesKwargs
 
-    def __init__(self, image: dict[str, Any] | None = None, form: str = "patches", **kwargs: Any):
+    def __init__(
+        self,
+        image: dict[str, Any] | None = None,
+        form: str = "patches",
+        inner_size: int | None = None,
+        **kwargs: Any,
+    ):
         if image is None:
             raise ValueError("the image processor of this model needs the section `image` of its config")
         names = kwargs.keys() & SoloMonolithImagesKwargs.__annotations__.keys()
         self.image = overridden(image, {name: kwargs.pop(name) for name in names})
         super().__init__(**kwargs)
-        self.form = form
+        self.form, self.inner_size = form, inner_size
 
     def preprocess(
         self,
@@ -155,6 +162,8 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             channels_last   pixel_values [1, n, p*p*3], with the channels of a pixel side by side (Fuyu)
             tiles           pixel_values [tiles, 3, side, side], and image_flags, int64 [tiles, 1], all 1 (InternVL)
             images          images, a list of [3, height, width] (EVE)
+            grid_hw         pixel_values [n, 3*i*i], patches of side `inner_size` of all images, and their rows and
+                            columns image_grid_hw, int64 [images, 2] (NEO)
 
         Raises:
             ValueError: there are no images, or an argument cannot be honoured; see `overridden`.
@@ -175,7 +184,10 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             cut = [self.cut(image, share, config) for image, share in pairs]
             pixels = self.normalised(np.concatenate([pixels for pixels, _ in cut]))
             feature = self._in_patches(pixels, np.concatenate([places for _, places in cut]), return_tensors)
-        feature["image_grids_of"] = [self.grid(*image.size, share, config) for image, share in pairs]
+        grids = [self.grid(*image.size, share, config) for image, share in pairs]
+        if self.form == "grid_hw":
+            feature = self._in_inner_patches(feature["pixel_values"], grids, return_tensors)
+        feature["image_grids_of"] = grids
         return feature
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -198,6 +210,18 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         else:
             data = {"pixel_values": pixels, "patches_grid": places.astype(np.int64)}
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _in_inner_patches(self, pixels: Any, grids: list[Grid], return_tensors: str | None) -> BatchFeature:
+        side = self.inner_size or self.image["patch_size"]
+        count = self.image["patch_size"] // side
+        found, first = [], 0
+        for grid in grids:
+            whole = np.asarray(pixels[first : first + grid.rows * grid.columns])
+            blocks = whole.reshape(grid.rows, grid.columns, 3, count, side, count, side)
+            found.append(blocks.transpose(0, 3, 1, 5, 2, 4, 6).reshape(-1, 3 * side * side))
+            first += grid.rows * grid.columns
+        sizes = np.array([(count * grid.rows, count * grid.columns) for grid in grids], np.int64)
+        return BatchFeature({"pixel_values": np.concatenate(found), "image_grid_hw": sizes}, tensor_type=return_tensors)
 
     def _whole(self, wholes: list[list[np.ndarray]], return_tensors: str | None) -> BatchFeature:
         channels = [whole.transpose(2, 0, 1) for of_image in wholes for whole in of_image]
