@@ -5,6 +5,7 @@ paths. Sizes are reduced: width, layers, vocabulary, rows and steps. All other v
 """
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -166,6 +167,8 @@ def _reduce_stage(stage: dict[str, Any]) -> dict[str, Any]:
         stage |= {"batch_rows": 1, "accumulate": 1}
     else:
         stage["steps"] = 1
+    if "train" in stage:
+        stage["train"] = [re.sub(r"layers\[:\d+\]", "layers[:1]", pattern) for pattern in stage["train"]]
     if "patch_slots" in stage:
         stage |= {"patch_slots": 128, "text_slots": 128, "target_slots": 128}
     return stage
@@ -213,7 +216,7 @@ def _write_tokenizer(config: Config) -> None:
 
 def _write_weights(config: Config) -> None:
     """Random weights at `init_from`, as `solo import` writes them."""
-    layout = LAYOUTS["solo" if "solo" in config.name else "mono_internvl"]
+    layout = LAYOUTS[next(name for name in ("solo", "neo", "mono_internvl") if name in config.name)]
     definition = define(config, configured_tokenizer(config).vocab_size)
     rng, rules = np.random.default_rng(0), {rule.name: rule for rule in layout.tensors(definition)}
     folder = Path(str(config.init_from))

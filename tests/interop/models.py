@@ -78,6 +78,34 @@ EVE = {
     "std": list(CLIP_STD),
 }
 CONV = {"kind": "conv", "inner_size": 4, "inner_width": 6}
+NEO = {
+    "geometry": "area",
+    "patch_size": 8,
+    "min_pixels": 256,
+    "max_pixels": 4096,
+    "rounding": "within",
+    "resample": "bicubic",
+    "exif": "ignore",
+    "background": "neo",
+    "begin_token": "<img>",
+    "end_token": "</img>",
+    "row_token": None,
+    "placeholder_token": "<IMG_CONTEXT>",
+    "mask": "bidirectional",
+}
+
+
+def in_parts(width: int, **own: str) -> dict:
+    """Returns the keys of heads of 16 whose part for time has this width, and rows and columns half of it."""
+    grid = [{"axis": axis, "width": width // 2, "theta": 100.0, **own} for axis in ("row", "column")]
+    return {
+        "head_dim": 16,
+        "head_parts": [{"axis": "time", "width": width}, *grid],
+        "qk_norm": "rms",
+        "patch_embed": {**CONV, "inner_width": 8, "rotation_theta": 100.0},
+    }
+
+
 SLIDING = {
     "name": "sliding_attention",
     "kv_heads": 2,
@@ -174,6 +202,8 @@ _TINY = {
     "fuyu with mistral": ("fuyu", {"patch_embed": {"bias": True}}, FUYU, {"sliding_window": 17}),
     "fuyu with qwen3": ("fuyu", {"qk_norm": "rms", "head_dim": 16, "patch_embed": {"bias": True}}, FUYU, {}),
     "gemma4_unified": ("gemma4_unified", GEMMA, GEMMA_IMAGES, {"layer_masks": GEMMA_MASKS, "template": "gemma4"}),
+    "neo": ("neo", in_parts(16, projection="grid"), NEO, {"positions": "separate"}),
+    "neo_unify": ("neo_unify", in_parts(8, norm="grid"), {**NEO, "background": "neo_unify"}, {"positions": "separate"}),
     "native": ("native", {"patch_embed": GRID, "experts": MODALITY, "bias": "all", "qk_norm": "layer"}, TILES, {}),
     "native with a mixture of experts": ("native", {"experts": {"ffn": "moe"}, "tied_head": True}, PATCHES, {}),
 }

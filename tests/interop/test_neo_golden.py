@@ -19,6 +19,7 @@ from solo.interop.description import describe_repository
 from solo.interop.export import export
 from solo.interop.importing import import_repository
 from solo.interop.layout import LayoutError
+from solo.interop.layouts import LAYOUTS
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "neo"
 NAMES = {"neo_a": "neo", "neo_unify_a": "neo_unify"}
@@ -128,6 +129,15 @@ def test_import_and_export_keep_every_bit(name, tmp_path):
     batch = tensors(name, "row0") | {"slot_multiple": SLOTS}
     logits = [model.logits(model.batch(**batch)) for model in (model_of(name), solo.load(tmp_path / "again"))]
     np.testing.assert_array_equal(*logits)
+
+
+def test_a_form_is_not_written_as_the_other():
+    configs = {layout: describe_repository(GOLDENS / name)[1] for name, layout in NAMES.items()}
+    for layout, other in (("neo", "neo_unify"), ("neo_unify", "neo")):
+        assert LAYOUTS[layout].refusal(configs[layout]) is None
+        assert f"model.head_parts is not that of the {layout} layout: time" in str(
+            LAYOUTS[layout].refusal(configs[other])
+        )
 
 
 def changed(tmp_path: Path, name: str, change=lambda config: None, without: tuple[str, ...] = ()) -> Path:

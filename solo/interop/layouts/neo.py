@@ -165,24 +165,26 @@ class Neo(Layout):
             return f"model.value_dim is {model.value_dim}; the {self.name} layout has head_dim, {model.dim_per_head}"
         if model.attention_scale not in (None, model.dim_per_head**-0.5):
             return f"model.attention_scale is {model.attention_scale}; the {self.name} layout has head_dim^-0.5"
-        parts = [part.model_dump() for part in model.head_parts or ()]
-        theta = parts[1]["theta"] or model.rope_theta if len(parts) == 3 else _THETA
-        wanted = self._parts(model.dim_per_head, theta)
-        for part, like in zip(parts, wanted, strict=False):
-            part["theta"] = part["theta"] or model.rope_theta
-            like |= {"theta": like.get("theta", model.rope_theta)}
-        spelt = [{"projection": "main", "norm": "own"} | part for part in wanted]
-        if len(parts) != 3 or parts != spelt:
-            needed = ", ".join(f"{part['axis']} {part['width']}" for part in spelt)
+        thetas = [part.theta or model.rope_theta for part in model.head_parts or ()]
+        wanted = self._parts(model.dim_per_head, thetas[-1] if thetas else _THETA)
+        stated = [
+            part.model_dump() | {"theta": theta} for part, theta in zip(model.head_parts or (), thetas, strict=True)
+        ]
+        if stated != [part | {"theta": part["theta"] or model.rope_theta} for part in wanted]:
+            needed = ", ".join(f"{part['axis']} {part['width']}" for part in wanted)
             kind = "projection: grid" if self.name == "neo" else "norm: grid"
-            return f"model.head_parts is not that of the {self.name} layout: {needed}, rows and columns with {kind}"
+            return (
+                f"model.head_parts is not that of the {self.name} layout: {needed}; row and column with {kind} and the"
+                " same theta"
+            )
         return None
 
     def _parts(self, head_dim: int, theta: float) -> list[dict[str, Any]]:
         """Returns `model.head_parts`."""
+        plain = {"theta": None, "projection": "main", "norm": "own"}
         whole, own = (head_dim, {"projection": "grid"}) if self.name == "neo" else (head_dim // 2, {"norm": "grid"})
-        grid = [{"axis": axis, "width": whole // 2, "theta": float(theta), **own} for axis in ("row", "column")]
-        return [{"axis": "time", "width": whole}, *grid]
+        grid = plain | {"width": whole // 2, "theta": float(theta)} | own
+        return [plain | {"axis": "time", "width": whole}, *(grid | {"axis": axis} for axis in ("row", "column"))]
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         rules, config = Rules(definition), definition.config
