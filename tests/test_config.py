@@ -153,6 +153,7 @@ GRID_NORM = {"norm": "grid"}
         ({"head_parts": [TIME, ROW | GRID_NORM, COLUMN | GRID | GRID_NORM], "qk_norm": "rms"}, r"the same projection"),
         ({"head_parts": [TIME, ROW], "rope_sections": [0, 2, 2]}, r"leave out rope_sections"),
         ({"head_parts": [TIME, ROW], "rope_fraction": 0.5}, r"leave out rope_fraction"),
+        ({"value_dim": 9}, r"value_dim 9 is above the width of a query, 8"),
         ({"head_parts": [{"axis": "time", "width": 5}, ROW]}, r"head_parts\.0\.width: .*multiple of 2"),
         ({"head_parts": [TIME, ROW]}, r"sequence\.positions is text, but the model's heads need separate"),
         ({"rope_sections": [0, 2, 2]}, r"sequence\.positions is text, but the model's heads need grid"),

@@ -301,6 +301,8 @@ class ModelConfig(Section):
         if self.keys_are_values and (self.bias != "none" or self.value_dim or self.head_parts):
             raise ValueError("keys_are_values goes with bias: none, and with neither value_dim nor head_parts")
         check_layer_types(self)
+        if self.dim_per_value > self.dim_per_query:
+            raise ValueError(f"value_dim {self.value_dim} is above the width of a query, {self.dim_per_query}")
         if self.quantization.kind != "none" and "ffn" in self.quantization.components and self.experts.ffn == "moe":
             raise ValueError(
                 "quantization does not reach the experts of a router (experts.ffn: moe); set quantization.components:"

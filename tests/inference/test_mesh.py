@@ -20,6 +20,7 @@ from solo.sharding.generation import make_cache
 from solo.sharding.mesh import make_mesh
 from tests.inference.test_monolith import CONVERSATIONS, Spelled, random_parameters
 from tests.launch.tiny_run import REPOSITORY, environment, outputs
+from tests.reference import NEO
 from tests.tiny import MODEL, assistant, image, tiny_config, user
 
 MESHES = [
@@ -40,16 +41,24 @@ def spelled(tiny_tokenizer, tmp_path_factory) -> Spelled:
 
 @cache
 def make(spelled, kind: str, **sizes) -> Monolith:
-    kinds = {"moe": {"experts": {"ffn": "moe"}, "moe": {"count": 4, "top_k": 2}}, "wide": {"ffn_width": 512}}
+    kinds = {
+        "moe": {"experts": {"ffn": "moe"}, "moe": {"count": 4, "top_k": 2}},
+        "wide": {"ffn_width": 512},
+        "parts": NEO,
+    }
     changes = kinds.get(kind, {})
-    config = tiny_config("bidirectional", model={**MODEL, "attention_block": 16, **changes})
+    sequence = {"positions": "separate"} if kind == "parts" else {}
+    config = tiny_config("bidirectional", model={**MODEL, "attention_block": 16, **changes}, sequence=sequence)
     devices = jax.devices() if sizes else jax.devices()[:1]
     return Monolith(config, spelled, random_parameters(config, spelled), make_mesh(MeshConfig(**sizes), devices))
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=IDS)
-def test_answers_are_those_of_one_device(spelled, sizes) -> None:
-    alone, spread = make(spelled, "experts"), make(spelled, "experts", **sizes)
+CASES = [*(("experts", sizes) for sizes in MESHES), ("parts", MESHES[2])]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), CASES, ids=[*IDS, "heads in parts"])
+def test_answers_are_those_of_one_device(spelled, kind, sizes) -> None:
+    alone, spread = make(spelled, kind), make(spelled, kind, **sizes)
     expected = alone.generate(CONVERSATIONS, 6)
     assert spread.generate(CONVERSATIONS, 6) == expected
     assert spread.generate(CONVERSATIONS, 6, prefill_chunk_size=24) == expected

@@ -20,6 +20,7 @@ from solo.model.parameters import ModelDefinition
 from solo.sharding.mesh import make_mesh
 from solo.training.groups import trainable_paths
 from solo.training.step import make_stage
+from tests.reference import NEO
 from tests.tiny import MODEL
 
 B, P, T, Y = 2, 192, 320, 128
@@ -104,6 +105,15 @@ def test_experts_count_as_often_as_the_router_chooses_them(moe) -> None:
     router = 3 * 2 * 2 * 32 * moe["count"]
     assert routed["ffn_patches"] - dense["ffn_patches"] == 100 * router
     assert routed["ffn_text"] - dense["ffn_text"] == 200 * router
+
+
+def test_queries_and_values_count_with_their_own_widths() -> None:
+    """Parts of 8 + 10 dimensions of queries and keys, values of 6: 4 heads, 2 key heads, 2 layers of width 32."""
+    config = ModelConfig.model_validate({**MODEL, "experts": ExpertsConfig(), **NEO}, strict=False)
+    found = step_flops(ModelDefinition(config, ImageConfig(patch_size=8), 310), BatchStats(100, 200, 50, 9999))
+    assert found["attention"] == 3 * 2 * (18 + 6) * 4 * 2 * 9999
+    assert found["qkv"] == 3 * 2 * 32 * (18 * 4 + 18 * 2 + 6 * 2) * 2 * 300
+    assert found["out"] == 3 * 2 * 6 * 4 * 32 * 2 * 300
 
 
 def test_inner_patches_multiply_by_the_convolution_once_each_and_pixels_have_no_gradient() -> None:
