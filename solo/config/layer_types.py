@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from solo.config.base import Section
 
@@ -46,5 +46,6 @@ def check_layer_types(model: ModelConfig) -> None:
     for each in model.layer_types:
         try:
             model.of_type(each.name)
-        except ValueError as error:
-            raise ValueError(f"layer_types, {each.name}: {error}") from None
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"layer_types, {each.name}: {fault}") from None

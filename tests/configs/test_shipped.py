@@ -209,7 +209,11 @@ def _write_tokenizer(config: Config) -> None:
     if config.sequence.template in ("chatml", "neo"):
         write_repository(folder, {"eos_token": "<|im_end|>"}, tokenizer_json=byte_level_json())
         return
-    own = {"internlm2_chat": ["<|im_start|>", "<|im_end|>"], "fuyu": ["|NEWLINE|", "|SPEAKER|"]}
+    own = {
+        "internlm2_chat": ["<|im_start|>", "<|im_end|>"],
+        "fuyu": ["|NEWLINE|", "|SPEAKER|"],
+        "gemma4": ["<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>"],
+    }
     added = {500 + number: {"content": token} for number, token in enumerate(own.get(config.sequence.template, []))}
     write_repository(folder, {"added_tokens_decoder": added}, tokenizer_model=foreign_model(507))
 
