@@ -97,6 +97,10 @@ def make_reference(folder: Path, plan: ExportPlan) -> Reference:
         model = transformers.FuyuForCausalLM.from_pretrained(folder, dtype=torch.float32)
         name = f"transformers' FuyuForCausalLM around {type(model.model.language_model).__name__}"
         return Reference(name, model, processor, generation, inputs=_fuyu_inputs(model.config.patch_size))
+    if layout == "gemma4_unified":
+        processor.image_processor.form = str(plan.layout.images_form)
+        model = transformers.Gemma4UnifiedForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        return Reference("transformers' Gemma4UnifiedForConditionalGeneration", model, processor, generation)
     name = "the PyTorch code of native repositories; current transformers has no class for this layout"
     return Reference(name, _native_model(folder, plan), processor, generation)
 

@@ -35,6 +35,35 @@ _NEO: dict[str, Any] = {
     "image": _AREA | _BESIDE | {"max_pixels": 2048, "rounding": "within"},
     "sequence": {"positions": "separate"},
 }
+_RAW = {"mask": "causal", "mean": [0.0] * 3, "std": [1.0] * 3}
+_GEMMA: dict[str, Any] = {
+    "layers": 3,
+    "ffn": "geglu",
+    "norm_eps": 1e-6,
+    "norm_scale_dtype": "float32",
+    "norm_placement": "sandwich",
+    "qk_norm": "rms",
+    "value_norm": "rms",
+    "attention_scale": 1.0,
+    "embedding_scale": "sqrt_width",
+    "tied_head": True,
+    "logit_softcap": 4.0,
+    "layer_scalar": True,
+    "patch_embed": {"kind": "normed", "inner_width": 12, "grid_side": 9},
+    "layer_pattern": ["sliding_attention", "full_attention", "full_attention"],
+    "layer_types": [
+        {"name": "sliding_attention"},
+        {
+            "name": "full_attention",
+            "head_dim": 16,
+            "kv_heads": 1,
+            "rope_theta": 1e6,
+            "rope_fraction": 0.25,
+            "rope_pairs": "head",
+            "keys_are_values": True,
+        },
+    ],
+}
 _ROTATED = {"kind": "conv", "inner_size": 4, "inner_width": 8, "rotation_theta": 100.0}
 _OWN = {"theta": 100.0, "projection": "grid"}
 _JOINT = {"theta": 100.0, "norm": "grid"}
@@ -61,6 +90,16 @@ SECTIONS: dict[str, dict[str, Any]] = {
     },
     "fuyu qwen3": {"image": _FUYU, "model": DENSE | {"patch_embed": {"bias": True}, "qk_norm": "rms"}},
     "fuyu persimmon": {"image": _FUYU, "model": DENSE | _PERSIMMON | {"patch_embed": {"bias": True}}},
+    "gemma4_unified": {
+        "image": _AREA | _BESIDE | _RAW | {"patch_size": 6, "min_pixels": 576, "max_pixels": 576, "rounding": "down"},
+        "model": DENSE | _GEMMA,
+        "sequence": {
+            "layer_masks": [
+                {"layer_type": "sliding_attention", "sliding_window": 9, "image": "bidirectional"},
+                {"layer_type": "full_attention", "image": "bidirectional"},
+            ]
+        },
+    },
     "neo": _NEO
     | {
         "model": DENSE
@@ -101,7 +140,7 @@ def saved_run(folder: Path, tokenizer: Tokenizer, **sections: Any) -> Path:
     tokenizer = extend_tokenizer(tokenizer, filter(None, [config.image.placeholder_token]))
     rng = np.random.default_rng(0)
     parameters = {
-        path: np.float32(rng.normal(0, 0.15, spec.shape) + path.endswith("scale"))
+        path: np.float32(rng.normal(0, 0.15, spec.shape) + path.endswith(("scale", "scalar")))
         for path, spec in define(config, tokenizer.vocab_size).specs.items()
     }
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

@@ -64,7 +64,7 @@ def test_every_layout_is_written_and_loaded_again(name, runs, tmp_path):
     files = {path.name for path in (tmp_path / "out").iterdir()}
     processor = WITH_IMAGES if LAYOUTS[layout].has_images else set()
     assert files == ALWAYS | processor | (NATIVE_ONLY if layout == "native" else set())
-    assert done.placeholder == ("<image>" if layout in ("native", "fuyu") else None)
+    assert done.placeholder == ("<image>" if layout in ("native", "fuyu", "gemma4_unified") else None)
     assert bool(done.left_out) == (not LAYOUTS[layout].has_images)
     before, after = solo.load(runs(name)), solo.load(tmp_path / "out")
     rows = before.definition.vocab_size

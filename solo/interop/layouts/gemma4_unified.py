@@ -71,7 +71,7 @@ class Gemma4Unified(Layout):
     name = "gemma4_unified"
     has_images = True
     names_placeholder = True
-    images_form = "positions"
+    images_form = "position_ids"
     templates = ("gemma4",)
     varies = ("model.keys_are_values", "model.rope_pairs", "model.logit_softcap", "model.layer_types")
 
@@ -95,6 +95,7 @@ class Gemma4Unified(Layout):
             "model.embedding_scale": "sqrt_width",
             "model.layer_scalar": True,
             "image.markers": False,
+            "image.row_token": None,
             "image.mask": "causal",
             "image.patch_order": "rows",
             "image.mean": ((0.0, 0.0, 0.0),),

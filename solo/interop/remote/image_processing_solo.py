@@ -162,6 +162,9 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             channels_last   pixel_values [1, n, p*p*3], with the channels of a pixel side by side (Fuyu)
             tiles           pixel_values [tiles, 3, side, side], and image_flags, int64 [tiles, 1], all 1 (InternVL)
             images          images, a list of [3, height, width] (EVE)
+            position_ids    pixel_values [images, slots, p*p*3], with the channels of a pixel side by side, and column
+                            and row of each patch, image_position_ids, int64 [images, slots, 2]; -1 where an image has
+                            fewer patches than another (Gemma 4)
             grid_hw         pixel_values [n, 3*i*i], patches of side `inner_size` of all images, and their rows and
                             columns image_grid_hw, int64 [images, 2] (NEO)
 
@@ -185,6 +188,8 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
             pixels = self.normalised(np.concatenate([pixels for pixels, _ in cut]))
             feature = self._in_patches(pixels, np.concatenate([places for _, places in cut]), return_tensors)
         grids = [self.grid(*image.size, share, config) for image, share in pairs]
+        if self.form == "position_ids":
+            feature = self._in_slots([self.cut(image, share, config) for image, share in pairs], return_tensors)
         if self.form == "grid_hw":
             feature = self._in_inner_patches(feature["pixel_values"], grids, return_tensors)
         feature["image_grids_of"] = grids
@@ -210,6 +215,16 @@ class SoloMonolithImageProcessor(BaseImageProcessor):
         else:
             data = {"pixel_values": pixels, "patches_grid": places.astype(np.int64)}
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _in_slots(self, cut: list[tuple[np.ndarray, np.ndarray]], return_tensors: str | None) -> BatchFeature:
+        slots = max(len(pixels) for pixels, _ in cut)
+        found = np.zeros((len(cut), slots, cut[0][0].shape[1]), np.float32)
+        places = np.full((len(cut), slots, 2), -1, np.int64)
+        for number, (pixels, grid) in enumerate(cut):
+            by_pixel = self.normalised(pixels).reshape(len(pixels), 3, -1).transpose(0, 2, 1)
+            found[number, : len(pixels)] = by_pixel.reshape(pixels.shape)
+            places[number, : len(pixels)] = grid[:, ::-1]
+        return BatchFeature({"pixel_values": found, "image_position_ids": places}, tensor_type=return_tensors)
 
     def _in_inner_patches(self, pixels: Any, grids: list[Grid], return_tensors: str | None) -> BatchFeature:
         side = self.inner_size or self.image["patch_size"]
@@ -436,6 +451,15 @@ def _area(width: int, height: int, config: dict[str, Any]) -> tuple[int, int]:
             sides = [math.ceil(side * factor / patch) * patch for side in (width, height)]
         return sides[0], sides[1]
     bound = most if pixels > most else max(pixels, least)
+    if config["rounding"] == "down":
+        factor = math.sqrt(bound / pixels)
+        wide, high = (math.floor(factor * side / patch) for side in (width, height))
+        longest = math.floor(bound / patch**2)
+        if wide == 0:
+            wide, high = 1, min(height // width, longest)
+        elif high == 0:
+            wide, high = min(width // height, longest), 1
+        return wide * patch, high * patch
     factor = 1.0 if bound == pixels else math.sqrt(pixels) / math.sqrt(bound)
     whole = math.ceil if config["rounding"] == "up" else round
     return whole(width / factor / patch) * patch, whole(height / factor / patch) * patch

@@ -96,6 +96,8 @@ class SoloMonolithProcessor(ProcessorMixin):
             found["vision_patch_indices"] = self._numbered(ids)
         elif ids is not None and form == "images":
             found["input_ids"] = self._replaced(ids)
+        elif ids is not None and form == "position_ids":
+            found["mm_token_type_ids"] = self._marked(ids)
         return found
 
     def _numbered(self, ids: Any) -> Any:
@@ -105,6 +107,12 @@ class SoloMonolithProcessor(ProcessorMixin):
             return is_patch.reshape(-1).cumsum(0).reshape(is_patch.shape) * is_patch - 1
         numbers = itertools.count()
         return [[next(numbers) if token == self.image_token_id else -1 for token in row] for row in ids]
+
+    def _marked(self, ids: Any) -> Any:
+        """Returns 1 for a patch and 0 for text, in the form of `ids`."""
+        if not isinstance(ids, list):
+            return (ids == self.image_token_id) * 1
+        return [[int(token == self.image_token_id) for token in row] for row in ids]
 
     def _replaced(self, ids: Any) -> Any:
         """Returns `ids` with the number that EVE's code replaces by an image."""
