@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from solo.config import (
@@ -56,7 +56,8 @@ def check_agreement(layout: Layout, sections: Sections, config: Config, origin: 
         LayoutError: the models differ; all differences are listed.
     """
     model, image = source_model(sections, config), source_image(sections, config)
-    lines = [*_model_lines(sections, model, config.model, pre_layers), *_expert_lines(model, config.model)]
+    keys = dict.fromkeys([*sections["model"], *_unstated(layout)])
+    lines = [*_model_lines(keys, sections, model, config.model, pre_layers), *_expert_lines(model, config.model)]
     if layout.has_images and pre_layers:
         lines.append(f"{pre_layers} layers in front: only a text model gets them")
     if not layout.has_images:
@@ -100,15 +101,24 @@ def _part_lines(ours: ModelConfig) -> Iterator[str]:
         yield "model.value_dim and model.attention_scale differ from those of a text model; leave them out"
 
 
-def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig, pre_layers: int = 0) -> Iterator[str]:
+def _unstated(layout: Layout) -> Iterator[str]:
+    """Yields the keys of the model section that config.json of a layout lacks, because its models are all alike."""
+    for key in layout.usual():
+        # The heads of a text model may become parts of ours.
+        if layout.has_images or key not in ("model.head_parts", "model.value_dim", "model.attention_scale"):
+            yield key.removeprefix("model.")
+
+
+def _model_lines(
+    keys: Iterable[str], sections: Sections, theirs: ModelConfig, ours: ModelConfig, pre_layers: int = 0
+) -> Iterator[str]:
     decisive = set(keys_deciding(ModelConfig, "model")) - _COMPARED_APART
-    for key in sections["model"]:
+    for key in keys:
         if key == "patch_embed":
             for inner in sections["model"]["patch_embed"]:
                 yield from _line(f"model.patch_embed.{inner}", theirs.patch_embed, ours.patch_embed, inner)
-        elif key == "layer_pattern":
-            yield from _line("the types of the layers", theirs, ours, "type_of_each_layer")
         elif key == "layer_types":
+            yield from _line("the types of the layers", theirs, ours, "type_of_each_layer")
             yield from _type_lines(theirs, ours)
         elif key == "head_dim":
             yield from _line("model.head_dim", theirs, ours, "dim_per_head")
@@ -120,7 +130,7 @@ def _model_lines(sections: Sections, theirs: ModelConfig, ours: ModelConfig, pre
         elif key == "tied_head" and (theirs.tied_head, ours.tied_head) == (True, False):
             pass  # The head begins as a copy of the embedding.
         # `rope_sections` may be added: a text token has the same time, row and column.
-        elif key in decisive and key != "layers":
+        elif key in decisive and key not in ("layers", "layer_pattern"):
             yield from _line(f"model.{key}", theirs, ours, key)
     if "parametrisation" not in sections["model"] and ours.parametrisation.kind != "standard":
         yield f"model.parametrisation.kind: standard there, {ours.parametrisation.kind} here"

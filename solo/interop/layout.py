@@ -22,12 +22,12 @@ _USUAL: Mapping[str, Any] = {
     "model.logit_softcap": None,
     "model.layer_scalar": False,
     "model.layer_types": ((),),
+    "model.head_parts": None,
+    "model.value_dim": None,
+    "model.attention_scale": None,
 }
 
 Sections = dict[str, dict[str, Any]]
-
-# Heads that most layouts cannot vary.
-_PLAIN_HEADS = {"model.head_parts": None, "model.value_dim": None, "model.attention_scale": None}
 
 
 class LayoutError(ValueError):
@@ -97,9 +97,10 @@ class Layout(ABC):
 
     def refusal(self, config: Config) -> str | None:
         """Returns why this layout cannot store a model of this config (key, value, what it must be), or None."""
-        return first_refusal(config, self.name, {**self._usual(), **self.fixed()})
+        return first_refusal(config, self.name, {**self.usual(), **self.fixed()})
 
-    def _usual(self) -> Mapping[str, Any]:
+    def usual(self) -> Mapping[str, Any]:
+        """Returns entries like those of `fixed`, of keys that config.json does not have."""
         return {key: value for key, value in _USUAL.items() if key not in self.varies}
 
     @abstractmethod

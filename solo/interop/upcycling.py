@@ -77,11 +77,11 @@ def is_zero_at_first(slice_: ParameterSlice, spec: ParameterSpec, before: PreLay
 
 
 def draw(slice_: ParameterSlice, spec: ParameterSpec, dtype: np.dtype, std: float, seed: int) -> np.ndarray:
-    """Returns the initial value of a parameter: norm scales are one, biases zero, and the rest is N(0, std^2).
+    """Returns the initial value of a parameter: N(0, std^2), but one for norm scales and constants, and zero for biases.
 
     It is a pure function of the seed and the parameter.
     """
-    if spec.role == "norm":
+    if spec.role in ("norm", "constant"):
         return np.ones(spec.shape, dtype)
     if spec.role == "bias":
         return np.zeros(spec.shape, dtype)

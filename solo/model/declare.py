@@ -21,7 +21,7 @@ Region = Literal["shared", "patches", "text", "targets", "moe"]
 """The slots that use a parameter: all slots, the slots of one region, the slots whose logits are computed, or the slots
 that a learned router sends to an expert."""
 
-Role = Literal["input", "hidden", "residual", "router", "head", "embedding", "norm", "bias", "vector"]
+Role = Literal["input", "hidden", "residual", "router", "head", "embedding", "norm", "bias", "vector", "constant"]
 """The role of a parameter.
 
 input      matrix whose inputs do not grow with the width, such as pixels
@@ -33,6 +33,7 @@ embedding  lookup table with a row per token or position
 norm       scale of a norm, initialised to one
 bias       initialised to zero
 vector     learned vector that replaces the embedding of a slot
+constant   not trained, and initialised to one
 """
 
 _MATRICES = ("input", "hidden", "residual", "router", "head")
@@ -120,6 +121,11 @@ def normal(
 def ones(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:
     """Returns the float32 scale of a norm."""
     return _declare(jnp.ones(shape, jnp.float32), axes, component, "norm")
+
+
+def constant(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:
+    """Returns float32 ones that get no gradient and no weight decay; the caller stops the gradient."""
+    return _declare(jnp.ones(shape, jnp.float32), axes, component, "constant")
 
 
 def zeros(shape: tuple[int, ...], axes: tuple[str, ...], component: Component) -> nnx.Param:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from solo.config import ModelConfig
 from solo.model.attention.projections import OutputProjection, QKVProjection
-from solo.model.declare import ones
+from solo.model.declare import constant
 from solo.model.dense import Dense
 from solo.model.ffn import FFN
 from solo.model.kv_cache import KVCache, keys_and_values
@@ -69,7 +69,7 @@ class Layer(nnx.Module):
         is_sandwich = config.norm_placement == "sandwich"
         self.attention_post_norm = PerRegion(experts.norms, lambda: hidden_norm(config)) if is_sandwich else None
         self.ffn_post_norm = PerRegion(experts.norms, lambda: hidden_norm(config)) if is_sandwich else None
-        self.scalar = ones((1,), ("norm",), "norms") if config.layer_scalar else None
+        self.scalar = constant((1,), ("norm",), "norms") if config.layer_scalar else None
         self.ffn: PerRegion | MoEFFN
         if experts.ffn == "moe":
             self.ffn = MoEFFN(config, residual_std, rngs)

@@ -43,8 +43,10 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
             rotate=turn,
         )
     tensor = mesh.shape["tensor"]
-    if config.kv_heads % tensor:
-        raise ConfigError(f"mesh.tensor {tensor} does not divide model.kv_heads {config.kv_heads}")
+    for kind in config.layers_by_type:
+        if (heads := config.of_type(kind).kv_heads) % tensor:
+            where = "model.kv_heads" if kind is None else f"kv_heads of {kind} in model.layer_types,"
+            raise ConfigError(f"mesh.tensor {tensor} does not divide {where} {heads}")
 
     def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))

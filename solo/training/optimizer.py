@@ -57,7 +57,9 @@ def update_rules(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) ->
 
 def decays(spec: ParameterSpec, kind: Literal["matrices", "matrices_and_embeddings", "all"]) -> bool:
     """Returns whether weight decay applies to a parameter; see `OptimizerConfig.weight_decay_mask`."""
-    return kind == "all" or spec.is_matrix or (kind == "matrices_and_embeddings" and spec.role == "embedding")
+    if kind == "all":
+        return spec.role != "constant"
+    return spec.is_matrix or (kind == "matrices_and_embeddings" and spec.role == "embedding")
 
 
 def make_optimizer(
@@ -115,7 +117,7 @@ def _decay(config: OptimizerConfig, specs: Mapping[str, ParameterSpec]) -> list[
     found = []
     for decay in dict.fromkeys([config.weight_decay, *own.values()]):
         mask = {
-            path: own[path] == decay
+            path: own[path] == decay and decays(spec, "all")
             if path in own
             else decay == config.weight_decay and decays(spec, config.weight_decay_mask)
             for path, spec in specs.items()

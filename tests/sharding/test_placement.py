@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solo.config import MeshConfig, ModelConfig
+from solo.config import ConfigError, MeshConfig, ModelConfig
 from solo.model.kv_cache import keys_and_values
 from solo.model.placement import local_attention
 from solo.model.regions import Regions
@@ -50,3 +50,10 @@ def test_a_cache_on_a_context_axis_gets_the_keys_of_all_devices(sizes: tuple[int
     for part, wanted in zip(keys_and_values(found, np.int32(0)), (k, v), strict=True):
         for one, other in zip(part, wanted, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_tensor_axis_divides_the_key_heads_of_every_type_of_layers() -> None:
+    types = {"layer_types": [{"name": "near"}, {"name": "far", "kv_heads": 1}], "layer_pattern": ["near", "far"]}
+    config = ModelConfig.model_validate({**CONFIG.model_dump(), **types, "layers": 2}, strict=False)
+    with pytest.raises(ConfigError, match="mesh.tensor 2 does not divide kv_heads of far in model.layer_types, 1"):
+        placement(make_mesh(MeshConfig(tensor=2), jax.devices()[:2]), config)

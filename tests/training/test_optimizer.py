@@ -63,11 +63,12 @@ def test_a_carried_parameter_goes_on_exactly_and_a_new_one_takes_a_first_step(ca
         ("layers/ffn_norm/shared/scale", ["all"]),
         ("layers/qkv/text/q_bias", ["all"]),
         ("patch_embed/inner/bias", ["all"]),
+        ("layers/scalar", []),
     ],
 )
 def test_weight_decay_spares_norms_biases_and_embeddings(path, kinds) -> None:
     embed = {"kind": "grid", "inner_size": 4, "inner_width": 8, "grid_side": 2, "class_slot": True}
-    config = ModelConfig.model_validate({**MODEL, "bias": "qkv", "patch_embed": embed})
+    config = ModelConfig.model_validate({**MODEL, "bias": "qkv", "patch_embed": embed, "layer_scalar": True})
     spec = ModelDefinition(config, tiny_config().image, 100).specs[path]
     assert [kind for kind in ("matrices", "matrices_and_embeddings", "all") if decays(spec, kind)] == kinds
 

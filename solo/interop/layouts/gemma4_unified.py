@@ -94,6 +94,9 @@ class Gemma4Unified(Layout):
             "model.value_dim": None,
             "model.embedding_scale": "sqrt_width",
             "model.layer_scalar": True,
+            "image.geometry": "area",
+            "image.rounding": "down",
+            "image.resample": "bicubic",
             "image.markers": False,
             "image.row_token": None,
             "image.mask": "causal",
@@ -138,12 +141,9 @@ class Gemma4Unified(Layout):
         side = (vision.get("patch_size") or 16) * (vision.get("pooling_kernel_size") or 3)
         pixels = (vision.get("num_soft_tokens") or _SOFT_TOKENS) * side**2
         found["image"] |= {
-            "geometry": "area",
-            "rounding": "down",
             "patch_size": side,
             "min_pixels": pixels,
             "max_pixels": pixels,
-            "resample": "bicubic",
             "exif": "ignore",
             "background": "published",
             "begin_token": "<|image>",
@@ -221,6 +221,10 @@ class Gemma4Unified(Layout):
                 )
         if wide.rope_pairs != "head":
             return f"model.layer_types, {FULL}, rope_pairs is {wide.rope_pairs}; the {self.name} layout has head"
+        if config.image.min_pixels != config.image.max_pixels:
+            return f"image.min_pixels is {config.image.min_pixels}; the {self.name} layout has image.max_pixels"
+        if found := _mask_refusal(config.sequence.layer_masks, self.name):
+            return found
         if not wide.keys_are_values and wide.kv_heads != local.kv_heads:
             return f"model.layer_types, {FULL}: the {self.name} layout has other kv_heads only with keys_are_values"
         return None
@@ -307,12 +311,12 @@ def _layer_type(text: Mapping[str, Any], name: str, types: Sequence[str]) -> dic
     rope = {**_ROPE[name], **((text.get("rope_parameters") or {}).get(name) or {})}
     demand(rope, {"rope_type": _ROPE[name]["rope_type"], "factor": 1.0})
     is_full, equal = name == FULL, bool(text.get("attention_k_eq_v", False))
-    own = text.get("per_layer_config") or {}
-    values = [own.get(str(number), {}) for number, kind in enumerate(types) if kind == name]
+    own = text.get("per_layer_config")
+    values = [(own or {}).get(str(number), {}) for number, kind in enumerate(types) if kind == name]
     if any(value != values[0] for value in values):
         raise LayoutError(f"per_layer_config differs among the layers of {name}; solo has one setting for each type")
     heads, dim = get(text, "num_key_value_heads"), get(text, "head_dim")
-    if own:
+    if own is not None:
         heads, dim = values[0].get("num_key_value_heads", heads), values[0].get("head_dim", dim)
     elif is_full:
         dim = text.get("global_head_dim") or 512
@@ -332,6 +336,21 @@ def official_masks(window: int) -> tuple[LayerMaskConfig, ...]:
     """Returns `sequence.layer_masks` of google-deepmind/gemma for a sliding window."""
     sliding = LayerMaskConfig(layer_type=SLIDING, image="bidirectional", sliding_window=window, window_limits="all")
     return sliding, LayerMaskConfig(layer_type=FULL)
+
+
+def _mask_refusal(masks: Sequence[LayerMaskConfig], layout: str) -> str | None:
+    """Returns the first mask that transformers' class does not compute, or None."""
+    modes = {mask.image for mask in masks}
+    for mask in masks:
+        name = f"sequence.layer_masks, {mask.layer_type}"
+        if mask.window_limits != "text":
+            return f"{name}: window_limits is {mask.window_limits}; the {layout} layout has text"
+        if (mask.sliding_window is None) != (mask.layer_type == FULL):
+            wanted = "None" if mask.layer_type == FULL else "a number"
+            return f"{name}: sliding_window is {mask.sliding_window}; the {layout} layout has {wanted}"
+        if len(modes) > 1:
+            return f"{name}: image is {mask.image}; the {layout} layout has the same in all layers"
+    return None
 
 
 def _layer_mask(text: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -78,6 +78,9 @@ class Native(Layout):
             **sections,
         }
 
+    def usual(self) -> Mapping[str, Any]:
+        return {}
+
     def refusal(self, config: Config) -> str | None:
         return first_refusal(config, self.name, self.fixed())
 

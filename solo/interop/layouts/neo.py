@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from solo.config import Config
-from solo.interop.layout import Layout, LayoutError, Sections, experts, first_refusal, get, sections
+from solo.interop.layout import Layout, LayoutError, Sections, experts, get, sections
 from solo.interop.layouts.llama import LlamaLike
 from solo.interop.layouts.solo import IMAGENET_MEAN, IMAGENET_STD
 from solo.interop.tensor_rules import Rules, TensorRule
@@ -56,6 +56,7 @@ class Neo(Layout):
     has_images = True
     images_form = "grid_hw"
     reads_names = True
+    varies = ("model.head_parts", "model.value_dim", "model.attention_scale")
 
     def __init__(self, name: str, mark: str, template: str) -> None:
         self.name, self._mark, self._template = name, mark, template
@@ -156,7 +157,7 @@ class Neo(Layout):
         }
 
     def refusal(self, config: Config) -> str | None:
-        if found := first_refusal(config, self.name, self.fixed()):
+        if found := super().refusal(config):
             return found
         model = config.model
         if model.patch_embed.rotation_theta is None:
