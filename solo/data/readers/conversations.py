@@ -27,9 +27,10 @@ SPEAKERS: dict[str, Role] = {
 
 _TOOLS = ("tool", "tools", "function", "function_call", "observation", "tool_call", "tool_response", "ipython")
 _LEARNED = ("weight", "loss", "train")  # keys of a message's loss mask
+_READ_ONLY = "is_input"  # of NEO: an answer that is not learned
 _SPEAKERS = ("role", "from")
 _TEXTS = ("content", "value", "text")
-_READ = frozenset((*_SPEAKERS, *_TEXTS, *_LEARNED))
+_READ = frozenset((*_SPEAKERS, *_TEXTS, *_LEARNED, _READ_ONLY))
 # Keys that change the meaning of a message. A message with a value for one of them is refused.
 _REFUSED = frozenset(
     ("tool_calls", "tool_call_id", "function_call", "refusal", "reasoning_content", "thinking", "prefix")
@@ -242,14 +243,17 @@ def _role(speaker: Any) -> Role:
 
 
 def _learned(message: Mapping[str, Any], role: Role | None) -> bool:
-    """Returns whether a turn is trained on, according to its weight. Raises ValueError unless it is 0 or 1."""
+    """Returns whether a turn is trained on, according to its keys. Raises ValueError unless they are 0 or 1."""
     found = {key: message[key] for key in _LEARNED if message.get(key) is not None}
     for key, value in found.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise ValueError(f"{key!r} is {shown(value)}, but a turn is either learned (1) or only read (0)")
         if value and role in ("user", "system"):
             raise ValueError(f"{key!r} is {shown(value)}, but {role} turns are only read")
-    return all(found.values())
+    read_only = message.get(_READ_ONLY)
+    if read_only not in (None, 0, 1):
+        raise ValueError(f"{_READ_ONLY!r} is {shown(read_only)}, but a turn is either learned (0) or only read (1)")
+    return all(found.values()) and not read_only
 
 
 def _part(part: Any, ignore: Ignore, placeholder: str | None) -> _Parts:

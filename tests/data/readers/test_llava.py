@@ -155,15 +155,19 @@ def test_a_system_key_is_a_system_turn(pictures):
 def test_a_turn_of_weight_zero_is_read_but_not_learned(pictures):
     examples = [
         {"messages": [*asked("q", weight=0), *asked("q", weight=1), *asked("q", loss=True), *asked("q")]},
+        {"messages": [*asked("q", is_input=True), *asked("q", is_input=False)]},
         {"messages": asked("q", weight=0.5)},
         {"messages": [{"role": "user", "content": "a", "train": True}, {"role": "assistant", "content": "b"}]},
         {"messages": asked("q", weight="high")},
+        {"messages": asked("q", is_input="yes")},
     ]
-    record, *bad = read_lines(pictures, examples, "messages")
+    record, of_neo, *bad = read_lines(pictures, examples, "messages")
     assert [turn.learned for turn in record.turns if turn.role == "assistant"] == [False, True, True, True]
+    assert [turn.learned for turn in of_neo.turns if turn.role == "assistant"] == [False, True]
     assert bad[0].reason == "message 2: 'weight' is 0.5, but a turn is either learned (1) or only read (0)"
     assert bad[1].reason == "message 1: 'train' is True, but user turns are only read"
     assert "'weight' is 'high'" in bad[2].reason
+    assert "'is_input' is 'yes'" in bad[3].reason
 
 
 def test_keys_that_are_not_read_are_named_once(pictures):
