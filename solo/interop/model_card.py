@@ -103,6 +103,7 @@ def _table(rows: Iterable[tuple[object, ...]], heading: tuple[str, ...] = ("", "
 
 def _facts(plan: ExportPlan) -> str:
     model, image = plan.config.model, plan.config.image
+    masks = {f"{each.image} in {each.layer_type}": None for each in plan.config.sequence.layer_masks} or [image.mask]
     experts = [component for component, sharing in model.experts.model_dump().items() if sharing == "modality"]
     return _table(
         [
@@ -111,7 +112,7 @@ def _facts(plan: ExportPlan) -> str:
             ("query heads, key/value heads", f"{model.heads}, {model.kv_heads}"),
             ("vocabulary", f"{plan.definition.vocab_size:,}"),
             ("components with weights of their own for patches", ", ".join(experts) or "none"),
-            ("image geometry, image mask", f"{image.geometry}, {image.mask}"),
+            ("image geometry, image mask", f"{image.geometry}, {', '.join(masks)}"),
             ("dtype", plan.dtype),
         ]
     )

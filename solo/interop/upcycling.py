@@ -77,7 +77,7 @@ def is_zero_at_first(slice_: ParameterSlice, spec: ParameterSpec, before: PreLay
 
 
 def draw(slice_: ParameterSlice, spec: ParameterSpec, dtype: np.dtype, std: float, seed: int) -> np.ndarray:
-    """Returns the initial value of a parameter: N(0, std^2), but one for norm scales and constants, and zero for biases.
+    """Returns the initial value of a parameter: one for norm scales and constants, zero for biases, else N(0, std^2).
 
     It is a pure function of the seed and the parameter.
     """

@@ -55,5 +55,5 @@ def test_a_cache_on_a_context_axis_gets_the_keys_of_all_devices(sizes: tuple[int
 def test_a_tensor_axis_divides_the_key_heads_of_every_type_of_layers() -> None:
     types = {"layer_types": [{"name": "near"}, {"name": "far", "kv_heads": 1}], "layer_pattern": ["near", "far"]}
     config = ModelConfig.model_validate({**CONFIG.model_dump(), **types, "layers": 2}, strict=False)
-    with pytest.raises(ConfigError, match="mesh.tensor 2 does not divide kv_heads of far in model.layer_types, 1"):
+    with pytest.raises(ConfigError, match=r"mesh\.tensor 2 does not divide kv_heads of far in model\.layer_types, 1"):
         placement(make_mesh(MeshConfig(tensor=2), jax.devices()[:2]), config)
