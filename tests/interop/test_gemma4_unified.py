@@ -1,26 +1,31 @@
 """Gemma 4's unified model: a tiny random model of transformers' own class against ours, from the same repository."""
 
+import importlib
+import importlib.machinery
 import json
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.24")
 
 import solo  # noqa: E402
-from solo.batch import Batch  # noqa: E402
 from solo.config import MeshConfig, parse_config  # noqa: E402
 from solo.data.images.geometry import resized  # noqa: E402
 from solo.inference.monolith import Monolith  # noqa: E402
 from solo.interop.importing import import_repository  # noqa: E402
 from solo.interop.layouts import LAYOUTS  # noqa: E402
 from solo.interop.layouts.gemma4_unified import official_masks  # noqa: E402
+from solo.interop.remote.image_processing_solo import SoloMonolithImageProcessor  # noqa: E402
 from solo.loading import load_repository  # noqa: E402
 from solo.model.generate import decode_token  # noqa: E402
-from solo.sharding.mesh import make_mesh  # noqa: E402
+from solo.sharding.mesh import make_mesh, place_rows  # noqa: E402
 
 VOCAB, IMAGE, BEGIN, END = 96, 90, 91, 92
 # The pattern of three is repeated twice, and one layer is left over.
@@ -202,20 +207,32 @@ def test_greedy_generation_with_a_cache(stock, ours) -> None:
 
 @pytest.mark.slow
 def test_eight_devices_compute_what_one_does(folder, ours) -> None:
-    two = example(3, (1, 3), 5, seed=1), example(4, (2, 2), 3, seed=2)
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
-    many = load_repository(folder, mesh)
-    for given in two:
-        batch = ours.batch(**given, slot_multiple=16)
-        alone = ours.logits(batch)
-        filled = many.place(batch.batch)
-        np.testing.assert_allclose(_placed_logits(many, filled)[:1], _placed_logits(ours, batch.batch), atol=2e-5)
-        assert alone.std() > 0.5
-
-
-def _placed_logits(model: Monolith, batch: Batch) -> np.ndarray:
-    bound = model.definition.bind(model.parameters)
-    return np.asarray(jax.jit(lambda batch: bound.logits(bound.hidden(batch, model.placement).hidden.join()))(batch))
+    """The forward pass, then a prefill and a decoding step with stacked caches of each type."""
+    many = load_repository(folder, make_mesh(MeshConfig(data=2, fsdp=2, context=2)))
+    given = ours.batch(**DOCUMENT, slot_multiple=16)
+    batch, expected = many.place(given.batch), ours.logits(given)[0]
+    bound = many.definition.bind(many.parameters)
+    forward = jax.jit(lambda batch: bound.logits(bound.hidden(batch, many.placement).hidden.join()))
+    found = given.in_input_order(np.asarray(forward(batch))[:1])[0]
+    np.testing.assert_allclose(found[:, :VOCAB], expected[:, :VOCAB], atol=5e-5)
+    rows, length = len(batch.text), DOCUMENT["input_ids"].shape[1]
+    patches = int((DOCUMENT["input_ids"] == IMAGE).sum())
+    # All but the last token are read at once, and the last one is decoded.
+    counts = np.zeros((rows, 2), np.int32)
+    counts[0] = patches, length - patches - 1
+    cache = many.empty_cache(rows, batch.patches.shape[1], 48)
+    cache, logits = many.prefill(cache, batch, place_rows(counts, many.mesh))
+    np.testing.assert_allclose(np.asarray(logits)[0, :VOCAB], expected[-2, :VOCAB], atol=5e-5)
+    token = place_rows(np.full(rows, DOCUMENT["input_ids"][0, -1], np.int32), many.mesh)
+    _, logits = decode_token(
+        many.definition,
+        many.generation.decode,
+        many.parameters,
+        cache,
+        token,
+        sliding_window=many.config.sequence.windows,
+    )
+    np.testing.assert_allclose(np.asarray(logits)[0, :VOCAB], expected[-1, :VOCAB], atol=5e-5)
 
 
 def test_import_export_and_import_keep_every_bit(folder, stock, tmp_path) -> None:
@@ -240,6 +257,55 @@ def test_import_export_and_import_keep_every_bit(folder, stock, tmp_path) -> Non
     assert unexpected == ["model.embed_audio.embedding_projection.weight"]
     with torch.no_grad():
         torch.testing.assert_close(stock_logits(model, DOCUMENT), stock_logits(stock, DOCUMENT))
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """The image processor of transformers. torchvision, which it imports for one function, is replaced by torch's."""
+
+    def resize(image, size, interpolation, antialias):
+        return torch.nn.functional.interpolate(image[None], size=size, mode="bicubic", antialias=antialias)[0]
+
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.v2"):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["torchvision.transforms.v2"].functional = types.SimpleNamespace(InterpolationMode=None, resize=resize)
+    name = "transformers.models.gemma4_unified.image_processing_gemma4_unified"
+    found = importlib.import_module(name).Gemma4UnifiedImageProcessor
+    monkeypatch.delitem(sys.modules, name)
+    return found.__new__(found)
+
+
+def test_patches_are_nearly_those_of_the_processor(processor) -> None:
+    """The same sizes, order and places. torchvision's filter differs from Pillow's by at most 2 of 255."""
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (high, wide, 3)).astype(np.uint8) for high, wide in ((120, 200), (400, 90), (33, 34))
+    ]
+    settings = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
+    theirs = processor._preprocess(
+        [torch.from_numpy(image).permute(2, 0, 1) for image in images],
+        **settings,
+        resample=None,
+        image_mean=None,
+        image_std=None,
+        return_tensors="np",
+        patch_size=16,
+        max_soft_tokens=70,
+        pooling_kernel_size=3,
+    )
+    layout = LAYOUTS["gemma4_unified"]
+    section = layout.config_from(CONFIG | {"vision_config": {"num_soft_tokens": 70}})["image"]
+    config = parse_config({"name": "x", "image": section, "model": MODEL})
+    exported = SoloMonolithImageProcessor(config.image.model_dump(mode="json"), form=layout.images_form)
+    ours = exported.preprocess([PillowImage.fromarray(image) for image in images])
+    slots = ours["pixel_values"].shape[1]
+    np.testing.assert_array_equal(ours["image_position_ids"], theirs["image_position_ids"][:, :slots])
+    assert (theirs["image_position_ids"][:, slots:] == -1).all()
+    difference = np.abs(ours["pixel_values"] - theirs["pixel_values"][:, :slots]) * 255
+    assert difference.max() < 2.01
+    assert (difference > 0.01).mean() < 0.01
 
 
 @pytest.mark.parametrize("tokens", [70, 280, 1120])
