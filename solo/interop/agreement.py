@@ -141,7 +141,7 @@ def _model_lines(
 
 def _type_lines(theirs: ModelConfig, ours: ModelConfig) -> Iterator[str]:
     """Compares the layers of each type. Their keys may be stated for the type or for the model."""
-    for name in theirs.layers_by_type.keys() & ours.layers_by_type.keys():
+    for name in theirs.layers_by_type.keys() & ours.layers_by_type.keys() - {None}:  # None: the keys of the model
         before, after = theirs.of_type(name), ours.of_type(name)
         for key in LayerTypeConfig.model_fields.keys() - {"name", "head_dim"} | {"dim_per_head"}:
             yield from _line(f"model.{key} of {name}", before, after, key)
