@@ -80,8 +80,9 @@ def interval_attention(
 
 def _sizes(kernel: Kernel, q_BSHC: Array, k_BRKC: Array, v_BRKE: Array, num_patches: int, scale: float) -> Sizes:
     rows, queries, num_text = *q_BSHC.shape[:2], k_BRKC.shape[1] - num_patches
-    kernel = kernel.fitted(queries, num_patches, num_text)
-    tile, dims = (kernel.block, kernel.key_block), (q_BSHC.shape[3], v_BRKE.shape[3])
+    dims = q_BSHC.shape[3], v_BRKE.shape[3]
+    kernel = kernel.fitted(queries, num_patches, num_text, dims[0])
+    tile = kernel.block, kernel.key_block
     return Sizes(rows, queries, num_patches, num_text, *tile, *dims, scale, kernel.interpret)
 
 

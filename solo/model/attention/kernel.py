@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import jax
+from jax.experimental.pallas import next_power_of_2
 
 from solo.chips import chip_of
 from solo.config import ConfigError, ModelConfig
@@ -19,6 +20,9 @@ TPU_TILE = (256, 256)
 GPU_TILE = (64, 64)
 # The smallest matrix that a GPU's tensor cores multiply has this many rows and columns.
 LEAST_GPU = 16
+# Numbers of a tile's queries, or keys, that fit in a GPU's shared memory with the rest. Compiled for an H100, which has
+# 227 KiB, 64 x 64 tiles of heads of 512 need 320 KiB, those of 256 fit, and so do 32 x 32 tiles of 512.
+_GPU_NUMBERS = 64 * 256
 
 
 class Kernel(NamedTuple):
@@ -34,10 +38,17 @@ class Kernel(NamedTuple):
     key_block: int
     interpret: bool = False
 
-    def fitted(self, queries: int, num_patches: int, num_text: int) -> Kernel:
-        """Returns the kernel with tiles no larger than a row needs, in multiples of `LANES`."""
+    def fitted(self, queries: int, num_patches: int, num_text: int, dim: int) -> Kernel:
+        """Returns the kernel with tiles no larger than a row needs, in multiples of `LANES`.
+
+        On a GPU, the tiles of heads wider than 256 (`dim`) are no larger than its shared memory.
+        """
         block = min(self.block, round_up(queries, LANES))
-        return self._replace(block=block, key_block=min(self.key_block, round_up(max(num_patches, num_text), LANES)))
+        key_block = min(self.key_block, round_up(max(num_patches, num_text), LANES))
+        if self.implementation == "pallas_gpu" and dim > 256:
+            most = max(LEAST_GPU, _GPU_NUMBERS // next_power_of_2(dim))
+            block, key_block = min(block, most), min(key_block, most)
+        return self._replace(block=block, key_block=key_block)
 
 
 def choose_kernel(config: ModelConfig, platform: str, device_kind: str) -> Kernel:

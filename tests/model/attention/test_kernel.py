@@ -52,9 +52,14 @@ def test_a_tile_that_a_gpu_cannot_compute_is_refused(tile: list[int]) -> None:
 
 def test_tiles_are_no_larger_than_the_row_needs() -> None:
     kernel = Kernel("pallas_tpu", 512, 256)
-    assert kernel.fitted(4096, 3072, 1024) == kernel
-    assert kernel.fitted(100, 60, 40) == Kernel("pallas_tpu", 128, 128)
-    assert kernel.fitted(300, 130, 20) == Kernel("pallas_tpu", 384, 256)
+    assert kernel.fitted(4096, 3072, 1024, 512) == kernel
+    assert kernel.fitted(100, 60, 40, 64) == Kernel("pallas_tpu", 128, 128)
+    assert kernel.fitted(300, 130, 20, 64) == Kernel("pallas_tpu", 384, 256)
+
+
+@pytest.mark.parametrize(("dim", "size"), [(128, 64), (256, 64), (288, 32), (512, 32), (2048, 16)])
+def test_tiles_of_wide_heads_fit_a_gpus_shared_memory(dim: int, size: int) -> None:
+    assert Kernel("pallas_gpu", 64, 64).fitted(4096, 3072, 1024, dim) == Kernel("pallas_gpu", size, size)
 
 
 def test_every_chip_can_lay_out_its_tile() -> None:
