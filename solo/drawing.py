@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -60,6 +62,33 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return within
 
 
+_figures: ContextVar[Callable[[str, Any], None] | None] = ContextVar("figures", default=None)
+
+
+@contextmanager
+def exported(save: Callable[[str, bytes], None], creator: str) -> Iterator[None]:
+    """Also saves all figures that are finished inside, as SVG and PDF in the colours of a light page.
+
+    Args:
+        save: called with the name of a file and its content.
+        creator: written into the metadata of the files.
+    """
+
+    def both(name: str, figure: Any) -> None:
+        for kind in ("svg", "pdf"):
+            buffer = io.BytesIO()
+            with rc_context({"svg.hashsalt": name, "pdf.fonttype": 42}):
+                dates = {"Date": None} if kind == "svg" else {"CreationDate": None}
+                figure.savefig(buffer, format=kind, dpi=300, metadata={"Creator": creator, **dates})
+            save(f"{name}.{kind}", buffer.getvalue())
+
+    token = _figures.set(both)
+    try:
+        yield
+    finally:
+        _figures.reset(token)
+
+
 class Drawing:
     """A figure with some axes; `svg` finishes it."""
 
@@ -76,6 +105,8 @@ class Drawing:
 
     def svg(self, label: str) -> Markup:
         """Returns the figure as an SVG element with a label for screen readers."""
+        if save := _figures.get():
+            save(f"{self.name}-{re.sub('[^a-z0-9]+', '-', label.lower()).strip('-')}", self.figure)
         buffer = io.StringIO()
         with rc_context({"svg.hashsalt": self.name}):
             self.figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None, "Creator": None})

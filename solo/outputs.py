@@ -18,7 +18,7 @@ from typing import Any
 from solo.files import unwritable, write_whole
 
 _ENDS = 4096  # bytes at either end of a file that are searched for the line
-_COMMENTS = {".html": ("<!-- ", " -->"), ".htm": ("<!-- ", " -->"), ".hlo": ("// ", "")}
+_COMMENTS = {".html": ("<!-- ", " -->"), ".htm": ("<!-- ", " -->"), ".hlo": ("// ", ""), ".tex": ("% ", "")}
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +149,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap, default 0")
     add("--json", metavar="FILE", help="write all results as JSON")
     add("--report", metavar="FILE", help="write an HTML report")
+    add("--latex", metavar="FILE.tex", help="write the tables of coefficients, tests and predictions as LaTeX")
+    add("--figures", metavar="FOLDER", help="write every figure of the report as SVG and PDF")
     add_force(parser)
 
 
@@ -167,27 +167,33 @@ def run(arguments: argparse.Namespace) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     _check(arguments)
     from rich.console import Console
+    from rich.markup import escape
 
     from solo.scaling.laws.table import load_table
+    from solo.scaling.progress import Progress
     from solo.scaling.report.chapters import document
     from solo.scaling.report.sections import describe_set_aside, describe_table
     from solo.scaling.report.terminal import print_sections
     from solo.scaling.study import study
 
-    config, plain, report = (output(arguments, option) for option in ("--config", "--json", "--report"))
-    console, progress = (Console(stderr=stderr, highlight=False, soft_wrap=True) for stderr in (False, True))
-    with _noted(progress, str(arguments.results), 0) as note:
-        note("reading")
+    config, plain, report, latex = (
+        output(arguments, option) for option in ("--config", "--json", "--report", "--latex")
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    with Progress(1, lines=False) as progress:
+        progress.note(f"reading {arguments.results}")
         table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units)
     spec = _spec(arguments, table.columns)
     console.print(describe_table(table).lead, markup=False)
     print_sections([describe_set_aside(table.set_aside)], console)
     chapters = []
-    with _noted(progress, "", len(table.rows)) as note:
-        for chapter in study(table, spec, note):
-            console.print(f"\n[bold]{chapter.title}[/bold]  ", end="")
-            console.print(chapter.formula, markup=False)
-            print_sections(chapter.sections, console)
+    with Progress(spec.chapters(table), lines=len(table.rows) > _LARGE) as progress:
+        for chapter in study(table, spec, progress.note):
+            progress.advance()
+            with progress.pause():
+                console.print(f"\n[bold]{escape(chapter.title)}[/bold]  ", end="")
+                console.print(chapter.formula, markup=False)
+                print_sections(chapter.sections, console)
             chapters.append(chapter)
     if config:
         _write_config(arguments, table, [each.result for each in chapters if each.result], config, console)
@@ -195,13 +201,18 @@ def _fit(arguments: argparse.Namespace) -> int:
     if plain:
         plain.write_json(document(table, chapters, command))
         console.print(f"JSON    {plain.path}")
-    if report:
-        with _noted(progress, str(report.path), 0) as note:
-            note("importing Matplotlib, drawing")
-            from solo.scaling.report.page import render
+    if latex:
+        from solo.scaling.report.latex import tables
 
-            report.write_text(render(table, chapters, command))
-        console.print(f"report  {report.path}")
+        latex.write_text(tables(chapters))
+        console.print(f"LaTeX   {latex.path}")
+    if report or arguments.figures:
+        with Progress(1, lines=False) as progress:
+            progress.note("drawing")
+            _draw(arguments, table, chapters, command, report)
+        for what, path in (("report", report and report.path), ("figures", arguments.figures)):
+            if path:
+                console.print(f"{what:7} {path}")
     return 1 if any(chapter.refused for chapter in chapters) else 0
 
 
@@ -273,15 +284,24 @@ def _spec(arguments: argparse.Namespace, columns: Any) -> Any:
     )
 
 
-@contextmanager
-def _noted(console: Any, what: str, rows: int) -> Iterator[Callable[[str], None]]:
-    """Shows progress on a terminal. Elsewhere, prints lines, and only for tables that take long."""
-    what = f"{what}: " if what else ""
-    if console.is_terminal:
-        with console.status("starting") as status:
-            yield lambda text: status.update(f"{what}{text}")
-    else:
-        yield lambda text: console.print(f"{what}{text}", markup=False) if rows > _LARGE else None
+def _draw(arguments: argparse.Namespace, table: Any, chapters: list[Any], command: str, report: Output | None) -> None:
+    """Writes the report, the figures, or both."""
+    from contextlib import nullcontext
+
+    from solo.drawing import exported
+    from solo.scaling.report.page import render
+
+    written = f"solo {arguments.verb_name} --figures"
+
+    def save(name: str, content: bytes) -> None:
+        Output(Path(arguments.figures) / name, written, arguments.force).write_bytes(content)
+
+    if arguments.figures:
+        Path(arguments.figures).mkdir(parents=True, exist_ok=True)
+    with exported(save, f"written by {written}") if arguments.figures else nullcontext():
+        page = render(table, chapters, command)
+    if report:
+        report.write_text(page)
 
 
 def _write_config(arguments: argparse.Namespace, table: Any, results: list[Any], to: Output, console: Any) -> None:

@@ -47,6 +47,10 @@ class StudySpec:
     compare_at: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
 
+    def chapters(self, table: Table) -> int:
+        """Returns the number of results that `study` yields."""
+        return len(table.columns.losses) * (len(table.groups()) + self.joint) + bool(self.weights)
+
 
 def parse_numbers(option: str, texts: Sequence[str]) -> dict[str, float]:
     """Parses `name=number`. Raises ConfigError if a text has another form."""

@@ -151,6 +151,9 @@ def test_a_sweep_gives_a_law_for_each_loss(tmp_path, capsys) -> None:
     assert re.search(r"point-3\s*status diverged", shown.text)
     assert re.search(r"point-9\s*losses.text is empty", shown.text)
     assert "Equal compute" in shown.text
+    anchors = [attributes["href"] for attributes in shown.of("a")]
+    assert anchors == ["#part-1", "#part-2"]
+    assert all(f'id="{anchor[1:]}"' in html.read_text() for anchor in anchors)
 
 
 def test_a_refused_law_does_not_affect_the_others(tmp_path, capsys) -> None:

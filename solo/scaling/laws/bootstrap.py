@@ -15,8 +15,9 @@ from solo.scaling.laws.solver import solve
 LEVELS = (80, 95)
 DRAWS = 1000
 FEWEST_CLUSTERS, FEW_CLUSTERS = 4, 10
-# With more runs than this a draw takes one Newton step from the fit, instead of a refit. Its error is of the order of
-# 1/R, that of the interval itself of 1/sqrt(R) (Schucany and Wang 1991, doi 10.1002/nav.3800380304).
+# With more trainings than this, a draw takes one Newton step from the fit instead of a refit (Schucany and Wang 1991):
+# its error is of the order of 1/R, the width of an interval of 1/sqrt(R). A step only needs sums over trainings, so
+# they are joined at random into this many bags, which are resampled instead.
 _ONE_STEP = 5000
 
 Interval = tuple[float, float]
@@ -96,20 +97,22 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, note: Callable[[st
     return Bootstrap(fitted.problem.coefficients(found.vectors), len(names), tried - draws, notes)
 
 
-def simulated(fitted: Fit, residuals: Array, draws: int, seed: int) -> Array:
-    """Returns losses [J,R] of a law with the noise of its residuals, for tests and where runs cannot be resampled.
+def simulated(law: Fit, source: Fit, draws: int, seed: int) -> Array:
+    """Returns losses [J,R] of a law with noise like that of the runs, for tests and where runs cannot be resampled.
 
     The residuals of each cluster keep their sizes and get a random sign (the wild bootstrap of Wu 1986, by clusters).
     Residuals of an asymmetric objective do not scatter about zero; they are drawn from all runs of the group instead.
+    A fit with P coefficients shrinks P of R residuals, a Huber fit to zero; normal noise restores their variance.
+    Without it the residuals are too concentrated, so that refits vary too little.
 
     Args:
-        fitted: the law from which losses are simulated.
-        residuals: log(actual loss / predicted loss), corrected for degrees of freedom: [R].
+        law: the law from which losses are simulated.
+        source: the fit whose residuals are used; both are of the same runs.
         draws: number of data sets, J.
-        seed: seed of the signs.
+        seed: seed of the noise.
     """
-    runs, generator = fitted.runs, np.random.default_rng(seed)
-    if fitted.problem.objective.overestimates != 1:
+    runs, residuals, generator = source.runs, source.residuals(), np.random.default_rng(seed)
+    if source.problem.objective.overestimates != 1:
         noise = np.empty((draws, len(runs)))
         for place in np.unique(runs.group):
             rows = np.flatnonzero(runs.group == place)
@@ -117,7 +120,9 @@ def simulated(fitted: Fit, residuals: Array, draws: int, seed: int) -> Array:
     else:
         _, cluster = np.unique(np.array(runs.cluster), return_inverse=True)
         noise = generator.choice([-1.0, 1.0], (draws, int(cluster.max()) + 1))[:, cluster] * residuals
-    return np.asarray(fitted.predict(runs) * np.exp(noise))
+    free = max(len(runs) - len(source.law.coefficients), 1)
+    lost = source.scatter * np.sqrt(len(runs) / free - 1.0)
+    return np.asarray(law.predict(runs) * np.exp(noise + generator.normal(0.0, lost, noise.shape)))
 
 
 def refit(fitted: Fit, losses: Array) -> Problem:
@@ -142,16 +147,15 @@ def _newton_steps(fitted: Fit, cluster: np.ndarray, count: int, draws: int, gene
     columns = np.concatenate(
         [slope[:, None] * jacobian, curvature[:, None] * jacobian[:, upper[0]] * jacobian[:, upper[1]]], axis=1
     )
-    sums = np.zeros((count, columns.shape[1]))
-    np.add.at(sums, cluster, columns)
-    found = np.empty((draws, size))
-    for place in range(draws):
-        weights = np.bincount(generator.integers(count, size=count), minlength=count)
-        total = weights @ sums
-        hessian = np.zeros((size, size))
-        hessian[upper] = total[size:]
-        hessian = hessian + np.triu(hessian, 1).T
-        found[place] = vector - np.linalg.lstsq(hessian, total[:size] - sums[:, :size].sum(axis=0), rcond=1e-12)[0]
+    bag = (generator.permutation(count) % _ONE_STEP)[cluster]
+    sums = np.array([np.bincount(bag, column, _ONE_STEP) for column in columns.T]).T
+    weights = generator.multinomial(_ONE_STEP, np.full(_ONE_STEP, 1 / _ONE_STEP), draws)
+    totals = weights @ sums
+    hessian = np.zeros((draws, size, size))
+    hessian[:, upper[0], upper[1]] = hessian[:, upper[1], upper[0]] = totals[:, size:]
+    # The gradient of the whole is zero, up to the tolerance of the fit.
+    gradient = totals[:, :size] - sums[:, :size].sum(axis=0)
+    found = vector - np.linalg.solve(hessian, gradient[..., None])[..., 0]
     return np.clip(found, problem.lower, problem.upper)
 
 

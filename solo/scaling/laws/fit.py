@@ -27,8 +27,6 @@ _NAMES = {
     "share": "share of image tokens",
     "decay": "decayed share of the run",
 }
-# Not raised to a power, so that zero is a value like others.
-_MAY_BE_ZERO = frozenset({"share", "decay"})
 # These have no floor of their own.
 _TWO_ARE_ENOUGH = frozenset({"ratio", "decay"})
 _EDGE = 1e-6
@@ -187,12 +185,13 @@ def _check_part(law: Law, runs: Runs, fewest: int, where: str) -> None:
     if len(runs) < fewest:
         raise FitRefusedError(f"{where}{len(runs)} runs are too few for the law {law.name!r}; it needs {fewest}")
     variables = runs.variables()
+    powers = {factor.variable for factor in law.factors.values() if not factor.exponential}
     for variable in law.variables:
         if variable not in variables:
             raise FitRefusedError(f"the law {law.name!r} needs {_NAMES[variable]}, which the table does not have")
         if variable == "unique":
             continue
-        if variable not in _MAY_BE_ZERO and not (variables[variable] > 0).all():
+        if variable in powers and not (variables[variable] > 0).all():
             raise FitRefusedError(
                 f"{where}{np.count_nonzero(variables[variable] <= 0)} runs have no {_NAMES[variable]}; the law"
                 f" {law.name!r} takes a power of it. Leave them out with --where, or choose another law"

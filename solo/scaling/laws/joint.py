@@ -178,9 +178,7 @@ def likelihood_ratio(shared: Fit, separate: Fit, draws: int = TEST_DRAWS, seed: 
     The gain is the decrease of the objective. Data are simulated from the joint law with the residuals of the separate
     laws, which are those of the truth if it is either of them.
     """
-    count = len(separate.runs)
-    residuals = separate.residuals() * np.sqrt(count / max(count - len(separate.law.coefficients), 1))
-    losses = simulated(shared, residuals, draws, seed)
+    losses = simulated(shared, separate, draws, seed)
     less = solve(refit(shared, losses), np.repeat(shared.vector[None], draws, axis=0)).objective
     more = np.zeros(draws)
     for place, group in enumerate(separate.law.groups):

@@ -13,8 +13,8 @@ from solo.scaling.laws.law import Array
 from solo.scaling.laws.optimum import lowest, variables_at
 from solo.scaling.laws.result import FitResult
 
-_DRAWS = 200
-_SHARES = 41
+_DRAWS = 100
+_SHARES = 31
 _SMALLEST = 1e3
 
 

@@ -13,7 +13,8 @@ NEAR = 0.005  # a size is good enough if its loss is within this share of the be
 SERVED = 1 / 3  # FLOPs of a served token over those of a training token: forward only
 _SMALLEST = 1e3  # parameters or tokens
 _GOLDEN = (5**0.5 - 1) / 2
-_STEPS = 60
+_STEPS = 60  # of a bisection
+_SECTIONS = 40  # a minimum cannot be found more exactly than to half of the digits
 _WIDEST = np.log(1e4)
 
 At = Mapping[str, float]
@@ -55,7 +56,7 @@ def along(law: Law, coefficients: Mapping[str, Any], n: Any, product: Any, at: A
 def lowest(value: Callable[[Array], Array], low: Any, high: Any, shape: tuple[int, ...]) -> Array:
     """Returns where functions with one minimum each are lowest, by golden section. Infinite values count as too low."""
     left, right = np.array(np.broadcast_to(low, shape), float), np.array(np.broadcast_to(high, shape), float)
-    for _ in range(_STEPS):
+    for _ in range(_SECTIONS):
         reach = _GOLDEN * (right - left)
         first, second = right - reach, left + reach
         down = value(first) < value(second)

@@ -117,16 +117,14 @@ def fit_rates(
     n, d = np.log(part.n), np.log(part.d)
     centre, n_centre, d_centre = logs.mean(), n.mean(), d.mean()
     x = logs - centre
-    slopes = {"p": -x, "pn": -x * (n - n_centre), "pd": -x * (d - d_centre)}
+    slopes = {"p": x, "pn": x * (n - n_centre), "pd": x * (d - d_centre)}
     # Powers that cannot be told apart from a constant, or from each other, are left out.
     varied = {"pn": _varies(part.n), "pd": _varies(part.d)}
     if all(varied.values()) and abs(np.corrcoef(n, d)[0, 1]) > 0.999:
         varied["pd"] = False
     slopes = {name: values for name, values in slopes.items() if varied.get(name, True)}
     fitted = _linear(part, group, {"q": x**2, **slopes})
-    count = len(part)
-    residuals = fitted.residuals() * np.sqrt(count / max(count - len(fitted.law.coefficients), 1))
-    problem = refit(fitted, simulated(fitted, residuals, draws, seed))
+    problem = refit(fitted, simulated(fitted, fitted, draws, seed))
     spread = problem.coefficients(solve(problem, np.repeat(fitted.vector[None], draws, axis=0)).vectors)
     if not fitted.coefficients["q"] < 0 or np.mean(np.asarray(spread["q"]) >= 0) > 0.025:
         raise FitRefusedError(f"the losses have no minimum in {column}: they do not rise on both sides of a best value")
@@ -161,7 +159,7 @@ def fit_rates(
         intervals=intervals({name: np.broadcast_to(value, (draws,)) for name, value in draws_of.items()}),
         scatter=fitted.scatter,
         cells=found,
-        used=count,
+        used=len(part),
         runs=len(runs),
         notes=tuple(notes),
     )

@@ -166,10 +166,11 @@ def _groups(values: Array, factor: float) -> list[np.ndarray]:
 
     Returns the indices of each group, smallest values first.
     """
-    groups: list[list[int]] = []
-    for index in np.argsort(-values, kind="stable"):
-        if groups and values[groups[-1][0]] <= factor * values[index]:
-            groups[-1].append(int(index))
-        else:
-            groups.append([int(index)])
-    return [np.array(sorted(group)) for group in reversed(groups)]
+    order = np.argsort(-values, kind="stable")
+    falling = -values[order]
+    groups, first = [], 0
+    while first < len(order):
+        last = int(np.searchsorted(falling, falling[first] / factor, side="right"))
+        groups.append(np.sort(order[first : max(last, first + 1)]))
+        first = max(last, first + 1)
+    return groups[::-1]

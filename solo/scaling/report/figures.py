@@ -14,12 +14,14 @@ from solo.scaling.laws.downstream import Downstream
 from solo.scaling.laws.fit import Fit
 from solo.scaling.laws.hold_out import HoldOut
 from solo.scaling.laws.law import Array
-from solo.scaling.laws.optimum import optimum
+from solo.scaling.laws.optimum import along, optimum, variables_at
+from solo.scaling.laws.predict import defaults
 from solo.scaling.laws.result import Analysis
 from solo.scaling.laws.runs import group_sizes
 from solo.scaling.report.numbers import large
 
 _MOST_BUDGETS = 12
+_MANY = 2000  # points that would make an SVG slow to draw are rasterised
 _RASTER = "#6f8fca"  # colour of rasterised points, which cannot follow the colour scheme of the page
 
 
@@ -49,17 +51,18 @@ def compute_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
     drawing = Drawing(name, height=4.0)
     axes, runs = drawing.first, fitted.runs
     flops = np.geomspace(runs.flops.min(), runs.flops.max() * 10, 120)
-    best = np.array([optimum(fitted.law, fitted.coefficients, c, runs.flops_factor)["loss"] for c in flops])
-    spread = np.array([optimum(fitted.law, draws.coefficients, c, runs.flops_factor)["loss"] for c in flops])
+    at = defaults(fitted)
+    best = np.array([optimum(fitted.law, fitted.coefficients, c, runs.flops_factor, at)["loss"] for c in flops])
+    spread = np.array([optimum(fitted.law, draws.coefficients, c, runs.flops_factor, at)["loss"] for c in flops])
     _bands(axes, flops, spread)
     axes.plot(flops, best, color=ACCENT, label="lowest loss of the law, 80% and 95%")
-    sizes = group_sizes(runs.n)
+    sizes, many = group_sizes(runs.n), len(runs) > _MANY
     bins = np.array_split(np.arange(len(sizes)), min(len(sizes), 8))
     for places, color in zip(bins, shades(len(bins)), strict=True):
         part = np.concatenate([sizes[place] for place in places])
         low, high = (large(float(np.median(runs.n[sizes[place]]))) for place in (places[0], places[-1]))
         label = f"N {low}" if low == high else f"N {low} to {high}"
-        axes.scatter(runs.flops[part], runs.loss[part], s=16, color=color, label=label, zorder=3)
+        axes.scatter(runs.flops[part], runs.loss[part], s=16, color=color, label=label, zorder=3, rasterized=many)
     _beyond(axes, float(runs.flops.max()))
     axes.set_xscale("log")
     axes.set_xlabel("training compute C, FLOPs")
@@ -78,12 +81,13 @@ def optimum_figure(name: str, analysis: Analysis) -> Markup | None:
     top = max([float(runs.flops.max()) * 10, *(prediction.flops * 2 for prediction in analysis.predictions)])
     flops = np.geomspace(runs.flops.min(), top, 60)
     drawing = Drawing(name, columns=2, height=3.8)
-    spread = law.optimum({key: values[:, None] for key, values in draws.coefficients.items()}, flops, runs.flops_factor)
-    central = law.optimum(fitted.coefficients, flops, runs.flops_factor)
+    at = defaults(fitted)
+    spread = optimum(law, draws.columns(), flops, runs.flops_factor, at)
+    central = optimum(law, fitted.coefficients, flops, runs.flops_factor, at)
     for place, (axes, title) in enumerate(zip(drawing.axes[0], ("parameters N", "tokens D"), strict=True)):
-        _bands(axes, flops, spread[place].T)
-        axes.plot(flops, central[place], color=ACCENT, label="the law, 80% and 95%")
-        for check, marker in zip(analysis.cross_checks, ("D", "s"), strict=True):
+        _bands(axes, flops, spread["nd"[place]].T)
+        axes.plot(flops, central["nd"[place]], color=ACCENT, label="the law, 80% and 95%")
+        for check, marker in zip(analysis.cross_checks, ("D", "s"), strict=False):
             if check.optima:
                 compute, size = np.array(check.optima).T
                 values = size if place == 0 else compute / runs.flops_factor / size
@@ -115,19 +119,22 @@ def contour_figure(name: str, fitted: Fit, held: HoldOut | None) -> Markup | Non
     drawing = Drawing(name, height=4.6)
     axes = drawing.first
     n, d = (np.geomspace(values.min() / 2, values.max() * 2, 120) for values in (runs.n, runs.d))
-    loss = law.loss(fitted.coefficients, {"n": n[None, :], "d": d[:, None]})
+    loss = law.loss(fitted.coefficients, variables_at(n[None, :], d[:, None], defaults(fitted)))
     levels = np.quantile(loss, np.linspace(0.03, 0.97, 12))
     lines = axes.contour(n, d, loss, levels=levels, colors=QUIET, linewidths=0.8)
     axes.clabel(lines, fontsize=7, fmt="%.2f", colors=QUIET)
     flops = np.geomspace(runs.flops.min() / 10, runs.flops.max() * 10, 60)
-    axes.plot(*law.optimum(fitted.coefficients, flops, runs.flops_factor), color=ACCENT, label="optimal allocation")
+    best = optimum(law, fitted.coefficients, flops, runs.flops_factor, defaults(fitted))
+    axes.plot(best["n"], best["d"], color=ACCENT, label="optimal allocation")
     size = fitted.residuals()
     bound = float(np.max(np.abs(size))) or 1.0
+    # Points of many colours are slow to draw, so only some of many are.
+    some = np.random.default_rng(0).permutation(len(runs))[:_MANY]
     points = axes.scatter(
-        runs.n, runs.d, c=size * 100, cmap="coolwarm", vmin=-bound * 100, vmax=bound * 100, s=30, edgecolor=QUIET,
-        linewidth=0.6, zorder=3,
+        runs.n[some], runs.d[some], c=size[some] * 100, cmap="coolwarm", vmin=-bound * 100, vmax=bound * 100, s=30,
+        edgecolor=QUIET, linewidth=0.6, zorder=3,
     )  # fmt: skip
-    if held is not None:
+    if held is not None and len(held.runs) <= _MANY:
         axes.scatter(
             held.runs.n, held.runs.d, s=90, facecolor="none", edgecolor=INK, zorder=4, label="held out, then fitted"
         )
@@ -157,7 +164,9 @@ def residual_figure(name: str, fitted: Fit) -> Markup:
     ):
         axes.axhspan(-100 * fitted.scatter, 100 * fitted.scatter, color=ACCENT, alpha=0.12, linewidth=0)
         axes.axhline(0, color=QUIET, linewidth=1)
-        axes.scatter(values, errors, s=14, color=ACCENT)
+        axes.scatter(
+            values, errors, s=14, color=ACCENT if len(runs) <= _MANY else _RASTER, rasterized=len(runs) > _MANY
+        )
         axes.set_xscale("log")
         axes.set_xlabel(title)
     drawing.axes[0, 0].set_ylabel("run above the law, %")
@@ -169,8 +178,9 @@ def bootstrap_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
     """Plots all pairs of coefficients over the draws, to show how they trade off."""
     law = fitted.law
     logs = {f"log10 {key}": np.log10(draws.coefficients[key]) for key in law.amplitudes if key != "E"}
-    plain = {key: draws.coefficients[key] for key in ("E", *law.exponents)}
-    values = {**plain, **logs, **({"R": draws.coefficients["R"]} if law.repeats else {})}
+    shapes = [shape.name for shape in law.shapes]
+    plain = {key: draws.coefficients[key] for key in ("E", *law.exponents, *shapes)}
+    values = {**plain, **logs}
     central = {
         key: np.log10(fitted.coefficients[key[6:]]) if key.startswith("log10 ") else fitted.coefficients[key]
         for key in values
@@ -184,7 +194,9 @@ def bootstrap_figure(name: str, fitted: Fit, draws: Bootstrap) -> Markup:
                 axes.set_visible(False)
                 continue
             if row == column:
-                axes.hist(_inner(values[left]), bins=28, color=ACCENT, alpha=0.75)
+                inner = _inner(values[left])
+                bins = 28 if np.ptp(inner) > 1e-9 * np.abs(inner).max() else 1  # without noise all draws are equal
+                axes.hist(inner, bins=bins, color=ACCENT, alpha=0.75)
                 axes.set_yticks([])
             else:
                 axes.scatter(values[left], values[below], s=2, color=_RASTER, alpha=0.5, rasterized=True, linewidth=0)
@@ -221,10 +233,13 @@ def score_figure(name: str, fitted: Fit, task: Downstream, is_error: bool) -> Ma
 
 def _draw_isoflop(axes: Any, curve: Curve, color: Any, fitted: Fit) -> None:
     n = np.geomspace(curve.runs.n.min() / 1.15, curve.runs.n.max() * 1.15, 80)
-    law = fitted.law.loss(fitted.coefficients, {"n": n, "d": curve.flops / fitted.runs.flops_factor / n})
+    law = along(fitted.law, fitted.coefficients, n, curve.flops / fitted.runs.flops_factor, defaults(fitted))
     axes.plot(n, law, color=color)
     axes.plot(n, np.polyval(curve.parabola, np.log(n)), color=color, linestyle=":")
-    axes.scatter(curve.runs.n, curve.runs.loss, s=18, color=color, zorder=3, label=f"{curve.flops:.2g}")
+    axes.scatter(
+        curve.runs.n, curve.runs.loss, s=18, color=color, zorder=3, label=f"{curve.flops:.2g}",
+        rasterized=len(curve.runs) > _MANY // _MOST_BUDGETS,
+    )  # fmt: skip
     if curve.optimum:
         axes.scatter(
             curve.optimum, np.polyval(curve.parabola, np.log(curve.optimum)), s=44, marker="D", facecolor="none",

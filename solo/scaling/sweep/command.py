@@ -63,8 +63,12 @@ def _positive(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Runs `solo sweep` with parsed options. Returns the exit status."""
     from solo.scaling.errors import os_errors_explained
-    from solo.scaling.sweep.folder import SweepFolder
-    from solo.scaling.sweep.spec import load_spec
+    from solo.scaling.progress import Progress
+
+    with Progress(1, lines=False) as progress:
+        progress.note("importing JAX")
+        from solo.scaling.sweep.folder import SweepFolder
+        from solo.scaling.sweep.spec import load_spec
 
     with os_errors_explained():
         if arguments.run or arguments.rates:
@@ -93,6 +97,7 @@ def _plan_or_check(arguments: argparse.Namespace, spec: Any) -> int:
 def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     from rich.console import Console
 
+    from solo.scaling.progress import Progress
     from solo.scaling.sweep.costs import check_limits, costs, finished
     from solo.scaling.sweep.elsewhere import collect, groups
     from solo.scaling.sweep.folder import BAD
@@ -103,7 +108,10 @@ def _plan(arguments: argparse.Namespace, spec: Any, folder: Any) -> int:
     table, array = output(arguments, "--json"), output(arguments, "--slurm")
     if arguments.configs:
         refuse_override("--configs", arguments.configs)
-    points = expand(spec)
+    sizes = len(spec.ladder.width) if spec.ladder else 1
+    with Progress(len(list(spec.combinations())) * sizes, lines=False) as progress:
+        progress.note(f"counting tokens, parameters and FLOPs of {spec.name}")
+        points = expand(spec, sized=progress.advance)
     starts = arguments.yes or arguments.slurm or arguments.configs
     if starts and spec.row_statistics is not None:
         raise ValueError("this sweep is planned without data (row_statistics): it can be costed, but not started")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,13 @@ class _Size:
     n: int
 
 
-def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
+def expand(spec: SweepSpec, note: Any = None, sized: Callable[[], None] = lambda: None) -> list[Point]:
     """Returns all runs of a sweep, stable runs before their branches. Prepares missing data.
 
     Args:
         spec: the sweep.
         note: called with a line for every part of the data that is prepared.
+        sized: called after each size of each combination of axes.
 
     Raises:
         ConfigError: a config is invalid, the design needs sizes that the ladder lacks, or two runs are the same.
@@ -74,7 +75,10 @@ def expand(spec: SweepSpec, note: Any = None) -> list[Point]:
     found: list[Point] = []
     base = with_values(read_config(spec.base), spec.set)
     for labels, changes in spec.combinations():
-        chosen = [_size(spec, base, labels, {**changes, **model}, cache) for model in _models(spec, base, changes)]
+        chosen = []
+        for model in _models(spec, base, changes):
+            chosen.append(_size(spec, base, labels, {**changes, **model}, cache))
+            sized()
         found += _lengths(spec, chosen)
     _refuse_duplicates(found)
     return found

@@ -10,6 +10,7 @@ from solo.scaling.laws.catalogue import CHINCHILLA, SHARED
 from solo.scaling.laws.fit import FitRefusedError, fit
 from solo.scaling.laws.joint import Comparison, fit_joint, ways
 from solo.scaling.laws.runs import join, make_runs
+from solo.scaling.report.chapters import of_joint
 from solo.scaling.report.study_sections import answer
 from tests.scaling.samples import OVERTRAIN, TRUTH, grid
 
@@ -63,6 +64,8 @@ def test_groups_share_what_they_share() -> None:
     assert low < 0.5 < high
     assert found.ratio == pytest.approx(0.5, rel=0.05)
     assert high / low < 1.3
+    (picture,) = of_joint(joint).pictures("joint")
+    assert picture.svg.startswith("<svg")
     # A joint law determines the ratio better than separate laws do.
     separate = fit_joint("text", CHINCHILLA, parts, draws=200, way="separate laws", test_draws=100).comparisons[0]
     assert np.ptp(np.log(separate.intervals["80"])) > 1.5 * np.ptp(np.log(found.intervals["80"]))

@@ -65,11 +65,11 @@ def test_a_law_without_closed_form_has_a_numerical_optimum() -> None:
     """Only text, at k = 1 or any share: the law of transfer is Chinchilla's."""
     coefficients = {**TRUTH, "k": 1.0}
     found = optimum(TRANSFER, coefficients, FLOPS, 6.0, {"share": 0.3})
-    assert found["n"] == pytest.approx(CHINCHILLA.optimum(TRUTH, FLOPS)[0], rel=1e-6)
+    assert found["n"] == pytest.approx(CHINCHILLA.optimum(TRUTH, FLOPS)[0], rel=1e-5)
     # If an image token is worth a tenth, the run has (1 - 0.3 + 0.03) D effective tokens, as if B were larger.
     scaled = {**TRUTH, "B": TRUTH["B"] * 0.73 ** -TRUTH["beta"]}
     found = optimum(TRANSFER, {**TRUTH, "k": 0.1}, FLOPS, 6.0, {"share": 0.3})
-    assert found["n"] == pytest.approx(CHINCHILLA.optimum(scaled, FLOPS)[0], rel=1e-6)
+    assert found["n"] == pytest.approx(CHINCHILLA.optimum(scaled, FLOPS)[0], rel=1e-5)
 
 
 def test_experts_act_as_a_smaller_amplitude() -> None:
