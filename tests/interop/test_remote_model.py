@@ -311,6 +311,7 @@ MASKS = {
     "bidirectional_beyond_the_window": SWITCHES["bidirectional_beyond_the_window"],
     "causal_within_a_window": {"sequence": {"sliding_window": 4}},
     "isolated": {"image": {"mask": "isolated"}, "sequence": {"sliding_window": 4}},
+    "heads_in_parts": SWITCHES["heads_in_parts"],
 }
 
 

@@ -50,6 +50,11 @@ def test_less_rematerialisation_and_more_rows_save_more() -> None:
 
     # Inputs of 32 layers and attention's outputs in bfloat16, and a float32 for every head.
     assert saved() == 16 * 8192 * 32 * (2 * 4096 * 2 + 32 * 4)
+    narrow = saved("model.value_dim=64", "model.remat=attention")
+    assert narrow == 16 * 8192 * 32 * ((4096 + 32 * 64) * 2 + 32 * 4)
+    # Its projections: 32 queries and 8 keys of 128, 8 values of 64, and the output.
+    projected = saved("model.value_dim=64", "model.remat=projections") - narrow
+    assert projected == 16 * 8192 * 32 * (40 * 128 + 8 * 64 + 4096) * 2
     order = ("none", "dots", "projections", "attention", "full", "offload")
     sizes = [saved(f"model.remat={policy}") for policy in order]
     assert sizes[:5] == sorted(sizes[:5], reverse=True)
