@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -24,6 +25,7 @@ from solo.sharding.mesh import parameter_shardings, partition
 # Computed from the config, but stored by older versions of transformers.
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$")
 _ROWS_COMPARED = 4096
+_log = logging.getLogger(__name__)
 
 
 def load_parameters(
@@ -47,6 +49,8 @@ def load_parameters(
     layout, _ = layout_of(Path(folder))
     with TensorReader(folder) as reader:
         rules = matched(reader, layout, definition, str(folder))
+        if left_out := sum(map(layout.leaves_out, reader)):
+            _log.warning("%s: %s tensors only generate images and are left out", folder, f"{left_out:,}")
         _check_complete(rules.values(), definition, layout, without_images)
         shardings = parameter_shardings(definition.specs, mesh)
         parameters = {path: _zeros(spec, shardings[path]) for path, spec in definition.specs.items()}

@@ -140,6 +140,15 @@ def test_a_form_is_not_written_as_the_other():
         )
 
 
+def test_what_is_left_out_is_told(caplog):
+    solo.load(GOLDENS / "neo_a")
+    assert not caplog.messages
+    solo.load(GOLDENS / "neo_unify_a")
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "39 tensors only generate images and are left out"
+    ]
+
+
 def changed(tmp_path: Path, name: str, change=lambda config: None, without: tuple[str, ...] = ()) -> Path:
     """Returns a copy of a repository with another config.json, or without some tensors."""
     folder = tmp_path / "changed"
