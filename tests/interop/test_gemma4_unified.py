@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.24")
@@ -20,6 +20,7 @@ from solo.config import MeshConfig, parse_config  # noqa: E402
 from solo.data.images.geometry import resized  # noqa: E402
 from solo.inference.monolith import Monolith  # noqa: E402
 from solo.interop.importing import import_repository  # noqa: E402
+from solo.interop.layout import LayoutError  # noqa: E402
 from solo.interop.layouts import LAYOUTS  # noqa: E402
 from solo.interop.layouts.gemma4_unified import official_masks  # noqa: E402
 from solo.interop.remote.image_processing_solo import SoloMonolithImageProcessor  # noqa: E402
@@ -336,9 +337,26 @@ MODEL = {"width": 8, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 8}
         ({"use_bidirectional_attention": "all"}, "solo's text is causal"),
         ({"hidden_activation": "silu"}, "hidden_activation: silu"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type: yarn"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters has rope_theta; expected one entry each"),
     ],
 )
 def test_features_that_ours_lacks_are_named(text, message) -> None:
     changed = {**CONFIG, "vision_config": {}, "text_config": {**CONFIG["text_config"], **text}}
     with pytest.raises(ValueError, match=message):
         LAYOUTS["gemma4_unified"].config_from(changed)
+
+
+def test_a_tied_head_may_be_stored(folder, ours, tmp_path) -> None:
+    """As training code that does not know of the tie writes it. Another head than the embedding is refused."""
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.language_model.embed_tokens.weight"]
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    for name, head in (("same", embedding), ("other", embedding + 1)):
+        (tmp_path / name).mkdir()
+        save_file({**tensors, "lm_head.weight": head}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text((folder / "config.json").read_text())
+    found = load_repository(tmp_path / "same", mesh).parameters
+    assert found.keys() == ours.parameters.keys()
+    np.testing.assert_array_equal(found["text_embed"], ours.parameters["text_embed"])
+    with pytest.raises(LayoutError, match=r"lm_head\.weight"):
+        load_repository(tmp_path / "other", mesh)

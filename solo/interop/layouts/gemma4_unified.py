@@ -266,6 +266,10 @@ class Gemma4Unified(Layout):
             *rules.tensors({"lm_head.weight": "head"}),
         ]
 
+    def copies(self, definition: ModelDefinition) -> Mapping[str, str]:
+        """Returns the tied head, which some training code stores nevertheless."""
+        return {"lm_head.weight": f"{_TEXT}embed_tokens.weight"} if definition.config.tied_head else {}
+
     def canonical(self, name: str) -> str:
         """Translates the names that transformers gives the embedder in memory."""
         name = name.replace("model.embed_vision.multimodal_embedder.", "model.embed_vision.")
@@ -308,7 +312,10 @@ def _pattern(types: Sequence[str]) -> list[str]:
 
 def _layer_type(text: Mapping[str, Any], name: str, types: Sequence[str]) -> dict[str, Any]:
     """Returns the entry of `model.layer_types`. Older files have global_* keys, newer ones an entry per layer."""
-    rope = {**_ROPE[name], **((text.get("rope_parameters") or {}).get(name) or {})}
+    stated = text.get("rope_parameters") or {}
+    if unknown := sorted(set(stated) - set(_ROPE)):
+        raise LayoutError(f"rope_parameters has {', '.join(unknown)}; expected one entry each for {SLIDING} and {FULL}")
+    rope = {**_ROPE[name], **(stated.get(name) or {})}
     demand(rope, {"rope_type": _ROPE[name]["rope_type"], "factor": 1.0})
     is_full, equal = name == FULL, bool(text.get("attention_k_eq_v", False))
     own = text.get("per_layer_config")
