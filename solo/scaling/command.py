@@ -180,9 +180,10 @@ def _fit(arguments: argparse.Namespace) -> int:
         output(arguments, option) for option in ("--config", "--json", "--report", "--latex")
     )
     console = Console(highlight=False, soft_wrap=True)
+    undecayed = arguments.law == "schedule"
     with Progress(1, lines=False) as progress:
         progress.note(f"reading {arguments.results}")
-        table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units)
+        table = load_table(arguments.results, _columns(arguments), arguments.where, arguments.trust_units, undecayed)
     spec = _spec(arguments, table.columns)
     console.print(describe_table(table).lead, markup=False)
     print_sections([describe_set_aside(table.set_aside)], console)

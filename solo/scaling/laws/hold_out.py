@@ -81,7 +81,7 @@ def hold_out(
         FitRefusedError: the fitted runs do not determine the law, or there are no runs on one side of the cut.
     """
     cut = largest_budget(runs) if cut is None else cut
-    below, above = runs[runs.flops < cut], runs[runs.flops >= cut]
+    below, above = _split(law, runs, cut)
     if not len(below) or not len(above):
         raise FitRefusedError(f"no hold-out: of {len(runs)} runs {len(above)} have {cut:.3g} FLOPs or more")
     fitted = fit(law, below, objective)
@@ -96,6 +96,20 @@ def hold_out(
         shared_stable_runs=sum(name in clusters for name in above.cluster),
         notes=fitted.notes + draws.notes,
     )
+
+
+def _split(law: Law, runs: Runs, cut: float) -> tuple[Runs, Runs]:
+    """Returns the runs below a cut, and the others.
+
+    A law of the schedule is fitted to undecayed runs too, whose decayed branches would be predicted from themselves: it
+    does not see any run of a stable run that is held out.
+    """
+    above = runs.flops >= cut
+    below = ~above
+    if "decay" in law.variables:
+        held = {name for name, out in zip(runs.cluster, above, strict=True) if out}
+        below &= np.array([name not in held for name in runs.cluster])
+    return runs[below], runs[above]
 
 
 def run_intervals(fitted: Fit, draws: Bootstrap, runs: Runs, seed: int = 0) -> dict[int, tuple[Array, Array]]:
@@ -122,7 +136,7 @@ def hold_out_ladder(law: Law, runs: Runs, objective: Objective = HUBER) -> list[
         cut = float(runs.flops[group].min())
         if cuts and (cut > cuts[-1].flops / _STEP or len(cuts) == _CUTS):
             continue
-        below, above = runs[runs.flops < cut], runs[runs.flops >= cut]
+        below, above = _split(law, runs, cut)
         mean = largest = refused = None
         try:
             errors = np.abs(fit(law, below, objective).predict(above) / above.loss - 1.0)

@@ -17,7 +17,7 @@ from solo.scaling.laws.runs import Runs, make_runs
 from solo.scaling.laws.table_file import Row, columns_of, number, read_rows, text, where
 from solo.scaling.laws.units import check_units
 
-DONE = "done"
+DONE, STABLE = "done", "stable"
 # Losses of different tokenizers or evaluation sets are not comparable.
 _UNMIXED = ("tokenizer", "evaluation_set")
 # Variables of laws, and the fields of `Columns` that they come from.
@@ -109,7 +109,6 @@ class Table:
         Raises:
             ConfigError: the rows mix several tokenizers or evaluation sets, or none has a usable loss.
         """
-        self._refuse_mixtures()
         columns = self.columns
         kept, aside = [], []
         present = {
@@ -130,6 +129,7 @@ class Table:
                 kept.append(row)
         if not kept:
             raise ConfigError(f"{self.path}: no run has a usable {loss}: {count(aside)}")
+        self._refuse_mixtures(kept)
 
         def numbers(name: str) -> Array:
             return np.array([number(row.get(name)) for row in kept])
@@ -166,10 +166,10 @@ class Table:
         """Returns the name of a row."""
         return text(row.get(self.columns.id))
 
-    def _refuse_mixtures(self) -> None:
+    def _refuse_mixtures(self, rows: Sequence[Row]) -> None:
         for kind in _UNMIXED:
             column = getattr(self.columns, kind)
-            found = Counter(text(row.get(column)) or "(empty)" for row in self.rows)
+            found = Counter(text(row.get(column)) or "(empty)" for row in rows)
             if len(found) > 1:
                 counts = ", ".join(f"{value} ({runs} runs)" for value, runs in found.most_common())
                 raise ConfigError(
@@ -178,7 +178,13 @@ class Table:
                 )
 
 
-def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (), trust_units: bool = False) -> Table:
+def load_table(
+    path: str | Path,
+    columns: Columns,
+    conditions: Sequence[str] = (),
+    trust_units: bool = False,
+    undecayed: bool = False,
+) -> Table:
     """Reads a table and sets aside the rows that must not be fitted.
 
     Args:
@@ -186,6 +192,7 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
         columns: names of the columns.
         conditions: as in `--where`; rows that do not meet them are dropped.
         trust_units: accept sizes and compute that `check_units` refuses.
+        undecayed: also use stable runs, whose learning rate has not decayed.
 
     Raises:
         ConfigError: the table cannot be read, lacks a column, has no rows left, or has different rows with the same id,
@@ -200,7 +207,7 @@ def load_table(path: str | Path, columns: Columns, conditions: Sequence[str] = (
     rows, aside = _without_repeats(rows, columns, str(path))
     kept = []
     for row in rows:
-        reason = _unfit(row, columns)
+        reason = _unfit(row, columns, (DONE, STABLE) if undecayed else (DONE,))
         if reason:
             aside.append(SetAside(text(row.get(columns.id)), reason))
         else:
@@ -306,10 +313,10 @@ def _without_repeats(rows: list[Row], columns: Columns, path: str) -> tuple[list
     return list(by_id.values()), aside
 
 
-def _unfit(row: Row, columns: Columns) -> str | None:
+def _unfit(row: Row, columns: Columns, statuses: Sequence[str]) -> str | None:
     """Returns the reason why a row is not fitted, or None."""
     status = text(row.get(columns.status))
-    if columns.status in row and status != DONE:
+    if columns.status in row and status not in statuses:
         return f"status {status or '(empty)'}"
     for column in (columns.n, columns.d, columns.flops):
         value = number(row.get(column))

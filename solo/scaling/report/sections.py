@@ -29,6 +29,7 @@ class Section:
     columns     headings of the table
     rows        cells of the table; a row that is shorter than the headings ends in a remark
     notes       sentences after the table
+    answers     sentences that answer the question, before everything else
     warnings    sentences that must not be overlooked
     brief       whether the lead is enough where space is short
     """
@@ -41,6 +42,7 @@ class Section:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     brief: bool = False
+    answers: tuple[str, ...] = ()
 
 
 def describe_table(table: Table, runs: Runs | None = None) -> Section:

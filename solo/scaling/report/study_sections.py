@@ -41,7 +41,7 @@ def _answers(joint: Joint) -> Section:
         "chosen": joint.chosen.name,
         "comparisons": [{**asdict(each), "curve": each.curve.tolist()} for each in joint.comparisons],
     }
-    return Section("", values, notes=tuple(answer(each, joint.reference) for each in joint.comparisons))
+    return Section("", values, answers=tuple(answer(each, joint.reference) for each in joint.comparisons))
 
 
 def _tests(joint: Joint) -> Section:

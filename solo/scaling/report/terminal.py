@@ -17,9 +17,9 @@ _WIDEST = 1000
 def print_sections(sections: Sequence[Section], console: Console) -> None:
     """Prints sections one after the other; empty ones are skipped."""
     for section in sections:
-        if section.title and (section.warnings or section.rows or section.notes):
+        if section.title and (section.answers or section.warnings or section.rows or section.notes):
             console.print(f"[bold]{section.title}[/bold]")
-        for line in (*section.warnings, section.lead):
+        for line in (*section.answers, *section.warnings, section.lead):
             if line:
                 console.print(line, markup=False)
         if section.rows and not section.brief:

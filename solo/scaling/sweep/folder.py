@@ -152,6 +152,7 @@ class SweepFolder:
                 "n_active": found.n_active,
                 "n_total": found.n_total,
                 "stable_run": point.stable_run or "",
+                "decay": point.decayed,
                 "budget": point.budget,
                 "unique_tokens": found.unique_tokens,
                 "planned": {"tokens": found.tokens, "flops": found.flops},

@@ -41,6 +41,14 @@ class Point:
     budget: float | None = None
 
     @property
+    def decayed(self) -> float | None:
+        """Share of its steps in which the learning rate decays: 0 if it is constant, None for other schedules."""
+        optimizer = self.config.stages[0].optimizer
+        if optimizer.schedule == "constant":
+            return 0.0
+        return (optimizer.decay_steps or 0) / self.steps if optimizer.schedule == "wsd" else None
+
+    @property
     def steps(self) -> int:
         """Number of steps, including those of the stable run."""
         steps = self.config.stages[0].steps

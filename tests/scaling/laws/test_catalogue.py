@@ -10,10 +10,12 @@ from solo.scaling.laws.bootstrap import bootstrap
 from solo.scaling.laws.catalogue import SCHEDULE, SHARE, SPARSE, TOKENS, TRANSFER, remaining_noise
 from solo.scaling.laws.coverage import cases, coverage, design, rate_coverage, rejections
 from solo.scaling.laws.fit import FitRefusedError, fit
+from solo.scaling.laws.hold_out import hold_out
 from solo.scaling.laws.mixture import best_mixture
 from solo.scaling.laws.predict import predict
 from solo.scaling.laws.problem import ASYMMETRIC, HUBER
 from solo.scaling.laws.result import FitSpec, analyse
+from solo.scaling.laws.runs import make_runs
 from solo.scaling.report.chapters import of_law, of_mixtures
 from tests.scaling.samples import TRUTH, grid
 
@@ -35,12 +37,11 @@ def test_without_noise_a_law_is_recovered(name) -> None:
 
 @pytest.mark.slow
 def test_intervals_of_all_laws_have_their_coverage() -> None:
-    """80% intervals of 200 data sets contain the truth in 70 to 90% of them; the schedule's two shapes trade off."""
+    """80% intervals of 200 data sets contain the truth in 70 to 90% of them; a test at 10% rejects up to 25%."""
     for case in cases():
-        found = coverage(case, draws=100)
-        assert all(0.7 <= share <= 0.92 for share in found.values()), (case.name, found)
+        assert all(0.7 <= share <= 0.9 for share in coverage(case).values()), case.name
     assert all(0.7 <= share <= 0.9 for share in rate_coverage().values())
-    assert 0.04 <= rejections() <= 0.18
+    assert 0.02 <= rejections() <= 0.25
 
 
 # ----------------------------------------------------------------------------------------- sparse
@@ -130,6 +131,22 @@ def test_undecayed_runs_predict_decayed_ones_of_other_stable_runs() -> None:
     assert decayed.at == {"decay": 0.4}
     assert decayed.loss < constant.loss
     assert constant.loss - decayed.loss < case.truth["G"] * 1.1
+
+
+def test_a_hold_out_of_a_schedule_does_not_see_the_stable_run() -> None:
+    """The branches of the largest size are held out with their stable run."""
+    n, decay = np.repeat(np.geomspace(5e7, 5e9, 6), 8), np.tile([0.0, 0.2], 24)
+    d = n * np.tile(np.repeat([10.0, 20.0, 40.0, 80.0], 2), 6)
+    names = [f"stable {place // 8}" for place in range(48)]
+    runs = make_runs(n, d, np.ones(48), decay=decay, cluster=names)
+    runs = runs_of(SCHEDULE, CASES["schedule"].truth, runs=runs)
+    held = hold_out(SCHEDULE, replace(runs, flops=n * 1e12), cut=4e21)
+    assert set(held.runs.cluster) == {"stable 5"}
+    held = hold_out(SCHEDULE, runs)
+    assert len(held.runs) == 2
+    assert set(held.fit.runs.cluster) == {f"stable {place}" for place in range(5)}
+    assert held.shared_stable_runs == 0
+    assert np.abs(held.errors).max() < 1e-3
 
 
 # ------------------------------------------------------------------------------------ asymmetric

@@ -330,3 +330,20 @@ def test_the_old_name_of_a_column_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="'trunk' is named stable_run now; to use it, give --stable-run trunk"):
         load_table(path, Columns())
     assert len(load_table(path, Columns(stable_run="trunk")).rows) == 3
+
+
+def test_stable_runs_are_read_for_a_law_of_the_schedule(tmp_path) -> None:
+    rows = [row(0, stable_run="run2"), row(1, status="failed"), row(2, status="stable", decay=0.0)]
+    rows.append({"id": "run3", "status": "stable", "n_active": 1e8, "tokens": 2e9, "flops": 1e18, "decay": 0.0})
+    path = folder(tmp_path / "sweep", rows)
+    assert [item.reason for item in load_table(path, Columns()).set_aside] == [
+        "status failed",
+        "status stable",
+        "status stable",
+    ]
+    table = load_table(path, Columns(), undecayed=True)
+    assert [table.id_of(one) for one in table.rows] == ["run0", "run2", "run3"]
+    (loss, *_) = table.columns.losses
+    runs, aside = table.runs(loss, ("decay",))
+    assert runs.cluster == ("run2",)
+    assert [item.reason for item in aside] == ["decay is empty", "losses.text is empty"]
