@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solo.config import LossConfig, ModelConfig, StageConfig, parse_config
+from solo.config import LossConfig, MeshConfig, ModelConfig, StageConfig, parse_config
 from solo.data.planning.row_shape import RowShape
 from solo.data.rows.assembly import assemble_row, stack
 from solo.model.count import count_parameters
@@ -20,6 +20,8 @@ from solo.model.placement import Placement
 from solo.planning.flops import planned_flops
 from solo.planning.memory import hand_count
 from solo.planning.rows import stated_rows
+from solo.sharding.mesh import device_batch, make_mesh, parameter_shardings
+from solo.sharding.placement import training_placement
 from solo.training.losses import batch_loss, normalised_weights
 from tests.reference import random_document
 
@@ -101,6 +103,29 @@ def test_every_way_to_compute_gives_the_same(ways, batch, expected) -> None:
         scale = max(float(jnp.abs(value).max()), 1e-3)
         np.testing.assert_allclose(gradients[path] / scale, value / scale, atol=2e-5, err_msg=path)
         assert value.any() == (not path.endswith("scalar")), path
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_gradients_of_one() -> None:
+    config, definition = make(layers=3)
+    rng, shape = np.random.default_rng(0), RowShape(64, 64, 64)
+    documents = [[(random_document(rng, VOCAB, patch_size=2, parts=parts), 0) for parts in (5, 4)] for _ in range(4)]
+    rows = stack([assemble_row(row, shape, config.image, 0, config.sequence) for row in documents])
+    rows = rows._replace(target_weights=np.asarray(normalised_weights(jnp.asarray(rows.target_weights), LossConfig())))
+    parameters = jax.jit(definition.initialise)(jax.random.key(1))
+
+    def on(mesh):
+        where = training_placement(mesh, definition.config)
+        loss = jax.value_and_grad(lambda weights, rows: batch_loss(definition, where, weights, rows, LossConfig())[0])
+        placed = jax.device_put(parameters, parameter_shardings(definition.specs, mesh))
+        return jax.device_get(jax.jit(loss)(placed, device_batch(rows, mesh)))
+
+    wanted_loss, wanted = on(make_mesh(MeshConfig(), jax.devices()[:1]))
+    loss, gradients = on(make_mesh(MeshConfig(data=2, fsdp=2, context=2)))
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-6)
+    for path, value in wanted.items():
+        scale = max(float(np.abs(value).max()), 1e-3)
+        np.testing.assert_allclose(gradients[path] / scale, value / scale, atol=2e-5, err_msg=path)
 
 
 def test_layers_are_applied_in_the_order_of_the_pattern(batch, expected) -> None:
