@@ -21,7 +21,7 @@ from solo.interop.sentencepiece_json import has_dummy_prefix, tokenizer_json
 from tests.data.vocabularies import foreign_model, write_repository
 
 TEXTS = [topics[name] for name in sorted(topics)[:30]]
-MORE = ("<|im_start|>", "<|im_end|>", "<image>")
+MORE = ("<|turn>", "<turn|>", "<|im_start|>", "<|im_end|>", "<image>")
 
 
 def strings():
@@ -99,7 +99,14 @@ def their_ids(theirs, template, turns, open_turn, bos, eos):
     return theirs.encode(text, add_special_tokens=False).ids
 
 
-JOINED = ("internlm2_chat", "chatml", "neo", "neo_1_0", "neo_1_5")  # all text between special tokens is one text
+JOINED = (
+    "internlm2_chat",
+    "chatml",
+    "neo",
+    "neo_1_0",
+    "neo_1_5",
+    "gemma4",
+)  # all text between special tokens is one text
 
 
 @pytest.mark.parametrize("prefixed", [False, True], ids=["plain", "dummy prefix"])

@@ -310,6 +310,21 @@ def test_chatml_equals_qwen(qwen):
 # ---------------------------------------------------------------------------------------- all of them
 
 
+def test_gemma4(internlm) -> None:
+    """The string of Gemma 4's template; answers and what ends them are supervised, and the assistant is `model`."""
+    gemma = extend_tokenizer(internlm, ["<|turn>", "<turn|>"])
+    chat = template(gemma, "gemma4", system=" be ")
+    found = chat.runs([Turn("user", (" why ", PICTURE, "\n")), Turn("assistant", ("so it is\n",)), *CHAT[2:3]], True)
+    text = "<|turn>system\nbe<turn|>\n<|turn>user\nwhy <image><turn|>\n<|turn>model\nso it is<turn|>\n"
+    text += "<|turn>user\nand then<turn|>\n<|turn>model\n"
+    expected = joined(gemma, text.replace("<image>", "</img>"), ["<|turn>", "<turn|>", "</img>"])
+    image = gemma.id("</img>")
+    assert [image if token is PICTURE else token for token in tokens(found)] == [gemma.special.bos, *expected]
+    answer = [*gemma.encode("so it is"), gemma.id("<turn|>"), *gemma.encode("\n")]
+    assert [token for token, taught in zip(tokens(found), learned(found), strict=True) if taught] == answer
+    assert chat.stops[0] == gemma.id("<turn|>")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_text_never_becomes_markup(name, ours):
     markup = ["<|im_start|>", "<|im_end|>", "<img>"]
