@@ -313,18 +313,3 @@ def test_undetermined_resamplings_are_redrawn() -> None:
     # A resampling of four sizes has at most two distinct ones in 88 of 256 cases.
     assert 20 < draws.redrawn < 100
     assert any(f"{draws.redrawn} resamplings" in note for note in draws.notes)
-
-
-@pytest.mark.slow
-def test_intervals_cover_the_truth_at_their_level() -> None:
-    """80% intervals of 200 data sets with 0.3% noise: each coefficient lies inside in 70 to 90% of them."""
-    truth = {**TRUTH, "a": float(CHINCHILLA.optimum_exponents(TRUTH)["a"])}
-    inside = dict.fromkeys(truth, 0)
-    for seed in range(200):
-        found = fit(CHINCHILLA, grid(8, 8, noise=0.003, seed=seed))
-        draws = bootstrap(found, 200, seed).coefficients
-        draws = {**draws, "a": CHINCHILLA.optimum_exponents(draws)["a"]}
-        for name, value in truth.items():
-            low, high = interval(draws[name], 80)
-            inside[name] += low <= value <= high
-    assert all(140 <= count <= 180 for count in inside.values()), inside
