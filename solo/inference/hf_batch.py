@@ -103,6 +103,8 @@ def check_tensors(tensors: dict[str, Any], config: Config, placeholder_id: int) 
     given = {name: _numpy(value) for name, value in tensors.items() if value is not None}
     if "input_ids" not in given or given["input_ids"].ndim != 2:
         raise ValueError("input_ids of shape [rows, length] are needed")
+    if "position_ids" in given and config.sequence.positions != "text":
+        raise ValueError("position_ids are not read: this model's times, rows and columns follow from its images")
     ids = given["input_ids"].astype(np.int32)
     for name in ("labels", "attention_mask", "position_ids"):
         if name in given and given[name].shape == ids.shape[1:] and len(ids) == 1:

@@ -39,6 +39,8 @@ def given_images(
         return _by_grid(given, ids, real, config, placeholder_id)
     if "image_position_ids" in given:
         return _placed(given, ids, real, config, placeholder_id)
+    if (count := int((given.get("mm_token_type_ids", np.zeros(0)) != 0).sum())) > 0:
+        raise ValueError(f"mm_token_type_ids has {count} tokens of media; their image_position_ids are missing")
     if "pixel_values" in given:
         return _tiles(given, ids, real, config, placeholder_id)
     found = _indexed(given, real, config)

@@ -167,3 +167,17 @@ def test_documents_in_a_row_see_nothing_of_each_other() -> None:
 def test_fine_patches_that_do_not_fit_are_refused(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         check_tensors({**fine_tensors(), **changes}, fine_config(), 99)
+
+
+def test_tensors_that_would_have_no_effect_are_refused() -> None:
+    """Positions of images in three axes follow from the images, and marked media need their pixels."""
+    ids = {"input_ids": np.array([[10, 11, 12, 13]])}
+    flat = tiny_config()
+    axes = tiny_config(model=MODEL | {"rope_sections": [2, 1, 1]}, sequence={"positions": "grid"})
+    places = {"position_ids": np.array([[0, 1, 2, 7]])}
+    assert check_tensors({**ids, **places}, flat, PATCH_ID).positions.tolist() == [[0, 1, 2, 7]]
+    with pytest.raises(ValueError, match="position_ids are not read"):
+        check_tensors({**ids, **places}, axes, PATCH_ID)
+    check_tensors({**ids, "mm_token_type_ids": np.array([[0, 0, 0, 0]])}, flat, PATCH_ID)
+    with pytest.raises(ValueError, match="2 tokens of media; their image_position_ids are missing"):
+        check_tensors({**ids, "mm_token_type_ids": np.array([[0, 1, 2, 0]])}, flat, PATCH_ID)
