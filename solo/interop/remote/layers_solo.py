@@ -288,11 +288,12 @@ EMBEDDERS: dict[str, Callable[[SoloMonolithConfig], nn.Module]] = {
 }
 
 
-def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor, widths: list[int]) -> Tensor:
+def rotate(x_BHSC: Tensor, cos: Tensor, sin: Tensor, widths: list[int] | None = None) -> Tensor:
     """Rotates the pairs (i, i + r/2) of each span of r dimensions, in float32; the spans come first.
 
-    The angles' cosines and sines are [B, S, .], for the pairs of all spans.
+    The angles' cosines and sines are [B, S, .], for the pairs of all spans; by default there is one span.
     """
+    widths = widths or [2 * cos.shape[-1]]
     halves, rest = [width // 2 for width in widths], x_BHSC.shape[-1] - sum(widths)
     *parts, unchanged = x_BHSC.split([*widths, rest], dim=-1)
     found = []
