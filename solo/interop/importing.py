@@ -18,6 +18,7 @@ from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_toke
 from solo.interop.agreement import check_agreement, source_image, source_model
 from solo.interop.description import has_tokenizer, layout_of
 from solo.interop.layout import Layout, LayoutError
+from solo.interop.layouts import layout_named
 from solo.interop.layouts.native import NATIVE
 from solo.interop.tensor_files import MAX_SHARD_BYTES, TensorInfo, complete_folder, write_tensors
 from solo.interop.tensor_rules import ParameterSlice, TensorRule
@@ -73,7 +74,7 @@ class Imported:
         if self.parts:
             lines.append(f"rows and columns of heads: {self.parts:,} tensors; keys are zero, so they add nothing yet")
         if self.left_out:
-            lines.append(f"left out: {self.left_out:,} tensors that only generate images")
+            lines.append(f"left out: {self.left_out:,} tensors that {layout_named(self.layout).left_out_tensors}")
         before, after = self.rows
         rows = f"{before:,} rows, and {after - before:,} for new tokens" if after > before else f"{after:,} rows"
         tokens = "no tokenizer: data.tokenizer.path must name one"

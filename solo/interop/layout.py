@@ -47,6 +47,7 @@ class Layout(ABC):
         templates: chat templates of its models, tried in this order if `config_from` names none.
         reads_names: whether `completed` needs the names of the tensors.
         special_tokens: tokens that its tokenizers store as ordinary tokens and that text must never produce.
+        left_out_tensors: what the tensors that `leaves_out` names do, after "tensors that".
         varies: keys of `_USUAL` that its models may have other values of.
     """
 
@@ -58,6 +59,7 @@ class Layout(ABC):
     reads_names: bool = False
     special_tokens: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    left_out_tensors: str = "only generate images"
     varies: tuple[str, ...] = ()
 
     def fixed(self) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ def load_parameters(
     with TensorReader(folder) as reader:
         rules = matched(reader, layout, definition, str(folder))
         if left_out := sum(map(layout.leaves_out, reader)):
-            _log.warning("%s: %s tensors only generate images and are left out", folder, f"{left_out:,}")
+            _log.warning("%s: %s tensors %s and are left out", folder, f"{left_out:,}", layout.left_out_tensors)
         _check_complete(rules.values(), definition, layout, without_images)
         shardings = parameter_shardings(definition.specs, mesh)
         parameters = {path: _zeros(spec, shardings[path]) for path, spec in definition.specs.items()}

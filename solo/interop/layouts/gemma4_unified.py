@@ -73,6 +73,7 @@ class Gemma4Unified(Layout):
     names_placeholder = True
     images_form = "position_ids"
     templates = ("gemma4",)
+    left_out_tensors = "only read sound"
     varies = ("model.keys_are_values", "model.rope_pairs", "model.logit_softcap", "model.layer_types")
 
     def fixed(self) -> Mapping[str, Any]:
