@@ -20,6 +20,8 @@ FEWEST_CLUSTERS, FEW_CLUSTERS = 4, 10
 # they are joined at random into this many bags, which are resampled instead.
 _ONE_STEP = 5000
 
+_FEWEST_SIZES = 15  # runs of a group whose residuals are exchanged
+
 Interval = tuple[float, float]
 
 
@@ -100,10 +102,11 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0, note: Callable[[st
 def simulated(law: Fit, source: Fit, draws: int, seed: int) -> Array:
     """Returns losses [J,R] of a law with noise like that of the runs, for tests and where runs cannot be resampled.
 
-    The residuals of each cluster keep their sizes and get a random sign (the wild bootstrap of Wu 1986, by clusters).
-    Residuals of an asymmetric objective do not scatter about zero; they are drawn from all runs of the group instead.
-    A fit with P coefficients shrinks P of R residuals, a Huber fit to zero; normal noise restores their variance.
-    Without it the residuals are too concentrated, so that refits vary too little.
+    A fit shrinks residuals, and a Huber fit passes through about as many runs as it has coefficients. With these zeros,
+    refits would vary too little. So each run gets a size that is drawn from its group, without as many of the smallest
+    as there are coefficients, and a random sign. Clusters, and groups that are small, keep their sizes and get one sign
+    per cluster (the wild bootstrap of Wu 1986); normal noise then restores the variance. Residuals of an asymmetric
+    objective do not scatter about zero; they are drawn from the group as they are.
 
     Args:
         law: the law from which losses are simulated.
@@ -112,17 +115,20 @@ def simulated(law: Fit, source: Fit, draws: int, seed: int) -> Array:
         seed: seed of the noise.
     """
     runs, residuals, generator = source.runs, source.residuals(), np.random.default_rng(seed)
-    if source.problem.objective.overestimates != 1:
-        noise = np.empty((draws, len(runs)))
-        for place in np.unique(runs.group):
-            rows = np.flatnonzero(runs.group == place)
-            noise[:, rows] = residuals[generator.choice(rows, (draws, len(rows)))]
-    else:
-        _, cluster = np.unique(np.array(runs.cluster), return_inverse=True)
-        noise = generator.choice([-1.0, 1.0], (draws, int(cluster.max()) + 1))[:, cluster] * residuals
-    free = max(len(runs) - len(source.law.coefficients), 1)
-    lost = source.scatter * np.sqrt(len(runs) / free - 1.0)
-    return np.asarray(law.predict(runs) * np.exp(noise + generator.normal(0.0, lost, noise.shape)))
+    parameters, shape = len(source.law.coefficients), (draws, len(runs))
+    symmetric = source.problem.objective.overestimates == 1
+    groups = [np.flatnonzero(runs.group == place) for place in np.unique(runs.group)]
+    signs = generator.choice([-1.0, 1.0], shape)
+    noise = np.empty(shape)
+    if symmetric and (runs.clusters < len(runs) or min(map(len, groups)) < _FEWEST_SIZES):
+        cluster = np.unique(np.array(runs.cluster), return_inverse=True)[1]
+        lost = source.scatter * np.sqrt(len(runs) / max(len(runs) - parameters, 1) - 1.0)
+        noise = signs[:, cluster] * residuals + generator.normal(0.0, lost, shape)
+        return np.asarray(law.predict(runs) * np.exp(noise))
+    for rows in groups:
+        sizes = np.sort(np.abs(residuals[rows]))[parameters // len(groups) :] if symmetric else residuals[rows]
+        noise[:, rows] = generator.choice(sizes, (draws, len(rows)))
+    return np.asarray(law.predict(runs) * np.exp(noise * signs if symmetric else noise))
 
 
 def refit(fitted: Fit, losses: Array) -> Problem:

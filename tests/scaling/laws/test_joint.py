@@ -8,7 +8,7 @@ import pytest
 from solo.scaling.laws.bootstrap import bootstrap
 from solo.scaling.laws.catalogue import CHINCHILLA, SHARED
 from solo.scaling.laws.fit import FitRefusedError, fit
-from solo.scaling.laws.joint import Comparison, fit_joint, ways
+from solo.scaling.laws.joint import LEVEL, Comparison, fit_joint, ways
 from solo.scaling.laws.runs import join, make_runs
 from solo.scaling.report.chapters import of_joint
 from solo.scaling.report.study_sections import answer
@@ -85,8 +85,8 @@ def test_the_training_sets_of_gadre_share_exponents_but_not_floors() -> None:
     p_values = {model.name: model.p_value for model in joint.models}
     assert joint.chosen.name == "shared exponents"
     assert p_values["shared exponents"] > 0.5
-    assert p_values["shared exponents and floor"] < 0.01
-    assert p_values["one law"] < 0.01
+    assert p_values["shared exponents and floor"] < LEVEL
+    assert p_values["one law"] < LEVEL
     assert joint.fit.coefficients["alpha"] == pytest.approx(0.245, abs=0.002)
     assert joint.fit.coefficients["beta"] == pytest.approx(0.270, abs=0.002)
     held_out = {model.name: model.held_out for model in joint.models}
