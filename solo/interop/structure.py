@@ -8,6 +8,7 @@ from typing import Any
 
 from solo.config import Config
 from solo.interop.layouts import LAYOUTS
+from solo.interop.layouts.native import NATIVE
 from solo.model.count import ComponentCount, count_parameters
 from solo.model.parameters import define
 
@@ -52,7 +53,8 @@ def structure(config: Config) -> Structure:
     total = sum(component.total for component in components)
     layouts = {}
     for name, layout in LAYOUTS.items():
-        if layout.refusal(config) is None:
+        # `solo import` writes native repositories, also of models that the PyTorch code of an export does not compute.
+        if name == NATIVE.name or layout.refusal(config) is None:
             sizes = [prod(rule.shape) for rule in layout.tensors(definition)]
             if sum(sizes) == total:
                 layouts[name] = (len(sizes), total)

@@ -43,6 +43,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "min_pixels": {"image": {"min_pixels": 1024, "max_pixels": 9216}},
     "rounding": {"image": {"rounding": "nearest"}},
 }
+HEADS = ("head_parts", "value_dim", "attention_scale")
 NEO = ("neo", "neo_unify")
 DECISIVE = [key for key in keys_deciding(ModelConfig, "model") if key not in ("patch_embed", "head_dim", "vocab_size")]
 # What differs in form only: these keys have no effect on text, or are stated for each type of layers.
@@ -109,3 +110,23 @@ def test_layers_of_one_type_do_not_become_several() -> None:
     )
     with pytest.raises(LayoutError, match=r"the types of the layers: \(\) there"):
         check_agreement(LAYOUTS["qwen3"], LAYOUTS["qwen3"].config_from(config_json), ours, "qwen")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(CHANGES[name] for name in CHANGES if name in ModelConfig.model_fields and name not in HEADS),
+        {"model": {"ffn": "geglu"}},
+        {"model": {"patch_embed": {"kind": "normed", "inner_width": 8, "grid_side": 4}}},
+    ],
+    ids=lambda change: next(iter(change["model"])),
+)
+def test_what_the_exported_code_does_not_compute_is_refused(change) -> None:
+    _, config, _ = tiny("qwen3")
+    plain = {"model": json.loads(config.model.model_dump_json())}
+    assert LAYOUTS["native"].refusal(parse_config({"name": "x", **plain})) is None
+    changed = parse_config({"name": "x", "model": plain["model"] | change["model"]})
+    (key, *_), refusal = change["model"], LAYOUTS["native"].refusal(changed)
+    assert refusal is not None
+    assert refusal.startswith(f"model.{key}")
+    assert refusal.endswith("its PyTorch code computes nothing else")

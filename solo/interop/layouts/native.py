@@ -42,6 +42,8 @@ from solo.model.parameters import ModelDefinition
 
 MODEL_TYPE = "solo_monolith"
 ARCHITECTURE = "SoloMonolithForCausalLM"
+# What the PyTorch code of an export computes, where the model has more.
+_COMPUTED = {"model.ffn": ("swiglu", "relu2"), "model.patch_embed.kind": ("linear", "conv", "grid")}
 _SECTIONS = ("model", "image", "sequence")
 # Last part of our path -> of the tensor's name. The biases of projections are q_bias here and q.bias there.
 _WORDS = {"kernel": "weight", "scale": "weight", "text_embed": "text_embed.weight", "head": "head.weight"}
@@ -55,6 +57,7 @@ class Native(Layout):
     has_images = True
     names_placeholder = True
     images_form = "patches"
+    varies = ("model.head_parts", "model.value_dim", "model.attention_scale")
 
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         return config_json.get("model_type") == MODEL_TYPE
@@ -78,11 +81,10 @@ class Native(Layout):
             **sections,
         }
 
-    def usual(self) -> Mapping[str, Any]:
-        return {}
-
     def refusal(self, config: Config) -> str | None:
-        return first_refusal(config, self.name, self.fixed())
+        """See `Layout`. All tensors can be stored, but the PyTorch code of an export does not compute every model."""
+        found = first_refusal(config, self.name, {**self.usual(), **_COMPUTED})
+        return found and f"{found}, since its PyTorch code computes nothing else"
 
     def tensors(self, definition: ModelDefinition) -> list[TensorRule]:
         rules, specs = Rules(definition), definition.specs
