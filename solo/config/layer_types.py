@@ -43,6 +43,8 @@ def check_layer_types(model: ModelConfig) -> None:
         raise ValueError(f"layer_pattern names {unknown[0]}, which is not one of layer_types: {', '.join(names)}")
     if unused := [name for name in names if name not in model.type_of_each_layer]:
         raise ValueError(f"layer_types has {unused[0]}, which no layer of layer_pattern is; leave it out")
+    if model.parametrisation.base_head_dim and any(each.head_dim for each in model.layer_types):
+        raise ValueError("parametrisation.base_head_dim is one number; leave it out where layer_types state head_dim")
     for each in model.layer_types:
         try:
             model.of_type(each.name)

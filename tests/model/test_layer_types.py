@@ -208,6 +208,7 @@ def test_masks_of_a_type() -> None:
         ),
         ({"keys_are_values": True, "bias": "qkv"}, "keys_are_values goes with bias: none"),
         ({"rope_pairs": "head", "rope_sections": [1, 1, 2]}, "rope_pairs: head goes with none"),
+        ({"parametrisation": {"kind": "mup", "base_width": 32, "base_head_dim": 8}}, "base_head_dim is one number"),
     ],
 )
 def test_types_that_do_not_fit_are_refused(change, message) -> None:
