@@ -167,10 +167,12 @@ TPUS = (
         attention_share=0.68,
         quantized_products=("int8",),
         assumed=_LIKE_V5E,
-        compiler_options=_FETCH_AHEAD + _GATHER_IN_THREE_DIMENSIONS,
+        compiler_options=_FETCH_AHEAD
+        + _GATHER_IN_THREE_DIMENSIONS
+        + _vector_memory(49152, "v5p-128, 2 rows of 8,192, remat dots: 2.724 -> 2.146 s. Marin sets 50,000"),
         price=Price(4.20, "2025-06", _LIST),
         sizes={**_CUBES, 192: "4x4x12", 384: "4x8x12", 768: "8x8x12", 3072: "12x16x16", 6144: "16x16x24"},
-        trials=vector_memory(32768, 49152) + PRODUCTS + GRADIENTS + SPARSE_CORES + SLICES,
+        trials=vector_memory(32768, 57344) + PRODUCTS + GRADIENTS + SPARSE_CORES + SLICES,
         topology_prefix="v5p",
         topology_options={"chip_config_name": "default"},
         accelerator_type="v5p",

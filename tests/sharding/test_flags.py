@@ -45,8 +45,9 @@ def test_options_of_the_config_override_those_of_the_chip() -> None:
     changed = compiler_options(Mesh("TPU v5p"), {"xla_enable_async_all_gather": None, "xla_tpu_new": 3})
     assert changed == {**{k: v for k, v in of_v5p.items() if k != "xla_enable_async_all_gather"}, "xla_tpu_new": "3"}
     assert compiler_options(Mesh("NVIDIA H200"))["xla_gpu_enable_latency_hiding_scheduler"] is True
-    limits = [compiler_options(Mesh(kind)).get("xla_tpu_scoped_vmem_limit_kib") for kind in ("TPU v5e", "TPU v6e")]
-    assert limits == ["65536", "98304"]
+    kinds = ("TPU v5e", "TPU v5p", "TPU v6e")
+    limits = [compiler_options(Mesh(kind)).get("xla_tpu_scoped_vmem_limit_kib") for kind in kinds]
+    assert limits == ["65536", "49152", "98304"]
 
 
 @pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3"])
