@@ -160,6 +160,30 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
     return found
 
 
+def read_image_processor(folder: str | Path) -> dict[str, Any]:
+    """Returns the settings of a repository's image processor, or {} if it has none.
+
+    transformers writes them to processor_config.json since version 5; before, to preprocessor_config.json.
+
+    Raises:
+        LayoutError: the file is not a JSON object.
+    """
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = Path(folder) / name
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LayoutError(f"{path} is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise LayoutError(f"{path} is not a JSON object")
+        settings = found.get("image_processor", found if name == "preprocessor_config.json" else None)
+        if isinstance(settings, dict):
+            return settings
+    return {}
+
+
 def check_kind(config_json: Mapping[str, Any], origin: str) -> None:
     """Raises LayoutError if a key that identifies the layout has a value of the wrong type. `origin` names the file."""
     _check(_Kind, config_json, origin)

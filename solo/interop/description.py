@@ -10,7 +10,7 @@ from solo.config import Config, parse_config
 from solo.data.text import Tokenizer, expand_tokens, extend_tokenizer, open_tokenizer
 from solo.data.text.templates import TEMPLATES
 from solo.data.vocabulary import needed_tokens
-from solo.interop.config_json import read_config_json
+from solo.interop.config_json import read_config_json, read_image_processor
 from solo.interop.layout import Layout, Sections
 from solo.interop.layouts import recognise
 from solo.interop.layouts.neo import MODEL_TYPE as NEO_TYPE
@@ -44,7 +44,8 @@ def layout_of(folder: Path) -> tuple[Layout, Mapping[str, Any]]:
             return ()
 
     layout = recognise(config_json, str(folder / "config.json"), names)
-    return layout, layout.completed(config_json, tensor_names(folder) if layout.reads_names else ())
+    config_json = dict(layout.completed(config_json, tensor_names(folder) if layout.reads_names else ()))
+    return layout, layout.with_processor(config_json, read_image_processor(folder))
 
 
 def describe_repository(folder: Path) -> tuple[Layout, Config, Tokenizer | None]:

@@ -81,6 +81,10 @@ class Layout(ABC):
         """Returns config.json in the form that `config_from` reads. `names` are the names of the tensors."""
         return config_json
 
+    def with_processor(self, config_json: Mapping[str, Any], processor: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns config.json with what the repository's image processor states instead; {} if it has none."""
+        return config_json
+
     def leaves_out(self, name: str) -> bool:
         """Returns whether a tensor is ignored, because it only serves what our model does not do."""
         return False

@@ -19,6 +19,7 @@ import solo  # noqa: E402
 from solo.config import MeshConfig, parse_config  # noqa: E402
 from solo.data.images.geometry import resized  # noqa: E402
 from solo.inference.monolith import Monolith  # noqa: E402
+from solo.interop.description import describe_repository  # noqa: E402
 from solo.interop.importing import import_repository  # noqa: E402
 from solo.interop.layout import LayoutError  # noqa: E402
 from solo.interop.layouts import LAYOUTS  # noqa: E402
@@ -326,6 +327,26 @@ def test_sizes_are_those_of_the_processor(tokens) -> None:
     np.testing.assert_array_equal(np.stack([high, wide], axis=1), expected)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_image_processor_states_the_size_of_images(folder, tmp_path, nested) -> None:
+    """transformers ignores the number in config.json. Its processors state theirs in one of two files."""
+    from transformers.models.gemma4_unified.image_processing_gemma4_unified import Gemma4UnifiedImageProcessor
+
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    assert describe_repository(tmp_path)[1].image.max_pixels == 280 * 4**2
+    Gemma4UnifiedImageProcessor(max_soft_tokens=1120).save_pretrained(tmp_path)
+    if nested:
+        settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        (tmp_path / "preprocessor_config.json").unlink()
+        (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    image = describe_repository(tmp_path)[1].image
+    assert image.min_pixels == image.max_pixels == 1120 * 4**2
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    (tmp_path / name).write_text('{"image_processor": {"max_soft_tokens": "many"}, "max_soft_tokens": "many"}')
+    with pytest.raises(ValueError, match="max_soft_tokens: many; expected a positive integer"):
+        describe_repository(tmp_path)
+
+
 CONFIG = {"model_type": "gemma4_unified", "text_config": stock_model().config.text_config.to_dict()}
 MODEL = {"width": 8, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 8}
 
@@ -338,6 +359,7 @@ MODEL = {"width": 8, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 8}
         ({"use_bidirectional_attention": "all"}, "solo's text is causal"),
         ({"hidden_activation": "silu"}, "hidden_activation: silu"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type: yarn"),
+        ({"sliding_window": None}, "sliding_window: null"),
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters has rope_theta; expected one entry each"),
     ],
 )

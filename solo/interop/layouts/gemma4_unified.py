@@ -110,6 +110,15 @@ class Gemma4Unified(Layout):
     def recognises(self, config_json: Mapping[str, Any]) -> bool:
         return config_json.get("model_type") == self.name
 
+    def with_processor(self, config_json: Mapping[str, Any], processor: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Takes the size of images from the processor, which transformers reads. config.json may still have another."""
+        tokens, vision = processor.get("max_soft_tokens"), config_json.get("vision_config")
+        if tokens is None or vision is None:
+            return config_json
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+            raise LayoutError(f"the image processor has max_soft_tokens: {tokens}; expected a positive integer")
+        return {**config_json, "vision_config": {**vision, "num_soft_tokens": tokens}}
+
     def config_from(self, config_json: Mapping[str, Any]) -> Sections:
         text, vision = dict(get(config_json, "text_config")), config_json.get("vision_config")
         if vision is None:
@@ -363,12 +372,15 @@ def _mask_refusal(masks: Sequence[LayerMaskConfig], layout: str) -> str | None:
 
 def _layer_mask(text: Mapping[str, Any], name: str) -> dict[str, Any]:
     mode = text.get("use_bidirectional_attention", "vision")
+    window = text.get("sliding_window", 1024)
+    if window is None:
+        raise LayoutError(f"config.json has sliding_window: null; the {SLIDING} layers have a window")
     if mode == "all":
         raise LayoutError("config.json has use_bidirectional_attention: all; solo's text is causal")
     return {
         "layer_type": name,
         "image": "bidirectional" if mode == "vision" else "causal",
-        "sliding_window": None if name == FULL else text.get("sliding_window") or 1024,
+        "sliding_window": None if name == FULL else window,
         "window_limits": "text",
     }
 
