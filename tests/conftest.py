@@ -1,8 +1,10 @@
 """Eight virtual devices for every test, compiled programs that all of them share, and fixtures."""
 
+import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 from tests.compiler import QUICK
 
@@ -16,6 +18,7 @@ os.environ["SOLO_TESTS"] = os.environ.get("SOLO_TESTS") or tempfile.mkdtemp(pref
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["SOLO_TESTS"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jax
 import pytest
 
 from solo.config import TokenizerConfig
@@ -26,6 +29,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first. At the end, a worker would run the last of them while the others are idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+# XLA maps memory for every compiled program. Linux allows a process 65,530 maps; beyond them, XLA ends it with a
+# segmentation fault.
+_MOST_MAPS = 25_000
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drops compiled programs between files once a worker has many. Shared ones are read from the cache again."""
+    maps = Path("/proc/self/maps")
+    last = nextitem is None or nextitem.path != item.path
+    if last and maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_unconfigure() -> None:
