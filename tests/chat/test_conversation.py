@@ -94,12 +94,12 @@ def test_attention_is_that_of_the_reference_model(chat, model, monkeypatch):
     """Recomputed in reading order by a model that shares no code with ours."""
     recorded = []
 
-    def attend(q_NHC, k_NKC, v_NKC, mask):
+    def attend(q_NHC, k_NKC, v_NKC, mask, config):
         k = np.repeat(k_NKC, q_NHC.shape[1] // k_NKC.shape[1], axis=1)
         scores = np.where(mask, np.einsum("nhc,mhc->hnm", q_NHC, k) / np.sqrt(q_NHC.shape[-1]), -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         recorded.append(weights / weights.sum(-1, keepdims=True))
-        return original(q_NHC, k_NKC, v_NKC, mask)
+        return original(q_NHC, k_NKC, v_NKC, mask, config)
 
     original = reference._attend
     monkeypatch.setattr(reference, "_attend", attend)
