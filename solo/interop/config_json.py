@@ -160,28 +160,33 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def read_image_processor(folder: str | Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Returns a JSON object of a repository; empty if there is no such file. Raises LayoutError if it is not one."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LayoutError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise LayoutError(f"{file} is not a JSON object")
+    return found
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
     """Returns the settings of a repository's image processor, or {} if it has none.
 
     transformers writes them to processor_config.json since version 5; before, to preprocessor_config.json.
 
     Raises:
-        LayoutError: the file is not a JSON object.
+        LayoutError: a file is not a JSON object.
     """
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        path = Path(folder) / name
-        if not path.is_file():
-            continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LayoutError(f"{path} is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise LayoutError(f"{path} is not a JSON object")
-        settings = found.get("image_processor", found if name == "preprocessor_config.json" else None)
-        if isinstance(settings, dict):
-            return settings
-    return {}
+    settings = read_json_object(folder / "processor_config.json").get("image_processor")
+    if isinstance(settings, dict):
+        return settings
+    found = read_json_object(folder / "preprocessor_config.json")
+    settings = found.get("image_processor", found)
+    return settings if isinstance(settings, dict) else {}
 
 
 def check_kind(config_json: Mapping[str, Any], origin: str) -> None:

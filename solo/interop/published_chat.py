@@ -25,6 +25,7 @@ from solo.data.text.huggingface import FILE, with_tokens
 from solo.data.text.repository import CONFIG_FILE, read_repository_tokens
 from solo.data.text.sentencepiece_model import with_repository_tokens
 from solo.data.text.templates import Runs, Template, TextRun
+from solo.interop.config_json import read_json_object
 from solo.interop.layout import LayoutError
 from solo.interop.sentencepiece_json import tokenizer_json
 
@@ -39,7 +40,7 @@ def published_template(folder: Path, tokenizer: Tokenizer) -> PublishedTemplate 
     Raises:
         ValueError: the template or a file that it needs cannot be read; the message names it.
     """
-    config = _json(folder / CONFIG_FILE)
+    config = read_json_object(folder / CONFIG_FILE)
     file = folder / TEMPLATE_FILE
     source: Any
     if file.is_file():
@@ -55,7 +56,7 @@ def published_template(folder: Path, tokenizer: Tokenizer) -> PublishedTemplate 
         return None
     if not isinstance(source, str):
         raise LayoutError(f"{origin} is not a text")
-    names = {**_json(folder / "special_tokens_map.json"), **config}
+    names = {**read_json_object(folder / "special_tokens_map.json"), **config}
     texts = {key: value.get("content") if isinstance(value, Mapping) else value for key, value in names.items()}
     tokens = {key: text for key, text in texts.items() if key.endswith("_token") and isinstance(text, str)}
     return PublishedTemplate(source, origin, tokenizer, _encoder(folder, tokens), tokens, end_tokens(folder, tokenizer))
@@ -68,7 +69,7 @@ def end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
         LayoutError: they are not token ids of the vocabulary.
     """
     for name in ("generation_config.json", "config.json"):
-        found = _json(folder / name).get("eos_token_id")
+        found = read_json_object(folder / name).get("eos_token_id")
         ids = found if isinstance(found, list) else [] if found is None else [found]
         if strange := [each for each in ids if type(each) is not int or not 0 <= each < tokenizer.vocab_size]:
             raise LayoutError(
@@ -280,16 +281,3 @@ def _raise(message: str) -> Never:
 
 def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # Jinja's own escapes HTML
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Returns a JSON object of a repository; empty if there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LayoutError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise LayoutError(f"{file} is not a JSON object")
-    return found

@@ -15,14 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from solo.config import ConfigError
+from solo.config import Config, ConfigError
 from solo.files import append_json_line, read_json_lines
 from solo.machines import Machine
 from solo.planning.command import settle
 from solo.planning.forecast import Forecast, chosen_stages, forecast
 from solo.scaling.sweep.identity import digest
+from solo.scaling.sweep.ladder import SIZE_KEYS
 from solo.scaling.sweep.points import Point
 from solo.scaling.sweep.spec import SweepSpec
+
+# The sections of a config that a step is compiled from, beside those of its stage.
+_STEP_SECTIONS = {"model", "mesh", "image", "sequence", "compiler_options"}
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,15 @@ def machine_cost(
         ConfigError: a size gets no time, or does not divide among the machine's devices.
     """
     kept = spec.path / "compiled_steps.jsonl"
+    groups = _groups(points)
     steps: dict[str, list[CompiledStep]] = {}
-    for labels, group in _groups(points).items():
+    for labels, group in groups.items():
         steps[labels] = [_compiled(spec, point, labels, machine, kept, note) for point in _chosen(group, sizes)]
     found = tuple(step for group in steps.values() for step in group)
     if any(step.rate is None for step in found):
         return MachineCost(machine, found, None, None)
     seconds = 0.0
-    for labels, group in _groups(points).items():
+    for labels, group in groups.items():
         for point in group:
             seconds += spec.machine.startup_seconds + point.estimate.paid_flops / _rate(steps[labels], point)
     per_hour = machine.usd_per_hour(spec.machine.usd_per_chip_hour)
@@ -102,23 +107,29 @@ def machine_cost(
 
 
 def _groups(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Returns the runs by the axes that change the model; seeds and learning rates share their steps."""
+    """Returns the runs by their designs: those of a group differ in size, length, seed and learning rate only."""
     found: dict[str, list[Point]] = {}
     names: dict[str, str] = {}
     for point in points:
-        model = point.config.model
-        # The design without its size: the same for all widths of a ladder.
-        design = digest(
-            [model.experts.model_dump(mode="json"), model.moe.model_dump(mode="json", exclude={"width"}), model.layers]
-        )
-        name = names.setdefault(design, ", ".join(str(value) for value in point.labels.values()))
+        name = names.setdefault(_design(point.config), ", ".join(str(value) for value in point.labels.values()))
         found.setdefault(name, []).append(point)
     return found
 
 
+def _design(config: Config) -> str:
+    """Returns a digest of what changes a step, except the size."""
+    sections = config.model_dump(mode="json", include=_STEP_SECTIONS)
+    model = {key: value for key, value in sections.pop("model").items() if key not in SIZE_KEYS}
+    model["moe"] = {key: value for key, value in model["moe"].items() if key not in SIZE_KEYS}
+    stage = config.stages[0]
+    optimizer = stage.optimizer.name, stage.optimizer.groups != ()
+    lengths = {"steps", "name", "optimizer", "mixture"}
+    return digest([model, sections, optimizer, stage.model_dump(mode="json", exclude=lengths)])
+
+
 def _chosen(points: Sequence[Point], count: int) -> list[Point]:
     """Returns one run for each of `count` sizes, evenly spaced in the logarithm of the active parameters."""
-    by_size = {point.config.model.width: point for point in points}
+    by_size = {tuple(getattr(point.config.model, key) for key in SIZE_KEYS): point for point in points}
     sizes = sorted(by_size.values(), key=lambda point: point.estimate.n_active)
     logs = np.log([point.estimate.n_active for point in sizes])
     wanted = np.linspace(logs[0], logs[-1], count) if count > 1 else logs[-1:]
@@ -138,7 +149,7 @@ def _compiled(
     config, _ = settle(point.config, machine)
     slots = _document_slots(spec)
     stage = config.stages[0]
-    step_config = config.model_dump(mode="json", include={"model", "mesh", "image", "sequence", "compiler_options"})
+    step_config = config.model_dump(mode="json", include=_STEP_SECTIONS)
     stage_config = stage.model_dump(mode="json", exclude={"steps", "name"})
     key = digest([step_config, stage_config, machine.name, machine.slices, slots, _versions()])
     lines, _ = read_json_lines(kept) if kept.exists() else ([], 0)

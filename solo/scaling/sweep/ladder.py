@@ -7,6 +7,9 @@ from typing import Any
 from solo.config import Config, ConfigError
 from solo.scaling.sweep.spec import Ladder
 
+# The keys of the model section that a ladder sets; the width of experts is in model.moe.
+SIZE_KEYS = ("width", "layers", "heads", "kv_heads", "head_dim", "ffn_width")
+
 
 def sizes(ladder: Ladder | None, base: Config) -> list[dict[str, Any]]:
     """Returns the model's keys and values for each width, or one empty mapping if there is no ladder."""

@@ -34,7 +34,7 @@ class Curve:
     @property
     def name(self) -> str:
         """The group, if there is one, and the width."""
-        return f"{self.group}, width {self.width}" if self.group else f"width {self.width}"
+        return _name(self.group, self.width)
 
 
 def curves(folder: SweepFolder, loss: str, by: str | None = None) -> list[Curve]:
@@ -75,12 +75,17 @@ def _curve(group: str, width: int, lengths: dict[int, dict[float, list[float]]])
     steps = max((steps for steps, losses in lengths.items() if len(losses) >= _FEWEST_RATES), default=None)
     if steps is None:
         most = max(map(len, lengths.values()))
-        name = f"{group}, width {width}" if group else f"width {width}"
-        raise ConfigError(f"{name} has {most} finished learning rates of one length; an optimum needs three")
+        raise ConfigError(
+            f"{_name(group, width)} has {most} finished learning rates of one length; an optimum needs three"
+        )
     rates = tuple(sorted(lengths[steps]))
     values = tuple(float(np.mean(lengths[steps][rate])) for rate in rates)
     best, best_loss = vertex(rates, values) or (None, None)
     return Curve(width, steps, rates, values, best, best_loss, group)
+
+
+def _name(group: str, width: int) -> str:
+    return f"{group}, width {width}" if group else f"width {width}"
 
 
 def vertex(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, float] | None:

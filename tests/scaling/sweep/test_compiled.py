@@ -62,6 +62,23 @@ def test_times_are_interpolated_between_compiled_sizes(tmp_path: Path, compiles:
     assert compiles[4:] == [("shared", 64), ("modality", 64)]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.ffn", "relu2"),
+        ("model.qk_norm", "rms"),
+        ("stages.0.row_slots", 256),
+        ("stages.0.optimizer.name", "lion"),
+    ],
+)
+def test_every_axis_that_changes_the_step_is_compiled_apart(tmp_path: Path, compiles: list, key: str, value) -> None:
+    axes = {"design": {"a": {}, "b": {key: value}}, "seed_of_run": AXES["seed_of_run"]}
+    spec = planned(tmp_path, BASE, axes=axes, machine=MACHINE)
+    found = machine_cost(spec, expand(spec), parse_machine("v5e-4"), 2, lambda line: None)
+    assert [step.labels for step in found.steps] == ["a, a", "b, a"]
+    assert len(compiles) == 2
+
+
 def test_a_size_that_does_not_fit_has_no_cost(tmp_path: Path, compiles: list) -> None:
     spec = planned(tmp_path, BASE, ladder={"width": [16, 256]}, machine=MACHINE)
     found = machine_cost(spec, expand(spec), parse_machine("v5e-4"), 2, lambda line: None)
